@@ -1,0 +1,1 @@
+"""slimfront: the Pareto front of slim models."""

@@ -1,0 +1,1 @@
+"""Floor 2: a policy applied to a model."""

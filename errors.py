@@ -1,0 +1,68 @@
+"""Every error slimfront raises on purpose.
+
+SlimfrontError                 base: one clear line for a person, never a traceback
+├── UserError                  the input is wrong; the command ends with exit code 2
+│   ├── StudyFileError         a study file, naming the file and the key
+│   ├── WorkloadError          a workload that cannot be loaded or breaks its contract
+│   ├── TargetError            a target card, or a runtime that is not installed
+│   ├── PolicyError            a policy that is malformed or does not fit its model
+│   └── StoreError             a database, study or trial that is not there or is in use
+└── TrialError                 one trial failed; stored as its reason, the search goes on
+    ├── CompressionError       the policy could not be applied to the model
+    ├── LoweringError          the candidate could not be turned into an artifact
+    └── EvaluationError        an evaluator could not produce its number
+"""
+
+
+class SlimfrontError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class UserError(SlimfrontError):
+    """The input is wrong; the message says what would be right."""
+
+
+class StudyFileError(UserError):
+    """A study file is wrong.
+
+    Args:
+        file: the study file as the user named it.
+        key: dotted path of the offending key, or "" for the file as a whole.
+        problem: what is wrong and what would be right.
+    """
+
+    def __init__(self, file: object, key: str, problem: str) -> None:
+        super().__init__(f"{file}: {key}: {problem}" if key else f"{file}: {problem}")
+        self.file, self.key, self.problem = str(file), key, problem
+
+
+class WorkloadError(UserError):
+    """A workload cannot be loaded or breaks its contract."""
+
+
+class TargetError(UserError):
+    """A target card is wrong, or its runtime is not installed."""
+
+
+class PolicyError(UserError):
+    """A policy is malformed or does not fit its model."""
+
+
+class StoreError(UserError):
+    """A database, study or trial is not there or is in use."""
+
+
+class TrialError(SlimfrontError):
+    """One trial failed; its message is stored as the reason and the search goes on."""
+
+
+class CompressionError(TrialError):
+    """A policy could not be applied to the model."""
+
+
+class LoweringError(TrialError):
+    """A candidate could not be turned into an artifact."""
+
+
+class EvaluationError(TrialError):
+    """An evaluator could not produce its number."""

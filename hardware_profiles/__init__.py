@@ -1,0 +1,1 @@
+"""Floor 2: where a candidate runs. Target cards, runtimes, the bench."""

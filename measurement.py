@@ -1,0 +1,69 @@
+"""A measured number and the catalogue of what slimfront measures."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Direction = Literal["minimize", "maximize"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a number means: its name, unit and which way is better."""
+
+    name: str
+    unit: str
+    direction: Direction
+    meaning: str
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", "fraction", "maximize", "the workload's metric on the search-validation split, computed by the runtime from the artifact"),
+        Metric("accuracy_drop", "fraction", "minimize", "accuracy of the uncompressed artifact minus this one's, on the same split"),
+        Metric("cross_entropy", "nats", "minimize", "mean cross-entropy of the artifact's outputs on the search-validation split"),
+        Metric("simulated_accuracy", "fraction", "maximize", "the workload's metric of the fake-quantized torch model; steers, never shown as the artifact's"),
+        Metric("flops", "FLOPs", "minimize", "multiply-adds of one sample counted by fvcore (one fused multiply-add is one FLOP)"),
+        Metric("bops", "BOPs", "minimize", "sum over layers of multiply-adds x weight bits x activation bits"),
+        Metric("parameters", "count", "minimize", "parameters left after channel pruning; masked weights count"),
+        Metric("artifact_bytes", "bytes", "minimize", "size of the artifact file the runtime loads"),
+        Metric("packed_bytes", "bytes", "minimize", "parameters packed at the policy's bit-widths, masked weights included; no such file is written"),
+        Metric("latency_ms", "ms", "minimize", "paired ratio x the reference's quiet latency on the target, one batch"),
+        Metric("speedup", "ratio", "maximize", "reference latency / candidate latency, median of paired ratios on the same runtime"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One measured number; never a bare float.
+
+    Attributes:
+        name: a key of `METRICS`.
+        value: the point estimate, in `unit`.
+        low, high: bounds of the 95 % interval; both equal to `value` where the number is exact.
+        unit: the unit `value`, `low` and `high` share.
+        n: how many observations stand behind it (samples, timing pairs; 1 for a count).
+        method: how it was obtained, in a few words, e.g. "wilson", "paired-median", "fvcore".
+        noisy: the interval stayed wider than the protocol asks for.
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+    unit: str
+    n: int = 1
+    method: str = "exact"
+    noisy: bool = False
+
+    @classmethod
+    def exact(cls, name: str, value: float, method: str) -> Measurement:
+        """A number without spread, such as a count, with the unit of `METRICS[name]`."""
+        return cls(name, value, value, value, METRICS[name].unit, 1, method)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain JSON values."""
+        return asdict(self)

@@ -1,0 +1,199 @@
+"""A compression policy: one point of a space, frozen, canonical, versioned JSON, hashed.
+
+The JSON (schema 1) holds only what differs from the uncompressed model::
+
+    {"schema": 1, "width": 0.5, "channels": {"blocks.0.conv1": 0.25},
+     "layers": {"fc": {"weight_bits": 4, "activation_bits": 8, "sparsity": "2:4"}},
+     "recovery": {"epochs": 2, "learning_rate": 0.01, "temperature": 4.0, "alpha": 0.7}}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import Any, Literal
+
+from ..errors import PolicyError
+
+SCHEMA = 1
+FULL_PRECISION = 32
+WEIGHT_BITS = (2, 3, 4, 5, 6, 8, 16, 32)
+ACTIVATION_BITS = (4, 6, 8, 16, 32)
+
+Sparsity = float | Literal["2:4"]
+"""Fraction of a layer's weights set to zero, or "2:4": two of every four along the input dimension."""
+
+
+@dataclass(frozen=True)
+class LayerPolicy:
+    """What happens to one layer's weight and to the activations it reads.
+
+    Attributes:
+        weight_bits: one of `WEIGHT_BITS`; 32 leaves the weight alone, 16 stores it as float16.
+        activation_bits: one of `ACTIVATION_BITS`, of the tensor the layer reads.
+        sparsity: fraction in [0, 1) of the weight set to zero, smallest magnitudes first, or "2:4".
+    """
+
+    weight_bits: int = FULL_PRECISION
+    activation_bits: int = FULL_PRECISION
+    sparsity: Sparsity = 0.0
+
+    def __post_init__(self) -> None:
+        _require(self.weight_bits in WEIGHT_BITS, f"weight_bits must be one of {list(WEIGHT_BITS)}, not {self.weight_bits!r}")
+        _require(
+            self.activation_bits in ACTIVATION_BITS,
+            f"activation_bits must be one of {list(ACTIVATION_BITS)}, not {self.activation_bits!r}",
+        )
+        if self.sparsity != "2:4":
+            _require(_is_fraction(self.sparsity), f'sparsity must be a number in [0, 1) or "2:4", not {self.sparsity!r}')
+            object.__setattr__(self, "sparsity", _rounded(self.sparsity))
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """Fine-tuning after pruning, with distillation from the uncompressed model (Hinton et al. 2015, arXiv:1503.02531).
+
+    Attributes:
+        epochs: passes over the training split; 0 is no recovery, and the other fields then mean nothing.
+        learning_rate: peak of a one-cycle schedule.
+        temperature: of the softened targets.
+        alpha: weight of the distillation term in [0, 1]; 1 - alpha goes to the workload's own loss.
+    """
+
+    epochs: int = 0
+    learning_rate: float = 0.01
+    temperature: float = 4.0
+    alpha: float = 0.7
+
+    def __post_init__(self) -> None:
+        _require(isinstance(self.epochs, int) and self.epochs >= 0, f"recovery epochs must be a whole number >= 0, not {self.epochs!r}")
+        _require(self.learning_rate > 0, f"recovery learning_rate must be > 0, not {self.learning_rate!r}")
+        _require(self.temperature > 0, f"recovery temperature must be > 0, not {self.temperature!r}")
+        _require(0 <= self.alpha <= 1, f"recovery alpha must lie in [0, 1], not {self.alpha!r}")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """One compression policy, canonical: equal decisions are equal objects with equal digests.
+
+    Attributes:
+        width: student width in (0, 1], the fraction of every channel group kept.
+        channels: channel group -> fraction in [0, 1) of what `width` left that is removed too.
+        layers: layer -> `LayerPolicy`; a layer not named keeps full precision and density.
+        recovery: fine-tuning after pruning.
+
+    Raises:
+        PolicyError: a decision is out of range.
+    """
+
+    width: float = 1.0
+    channels: Mapping[str, float] = field(default_factory=dict)
+    layers: Mapping[str, LayerPolicy] = field(default_factory=dict)
+    recovery: Recovery = Recovery()
+
+    def __post_init__(self) -> None:
+        _require(isinstance(self.width, (int, float)) and 0 < self.width <= 1, f"width must lie in (0, 1], not {self.width!r}")
+        for group, fraction in self.channels.items():
+            _require(_is_fraction(fraction), f"channel sparsity of {group} must lie in [0, 1), not {fraction!r}")
+        self._canonicalise()
+
+    def _canonicalise(self) -> None:
+        """Drop decisions that decide nothing, so that equal policies hash equal."""
+        channels = {group: _rounded(f) for group, f in sorted(self.channels.items()) if f}
+        layers = {name: layer for name, layer in sorted(self.layers.items()) if layer != LayerPolicy()}
+        object.__setattr__(self, "width", _rounded(self.width))
+        object.__setattr__(self, "channels", MappingProxyType(channels))
+        object.__setattr__(self, "layers", MappingProxyType(layers))
+        if self.recovery.epochs == 0:
+            object.__setattr__(self, "recovery", Recovery())
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
+
+    def __reduce__(self):
+        # MappingProxyType cannot be pickled; the JSON is the whole policy.
+        return Policy.from_json, (self.to_json(),)
+
+    def layer(self, name: str) -> LayerPolicy:
+        """The decisions for one layer; full precision and density where nothing is said."""
+        return self.layers.get(name, LayerPolicy())
+
+    def kept_fraction(self, group: str) -> float:
+        """Fraction in (0, 1] of a channel group's channels that width and channel sparsity together keep."""
+        return self.width * (1 - self.channels.get(group, 0.0))
+
+    @property
+    def is_uncompressed(self) -> bool:
+        """Whether the policy changes nothing at all."""
+        return self == Policy()
+
+    def to_json(self) -> str:
+        """Canonical JSON: sorted keys, no white space, defaults left out."""
+        document: dict[str, Any] = {"schema": SCHEMA}
+        if self.width != 1.0:
+            document["width"] = self.width
+        if self.channels:
+            document["channels"] = dict(self.channels)
+        if self.layers:
+            document["layers"] = {name: _changes(layer) for name, layer in self.layers.items()}
+        if self.recovery.epochs:
+            document["recovery"] = {f.name: getattr(self.recovery, f.name) for f in fields(Recovery)}
+        return json.dumps(document, sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Policy:
+        """The policy a JSON text describes.
+
+        Raises:
+            PolicyError: not JSON, an unknown schema or key, or a decision out of range.
+        """
+        try:
+            document = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise PolicyError(f"policy is not JSON: {error}") from error
+        _require(isinstance(document, dict), "policy must be a JSON object")
+        schema = document.pop("schema", None)
+        _require(schema == SCHEMA, f"policy schema must be {SCHEMA}, not {schema!r}")
+        _known_keys(document, cls, "policy")
+        layers = document.pop("layers", {})
+        recovery = document.pop("recovery", {})
+        for name, layer in layers.items():
+            _known_keys(layer, LayerPolicy, f"layer {name}")
+        _known_keys(recovery, Recovery, "recovery")
+        return cls(
+            layers={name: LayerPolicy(**layer) for name, layer in layers.items()},
+            recovery=Recovery(**recovery),
+            **document,
+        )
+
+    @property
+    def digest(self) -> str:
+        """First 16 hex digits of the SHA-256 of the canonical JSON."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+
+def _changes(layer: LayerPolicy) -> dict[str, Any]:
+    return {f.name: getattr(layer, f.name) for f in fields(layer) if getattr(layer, f.name) != f.default}
+
+
+def _known_keys(document: Mapping[str, Any], kind: type, where: str) -> None:
+    known = {f.name for f in fields(kind)}
+    for key in document:
+        _require(key in known, f"{where}: unknown key {key!r}; known are {sorted(known)}")
+
+
+def _rounded(value: float) -> float:
+    return round(float(value), 6)
+
+
+def _is_fraction(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value) and 0 <= value < 1
+
+
+def _require(condition: bool, problem: str) -> None:
+    if not condition:
+        raise PolicyError(problem)
