@@ -28,6 +28,19 @@ Sparsity = float | Literal["2:4"]
 """Fraction of a layer's weights set to zero, or "2:4": two of every four along the input dimension."""
 
 
+def _rounded(value: float) -> float:
+    return round(float(value), 6)
+
+
+def _is_fraction(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value) and 0 <= value < 1
+
+
+def _require(condition: bool, problem: str) -> None:
+    if not condition:
+        raise PolicyError(problem)
+
+
 @dataclass(frozen=True)
 class LayerPolicy:
     """What happens to one layer's weight and to the activations it reads.
@@ -184,16 +197,3 @@ def _known_keys(document: Mapping[str, Any], kind: type, where: str) -> None:
     known = {f.name for f in fields(kind)}
     for key in document:
         _require(key in known, f"{where}: unknown key {key!r}; known are {sorted(known)}")
-
-
-def _rounded(value: float) -> float:
-    return round(float(value), 6)
-
-
-def _is_fraction(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value) and 0 <= value < 1
-
-
-def _require(condition: bool, problem: str) -> None:
-    if not condition:
-        raise PolicyError(problem)
