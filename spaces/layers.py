@@ -1,0 +1,70 @@
+"""The layers of a model that a policy may touch, with what they cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fvcore.nn import FlopCountAnalysis
+from torch import Tensor, nn
+
+LAYER_KINDS: dict[type[nn.Module], str] = {
+    nn.Conv1d: "conv1d",
+    nn.Conv2d: "conv2d",
+    nn.Conv3d: "conv3d",
+    nn.Linear: "linear",
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module whose weight a policy may quantize or sparsify.
+
+    Attributes:
+        name: dotted module path.
+        kind: a value of `LAYER_KINDS`.
+        block: dotted path of the module that holds it, "" at the top; layers of one block may share a knob.
+        weights: number of weight elements, bias excluded.
+        macs: multiply-adds for one sample, as fvcore counts them.
+        sparsifiable_2_4: whether the weight's input dimension is a multiple of four.
+    """
+
+    name: str
+    kind: str
+    block: str
+    weights: int
+    macs: int
+    sparsifiable_2_4: bool
+
+
+def find_layers(model: nn.Module, example_input: Tensor) -> list[Layer]:
+    """Layers of `model` in module order; only those that run on `example_input` (shape [1, ...])."""
+    macs = macs_by_module(model, example_input)
+    return [
+        _describe(name, module, macs[name])
+        for name, module in model.named_modules()
+        if type(module) in LAYER_KINDS and macs.get(name, 0) > 0
+    ]
+
+
+def macs_by_module(model: nn.Module, example_input: Tensor) -> dict[str, int]:
+    """Dotted module path -> multiply-adds of one sample ("" is the whole model), counted by fvcore on a copy in eval mode."""
+    analysis = flop_analysis(model, example_input)
+    return {name: int(count) for name, count in analysis.by_module().items()}
+
+
+def flop_analysis(model: nn.Module, example_input: Tensor) -> FlopCountAnalysis:
+    """A quiet fvcore analysis of `model` in eval mode; the model's mode is restored by fvcore itself."""
+    analysis = FlopCountAnalysis(model.eval(), example_input)
+    return analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+
+
+def _describe(name: str, module: nn.Module, macs: int) -> Layer:
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    return Layer(
+        name=name,
+        kind=LAYER_KINDS[type(module)],
+        block=name.rpartition(".")[0],
+        weights=weight.numel(),
+        macs=macs,
+        sparsifiable_2_4=weight[0].numel() % 4 == 0,
+    )
