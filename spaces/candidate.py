@@ -1,0 +1,66 @@
+"""A candidate: what a policy makes of a model, ready to be scored and lowered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import nn
+
+from .policy import Policy
+
+
+@dataclass(frozen=True)
+class Grid:
+    """An affine integer grid: real = scale x (integer - zero_point).
+
+    Attributes:
+        scale: float32, shape [] for a whole tensor or [channels] along axis 0 of a weight.
+        zero_point: integer of the container type, same shape.
+        low, high: smallest and largest integer used; narrower than the container below 8 bits.
+    """
+
+    scale: np.ndarray
+    zero_point: np.ndarray
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """A weight on its grid: `integers` int8, shape of the weight; `bias` float32 [channels] with batch-norm folded in, or None."""
+
+    integers: np.ndarray
+    grid: Grid
+    bias: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Every tensor of a model that runs on an integer grid.
+
+    Attributes:
+        weights: layer -> its quantized weight.
+        inputs: layer -> grid of the tensor it reads.
+        additions: (module path, index among the additions in that module, operand 0 or 1) -> grid of a residual operand.
+    """
+
+    weights: Mapping[str, QuantizedWeight] = field(default_factory=dict)
+    inputs: Mapping[str, Grid] = field(default_factory=dict)
+    additions: Mapping[tuple[str, int, int], Grid] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A compressed model.
+
+    Attributes:
+        policy: what was decided.
+        model: in eval mode; channels removed, weights masked and recovered; still float32.
+        quantization: the grids the artifact computes on.
+    """
+
+    policy: Policy
+    model: nn.Module
+    quantization: Quantization

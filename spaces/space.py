@@ -1,0 +1,204 @@
+"""Knobs, and the space of policies they span."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from ..errors import PolicyError
+from .channel_groups import ChannelGroup
+from .layers import Layer
+from .policy import FULL_PRECISION, LayerPolicy, Policy, Recovery, Sparsity
+
+Choice = int | float | str
+KnobKind = Literal["width", "channels", "weight_bits", "activation_bits", "sparsity", "recovery_epochs"]
+Granularity = Literal["layer", "block", "type", "model"]
+LAYER_KNOBS: tuple[KnobKind, ...] = ("weight_bits", "activation_bits", "sparsity")
+NEUTRAL: dict[KnobKind, Choice] = {
+    "width": 1.0,
+    "channels": 0.0,
+    "weight_bits": FULL_PRECISION,
+    "activation_bits": FULL_PRECISION,
+    "sparsity": 0.0,
+    "recovery_epochs": 0,
+}
+"""What each kind of knob is set to in the uncompressed model."""
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One choice of the space.
+
+    Attributes:
+        name: unique and sortable, e.g. "07.blocks.2.conv1.weight_bits".
+        kind: what the choice decides.
+        choices: at least two distinct values.
+        governs: layers (or, for "channels", the one group) the choice applies to; empty for the whole model.
+    """
+
+    name: str
+    kind: KnobKind
+    choices: tuple[Choice, ...]
+    governs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SpaceChoices:
+    """What a study offers to every layer and group; a single neutral choice switches a technique off."""
+
+    granularity: Granularity = "layer"
+    weight_bits: tuple[int, ...] = (FULL_PRECISION,)
+    activation_bits: tuple[int, ...] = (FULL_PRECISION,)
+    channel_sparsity: tuple[float, ...] = (0.0,)
+    weight_sparsity: tuple[Sparsity, ...] = (0.0,)
+    width: tuple[float, ...] = (1.0,)
+    recovery_epochs: tuple[int, ...] = (0,)
+    keep: tuple[str, ...] = ()
+
+
+class Space:
+    """All knobs of a workload on a target.
+
+    A parameter mapping {knob name: choice} and a `Policy` describe the same point. Decisions with a single choice are no
+    knobs; they hold in every policy.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        groups: Sequence[ChannelGroup],
+        choices: SpaceChoices,
+        recovery: Recovery = Recovery(),
+    ) -> None:
+        self.choices = choices
+        self.layers = [layer for layer in layers if not _kept_back(layer.name, choices.keep)]
+        self.groups = [group for group in groups if not any(_kept_back(name, choices.keep) for name in group.layers)]
+        self.recovery = recovery
+        decisions = list(self._decisions())
+        digits = len(str(max(len(decisions) - 1, 0)))
+        named = [
+            Knob(f"{index:0{digits}d}.{subject}.{kind}", kind, offered, governs)
+            for index, (subject, kind, offered, governs) in enumerate(decisions)
+        ]
+        self.knobs = [knob for knob in named if len(knob.choices) > 1]
+        self._fixed = {knob.name: knob.choices[0] for knob in named if len(knob.choices) == 1}
+        self._all = named
+
+    def policy(self, parameters: Mapping[str, Choice]) -> Policy:
+        """The policy that `parameters` (knob name -> choice) describe.
+
+        Raises:
+            PolicyError: a knob is missing, unknown, or set to something it does not offer.
+        """
+        unknown = set(parameters) - {knob.name for knob in self.knobs}
+        if unknown:
+            raise PolicyError(f"unknown knob {sorted(unknown)[0]!r}")
+        values = {knob: self._value(knob, parameters) for knob in self._all}
+        layers = {layer.name: dict.fromkeys(LAYER_KNOBS) for layer in self.layers}
+        for knob, value in values.items():
+            if knob.kind in LAYER_KNOBS:
+                for name in knob.governs:
+                    layers[name][knob.kind] = value
+        single = {knob.kind: value for knob, value in values.items() if knob.kind in ("width", "recovery_epochs")}
+        return Policy(
+            width=single["width"],
+            channels={knob.governs[0]: value for knob, value in values.items() if knob.kind == "channels"},
+            layers={name: LayerPolicy(**decisions) for name, decisions in layers.items()},
+            recovery=Recovery(
+                single["recovery_epochs"], self.recovery.learning_rate, self.recovery.temperature, self.recovery.alpha
+            ),
+        )
+
+    def parameters(self, policy: Policy) -> dict[str, Choice]:
+        """The parameters that describe `policy`; the inverse of `policy`.
+
+        Raises:
+            PolicyError: the policy decides something this space does not offer.
+        """
+        parameters = {knob.name: _decision(knob, policy) for knob in self.knobs}
+        if self.policy(parameters) != policy:
+            raise PolicyError(f"policy {policy.digest} is not a point of this space")
+        return parameters
+
+    def uniform(self, wanted: Mapping[KnobKind, Choice]) -> Policy:
+        """The policy that sets every knob of a kind alike: to `wanted`, else to neutral, else to the nearest to neutral offered."""
+        return self.policy({knob.name: _nearest(knob, wanted.get(knob.kind, NEUTRAL[knob.kind])) for knob in self.knobs})
+
+    def anchors(self) -> list[Policy]:
+        """Distinct uniform policies a search starts from: the uncompressed model first, then each technique over the int8 model."""
+        bits = self._lightest_real_bits()
+        wishes: list[dict[KnobKind, Choice]] = [{}, bits]
+        wishes += [{**bits, "weight_bits": b} for b in self.choices.weight_bits if b < FULL_PRECISION]
+        kinds: dict[KnobKind, tuple[Choice, ...]] = {"channels": self.choices.channel_sparsity, "width": self.choices.width, "sparsity": self.choices.weight_sparsity}
+        longest = max(self.choices.recovery_epochs)
+        for kind, offered in kinds.items():
+            for value in offered:
+                if value != NEUTRAL[kind]:
+                    wishes.append({**bits, kind: value})
+                    wishes.append({**bits, kind: value, "recovery_epochs": longest})
+        return list(dict.fromkeys(self.uniform(wish) for wish in wishes))
+
+    def _lightest_real_bits(self) -> dict[KnobKind, Choice]:
+        """8 bits where offered, which keeps accuracy and has kernels; else the widest below full precision."""
+        bits: dict[KnobKind, Choice] = {}
+        offers: dict[KnobKind, tuple[int, ...]] = {"weight_bits": self.choices.weight_bits, "activation_bits": self.choices.activation_bits}
+        for kind, offered in offers.items():
+            reduced = [b for b in offered if b < FULL_PRECISION]
+            if reduced:
+                bits[kind] = 8 if 8 in reduced else max(reduced)
+        return bits
+
+    def _decisions(self) -> Iterable[tuple[str, KnobKind, tuple[Choice, ...], tuple[str, ...]]]:
+        yield "student", "width", self.choices.width, ()
+        yield "recovery", "recovery_epochs", self.choices.recovery_epochs, ()
+        for group in self.groups:
+            yield group.name, "channels", self.choices.channel_sparsity, (group.name,)
+        for subject, members in self._shared().items():
+            names = tuple(layer.name for layer in members)
+            yield subject, "weight_bits", self.choices.weight_bits, names
+            yield subject, "activation_bits", self.choices.activation_bits, names
+            sparsities = [s for s in self.choices.weight_sparsity if s != "2:4" or all(m.sparsifiable_2_4 for m in members)]
+            yield subject, "sparsity", tuple(sparsities) or (NEUTRAL["sparsity"],), names
+
+    def _shared(self) -> dict[str, list[Layer]]:
+        """Layers by the knob they share."""
+        subject = {
+            "layer": lambda layer: layer.name,
+            "block": lambda layer: layer.block or layer.name,
+            "type": lambda layer: layer.kind,
+            "model": lambda layer: "model",
+        }[self.choices.granularity]
+        shared: dict[str, list[Layer]] = {}
+        for layer in self.layers:
+            shared.setdefault(subject(layer), []).append(layer)
+        return shared
+
+    def _value(self, knob: Knob, parameters: Mapping[str, Choice]) -> Choice:
+        value = self._fixed.get(knob.name, parameters.get(knob.name))
+        if value not in knob.choices:
+            raise PolicyError(f"{knob.name}: {value!r} is not one of {list(knob.choices)}")
+        return value
+
+
+def _kept_back(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _decision(knob: Knob, policy: Policy) -> Choice:
+    if knob.kind == "width":
+        return policy.width
+    if knob.kind == "recovery_epochs":
+        return policy.recovery.epochs
+    if knob.kind == "channels":
+        return policy.channels.get(knob.governs[0], 0.0)
+    return getattr(policy.layer(knob.governs[0]), knob.kind)
+
+
+def _nearest(knob: Knob, wanted: Choice) -> Choice:
+    if wanted in knob.choices:
+        return wanted
+    numbers = [choice for choice in knob.choices if not isinstance(choice, str)]
+    target = NEUTRAL[knob.kind] if isinstance(wanted, str) else wanted
+    return min(numbers or knob.choices, key=lambda choice: abs(float(choice) - float(target)))
