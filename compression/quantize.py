@@ -1,0 +1,203 @@
+"""Post-training quantization per layer at the policy's bits, by torchao's PT2E with a quantizer of our own.
+
+Weights are symmetric per output channel in an int8 container; activations are affine per tensor in a uint8 container,
+calibrated by torchao's histogram observer. Grids below 8 bits use part of the container, which is what runtimes have
+integer kernels for. Both operands of a residual addition are put on 8-bit grids where every layer feeding it computes on
+integers, so that a runtime can stay in integers across the addition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torchao.quantization.pt2e import HistogramObserver, PerChannelMinMaxObserver
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
+from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+from ..errors import CompressionError
+from ..spaces.candidate import Grid, Quantization, QuantizedWeight
+from ..spaces.policy import LayerPolicy, Policy
+from ..workloads.workload import MapDataset
+from .batches import input_batches
+
+CONTAINER_BITS = 8
+CALIBRATION_BATCH = 50
+aten = torch.ops.aten
+WEIGHTED = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default}
+ADDITIONS = {aten.add.Tensor, aten.add_.Tensor}
+TRANSPARENT = {
+    aten.relu.default, aten.relu_.default, aten.relu6.default, aten.hardtanh.default, aten.hardtanh_.default,
+    aten.batch_norm.default, aten.dropout.default, aten.add.Tensor, aten.add_.Tensor,
+}  # fmt: skip
+"""Operations a runtime fuses into the layer before them: looked through when asking which layers feed a tensor."""
+
+
+def quantize(model: nn.Module, example_input: Tensor, policy: Policy, calibration: MapDataset) -> Quantization:
+    """The grids of `model` under `policy`, calibrated on `calibration`; the model itself is not changed.
+
+    Args:
+        model: float32, eval mode; batch-norm after a convolution is folded into the grids' weights and bias.
+        example_input: shape [1, ...].
+
+    Raises:
+        CompressionError: torch.export or PT2E cannot take the model.
+    """
+    wanted = {name: layer for name, layer in policy.layers.items() if layer.weight_bits <= 8 or layer.activation_bits <= 8}
+    if not wanted:
+        return Quantization()
+    batch_size = min(CALIBRATION_BATCH, len(calibration))
+    try:
+        prepared = _prepare(model, example_input.expand(batch_size, *example_input.shape[1:]), wanted)
+    except (RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:
+        # The exporter raises whatever its tracing meets in a model it cannot capture.
+        raise CompressionError(f"torch.export cannot capture the model: {str(error).splitlines()[0]}") from error
+    with torch.no_grad():
+        for batch in input_batches(calibration, batch_size):
+            if len(batch) == batch_size:  # the exported graph has a fixed batch size
+                prepared(batch)
+    return _read(convert_pt2e(prepared), wanted)
+
+
+def _prepare(model: nn.Module, inputs: Tensor, wanted: Mapping[str, LayerPolicy]) -> fx.GraphModule:
+    exported = torch.export.export(model.eval(), (inputs.contiguous(),)).module()
+    return prepare_pt2e(exported, PolicyQuantizer(wanted))  # type: ignore[arg-type]
+
+
+class PolicyQuantizer(Quantizer):
+    """Annotates every layer's weight and input with the bits a policy gives it."""
+
+    def __init__(self, layers: Mapping[str, LayerPolicy]) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        for node in model.graph.nodes:
+            if node.target in WEIGHTED and (layer := self.layers.get(module_path(node))):
+                _annotate(node, _layer_specs(node, layer))
+            elif is_residual(node) and self._on_integers(node):
+                _annotate(node, {operand: activation_spec(CONTAINER_BITS) for operand in node.args[:2]})
+        return model
+
+    def validate(self, model: fx.GraphModule) -> None:
+        found = {module_path(node) for node in model.graph.nodes if node.target in WEIGHTED}
+        missing = sorted(set(self.layers) - found)
+        if missing:
+            raise CompressionError(f"layer {missing[0]!r} is not in the exported graph")
+
+    def _on_integers(self, addition: fx.Node) -> bool:
+        feeding = set().union(*(_feeding_layers(operand) for operand in addition.args[:2]))
+        return bool(feeding) and all(
+            name in self.layers and self.layers[name].activation_bits <= CONTAINER_BITS for name in feeding
+        )
+
+
+def weight_spec(bits: int) -> QuantizationSpec:
+    """Symmetric per output channel; without the most negative integer, as runtimes' signed kernels want it."""
+    high = 2 ** (bits - 1) - 1
+    return QuantizationSpec(
+        torch.int8, PerChannelMinMaxObserver.with_args(), -high, high, torch.per_channel_symmetric, ch_axis=0
+    )
+
+
+def activation_spec(bits: int) -> QuantizationSpec:
+    """Affine per tensor on 0 .. 2^bits - 1."""
+    return QuantizationSpec(torch.uint8, HistogramObserver.with_args(), 0, 2**bits - 1, torch.per_tensor_affine)
+
+
+def module_path(node: fx.Node) -> str:
+    """Dotted path of the module whose forward made `node`; "" for the model itself."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return stack[-1][0].removeprefix("L['self'].").removeprefix("L['self']") if stack else ""
+
+
+def is_residual(node: fx.Node) -> bool:
+    """Whether `node` adds two computed tensors."""
+    return node.target in ADDITIONS and all(
+        isinstance(operand, fx.Node) and operand.op == "call_function" for operand in node.args[:2]
+    )
+
+
+def _layer_specs(node: fx.Node, layer: LayerPolicy) -> dict[fx.Node, QuantizationSpec]:
+    inputs, weight = node.args[:2]
+    specs = {}
+    if layer.activation_bits <= CONTAINER_BITS:
+        specs[inputs] = activation_spec(layer.activation_bits)
+    if layer.weight_bits <= CONTAINER_BITS:
+        specs[weight] = weight_spec(layer.weight_bits)
+    return specs
+
+
+def _annotate(node: fx.Node, specs: dict) -> None:
+    node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(input_qspec_map=specs, _annotated=True)
+
+
+def _feeding_layers(node: object) -> set[str]:
+    """Layers that `node`'s value comes from, looking through what runtimes fuse; {""} where something else feeds it."""
+    if not isinstance(node, fx.Node) or node.op != "call_function":
+        return {""}
+    if node.target in WEIGHTED:
+        return {module_path(node)}
+    if node.target in TRANSPARENT:
+        operands = node.args[:2] if node.target in ADDITIONS else node.args[:1]
+        return set().union(*(_feeding_layers(operand) for operand in operands))
+    return {""}
+
+
+def _read(converted: fx.GraphModule, wanted: Mapping[str, LayerPolicy]) -> Quantization:
+    """Read the grids off a converted PT2E graph."""
+    weights: dict[str, QuantizedWeight] = {}
+    inputs: dict[str, Grid] = {}
+    for node in converted.graph.nodes:
+        if node.target not in WEIGHTED or (name := module_path(node)) not in wanted:
+            continue
+        tensor, weight, bias = (*node.args, None)[:3]
+        if _is_dequantize(tensor):
+            inputs[name] = _grid(converted, tensor)
+        if _is_dequantize(weight):
+            integers = _attribute(converted, weight.args[0])
+            weights[name] = QuantizedWeight(integers, _grid(converted, weight), _attribute(converted, bias))
+    return Quantization(weights, inputs, dict(_addition_grids(converted)))
+
+
+def _addition_grids(converted: fx.GraphModule) -> Iterator[tuple[tuple[str, int, int], Grid]]:
+    seen: dict[str, int] = {}
+    for node in converted.graph.nodes:
+        if not is_residual(node):
+            continue
+        path = module_path(node)
+        index = seen[path] = seen.get(path, -1) + 1
+        for operand, tensor in enumerate(node.args[:2]):
+            if _is_dequantize(tensor):
+                yield (path, index, operand), _grid(converted, tensor)
+
+
+def _is_dequantize(node: object) -> bool:
+    return isinstance(node, fx.Node) and "dequantize" in str(node.target)
+
+
+def _grid(graph: fx.GraphModule, dequantize: fx.Node) -> Grid:
+    """The grid of a `dequantize_per_tensor` or `dequantize_per_channel` node."""
+    per_channel = "per_channel" in str(dequantize.target)
+    scale, zero_point, *rest = dequantize.args[1:]
+    low, high = rest[1:3] if per_channel else rest[:2]
+    container = np.int8 if per_channel else np.uint8
+    return Grid(
+        np.asarray(_attribute(graph, scale), dtype=np.float32),
+        np.asarray(_attribute(graph, zero_point)).astype(container),
+        int(low),
+        int(high),
+    )
+
+
+def _attribute(graph: fx.GraphModule, value: object) -> np.ndarray | None:
+    """The constant behind a node, or a plain number as an array."""
+    if value is None:
+        return None
+    if isinstance(value, fx.Node):
+        owner, _, name = str(value.target).rpartition(".")
+        return getattr(graph.get_submodule(owner), name).detach().cpu().numpy()
+    return np.asarray(value)
