@@ -1,0 +1,84 @@
+"""ONNX Runtime on a CPU."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from ..errors import LoweringError
+from .node_names import layer_of_node
+from .runtime import Artifact
+from .target import Target
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..spaces.candidate import Candidate
+
+INTEGER_TYPES = ("QLinearConv", "QLinearMatMul", "QGemm", "MatMulInteger", "ConvInteger", "MatMulIntegerToFloat")
+FLOAT_TYPES = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
+ERRORS_ONLY = 3
+"""ONNX Runtime's log severity: it warns about graph optimisations that are none of the user's business."""
+
+
+class OnnxRuntime:
+    """See `Runtime`."""
+
+    name = "onnxruntime"
+
+    def version(self) -> str:
+        return onnxruntime.__version__
+
+    def lower(self, candidate: Candidate, example_input: Tensor, target: Target, path: Path) -> Artifact:
+        from .lowering import lower  # imports torch, which sessions do without
+
+        return Artifact.of(lower(candidate, example_input, target.batch, path))
+
+    def load(self, artifact: Path, target: Target, threads: int | None = None) -> OnnxRuntimeSession:
+        return OnnxRuntimeSession(artifact, threads or target.threads)
+
+
+class OnnxRuntimeSession:
+    """See `Session`."""
+
+    def __init__(self, artifact: Path, threads: int) -> None:
+        self._artifact, self._threads = artifact, threads
+        self._session = _open(artifact, self._options())
+        self._input = self._session.get_inputs()[0].name
+
+    def run(self, inputs: np.ndarray) -> np.ndarray:
+        return self._session.run(None, {self._input: inputs})[0]
+
+    def executed_precisions(self) -> dict[str, str]:
+        precisions: dict[str, str] = {}
+        for node in self._optimised_nodes():
+            if node.op_type in INTEGER_TYPES + FLOAT_TYPES:
+                precisions[layer_of_node(node.name)] = "i8" if node.op_type in INTEGER_TYPES else "f32"
+        return precisions
+
+    def _optimised_nodes(self) -> list[onnx.NodeProto]:
+        """Nodes of the graph as ONNX Runtime really runs it, which it only tells by writing it to a file."""
+        with tempfile.TemporaryDirectory() as folder:
+            options = self._options()
+            options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
+            _open(self._artifact, options)
+            return list(onnx.load(options.optimized_model_filepath).graph.node)
+
+    def _options(self) -> onnxruntime.SessionOptions:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = ERRORS_ONLY
+        return options
+
+
+def _open(artifact: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    try:
+        return onnxruntime.InferenceSession(str(artifact), options, providers=["CPUExecutionProvider"])
+    except (RuntimeError, onnxruntime.capi.onnxruntime_pybind11_state.Fail) as error:
+        raise LoweringError(f"ONNX Runtime refuses {artifact.name}: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,77 @@
+"""OpenVINO on a CPU, from the ONNX file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import openvino
+
+from ..errors import LoweringError
+from .node_names import layer_of_node
+from .runtime import Artifact
+from .target import Target
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..spaces.candidate import Candidate
+
+WEIGHTED_TYPES = ("Convolution", "FullyConnected", "MatMul")
+WEIGHTED_NODE = re.compile(r".*/(Conv|Gemm|MatMul)(?=/|$)")
+"""The ONNX node behind an operation; OpenVINO appends parts of its own, as in "/fc/Gemm/WithoutBiases"."""
+
+
+class OpenVinoRuntime:
+    """See `Runtime`."""
+
+    name = "openvino"
+
+    def version(self) -> str:
+        return openvino.__version__.partition("-")[0]
+
+    def lower(self, candidate: Candidate, example_input: Tensor, target: Target, path: Path) -> Artifact:
+        from .lowering import lower  # imports torch, which sessions do without
+
+        return Artifact.of(lower(candidate, example_input, target.batch, path))
+
+    def load(self, artifact: Path, target: Target, threads: int | None = None) -> OpenVinoSession:
+        core = openvino.Core()
+        config = {
+            "INFERENCE_NUM_THREADS": threads or target.threads,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+            # Full precision means float32 on every machine; OpenVINO would pick bfloat16 where there is AMX.
+            "INFERENCE_PRECISION_HINT": "f32",
+            # The process is pinned as a whole.
+            "ENABLE_CPU_PINNING": False,
+        }
+        try:
+            return OpenVinoSession(core.compile_model(core.read_model(artifact), "CPU", config))
+        except RuntimeError as error:
+            raise LoweringError(f"OpenVINO refuses {artifact.name}: {str(error).strip().splitlines()[-1]}") from error
+
+
+class OpenVinoSession:
+    """See `Session`."""
+
+    def __init__(self, compiled: openvino.CompiledModel) -> None:
+        self._compiled = compiled
+        self._request = compiled.create_infer_request()
+
+    def run(self, inputs: np.ndarray) -> np.ndarray:
+        return self._request.infer({0: inputs}, share_inputs=True, share_outputs=True)[0]
+
+    def executed_precisions(self) -> dict[str, str]:
+        precisions: dict[str, str] = {}
+        for operation in self._compiled.get_runtime_model().get_ordered_ops():
+            info = operation.get_rt_info()
+            if str(info["layerType"].astype(str)) not in WEIGHTED_TYPES:
+                continue
+            precision = str(info["runtimePrecision"].astype(str)).replace("u8", "i8")
+            for original in str(info["originalLayersNames"].astype(str)).split(","):
+                if node := WEIGHTED_NODE.match(original):
+                    precisions[layer_of_node(node[0])] = precision
+        return precisions

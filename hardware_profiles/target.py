@@ -1,0 +1,80 @@
+"""A target: a machine's runtime, thread count and batch, read from a YAML card."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..errors import TargetError
+from ..spaces.policy import ACTIVATION_BITS, FULL_PRECISION, WEIGHT_BITS
+
+CARDS = resources.files(__package__) / "cards"
+
+
+class Target(BaseModel):
+    """Where candidates run.
+
+    Attributes:
+        name: how studies refer to it.
+        runtime: a name of `runtime.runtimes()`.
+        threads: inference threads; the bench is pinned to as many cores.
+        batch: samples per inference; latency is of one batch.
+        weight_bits, activation_bits: what policies may ask for here.
+        note: for people.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+    runtime: str
+    threads: Annotated[int, Field(ge=1)] = 1
+    batch: Annotated[int, Field(ge=1)] = 1
+    weight_bits: Annotated[list[int], Field(min_length=1)]
+    activation_bits: Annotated[list[int], Field(min_length=1)]
+    note: str = ""
+
+    @model_validator(mode="after")
+    def _check_bits(self) -> Target:
+        for key, known in (("weight_bits", WEIGHT_BITS), ("activation_bits", ACTIVATION_BITS)):
+            offered = getattr(self, key)
+            wrong = [bits for bits in offered if bits not in known]
+            if wrong:
+                raise ValueError(f"{key}: {wrong[0]} is not one of {', '.join(map(str, known))}")
+            if FULL_PRECISION not in offered:
+                raise ValueError(f"{key}: {FULL_PRECISION} must be offered, the uncompressed model runs at it")
+        return self
+
+
+def shipped_targets() -> list[str]:
+    """Names of the cards that come with slimfront."""
+    return sorted(Path(card.name).stem for card in CARDS.iterdir() if card.name.endswith(".yaml"))
+
+
+def load_target(reference: str, base: Path | None = None) -> Target:
+    """The target of a shipped card's name, or of a YAML file (relative to `base`).
+
+    Raises:
+        TargetError: no such card, or one that is wrong; the message names file and key.
+    """
+    if reference in shipped_targets():
+        return _parse((CARDS / f"{reference}.yaml").read_text(), f"{reference}.yaml")
+    path = (base or Path()) / reference
+    if not path.is_file():
+        raise TargetError(f"target {reference!r} is neither a shipped card ({', '.join(shipped_targets())}) nor a file")
+    return _parse(path.read_text(), str(path))
+
+
+def _parse(text: str, file: str) -> Target:
+    try:
+        document: Any = yaml.safe_load(text)
+        return Target.model_validate(document)
+    except yaml.YAMLError as error:
+        raise TargetError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise TargetError(f"{file}: {where}: {first['msg']}" if where else f"{file}: {first['msg']}") from error
