@@ -1,0 +1,136 @@
+"""What the store gives back: frozen values, cut off from the database they were read from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from datetime import datetime
+from functools import cached_property
+from typing import Any, Literal
+
+from ..measurement import Measurement
+from ..spaces.policy import Policy
+from . import tables
+from .spec import StudySpec
+
+State = Literal["running", "complete", "infeasible", "failed"]
+
+
+@dataclass(frozen=True)
+class MeasurementRecord:
+    """One measurement as it was made: `trial` is None for the study's baseline."""
+
+    trial: int | None
+    measurement: Measurement
+    rung: int
+    target: str | None
+    made_at: datetime
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """A study; `baseline` is the uncompressed model's measurements, empty until they are made."""
+
+    name: str
+    spec: StudySpec
+    workload_fingerprint: str
+    versions: Mapping[str, Any]
+    machine: Mapping[str, Any]
+    created: datetime
+    baseline: Mapping[str, Measurement]
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A trial with the newest measurement of each name.
+
+    Attributes:
+        state: "complete" met every constraint; "infeasible" and "failed" have a `reason`.
+        retry_of: number of the trial whose policy this one runs again.
+        violations: constraint -> how far beyond it, as far as they were judged.
+    """
+
+    study: str
+    number: int
+    policy_json: str
+    digest: str
+    state: State
+    reason: str | None
+    worker: str | None
+    retry_of: int | None
+    started: datetime
+    finished: datetime | None
+    violations: Mapping[str, float]
+    measurements: Mapping[str, Measurement]
+
+    @cached_property
+    def policy(self) -> Policy:
+        """The policy the trial compressed with."""
+        return Policy.from_json(self.policy_json)
+
+
+@dataclass(frozen=True)
+class FrontRecord:
+    """A study's front at one moment: trial numbers, ascending; `trials` had ended by then."""
+
+    members: tuple[int, ...]
+    hypervolume: float
+    trials: int
+    made_at: datetime
+
+
+@dataclass(frozen=True)
+class ArtifactRecord:
+    """A file of a trial; `path` is as it was recorded."""
+
+    kind: str
+    path: str
+    sha256: str
+    bytes: int
+    made_at: datetime
+
+
+@dataclass(frozen=True)
+class TargetRecord:
+    """A target as profiled: its card and the fingerprint of the machine it was measured on."""
+
+    name: str
+    card: Mapping[str, Any]
+    fingerprint: Mapping[str, Any]
+    measured_at: datetime
+
+
+def measurement_of(row: tables.MeasurementRow) -> Measurement:
+    """The measurement in a row."""
+    return Measurement(**{field.name: getattr(row, field.name) for field in fields(Measurement)})
+
+
+def study_of(row: tables.Study, baseline: Iterable[tables.MeasurementRow]) -> StudyRecord:
+    """The study in a row, with its baseline's rows."""
+    return StudyRecord(
+        name=row.name,
+        spec=StudySpec.from_json(row.spec),
+        workload_fingerprint=row.workload_fingerprint,
+        versions=row.versions,
+        machine=row.machine,
+        created=row.created,
+        baseline={measured.name: measurement_of(measured) for measured in baseline},
+    )
+
+
+def trial_of(study: str, row: tables.Trial, measured: Mapping[str, Measurement]) -> TrialRecord:
+    """The trial in a row, with its newest measurements."""
+    return TrialRecord(
+        study=study,
+        number=row.number,
+        policy_json=row.policy,
+        digest=row.digest,
+        state=row.state,  # type: ignore[arg-type]  # the table's check allows no other
+        reason=row.reason,
+        worker=row.worker,
+        retry_of=row.retry_of,
+        started=row.started,
+        finished=row.finished,
+        violations=row.violations or {},
+        measurements=measured,
+    )

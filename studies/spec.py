@@ -1,0 +1,281 @@
+"""The study file: what is searched, on which target, for which objectives, within which budget.
+
+Read from YAML into a frozen `StudySpec`; every problem is one line naming the file and the key.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainSerializer,
+    PlainValidator,
+    PrivateAttr,
+    field_validator,
+    model_validator,
+)
+
+from ..errors import StudyFileError
+from ..measurement import METRICS
+from ..spaces.policy import ACTIVATION_BITS, WEIGHT_BITS, Sparsity
+from .constraint import Constraint
+from .suggest import suggestion
+from .validation import validated
+from .yaml_file import read_mapping
+
+SCHEMA = 1
+"""Version of the JSON a study is stored as."""
+
+JUDGED = frozenset(METRICS) - {"simulated_accuracy"}
+"""Metrics an objective or a constraint may name: those of the artifact, never of its simulation."""
+
+_FIXED = ("workload", "workload_options", "target", "objectives", "constraints", "space", "recovery")
+_LIBRARY = resources.files(__package__ or "slimfront.studies").joinpath("library")
+
+T = TypeVar("T")
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise ValueError(f"{value} is there twice")
+    return values
+
+
+def _one_of(allowed: tuple[int, ...]) -> AfterValidator:
+    def check(value: int) -> int:
+        if value not in allowed:
+            raise ValueError(f"{value} is not one of {', '.join(map(str, allowed))}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _sparsity(value: object) -> Sparsity:
+    if value == "2:4":
+        return "2:4"
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1:
+        return float(value)
+    raise ValueError(f'{value!r} is not a number in [0, 1) or, in quotes, "2:4"')
+
+
+def _metric(name: str) -> str:
+    if name not in JUDGED:
+        raise ValueError(f"{name!r} cannot be an objective; {suggestion(name, JUDGED)}")
+    return name
+
+
+def _constraint(value: object) -> Constraint:
+    return value if isinstance(value, Constraint) else Constraint.parse(value, JUDGED)
+
+
+Listed = Annotated[tuple[T, ...], BeforeValidator(_as_tuple), AfterValidator(_distinct)]
+Choices = Annotated[Listed[T], Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1)]
+WeightBits = Annotated[int, _one_of(WEIGHT_BITS)]
+ActivationBits = Annotated[int, _one_of(ACTIVATION_BITS)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+WeightSparsity = Annotated[Sparsity, PlainValidator(_sparsity)]
+Width = Annotated[float, Field(gt=0, le=1)]
+Objectives = Listed[Annotated[str, AfterValidator(_metric)]]
+Constraints = Listed[Annotated[Constraint, PlainValidator(_constraint), PlainSerializer(str)]]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class SpaceSpec(_Part):
+    """The choices of each knob; a knob not named is off, which is its only choice.
+
+    Attributes:
+        granularity: how many layers share one knob for weight bits, activation bits and weight sparsity.
+        channel_sparsity: per channel group, fraction of the channels removed.
+        weight_sparsity: fraction of a layer's weights set to zero, or "2:4".
+        width: student width, fraction of every channel group kept.
+        recovery_epochs: passes over the training data after compression.
+        keep: `fnmatch` patterns of layers left at full precision and density, their channels never removed.
+    """
+
+    granularity: Literal["layer", "block", "type", "model"] = "layer"
+    weight_bits: Choices[WeightBits] = (32,)
+    activation_bits: Choices[ActivationBits] = (32,)
+    channel_sparsity: Choices[Fraction] = (0.0,)
+    weight_sparsity: Choices[WeightSparsity] = (0.0,)
+    width: Choices[Width] = (1.0,)
+    recovery_epochs: Choices[Annotated[int, Field(ge=0)]] = (0,)
+    keep: Listed[Text] = ()
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> SpaceSpec:
+        knobs = [name for name in type(self).model_fields if name not in ("granularity", "keep")]
+        if all(len(getattr(self, name)) == 1 for name in knobs):
+            raise ValueError(f"empty space: give at least one of {', '.join(knobs)} more than one choice")
+        return self
+
+
+class BudgetSpec(_Part):
+    """When the search ends: after so many trials or seconds, whichever comes first."""
+
+    trials: Annotated[int, Field(ge=1)] | None = None
+    timeout_s: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _some(self) -> BudgetSpec:
+        if self.trials is None and self.timeout_s is None:
+            raise ValueError("give trials, timeout_s or both")
+        return self
+
+
+class RecoverySpec(_Part):
+    """Fine-tuning with distillation, as in `spaces.policy.Recovery`; its epochs are a knob of the space."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    temperature: Annotated[float, Field(gt=0)] = 4.0
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.7
+    batch_size: Annotated[int, Field(ge=1)] = 64
+
+
+class StudySpec(_Part):
+    """One study as its file describes it, frozen.
+
+    Attributes:
+        study: its name in the database.
+        workload: "digits", "torchvision:resnet18", "file.py:function" or "package.module:function".
+        workload_options: passed to the workload's loader.
+        target: name of a shipped target card, or path of a card file.
+        objectives: 2 to 4 metrics.
+        constraints: bounds a trial must keep to be on the front.
+        workers: 0 runs the trials in this process, without Ray.
+    """
+
+    study: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=128)]
+    workload: Text
+    workload_options: dict[str, JsonValue] = Field(default_factory=dict)
+    target: Text
+    objectives: Objectives
+    constraints: Constraints = ()
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    workers: Annotated[int, Field(ge=0)] = 0
+    budget: BudgetSpec
+    sampler: Literal["tpe", "nsgaii", "random"] = "tpe"
+    space: SpaceSpec
+    recovery: RecoverySpec = RecoverySpec()
+
+    _base_folder: Path = PrivateAttr(default=Path())
+
+    @field_validator("objectives")
+    @classmethod
+    def _two_to_four(cls, objectives: tuple[str, ...]) -> tuple[str, ...]:
+        if not 2 <= len(objectives) <= 4:
+            raise ValueError(f"a front needs 2 to 4 objectives, not {len(objectives)}")
+        return objectives
+
+    @property
+    def base_folder(self) -> Path:
+        """Folder of the study file, which a relative workload or target starts from; no part of what is searched."""
+        return self._base_folder
+
+    @classmethod
+    def from_document(cls, document: Mapping[Any, Any], file: object, base_folder: Path) -> StudySpec:
+        """The spec that a study file's mapping describes; `file` is how errors call it.
+
+        Raises:
+            StudyFileError: the first problem, under its dotted key.
+        """
+        spec = validated(cls, document, file)
+        spec._base_folder = base_folder
+        return spec
+
+    def replaced(
+        self,
+        *,
+        trials: int | None = None,
+        workers: int | None = None,
+        seed: int | None = None,
+        timeout_s: float | None = None,
+    ) -> StudySpec:
+        """This spec with what is given here, as from the command line, in place of the file's.
+
+        Raises:
+            StudyFileError: a value the file could not hold either.
+        """
+        document = self.model_dump(mode="json")
+        document["budget"].update(_given(trials=trials, timeout_s=timeout_s))
+        document.update(_given(workers=workers, seed=seed))
+        return self.from_document(document, "command line", self.base_folder)
+
+    def to_json(self) -> str:
+        """Versioned JSON for the database."""
+        document = {"schema": SCHEMA, "base_folder": str(self.base_folder), "study": self.model_dump(mode="json")}
+        return json.dumps(document, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> StudySpec:
+        """The spec `to_json` wrote.
+
+        Raises:
+            StudyFileError: written by another version of slimfront, which knew other keys.
+        """
+        document = json.loads(text)
+        if document["schema"] != SCHEMA:
+            raise StudyFileError("database", "schema", f"must be {SCHEMA}, not {document['schema']!r}")
+        return cls.from_document(document["study"], "database", Path(document["base_folder"]))
+
+
+def _given(**values: object) -> dict[str, object]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def incompatible_changes(old: StudySpec, new: StudySpec) -> list[str]:
+    """Dotted keys that differ though one study's trials must share them.
+
+    Seed, workers, budget and sampler may change from one run to the next; what a trial means may not.
+    """
+    before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
+    changes = []
+    for key in _FIXED:
+        if isinstance(getattr(new, key), _Part):
+            changes += [f"{key}.{part}" for part in after[key] if after[key][part] != before[key][part]]
+        elif after[key] != before[key]:
+            changes.append(key)
+    return changes
+
+
+def shipped_studies() -> list[str]:
+    """Names of the study files that come with slimfront."""
+    files = (file.name for file in _LIBRARY.iterdir())
+    return sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))
+
+
+def load_study(reference: str) -> StudySpec:
+    """The study of a file, or of a shipped one by its name.
+
+    Args:
+        reference: path of a study file, or one of `shipped_studies()`.
+
+    Raises:
+        StudyFileError: no such file, or the first thing wrong with it.
+    """
+    path = Path(reference)
+    if reference in shipped_studies() and not path.is_file():
+        with resources.as_file(_LIBRARY.joinpath(f"{reference}.yaml")) as shipped:
+            return StudySpec.from_document(read_mapping(shipped, reference), reference, Path.cwd())
+    if not os.path.exists(reference):
+        raise StudyFileError(reference, "", f"no such file; shipped studies are {', '.join(shipped_studies())}")
+    return StudySpec.from_document(read_mapping(path, reference), reference, path.resolve().parent)
