@@ -1,0 +1,167 @@
+"""The `digits` workload: 1,797 handwritten digits that come with scikit-learn, and a network trained on them once.
+
+The data are the test half of "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998, UCI), 8x8 counts of
+0 to 16, here up-sampled bilinearly to 16x16 and normalised. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torch.nn import functional
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import TensorDataset
+
+from .cache import State, trained_once
+from .digits_model import DigitsResNet
+from .workload import Workload
+
+MEAN, DEVIATION = 0.3049, 0.3188  # of the training split's up-sampled pixels in [0, 1]
+SPLIT_SEED = 0
+HELD_OUT = {"test": 400, "validation": 400, "calibration": 100}  # cut off in this order; the rest is the training split
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the reference network is trained; all of it is in the name of the cached file.
+
+    Attributes:
+        version: raise it when the network or `train_digits` changes in a way that the other fields do not tell.
+        seed: of the first weights, the order of the samples and the augmentation.
+        epochs: passes over the training split.
+        batch: samples per step; divides 897, because batch-norm learns nothing good from a last batch of one.
+        learning_rate: peak of a one-cycle schedule.
+        weight_decay: of stochastic gradient descent with Nesterov momentum 0.9.
+        rotation: augmentation, up to this many degrees either way.
+        shift: augmentation, up to this many pixels each way.
+        zoom: augmentation, up to this fraction larger or smaller.
+    """
+
+    version: int = 1
+    seed: int = 0
+    epochs: int = 10
+    batch: int = 69
+    learning_rate: float = 0.1
+    weight_decay: float = 5e-4
+    rotation: float = 10.0
+    shift: float = 1.0
+    zoom: float = 0.1
+
+    @property
+    def file_name(self) -> str:
+        """Name of the file in the cache, another one for every other recipe."""
+        digest = hashlib.sha256(repr(self).encode()).hexdigest()[:12]
+        return f"digits-resnet-v{self.version}-{digest}.safetensors"
+
+
+def digits(device: str = "cpu", progress: bool = True) -> Workload:
+    """The `digits` workload; its network is trained on first use and read from the user's cache folder afterwards.
+
+    Args:
+        device: where the model and the example input are; the data stay on the CPU. Training is on the CPU wherever
+            the model goes afterwards, so that a machine has one set of weights.
+        progress: show a progress bar on stderr while training.
+
+    Returns:
+        Inputs are float32 [1, 16, 16], targets int64 classes 0 to 9; the model is in evaluation mode.
+    """
+    model = reference_model(Recipe(), progress).to(device)
+    splits = digits_datasets()
+    example_input = splits["train"].tensors[0][:1].to(device)
+    return Workload(model, **splits, example_input=example_input, name="digits")
+
+
+def digits_splits() -> dict[str, np.ndarray]:
+    """Indices of scikit-learn's digits in each split: stratified by class, disjoint, always the same."""
+    target = load_digits().target
+    rest, splits = np.arange(len(target)), {}
+    for name, size in HELD_OUT.items():
+        rest, splits[name] = train_test_split(rest, test_size=size, random_state=SPLIT_SEED, stratify=target[rest])
+    return splits | {"train": rest}
+
+
+def digits_datasets() -> dict[str, TensorDataset]:
+    """The four splits as data sets of (float32 [1, 16, 16], int64 class)."""
+    data = load_digits()
+    images = torch.tensor(data.images / 16, dtype=torch.float32).unsqueeze(1)
+    images = functional.interpolate(images, size=(16, 16), mode="bilinear", align_corners=False)
+    images, targets = (images - MEAN) / DEVIATION, torch.tensor(data.target)
+    return {name: TensorDataset(images[index], targets[index]) for name, index in digits_splits().items()}
+
+
+def reference_model(recipe: Recipe, progress: bool = True) -> DigitsResNet:
+    """The network in evaluation mode, with its weights from the cache, or trained first where they are not there yet.
+
+    Raises:
+        WorkloadError: the cache cannot be read or written.
+    """
+    model = DigitsResNet()
+    model.load_state_dict(trained_once(recipe.file_name, lambda: train_digits(recipe, progress)))
+    return model.eval()
+
+
+def train_digits(recipe: Recipe, progress: bool = True) -> State:
+    """Train the reference network on the training split; the same weights every time on one machine.
+
+    The caller's random state and number of threads are left as they were.
+    """
+    images, targets = digits_datasets()["train"].tensors
+    steps_per_epoch = math.ceil(len(images) / recipe.batch)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    with _two_threads(), torch.random.fork_rng(devices=[]), _progress_bar(progress) as bar:
+        torch.default_generator.manual_seed(recipe.seed)  # torch.manual_seed would touch the caller's GPUs too
+        model = DigitsResNet().to(memory_format=torch.channels_last)  # the faster layout on a CPU
+        optimizer = torch.optim.SGD(
+            model.parameters(), recipe.learning_rate, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
+        )
+        schedule = OneCycleLR(optimizer, recipe.learning_rate, total_steps=recipe.epochs * steps_per_epoch)
+        for _ in bar.track(range(recipe.epochs), description="Training the digits model (once)"):
+            for batch in torch.randperm(len(images), generator=generator).split(recipe.batch):
+                inputs = _augmented(images[batch], recipe, generator).to(memory_format=torch.channels_last)
+                loss = functional.cross_entropy(model(inputs), targets[batch])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+    return model.state_dict()
+
+
+def _augmented(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """Images [n, 1, 16, 16], each turned, zoomed and shifted a little by its own random amounts."""
+    angle, zoom, right, down = torch.rand(4, len(images), generator=generator) * 2 - 1
+    angle, zoom = angle * math.radians(recipe.rotation), 1 + zoom * recipe.zoom
+    pixel = 2 / images.shape[-1]  # affine_grid's coordinates run from -1 to 1
+    rows = (
+        torch.stack([zoom * angle.cos(), -zoom * angle.sin(), right * recipe.shift * pixel], dim=1),
+        torch.stack([zoom * angle.sin(), zoom * angle.cos(), down * recipe.shift * pixel], dim=1),
+    )
+    grid = functional.affine_grid(torch.stack(rows, dim=1), list(images.shape), align_corners=False)
+    background = -MEAN / DEVIATION  # grid_sample fills with zeros, so black has to be zero there
+    return functional.grid_sample(images - background, grid, align_corners=False) + background
+
+
+@contextmanager
+def _two_threads() -> Iterator[None]:
+    """Sums depend on how many threads share them: a fixed number makes the weights the same in every process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _progress_bar(shown: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), disable=not shown)
