@@ -31,10 +31,13 @@ def kept_channels(policy: Policy, groups: Sequence[ChannelGroup]) -> dict[str, i
     return {group.name: kept[group.name] for group in groups if kept[group.name] < group.channels}
 
 
-def pruned_copy(model: nn.Module, example_input: Tensor, policy: Policy, groups: Sequence[ChannelGroup]) -> nn.Module:
-    """A copy of `model` with the policy's channels removed and its weight masks applied, in eval mode.
+def is_structurally_changed(policy: Policy, groups: Sequence[ChannelGroup]) -> bool:
+    """Whether the policy removes channels or zeroes weights, which shifts what batch-norm normalises."""
+    return bool(kept_channels(policy, groups)) or any(layer.sparsity for layer in policy.layers.values())
 
-    The masks are `torch.nn.utils.prune` parametrisations, so that training keeps the zeros; `make_permanent` ends them.
+
+def pruned_copy(model: nn.Module, example_input: Tensor, policy: Policy, groups: Sequence[ChannelGroup]) -> nn.Module:
+    """A copy of `model` with the policy's channels removed and its masked weights zeroed, in eval mode.
 
     Raises:
         CompressionError: the policy does not fit the model.
@@ -59,6 +62,7 @@ def mask_weight(layer: nn.Module, sparsity: Sparsity) -> None:
         prune.custom_from_mask(layer, "weight", two_of_four_mask(layer.weight.detach()))  # type: ignore[arg-type]
     else:
         prune.l1_unstructured(layer, "weight", amount=float(sparsity))
+    prune.remove(layer, "weight")  # the zeros stay; only the parametrisation goes
 
 
 def two_of_four_mask(weight: Tensor) -> Tensor:
@@ -73,13 +77,6 @@ def two_of_four_mask(weight: Tensor) -> Tensor:
     quads = rows.abs().reshape(-1, 4)
     mask = torch.zeros_like(quads).scatter_(1, quads.topk(2, dim=1).indices, 1.0)
     return mask.reshape(weight.shape)
-
-
-def make_permanent(model: nn.Module) -> None:
-    """Write the masks of `mask_weight` into the weights, in place."""
-    for module in model.modules():
-        if prune.is_pruned(module) and hasattr(module, "weight_mask"):
-            prune.remove(module, "weight")
 
 
 @torch.no_grad()

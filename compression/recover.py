@@ -6,19 +6,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..spaces.policy import Recovery
+from ..spaces.policy import Policy
 from ..workloads.workload import Workload
 from .batches import loader
 
 
-def recover(student: nn.Module, workload: Workload, recovery: Recovery, seed: int, batch_size: int = 64) -> None:
-    """Train `student` in place on the training split; it ends in eval mode.
+def recover(student: nn.Module, workload: Workload, policy: Policy, seed: int, batch_size: int = 64) -> None:
+    """Train `student` in place on the training split as `policy.recovery` says; it ends in eval mode.
 
-    The loss is alpha x distillation + (1 - alpha) x the workload's own; SGD with Nesterov momentum under a one-cycle
+    Weights that `policy` masked stay zero. The loss is alpha x distillation + (1 - alpha) x the workload's own; SGD with Nesterov momentum under a one-cycle
     schedule. The same seed gives the same weights on the same machine.
     """
+    recovery = policy.recovery
     if recovery.epochs == 0:
         return
+    masks = _masks(student, policy)
     device = next(student.parameters()).device
     teacher = workload.model.eval()
     batches = loader(workload.train, batch_size, shuffle_seed=seed)
@@ -41,8 +43,17 @@ def recover(student: nn.Module, workload: Workload, recovery: Recovery, seed: in
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
+                with torch.no_grad():
+                    for weight, mask in masks:
+                        weight.mul_(mask)
                 schedule.step()
     student.eval()
+
+
+def _masks(student: nn.Module, policy: Policy) -> list[tuple[Tensor, Tensor]]:
+    """(weight, 1 where it is not zero) of every layer the policy sparsifies."""
+    weights = [student.get_submodule(name).weight for name, layer in policy.layers.items() if layer.sparsity]
+    return [(weight, (weight != 0).to(weight.dtype)) for weight in weights]  # type: ignore[union-attr]
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -63,4 +63,4 @@ class Candidate:
 
     policy: Policy
     model: nn.Module
-    quantization: Quantization
+    quantization: Quantization = Quantization()

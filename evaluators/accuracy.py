@@ -1,0 +1,68 @@
+"""Accuracy of the artifact, run by its runtime."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from ..compression.batches import loader
+from ..errors import EvaluationError
+from ..hardware_profiles.runtime import Artifact
+from ..measurement import METRICS, Measurement
+from ..workloads.workload import MapDataset
+from .evaluator import Context, Subject
+from .scores import Scores, concatenate
+
+
+def score(artifact: Artifact, data: MapDataset, context: Context) -> Scores:
+    """Run `artifact` over `data` on its runtime, batch by batch; the last batch is padded and cut again.
+
+    Raises:
+        LoweringError: the runtime refuses the artifact.
+    """
+    session = context.runtime.load(artifact.path, context.target, context.threads)
+    batch = context.target.batch
+    parts = []
+    for inputs, targets in loader(data, batch):
+        count = len(inputs)
+        padded = np.concatenate([inputs.numpy(), np.zeros((batch - count, *inputs.shape[1:]), np.float32)])
+        outputs = session.run(padded.astype(np.float32, copy=False))[:count]
+        parts.append((torch.from_numpy(np.array(outputs)), targets))  # copied: the runtime reuses its buffer
+    return concatenate(parts, context.workload.metric)
+
+
+class Accuracy:
+    """The workload's metric on the search-validation split, and how far it fell."""
+
+    metrics = ("accuracy", "accuracy_drop")
+    needs_artifact = True
+
+    def evaluate(self, subject: Subject, context: Context) -> list[Measurement]:
+        if subject.artifact is None:
+            raise EvaluationError("accuracy needs an artifact")
+        scores = score(subject.artifact, context.workload.validation, context)
+        reference = context.reference.validation if context.reference else None
+        measured = accuracy_measurements(scores, reference or scores)
+        if context.workload.loss is None:
+            measured.append(cross_entropy(scores))
+        return measured
+
+
+def accuracy_measurements(scores: Scores, reference: Scores, prefix: str = "") -> list[Measurement]:
+    """`accuracy` and `accuracy_drop` (their names after `prefix`), with intervals."""
+    low, high, method = scores.interval()
+    n = len(scores.outputs)
+    drop, drop_low, drop_high, drop_method = scores.drop_from(reference)
+    return [
+        Measurement(f"{prefix}accuracy", scores.value(), low, high, METRICS["accuracy"].unit, n, method),
+        Measurement(f"{prefix}accuracy_drop", drop, drop_low, drop_high, METRICS["accuracy_drop"].unit, n, drop_method),
+    ]
+
+
+def cross_entropy(scores: Scores) -> Measurement:
+    """Mean cross-entropy of logits [n, classes] against class indices [n], with the normal interval of the mean."""
+    losses = functional.cross_entropy(scores.outputs, scores.targets, reduction="none").double()
+    mean, n = float(losses.mean()), len(losses)
+    half = 1.959964 * float(losses.std()) / n**0.5 if n > 1 else 0.0
+    return Measurement("cross_entropy", mean, mean - half, mean + half, METRICS["cross_entropy"].unit, n, "normal")

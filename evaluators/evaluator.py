@@ -1,0 +1,77 @@
+"""What every evaluator is, and what it is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..hardware_profiles.bench import Bench
+from ..hardware_profiles.runtime import Artifact, Runtime
+from ..hardware_profiles.target import Target
+from ..measurement import Measurement
+from ..spaces.candidate import Candidate
+from ..workloads.workload import Workload
+from .scores import Scores
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The uncompressed model on the same target, which candidates are compared with.
+
+    Attributes:
+        artifact: its artifact.
+        latency_ms: its latency on the quiet machine, one batch.
+        validation, test: its scores per split; None where that split was not scored yet.
+    """
+
+    artifact: Artifact
+    latency_ms: float
+    validation: Scores | None = None
+    test: Scores | None = None
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where candidates are evaluated: constant over a search.
+
+    Attributes:
+        workload, target, runtime: what is compressed, and where it runs.
+        bench: times artifacts.
+        reference: None only while the reference itself is evaluated.
+        threads: that scoring may use; timing uses the target's.
+    """
+
+    workload: Workload
+    target: Target
+    runtime: Runtime
+    bench: Bench | None = None
+    reference: Reference | None = None
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: a candidate, and its artifact once it was lowered."""
+
+    candidate: Candidate
+    artifact: Artifact | None = None
+
+
+class Evaluator(Protocol):
+    """Turns a subject into measurements.
+
+    Attributes:
+        metrics: names of the measurements it makes, keys of `METRICS`.
+        needs_artifact: whether the candidate has to be lowered first.
+    """
+
+    metrics: tuple[str, ...]
+    needs_artifact: bool
+
+    def evaluate(self, subject: Subject, context: Context) -> list[Measurement]:
+        """One measurement for each of `metrics`, in their order.
+
+        Raises:
+            EvaluationError: the number cannot be produced for this subject.
+        """
+        ...

@@ -1,0 +1,83 @@
+"""Scoring outputs against targets, sample by sample where the metric allows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.stats import binomtest
+from torch import Tensor
+
+from ..errors import EvaluationError
+from ..workloads.workload import MetricFunction
+
+TOP_K = {"top1": 1, "top5": 5}
+CONFIDENCE = 0.95
+NORMAL_QUANTILE = 1.959964
+BOOTSTRAP_RESAMPLES = 200
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A model's outputs on one split, scored.
+
+    Attributes:
+        outputs, targets: shape [n, ...].
+        metric: "top1", "top5" or a function of (outputs, targets).
+    """
+
+    outputs: Tensor
+    targets: Tensor
+    metric: str | MetricFunction
+
+    @property
+    def hits(self) -> np.ndarray | None:
+        """1 where a sample is right, shape [n]; None for a metric that is no mean over samples."""
+        if not isinstance(self.metric, str):
+            return None
+        best = self.outputs.topk(TOP_K[self.metric], dim=1).indices
+        return (best == self.targets.reshape(-1, 1)).any(dim=1).numpy().astype(np.float64)
+
+    def value(self, chosen: np.ndarray | None = None) -> float:
+        """The metric over all samples, or over those of the index array `chosen`.
+
+        Raises:
+            EvaluationError: a metric function returned something that is no finite number.
+        """
+        if (hits := self.hits) is not None:
+            return float(hits.mean() if chosen is None else hits[chosen].mean())
+        outputs, targets = (self.outputs, self.targets) if chosen is None else (self.outputs[chosen], self.targets[chosen])
+        value = float(self.metric(outputs, targets))  # type: ignore[operator]
+        if not np.isfinite(value):
+            raise EvaluationError(f"the workload's metric returned {value}")
+        return value
+
+    def interval(self) -> tuple[float, float, str]:
+        """95 % interval and how it was made: Wilson's for hits (Wilson 1927), else the percentile bootstrap."""
+        if (hits := self.hits) is not None:
+            wilson = binomtest(int(hits.sum()), len(hits)).proportion_ci(CONFIDENCE, method="wilson")
+            return float(wilson.low), float(wilson.high), "wilson"
+        return *bootstrap(self.value, len(self.outputs)), "bootstrap"
+
+    def drop_from(self, reference: Scores) -> tuple[float, float, float, str]:
+        """How much lower this scores than `reference` on the same samples, with its paired 95 % interval."""
+        drop = reference.value() - self.value()
+        if (ours := self.hits) is not None and (theirs := reference.hits) is not None:
+            half = NORMAL_QUANTILE * float((theirs - ours).std()) / np.sqrt(len(ours))
+            return drop, drop - half, drop + half, "paired-normal"
+        return drop, *bootstrap(lambda chosen: reference.value(chosen) - self.value(chosen), len(self.outputs)), "paired-bootstrap"
+
+
+def bootstrap(statistic: Callable[[np.ndarray], float], n: int) -> tuple[float, float]:
+    """95 % percentile-bootstrap interval of a statistic of sample indices (Efron & Tibshirani 1993, chapter 13)."""
+    generator = np.random.default_rng(0)
+    values = [statistic(generator.integers(0, n, n)) for _ in range(BOOTSTRAP_RESAMPLES)]
+    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def concatenate(parts: list[tuple[Tensor, Tensor]], metric: str | MetricFunction) -> Scores:
+    """Scores over batches of (outputs, targets)."""
+    return Scores(torch.cat([outputs for outputs, _ in parts]), torch.cat([targets for _, targets in parts]), metric)

@@ -1,0 +1,57 @@
+"""Which machine and which versions a number was made with."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import psutil
+
+from .runtime import Runtime
+
+PACKAGES = ("slimfront", "torch", "torchvision", "torchao", "torch-pruning", "fvcore", "onnx", "optuna", "ray")
+GOVERNOR = "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
+RELEVANT_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd", "i8mm", "bf16")
+"""CPU features that decide which kernels a runtime picks."""
+
+
+def machine() -> dict[str, Any]:
+    """The machine this runs on, as plain JSON values."""
+    cpu, flags = _cpu()
+    return {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "flags": [flag for flag in RELEVANT_FLAGS if flag in flags],
+        "governor": _read(GOVERNOR),
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": f"{platform.system()} {platform.release()}",
+        "architecture": platform.machine(),
+    }
+
+
+def versions(runtime: Runtime) -> dict[str, str]:
+    """Versions of Python, slimfront, what it measures with and the target's runtime."""
+    packages = {name: version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **packages, runtime.name: runtime.version()}
+
+
+def _cpu() -> tuple[str, set[str]]:
+    """Model name and feature flags, as Linux tells them; the bare processor name elsewhere."""
+    model, flags = platform.processor() or "unknown", set()
+    for line in (_read("/proc/cpuinfo") or "").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            model = value.strip()
+        elif key.strip() in ("flags", "Features"):
+            flags = set(value.split())
+    return model, flags
+
+
+def _read(path: str) -> str | None:
+    try:
+        with open(path) as file:
+            return file.read().strip()
+    except OSError:
+        return None  # not every machine tells

@@ -1,0 +1,57 @@
+"""The uncompressed model on the target: what every candidate is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from ..evaluators.accuracy import Accuracy, score
+from ..evaluators.complexity import Complexity
+from ..evaluators.evaluator import Context, Reference, Subject
+from ..evaluators.latency import latency_measurements
+from ..evaluators.size import ArtifactSize
+from ..hardware_profiles.bench import Bench, PairedTiming
+from ..hardware_profiles.runtime import Artifact
+from ..measurement import METRICS, Measurement
+from ..spaces.candidate import Candidate
+from ..spaces.policy import Policy
+
+QUIET_SECONDS = 1.0
+
+
+def lower_reference(context: Context, folder: Path) -> Artifact:
+    """Write the uncompressed model's artifact into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    candidate = Candidate(Policy(), context.workload.model.eval())
+    return context.runtime.lower(candidate, context.workload.example_input, context.target, folder / "model.onnx")
+
+
+def measure_reference(context: Context, artifact: Artifact, bench: Bench) -> list[Measurement]:
+    """Everything measured of the uncompressed model, on the machine before any worker starts.
+
+    Its speed-up is measured too, against itself: an interval that leaves 1 out says the machine is not fit to measure on.
+    """
+    subject = Subject(Candidate(Policy(), context.workload.model.eval()), artifact)
+    latency_ms, low, high, blocks = bench.time_reference(QUIET_SECONDS)
+    against_itself = bench.time(artifact.path, QUIET_SECONDS)
+    return [
+        *Complexity().evaluate(subject, context),
+        *ArtifactSize().evaluate(subject, context),
+        *Accuracy().evaluate(subject, context),
+        _speedup(against_itself, latency_ms),
+        Measurement("latency_ms", latency_ms, low, high, METRICS["latency_ms"].unit, blocks, "median on the quiet machine"),
+    ]
+
+
+def with_scores(context: Context, artifact: Artifact, latency_ms: float) -> Reference:
+    """The reference with its scores on the search-validation split, which accuracy drops are paired with."""
+    return Reference(artifact, latency_ms, validation=score(artifact, context.workload.validation, context))
+
+
+def with_test_scores(context: Context, reference: Reference) -> Reference:
+    """The reference with its scores on the test split too."""
+    return replace(reference, test=score(reference.artifact, context.workload.test, context))
+
+
+def _speedup(timing: PairedTiming, latency_ms: float) -> Measurement:
+    return latency_measurements(timing, latency_ms)[0]

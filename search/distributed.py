@@ -1,0 +1,115 @@
+"""Runs a search over Ray Tune: long-lived workers take trials one stage at a time; the driver alone writes."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+# Read by Ray when it is imported or started.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+from ray import tune
+from ray.tune.search import Searcher
+
+from .driver import Proposal, Search
+from .worker import Stage, Worker, WorkerSetup
+
+OBJECT_STORE_BYTES = 200 * 2**20
+"""Results are small and weights stay with their worker; Ray would take 30 % of the memory."""
+
+
+class TrialRunner(tune.Trainable):
+    """A worker slot: one `step` is one stage of a trial; the same process takes the next trial."""
+
+    def setup(self, config: dict[str, Any], setup: WorkerSetup) -> None:
+        self._worker = Worker(setup)
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        stage = next(self._stages, None)
+        return {"stage": stage, "done": stage is None}
+
+    def cleanup(self) -> None:
+        self._worker.close()
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        proposal: Proposal = config["proposal"]
+        self._stages: Iterator[Stage] = self._worker.run(proposal.policy, proposal.folder)
+
+
+class StudySearcher(Searcher):
+    """Hands the driver's proposals to Tune, and Tune's results to the driver."""
+
+    def __init__(self, search: Search) -> None:
+        super().__init__()
+        self._search = search
+        self._numbers: dict[str, int] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        proposal = self._search.propose()
+        if proposal is None:
+            return Searcher.FINISHED
+        self._numbers[trial_id] = proposal.number
+        return {"proposal": proposal}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        if (stage := result["stage"]) is not None:
+            self._search.record(self._numbers[trial_id], stage)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        number = self._numbers.pop(trial_id)
+        if error:
+            self._search.fail(number, "its worker died")
+        elif result is not None and result.get("done"):
+            self._search.finish(number)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the database is the truth, Tune's own checkpoints are not used."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, as for `save`."""
+
+
+def run_distributed(search: Search, workers: int) -> None:
+    """Run trials on `workers` Ray actors until the budget is spent.
+
+    Joins the cluster RAY_ADDRESS names, else starts Ray on this machine. An interrupt ends the run; trials still running
+    are closed as interrupted.
+
+    Raises:
+        KeyboardInterrupt: after the first Ctrl-C, when everything is stored.
+    """
+    _start_ray(workers)
+    try:
+        with tempfile.TemporaryDirectory(prefix="slimfront-tune-") as folder:
+            trainable = tune.with_parameters(TrialRunner, setup=search.worker_setup(workers))
+            tune.Tuner(
+                tune.with_resources(trainable, {"cpu": 1}),
+                tune_config=tune.TuneConfig(
+                    search_alg=StudySearcher(search), num_samples=-1, max_concurrent_trials=workers, reuse_actors=True
+                ),
+                run_config=tune.RunConfig(storage_path=folder, name="tune", verbose=0),
+            ).fit()
+    finally:
+        interrupted = not search.is_over
+        search.interrupt()
+        ray.shutdown()
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+def _start_ray(workers: int) -> None:
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+    else:
+        ray.init(num_cpus=workers, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)

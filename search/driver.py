@@ -1,0 +1,300 @@
+"""The driver of a search: proposes policies, stores what workers find, keeps the front.
+
+It is the only writer: of Optuna's tables through `OptunaStudy`, of slimfront's through `Store`. Runners (`local`,
+`distributed`) call `propose`, `record` and `interrupt`, and know nothing of either.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import StoreError, StudyFileError
+from ..evaluators.evaluator import Context, Reference
+from ..hardware_profiles.bench import Bench, bench_cores, worker_cores
+from ..hardware_profiles.fingerprint import machine, versions
+from ..hardware_profiles.runtime import Artifact, get_runtime
+from ..hardware_profiles.target import Target, load_target
+from ..measurement import Measurement
+from ..spaces.channel_groups import find_channel_groups
+from ..spaces.layers import find_layers
+from ..spaces.policy import Policy, Recovery
+from ..spaces.space import Space, SpaceChoices
+from ..studies.front import Objective, Point, hypervolume, pareto_front, reference_point
+from ..studies.records import TrialRecord
+from ..studies.spec import StudySpec
+from ..studies.store import Store
+from ..workloads.load import load_workload, workload_fingerprint
+from .baseline import lower_reference, measure_reference, with_scores
+from .optuna_study import OptunaStudy
+from .worker import Stage, WorkerSetup
+
+INTERRUPTED = "interrupted before it ended"
+MAX_ANCHORS = 12
+MAX_DUPLICATES = 20
+"""Consecutive proposals of known policies after which the space counts as exhausted."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A policy to try; its files go to `folder`."""
+
+    number: int
+    policy: Policy
+    folder: Path
+
+
+@dataclass
+class _Running:
+    """A trial that was proposed and has not ended."""
+
+    policy: Policy
+    measurements: dict[str, Measurement] = field(default_factory=dict)
+
+
+Listener = Callable[[str, int, str], None]
+"""(event, trial number, text): "stage", "complete", "infeasible", "failed", "duplicate" or "front"."""
+
+
+class Search:
+    """One run of a study.
+
+    Args:
+        spec: what is searched.
+        store: open; this process becomes the study's only driver.
+        artifacts: folder that files of trials are kept in; workers must reach it.
+        listener: told of everything that happens.
+
+    Raises:
+        UserError: the study does not fit its workload, its target or what the database holds of it.
+    """
+
+    def __init__(self, spec: StudySpec, store: Store, artifacts: Path, listener: Listener = lambda *_: None) -> None:
+        self.spec, self.store = spec, store
+        self.folder = artifacts.resolve() / spec.study
+        self.objectives = [Objective.of(name) for name in spec.objectives]
+        self._listener = listener
+        self.target = load_target(spec.target, spec.base_folder)
+        runtime = get_runtime(self.target.runtime)
+        _check_bits(spec, self.target)
+        self.workload = load_workload(spec.workload, spec.workload_options, spec.base_folder)
+        model, example = self.workload.model.eval(), self.workload.example_input
+        self.layers = find_layers(model, example)
+        self.groups, self.unprunable = find_channel_groups(model, example)
+        recovery = spec.recovery
+        self.space = Space(
+            self.layers,
+            self.groups,
+            SpaceChoices(**spec.space.model_dump()),
+            Recovery(1, recovery.learning_rate, recovery.temperature, recovery.alpha),
+        )
+        if not self.space.knobs:
+            raise StudyFileError(spec.study, "space", "nothing is left to choose: every layer is kept back or cannot be pruned")
+        self.context = Context(self.workload, self.target, runtime, threads=len(worker_cores(0)))
+        self._open_study()
+        self.reference = self._reference()
+        self._optuna = OptunaStudy(spec, self.space, store)
+        self._running: dict[int, _Running] = {}
+        self._load_trials()
+        self._started = time.monotonic()
+
+    # What runners call
+
+    def propose(self) -> Proposal | None:
+        """The next policy to try, stored as running; None where the budget is spent or the space exhausted."""
+        if self.is_over:
+            return None
+        for _ in range(MAX_DUPLICATES):
+            number, parameters, attributes = self._optuna.ask()
+            policy = self.space.policy(parameters)
+            if policy.digest not in self._seen:
+                return self._start(number, policy, attributes)
+            self._optuna.fail(number, f"same policy as trial {self._seen[policy.digest]}, not tried again")
+            self._listener("duplicate", number, f"same policy as trial {self._seen[policy.digest]}")
+        self._exhausted = True
+        return None
+
+    def record(self, number: int, stage: Stage) -> None:
+        """Store what a stage of a trial found."""
+        running = self._running[number]
+        running.measurements.update({m.name: m for m in stage.measurements})
+        self.store.add_measurements(self.spec.study, number, stage.measurements, stage.rung, self.target.name)
+        for kind, artifact in stage.artifacts.items():
+            self.store.record_artifact(self.spec.study, number, kind, str(artifact.path), artifact.sha256, artifact.bytes)
+        self._listener("stage", number, stage.name)
+        if stage.reason is not None:
+            self.fail(number, stage.reason)
+
+    def finish(self, number: int) -> None:
+        """End a trial whose stages have all been recorded, unless it failed."""
+        if number not in self._running:
+            return
+        running = self._running.pop(number)
+        values = {name: measurement.value for name, measurement in running.measurements.items()}
+        violations = {str(c): c.violation(values[c.metric]) for c in self.spec.constraints if c.metric in values}
+        told = [values[name] for name in self.spec.objectives] if all(name in values for name in self.spec.objectives) else None
+        self._optuna.annotate(number, values)
+        self._optuna.tell(number, told, violations)
+        self._finished += 1
+        broken = [name for name, violation in violations.items() if violation > 0]
+        if broken:
+            reason = f"violates {broken[0]}: {values[broken[0].split()[0]]:.4g}"
+            self.store.finish_trial(self.spec.study, number, "infeasible", reason, violations)
+            self._listener("infeasible", number, reason)
+        else:
+            self.store.finish_trial(self.spec.study, number, "complete", violations=violations)
+            self._listener("complete", number, "")
+            self._add_point(self.store.get_trial(self.spec.study, number))
+
+    def fail(self, number: int, reason: str) -> None:
+        """End a trial that broke; it counts against the budget."""
+        del self._running[number]
+        self._optuna.fail(number, reason)
+        self.store.finish_trial(self.spec.study, number, "failed", reason)
+        self._finished += 1
+        self._listener("failed", number, reason)
+
+    def interrupt(self) -> None:
+        """End every trial still running; the next run of the study tries their policies again."""
+        for number, running in list(self._running.items()):
+            del self._running[number]
+            self._optuna.fail(number, INTERRUPTED)
+            self.store.finish_trial(self.spec.study, number, "failed", INTERRUPTED)
+            self._seen.pop(running.policy.digest, None)
+
+    def worker_setup(self, workers: int) -> WorkerSetup:
+        """What workers need; with `workers` > 0 they are kept off the bench's cores and share the others."""
+        cores = worker_cores(self.target.threads) if workers else []
+        return WorkerSetup(
+            workload=self.spec.workload,
+            workload_options=self.spec.workload_options,
+            base_folder=self.spec.base_folder,
+            target=self.target,
+            groups=self.groups,
+            seed=self.spec.seed,
+            batch_size=self.spec.recovery.batch_size,
+            constraints=self.spec.constraints,
+            reference=self.reference,
+            cores=cores,
+            threads=max(1, len(cores) // workers) if workers else len(worker_cores(0)),
+            bench_cores=bench_cores(self.target.threads),
+        )
+
+    # What reports ask
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the budget of trials or time is spent, counting trials that still run."""
+        budget = self.spec.budget
+        trials_spent = budget.trials is not None and self._finished + len(self._running) >= budget.trials
+        time_spent = budget.timeout_s is not None and time.monotonic() - self._started >= budget.timeout_s
+        return trials_spent or time_spent or self._exhausted
+
+    @property
+    def finished(self) -> int:
+        """Trials of the study that have ended, interrupted ones left out."""
+        return self._finished
+
+    @property
+    def front(self) -> list[Point]:
+        """The current front."""
+        return pareto_front(self._points.values(), self.objectives)
+
+    @property
+    def hypervolume(self) -> float:
+        """Hypervolume of the front from the study's fixed reference point."""
+        return hypervolume(self.front, self.objectives, self._reference_point)
+
+    @property
+    def optuna(self) -> OptunaStudy:
+        """The Optuna study, for the dashboard's notes and figures."""
+        return self._optuna
+
+    def remeasured(self, number: int, measurements: list[Measurement], rung: int) -> None:
+        """Store newer figures of a trial that has ended, and let the front follow."""
+        self.store.add_measurements(self.spec.study, number, measurements, rung, self.target.name)
+        self._add_point(self.store.get_trial(self.spec.study, number))
+
+    # How it starts
+
+    def _open_study(self) -> None:
+        fingerprint = workload_fingerprint(self.workload)
+        if self.spec.study not in {study.name for study in self.store.studies()}:
+            self.store.create_study(self.spec, fingerprint, versions(self.context.runtime), machine())
+            return
+        record = self.store.update_spec(self.spec)
+        if record.workload_fingerprint != fingerprint:
+            raise StoreError(
+                f"study {self.spec.study!r} was searched with another model or data behind workload "
+                f"{self.spec.workload!r}; give the study another name"
+            )
+
+    def _reference(self) -> Reference:
+        """The uncompressed model, measured when the study was new and read back ever after."""
+        path = self.folder / "reference" / "model.onnx"
+        artifact = Artifact.of(path) if path.is_file() else lower_reference(self.context, path.parent)
+        baseline = self.store.get_study(self.spec.study).baseline
+        if not baseline:
+            batch = self.workload.example_input.expand(self.target.batch, *self.workload.example_input.shape[1:])
+            bench = Bench(self.target, artifact.path, batch.contiguous().numpy(), bench_cores(self.target.threads))
+            try:
+                measurements = measure_reference(self.context, artifact, bench)
+            finally:
+                bench.close()
+            self.store.set_baseline(self.spec.study, measurements, self.target.name)
+            baseline = {measurement.name: measurement for measurement in measurements}
+        values = {name: measurement.value for name, measurement in baseline.items()}
+        self._reference_point = reference_point(values, self.objectives, self.spec.constraints)
+        return with_scores(self.context, artifact, values["latency_ms"])
+
+    def _load_trials(self) -> None:
+        """Take up what earlier runs left: finished trials, and orphans to try again."""
+        self._exhausted = False
+        self._points: dict[int, Point] = {}
+        self._seen: dict[str, int] = {}
+        self._finished = 0
+        if self._optuna.is_new:
+            for policy in self.space.anchors()[:MAX_ANCHORS]:
+                self._optuna.enqueue(self.space.parameters(policy), {})
+        for orphan in self.store.running_trials(self.spec.study):
+            self.store.finish_trial(self.spec.study, orphan.number, "failed", INTERRUPTED)
+        self._optuna.fail_orphans(INTERRUPTED)
+        trials = self.store.trials(self.spec.study)
+        retried = {trial.retry_of for trial in trials}
+        for trial in trials:
+            if trial.reason != INTERRUPTED:
+                self._finished += 1
+                self._seen[trial.digest] = trial.number
+                if trial.state == "complete":
+                    self._points[trial.number] = Point.of(trial, self.objectives)
+            elif trial.number not in retried:
+                self._optuna.enqueue(self.space.parameters(trial.policy), {"retry_of": trial.number})
+
+    def _start(self, number: int, policy: Policy, attributes: Mapping[str, object]) -> Proposal:
+        retry_of = attributes.get("retry_of")
+        self.store.start_trial(self.spec.study, number, policy, retry_of=int(str(retry_of)) if retry_of is not None else None)
+        self._seen[policy.digest] = number
+        self._running[number] = _Running(policy)
+        self._optuna.annotate(number, {"policy": policy.to_json(), "digest": policy.digest})
+        return Proposal(number, policy, self.folder / f"trial-{number:05d}")
+
+    def _add_point(self, trial: TrialRecord) -> None:
+        before = {point.trial for point in self.front}
+        self._points[trial.number] = Point.of(trial, self.objectives)
+        members = [point.trial for point in self.front]
+        self.store.save_front(self.spec.study, members, self.hypervolume)
+        if trial.number in members and trial.number not in before:
+            self._listener("front", trial.number, "")
+
+
+def _check_bits(spec: StudySpec, target: Target) -> None:
+    """Raises: StudyFileError: the study asks for bits the target does not take."""
+    for key in ("weight_bits", "activation_bits"):
+        allowed = getattr(target, key)
+        for index, bits in enumerate(getattr(spec.space, key)):
+            if bits not in allowed:
+                raise StudyFileError(
+                    spec.study, f"space.{key}.{index}", f"target {target.name} takes {', '.join(map(str, allowed))}, not {bits}"
+                )

@@ -1,0 +1,22 @@
+"""Runs a search in this process, without Ray: for tests, debugging and small machines."""
+
+from __future__ import annotations
+
+from .driver import Search
+from .worker import Worker
+
+
+def run_local(search: Search) -> None:
+    """Run trials one after the other until the budget is spent.
+
+    On KeyboardInterrupt the trial at hand is closed as interrupted, and the interrupt goes on.
+    """
+    worker = Worker(search.worker_setup(0), search.workload)
+    try:
+        while proposal := search.propose():
+            for stage in worker.run(proposal.policy, proposal.folder):
+                search.record(proposal.number, stage)
+            search.finish(proposal.number)
+    finally:
+        search.interrupt()
+        worker.close()

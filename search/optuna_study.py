@@ -1,0 +1,125 @@
+"""The Optuna study behind a search: asked for parameters, told results; the only place its storage is touched.
+
+Optuna's tables and slimfront's lie in the same database; trial numbers are the same in both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState
+from sqlalchemy import event
+
+from ..measurement import METRICS
+from ..spaces.space import Choice, Space
+from ..studies.spec import StudySpec
+from ..studies.store import Store
+
+DASHBOARD_CONSTRAINTS = "constraints"
+"""System attribute the dashboard greys infeasible trials by; it does not read what `Trial.set_constraint` stores."""
+
+
+class OptunaStudy:
+    """Ask and tell over one Optuna study.
+
+    Ownership: one driver at a time; nothing here is safe to share between threads.
+    """
+
+    def __init__(self, spec: StudySpec, space: Space, store: Store) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._space = space
+        self._storage = open_storage(store)
+        self._study = optuna.create_study(
+            storage=self._storage,
+            study_name=spec.study,
+            directions=[METRICS[name].direction for name in spec.objectives],
+            load_if_exists=True,
+        )
+        self._study.set_metric_names([f"{name} [{METRICS[name].unit}]" for name in spec.objectives])
+        self._study.sampler = make_sampler(spec, trials_so_far=len(self._study.get_trials(deepcopy=False)))
+        self._asked: dict[int, optuna.Trial] = {}
+
+    def ask(self) -> tuple[int, dict[str, Choice], dict[str, Any]]:
+        """Number, parameters and user attributes of the next trial: an enqueued one, else the sampler's."""
+        trial = self._study.ask()
+        _ = trial.relative_params  # NSGA-II ignores enqueued parameters unless these are read first
+        parameters = {knob.name: trial.suggest_categorical(knob.name, knob.choices) for knob in self._space.knobs}
+        self._asked[trial.number] = trial
+        return trial.number, parameters, dict(trial.user_attrs)
+
+    def enqueue(self, parameters: Mapping[str, Choice], attributes: Mapping[str, Any]) -> None:
+        """Have these parameters asked next."""
+        self._study.enqueue_trial(dict(parameters), user_attrs=dict(attributes))
+
+    def annotate(self, number: int, attributes: Mapping[str, Any]) -> None:
+        """Attach what the dashboard shows beside a trial that was asked here."""
+        for key, value in attributes.items():
+            self._asked[number].set_user_attr(key, value)
+
+    def tell(self, number: int, values: Sequence[float] | None, violations: Mapping[str, float]) -> None:
+        """End a trial: with its objective values, or without any where a constraint ended it early."""
+        trial = self._asked.pop(number)
+        for constraint, violation in violations.items():
+            trial.set_constraint(constraint, violation)
+        self._storage.set_trial_system_attr(trial._trial_id, DASHBOARD_CONSTRAINTS, list(violations.values()))
+        if values is None:
+            self._study.tell(trial, state=TrialState.PRUNED)
+        else:
+            self._study.tell(trial, list(values))
+
+    def fail(self, number: int, reason: str) -> None:
+        """End a trial that has no result; samplers do not learn from it."""
+        trial = self._asked.pop(number)
+        trial.set_user_attr("reason", reason)
+        self._study.tell(trial, state=TrialState.FAIL)
+
+    def fail_orphans(self, reason: str) -> None:
+        """End trials that an earlier driver left running."""
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if trial.number not in self._asked:
+                self._storage.set_trial_user_attr(trial._trial_id, "reason", reason)
+                self._study.tell(trial.number, state=TrialState.FAIL)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was ever asked or enqueued."""
+        return not self._study.get_trials(deepcopy=False)
+
+    @property
+    def optuna_study(self) -> optuna.Study:
+        """The study itself, for notes and figures on the dashboard."""
+        return self._study
+
+
+def open_storage(store: Store) -> RDBStorage:
+    """Optuna's storage in the store's database; on SQLite with the same journal settings, or it writes half as fast."""
+    storage = RDBStorage(store.url, engine_kwargs={"connect_args": {"timeout": 30}} if _is_sqlite(store.url) else {})
+    if _is_sqlite(store.url):
+        event.listen(storage.engine, "connect", _fast_sqlite)
+        storage.engine.dispose()  # connections opened before the listener
+    return storage
+
+
+def make_sampler(spec: StudySpec, trials_so_far: int) -> BaseSampler:
+    """The study's sampler. Its seed depends on how far the study is: the same one would propose the same trials again."""
+    digest = hashlib.sha256(f"{spec.seed}/{trials_so_far}".encode()).digest()
+    seed = int.from_bytes(digest[:4], "big")
+    if spec.sampler == "nsgaii":
+        return NSGAIISampler(seed=seed, population_size=20)
+    if spec.sampler == "random":
+        return RandomSampler(seed=seed)
+    return TPESampler(seed=seed, multivariate=True, constant_liar=spec.workers > 1, n_startup_trials=10)
+
+
+def _is_sqlite(url: str) -> bool:
+    return url.startswith("sqlite")
+
+
+def _fast_sqlite(connection: Any, _record: object) -> None:
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")

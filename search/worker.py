@@ -1,0 +1,171 @@
+"""One trial, top to bottom, as a worker runs it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from ..compression.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
+from ..compression.quantize import quantize
+from ..compression.recover import recover
+from ..errors import TrialError
+from ..evaluators.accuracy import Accuracy
+from ..evaluators.complexity import Complexity
+from ..evaluators.evaluator import Context, Reference, Subject
+from ..evaluators.latency import Latency
+from ..evaluators.size import ArtifactSize
+from ..hardware_profiles.bench import Bench
+from ..hardware_profiles.runtime import Artifact, get_runtime
+from ..hardware_profiles.target import Target
+from ..measurement import Measurement
+from ..spaces.candidate import Candidate
+from ..spaces.channel_groups import ChannelGroup
+from ..spaces.policy import Policy
+from ..studies.constraint import Constraint
+from ..workloads.load import load_workload
+from ..workloads.workload import Workload
+
+TIMING_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class WorkerSetup:
+    """What a worker is told once, at its start; plain values that travel to other processes.
+
+    Attributes:
+        workload, workload_options, base_folder: what `load_workload` takes.
+        groups: the model's channel groups, found once by the driver.
+        reference: the uncompressed model, measured once by the driver; None while that is done.
+        reference_inputs: batch of one timing, from the example input.
+        constraints: a trial ends early where one on size or latency is violated.
+        cores: this worker is pinned to them; empty leaves it where it is.
+        threads: for training and scoring.
+        bench_cores: the bench is pinned to these.
+    """
+
+    workload: str
+    workload_options: Mapping[str, object]
+    base_folder: Path
+    target: Target
+    groups: Sequence[ChannelGroup]
+    seed: int
+    batch_size: int
+    constraints: Sequence[Constraint] = ()
+    reference: Reference | None = None
+    cores: Sequence[int] = ()
+    threads: int = 1
+    bench_cores: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one step of a trial found.
+
+    Attributes:
+        name: "counted", "timed", "scored", "recovered" or "failed".
+        rung: fidelity: 0 without recovery, 1 after it.
+        measurements: made in this step.
+        artifacts: files written so far that are worth keeping, kind -> file.
+        reason: why the trial failed, else None.
+    """
+
+    name: str
+    rung: int = 0
+    measurements: Sequence[Measurement] = ()
+    artifacts: Mapping[str, Artifact] = field(default_factory=dict)
+    reason: str | None = None
+
+
+class Worker:
+    """Runs trials one after the other; the model, its data and the bench are set up once."""
+
+    def __init__(self, setup: WorkerSetup, workload: Workload | None = None) -> None:
+        if setup.cores:
+            os.sched_setaffinity(0, setup.cores)
+        torch.set_num_threads(setup.threads)
+        self.setup = setup
+        self.workload = workload or load_workload(setup.workload, setup.workload_options, setup.base_folder)
+        self._context = Context(
+            workload=self.workload,
+            target=setup.target,
+            runtime=get_runtime(setup.target.runtime),
+            bench=self._bench(),
+            reference=setup.reference,
+            threads=setup.threads,
+        )
+
+    def run(self, policy: Policy, folder: Path) -> Iterator[Stage]:
+        """Compress and score `policy`, stage by stage; files go to `folder`.
+
+        A trial that breaks ends with a "failed" stage; nothing it does ends the search.
+        """
+        try:
+            yield from self._stages(policy, folder)
+        except TrialError as error:
+            yield Stage("failed", reason=str(error))
+        except Exception as error:  # a user's model, metric or loss may raise anything, and other trials may be fine
+            yield Stage("failed", reason=f"{type(error).__name__}: {error}")
+
+    def close(self) -> None:
+        """End the bench's process."""
+        if self._context.bench is not None:
+            self._context.bench.close()
+
+    def _stages(self, policy: Policy, folder: Path) -> Iterator[Stage]:
+        folder.mkdir(parents=True, exist_ok=True)
+        example = self.workload.example_input
+        model = pruned_copy(self.workload.model, example, policy, self.setup.groups)
+        counted = Complexity().evaluate(Subject(Candidate(policy, model)), self._context)
+        yield Stage("counted", measurements=counted)
+        if self._out_of_bounds(counted):
+            return
+        if is_structurally_changed(policy, self.setup.groups):
+            reestimate_batch_norm(model, self.workload.calibration)
+        subject = self._lower(policy, model, folder)
+        # Before recovery: latency needs no trained weights, and a trial that is too slow ends here.
+        timed = [*ArtifactSize().evaluate(subject, self._context), *Latency(TIMING_SECONDS).evaluate(subject, self._context)]
+        yield Stage("timed", measurements=timed)
+        if self._out_of_bounds(timed):
+            return
+        scored = Accuracy().evaluate(subject, self._context)
+        if not policy.recovery.epochs:
+            yield Stage("scored", measurements=scored, artifacts=_kept(subject, folder))
+            return
+        yield Stage("scored", measurements=scored)
+        recover(model, self.workload, policy, self.setup.seed, self.setup.batch_size)
+        subject = self._lower(policy, model, folder)
+        recovered = [*ArtifactSize().evaluate(subject, self._context), *Accuracy().evaluate(subject, self._context)]
+        yield Stage("recovered", 1, recovered, _kept(subject, folder))
+
+    def _lower(self, policy: Policy, model: nn.Module, folder: Path) -> Subject:
+        example = self.workload.example_input
+        quantization = quantize(model, example, policy, self.workload.calibration)
+        candidate = Candidate(policy, model, quantization)
+        artifact = self._context.runtime.lower(candidate, example, self.setup.target, folder / "model.onnx")
+        return Subject(candidate, artifact)
+
+    def _out_of_bounds(self, measurements: Sequence[Measurement]) -> bool:
+        values = {measurement.name: measurement.value for measurement in measurements}
+        return any(c.metric in values and c.violation(values[c.metric]) > 0 for c in self.setup.constraints)
+
+    def _bench(self) -> Bench | None:
+        if self.setup.reference is None:
+            return None
+        inputs = self.workload.example_input
+        batch = inputs.expand(self.setup.target.batch, *inputs.shape[1:]).contiguous().numpy()
+        return Bench(self.setup.target, self.setup.reference.artifact.path, batch, self.setup.bench_cores)
+
+
+def _kept(subject: Subject, folder: Path) -> dict[str, Artifact]:
+    """The artifact, and the float weights it was made from, without pickle."""
+    weights = folder / "weights.safetensors"
+    state = {name: tensor.contiguous() for name, tensor in subject.candidate.model.state_dict().items()}
+    save_file(state, weights)
+    assert subject.artifact is not None  # a subject is kept only after it was lowered
+    return {"model": subject.artifact, "weights": Artifact.of(weights)}
