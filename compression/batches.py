@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -24,3 +25,8 @@ def input_batches(data: MapDataset, batch_size: int) -> Iterator[Tensor]:
     """Inputs of `data` in order, shape [batch_size, ...]; the last batch may be smaller."""
     for inputs, _ in loader(data, batch_size):
         yield inputs
+
+
+def example_batch(example_input: Tensor, batch: int) -> np.ndarray:
+    """The example input, shape [1, ...], repeated to [batch, ...] float32 for a runtime."""
+    return example_input.expand(batch, *example_input.shape[1:]).contiguous().cpu().numpy().astype(np.float32)

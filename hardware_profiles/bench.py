@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import statistics
 import tempfile
 import time
@@ -88,6 +89,12 @@ class Bench:
         self._setup = (target.model_dump_json(), str(reference), inputs, list(cores))
         self._process: ProcessPoolExecutor | None = None
 
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def time(self, candidate: Path, seconds: float = 1.0) -> PairedTiming:
         """Time `candidate` against the reference for at most about `seconds`.
 
@@ -132,6 +139,7 @@ _state: _State
 
 def _set_up(target_json: str, reference: str, inputs: np.ndarray, cores: list[int]) -> None:
     global _state
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle; it ends this process
     os.sched_setaffinity(0, cores)  # before the runtime starts its threads, which inherit it
     target = Target.model_validate_json(target_json)
     session = get_runtime(target.runtime).load(Path(reference), target)

@@ -11,24 +11,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import StoreError, StudyFileError
-from ..evaluators.evaluator import Context, Reference
-from ..hardware_profiles.bench import Bench, bench_cores, worker_cores
+from ..errors import StoreError
+from ..evaluators.evaluator import Reference
+from ..hardware_profiles.bench import bench_cores, worker_cores
 from ..hardware_profiles.fingerprint import machine, versions
-from ..hardware_profiles.runtime import Artifact, get_runtime
-from ..hardware_profiles.target import Target, load_target
+from ..hardware_profiles.runtime import Artifact
 from ..measurement import Measurement
-from ..spaces.channel_groups import find_channel_groups
-from ..spaces.layers import find_layers
-from ..spaces.policy import Policy, Recovery
-from ..spaces.space import Space, SpaceChoices
+from ..spaces.policy import Policy
 from ..studies.front import Objective, Point, hypervolume, pareto_front, reference_point
 from ..studies.records import TrialRecord
-from ..studies.spec import StudySpec
 from ..studies.store import Store
-from ..workloads.load import load_workload, workload_fingerprint
+from ..workloads.load import workload_fingerprint
 from .baseline import lower_reference, measure_reference, with_scores
 from .optuna_study import OptunaStudy
+from .problem import Problem
 from .worker import Stage, WorkerSetup
 
 INTERRUPTED = "interrupted before it ended"
@@ -62,40 +58,25 @@ class Search:
     """One run of a study.
 
     Args:
-        spec: what is searched.
+        problem: what is searched.
         store: open; this process becomes the study's only driver.
         artifacts: folder that files of trials are kept in; workers must reach it.
         listener: told of everything that happens.
 
     Raises:
-        UserError: the study does not fit its workload, its target or what the database holds of it.
+        StoreError: the database holds a study of that name that is not this one.
     """
 
-    def __init__(self, spec: StudySpec, store: Store, artifacts: Path, listener: Listener = lambda *_: None) -> None:
-        self.spec, self.store = spec, store
-        self.folder = artifacts.resolve() / spec.study
-        self.objectives = [Objective.of(name) for name in spec.objectives]
+    def __init__(
+        self, problem: Problem, store: Store, artifacts: Path, listener: Listener = lambda *_: None
+    ) -> None:
+        self.problem, self.spec, self.store = problem, problem.spec, store
+        self.folder = artifacts.resolve() / self.spec.study
+        self.objectives = [Objective.of(name) for name in self.spec.objectives]
         self._listener = listener
-        self.target = load_target(spec.target, spec.base_folder)
-        runtime = get_runtime(self.target.runtime)
-        _check_bits(spec, self.target)
-        self.workload = load_workload(spec.workload, spec.workload_options, spec.base_folder)
-        model, example = self.workload.model.eval(), self.workload.example_input
-        self.layers = find_layers(model, example)
-        self.groups, self.unprunable = find_channel_groups(model, example)
-        recovery = spec.recovery
-        self.space = Space(
-            self.layers,
-            self.groups,
-            SpaceChoices(**spec.space.model_dump()),
-            Recovery(1, recovery.learning_rate, recovery.temperature, recovery.alpha),
-        )
-        if not self.space.knobs:
-            raise StudyFileError(spec.study, "space", "nothing is left to choose: every layer is kept back or cannot be pruned")
-        self.context = Context(self.workload, self.target, runtime, threads=len(worker_cores(0)))
         self._open_study()
         self.reference = self._reference()
-        self._optuna = OptunaStudy(spec, self.space, store)
+        self._optuna = OptunaStudy(self.spec, problem.space, store)
         self._running: dict[int, _Running] = {}
         self._load_trials()
         self._started = time.monotonic()
@@ -108,7 +89,7 @@ class Search:
             return None
         for _ in range(MAX_DUPLICATES):
             number, parameters, attributes = self._optuna.ask()
-            policy = self.space.policy(parameters)
+            policy = self.problem.space.policy(parameters)
             if policy.digest not in self._seen:
                 return self._start(number, policy, attributes)
             self._optuna.fail(number, f"same policy as trial {self._seen[policy.digest]}, not tried again")
@@ -120,7 +101,7 @@ class Search:
         """Store what a stage of a trial found."""
         running = self._running[number]
         running.measurements.update({m.name: m for m in stage.measurements})
-        self.store.add_measurements(self.spec.study, number, stage.measurements, stage.rung, self.target.name)
+        self.store.add_measurements(self.spec.study, number, stage.measurements, stage.rung, self.problem.target.name)
         for kind, artifact in stage.artifacts.items():
             self.store.record_artifact(self.spec.study, number, kind, str(artifact.path), artifact.sha256, artifact.bytes)
         self._listener("stage", number, stage.name)
@@ -166,20 +147,21 @@ class Search:
 
     def worker_setup(self, workers: int) -> WorkerSetup:
         """What workers need; with `workers` > 0 they are kept off the bench's cores and share the others."""
-        cores = worker_cores(self.target.threads) if workers else []
+        target = self.problem.target
+        cores = worker_cores(target.threads) if workers else []
         return WorkerSetup(
             workload=self.spec.workload,
             workload_options=self.spec.workload_options,
             base_folder=self.spec.base_folder,
-            target=self.target,
-            groups=self.groups,
+            target=target,
+            groups=self.problem.groups,
             seed=self.spec.seed,
             batch_size=self.spec.recovery.batch_size,
             constraints=self.spec.constraints,
             reference=self.reference,
             cores=cores,
-            threads=max(1, len(cores) // workers) if workers else len(worker_cores(0)),
-            bench_cores=bench_cores(self.target.threads),
+            threads=max(1, len(cores) // workers) if workers else self.problem.context.threads,
+            bench_cores=bench_cores(target.threads),
         )
 
     # What reports ask
@@ -214,15 +196,15 @@ class Search:
 
     def remeasured(self, number: int, measurements: list[Measurement], rung: int) -> None:
         """Store newer figures of a trial that has ended, and let the front follow."""
-        self.store.add_measurements(self.spec.study, number, measurements, rung, self.target.name)
+        self.store.add_measurements(self.spec.study, number, measurements, rung, self.problem.target.name)
         self._add_point(self.store.get_trial(self.spec.study, number))
 
     # How it starts
 
     def _open_study(self) -> None:
-        fingerprint = workload_fingerprint(self.workload)
+        fingerprint = workload_fingerprint(self.problem.context.workload)
         if self.spec.study not in {study.name for study in self.store.studies()}:
-            self.store.create_study(self.spec, fingerprint, versions(self.context.runtime), machine())
+            self.store.create_study(self.spec, fingerprint, versions(self.problem.context.runtime), machine())
             return
         record = self.store.update_spec(self.spec)
         if record.workload_fingerprint != fingerprint:
@@ -233,21 +215,18 @@ class Search:
 
     def _reference(self) -> Reference:
         """The uncompressed model, measured when the study was new and read back ever after."""
+        context = self.problem.context
         path = self.folder / "reference" / "model.onnx"
-        artifact = Artifact.of(path) if path.is_file() else lower_reference(self.context, path.parent)
+        artifact = Artifact.of(path) if path.is_file() else lower_reference(context, path.parent)
         baseline = self.store.get_study(self.spec.study).baseline
         if not baseline:
-            batch = self.workload.example_input.expand(self.target.batch, *self.workload.example_input.shape[1:])
-            bench = Bench(self.target, artifact.path, batch.contiguous().numpy(), bench_cores(self.target.threads))
-            try:
-                measurements = measure_reference(self.context, artifact, bench)
-            finally:
-                bench.close()
-            self.store.set_baseline(self.spec.study, measurements, self.target.name)
+            with self.problem.bench(artifact) as bench:
+                measurements = measure_reference(context, artifact, bench)
+            self.store.set_baseline(self.spec.study, measurements, self.problem.target.name)
             baseline = {measurement.name: measurement for measurement in measurements}
         values = {name: measurement.value for name, measurement in baseline.items()}
         self._reference_point = reference_point(values, self.objectives, self.spec.constraints)
-        return with_scores(self.context, artifact, values["latency_ms"])
+        return with_scores(context, artifact, values["latency_ms"])
 
     def _load_trials(self) -> None:
         """Take up what earlier runs left: finished trials, and orphans to try again."""
@@ -256,8 +235,8 @@ class Search:
         self._seen: dict[str, int] = {}
         self._finished = 0
         if self._optuna.is_new:
-            for policy in self.space.anchors()[:MAX_ANCHORS]:
-                self._optuna.enqueue(self.space.parameters(policy), {})
+            for policy in self.problem.space.anchors()[:MAX_ANCHORS]:
+                self._optuna.enqueue(self.problem.space.parameters(policy), {})
         for orphan in self.store.running_trials(self.spec.study):
             self.store.finish_trial(self.spec.study, orphan.number, "failed", INTERRUPTED)
         self._optuna.fail_orphans(INTERRUPTED)
@@ -270,7 +249,7 @@ class Search:
                 if trial.state == "complete":
                     self._points[trial.number] = Point.of(trial, self.objectives)
             elif trial.number not in retried:
-                self._optuna.enqueue(self.space.parameters(trial.policy), {"retry_of": trial.number})
+                self._optuna.enqueue(self.problem.space.parameters(trial.policy), {"retry_of": trial.number})
 
     def _start(self, number: int, policy: Policy, attributes: Mapping[str, object]) -> Proposal:
         retry_of = attributes.get("retry_of")
@@ -288,13 +267,3 @@ class Search:
         if trial.number in members and trial.number not in before:
             self._listener("front", trial.number, "")
 
-
-def _check_bits(spec: StudySpec, target: Target) -> None:
-    """Raises: StudyFileError: the study asks for bits the target does not take."""
-    for key in ("weight_bits", "activation_bits"):
-        allowed = getattr(target, key)
-        for index, bits in enumerate(getattr(spec.space, key)):
-            if bits not in allowed:
-                raise StudyFileError(
-                    spec.study, f"space.{key}.{index}", f"target {target.name} takes {', '.join(map(str, allowed))}, not {bits}"
-                )

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from ..compression.batches import example_batch
 from ..compression.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
 from ..compression.quantize import quantize
 from ..compression.recover import recover
@@ -157,8 +158,7 @@ class Worker:
     def _bench(self) -> Bench | None:
         if self.setup.reference is None:
             return None
-        inputs = self.workload.example_input
-        batch = inputs.expand(self.setup.target.batch, *inputs.shape[1:]).contiguous().numpy()
+        batch = example_batch(self.workload.example_input, self.setup.target.batch)
         return Bench(self.setup.target, self.setup.reference.artifact.path, batch, self.setup.bench_cores)
 
 

@@ -1,0 +1,187 @@
+"""The commands. torch, optuna and ray are imported by the commands that need them, so that `--help` is there at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from .errors import SlimfrontError, UserError
+
+app = typer.Typer(
+    name="slimfront",
+    help="Search compression policies of a trained model; every trial really compressed, every number really measured.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+Storage = Annotated[
+    str,
+    typer.Option(envvar="SLIMFRONT_STORAGE", help="Database URL: sqlite:///FILE or postgresql://USER@HOST/NAME."),
+]
+Artifacts = Annotated[
+    Path, typer.Option(envvar="SLIMFRONT_ARTIFACTS", help="Folder that artifacts of trials are kept in.")
+]
+StudyName = Annotated[str, typer.Argument(metavar="NAME", help="Name of a study in the database.")]
+DEFAULT_STORAGE = "sqlite:///slimfront.db"
+DEFAULT_ARTIFACTS = Path("slimfront-artifacts")
+
+
+@app.command()
+def search(
+    study: Annotated[str, typer.Argument(metavar="STUDY.yaml", help="A study file, or the name of a shipped study.")],
+    trials: Annotated[int | None, typer.Option(help="Trials the study shall have in all, in place of the file's.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Ray workers; 0 runs in this process.")] = None,
+    storage: Storage = DEFAULT_STORAGE,
+    seed: Annotated[int | None, typer.Option(help="Seed of sampler and recovery.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds after which no further trial starts.")] = None,
+    artifacts: Artifacts = DEFAULT_ARTIFACTS,
+) -> None:
+    """Run a study, or continue it where it stopped.
+
+    Ctrl-C stops it; nothing finished is lost and the same command goes on.
+    """
+    from .studies.spec import load_study
+
+    spec = load_study(study).replaced(trials=trials, workers=workers, seed=seed, timeout_s=timeout)
+
+    from .search.run import run_search  # imports torch, optuna and ray
+
+    run_search(spec, storage, artifacts, err)
+    _print_front(spec.study, storage)
+    out.print(
+        f"\n[bold]Next[/bold]\n"
+        f"  slimfront show {spec.study} TRIAL       one trial: its policy per layer, all it measured\n"
+        f"  slimfront export {spec.study} --to DIR  the knee of the front as a bundle\n"
+        f"  slimfront dashboard {spec.study}        the study in the browser",
+        highlight=False,
+    )
+
+
+@app.command()
+def studies(storage: Storage = DEFAULT_STORAGE) -> None:
+    """List the studies in the database."""
+    from .studies.report import studies_table
+
+    with _store(storage) as store:
+        out.print(studies_table(store))
+
+
+@app.command()
+def status(name: StudyName, storage: Storage = DEFAULT_STORAGE) -> None:
+    """Tell how far a study is: trials by state, front, and why trials failed."""
+    from .studies.report import status_report
+
+    with _store(storage) as store:
+        out.print(status_report(store, name))
+
+
+@app.command()
+def show(
+    name: StudyName,
+    trial: Annotated[int, typer.Argument(help="Number of the trial.")],
+    storage: Storage = DEFAULT_STORAGE,
+) -> None:
+    """Show one trial: its policy per layer and every measurement."""
+    from .studies.report import trial_report
+
+    with _store(storage) as store:
+        out.print(trial_report(store, name, trial))
+
+
+@app.command()
+def front(
+    name: StudyName,
+    format: Annotated[Literal["table", "json", "csv"], typer.Option(help="How to print it.")] = "table",
+    out_file: Annotated[Path | None, typer.Option("--out", help="Write to this file instead of the terminal.")] = None,
+    storage: Storage = DEFAULT_STORAGE,
+) -> None:
+    """Print the Pareto front of a study."""
+    if format == "table" and out_file is None:
+        _print_front(name, storage)
+        return
+    from .studies.report import front_text
+
+    with _store(storage) as store:
+        text = front_text(store, name, format)
+    if out_file is None:
+        sys.stdout.write(text)
+    else:
+        _write(out_file, text)
+
+
+@app.command()
+def export(
+    name: StudyName,
+    to: Annotated[Path, typer.Option(help="Folder to write the bundle to; it must be new or empty.")],
+    trial: Annotated[int | None, typer.Option(help="Number of the trial to export.")] = None,
+    pick: Annotated[
+        Literal["knee", "fastest", "smallest", "most-accurate"] | None, typer.Option(help="Rule that picks from the front.")
+    ] = None,
+    storage: Storage = DEFAULT_STORAGE,
+) -> None:
+    """Export one point: policy, the artifact that was measured, weights and a card. The knee unless told otherwise."""
+    if trial is not None and pick is not None:
+        raise UserError("give --trial or --pick, not both")
+    from .studies.export import export_bundle
+
+    with _store(storage) as store:
+        number = export_bundle(store, name, to, trial=trial, rule=pick or "knee")
+    out.print(f"trial {number} exported to {to}; read {to / 'card.md'}", highlight=False)
+
+
+@app.command()
+def dashboard(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Study to open; all are served.")] = None,
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8080,
+    host: Annotated[str, typer.Option(help="Address to listen on. The dashboard has no authentication.")] = "127.0.0.1",
+    storage: Storage = DEFAULT_STORAGE,
+) -> None:
+    """Serve optuna-dashboard over the database."""
+    from .search.dashboard import serve
+
+    with _store(storage) as store:
+        serve(store, name, host, port, err)
+
+
+def main() -> None:
+    """Entry point: errors of the user are one line and exit code 2, Ctrl-C is 130, other declared errors 1."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        _fail(str(error), 2)
+    except SlimfrontError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted; everything finished is stored, the same command goes on", 130)
+
+
+def _fail(message: str, code: int) -> None:
+    err.print(f"slimfront: {' '.join(message.split())}", style="red", highlight=False, markup=False, soft_wrap=True)
+    sys.exit(code)
+
+
+def _store(storage: str):
+    from .studies.store import Store
+
+    return Store(storage, create=False)
+
+
+def _print_front(name: str, storage: str) -> None:
+    from .studies.report import front_table
+
+    with _store(storage) as store:
+        out.print(front_table(store, name))
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise UserError(f"--out {path}: {error.strerror}") from error

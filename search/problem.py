@@ -1,0 +1,81 @@
+"""What a study asks, made concrete: its workload loaded, its target read, its space built. Nothing is written yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import StudyFileError
+from ..evaluators.evaluator import Context
+from ..hardware_profiles.bench import Bench, bench_cores, worker_cores
+from ..hardware_profiles.runtime import Artifact, get_runtime
+from ..hardware_profiles.target import Target, load_target
+from ..spaces.channel_groups import ChannelGroup, find_channel_groups
+from ..spaces.layers import Layer, find_layers
+from ..spaces.policy import Recovery
+from ..spaces.space import Space, SpaceChoices
+from ..studies.spec import StudySpec
+from ..workloads.load import load_workload
+from ..compression.batches import example_batch
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A study ready to be searched.
+
+    Attributes:
+        context: workload, target and runtime; without bench and reference, which need measuring first.
+        groups: channel groups that can be pruned; `unprunable` maps the others to the reason.
+    """
+
+    spec: StudySpec
+    context: Context
+    layers: list[Layer]
+    groups: list[ChannelGroup]
+    unprunable: Mapping[str, str]
+    space: Space
+
+    @property
+    def target(self) -> Target:
+        """Where candidates run."""
+        return self.context.target
+
+    def bench(self, reference: Artifact) -> Bench:
+        """A bench for this target, its reference the uncompressed model's artifact."""
+        example = self.context.workload.example_input
+        return Bench(self.target, reference.path, example_batch(example, self.target.batch), bench_cores(self.target.threads))
+
+
+def prepare(spec: StudySpec) -> Problem:
+    """Load what `spec` names and build its space.
+
+    Raises:
+        UserError: the workload or the target cannot be had, or the space does not fit them.
+    """
+    target = load_target(spec.target, spec.base_folder)
+    runtime = get_runtime(target.runtime)
+    _check_bits(spec, target)
+    threads = len(worker_cores(0))
+    torch.set_num_threads(threads)
+    workload = load_workload(spec.workload, spec.workload_options, spec.base_folder)
+    model, example = workload.model.eval(), workload.example_input
+    layers = find_layers(model, example)
+    groups, unprunable = find_channel_groups(model, example)
+    defaults = spec.recovery
+    # One epoch stands for any: only the other settings are read from it.
+    recovery = Recovery(1, defaults.learning_rate, defaults.temperature, defaults.alpha)
+    space = Space(layers, groups, SpaceChoices(**spec.space.model_dump()), recovery)
+    if not space.knobs:
+        raise StudyFileError(spec.study, "space", "nothing is left to choose: every layer is kept back or cannot be pruned")
+    return Problem(spec, Context(workload, target, runtime, threads=threads), layers, groups, unprunable, space)
+
+
+def _check_bits(spec: StudySpec, target: Target) -> None:
+    for key in ("weight_bits", "activation_bits"):
+        allowed = getattr(target, key)
+        for index, bits in enumerate(getattr(spec.space, key)):
+            if bits not in allowed:
+                problem = f"target {target.name} takes {', '.join(map(str, allowed))}, not {bits}"
+                raise StudyFileError(spec.study, f"space.{key}.{index}", problem)

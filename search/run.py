@@ -1,0 +1,90 @@
+"""A search from its spec to its confirmed front, with progress on the console."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ..studies.spec import StudySpec
+from ..studies.store import Store
+from .confirm import confirm_front
+from .driver import Search
+from .local import run_local
+from .lock import sole_driver
+from .problem import prepare
+
+
+def run_search(spec: StudySpec, storage: str, artifacts: Path, console: Console) -> None:
+    """Run or continue the study, confirm its front, and publish it to the dashboard.
+
+    Raises:
+        UserError: bad input; nothing was written where it was found before the study began.
+        KeyboardInterrupt: Ctrl-C; everything finished is stored.
+    """
+    console.print(f"[bold]{spec.study}[/bold]: loading workload {spec.workload} and reading its structure", highlight=False)
+    problem = prepare(spec)
+    for group, reason in problem.unprunable.items():
+        console.print(f"  channels of {group} stay: {reason}", style="dim", highlight=False)
+    console.print(
+        f"  {len(problem.layers)} layers, {len(problem.groups)} channel groups, {len(problem.space.knobs)} knobs; "
+        f"target {problem.target.name}; measuring the uncompressed model",
+        highlight=False,
+    )
+    with Store(storage) as store, sole_driver(store, spec.study), SearchProgress(spec, console) as progress:
+        search = Search(problem, store, artifacts, progress.tell)
+        progress.follow(search)
+        if spec.workers:
+            from .distributed import run_distributed  # only here: importing ray takes a second
+
+            run_distributed(search, spec.workers)
+        else:
+            run_local(search)
+        confirm_front(search, progress.confirming)
+
+
+class SearchProgress:
+    """A progress bar with trials, front size and hypervolume, and a line for everything worth a line."""
+
+    def __init__(self, spec: StudySpec, console: Console) -> None:
+        self._total = spec.budget.trials
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(), console=console,
+        )  # fmt: skip
+        self._search: Search | None = None
+
+    def __enter__(self) -> SearchProgress:
+        self._progress.start()
+        self._task = self._progress.add_task("trials", total=self._total, note="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def follow(self, search: Search) -> None:
+        """Show this search from now on."""
+        self._search = search
+        self._update()
+
+    def tell(self, event: str, number: int, text: str) -> None:
+        """A `driver.Listener`."""
+        if event == "front" and self._search is not None:
+            point = self._search.store.get_trial(self._search.spec.study, number)
+            values = ", ".join(f"{name} {point.measurements[name].value:.4g}" for name in self._search.spec.objectives)
+            self._console.print(f"  trial {number} joins the front: {values}", highlight=False)
+        elif event == "failed":
+            self._console.print(f"  trial {number} failed: {text}", style="yellow", highlight=False, markup=False)
+        if event != "stage":
+            self._update()
+
+    def confirming(self, done: int, total: int) -> None:
+        """Progress of `confirm_front`."""
+        self._progress.update(self._task, description="confirming the front", completed=done, total=total)
+
+    def _update(self) -> None:
+        if self._search is not None:
+            note = f"front {len(self._search.front)}, hypervolume {self._search.hypervolume:.4g}"
+            self._progress.update(self._task, completed=self._search.finished, note=note)
