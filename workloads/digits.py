@@ -77,26 +77,41 @@ def digits(device: str = "cpu", progress: bool = True) -> Workload:
         Inputs are float32 [1, 16, 16], targets int64 classes 0 to 9; the model is in evaluation mode.
     """
     model = reference_model(Recipe(), progress).to(device)
-    splits = digits_datasets()
-    example_input = splits["train"].tensors[0][:1].to(device)
-    return Workload(model, **splits, example_input=example_input, name="digits")
+    data = digits_datasets()
+    return Workload(
+        model,
+        train=data["train"],
+        calibration=data["calibration"],
+        validation=data["validation"],
+        test=data["test"],
+        example_input=data["train"].tensors[0][:1].to(device),
+        name="digits",
+    )
+
+
+def _pixels_and_classes() -> tuple[np.ndarray, np.ndarray]:
+    """Counts from 0 to 16, shape [1797, 64], and classes, int64 [1797]."""
+    pixels, classes = load_digits(return_X_y=True)
+    return np.asarray(pixels), np.asarray(classes, dtype=np.int64)
 
 
 def digits_splits() -> dict[str, np.ndarray]:
     """Indices of scikit-learn's digits in each split: stratified by class, disjoint, always the same."""
-    target = load_digits().target
-    rest, splits = np.arange(len(target)), {}
+    _, target = _pixels_and_classes()
+    rest = np.arange(len(target))
+    splits: dict[str, np.ndarray] = {}
     for name, size in HELD_OUT.items():
-        rest, splits[name] = train_test_split(rest, test_size=size, random_state=SPLIT_SEED, stratify=target[rest])
-    return splits | {"train": rest}
+        cut = train_test_split(rest, test_size=size, random_state=SPLIT_SEED, stratify=target[rest])
+        rest, splits[name] = np.asarray(cut[0]), np.asarray(cut[1])
+    return {**splits, "train": rest}
 
 
 def digits_datasets() -> dict[str, TensorDataset]:
     """The four splits as data sets of (float32 [1, 16, 16], int64 class)."""
-    data = load_digits()
-    images = torch.tensor(data.images / 16, dtype=torch.float32).unsqueeze(1)
+    pixels, classes = _pixels_and_classes()
+    images = torch.tensor(pixels / 16, dtype=torch.float32).reshape(-1, 1, 8, 8)
     images = functional.interpolate(images, size=(16, 16), mode="bilinear", align_corners=False)
-    images, targets = (images - MEAN) / DEVIATION, torch.tensor(data.target)
+    images, targets = (images - MEAN) / DEVIATION, torch.tensor(classes)
     return {name: TensorDataset(images[index], targets[index]) for name, index in digits_splits().items()}
 
 

@@ -7,7 +7,7 @@ import operator
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ class MapDataset(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[Tensor, object]: ...
+    def __getitem__(self, index: int, /) -> tuple[Any, ...]: ...
 
 
 MetricFunction = Callable[[Tensor, Tensor], float]
@@ -29,7 +29,7 @@ MetricFunction = Callable[[Tensor, Tensor], float]
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """(outputs [b, ...], targets [b, ...]) -> scalar loss."""
 
-NAMED_METRICS = {"top1": 1, "top5": 5}
+TOP_K = {"top1": 1, "top5": 5}
 """Metrics known by name: the fraction of samples whose class is among this many highest outputs."""
 
 SPLITS = ("train", "calibration", "validation", "test")
@@ -93,19 +93,19 @@ def _require(condition: bool, problem: str) -> None:
         raise WorkloadError(problem)
 
 
-def _kind(value: object) -> str:
+def _kind(value: Any) -> str:
     return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
-def _check_metric(metric: object) -> None:
+def _check_metric(metric: Any) -> None:
     if isinstance(metric, str):
-        known = " or ".join(repr(name) for name in NAMED_METRICS)
-        _require(metric in NAMED_METRICS, f"metric must be {known} or a function, not {metric!r}")
+        known = " or ".join(repr(name) for name in TOP_K)
+        _require(metric in TOP_K, f"metric must be {known} or a function, not {metric!r}")
     else:
         _require(callable(metric), f"metric must be a name or a function of (outputs, targets), not {_kind(metric)}")
 
 
-def _example_outputs(model: nn.Module, example: object) -> object:
+def _example_outputs(model: nn.Module, example: Any) -> Any:
     """What a copy of the model in evaluation mode makes of the example, which has to be a batch of one."""
     _require(isinstance(example, Tensor), f"example_input must be a tensor, not {_kind(example)}")
     one_sample = example.ndim > 0 and len(example) == 1
@@ -118,15 +118,15 @@ def _example_outputs(model: nn.Module, example: object) -> object:
         raise WorkloadError(f"model does not run on example_input {_kind(example)}: {describe(error)}") from error
 
 
-def _number_of_classes(outputs: object, metric: str) -> int:
+def _number_of_classes(outputs: Any, metric: str) -> int:
     logits = isinstance(outputs, Tensor) and outputs.ndim == 2 and len(outputs) == 1
     _require(logits, f"metric {metric!r} needs a model that returns logits [1, classes], not {_kind(outputs)}")
-    classes, wanted = outputs.shape[1], NAMED_METRICS[metric]
+    classes, wanted = outputs.shape[1], TOP_K[metric]
     _require(classes >= wanted, f"metric {metric!r} needs at least {wanted} classes; the model has {classes}")
     return classes
 
 
-def _check_split(split: str, dataset: object, example: Tensor, classes: int | None) -> None:
+def _check_split(split: str, dataset: Any, example: Tensor, classes: int | None) -> None:
     map_style = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
     _require(map_style, f"{split} must be a map-style data set with a length, not {_kind(dataset)}")
     _require(len(dataset) > 0, f"{split} is empty; it must hold at least one (input, target) pair")
@@ -146,7 +146,7 @@ def _check_split(split: str, dataset: object, example: Tensor, classes: int | No
         _require(_is_class(target, classes), f"{split}[0]'s target {right}, not {target!r}")
 
 
-def _is_class(target: object, classes: int) -> bool:
+def _is_class(target: Any, classes: int) -> bool:
     try:
         return getattr(target, "ndim", 0) == 0 and 0 <= operator.index(target) < classes
     except TypeError:  # not a whole number

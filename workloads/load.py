@@ -1,0 +1,156 @@
+"""Finding a workload by its name: a built-in one, or a function of the user's that returns one."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ..errors import WorkloadError
+from .cache import state_digest
+from .workload import SPLITS, Workload, describe
+
+TORCHVISION = "torchvision:"
+OWN_FORMS = "path/to/file.py:function or package.module:function"
+
+
+def builtin_workloads() -> list[str]:
+    """The names of the built-in workloads; NAME stands for any classification model of torchvision."""
+    return ["digits", f"{TORCHVISION}NAME"]
+
+
+def load_workload(reference: str, options: Mapping[str, Any] | None = None, base: Path | None = None) -> Workload:
+    """The workload a study file names, held against its contract.
+
+    Args:
+        reference: `digits`, `torchvision:NAME`, `path/to/file.py:function` or `package.module:function`. The function
+            is called with the options and returns a `Workload`. While it loads, modules are also found in the file's
+            own folder, or in `base` for a module.
+        options: keyword arguments.
+        base: the folder that relative paths start from, which is the study file's; the current one by default.
+
+    Raises:
+        WorkloadError: in one line, what is wrong and what would be right.
+    """
+    base = (base or Path.cwd()).resolve()
+    with _named(reference):
+        if reference == "digits" or reference.startswith(TORCHVISION):
+            workload = _called(_builtin(reference, base), options or {})
+        else:
+            workload = _own(reference, options or {}, base)
+        workload.check()
+    return workload if workload.name else replace(workload, name=reference)
+
+
+def workload_fingerprint(workload: Workload) -> str:
+    """SHA-256 (hex) of the model's weights and the sizes of the splits: another one when the model or data changed."""
+    sizes = [len(getattr(workload, split)) for split in SPLITS]
+    return hashlib.sha256(f"{state_digest(workload.model.state_dict())} {sizes}".encode()).hexdigest()
+
+
+@contextmanager
+def _named(reference: str) -> Iterator[None]:
+    """Begin the line of every `WorkloadError` with the reference."""
+    try:
+        yield
+    except WorkloadError as error:
+        raise WorkloadError(f"workload {reference}: {error}") from error.__cause__
+
+
+def _builtin(reference: str, base: Path) -> Callable[..., object]:
+    # Imported here, because each brings libraries that the other workloads do not need.
+    if reference == "digits":
+        from .digits import digits
+
+        return digits
+    from .torchvision_models import torchvision_workload
+
+    return partial(torchvision_workload, reference.removeprefix(TORCHVISION), base)
+
+
+def _own(reference: str, options: Mapping[str, Any], base: Path) -> Workload:
+    place, colon, name = reference.rpartition(":")
+    if not (colon and place and name):
+        raise WorkloadError(f"unknown; it must be {', '.join(builtin_workloads())}, {OWN_FORMS}")
+    is_file = place.endswith(".py") or "/" in place
+    file = base / Path(place).expanduser()
+    if is_file and not file.is_file():
+        raise WorkloadError(f"there is no file {file}")
+    with _importable(file.parent if is_file else base):
+        module = _file_module(file) if is_file else _module(place)
+        return _called(_function(module, name), options)
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the user's code may have removed it itself
+            sys.path.remove(str(folder))
+
+
+def _file_module(file: Path) -> ModuleType:
+    """Run a file as a module of its own, anew each time, under a name that no other file's module has."""
+    name = f"slimfront_workload_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise WorkloadError(f"{file} must be a Python file")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # the user's code may raise anything, and scripts like to exit
+        del sys.modules[name]
+        raise WorkloadError(f"importing it raised {describe(error)}") from error
+    return module
+
+
+def _module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if name == missing or name.startswith(f"{missing}."):
+            raise WorkloadError(f"there is no module {missing!r}; is its package installed?") from error
+        raise WorkloadError(f"importing it raised {describe(error)}") from error
+    except (Exception, SystemExit) as error:  # the user's code may raise anything, and scripts like to exit
+        raise WorkloadError(f"importing it raised {describe(error)}") from error
+
+
+def _function(module: ModuleType, name: str) -> Callable[..., object]:
+    function = getattr(module, name, None)
+    if callable(function):
+        return function
+    own = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+    some = difflib.get_close_matches(name, own) or [key for key in own if not key.startswith("_")][:5] or ["nothing"]
+    raise WorkloadError(f"there is no function {name!r} in it; there is {', '.join(some)}")
+
+
+def _called(function: Callable[..., object], options: Mapping[str, Any]) -> Workload:
+    """Call a workload's function with the options, and hold what it returns to be a `Workload`."""
+    signature = inspect.signature(function)
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        known = ", ".join(signature.parameters) or "none"
+        raise WorkloadError(f"options do not fit: {error}; its options are: {known}") from error
+    try:
+        workload = function(**options)
+    except WorkloadError:
+        raise  # already a line for the user
+    except (Exception, SystemExit) as error:  # the user's code may raise anything, and scripts like to exit
+        raise WorkloadError(f"it raised {describe(error)}") from error
+    if not isinstance(workload, Workload):
+        raise WorkloadError(f"it must return a slimfront.workloads.workload.Workload, not {type(workload).__name__}")
+    return workload
