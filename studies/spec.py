@@ -37,8 +37,8 @@ from .yaml_file import read_mapping
 SCHEMA = 1
 """Version of the JSON a study is stored as."""
 
-JUDGED = frozenset(METRICS) - {"simulated_accuracy"}
-"""Metrics an objective or a constraint may name: those of the artifact, never of its simulation."""
+JUDGED = frozenset(name for name in METRICS if not name.startswith(("simulated_", "test_")))
+"""Metrics an objective or a constraint may name: of the artifact, not a simulation, and never on the test split."""
 
 _FIXED = ("workload", "workload_options", "target", "objectives", "constraints", "space", "recovery")
 _LIBRARY = resources.files(__package__ or "slimfront.studies").joinpath("library")

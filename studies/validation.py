@@ -30,6 +30,7 @@ _SENTENCES = {
     "model_type": "must be a mapping of keys, not {input}",
     "model_attributes_type": "must be a mapping of keys, not {input}",
     "invalid_key": "keys must be text",
+    "invalid-json-value": "must be text, a number, true, false, null, a list or a mapping, not {input}",
     "greater_than": "must be > {gt:g}, not {input}",
     "greater_than_equal": "must be at least {ge:g}, not {input}",
     "less_than": "must be < {lt:g}, not {input}",
