@@ -60,11 +60,14 @@ class Database:
         self.name = _shown(self.url)
         if not create and self.url.get_backend_name() == "sqlite" and not Path(str(self.url.database)).exists():
             raise StoreError(f"{self.name}: no such database; `slimfront search` makes one")
-        self._reader = self._engine()
-        self._writer = self._reader.execution_options(sqlite_begin="BEGIN IMMEDIATE")
+        engine = self._engine()
+        if engine.dialect.name == "sqlite":
+            self._reader, self._writer = engine, engine.execution_options(sqlite_begin="BEGIN IMMEDIATE")
+        else:
+            self._reader, self._writer = engine.execution_options(isolation_level="REPEATABLE READ"), engine
         try:
             self._migrate()
-        except StoreError:
+        except BaseException:  # also Ctrl-C while waiting for a lock: no connection may stay open behind it
             self.close()
             raise
 

@@ -65,18 +65,21 @@ def baseline_rows(session: Session, study: tables.Study) -> Sequence[tables.Meas
     return session.scalars(wanted.order_by(tables.MeasurementRow.id)).all()
 
 
-def trial_records(session: Session, study: str, wanted: ColumnElement[bool]) -> list[TrialRecord]:
-    """The trials a condition selects, by number, each with its newest measurement of each name."""
-    trials = session.scalars(select(tables.Trial).where(wanted).order_by(tables.Trial.number)).all()
+def trial_records(session: Session, study: str, *wanted: ColumnElement[bool]) -> list[TrialRecord]:
+    """A study's trials that meet all conditions, by number, each with its newest measurement of each name."""
+    study_id = find_study(session, study).id
+    trials = select(tables.Trial).where(tables.Trial.study_id == study_id, *wanted).order_by(tables.Trial.number)
+    ids = trials.with_only_columns(tables.Trial.id).order_by(None)
     table = tables.MeasurementRow
     # Rows of columns, as objects would take longer to load than the whole query.
     columns: list[Any] = [table.trial_id, *(getattr(table, field.name) for field in fields(Measurement))]
-    rows = select(*columns).where(table.trial_id.in_(select(tables.Trial.id).where(wanted)))
+    # The study is named again for the index on (study, trial).
+    rows = select(*columns).where(table.study_id == study_id, table.trial_id.in_(ids)).order_by(table.id)
     measured: dict[int, dict[str, Measurement]] = defaultdict(dict)
-    for trial_id, *values in session.execute(rows.order_by(table.id)):
+    for trial_id, *values in session.execute(rows):
         measurement = Measurement(*values)
         measured[trial_id][measurement.name] = measurement
-    return [trial_of(study, trial, measured[trial.id]) for trial in trials]
+    return [trial_of(study, trial, measured[trial.id]) for trial in session.scalars(trials)]
 
 
 def newest_front_id(study_id: int) -> Any:

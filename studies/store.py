@@ -214,16 +214,13 @@ class Store:
     def get_trial(self, study: str, number: int) -> TrialRecord:
         """The trial of that number."""
         with self._database.reading() as session:
-            row = find_trial(session, study, number)
-            return trial_records(session, study, tables.Trial.id == row.id)[0]
+            find_trial(session, study, number)
+            return trial_records(session, study, tables.Trial.number == number)[0]
 
     def trials(self, study: str, state: State | None = None) -> list[TrialRecord]:
         """The study's trials, all or those in one state, by number."""
         with self._database.reading() as session:
-            wanted = tables.Trial.study_id == find_study(session, study).id
-            if state is not None:
-                wanted &= tables.Trial.state == state
-            return trial_records(session, study, wanted)
+            return trial_records(session, study, *([] if state is None else [tables.Trial.state == state]))
 
     def running_trials(self, study: str) -> list[TrialRecord]:
         """Trials that have not ended; with no driver at work, those whose driver was killed."""

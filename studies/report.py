@@ -1,0 +1,127 @@
+"""What the terminal shows of a study: the list of studies, a study's progress, one trial, the front."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from ..measurement import METRICS, Measurement
+from .front_table import front_document, front_frame
+from .newest_front import front_points, objectives_of, why_no_front
+from .picks import pick
+from .progress import budget_text, ended, growth_text, next_commands, reason_rows, states_text
+from .records import MeasurementRecord, StudyRecord, TrialRecord
+from .store import Store
+from .terminal import add_row, commands, facts, rows_table
+from .wording import (
+    channel_rows,
+    full_text,
+    interval_text,
+    layer_rows,
+    moment,
+    recovery_text,
+    short_text,
+    spread_text,
+    width_text,
+)
+
+ALWAYS_SHOWN = ("accuracy", "speedup", "latency_ms", "artifact_bytes", "flops")
+"""Columns of the front beside the objectives."""
+
+KNEE, NOISY = "*", "~"
+
+
+def studies_table(store: Store) -> RenderableType:
+    """Every study, oldest first."""
+    table = rows_table(("study", "workload", "target", "trials>", "front>", "hypervolume>", "created"))
+    for study in store.studies():
+        front = store.current_front(study.name)
+        points, volume = (str(len(front.members)), f"{front.hypervolume:.4g}") if front else ("0", "")
+        trials = str(ended(store.trials(study.name)))
+        if study.spec.budget.trials:
+            trials += f" of {study.spec.budget.trials}"
+        spec = study.spec
+        add_row(table, (study.name, spec.workload, spec.target, trials, points, volume, moment(study.created)))
+    if not table.row_count:
+        return Text("no study in the database yet; `slimfront search STUDY.yaml` makes one")
+    return table
+
+
+def status_report(store: Store, name: str) -> RenderableType:
+    """How far a study is, how its front grew, why trials failed, and what to type next.
+
+    Raises:
+        StoreError: there is no such study.
+    """
+    study, trials, fronts = store.get_study(name), store.trials(name), store.fronts(name)
+    spec = study.spec
+    workers = f"{spec.workers} workers" if spec.workers else "in one process"
+    known = facts(
+        [
+            ("workload", spec.workload),
+            ("target", spec.target),
+            ("objectives", ", ".join(spec.objectives)),
+            ("constraints", ", ".join(map(str, spec.constraints)) or "none"),
+            ("search", f"{spec.sampler}, seed {spec.seed}, {workers}, since {moment(study.created)}"),
+            ("budget", budget_text(spec.budget, trials)),
+            ("trials", states_text(trials)),
+            ("front", growth_text(fronts, trials)),
+        ]
+    )
+    parts: list[RenderableType] = [Text(name, style="bold"), known]
+    if reasons := reason_rows(trials):
+        parts += ["", rows_table(("trials>", "ended", "because"), reasons)]
+    return Group(*parts, commands("Next", next_commands(study, trials, fronts)))
+
+
+def trial_report(store: Store, name: str, number: int) -> RenderableType:
+    """One trial: how it ended, its policy per layer, and every figure ever measured of it.
+
+    Raises:
+        StoreError: there is no such study or trial.
+    """
+    trial = store.get_trial(name, number)
+    parts: list[RenderableType] = [Text(f"{name}, trial {number}", style="bold"), facts(_trial_facts(trial))]
+    if channels := channel_rows(trial.policy):
+        parts += ["", rows_table(("channel group", "removed>", "kept, width included>"), channels)]
+    if layers := layer_rows(trial.policy):
+        parts += ["", rows_table(("layer", "weight bits>", "activation bits>", "sparsity>"), layers)]
+    return Group(*parts, "", _measurements(store.measurement_history(name, number)))
+
+
+def front_table(store: Store, name: str) -> RenderableType:
+    """The front under the uncompressed model, best first by the first objective; or why there is none.
+
+    Raises:
+        StoreError: there is no such study.
+    """
+    study = store.get_study(name)
+    points, objectives = front_points(store, study), objectives_of(study)
+    if not points:
+        return Text(f"{name} has no front yet: {why_no_front(store.trials(name))}")
+    columns = list(dict.fromkeys((*study.spec.objectives, *ALWAYS_SHOWN)))
+    table = rows_table(("trial>", *(f"{column}>" for column in columns)))
+    add_row(table, ("uncompressed", *_cells(study.baseline, columns, ())), style="dim")
+    knee = pick(points, objectives, "knee").trial
+    for point in points:
+        trial = f"{KNEE} {point.trial}" if point.trial == knee else str(point.trial)
+        add_row(table, (trial, *_cells(point.measurements, columns, study.spec.objectives)))
+    title = f"{name}: {len(points)} points, workload {study.spec.workload}, target {study.spec.target}"
+    return Group(Text(title, style="bold"), "", table, Text(_legend(table_has_noise(points, columns)), style="dim"))
+
+
+def front_text(store: Store, name: str, format: Literal["json", "csv"]) -> str:
+    """The front for other programs; without points before there is a front.
+
+    Raises:
+        StoreError: there is no such study.
+    """
+    study = store.get_study(name)
+    points, objectives = front_points(store, study), objectives_of(study)
+    if format == "csv":
+        return front_frame(objectives, points).to_csv(index=False)
+    return json.dumps(front_document(name, objectives, study.baseline, points), indent=2) + "\n"

@@ -1,0 +1,56 @@
+"""Tables and sparklines for the terminal, all built from plain text: what users named is never read as markup."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+SPARKS = "▁▂▃▄▅▆▇█"
+
+
+def rows_table(header: Sequence[str], rows: Iterable[Sequence[str]] = ()) -> Table:
+    """A table; a header that ends in ">" has its column right-aligned."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in header:
+        table.add_column(Text(name.removesuffix(">")), justify="right" if name.endswith(">") else "left")
+    for row in rows:
+        add_row(table, row)
+    return table
+
+
+def add_row(table: Table, cells: Iterable[str], style: str = "") -> None:
+    """Add a row of plain text."""
+    table.add_row(*(Text(cell) for cell in cells), style=style)
+
+
+def facts(pairs: Iterable[tuple[str, str]]) -> Padding:
+    """Names and what is known of them, one below the other."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    for name, value in pairs:
+        table.add_row(Text(name), Text(value))
+    return Padding(table, (0, 0, 0, 2))
+
+
+def commands(title: str, lines: Iterable[tuple[str, str]]) -> Text:
+    """Commands to type next, with what they do."""
+    lines = list(lines)
+    width = max((len(command) for command, _ in lines), default=0)
+    text = Text(f"\n{title}", style="bold")
+    for command, meaning in lines:
+        text.append(f"\n  {command:{width}}  {meaning}", style="not bold")
+    return text
+
+
+def sparkline(values: Sequence[float | None]) -> str:
+    """One character per value, low to high as the values' own range; a blank where there is none yet."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    low, span = min(known), max(known) - min(known)
+    top = len(SPARKS) - 1
+    return "".join(" " if v is None else SPARKS[round((v - low) / span * top) if span else top] for v in values)

@@ -1,0 +1,89 @@
+"""Measurements, policies and moments in words, for the terminal and for cards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from rich.filesize import decimal
+
+from ..measurement import METRICS, Measurement
+from ..spaces.policy import LayerPolicy, Policy
+
+Row = tuple[str, ...]
+
+_COUNTED = ("bytes", "FLOPs", "BOPs", "count")
+_FACTORS = ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"))
+
+
+def full_text(value: float, unit: str) -> str:
+    """A number in its own unit, the unit left out: counts to the last digit, others to four."""
+    if unit in _COUNTED:
+        return f"{value:,.0f}"
+    return f"{value + 0.0:.4f}" if unit in ("fraction", "nats") else f"{value:.4g}"  # + 0.0: never "-0"
+
+
+def short_text(value: float, unit: str) -> str:
+    """A number for a narrow column: bytes as kB, counts as k, M or G, ratios with an x."""
+    if unit == "bytes":
+        return decimal(round(value))
+    if unit in _COUNTED:
+        factor, letter = next(((factor, letter) for factor, letter in _FACTORS if value >= factor), (1, ""))
+        return f"{value / factor:.3g}{letter}"
+    return f"{value:.2f}x" if unit == "ratio" else full_text(value, unit)
+
+
+def interval_text(measurement: Measurement) -> str:
+    """ "LOW to HIGH" in the measurement's unit; "exact" where the number has no spread."""
+    if measurement.low == measurement.high:
+        return "exact"
+    return f"{full_text(measurement.low, measurement.unit)} to {full_text(measurement.high, measurement.unit)}"
+
+
+def spread_text(measurement: Measurement) -> str:
+    """ "±" and the wider half of the interval, as short as the value; empty where the number is exact."""
+    half = max(measurement.high - measurement.value, measurement.value - measurement.low)
+    return f"±{short_text(half, measurement.unit).removesuffix('x')}" if half else ""
+
+
+def in_order(measurements: Mapping[str, Measurement]) -> list[Measurement]:
+    """Measurements as `METRICS` lists them."""
+    return [measurements[name] for name in METRICS if name in measurements]
+
+
+def layer_rows(policy: Policy) -> list[Row]:
+    """(layer, weight bits, activation bits, sparsity) of every layer the policy changes."""
+    return [
+        (name, str(layer.weight_bits), str(layer.activation_bits), _sparsity(layer))
+        for name, layer in policy.layers.items()
+    ]
+
+
+def channel_rows(policy: Policy) -> list[Row]:
+    """(channel group, fraction removed, fraction kept after width too) of every group with a sparsity of its own."""
+    return [(group, f"{removed:g}", f"{policy.kept_fraction(group):g}") for group, removed in policy.channels.items()]
+
+
+def width_text(policy: Policy) -> str:
+    """The student's width in words."""
+    return "full" if policy.width == 1 else f"{policy.width:g} of every channel group kept"
+
+
+def recovery_text(policy: Policy) -> str:
+    """The fine-tuning in words."""
+    recovery = policy.recovery
+    if not recovery.epochs:
+        return "none"
+    return (
+        f"{recovery.epochs} epochs at learning rate {recovery.learning_rate:g}, "
+        f"distilled at temperature {recovery.temperature:g} with alpha {recovery.alpha:g}"
+    )
+
+
+def moment(when: datetime) -> str:
+    """A moment on this machine's clock."""
+    return when.astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+
+
+def _sparsity(layer: LayerPolicy) -> str:
+    return layer.sparsity if isinstance(layer.sparsity, str) else f"{layer.sparsity:g}"
