@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ Parts = tuple[Dataset[Item], Dataset[Item] | None]
 """What the training, calibration and validation splits come from, and the test split where the data set has its own."""
 
 MAX_CALIBRATION, MAX_VALIDATION = 512, 5000
+BATCH_NORM_SAMPLES = 32  # one batch, because a last batch of one sample has no statistics
 
 
 class DataOptions(BaseModel):
@@ -53,7 +55,7 @@ class DataOptions(BaseModel):
     download: bool = False
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
-    samples: int = Field(default=160, ge=10)
+    samples: int = Field(default=160, ge=20)
     classes: int = Field(default=1000, ge=2)
 
     @model_validator(mode="after")
@@ -214,10 +216,10 @@ def random_splits(options: DataOptions, model: nn.Module, size: int, seed: int, 
     """
     images = RandomImages(options.samples, size, seed)
     splits = _split(images, None, options.classes, seed)
-    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(seed)  # of dropout, which is active while the statistics are taken
         if untrained:
-            update_bn(DataLoader(splits.calibration, batch_size=16), model)
+            update_bn(islice(DataLoader(splits.calibration, batch_size=BATCH_NORM_SAMPLES), 1), model)
         batches = DataLoader(images, batch_size=16)
         images.labels = [label for inputs, _ in batches for label in model.eval()(inputs).argmax(1).tolist()]
     if len(set(images.labels)) == 1:

@@ -162,7 +162,7 @@ def _model(
             model = torchvision.models.get_model(name, weights=named, **_builder_arguments(name, named, classes, size))
         except (OSError, RuntimeError, AssertionError) as error:  # no network, a bad download, or a size it cannot take
             raise WorkloadError(
-                f"{name} cannot be built at {size} pixels with weights {chosen.weights}: {describe(error)}"
+                f"{name} cannot be built at {size} pixels with weights {chosen.weights or 'none'}: {describe(error)}"
             ) from error
     for head in AUXILIARY_HEADS:
         if hasattr(model, head):
