@@ -10,7 +10,7 @@ from typing import Any
 # Read by Ray when it is imported or started.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # verbose=0 is silent only with the old output
 
 import ray
 from ray import tune
@@ -72,11 +72,15 @@ class StudySearcher(Searcher):
         elif result is not None and result.get("done"):
             self._search.finish(number)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles searchers for checkpoints of its own; here the database is the truth."""
+        return {}
+
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the database is the truth, Tune's own checkpoints are not used."""
+        """Nothing, as for `__getstate__`."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, as for `save`."""
+        """Nothing, as for `__getstate__`."""
 
 
 def run_distributed(search: Search, workers: int) -> None:
@@ -97,7 +101,12 @@ def run_distributed(search: Search, workers: int) -> None:
                 tune_config=tune.TuneConfig(
                     search_alg=StudySearcher(search), num_samples=-1, max_concurrent_trials=workers, reuse_actors=True
                 ),
-                run_config=tune.RunConfig(storage_path=folder, name="tune", verbose=0),
+                run_config=tune.RunConfig(
+                    storage_path=folder,
+                    name="tune",
+                    verbose=0,
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                ),
             ).fit()
     finally:
         interrupted = not search.is_over

@@ -11,7 +11,7 @@ def run_local(search: Search) -> None:
 
     On KeyboardInterrupt the trial at hand is closed as interrupted, and the interrupt goes on.
     """
-    worker = Worker(search.worker_setup(0), search.workload)
+    worker = Worker(search.worker_setup(0), search.problem.context.workload)
     try:
         while proposal := search.propose():
             for stage in worker.run(proposal.policy, proposal.folder):
