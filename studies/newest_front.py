@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from .front import Objective, Point
 from .records import StudyRecord, TrialRecord
 from .store import Store
+from .wording import excess_text
 
 
 def objectives_of(study: StudyRecord) -> list[Objective]:
@@ -40,7 +41,5 @@ def why_no_front(trials: Sequence[TrialRecord]) -> str:
     counts = ", ".join(f"{count} {state}" for state, count in states.most_common())
     sentence = f"no trial of {states.total()} met every constraint ({counts})"
     for constraint, beyond in excesses(trials).items():
-        return (
-            f"{sentence}; most often violated: {constraint}, by {len(beyond)}, the nearest {min(beyond):.3g} beyond it"
-        )
+        return f"{sentence}; most often violated: {constraint}, by {len(beyond)}, the nearest by {excess_text(constraint, min(beyond))}"
     return sentence

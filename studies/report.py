@@ -14,13 +14,14 @@ from .front_table import front_document, front_frame
 from .newest_front import front_points, objectives_of, why_no_front
 from .picks import pick
 from .progress import budget_text, ended, growth_text, next_commands, reason_rows, states_text
-from .records import MeasurementRecord, StudyRecord, TrialRecord
+from .records import MeasurementRecord, TrialRecord
 from .store import Store
 from .terminal import add_row, commands, facts, rows_table
 from .wording import (
+    bounds_text,
     channel_rows,
+    excess_text,
     full_text,
-    interval_text,
     layer_rows,
     moment,
     recovery_text,
@@ -111,7 +112,10 @@ def front_table(store: Store, name: str) -> RenderableType:
         trial = f"{KNEE} {point.trial}" if point.trial == knee else str(point.trial)
         add_row(table, (trial, *_cells(point.measurements, columns, study.spec.objectives)))
     title = f"{name}: {len(points)} points, workload {study.spec.workload}, target {study.spec.target}"
-    return Group(Text(title, style="bold"), "", table, Text(_legend(table_has_noise(points, columns)), style="dim"))
+    noisy = any(
+        point.measurements[column].noisy for point in points for column in columns if column in point.measurements
+    )
+    return Group(Text(title, style="bold"), "", table, Text(_legend(noisy), style="dim"))
 
 
 def front_text(store: Store, name: str, format: Literal["json", "csv"]) -> str:
@@ -125,3 +129,72 @@ def front_text(store: Store, name: str, format: Literal["json", "csv"]) -> str:
     if format == "csv":
         return front_frame(objectives, points).to_csv(index=False)
     return json.dumps(front_document(name, objectives, study.baseline, points), indent=2) + "\n"
+
+
+def _cells(measured: Mapping[str, Measurement], columns: Sequence[str], spread: Sequence[str]) -> list[str]:
+    """One cell per column, the columns in `spread` with their interval; empty where nothing was measured."""
+    cells = []
+    for measurement in (measured.get(column) for column in columns):
+        if measurement is None:
+            cells.append("")
+            continue
+        cell = short_text(measurement.value, measurement.unit)
+        if measurement.name in spread:
+            cell = f"{cell} {spread_text(measurement)}".strip()
+        cells.append(f"{NOISY} {cell}" if measurement.noisy else cell)
+    return cells
+
+
+def _legend(noisy: bool) -> str:
+    lines = [
+        f"{KNEE} the knee: `slimfront export` takes it unless told otherwise",
+        "± the wider half of the 95 % interval",
+    ]
+    if noisy:
+        lines.append(f"{NOISY} noisy: the interval stayed wider than the protocol asks for")
+    return "\n" + "\n".join(lines)
+
+
+def _trial_facts(trial: TrialRecord) -> list[tuple[str, str]]:
+    known = [("state", f"{trial.state}: {trial.reason}" if trial.reason else trial.state)]
+    known += [
+        (
+            constraint,
+            f"violated by {excess_text(constraint, excess)}"
+            if excess > 0
+            else f"met, {excess_text(constraint, excess)} to spare",
+        )
+        for constraint, excess in trial.violations.items()
+    ]
+    if trial.retry_of is not None:
+        known.append(("retry of", f"trial {trial.retry_of}"))
+    known += [("worker", trial.worker or "not recorded"), ("started", moment(trial.started))]
+    if trial.finished:
+        seconds = (trial.finished - trial.started).total_seconds()
+        known.append(("finished", f"{moment(trial.finished)}, after {seconds:.1f} s"))
+    known += [
+        ("policy", trial.digest),
+        ("width", width_text(trial.policy)),
+        ("recovery", recovery_text(trial.policy)),
+    ]
+    if not trial.policy.layers:
+        known.append(("layers", "all at full precision and density"))
+    else:
+        known.append(("layers", f"{len(trial.policy.layers)} changed, all others at full precision and density"))
+    return known
+
+
+def _measurements(history: Sequence[MeasurementRecord]) -> RenderableType:
+    """All figures, metric by metric, oldest first; those a newer one replaced are dim."""
+    if not history:
+        return Text("Nothing was measured.")
+    table = rows_table(("measurement", "value>", "95 % low>", "high>", "unit", "n>", "method", "rung>", ""))
+    order = list(METRICS)
+    newest = {record.measurement.name: record for record in history}
+    for record in sorted(history, key=lambda record: order.index(record.measurement.name)):
+        m = record.measurement
+        cells = (m.name, full_text(m.value, m.unit), *bounds_text(m), m.unit, str(m.n), m.method, str(record.rung))
+        replaced = record is not newest[m.name]
+        remark = "replaced" if replaced else "noisy" if m.noisy else ""
+        add_row(table, (*cells, remark), style="dim" if replaced else "")
+    return table

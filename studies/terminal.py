@@ -13,10 +13,11 @@ SPARKS = "▁▂▃▄▅▆▇█"
 
 
 def rows_table(header: Sequence[str], rows: Iterable[Sequence[str]] = ()) -> Table:
-    """A table; a header that ends in ">" has its column right-aligned."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    """A table; a header that ends in ">" is of numbers: its column is right-aligned and never broken."""
+    table = Table(box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False, show_edge=False)
     for name in header:
-        table.add_column(Text(name.removesuffix(">")), justify="right" if name.endswith(">") else "left")
+        numbers = name.endswith(">")
+        table.add_column(Text(name.removesuffix(">")), justify="right" if numbers else "left", no_wrap=numbers)
     for row in rows:
         add_row(table, row)
     return table
@@ -33,7 +34,7 @@ def facts(pairs: Iterable[tuple[str, str]]) -> Padding:
     table.add_column(style="dim")
     for name, value in pairs:
         table.add_row(Text(name), Text(value))
-    return Padding(table, (0, 0, 0, 2))
+    return Padding(table, (0, 0, 0, 2), expand=False)
 
 
 def commands(title: str, lines: Iterable[tuple[str, str]]) -> Text:

@@ -20,7 +20,9 @@ def full_text(value: float, unit: str) -> str:
     """A number in its own unit, the unit left out: counts to the last digit, others to four."""
     if unit in _COUNTED:
         return f"{value:,.0f}"
-    return f"{value + 0.0:.4f}" if unit in ("fraction", "nats") else f"{value:.4g}"  # + 0.0: never "-0"
+    if unit in ("fraction", "nats"):
+        return f"{round(value, 4) + 0.0:.4f}"  # + 0.0: never "-0.0000"
+    return f"{value:#.4g}".removesuffix(".")
 
 
 def short_text(value: float, unit: str) -> str:
@@ -33,17 +35,26 @@ def short_text(value: float, unit: str) -> str:
     return f"{value:.2f}x" if unit == "ratio" else full_text(value, unit)
 
 
-def interval_text(measurement: Measurement) -> str:
-    """ "LOW to HIGH" in the measurement's unit; "exact" where the number has no spread."""
+def bounds_text(measurement: Measurement) -> tuple[str, str]:
+    """Low and high end of the interval in the measurement's unit; both empty where the number is exact."""
     if measurement.low == measurement.high:
-        return "exact"
-    return f"{full_text(measurement.low, measurement.unit)} to {full_text(measurement.high, measurement.unit)}"
+        return "", ""
+    return full_text(measurement.low, measurement.unit), full_text(measurement.high, measurement.unit)
 
 
 def spread_text(measurement: Measurement) -> str:
-    """ "±" and the wider half of the interval, as short as the value; empty where the number is exact."""
+    """ "±" and the wider half of the interval; empty where the number is exact."""
     half = max(measurement.high - measurement.value, measurement.value - measurement.low)
-    return f"±{short_text(half, measurement.unit).removesuffix('x')}" if half else ""
+    if not half:
+        return ""
+    return f"±{half:.2g}" if measurement.unit in ("ms", "ratio") else f"±{short_text(half, measurement.unit)}"
+
+
+def excess_text(constraint: str, excess: float) -> str:
+    """How far beyond a constraint, or within it, in the unit of its metric; `constraint` as the study file writes it."""
+    unit = METRICS[constraint.split()[0]].unit
+    amount = short_text(abs(excess), unit)
+    return f"{amount} {unit}" if unit in ("ms", "nats") else amount
 
 
 def in_order(measurements: Mapping[str, Measurement]) -> list[Measurement]:

@@ -1,0 +1,216 @@
+"""The card of a bundle: what was measured of it, where and with what, as JSON and as a page for people.
+
+card.json (schema 1)::
+
+    {"schema": 1, "study", "trial", "policy_digest", "state", "notes": [sentence],
+     "measurements": {name: {"value", "low", "high", "unit", "n", "method", "noisy"}},
+     "baseline": {"measurements": as above},
+     "test_accuracy": as a measurement, or null where the test split was not scored,
+     "target": the target's card, "input": {"name", "shape", "dtype"}, "output": the same,
+     "provenance": {"created", "study_created", "workload", "workload_options", "workload_fingerprint", "seed",
+                    "worker", "machine", "versions"},
+     "files": {name: {"sha256", "bytes"}}}
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import onnx
+
+from ..hardware_profiles.target import Target
+from ..measurement import METRICS, Measurement
+from ..spaces.policy import Policy
+from . import standalone
+from .records import StudyRecord, TrialRecord
+from .wording import (
+    bounds_text,
+    channel_rows,
+    excess_text,
+    full_text,
+    in_order,
+    layer_rows,
+    recovery_text,
+    short_text,
+    width_text,
+)
+
+SCHEMA = 1
+
+
+def card_document(
+    study: StudyRecord,
+    trial: TrialRecord,
+    target: Target,
+    model: onnx.ModelProto,
+    created: datetime,
+    files: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The card as plain JSON values.
+
+    Args:
+        model: the artifact, for its input and output.
+        created: when the artifact was made.
+        files: the bundle's other files, name -> sha256 and bytes.
+    """
+    measured = _measurements(trial.measurements)
+    return {
+        "schema": SCHEMA,
+        "study": study.name,
+        "trial": trial.number,
+        "policy_digest": trial.digest,
+        "state": trial.state,
+        "notes": _notes(trial),
+        "measurements": measured,
+        "baseline": {"measurements": _measurements(study.baseline)},
+        "test_accuracy": measured.get("test_accuracy"),
+        "target": target.model_dump(),
+        "input": _tensor(model.graph.input[0]),
+        "output": _tensor(model.graph.output[0]),
+        "provenance": {
+            "created": created.isoformat(),
+            "study_created": study.created.isoformat(),
+            "workload": study.spec.workload,
+            "workload_options": study.spec.workload_options,
+            "workload_fingerprint": study.workload_fingerprint,
+            "seed": study.spec.seed,
+            "worker": trial.worker,
+            "machine": dict(study.machine),
+            "versions": dict(study.versions),
+        },
+        "files": {name: dict(about) for name, about in files.items()},
+    }
+
+
+def card_page(card: Mapping[str, Any], policy: Policy) -> str:
+    """The card as Markdown."""
+    target = card["target"]
+    parts = [
+        f"# {card['study']}, trial {card['trial']}",
+        _summary(card),
+        *card["notes"],
+        "## Measured",
+        f"On target {target['name']}: {target['runtime']}, threads {target['threads']}, batch {target['batch']}. "
+        "Intervals are 95 %. What each name means is at the end.",
+        _measured_table(card),
+        "## Decided",
+        f"Width: {width_text(policy)}. Recovery: {recovery_text(policy)}. Policy {card['policy_digest']}.",
+        *_decisions(policy),
+        "## Run it",
+        "`python run.py` runs `model.onnx` as it was measured, and times it against `reference.onnx`, the uncompressed "
+        f"model. Without it, numpy and {target['runtime']} are enough:",
+        _example(card),
+        "## Where the numbers come from",
+        _bullets(card["provenance"]),
+        "## Files",
+        _table(
+            ("file", "bytes", "sha256"), [(n, f"{f['bytes']:,}", f"`{f['sha256']}`") for n, f in card["files"].items()]
+        ),
+        "## Names",
+        "\n".join(f"- {name}: {METRICS[name].meaning}." for name in card["measurements"]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _measurements(measured: Mapping[str, Measurement]) -> dict[str, dict[str, Any]]:
+    documents = {measurement.name: measurement.to_dict() for measurement in in_order(measured)}
+    return {name: {key: value for key, value in m.items() if key != "name"} for name, m in documents.items()}
+
+
+def _notes(trial: TrialRecord) -> list[str]:
+    """What a reader of the numbers has to know first."""
+    notes = [
+        f"Violates {constraint}, by {excess_text(constraint, excess)}: the trial is infeasible and not on the front."
+        for constraint, excess in trial.violations.items()
+        if excess > 0
+    ]
+    if "test_accuracy" not in trial.measurements:
+        notes.append("Not scored on the test split: only points of the front are, at the end of a search.")
+    if noisy := [m.name for m in in_order(trial.measurements) if m.noisy]:
+        notes.append(f"Noisy: {', '.join(noisy)}. The interval stayed wider than the protocol asks for.")
+    return notes
+
+
+def _tensor(info: onnx.ValueInfoProto) -> dict[str, Any]:
+    kind = info.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+    return {"name": info.name, "shape": [axis.dim_value for axis in kind.shape.dim], "dtype": dtype}
+
+
+def _summary(card: Mapping[str, Any]) -> str:
+    """One sentence: what was compressed, and what it gained and lost."""
+    measured, baseline = card["measurements"], card["baseline"]["measurements"]
+    size, original = (of["artifact_bytes"]["value"] for of in (measured, baseline))
+    return (
+        f"{card['provenance']['workload']}, compressed for {card['target']['name']}: "
+        f"{_short(measured, 'speedup')} as fast as the uncompressed model, {short_text(size, 'bytes')} instead of "
+        f"{short_text(original, 'bytes')}, accuracy {_short(measured, 'accuracy')} instead of "
+        f"{_short(baseline, 'accuracy')} on the search-validation split."
+    )
+
+
+def _short(measured: Mapping[str, Any], name: str) -> str:
+    return short_text(measured[name]["value"], measured[name]["unit"])
+
+
+def _measured_table(card: Mapping[str, Any]) -> str:
+    baseline = card["baseline"]["measurements"]
+    rows = []
+    for name, document in card["measurements"].items():
+        m = Measurement(name, **document)
+        original = full_text(baseline[name]["value"], m.unit) if name in baseline else ""
+        rows.append(
+            (
+                name,
+                full_text(m.value, m.unit),
+                " to ".join(filter(None, bounds_text(m))),
+                original,
+                m.unit,
+                str(m.n),
+                m.method,
+            )
+        )
+    return _table(("measurement", "this model", "interval", "uncompressed", "unit", "n", "method"), rows)
+
+
+def _decisions(policy: Policy) -> list[str]:
+    parts = []
+    if channels := channel_rows(policy):
+        parts.append(_table(("channel group", "removed", "kept, width included"), channels))
+    if layers := layer_rows(policy):
+        parts.append(_table(("layer", "weight bits", "activation bits", "sparsity"), layers))
+    parts.append("Layers not listed keep full precision and density." if layers else "No layer is quantized or masked.")
+    return parts
+
+
+def _example(card: Mapping[str, Any]) -> str:
+    """The lines that run model.onnx: the very loader of run.py, and its use."""
+    target, tensor = card["target"], card["input"]
+    loader = standalone.LOADERS[target["runtime"]]
+    source = inspect.getsource(loader).replace(": str, threads: int) -> Run", ", threads)")
+    use = (
+        f'run = {loader.__name__}("model.onnx", threads={target["threads"]})\n'
+        f"inputs = np.zeros({tensor['shape']}, dtype=np.{tensor['dtype']})  # put yours here\n"
+        f"outputs = run(inputs)  # shape {card['output']['shape']}; copy what you keep, the next call reuses it\n"
+    )
+    return f"```python\nimport numpy as np\n\n\n{source}\n\n{use}```"
+
+
+def _bullets(values: Mapping[str, Any]) -> str:
+    return "\n".join(f"- {name.replace('_', ' ')}: {_inline(value)}" for name, value in values.items())
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_inline(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return " ".join(map(str, value)) or "none"
+    return "not recorded" if value is None else str(value)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)

@@ -1,0 +1,95 @@
+"""How far a search is, in words: states, budget, the front's growth, and why trials are not on it."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+
+from .newest_front import excesses, why_no_front
+from .records import FrontRecord, StudyRecord, TrialRecord
+from .spec import BudgetSpec
+from .tables import STATES
+from .terminal import sparkline
+from .wording import excess_text
+
+MOST_REASONS = 12
+LONGEST_LINE = 40
+"""Characters of the sparkline."""
+
+
+def ended(trials: Sequence[TrialRecord]) -> int:
+    """Trials that count as tried: ended, and not run again since."""
+    retried = {trial.retry_of for trial in trials}
+    return sum(trial.state != "running" and trial.number not in retried for trial in trials)
+
+
+def states_text(trials: Sequence[TrialRecord]) -> str:
+    """How many trials are in which state, and how many of all are retries."""
+    counts = [(sum(trial.state == state for trial in trials), state) for state in STATES]
+    text = ", ".join(f"{count} {state}" for count, state in counts if count) or "none yet"
+    retries = sum(trial.retry_of is not None for trial in trials)
+    return f"{text}; retries among them: {retries}" if retries else text
+
+
+def budget_text(budget: BudgetSpec, trials: Sequence[TrialRecord]) -> str:
+    """What was spent of the budget."""
+    parts = [f"{ended(trials)} of {budget.trials} trials"] if budget.trials else [f"{ended(trials)} trials so far"]
+    if budget.timeout_s:
+        parts.append(f"at most {budget.timeout_s:g} s a run")
+    return ", ".join(parts)
+
+
+def growth_text(fronts: Sequence[FrontRecord], trials: Sequence[TrialRecord]) -> str:
+    """Size of the front, and its hypervolume from the first snapshot to the last as numbers and a sparkline."""
+    if not fronts or not fronts[-1].members:
+        return f"none yet: {why_no_front(trials)}"
+    first, last = fronts[0], fronts[-1]
+    tried = max(last.trials, sum(trial.state != "running" for trial in trials))
+    line = sparkline(_volumes(fronts, tried))
+    return (
+        f"{len(last.members)} points, hypervolume {last.hypervolume:.4g}\n"
+        f"{line}  {first.hypervolume:.4g} at trial {first.trials}, last change at trial {last.trials} of {tried}"
+    )
+
+
+def reason_rows(trials: Sequence[TrialRecord]) -> list[tuple[str, str, str]]:
+    """(trials, state, reason) of everything that kept trials off the front, grouped, the most frequent first."""
+    rows = [
+        (len(beyond), "infeasible", f"{constraint} violated; the nearest by {excess_text(constraint, min(beyond))}")
+        for constraint, beyond in excesses(trials).items()
+    ]
+    failures: dict[str, list[str]] = defaultdict(list)
+    for trial in trials:
+        if trial.state == "failed":
+            reason = " ".join((trial.reason or "").split())
+            failures[re.sub(r"\d+", "#", reason)].append(reason)  # reasons alike but for their numbers are one
+    rows += [(len(reasons), "failed", reasons[0]) for reasons in failures.values()]
+    rows.sort(key=lambda row: -row[0])
+    shown = [(str(count), state, text) for count, state, text in rows[:MOST_REASONS]]
+    if left := rows[MOST_REASONS:]:
+        shown.append((str(sum(count for count, _, _ in left)), "", f"{len(left)} more reasons"))
+    return shown
+
+
+def next_commands(
+    study: StudyRecord, trials: Sequence[TrialRecord], fronts: Sequence[FrontRecord]
+) -> list[tuple[str, str]]:
+    """(command, what it does) that make sense now."""
+    name, budget = study.name, study.spec.budget.trials
+    commands = []
+    if budget is None or ended(trials) < budget:
+        commands.append(("slimfront search STUDY.yaml", "goes on, if no other process is at it"))
+    if fronts and fronts[-1].members:
+        commands.append((f"slimfront front {name}", "the front as a table"))
+        commands.append((f"slimfront export {name} --to DIR", "the knee of the front as a bundle"))
+    elif not commands:
+        commands.append(("slimfront search STUDY.yaml --trials N", "goes on with a larger budget"))
+    return commands
+
+
+def _volumes(fronts: Sequence[FrontRecord], tried: int) -> list[float | None]:
+    """The hypervolume after evenly spaced numbers of trials, at most `LONGEST_LINE` of them."""
+    width = min(tried, LONGEST_LINE)
+    marks = [round((i + 1) * tried / width) for i in range(width)]
+    return [next((front.hypervolume for front in reversed(fronts) if front.trials <= mark), None) for mark in marks]

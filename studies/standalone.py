@@ -1,0 +1,132 @@
+"""Runs model.onnx as it was measured, and times it against reference.onnx, the uncompressed model.
+
+    python run.py
+
+Needs numpy and the runtime that card.json names, nothing else. From other code: `run = load("model.onnx")`, then
+`outputs = run(inputs)` with inputs as card.json describes them.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Run = Callable[[np.ndarray], Any]
+"""From one batch of float32 inputs to an array of outputs, which the next call may overwrite."""
+
+FOLDER = Path(__file__).resolve().parent
+WARM_UP_SECONDS, BLOCK_SECONDS, SECONDS = 0.2, 0.002, 3.0
+MIN_PAIRS = 21
+
+
+def load_openvino(path: str, threads: int) -> Run:
+    import openvino
+
+    core = openvino.Core()
+    config = {
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",  # or OpenVINO picks bfloat16 where the CPU has it
+        "ENABLE_CPU_PINNING": False,
+    }
+    request = core.compile_model(core.read_model(path), "CPU", config).create_infer_request()
+    return lambda inputs: request.infer({0: inputs}, share_inputs=True, share_outputs=True)[0]
+
+
+def load_onnxruntime(path: str, threads: int) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda inputs: session.run(None, {name: inputs})[0]
+
+
+LOADERS: dict[str, Callable[[str, int], Run]] = {"openvino": load_openvino, "onnxruntime": load_onnxruntime}
+
+
+def card() -> dict[str, Any]:
+    """What this bundle says of itself."""
+    return json.loads((FOLDER / "card.json").read_text(encoding="utf-8"))
+
+
+def load(name: str) -> Run:
+    """A model of this bundle, with the settings it was measured with."""
+    target = card()["target"]
+    return LOADERS[target["runtime"]](str(FOLDER / name), target["threads"])
+
+
+def pin(threads: int) -> None:
+    """Keep this process, and so the runtime's threads, on as many cores as it has threads, where the system can."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
+
+
+def paired_times(model: Run, reference: Run, inputs: np.ndarray) -> list[tuple[float, float]]:
+    """Seconds per run of (model, reference), in neighbouring blocks, so that what disturbs one disturbs the other."""
+    model_runs, reference_runs = warm_up(model, inputs), warm_up(reference, inputs)
+    pairs = []
+    gc.collect()
+    gc.disable()
+    deadline = time.perf_counter() + SECONDS
+    while len(pairs) < MIN_PAIRS or time.perf_counter() < deadline:
+        pairs.append((block(model, inputs, model_runs), block(reference, inputs, reference_runs)))
+        pairs.append((block(reference, inputs, reference_runs), block(model, inputs, model_runs))[::-1])
+    gc.enable()
+    return pairs
+
+
+def warm_up(run: Run, inputs: np.ndarray) -> int:
+    """Run until caches and clocks have settled; returns how many runs fill a block."""
+    start, runs = time.perf_counter(), 0
+    while runs < 3 or time.perf_counter() - start < WARM_UP_SECONDS:
+        run(inputs)
+        runs += 1
+    return max(1, round(BLOCK_SECONDS * runs / (time.perf_counter() - start)))
+
+
+def block(run: Run, inputs: np.ndarray, runs: int) -> float:
+    """Seconds per run, over `runs` of them."""
+    start = time.perf_counter()
+    for _ in range(runs):
+        run(inputs)
+    return (time.perf_counter() - start) / runs
+
+
+def median_interval(values: list[float]) -> tuple[float, float]:
+    """About 95 % interval of the median, from the order statistics by the normal approximation."""
+    ordered, half = sorted(values), 0.98 * len(values) ** 0.5
+    middle = (len(values) - 1) / 2
+    return ordered[max(0, int(middle - half))], ordered[min(len(values) - 1, round(middle + half + 0.5))]
+
+
+def main() -> None:
+    about = card()
+    pin(about["target"]["threads"])
+    model, reference = load("model.onnx"), load("reference.onnx")
+    inputs = np.random.default_rng(0).standard_normal(about["input"]["shape"], dtype=np.float32)
+    print(f"outputs   {list(model(inputs).shape)} of inputs {list(inputs.shape)}")
+    pairs = paired_times(model, reference, inputs)
+    ratios = [reference / model for model, reference in pairs]
+    low, high = median_interval(ratios)
+    print(f"speedup   {statistics.median(ratios):.4g}  ({low:.4g} to {high:.4g}, median of {len(pairs)} paired ratios)")
+    recorded = about["measurements"]["speedup"]
+    print(f"recorded  {recorded['value']:.4g}  ({recorded['low']:.4g} to {recorded['high']:.4g})")
+    model_ms, reference_ms = (statistics.median(times) * 1e3 for times in zip(*pairs, strict=True))
+    print(f"latency   {model_ms:.4g} ms, uncompressed {reference_ms:.4g} ms, here and now")
+
+
+if __name__ == "__main__":
+    main()
