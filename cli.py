@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -152,6 +153,8 @@ def dashboard(
 
 def main() -> None:
     """Entry point: errors of the user are one line and exit code 2, Ctrl-C is 130, other declared errors 1."""
+    if not sys.warnoptions:  # `python -W` and PYTHONWARNINGS show them
+        warnings.simplefilter("ignore")  # libraries' own deprecations are none of the user's business
     try:
         app(standalone_mode=True)
     except UserError as error:

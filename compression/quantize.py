@@ -8,11 +8,15 @@ integers, so that a runtime can stay in integers across the addition.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+
+logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # importing torchao logs a deprecation of its own
+
 from torchao.quantization.pt2e import HistogramObserver, PerChannelMinMaxObserver
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer

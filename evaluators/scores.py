@@ -11,9 +11,8 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from ..errors import EvaluationError
-from ..workloads.workload import MetricFunction
+from ..workloads.workload import TOP_K, MetricFunction
 
-TOP_K = {"top1": 1, "top5": 5}
 CONFIDENCE = 0.95
 NORMAL_QUANTILE = 1.959964
 BOOTSTRAP_RESAMPLES = 200

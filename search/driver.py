@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import StoreError
+from ..errors import StoreError, WorkloadError
 from ..evaluators.evaluator import Reference
 from ..hardware_profiles.bench import bench_cores, worker_cores
 from ..hardware_profiles.fingerprint import machine, versions
@@ -203,7 +203,7 @@ class Search:
 
     def _open_study(self) -> None:
         fingerprint = workload_fingerprint(self.problem.context.workload)
-        if self.spec.study not in {study.name for study in self.store.studies()}:
+        if not self.store.has_study(self.spec.study):
             self.store.create_study(self.spec, fingerprint, versions(self.problem.context.runtime), machine())
             return
         record = self.store.update_spec(self.spec)
@@ -220,8 +220,11 @@ class Search:
         artifact = Artifact.of(path) if path.is_file() else lower_reference(context, path.parent)
         baseline = self.store.get_study(self.spec.study).baseline
         if not baseline:
-            with self.problem.bench(artifact) as bench:
-                measurements = measure_reference(context, artifact, bench)
+            try:
+                with self.problem.bench(artifact) as bench:
+                    measurements = measure_reference(context, artifact, bench)
+            except Exception as error:  # the workload's metric or loss may raise anything; no candidate could be compared
+                raise WorkloadError(f"the uncompressed model cannot be measured: {type(error).__name__}: {error}") from error
             self.store.set_baseline(self.spec.study, measurements, self.problem.target.name)
             baseline = {measurement.name: measurement for measurement in measurements}
         values = {name: measurement.value for name, measurement in baseline.items()}

@@ -6,10 +6,12 @@ Optuna's tables and slimfront's lie in the same database; trial numbers are the 
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
@@ -40,7 +42,9 @@ class OptunaStudy:
             directions=[METRICS[name].direction for name in spec.objectives],
             load_if_exists=True,
         )
-        self._study.set_metric_names([f"{name} [{METRICS[name].unit}]" for name in spec.objectives])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)  # metric names are what the dashboard shows
+            self._study.set_metric_names([f"{name} [{METRICS[name].unit}]" for name in spec.objectives])
         self._study.sampler = make_sampler(spec, trials_so_far=len(self._study.get_trials(deepcopy=False)))
         self._asked: dict[int, optuna.Trial] = {}
 

@@ -21,6 +21,9 @@ from ..errors import PolicyError
 
 SCHEMA = 1
 FULL_PRECISION = 32
+DECIMALS = 6
+"""Fractions and settings are rounded to so many decimals: what differs less is the same policy."""
+
 WEIGHT_BITS = (2, 3, 4, 5, 6, 8, 16, 32)
 ACTIVATION_BITS = (4, 6, 8, 16, 32)
 
@@ -29,11 +32,20 @@ Sparsity = float | Literal["2:4"]
 
 
 def _rounded(value: float) -> float:
-    return round(float(value), 6)
+    return round(float(value), DECIMALS)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_fraction(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value) and 0 <= value < 1
+    """In [0, 1) also once rounded."""
+    return _is_number(value) and 0 <= _rounded(value) < 1  # type: ignore[arg-type]
 
 
 def _require(condition: bool, problem: str) -> None:
@@ -56,9 +68,9 @@ class LayerPolicy:
     sparsity: Sparsity = 0.0
 
     def __post_init__(self) -> None:
-        _require(self.weight_bits in WEIGHT_BITS, f"weight_bits must be one of {list(WEIGHT_BITS)}, not {self.weight_bits!r}")
+        _require(_is_whole(self.weight_bits) and self.weight_bits in WEIGHT_BITS, f"weight_bits must be one of {list(WEIGHT_BITS)}, not {self.weight_bits!r}")
         _require(
-            self.activation_bits in ACTIVATION_BITS,
+            _is_whole(self.activation_bits) and self.activation_bits in ACTIVATION_BITS,
             f"activation_bits must be one of {list(ACTIVATION_BITS)}, not {self.activation_bits!r}",
         )
         if self.sparsity != "2:4":
@@ -83,7 +95,11 @@ class Recovery:
     alpha: float = 0.7
 
     def __post_init__(self) -> None:
-        _require(isinstance(self.epochs, int) and self.epochs >= 0, f"recovery epochs must be a whole number >= 0, not {self.epochs!r}")
+        _require(_is_whole(self.epochs) and self.epochs >= 0, f"recovery epochs must be a whole number >= 0, not {self.epochs!r}")
+        for name in ("learning_rate", "temperature", "alpha"):
+            value = getattr(self, name)
+            _require(_is_number(value), f"recovery {name} must be a number, not {value!r}")
+            object.__setattr__(self, name, _rounded(value))
         _require(self.learning_rate > 0, f"recovery learning_rate must be > 0, not {self.learning_rate!r}")
         _require(self.temperature > 0, f"recovery temperature must be > 0, not {self.temperature!r}")
         _require(0 <= self.alpha <= 1, f"recovery alpha must lie in [0, 1], not {self.alpha!r}")
@@ -109,14 +125,14 @@ class Policy:
     recovery: Recovery = Recovery()
 
     def __post_init__(self) -> None:
-        _require(isinstance(self.width, (int, float)) and 0 < self.width <= 1, f"width must lie in (0, 1], not {self.width!r}")
+        _require(_is_number(self.width) and 0 < _rounded(self.width) <= 1, f"width must lie in (0, 1], not {self.width!r}")
         for group, fraction in self.channels.items():
             _require(_is_fraction(fraction), f"channel sparsity of {group} must lie in [0, 1), not {fraction!r}")
         self._canonicalise()
 
     def _canonicalise(self) -> None:
         """Drop decisions that decide nothing, so that equal policies hash equal."""
-        channels = {group: _rounded(f) for group, f in sorted(self.channels.items()) if f}
+        channels = {group: _rounded(f) for group, f in sorted(self.channels.items()) if _rounded(f)}
         layers = {name: layer for name, layer in sorted(self.layers.items()) if layer != LayerPolicy()}
         object.__setattr__(self, "width", _rounded(self.width))
         object.__setattr__(self, "channels", MappingProxyType(channels))
@@ -174,6 +190,8 @@ class Policy:
         _known_keys(document, cls, "policy")
         layers = document.pop("layers", {})
         recovery = document.pop("recovery", {})
+        for key, part in (("channels", document.get("channels", {})), ("layers", layers)):
+            _require(isinstance(part, dict), f"{key} must be a JSON object, not {part!r}")
         for name, layer in layers.items():
             _known_keys(layer, LayerPolicy, f"layer {name}")
         _known_keys(recovery, Recovery, "recovery")
@@ -193,7 +211,8 @@ def _changes(layer: LayerPolicy) -> dict[str, Any]:
     return {f.name: getattr(layer, f.name) for f in fields(layer) if getattr(layer, f.name) != f.default}
 
 
-def _known_keys(document: Mapping[str, Any], kind: type, where: str) -> None:
+def _known_keys(document: Any, kind: type, where: str) -> None:
+    _require(isinstance(document, dict), f"{where} must be a JSON object, not {document!r}")
     known = {f.name for f in fields(kind)}
     for key in document:
         _require(key in known, f"{where}: unknown key {key!r}; known are {sorted(known)}")

@@ -123,6 +123,11 @@ class Store:
             row = find_study(session, name)
             return study_record(session, row)
 
+    def has_study(self, name: str) -> bool:
+        """Whether there is a study of that name."""
+        with self._database.reading() as session:
+            return session.scalar(select(tables.Study.id).filter_by(name=name)) is not None
+
     def studies(self) -> list[StudyRecord]:
         """All studies, oldest first."""
         with self._database.reading() as session:

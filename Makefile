@@ -1,0 +1,38 @@
+# From a bare machine with Python 3.11 or newer: `make demo` searches the digits, `make test` runs every test.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+.PHONY: demo test fast lint format docs clean
+
+demo: $(INSTALLED)  ## search the built-in study; everything lands in demo/
+	mkdir -p demo
+	cd demo && ../$(BIN)/slimfront search digits-demo
+	@echo 'The database is demo/slimfront.db; run further commands from demo/ with ../$(BIN)/slimfront'
+
+test: $(INSTALLED)  ## every test, the slow ones too
+	$(BIN)/python -m pytest
+
+fast: $(INSTALLED)  ## the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(INSTALLED)  ## write the CLI reference from the program
+	$(BIN)/python docs/generate_cli.py
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo

@@ -1,0 +1,38 @@
+"""A small study that is searched for real in seconds."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from slimfront.studies.spec import StudySpec, load_study
+
+TINY = Path(__file__).with_name("tiny_workload.py")
+
+STUDY = {
+    "study": "tiny",
+    "workload": f"{TINY}:workload",
+    "target": "cpu-openvino",
+    "objectives": ["accuracy_drop", "latency_ms"],
+    "budget": {"trials": 4},
+    "workers": 0,
+    "space": {"weight_bits": [4, 8, 32], "activation_bits": [8, 32], "channel_sparsity": [0, 0.5]},
+}
+
+
+@pytest.fixture
+def study_file(tmp_path: Path) -> Callable[..., Path]:
+    """Writes the tiny study to a file, with whatever is given in place of its keys."""
+
+    def write(**changes: object) -> Path:
+        path = tmp_path / "study.yaml"
+        path.write_text(yaml.safe_dump({**STUDY, **changes}))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def tiny_spec(study_file: Callable[..., Path]) -> Callable[..., StudySpec]:
+    """The tiny study as a spec."""
+    return lambda **changes: load_study(str(study_file(**changes)))

@@ -1,0 +1,197 @@
+"""The driver, on a real network, database and runtime, in this process."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+from rich.console import Console
+from slimfront.errors import StoreError, StudyFileError
+from slimfront.search.driver import INTERRUPTED, Search
+from slimfront.search.local import run_local
+from slimfront.search.lock import sole_driver
+from slimfront.search.problem import Problem, prepare
+from slimfront.search.run import run_search
+from slimfront.studies.front import Objective, Point, dominates
+from slimfront.studies.spec import StudySpec
+from slimfront.studies.store import Store
+
+pytestmark = pytest.mark.slow
+
+Spec = Callable[..., StudySpec]
+
+
+@pytest.fixture
+def store(tmp_path: Path):
+    with Store(f"sqlite:///{tmp_path / 'study.db'}") as opened:
+        yield opened
+
+
+def searched(problem: Problem, store: Store, tmp_path: Path) -> Search:
+    search = Search(problem, store, tmp_path / "artifacts")
+    run_local(search)
+    return search
+
+
+def optuna_states(store: Store, study: str = "tiny") -> list[str]:
+    loaded = optuna.load_study(study_name=study, storage=store.url)
+    return [trial.state.name for trial in loaded.get_trials() if trial.state.name != "WAITING"]
+
+
+def test_a_search_stores_every_number_with_its_origin(tiny_spec: Spec, store: Store, tmp_path: Path) -> None:
+    search = searched(prepare(tiny_spec()), store, tmp_path)
+    trials = store.trials("tiny")
+    assert [trial.state for trial in trials] == ["complete"] * 4
+    assert trials[0].policy.is_uncompressed
+    names = {"accuracy", "accuracy_drop", "flops", "bops", "parameters", "artifact_bytes", "latency_ms", "speedup"}
+    for trial in trials:
+        assert names <= set(trial.measurements)
+        for record in store.measurement_history("tiny", trial.number):
+            assert record.target == "cpu-openvino"
+            assert record.measurement.low <= record.measurement.value <= record.measurement.high
+        model = next(a for a in store.artifacts("tiny", trial.number) if a.kind == "model")
+        assert Path(model.path).stat().st_size == model.bytes == trial.measurements["artifact_bytes"].value
+    assert store.current_front("tiny").members == tuple(sorted(point.trial for point in search.front))
+    assert optuna_states(store) == ["COMPLETE"] * 4
+
+
+def test_front_points_do_not_dominate_each_other(tiny_spec: Spec, store: Store, tmp_path: Path) -> None:
+    searched(prepare(tiny_spec(budget={"trials": 8})), store, tmp_path)
+    objectives = [Objective.of("accuracy_drop"), Objective.of("latency_ms")]
+    points = [Point.of(trial, objectives) for trial in store.front_trials("tiny")]
+    assert points
+    assert not any(dominates(a, b, objectives) for a in points for b in points if a is not b)
+
+
+def test_an_early_violation_ends_the_trial_before_it_is_scored(tiny_spec: Spec, store: Store, tmp_path: Path) -> None:
+    searched(prepare(tiny_spec(constraints=["parameters <= 1"])), store, tmp_path)
+    trials = store.trials("tiny")
+    assert {trial.state for trial in trials} == {"infeasible"}
+    assert all("accuracy" not in trial.measurements and "latency_ms" not in trial.measurements for trial in trials)
+    assert trials[0].reason.startswith("violates parameters <= 1: ")
+    assert store.current_front("tiny") is None
+    assert set(optuna_states(store)) == {"PRUNED"}  # samplers learn from pruned trials with constraints
+
+
+def test_an_infeasible_trial_that_was_scored_keeps_its_values(tiny_spec: Spec, store: Store, tmp_path: Path) -> None:
+    searched(prepare(tiny_spec(constraints=["accuracy_drop <= -1"])), store, tmp_path)
+    assert {trial.state for trial in store.trials("tiny")} == {"infeasible"}
+    study = optuna.load_study(study_name="tiny", storage=store.url)
+    trial = study.get_trials()[0]
+    assert trial.state.name == "COMPLETE"
+    assert trial.constraints["accuracy_drop <= -1"] > 0
+    assert trial.system_attrs["constraints"][0] > 0  # what the dashboard greys by
+
+
+def test_a_failing_trial_is_a_row_with_its_reason_and_the_search_goes_on(
+    tiny_spec: Spec, store: Store, tmp_path: Path
+) -> None:
+    space = {"granularity": "model", "channel_sparsity": [0, 0.5], "recovery_epochs": [0, 1]}
+    searched(prepare(tiny_spec(workload_options={"broken_loss": True}, space=space)), store, tmp_path)
+    states = [trial.state for trial in store.trials("tiny")]
+    assert states[0] == "complete"
+    failed = store.trials("tiny", "failed")
+    assert failed
+    assert failed[0].reason == "ZeroDivisionError: no such luck"
+    assert {"flops", "speedup", "accuracy"} <= set(failed[0].measurements)  # what was made before is kept
+    assert len(states) == 4
+
+
+def test_policies_are_never_tried_twice(tiny_spec: Spec, store: Store, tmp_path: Path) -> None:
+    space = {"granularity": "model", "weight_bits": [8, 32], "activation_bits": [8, 32]}
+    search = searched(prepare(tiny_spec(space=space, budget={"trials": 50})), store, tmp_path)
+    digests = [trial.digest for trial in store.trials("tiny")]
+    assert len(digests) == len(set(digests)) == 4  # two knobs of two choices: the space is exhausted
+    assert search.is_over
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsgaii", "random"])
+def test_every_sampler_tries_the_anchors_first(sampler: str, tiny_spec: Spec, store: Store, tmp_path: Path) -> None:
+    problem = prepare(tiny_spec(sampler=sampler))
+    search = Search(problem, store, tmp_path / "artifacts")
+    proposals = [search.propose() for _ in range(4)]
+    search.interrupt()
+    assert [proposal.policy for proposal in proposals] == problem.space.anchors()[:4]
+
+
+def test_interrupted_trials_are_closed_and_tried_again(tiny_spec: Spec, store: Store, tmp_path: Path) -> None:
+    problem = prepare(tiny_spec())
+    search = Search(problem, store, tmp_path / "artifacts")
+    interrupted = search.propose()
+    search.interrupt()
+    assert store.get_trial("tiny", 0).reason == INTERRUPTED
+    assert not store.running_trials("tiny")
+    searched(problem, store, tmp_path)
+    retry = next(trial for trial in store.trials("tiny") if trial.retry_of == 0)
+    assert retry.policy == interrupted.policy
+    assert retry.state == "complete"
+    assert [trial.state for trial in store.trials("tiny")].count("complete") == 4  # the budget is not charged for it
+
+
+def test_orphans_of_a_killed_driver_are_closed_once_and_tried_again(
+    tiny_spec: Spec, store: Store, tmp_path: Path
+) -> None:
+    problem = prepare(tiny_spec())
+    Search(problem, store, tmp_path / "artifacts").propose()  # and its driver is never heard of again
+    assert [trial.number for trial in store.running_trials("tiny")] == [0]
+    searched(problem, store, tmp_path)
+    searched(problem, store, tmp_path)
+    assert optuna_states(store).count("RUNNING") == 0
+    assert [trial.retry_of for trial in store.trials("tiny")].count(0) == 1
+
+
+def test_resuming_proposes_something_new(tiny_spec: Spec, store: Store, tmp_path: Path) -> None:
+    searched(prepare(tiny_spec(budget={"trials": 3})), store, tmp_path)
+    first = [trial.digest for trial in store.trials("tiny")]
+    search = searched(prepare(tiny_spec(budget={"trials": 5})), store, tmp_path)
+    digests = [trial.digest for trial in store.trials("tiny")]
+    assert digests[:3] == first
+    assert len(set(digests)) == 5
+    assert search.finished == 5
+
+
+def test_a_study_may_not_change_its_meaning(tiny_spec: Spec, store: Store, tmp_path: Path) -> None:
+    searched(prepare(tiny_spec(budget={"trials": 1})), store, tmp_path)
+    changed = prepare(tiny_spec(objectives=["accuracy_drop", "artifact_bytes"]))
+    with pytest.raises(StoreError, match="another objectives"):
+        Search(changed, store, tmp_path / "artifacts")
+
+
+def test_bits_that_the_target_does_not_take_name_the_key(tiny_spec: Spec) -> None:
+    with pytest.raises(StudyFileError, match=r"space\.activation_bits\.1: target cpu-openvino takes 4, 6, 8, 32, not 16"):
+        prepare(tiny_spec(space={"activation_bits": [8, 16]}))
+
+
+def test_a_space_whose_layers_are_all_kept_back_is_empty(tiny_spec: Spec) -> None:
+    with pytest.raises(StudyFileError, match="nothing is left to choose"):
+        prepare(tiny_spec(space={"weight_bits": [8, 32], "keep": ["*"]}))
+
+
+def test_a_second_driver_is_refused_by_name(store: Store) -> None:
+    with sole_driver(store, "tiny"), sole_driver(store, "another"):
+        with pytest.raises(StoreError, match="'tiny' is being searched by another process"), sole_driver(store, "tiny"):
+            pass
+    with sole_driver(store, "tiny"):
+        pass
+
+
+def test_the_front_is_confirmed_on_the_test_split(tiny_spec: Spec, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'confirmed.db'}"
+    run_search(tiny_spec(), url, tmp_path / "artifacts", Console(quiet=True))
+    with Store(url) as store:
+        front = store.front_trials("tiny")
+        assert front
+        for trial in front:
+            assert {"test_accuracy", "test_accuracy_drop"} <= set(trial.measurements)
+            speedups = [r for r in store.measurement_history("tiny", trial.number) if r.measurement.name == "speedup"]
+            assert [record.rung for record in speedups] == [0, 2]
+
+
+def test_recovery_comes_after_the_timing_and_keeps_both_scores(tiny_spec: Spec, store: Store, tmp_path: Path) -> None:
+    space = {"granularity": "model", "weight_bits": [8], "activation_bits": [8], "width": [0.5], "recovery_epochs": [1, 2]}
+    searched(prepare(tiny_spec(space=space, budget={"trials": 1})), store, tmp_path)
+    history = store.measurement_history("tiny", 0)
+    accuracies = [record.rung for record in history if record.measurement.name == "accuracy"]
+    assert accuracies == [0, 1]
+    names = [record.measurement.name for record in history]
+    assert names.index("speedup") < names.index("accuracy")
