@@ -30,7 +30,7 @@ from .wording import (
     width_text,
 )
 
-ALWAYS_SHOWN = ("accuracy", "speedup", "latency_ms", "artifact_bytes", "flops")
+BESIDE = ("accuracy", "speedup", "latency_ms", "artifact_bytes", "flops")
 """Columns of the front beside the objectives."""
 
 KNEE, NOISY = "*", "~"
@@ -104,8 +104,9 @@ def front_table(store: Store, name: str) -> RenderableType:
     points, objectives = front_points(store, study), objectives_of(study)
     if not points:
         return Text(f"{name} has no front yet: {why_no_front(store.trials(name))}")
-    columns = list(dict.fromkeys((*study.spec.objectives, *ALWAYS_SHOWN)))
-    table = rows_table(("trial>", *(f"{column}>" for column in columns)))
+    columns = list(dict.fromkeys((*study.spec.objectives, *BESIDE)))
+    header = (f"{column.replace('_', ' ')}>" for column in columns)  # spaces, where a narrow terminal can break them
+    table = rows_table(("trial>", *header), narrow=True)
     add_row(table, ("uncompressed", *_cells(study.baseline, columns, ())), style="dim")
     knee = pick(points, objectives, "knee").trial
     for point in points:

@@ -12,12 +12,17 @@ from rich.text import Text
 SPARKS = "▁▂▃▄▅▆▇█"
 
 
-def rows_table(header: Sequence[str], rows: Iterable[Sequence[str]] = ()) -> Table:
-    """A table; a header that ends in ">" is of numbers: its column is right-aligned and never broken."""
+def rows_table(header: Sequence[str], rows: Iterable[Sequence[str]] = (), *, narrow: bool = False) -> Table:
+    """A table; a header that ends in ">" is of numbers, right-aligned.
+
+    Args:
+        narrow: break cells of numbers too where the terminal is too narrow, instead of only those of words.
+    """
     table = Table(box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False, show_edge=False)
     for name in header:
         numbers = name.endswith(">")
-        table.add_column(Text(name.removesuffix(">")), justify="right" if numbers else "left", no_wrap=numbers)
+        justify = "right" if numbers else "left"
+        table.add_column(Text(name.removesuffix(">")), justify=justify, no_wrap=numbers and not narrow)
     for row in rows:
         add_row(table, row)
     return table
