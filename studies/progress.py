@@ -11,7 +11,7 @@ from .records import FrontRecord, StudyRecord, TrialRecord
 from .spec import BudgetSpec
 from .tables import STATES
 from .terminal import sparkline
-from .wording import excess_text
+from .wording import count_text, excess_text
 
 MOST_REASONS = 12
 LONGEST_LINE = 40
@@ -48,7 +48,7 @@ def growth_text(fronts: Sequence[FrontRecord], trials: Sequence[TrialRecord]) ->
     tried = max(last.trials, sum(trial.state != "running" for trial in trials))
     line = sparkline(_volumes(fronts, tried))
     return (
-        f"{len(last.members)} points, hypervolume {last.hypervolume:.4g}\n"
+        f"{count_text(len(last.members), 'point')}, hypervolume {last.hypervolume:.4g}\n"
         f"{line}  {first.hypervolume:.4g} at trial {first.trials}, last change at trial {last.trials} of {tried}"
     )
 

@@ -20,6 +20,7 @@ from .terminal import add_row, commands, facts, rows_table
 from .wording import (
     bounds_text,
     channel_rows,
+    count_text,
     excess_text,
     full_text,
     layer_rows,
@@ -107,12 +108,12 @@ def front_table(store: Store, name: str) -> RenderableType:
     columns = list(dict.fromkeys((*study.spec.objectives, *BESIDE)))
     header = (f"{column.replace('_', ' ')}>" for column in columns)  # spaces, where a narrow terminal can break them
     table = rows_table(("trial>", *header), narrow=True)
-    add_row(table, ("uncompressed", *_cells(study.baseline, columns, ())), style="dim")
+    add_row(table, ("baseline", *_cells(study.baseline, columns, ())), style="dim")
     knee = pick(points, objectives, "knee").trial
     for point in points:
         trial = f"{KNEE} {point.trial}" if point.trial == knee else str(point.trial)
         add_row(table, (trial, *_cells(point.measurements, columns, study.spec.objectives)))
-    title = f"{name}: {len(points)} points, workload {study.spec.workload}, target {study.spec.target}"
+    title = f"{name}: {count_text(len(points), 'point')}, workload {study.spec.workload}, target {study.spec.target}"
     noisy = any(
         point.measurements[column].noisy for point in points for column in columns if column in point.measurements
     )
@@ -198,4 +199,4 @@ def _measurements(history: Sequence[MeasurementRecord]) -> RenderableType:
         replaced = record is not newest[m.name]
         remark = "replaced" if replaced else "noisy" if m.noisy else ""
         add_row(table, (*cells, remark), style="dim" if replaced else "")
-    return table
+    return Group(table, Text("\nflops are multiply-adds: one fused multiply-add is one FLOP", style="dim"))

@@ -23,7 +23,7 @@ Run = Callable[[np.ndarray], Any]
 """From one batch of float32 inputs to an array of outputs, which the next call may overwrite."""
 
 FOLDER = Path(__file__).resolve().parent
-WARM_UP_SECONDS, BLOCK_SECONDS, SECONDS = 0.2, 0.002, 3.0
+WARM_UP_SECONDS, BLOCK_SECONDS, SECONDS = 0.2, 0.002, 2.0
 MIN_PAIRS = 21
 
 

@@ -35,6 +35,11 @@ def short_text(value: float, unit: str) -> str:
     return f"{value:.2f}x" if unit == "ratio" else full_text(value, unit)
 
 
+def count_text(count: int, noun: str) -> str:
+    """ "1 point", "2 points"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def bounds_text(measurement: Measurement) -> tuple[str, str]:
     """Low and high end of the interval in the measurement's unit; both empty where the number is exact."""
     if measurement.low == measurement.high:

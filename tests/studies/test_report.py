@@ -186,7 +186,7 @@ def test_front_shows_objectives_first_and_the_baseline_on_top(study: Store) -> N
     header = next(line for line in lines if line.lstrip().startswith("trial"))
     assert " ".join(header.split()) == "trial accuracy drop latency ms accuracy speedup artifact bytes flops"
     row = lines.index(header) + 2
-    assert lines[row].split() == ["uncompressed", "0.0000", "2.000", "0.9800", "1.00x", "123.5", "kB", "2.35", "M"]
+    assert lines[row].split() == ["baseline", "0.0000", "2.000", "0.9800", "1.00x", "123.5", "kB", "2.35", "M"]
     assert lines[row + 1].split()[:6] == ["*", "1", "0.0010", "±0.0040", "1.000", "±0.01"]
     assert lines[row + 2].split()[:6] == ["2", "0.0400", "±0.0040", "~", "0.5000", "±0.005"]
 
