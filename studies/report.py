@@ -34,6 +34,9 @@ from .wording import (
 BESIDE = ("accuracy", "speedup", "latency_ms", "artifact_bytes", "flops")
 """Columns of the front beside the objectives."""
 
+MOST_COLUMNS = 8
+"""More do not fit a terminal of 100 columns."""
+
 KNEE, NOISY = "*", "~"
 
 
@@ -105,7 +108,7 @@ def front_table(store: Store, name: str) -> RenderableType:
     points, objectives = front_points(store, study), objectives_of(study)
     if not points:
         return Text(f"{name} has no front yet: {why_no_front(store.trials(name))}")
-    columns = list(dict.fromkeys((*study.spec.objectives, *BESIDE)))
+    columns = list(dict.fromkeys((*study.spec.objectives, *BESIDE)))[:MOST_COLUMNS]
     header = (f"{column.replace('_', ' ')}>" for column in columns)  # spaces, where a narrow terminal can break them
     table = rows_table(("trial>", *header), narrow=True)
     add_row(table, ("baseline", *_cells(study.baseline, columns, ())), style="dim")
@@ -149,8 +152,8 @@ def _cells(measured: Mapping[str, Measurement], columns: Sequence[str], spread: 
 
 def _legend(noisy: bool) -> str:
     lines = [
-        f"{KNEE} the knee: `slimfront export` takes it unless told otherwise",
-        "± the wider half of the 95 % interval",
+        f"{KNEE} the knee, which `slimfront export` takes unless told otherwise",
+        "baseline: the uncompressed model; flops: multiply-adds; ±: the wider half of the 95 % interval",
     ]
     if noisy:
         lines.append(f"{NOISY} noisy: the interval stayed wider than the protocol asks for")

@@ -199,12 +199,19 @@ def test_front_explains_its_marks_only_where_they_occur(study: Store) -> None:
     assert not any("~" in line for line in lines)
 
 
-def test_front_of_four_uncertain_objectives_fits_the_terminal(
-    store: Store, make_spec: Callable[..., StudySpec]
+@pytest.mark.parametrize(
+    "objectives",
+    [
+        pytest.param(["cross_entropy", "latency_ms", "accuracy_drop", "speedup"], id="uncertain"),
+        pytest.param(["cross_entropy", "bops", "packed_bytes", "parameters"], id="none shown anyway"),
+    ],
+)
+def test_front_of_four_objectives_fits_the_terminal(
+    store: Store, make_spec: Callable[..., StudySpec], objectives: list[str]
 ) -> None:
-    objectives = ["cross_entropy", "latency_ms", "accuracy_drop", "speedup"]
     store.create_study(make_spec(objectives=objectives), "fingerprint", {}, {})
     figures = [*measured(0.0123, 0.01234, noisy=True), Measurement("cross_entropy", 0.1234, 0.1, 0.15, "nats", 360)]
+    figures += [Measurement.exact(name, 12_345_678, "count") for name in ("bops", "packed_bytes", "parameters")]
     store.set_baseline("demo", figures, "cpu-openvino")
     store.start_trial("demo", 12345, POLICY)
     store.add_measurements("demo", 12345, figures)
@@ -212,7 +219,7 @@ def test_front_of_four_uncertain_objectives_fits_the_terminal(
     store.save_front("demo", [12345], hypervolume=1.0)
     lines = shown(front_table(store, "demo"))
     assert not any("…" in line for line in lines)
-    assert line_with(lines, "12345", "0.1234", "0.01234", "0.0123", "162.07x", "123.5 kB", "2.35 M")
+    assert line_with(lines, "12345", "0.1234", "0.01234", "162.07x", "123.5 kB")
 
 
 def test_study_without_front_says_why(study: Store) -> None:
