@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
+import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
@@ -37,25 +39,45 @@ class Layer:
 
 
 def find_layers(model: nn.Module, example_input: Tensor) -> list[Layer]:
-    """Layers of `model` in module order; only those that run on `example_input` (shape [1, ...])."""
+    """Layers of `model` in module order; only those that run exactly once on `example_input` (shape [1, ...]).
+
+    A layer that runs twice has one weight but two inputs, which no single decision fits. The model ends in eval mode.
+    """
     macs = macs_by_module(model, example_input)
+    calls = _calls(model, example_input)
     return [
         _describe(name, module, macs[name])
         for name, module in model.named_modules()
-        if type(module) in LAYER_KINDS and macs.get(name, 0) > 0
+        if type(module) in LAYER_KINDS and calls[name] == 1
     ]
 
 
 def macs_by_module(model: nn.Module, example_input: Tensor) -> dict[str, int]:
-    """Dotted module path -> multiply-adds of one sample ("" is the whole model), counted by fvcore on a copy in eval mode."""
+    """Dotted module path -> multiply-adds of one sample ("" is the whole model), counted by fvcore; ends in eval mode."""
     analysis = flop_analysis(model, example_input)
     return {name: int(count) for name, count in analysis.by_module().items()}
 
 
 def flop_analysis(model: nn.Module, example_input: Tensor) -> FlopCountAnalysis:
-    """A quiet fvcore analysis of `model` in eval mode; the model's mode is restored by fvcore itself."""
+    """A quiet fvcore analysis of `model`, which is put into eval mode."""
     analysis = FlopCountAnalysis(model.eval(), example_input)
     return analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+
+
+@torch.no_grad()
+def _calls(model: nn.Module, example_input: Tensor) -> Counter[str]:
+    """How often each module runs on `example_input`."""
+    calls: Counter[str] = Counter()
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: calls.update([name]))
+        for name, module in model.named_modules()
+    ]
+    try:
+        model(example_input)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
 
 
 def _describe(name: str, module: nn.Module, macs: int) -> Layer:
