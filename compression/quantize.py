@@ -50,7 +50,9 @@ def quantize(model: nn.Module, example_input: Tensor, policy: Policy, calibratio
     Raises:
         CompressionError: torch.export or PT2E cannot take the model.
     """
-    wanted = {name: layer for name, layer in policy.layers.items() if layer.weight_bits <= 8 or layer.activation_bits <= 8}
+    wanted = {
+        name: layer for name, layer in policy.layers.items() if layer.weight_bits <= 8 or layer.activation_bits <= 8
+    }
     if not wanted:
         return Quantization()
     batch_size = min(CALIBRATION_BATCH, len(calibration))

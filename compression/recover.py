@@ -24,7 +24,9 @@ def recover(student: nn.Module, workload: Workload, policy: Policy, seed: int, b
     device = next(student.parameters()).device
     teacher = workload.model.eval()
     batches = loader(workload.train, batch_size, shuffle_seed=seed)
-    optimizer = torch.optim.SGD(student.parameters(), lr=recovery.learning_rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(
+        student.parameters(), lr=recovery.learning_rate, momentum=0.9, nesterov=True, weight_decay=5e-4
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recovery.learning_rate, total_steps=recovery.epochs * len(batches)
     )

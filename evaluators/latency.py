@@ -32,7 +32,14 @@ def latency_measurements(timing: PairedTiming, reference_ms: float) -> list[Meas
     """`speedup` and `latency_ms` = the reference's quiet latency / speed-up."""
     return [
         Measurement(
-            "speedup", timing.speedup, timing.low, timing.high, METRICS["speedup"].unit, timing.pairs, "paired-median", timing.noisy
+            "speedup",
+            timing.speedup,
+            timing.low,
+            timing.high,
+            METRICS["speedup"].unit,
+            timing.pairs,
+            "paired-median",
+            timing.noisy,
         ),
         Measurement(
             "latency_ms",

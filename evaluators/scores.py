@@ -47,7 +47,9 @@ class Scores:
         """
         if (hits := self.hits) is not None:
             return float(hits.mean() if chosen is None else hits[chosen].mean())
-        outputs, targets = (self.outputs, self.targets) if chosen is None else (self.outputs[chosen], self.targets[chosen])
+        outputs, targets = (
+            (self.outputs, self.targets) if chosen is None else (self.outputs[chosen], self.targets[chosen])
+        )
         value = float(self.metric(outputs, targets))  # type: ignore[operator]
         if not np.isfinite(value):
             raise EvaluationError(f"the workload's metric returned {value}")
@@ -66,7 +68,11 @@ class Scores:
         if (ours := self.hits) is not None and (theirs := reference.hits) is not None:
             half = NORMAL_QUANTILE * float((theirs - ours).std()) / np.sqrt(len(ours))
             return drop, drop - half, drop + half, "paired-normal"
-        return drop, *bootstrap(lambda chosen: reference.value(chosen) - self.value(chosen), len(self.outputs)), "paired-bootstrap"
+        return (
+            drop,
+            *bootstrap(lambda chosen: reference.value(chosen) - self.value(chosen), len(self.outputs)),
+            "paired-bootstrap",
+        )
 
 
 def bootstrap(statistic: Callable[[np.ndarray], float], n: int) -> tuple[float, float]:

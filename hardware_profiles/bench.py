@@ -149,9 +149,7 @@ def _set_up(target_json: str, reference: str, inputs: np.ndarray, cores: list[in
 def _time_pair(candidate: str, seconds: float) -> PairedTiming:
     session = get_runtime(_state.target.runtime).load(Path(candidate), _state.target)
     with _quiet():
-        return paired_timing(
-            lambda: session.run(_state.inputs), lambda: _state.reference.run(_state.inputs), seconds
-        )
+        return paired_timing(lambda: session.run(_state.inputs), lambda: _state.reference.run(_state.inputs), seconds)
 
 
 def _time_reference(seconds: float) -> tuple[float, float, float, int]:
@@ -180,7 +178,9 @@ def paired_timing(candidate: Callable[[], object], reference: Callable[[], objec
         pairs += [first, swapped[::-1]]
         if len(pairs) >= MIN_PAIRS and (len(pairs) & 7) == 0 or time.perf_counter() > deadline:
             timing = _summarise(pairs)
-            if len(pairs) >= MIN_PAIRS and (not timing.noisy or time.perf_counter() > deadline or len(pairs) > MAX_PAIRS):
+            if len(pairs) >= MIN_PAIRS and (
+                not timing.noisy or time.perf_counter() > deadline or len(pairs) > MAX_PAIRS
+            ):
                 return timing
 
 

@@ -13,7 +13,18 @@ from .runtime import Runtime
 
 PACKAGES = ("slimfront", "torch", "torchvision", "torchao", "torch-pruning", "fvcore", "onnx", "optuna", "ray")
 GOVERNOR = "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
-RELEVANT_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd", "i8mm", "bf16")
+RELEVANT_FLAGS = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "asimd",
+    "i8mm",
+    "bf16",
+)
 """CPU features that decide which kernels a runtime picks."""
 
 

@@ -154,11 +154,20 @@ class _Inserter:
         if (grid.low, grid.high) != (0, 255):
             # The container saturates at 0 and 255; a narrower grid has to saturate before it.
             bounds = [(np.float32(end) - np.float32(grid.zero_point)) * grid.scale for end in (grid.low, grid.high)]
-            ends = [self._constant(f"{name}.{end}", np.float32(value)) for end, value in zip(("low", "high"), bounds, strict=True)]
+            ends = [
+                self._constant(f"{name}.{end}", np.float32(value))
+                for end, value in zip(("low", "high"), bounds, strict=True)
+            ]
             nodes.append(helper.make_node("Clip", [source, *ends], [f"{name}.clipped"], name=f"{name}.clip"))
             source = f"{name}.clipped"
-        nodes.append(helper.make_node("QuantizeLinear", [source, scale, zero_point], [f"{name}.q"], name=f"{name}.quantize"))
-        nodes.append(helper.make_node("DequantizeLinear", [f"{name}.q", scale, zero_point], [f"{name}.dq"], name=f"{name}.dequantize"))
+        nodes.append(
+            helper.make_node("QuantizeLinear", [source, scale, zero_point], [f"{name}.q"], name=f"{name}.quantize")
+        )
+        nodes.append(
+            helper.make_node(
+                "DequantizeLinear", [f"{name}.q", scale, zero_point], [f"{name}.dq"], name=f"{name}.dequantize"
+            )
+        )
         self.before.setdefault(self.producer.get(tensor, -1) + 1, []).extend(nodes)
         return f"{name}.dq"
 
@@ -168,7 +177,9 @@ class _Inserter:
         transposed = node.op_type == "MatMul"
         integers = weight.integers.T if transposed else weight.integers
         if list(integers.shape) != list(original.dims):
-            raise LoweringError(f"{node.name}: weight of shape {list(original.dims)} where {list(integers.shape)} was expected")
+            raise LoweringError(
+                f"{node.name}: weight of shape {list(original.dims)} where {list(integers.shape)} was expected"
+            )
         name = original.name
         self.graph.initializer.remove(original)
         inputs = [
@@ -176,7 +187,9 @@ class _Inserter:
             self._constant(f"{name}.scale", weight.grid.scale),
             self._constant(f"{name}.zero_point", weight.grid.zero_point),
         ]
-        dequantize = helper.make_node("DequantizeLinear", inputs, [f"{name}.dq"], name=f"{name}.dequantize", axis=int(transposed))
+        dequantize = helper.make_node(
+            "DequantizeLinear", inputs, [f"{name}.dq"], name=f"{name}.dequantize", axis=int(transposed)
+        )
         self.before.setdefault(0, []).append(dequantize)
         node.input[1] = f"{name}.dq"
         if weight.bias is not None and len(node.input) > 2:
@@ -204,4 +217,3 @@ def _initializer(graph: GraphProto, name: str) -> TensorProto:
         if tensor.name == name:
             return tensor
     raise LoweringError(f"weight {name} is not a constant of the exported graph")
-

@@ -51,7 +51,9 @@ def find_channel_groups(model: nn.Module, example_input: Tensor) -> tuple[list[C
     """
     outputs = _output_layers(model, example_input)
     groups = _all_groups(model, example_input)
-    fixed = {group.name: "its channels are the model's output" for group in groups if outputs.intersection(group.layers)}
+    fixed = {
+        group.name: "its channels are the model's output" for group in groups if outputs.intersection(group.layers)
+    }
     unsafe = _find_unsafe(model, example_input, [group for group in groups if group.name not in fixed])
     reasons = {**fixed, **unsafe}
     return [group for group in groups if group.name not in reasons], reasons
@@ -136,7 +138,9 @@ def _output_layers(model: nn.Module, example_input: Tensor) -> set[str]:
     """Layers whose output is the model's output, or a view of it."""
     produced: dict[str, int] = {}
     hooks = [
-        module.register_forward_hook(lambda _module, _input, output, name=name: produced.update({name: output.data_ptr()}))
+        module.register_forward_hook(
+            lambda _module, _input, output, name=name: produced.update({name: output.data_ptr()})
+        )
         for name, module in model.named_modules()
         if type(module) in LAYER_KINDS
     ]

@@ -68,13 +68,18 @@ class LayerPolicy:
     sparsity: Sparsity = 0.0
 
     def __post_init__(self) -> None:
-        _require(_is_whole(self.weight_bits) and self.weight_bits in WEIGHT_BITS, f"weight_bits must be one of {list(WEIGHT_BITS)}, not {self.weight_bits!r}")
+        _require(
+            _is_whole(self.weight_bits) and self.weight_bits in WEIGHT_BITS,
+            f"weight_bits must be one of {list(WEIGHT_BITS)}, not {self.weight_bits!r}",
+        )
         _require(
             _is_whole(self.activation_bits) and self.activation_bits in ACTIVATION_BITS,
             f"activation_bits must be one of {list(ACTIVATION_BITS)}, not {self.activation_bits!r}",
         )
         if self.sparsity != "2:4":
-            _require(_is_fraction(self.sparsity), f'sparsity must be a number in [0, 1) or "2:4", not {self.sparsity!r}')
+            _require(
+                _is_fraction(self.sparsity), f'sparsity must be a number in [0, 1) or "2:4", not {self.sparsity!r}'
+            )
             object.__setattr__(self, "sparsity", _rounded(self.sparsity))
 
 
@@ -95,7 +100,10 @@ class Recovery:
     alpha: float = 0.7
 
     def __post_init__(self) -> None:
-        _require(_is_whole(self.epochs) and self.epochs >= 0, f"recovery epochs must be a whole number >= 0, not {self.epochs!r}")
+        _require(
+            _is_whole(self.epochs) and self.epochs >= 0,
+            f"recovery epochs must be a whole number >= 0, not {self.epochs!r}",
+        )
         for name in ("learning_rate", "temperature", "alpha"):
             value = getattr(self, name)
             _require(_is_number(value), f"recovery {name} must be a number, not {value!r}")
@@ -125,7 +133,9 @@ class Policy:
     recovery: Recovery = Recovery()
 
     def __post_init__(self) -> None:
-        _require(_is_number(self.width) and 0 < _rounded(self.width) <= 1, f"width must lie in (0, 1], not {self.width!r}")
+        _require(
+            _is_number(self.width) and 0 < _rounded(self.width) <= 1, f"width must lie in (0, 1], not {self.width!r}"
+        )
         for group, fraction in self.channels.items():
             _require(_is_fraction(fraction), f"channel sparsity of {group} must lie in [0, 1), not {fraction!r}")
         self._canonicalise()

@@ -124,14 +124,20 @@ class Space:
 
     def uniform(self, wanted: Mapping[KnobKind, Choice]) -> Policy:
         """The policy that sets every knob of a kind alike: to `wanted`, else to neutral, else to the nearest to neutral offered."""
-        return self.policy({knob.name: _nearest(knob, wanted.get(knob.kind, NEUTRAL[knob.kind])) for knob in self.knobs})
+        return self.policy(
+            {knob.name: _nearest(knob, wanted.get(knob.kind, NEUTRAL[knob.kind])) for knob in self.knobs}
+        )
 
     def anchors(self) -> list[Policy]:
         """Distinct uniform policies a search starts from: the uncompressed model first, then each technique over the int8 model."""
         bits = self._lightest_real_bits()
         wishes: list[dict[KnobKind, Choice]] = [{}, bits]
         wishes += [{**bits, "weight_bits": b} for b in self.choices.weight_bits if b < FULL_PRECISION]
-        kinds: dict[KnobKind, tuple[Choice, ...]] = {"channels": self.choices.channel_sparsity, "width": self.choices.width, "sparsity": self.choices.weight_sparsity}
+        kinds: dict[KnobKind, tuple[Choice, ...]] = {
+            "channels": self.choices.channel_sparsity,
+            "width": self.choices.width,
+            "sparsity": self.choices.weight_sparsity,
+        }
         longest = max(self.choices.recovery_epochs)
         for kind, offered in kinds.items():
             for value in offered:
@@ -143,7 +149,10 @@ class Space:
     def _lightest_real_bits(self) -> dict[KnobKind, Choice]:
         """8 bits where offered, which keeps accuracy and has kernels; else the widest below full precision."""
         bits: dict[KnobKind, Choice] = {}
-        offers: dict[KnobKind, tuple[int, ...]] = {"weight_bits": self.choices.weight_bits, "activation_bits": self.choices.activation_bits}
+        offers: dict[KnobKind, tuple[int, ...]] = {
+            "weight_bits": self.choices.weight_bits,
+            "activation_bits": self.choices.activation_bits,
+        }
         for kind, offered in offers.items():
             reduced = [b for b in offered if b < FULL_PRECISION]
             if reduced:
@@ -159,7 +168,9 @@ class Space:
             names = tuple(layer.name for layer in members)
             yield subject, "weight_bits", self.choices.weight_bits, names
             yield subject, "activation_bits", self.choices.activation_bits, names
-            sparsities = [s for s in self.choices.weight_sparsity if s != "2:4" or all(m.sparsifiable_2_4 for m in members)]
+            sparsities = [
+                s for s in self.choices.weight_sparsity if s != "2:4" or all(m.sparsifiable_2_4 for m in members)
+            ]
             yield subject, "sparsity", tuple(sparsities) or (NEUTRAL["sparsity"],), names
 
     def _shared(self) -> dict[str, list[Layer]]:
