@@ -136,11 +136,9 @@ def _all_groups(model: nn.Module, example_input: Tensor) -> list[ChannelGroup]:
 @torch.no_grad()
 def _output_layers(model: nn.Module, example_input: Tensor) -> set[str]:
     """Layers whose output is the model's output, or a view of it."""
-    produced: dict[str, int] = {}
+    produced: dict[str, Tensor] = {}  # kept: the address of a freed tensor is soon that of another
     hooks = [
-        module.register_forward_hook(
-            lambda _module, _input, output, name=name: produced.update({name: output.data_ptr()})
-        )
+        module.register_forward_hook(lambda _module, _input, output, name=name: produced.update({name: output}))
         for name, module in model.named_modules()
         if type(module) in LAYER_KINDS
     ]
@@ -149,7 +147,7 @@ def _output_layers(model: nn.Module, example_input: Tensor) -> set[str]:
     finally:
         for hook in hooks:
             hook.remove()
-    return {name for name, pointer in produced.items() if pointer == output.data_ptr()}
+    return {name for name, tensor in produced.items() if tensor.data_ptr() == output.data_ptr()}
 
 
 def _why_unsafe(model: nn.Module, example_input: Tensor, groups: list[ChannelGroup]) -> str | None:

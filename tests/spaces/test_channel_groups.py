@@ -1,0 +1,104 @@
+"""Channel groups of small networks whose couplings are known, and what pruning them leaves."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from slimfront.errors import CompressionError
+from slimfront.spaces.channel_groups import ChannelGroup, find_channel_groups, remove_channels
+from torch import Tensor, nn
+
+IMAGE = torch.zeros(1, 3, 8, 8)
+
+
+class Residual(nn.Module):
+    """Maps [n, 3, 8, 8] to [n, 10]; the addition couples the stem with the second convolution of the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.conv1 = nn.Conv2d(16, 24, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(24)
+        self.conv2 = nn.Conv2d(24, 16, 3, padding=1)
+        self.head = nn.Conv2d(16, 32, 1)
+        self.fc = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        x = x + self.conv2(self.norm(self.conv1(x)).relu())
+        return self.fc(self.head(x).relu().mean((2, 3)))
+
+
+class HardCoded(nn.Module):
+    """Maps [n, 3, 8, 8] to [n, 10]; `counted` must keep its 16 channels, the other layers need not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free = nn.Conv2d(3, 32, 3, padding=1)
+        self.counted = nn.Conv2d(32, 16, 3, padding=1)
+        self.fc1 = nn.Linear(16, 64)
+        self.fc2 = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.counted(self.free(x).relu()).relu()
+        x = x.view(x.shape[0], 16, -1).mean(-1)
+        return self.fc2(self.fc1(x).relu())
+
+
+class Grouped(nn.Module):
+    """Maps [n, 3, 8, 8] to [n, 10] with a grouped convolution between two plain layers."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, channels, 3, padding=1)
+        self.grouped = nn.Conv2d(channels, channels, 3, padding=1, groups=groups)
+        self.fc = nn.Linear(channels, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.grouped(self.stem(x).relu()).relu().mean((2, 3)))
+
+
+def test_groups_of_a_residual_network():
+    groups, reasons = find_channel_groups(Residual(), IMAGE)
+    assert [(group.name, group.channels, group.layers) for group in groups] == [
+        ("conv1", 24, ("conv1",)),
+        ("conv2", 16, ("conv2", "stem")),
+        ("head", 32, ("head",)),
+    ]
+    assert reasons == {"fc": "its channels are the model's output"}
+
+
+def test_finding_groups_leaves_the_model_alone():
+    model = Residual().eval()
+    before = copy.deepcopy(model.state_dict())
+    find_channel_groups(model, IMAGE)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("width", [512, 1024])
+def test_only_the_last_layer_is_the_output_where_memory_is_used_again(width):
+    # Large results share addresses: the first is freed before the last is made.
+    layers = [nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)]
+    groups, reasons = find_channel_groups(nn.Sequential(*layers), torch.zeros(1, width))
+    assert [group.name for group in groups] == ["0", "2"]
+    assert list(reasons) == ["4"]
+
+
+def test_a_group_that_would_change_the_output_shape_is_left_out():
+    class Branches(Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([super().forward(x), x.mean((2, 3))], dim=1)
+
+    groups, reasons = find_channel_groups(Branches(), IMAGE)
+    assert [group.name for group in groups] == ["conv1", "conv2", "head"]
+    assert reasons == {"fc": "changes the output shape from [1, 13] to [1, 8]"}
+
+
+def test_an_unsafe_group_is_named_with_its_reason_and_the_rest_kept():
+    groups, reasons = find_channel_groups(HardCoded(), IMAGE)
+    assert [group.name for group in groups] == ["free", "fc1"]
+    assert list(reasons) == ["fc2", "counted"]
+    assert reasons["counted"] == "mat1 and mat2 shapes cannot be multiplied (1x16 and 8x64)"
