@@ -7,6 +7,7 @@ and not in the middle of a search.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from ..errors import CompressionError
 from .layers import LAYER_KINDS
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 CHANNEL_MULTIPLE = 8
 """Kept channels are rounded to a multiple of this: vector registers and int8 kernels work in blocks of channels."""
 
@@ -29,15 +31,19 @@ class ChannelGroup:
         name: root layer, dotted module path.
         channels: channels of the uncompressed model.
         layers: members that lose output channels, the root first.
+        multiple: kept channels are rounded to it; a grouped convolution loses as many channels in each of its groups.
     """
 
     name: str
     channels: int
     layers: tuple[str, ...]
+    multiple: int = CHANNEL_MULTIPLE
 
     def kept(self, fraction: float) -> int:
-        """Channels left when `fraction` in (0, 1] of them is kept: rounded to `CHANNEL_MULTIPLE`, at least one multiple."""
-        multiple = min(CHANNEL_MULTIPLE, self.channels)
+        """Channels left when `fraction` in (0, 1] of them is kept: all, or rounded to `multiple`, at least one multiple."""
+        if fraction >= 1:
+            return self.channels
+        multiple = min(self.multiple, self.channels)
         return min(self.channels, max(multiple, round(self.channels * fraction / multiple) * multiple))
 
 
@@ -51,12 +57,19 @@ def find_channel_groups(model: nn.Module, example_input: Tensor) -> tuple[list[C
     """
     outputs = _output_layers(model, example_input)
     groups = _all_groups(model, example_input)
-    fixed = {
-        group.name: "its channels are the model's output" for group in groups if outputs.intersection(group.layers)
-    }
+    fixed = {group.name: reason for group in groups if (reason := _why_fixed(group, outputs))}
     unsafe = _find_unsafe(model, example_input, [group for group in groups if group.name not in fixed])
     reasons = {**fixed, **unsafe}
     return [group for group in groups if group.name not in reasons], reasons
+
+
+def _why_fixed(group: ChannelGroup, outputs: set[str]) -> str | None:
+    """Why no channel of this group can go, whatever the model does with them."""
+    if outputs.intersection(group.layers):
+        return "its channels are the model's output"
+    if group.channels <= group.multiple:
+        return f"its {group.channels} channels are too few to lose any: a multiple of {group.multiple} is kept"
+    return None
 
 
 def _find_unsafe(model: nn.Module, example_input: Tensor, groups: list[ChannelGroup]) -> dict[str, str]:
@@ -128,7 +141,8 @@ def _all_groups(model: nn.Module, example_input: Tensor) -> list[ChannelGroup]:
         ]
         root = group[0].dep.target.module
         if members and _out_channels(root) > 1:
-            groups.append(ChannelGroup(names[root], _out_channels(root), tuple(dict.fromkeys(members))))
+            layers = tuple(dict.fromkeys(members))
+            groups.append(ChannelGroup(names[root], _out_channels(root), layers, _multiple(group)))
     order = {name: index for index, name in enumerate(names.values())}
     return sorted(groups, key=lambda group: order[group.name])
 
@@ -156,13 +170,26 @@ def _why_unsafe(model: nn.Module, example_input: Tensor, groups: list[ChannelGro
     try:
         with torch.no_grad():
             expected = pruned(example_input).shape
-        remove_channels(pruned, example_input, {group.name: max(1, group.channels // 2) for group in groups})
+        remove_channels(pruned, example_input, {group.name: group.kept(0.5) for group in groups})
         with torch.no_grad():
             shape = pruned(example_input).shape
     except (CompressionError, RuntimeError, ValueError, IndexError, TypeError) as error:
         # Any of these means the pruned copy does not run: the reason is told, the group left out.
         return _first_line(error)
     return None if shape == expected else f"changes the output shape from {list(expected)} to {list(shape)}"
+
+
+def _multiple(group: tp.dependency.Group) -> int:
+    """What the kept channels of `group` must be a multiple of, for all that makes, normalises or reads them in groups."""
+    multiple = CHANNEL_MULTIPLE
+    for dep, _ in group:
+        module = dep.target.module
+        if isinstance(module, nn.GroupNorm):
+            multiple = math.lcm(multiple, module.num_groups)
+        # A depthwise convolution has as many groups as channels, and loses both alike.
+        elif isinstance(module, CONVOLUTIONS) and module.groups != module.out_channels:
+            multiple = math.lcm(multiple, module.groups)
+    return multiple
 
 
 def _out_channels(module: nn.Module) -> int:

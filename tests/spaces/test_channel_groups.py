@@ -94,7 +94,7 @@ def test_a_group_that_would_change_the_output_shape_is_left_out():
 
     groups, reasons = find_channel_groups(Branches(), IMAGE)
     assert [group.name for group in groups] == ["conv1", "conv2", "head"]
-    assert reasons == {"fc": "changes the output shape from [1, 13] to [1, 8]"}
+    assert reasons == {"fc": "changes the output shape from [1, 13] to [1, 11]"}
 
 
 def test_an_unsafe_group_is_named_with_its_reason_and_the_rest_kept():
@@ -102,3 +102,73 @@ def test_an_unsafe_group_is_named_with_its_reason_and_the_rest_kept():
     assert [group.name for group in groups] == ["free", "fc1"]
     assert list(reasons) == ["fc2", "counted"]
     assert reasons["counted"] == "mat1 and mat2 shapes cannot be multiplied (1x16 and 8x64)"
+
+
+def test_a_group_too_narrow_to_lose_channels_is_left_out():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 2))
+    groups, reasons = find_channel_groups(model, torch.zeros(1, 4))
+    assert [group.name for group in groups] == ["2"]
+    assert reasons["0"] == "its 8 channels are too few to lose any: a multiple of 8 is kept"
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups", "multiple"),
+    [(32, 4, 8), (48, 3, 24), (32, 16, 16), (32, 32, 8)],
+    ids=["4 groups", "3 groups", "16 groups", "depthwise"],
+)
+def test_grouped_convolutions_lose_whole_groups(channels, groups, multiple):
+    model = Grouped(channels, groups).eval()
+    found, _ = find_channel_groups(model, IMAGE)
+    assert {group.multiple for group in found} == {multiple}
+    for group in found:
+        for kept in range(multiple, channels, multiple):
+            slim = copy.deepcopy(model)
+            remove_channels(slim, IMAGE, {group.name: kept})
+            assert slim.get_submodule(group.name).out_channels == kept
+            assert slim(IMAGE).shape == (1, 10)
+
+
+def test_a_group_norm_keeps_its_groups_whole():
+    model = nn.Sequential(nn.Conv2d(3, 48, 3), nn.GroupNorm(12, 48), nn.ReLU(), nn.Conv2d(48, 2, 1))
+    groups, _ = find_channel_groups(model, IMAGE)
+    assert [(group.name, group.multiple) for group in groups] == [("0", 24)]
+
+
+@pytest.mark.parametrize(
+    ("channels", "fraction", "kept"),
+    [
+        (64, 0.5, 32),
+        (64, 0.7, 48),  # 44.8: five and six multiples of 8 are 40 and 48
+        (64, 0.01, 8),
+        (64, 1.0, 64),
+        (24, 0.5, 16),  # 12 is halfway between 8 and 16; Python rounds to the even multiple
+        (10, 0.9, 8),
+        (10, 1.0, 10),
+        (20, 1.0, 20),
+        (4, 0.25, 4),
+    ],
+)
+def test_kept_channels_by_hand(channels, fraction, kept):
+    assert ChannelGroup("g", channels, ("g",)).kept(fraction) == kept
+
+
+@given(st.integers(2, 300), st.floats(0.001, 1), st.floats(0.001, 1), st.sampled_from([8, 16, 24]))
+def test_kept_channels_grow_with_the_fraction(channels, first, second, multiple):
+    group = ChannelGroup("g", channels, ("g",), multiple)
+    fewer, more = group.kept(min(first, second)), group.kept(max(first, second))
+    assert 1 <= fewer <= more <= group.kept(1.0) == channels
+    assert fewer % multiple == 0 or fewer == channels
+
+
+def test_removing_other_channels_than_asked_for_is_an_error():
+    with pytest.raises(CompressionError, match=r"^grouped: \d+ channels left instead of 20$"):
+        remove_channels(Grouped(48, 3), IMAGE, {"grouped": 20})
+
+
+def test_removing_from_a_model_that_cannot_be_pruned_is_one_line():
+    class Breaks(Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("no\nsuch luck")
+
+    with pytest.raises(CompressionError, match=r"^Torch-Pruning failed: no$"):
+        remove_channels(Breaks(), IMAGE, {"stem": 8})
