@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -54,7 +54,10 @@ def search(
 
     from .search.run import run_search  # imports torch, optuna and ray
 
-    run_search(spec, storage, artifacts, err)
+    try:
+        run_search(spec, storage, artifacts, err)
+    except KeyboardInterrupt:
+        _fail("interrupted; everything finished is stored, the same command goes on", 130)
     _print_front(spec.study, storage)
     out.print(
         f"\n[bold]Next[/bold]\n"
@@ -152,7 +155,7 @@ def dashboard(
 
 
 def main() -> None:
-    """Entry point: errors of the user are one line and exit code 2, Ctrl-C is 130, other declared errors 1."""
+    """Entry point: an error of the user is one line and exit code 2, another declared one 1, Ctrl-C 130."""
     if not sys.warnoptions:  # `python -W` and PYTHONWARNINGS show them
         warnings.simplefilter("ignore")  # libraries' own deprecations are none of the user's business
     try:
@@ -161,11 +164,9 @@ def main() -> None:
         _fail(str(error), 2)
     except SlimfrontError as error:
         _fail(str(error), 1)
-    except KeyboardInterrupt:
-        _fail("interrupted; everything finished is stored, the same command goes on", 130)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     err.print(f"slimfront: {' '.join(message.split())}", style="red", highlight=False, markup=False, soft_wrap=True)
     sys.exit(code)
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 from filelock import FileLock
@@ -140,10 +141,18 @@ _state: _State
 def _set_up(target_json: str, reference: str, inputs: np.ndarray, cores: list[int]) -> None:
     global _state
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle; it ends this process
+    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     os.sched_setaffinity(0, cores)  # before the runtime starts its threads, which inherit it
     target = Target.model_validate_json(target_json)
     session = get_runtime(target.runtime).load(Path(reference), target)
     _state = _State(target, session, inputs)
+
+
+def _end_with(parent: int) -> None:
+    """End this process, and so its hold of the machine, when `parent` was killed and could not end it."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _time_pair(candidate: str, seconds: float) -> PairedTiming:

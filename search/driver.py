@@ -19,7 +19,7 @@ from ..hardware_profiles.runtime import Artifact
 from ..measurement import Measurement
 from ..spaces.policy import Policy
 from ..studies.front import Objective, Point, hypervolume, pareto_front, reference_point
-from ..studies.records import TrialRecord
+from ..studies.records import INTERRUPTED, TrialRecord
 from ..studies.store import Store
 from ..workloads.load import workload_fingerprint
 from .baseline import lower_reference, measure_reference, with_scores
@@ -27,7 +27,6 @@ from .optuna_study import OptunaStudy
 from .problem import Problem
 from .worker import Stage, WorkerSetup
 
-INTERRUPTED = "interrupted before it ended"
 MAX_ANCHORS = 12
 MAX_DUPLICATES = 20
 """Consecutive proposals of known policies after which the space counts as exhausted."""
@@ -100,6 +99,8 @@ class Search:
     def record(self, number: int, stage: Stage) -> None:
         """Store what a stage of a trial found."""
         running = self._running[number]
+        if not running.measurements:
+            self.store.set_worker(self.spec.study, number, stage.worker)
         running.measurements.update({m.name: m for m in stage.measurements})
         self.store.add_measurements(self.spec.study, number, stage.measurements, stage.rung, self.problem.target.name)
         for kind, artifact in stage.artifacts.items():
@@ -217,8 +218,9 @@ class Search:
         """The uncompressed model, measured when the study was new and read back ever after."""
         context = self.problem.context
         path = self.folder / "reference" / "model.onnx"
-        artifact = Artifact.of(path) if path.is_file() else lower_reference(context, path.parent)
         baseline = self.store.get_study(self.spec.study).baseline
+        # A file without a baseline is another study's leftover under the same name.
+        artifact = Artifact.of(path) if baseline and path.is_file() else lower_reference(context, path.parent)
         if not baseline:
             try:
                 with self.problem.bench(artifact) as bench:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-from ..errors import StudyFileError
+from ..errors import StudyFileError, TargetError, WorkloadError
 from ..evaluators.evaluator import Context
 from ..hardware_profiles.bench import Bench, bench_cores, worker_cores
 from ..hardware_profiles.runtime import Artifact, get_runtime
@@ -54,12 +55,14 @@ def prepare(spec: StudySpec) -> Problem:
     Raises:
         UserError: the workload or the target cannot be had, or the space does not fit them.
     """
-    target = load_target(spec.target, spec.base_folder)
-    runtime = get_runtime(target.runtime)
+    with _naming(spec, "target"):
+        target = load_target(spec.target, spec.base_folder)
+        runtime = get_runtime(target.runtime)
     _check_bits(spec, target)
     threads = len(worker_cores(0))
     torch.set_num_threads(threads)
-    workload = load_workload(spec.workload, spec.workload_options, spec.base_folder)
+    with _naming(spec, "workload"):
+        workload = load_workload(spec.workload, spec.workload_options, spec.base_folder)
     model, example = workload.model.eval(), workload.example_input
     layers = find_layers(model, example)
     groups, unprunable = find_channel_groups(model, example)
@@ -68,8 +71,17 @@ def prepare(spec: StudySpec) -> Problem:
     recovery = Recovery(1, defaults.learning_rate, defaults.temperature, defaults.alpha)
     space = Space(layers, groups, SpaceChoices(**spec.space.model_dump()), recovery)
     if not space.knobs:
-        raise StudyFileError(spec.study, "space", "nothing is left to choose: every layer is kept back or cannot be pruned")
+        raise StudyFileError(spec.file, "space", "nothing is left to choose: every layer is kept back or cannot be pruned")
     return Problem(spec, Context(workload, target, runtime, threads=threads), layers, groups, unprunable, space)
+
+
+@contextmanager
+def _naming(spec: StudySpec, key: str) -> Iterator[None]:
+    """Have what goes wrong with a key's value name the study file and the key."""
+    try:
+        yield
+    except (TargetError, WorkloadError) as error:
+        raise StudyFileError(spec.file, key, str(error)) from error
 
 
 def _check_bits(spec: StudySpec, target: Target) -> None:
@@ -78,4 +90,4 @@ def _check_bits(spec: StudySpec, target: Target) -> None:
         for index, bits in enumerate(getattr(spec.space, key)):
             if bits not in allowed:
                 problem = f"target {target.name} takes {', '.join(map(str, allowed))}, not {bits}"
-                raise StudyFileError(spec.study, f"space.{key}.{index}", problem)
+                raise StudyFileError(spec.file, f"space.{key}.{index}", problem)

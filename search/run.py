@@ -35,6 +35,7 @@ def run_search(spec: StudySpec, storage: str, artifacts: Path, console: Console)
     with Store(storage) as store, sole_driver(store, spec.study), SearchProgress(spec, console) as progress:
         search = Search(problem, store, artifacts, progress.tell)
         progress.follow(search)
+        _warn_of_a_noisy_machine(search, console)
         if spec.workers:
             from .distributed import run_distributed  # only here: importing ray takes a second
 
@@ -42,6 +43,18 @@ def run_search(spec: StudySpec, storage: str, artifacts: Path, console: Console)
         else:
             run_local(search)
         confirm_front(search, progress.confirming)
+
+
+def _warn_of_a_noisy_machine(search: Search, console: Console) -> None:
+    """Say so where the uncompressed model, timed against itself, is told apart from itself."""
+    against_itself = search.store.get_study(search.spec.study).baseline["speedup"]
+    if not against_itself.low <= 1 <= against_itself.high:
+        console.print(
+            f"  this machine was busy: the uncompressed model measured {against_itself.value:.3f}x as fast as itself; "
+            "latencies of this study carry that error",
+            style="yellow",
+            highlight=False,
+        )
 
 
 class SearchProgress:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +75,7 @@ class Stage:
         measurements: made in this step.
         artifacts: files written so far that are worth keeping, kind -> file.
         reason: why the trial failed, else None.
+        worker: host name and process id of who ran it.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Stage:
     measurements: Sequence[Measurement] = ()
     artifacts: Mapping[str, Artifact] = field(default_factory=dict)
     reason: str | None = None
+    worker: str = field(default_factory=lambda: f"{platform.node()}:{os.getpid()}")
 
 
 class Worker:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from .newest_front import excesses, why_no_front
-from .records import FrontRecord, StudyRecord, TrialRecord
+from .records import INTERRUPTED, FrontRecord, StudyRecord, TrialRecord
 from .spec import BudgetSpec
 from .tables import STATES
 from .terminal import sparkline
@@ -19,9 +19,8 @@ LONGEST_LINE = 40
 
 
 def ended(trials: Sequence[TrialRecord]) -> int:
-    """Trials that count as tried: ended, and not run again since."""
-    retried = {trial.retry_of for trial in trials}
-    return sum(trial.state != "running" and trial.number not in retried for trial in trials)
+    """Trials charged to the budget: those that ended and were not interrupted."""
+    return sum(trial.state != "running" and trial.reason != INTERRUPTED for trial in trials)
 
 
 def states_text(trials: Sequence[TrialRecord]) -> str:

@@ -13,6 +13,9 @@ from ..spaces.policy import Policy
 from . import tables
 from .spec import StudySpec
 
+INTERRUPTED = "interrupted before it ended"
+"""Reason of a trial whose driver stopped; its policy is tried again, and it is not charged to the budget."""
+
 State = Literal["running", "complete", "infeasible", "failed"]
 
 

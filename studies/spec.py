@@ -178,6 +178,7 @@ class StudySpec(_Part):
     recovery: RecoverySpec = RecoverySpec()
 
     _base_folder: Path = PrivateAttr(default=Path())
+    _file: str = PrivateAttr(default="")
 
     @field_validator("objectives")
     @classmethod
@@ -191,6 +192,11 @@ class StudySpec(_Part):
         """Folder of the study file, which a relative workload or target starts from; no part of what is searched."""
         return self._base_folder
 
+    @property
+    def file(self) -> str:
+        """How errors call where this was read from."""
+        return self._file
+
     @classmethod
     def from_document(cls, document: Mapping[Any, Any], file: object, base_folder: Path) -> StudySpec:
         """The spec that a study file's mapping describes; `file` is how errors call it.
@@ -199,7 +205,7 @@ class StudySpec(_Part):
             StudyFileError: the first problem, under its dotted key.
         """
         spec = validated(cls, document, file)
-        spec._base_folder = base_folder
+        spec._base_folder, spec._file = base_folder, str(file)
         return spec
 
     def replaced(
@@ -218,7 +224,9 @@ class StudySpec(_Part):
         document = self.model_dump(mode="json")
         document["budget"].update(_given(trials=trials, timeout_s=timeout_s))
         document.update(_given(workers=workers, seed=seed))
-        return self.from_document(document, "command line", self.base_folder)
+        spec = self.from_document(document, "command line", self.base_folder)
+        spec._file = self._file
+        return spec
 
     def to_json(self) -> str:
         """Versioned JSON for the database."""

@@ -171,6 +171,11 @@ class Store:
                 )
             )
 
+    def set_worker(self, study: str, number: int, worker: str) -> None:
+        """Note which worker took a trial."""
+        with self._database.writing() as session:
+            find_trial(session, study, number).worker = worker
+
     def add_measurements(
         self, study: str, number: int, measurements: Iterable[Measurement], rung: int = 0, target: str | None = None
     ) -> None:

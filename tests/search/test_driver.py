@@ -7,12 +7,13 @@ import optuna
 import pytest
 from rich.console import Console
 from slimfront.errors import StoreError, StudyFileError
-from slimfront.search.driver import INTERRUPTED, Search
+from slimfront.search.driver import Search
 from slimfront.search.local import run_local
 from slimfront.search.lock import sole_driver
 from slimfront.search.problem import Problem, prepare
 from slimfront.search.run import run_search
 from slimfront.studies.front import Objective, Point, dominates
+from slimfront.studies.records import INTERRUPTED
 from slimfront.studies.spec import StudySpec
 from slimfront.studies.store import Store
 
