@@ -116,7 +116,7 @@ def remove_channels(model: nn.Module, example_input: Tensor, kept: Mapping[str, 
 def _pruner(model: nn.Module, example_input: Tensor, ratios: Mapping[nn.Module, float]) -> tp.pruner.BasePruner:
     return tp.pruner.BasePruner(
         model,
-        example_input,
+        (example_input,),  # a bare tensor would be unpacked along its batch
         importance=tp.importance.GroupMagnitudeImportance(p=2),
         pruning_ratio=0.0,
         pruning_ratio_dict=dict(ratios),

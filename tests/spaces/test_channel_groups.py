@@ -97,6 +97,15 @@ def test_a_group_that_would_change_the_output_shape_is_left_out():
     assert reasons == {"fc": "changes the output shape from [1, 13] to [1, 11]"}
 
 
+@pytest.mark.parametrize("last", [nn.ReLU(), nn.Softmax(dim=1), nn.Sigmoid()], ids=["relu", "softmax", "sigmoid"])
+def test_an_activation_at_the_end_still_fixes_the_output_layer(last):
+    groups, reasons = find_channel_groups(
+        nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16), last), torch.zeros(1, 16)
+    )
+    assert [group.name for group in groups] == ["0"]
+    assert reasons == {"2": "changes the output shape from [1, 16] to [1, 8]"}
+
+
 def test_an_unsafe_group_is_named_with_its_reason_and_the_rest_kept():
     groups, reasons = find_channel_groups(HardCoded(), IMAGE)
     assert [group.name for group in groups] == ["free", "fc1"]
@@ -172,3 +181,21 @@ def test_removing_from_a_model_that_cannot_be_pruned_is_one_line():
 
     with pytest.raises(CompressionError, match=r"^Torch-Pruning failed: no$"):
         remove_channels(Breaks(), IMAGE, {"stem": 8})
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_activations_in_place_hide_no_group(inplace):
+    layers = [nn.Conv2d(3, 32, 3), nn.ReLU(inplace), nn.Conv2d(32, 16, 3), nn.ReLU(inplace), nn.Conv2d(16, 2, 1)]
+    model = nn.Sequential(*layers)
+    groups, reasons = find_channel_groups(model, IMAGE)
+    assert [group.name for group in groups] == ["0", "2"]
+    assert reasons == {"4": "its channels are the model's output"}
+    remove_channels(model, IMAGE, {"0": 16, "2": 8})
+    assert [model[index].out_channels for index in (0, 2, 4)] == [16, 8, 2]
+
+
+def test_an_output_that_is_changed_in_place_is_still_the_output():
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(inplace=True))
+    groups, reasons = find_channel_groups(model, torch.zeros(1, 16))
+    assert [group.name for group in groups] == ["0"]
+    assert reasons == {"2": "its channels are the model's output"}
