@@ -10,7 +10,7 @@ from typing import Literal
 from ..errors import PolicyError
 from .channel_groups import ChannelGroup
 from .layers import Layer
-from .policy import FULL_PRECISION, LayerPolicy, Policy, Recovery, Sparsity
+from .policy import DECIMALS, FULL_PRECISION, LayerPolicy, Policy, Recovery, Sparsity
 
 Choice = int | float | str
 KnobKind = Literal["width", "channels", "weight_bits", "activation_bits", "sparsity", "recovery_epochs"]
@@ -56,6 +56,10 @@ class SpaceChoices:
     width: tuple[float, ...] = (1.0,)
     recovery_epochs: tuple[int, ...] = (0,)
     keep: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("channel_sparsity", "weight_sparsity", "width"):
+            object.__setattr__(self, name, tuple(map(_canonical, getattr(self, name))))
 
 
 class Space:
@@ -191,6 +195,11 @@ class Space:
         if value not in knob.choices:
             raise PolicyError(f"{knob.name}: {value!r} is not one of {list(knob.choices)}")
         return value
+
+
+def _canonical(choice: Sparsity) -> Sparsity:
+    """A fraction as policies hold it, so that a policy's decision is found among the choices again."""
+    return choice if isinstance(choice, str) else round(float(choice), DECIMALS)
 
 
 def _kept_back(name: str, patterns: Sequence[str]) -> bool:

@@ -1,0 +1,230 @@
+"""The space: its knobs, and parameters and policies as two descriptions of one point."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from slimfront.errors import PolicyError
+from slimfront.spaces.channel_groups import ChannelGroup
+from slimfront.spaces.layers import Layer
+from slimfront.spaces.policy import ACTIVATION_BITS, WEIGHT_BITS, LayerPolicy, Policy, Recovery
+from slimfront.spaces.space import Knob, Space, SpaceChoices
+
+
+def layer(name: str, kind: str = "conv2d", sparsifiable: bool = True) -> Layer:
+    return Layer(name, kind, name.rpartition(".")[0], 64, 640, sparsifiable)
+
+
+LAYERS = [
+    layer("stem", sparsifiable=False),
+    layer("block.conv1"),
+    layer("block.conv2"),
+    layer("head.pool.conv"),
+    layer("fc", "linear"),
+]
+GROUPS = [ChannelGroup("stem", 32, ("stem", "block.conv2")), ChannelGroup("block.conv1", 64, ("block.conv1",))]
+EVERYTHING = SpaceChoices(
+    weight_bits=(4, 8, 32),
+    activation_bits=(8, 32),
+    channel_sparsity=(0.0, 0.25, 0.5),
+    weight_sparsity=(0.0, 0.5, "2:4"),
+    width=(0.5, 1.0),
+    recovery_epochs=(0, 2),
+)
+
+
+def names(space: Space) -> list[str]:
+    return [knob.name for knob in space.knobs]
+
+
+def several(values, **bounds) -> st.SearchStrategy[tuple]:
+    return st.lists(values, min_size=1, unique=True, **bounds).map(tuple)
+
+
+@st.composite
+def points(draw) -> tuple[Space, dict]:
+    """A space of random choices, and a random point of it."""
+    fractions = st.floats(0, 0.999)
+    distinct = {"max_size": 3, "unique_by": lambda value: round(value, 6) if isinstance(value, float) else value}
+    choices = SpaceChoices(
+        granularity=draw(st.sampled_from(["layer", "block", "type", "model"])),
+        weight_bits=draw(several(st.sampled_from(WEIGHT_BITS))),
+        activation_bits=draw(several(st.sampled_from(ACTIVATION_BITS))),
+        channel_sparsity=draw(st.lists(fractions, min_size=1, **distinct).map(tuple)),
+        weight_sparsity=draw(st.lists(fractions | st.just("2:4"), min_size=1, **distinct).map(tuple)),
+        width=draw(st.lists(st.floats(0.001, 1), min_size=1, **distinct).map(tuple)),
+        recovery_epochs=draw(several(st.integers(0, 5), max_size=3)),
+        keep=draw(several(st.sampled_from(["fc", "block.*", "nothing"]), max_size=2)),
+    )
+    space = Space(LAYERS, GROUPS, choices, Recovery(1, 0.05, 2.0, 0.5))
+    return space, {knob.name: draw(st.sampled_from(knob.choices)) for knob in space.knobs}
+
+
+@given(points())
+def test_parameters_are_the_inverse_of_policy(point):
+    space, parameters = point
+    policy = space.policy(parameters)
+    assert space.parameters(policy) == parameters
+    assert space.policy(space.parameters(policy)) == policy
+
+
+@given(points())
+def test_every_policy_decides_only_what_is_offered(point):
+    space, parameters = point
+    policy = space.policy(parameters)
+    kept = set(policy.layers) | set(policy.channels)
+    assert kept <= {member.name for member in space.layers} | {group.name for group in space.groups}
+    assert policy.width in {round(width, 6) for width in space.choices.width}
+
+
+@given(points())
+def test_anchors_are_distinct_points_of_the_space(point):
+    space, _ = point
+    anchors = space.anchors()
+    assert len({policy.digest for policy in anchors}) == len(anchors) >= 1
+    assert all(space.policy(space.parameters(policy)) == policy for policy in anchors)
+
+
+def test_a_policy_by_hand():
+    space = Space(LAYERS[:2], GROUPS[1:], EVERYTHING, Recovery(1, 0.05, 2.0, 0.5))
+    assert names(space) == [
+        "0.student.width",
+        "1.recovery.recovery_epochs",
+        "2.block.conv1.channels",
+        "3.stem.weight_bits",
+        "4.stem.activation_bits",
+        "5.stem.sparsity",
+        "6.block.conv1.weight_bits",
+        "7.block.conv1.activation_bits",
+        "8.block.conv1.sparsity",
+    ]
+    chosen = dict(zip(names(space), [0.5, 2, 0.25, 4, 8, 0.5, 32, 8, "2:4"], strict=True))
+    assert space.policy(chosen) == Policy(
+        width=0.5,
+        channels={"block.conv1": 0.25},
+        layers={"stem": LayerPolicy(4, 8, 0.5), "block.conv1": LayerPolicy(32, 8, "2:4")},
+        recovery=Recovery(2, 0.05, 2.0, 0.5),
+    )
+
+
+def test_knob_names_sort_in_their_order():
+    space = Space(LAYERS, GROUPS, EVERYTHING)
+    assert names(space)[0] == "00.student.width"
+    assert names(space)[-1] == "18.fc.sparsity"
+    assert names(space) == sorted(names(space))
+
+
+@pytest.mark.parametrize(
+    ("granularity", "shared"),
+    [
+        ("layer", [("stem",), ("block.conv1",), ("block.conv2",), ("head.pool.conv",), ("fc",)]),
+        ("block", [("stem",), ("block.conv1", "block.conv2"), ("head.pool.conv",), ("fc",)]),
+        ("type", [("stem", "block.conv1", "block.conv2", "head.pool.conv"), ("fc",)]),
+        ("model", [("stem", "block.conv1", "block.conv2", "head.pool.conv", "fc")]),
+    ],
+)
+def test_granularity_decides_which_layers_share_a_knob(granularity, shared):
+    space = Space(LAYERS, GROUPS, SpaceChoices(granularity=granularity, weight_bits=(8, 32)))
+    assert [knob.governs for knob in space.knobs] == shared
+    policy = space.policy({knob.name: 8 for knob in space.knobs})
+    assert policy == Policy(layers={member.name: LayerPolicy(weight_bits=8) for member in LAYERS})
+
+
+def test_layers_that_are_kept_have_no_knobs_and_their_groups_neither():
+    choices = SpaceChoices(weight_bits=(8, 32), channel_sparsity=(0.0, 0.5), keep=("fc", "*.conv2"))
+    space = Space(LAYERS, GROUPS, choices)
+    # The group of the stem holds block.conv2, so it goes too.
+    assert names(space) == [
+        "02.block.conv1.channels",
+        "03.stem.weight_bits",
+        "06.block.conv1.weight_bits",
+        "09.head.pool.conv.weight_bits",
+    ]
+
+
+def test_two_of_four_is_offered_only_where_the_input_dimension_allows_it():
+    offered = {
+        knob.governs: knob.choices for knob in Space(LAYERS, [], SpaceChoices(weight_sparsity=(0.0, 0.5, "2:4"))).knobs
+    }
+    assert offered[("stem",)] == (0.0, 0.5)
+    assert offered[("fc",)] == (0.0, 0.5, "2:4")
+
+
+def test_two_of_four_is_offered_to_all_layers_of_a_knob_or_to_none():
+    space = Space(LAYERS, [], SpaceChoices(granularity="type", weight_sparsity=(0.0, 0.5, "2:4")))
+    assert [knob.choices for knob in space.knobs] == [(0.0, 0.5), (0.0, 0.5, "2:4")]
+
+
+def test_a_layer_that_cannot_have_the_only_sparsity_stays_dense():
+    policy = Space(LAYERS[:2], [], SpaceChoices(weight_sparsity=("2:4",))).policy({})
+    assert policy == Policy(layers={"block.conv1": LayerPolicy(sparsity="2:4")})
+
+
+def test_a_single_choice_is_no_knob_and_holds_everywhere():
+    space = Space(LAYERS[:1], GROUPS[1:], SpaceChoices(weight_bits=(8,), width=(0.5,), channel_sparsity=(0.25,)))
+    assert space.knobs == []
+    fixed = Policy(width=0.5, channels={"block.conv1": 0.25}, layers={"stem": LayerPolicy(weight_bits=8)})
+    assert space.policy({}) == fixed
+    assert space.parameters(fixed) == {}
+    assert space.anchors() == [fixed]
+
+
+def test_anchors_start_uncompressed_and_try_each_technique_over_eight_bits():
+    choices = SpaceChoices(weight_bits=(4, 8, 32), activation_bits=(8, 32), width=(0.5, 1.0), recovery_epochs=(0, 1, 3))
+    space = Space(LAYERS[:1], [], choices)
+    eight, four = {"stem": LayerPolicy(8, 8)}, {"stem": LayerPolicy(4, 8)}
+    assert space.anchors() == [
+        Policy(),
+        Policy(layers=eight),
+        Policy(layers=four),
+        Policy(width=0.5, layers=eight),
+        Policy(width=0.5, layers=eight, recovery=Recovery(3)),
+    ]
+
+
+def test_a_uniform_policy_takes_the_nearest_choice_offered():
+    space = Space(LAYERS, [], SpaceChoices(weight_bits=(4, 16), weight_sparsity=(0.25, 0.5, "2:4")))
+    policy = space.uniform({"weight_bits": 6, "sparsity": "2:4"})
+    assert policy.layer("fc") == LayerPolicy(4, 32, "2:4")
+    assert policy.layer("stem") == LayerPolicy(4, 32, 0.25)  # 2:4 is not offered there: nearest to dense
+    assert space.uniform({}).layer("fc") == LayerPolicy(16, 32, 0.25)
+
+
+SMALL = Space(LAYERS[:1], [], SpaceChoices(weight_bits=(4, 8, 32)))
+KNOB = Knob("2.stem.weight_bits", "weight_bits", (4, 8, 32), ("stem",))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "problem"),
+    [
+        ({KNOB.name: 8, "3.fc.weight_bits": 8}, r"^unknown knob '3.fc.weight_bits'$"),
+        ({KNOB.name: 5}, r"^2.stem.weight_bits: 5 is not one of \[4, 8, 32\]$"),
+        ({}, r"^2.stem.weight_bits: None is not one of \[4, 8, 32\]$"),
+    ],
+)
+def test_parameters_that_do_not_fit_are_told_in_one_line(parameters, problem):
+    assert SMALL.knobs == [KNOB]
+    with pytest.raises(PolicyError, match=problem):
+        SMALL.policy(parameters)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Policy(layers={"stem": LayerPolicy(weight_bits=5)}),
+        Policy(layers={"stem": LayerPolicy(8, 8)}),
+        Policy(layers={"elsewhere": LayerPolicy(weight_bits=8)}),
+        Policy(width=0.5),
+        Policy(channels={"stem": 0.5}),
+        Policy(recovery=Recovery(1)),
+    ],
+)
+def test_a_policy_outside_the_space_is_refused(policy):
+    with pytest.raises(PolicyError):
+        SMALL.parameters(policy)
+
+
+def test_recovery_with_other_settings_is_outside_the_space():
+    space = Space([], [], SpaceChoices(recovery_epochs=(0, 1)), Recovery(1, 0.05))
+    assert space.parameters(Policy(recovery=Recovery(1, 0.05))) == {"1.recovery.recovery_epochs": 1}
+    with pytest.raises(PolicyError, match="is not a point of this space"):
+        space.parameters(Policy(recovery=Recovery(1, 0.01)))
