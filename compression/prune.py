@@ -11,6 +11,7 @@ from torch.nn.utils import prune
 
 from ..errors import CompressionError
 from ..spaces.channel_groups import ChannelGroup, remove_channels
+from ..spaces.layers import LAYER_KINDS
 from ..spaces.policy import Policy, Sparsity
 from ..workloads.workload import MapDataset
 from .batches import input_batches
@@ -101,7 +102,7 @@ def reestimate_batch_norm(model: nn.Module, calibration: MapDataset, batch_size:
 
 
 def _layer(model: nn.Module, name: str) -> nn.Module:
-    try:
-        return model.get_submodule(name)
-    except AttributeError as error:
-        raise CompressionError(f"no layer {name!r} in the model") from error
+    layer = dict(model.named_modules()).get(name)
+    if type(layer) not in LAYER_KINDS:
+        raise CompressionError(f"no layer {name!r} in the model")
+    return layer  # type: ignore[return-value]
