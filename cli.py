@@ -37,7 +37,9 @@ DEFAULT_ARTIFACTS = Path("slimfront-artifacts")
 @app.command()
 def search(
     study: Annotated[str, typer.Argument(metavar="STUDY.yaml", help="A study file, or the name of a shipped study.")],
-    trials: Annotated[int | None, typer.Option(help="Trials the study shall have in all, in place of the file's.")] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="Trials the study shall have in all, in place of the file's.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Ray workers; 0 runs in this process.")] = None,
     storage: Storage = DEFAULT_STORAGE,
     seed: Annotated[int | None, typer.Option(help="Seed of sampler and recovery.")] = None,
@@ -107,8 +109,8 @@ def front(
     storage: Storage = DEFAULT_STORAGE,
 ) -> None:
     """Print the Pareto front of a study."""
-    if format == "table" and out_file is None:
-        _print_front(name, storage)
+    if format == "table":
+        _print_front(name, storage, out_file)
         return
     from .studies.report import front_text
 
@@ -126,7 +128,8 @@ def export(
     to: Annotated[Path, typer.Option(help="Folder to write the bundle to; it must be new or empty.")],
     trial: Annotated[int | None, typer.Option(help="Number of the trial to export.")] = None,
     pick: Annotated[
-        Literal["knee", "fastest", "smallest", "most-accurate"] | None, typer.Option(help="Rule that picks from the front.")
+        Literal["knee", "fastest", "smallest", "most-accurate"] | None,
+        typer.Option(help="Rule that picks from the front."),
     ] = None,
     storage: Storage = DEFAULT_STORAGE,
 ) -> None:
@@ -177,11 +180,17 @@ def _store(storage: str):
     return Store(storage, create=False)
 
 
-def _print_front(name: str, storage: str) -> None:
+def _print_front(name: str, storage: str, file: Path | None = None) -> None:
     from .studies.report import front_table
 
     with _store(storage) as store:
-        out.print(front_table(store, name))
+        table = front_table(store, name)
+    if file is None:
+        out.print(table)
+        return
+    plain = Console(width=120, record=True, quiet=True)
+    plain.print(table)
+    _write(file, plain.export_text())
 
 
 def _write(path: Path, text: str) -> None:

@@ -21,18 +21,50 @@ class Metric:
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", "fraction", "maximize", "the workload's metric on the search-validation split, computed by the runtime from the artifact"),
-        Metric("accuracy_drop", "fraction", "minimize", "accuracy of the uncompressed artifact minus this one's, on the same split"),
-        Metric("cross_entropy", "nats", "minimize", "mean cross-entropy of the artifact's outputs on the search-validation split"),
+        Metric(
+            "accuracy",
+            "fraction",
+            "maximize",
+            "the workload's metric on the search-validation split, computed by the runtime from the artifact",
+        ),
+        Metric(
+            "accuracy_drop",
+            "fraction",
+            "minimize",
+            "accuracy of the uncompressed artifact minus this one's, on the same split",
+        ),
+        Metric(
+            "cross_entropy",
+            "nats",
+            "minimize",
+            "mean cross-entropy of the artifact's outputs on the search-validation split",
+        ),
         Metric("test_accuracy", "fraction", "maximize", "accuracy on the test split, scored once, at the end"),
-        Metric("test_accuracy_drop", "fraction", "minimize", "accuracy_drop on the test split, scored once, at the end"),
-        Metric("flops", "FLOPs", "minimize", "multiply-adds of one sample counted by fvcore (one fused multiply-add is one FLOP)"),
+        Metric(
+            "test_accuracy_drop", "fraction", "minimize", "accuracy_drop on the test split, scored once, at the end"
+        ),
+        Metric(
+            "flops",
+            "FLOPs",
+            "minimize",
+            "multiply-adds of one sample counted by fvcore (one fused multiply-add is one FLOP)",
+        ),
         Metric("bops", "BOPs", "minimize", "sum over layers of multiply-adds x weight bits x activation bits"),
         Metric("parameters", "count", "minimize", "parameters left after channel pruning; masked weights count"),
         Metric("artifact_bytes", "bytes", "minimize", "size of the artifact file the runtime loads"),
-        Metric("packed_bytes", "bytes", "minimize", "parameters packed at the policy's bit-widths, masked weights included; no such file is written"),
+        Metric(
+            "packed_bytes",
+            "bytes",
+            "minimize",
+            "parameters packed at the policy's bit-widths, masked weights included; no such file is written",
+        ),
         Metric("latency_ms", "ms", "minimize", "paired ratio x the reference's quiet latency on the target, one batch"),
-        Metric("speedup", "ratio", "maximize", "reference latency / candidate latency, median of paired ratios on the same runtime"),
+        Metric(
+            "speedup",
+            "ratio",
+            "maximize",
+            "reference latency / candidate latency, median of paired ratios on the same runtime",
+        ),
     )
 }
 

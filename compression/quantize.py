@@ -8,15 +8,12 @@ integers, so that a runtime can stay in integers across the addition.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
+from typing import Any, TypeGuard, cast
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-
-logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # importing torchao logs a deprecation of its own
-
 from torchao.quantization.pt2e import HistogramObserver, PerChannelMinMaxObserver
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
@@ -164,8 +161,9 @@ def _read(converted: fx.GraphModule, wanted: Mapping[str, LayerPolicy]) -> Quant
         if _is_dequantize(tensor):
             inputs[name] = _grid(converted, tensor)
         if _is_dequantize(weight):
-            integers = _attribute(converted, weight.args[0])
-            weights[name] = QuantizedWeight(integers, _grid(converted, weight), _attribute(converted, bias))
+            integers = _array(converted, weight.args[0])
+            folded_bias = None if bias is None else _array(converted, bias)
+            weights[name] = QuantizedWeight(integers, _grid(converted, weight), folded_bias)
     return Quantization(weights, inputs, dict(_addition_grids(converted)))
 
 
@@ -181,28 +179,26 @@ def _addition_grids(converted: fx.GraphModule) -> Iterator[tuple[tuple[str, int,
                 yield (path, index, operand), _grid(converted, tensor)
 
 
-def _is_dequantize(node: object) -> bool:
+def _is_dequantize(node: object) -> TypeGuard[fx.Node]:
     return isinstance(node, fx.Node) and "dequantize" in str(node.target)
 
 
 def _grid(graph: fx.GraphModule, dequantize: fx.Node) -> Grid:
     """The grid of a `dequantize_per_tensor` or `dequantize_per_channel` node."""
     per_channel = "per_channel" in str(dequantize.target)
-    scale, zero_point, *rest = dequantize.args[1:]
+    scale, zero_point, *rest = cast("list[Any]", dequantize.args[1:])
     low, high = rest[1:3] if per_channel else rest[:2]
     container = np.int8 if per_channel else np.uint8
     return Grid(
-        np.asarray(_attribute(graph, scale), dtype=np.float32),
-        np.asarray(_attribute(graph, zero_point)).astype(container),
+        _array(graph, scale).astype(np.float32),
+        _array(graph, zero_point).astype(container),
         int(low),
         int(high),
     )
 
 
-def _attribute(graph: fx.GraphModule, value: object) -> np.ndarray | None:
+def _array(graph: fx.GraphModule, value: object) -> np.ndarray:
     """The constant behind a node, or a plain number as an array."""
-    if value is None:
-        return None
     if isinstance(value, fx.Node):
         owner, _, name = str(value.target).rpartition(".")
         return getattr(graph.get_submodule(owner), name).detach().cpu().numpy()

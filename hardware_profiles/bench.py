@@ -37,7 +37,10 @@ BLOCK_SECONDS = 0.002
 """Least duration of one block of inferences; far above the clock's resolution, far below a scheduler's time slice."""
 
 WARM_UP_SECONDS = 0.1
-MIN_PAIRS, MAX_PAIRS = 21, 2001
+PAIRS_BETWEEN_LOOKS = 24
+"""Pairs before the interval is looked at, and between looks; every look costs the honesty of the interval a little."""
+
+MAX_PAIRS = 2000
 RELATIVE_HALF_WIDTH = 0.01
 """Pairs are added until the 95 % interval of the ratio is within this much of its median on either side."""
 
@@ -169,7 +172,7 @@ def _time_reference(seconds: float) -> tuple[float, float, float, int]:
         count = _warm_up(run)
         deadline = time.perf_counter() + seconds
         samples = [_block(run, count)]
-        while len(samples) < MIN_PAIRS or (time.perf_counter() < deadline and len(samples) < MAX_PAIRS):
+        while len(samples) < PAIRS_BETWEEN_LOOKS or (time.perf_counter() < deadline and len(samples) < MAX_PAIRS):
             samples.append(_block(run, count))
     low, high = median_interval(samples)
     return statistics.median(samples) * 1e3, low * 1e3, high * 1e3, len(samples)
@@ -181,16 +184,14 @@ def paired_timing(candidate: Callable[[], object], reference: Callable[[], objec
     deadline = time.perf_counter() + seconds
     pairs: list[tuple[float, float]] = []
     while True:
-        # A B then B A: a drift of the machine favours neither side.
-        first = _block(candidate, counts[0]), _block(reference, counts[1])
-        swapped = _block(reference, counts[1]), _block(candidate, counts[0])
-        pairs += [first, swapped[::-1]]
-        if len(pairs) >= MIN_PAIRS and (len(pairs) & 7) == 0 or time.perf_counter() > deadline:
-            timing = _summarise(pairs)
-            if len(pairs) >= MIN_PAIRS and (
-                not timing.noisy or time.perf_counter() > deadline or len(pairs) > MAX_PAIRS
-            ):
-                return timing
+        for _ in range(PAIRS_BETWEEN_LOOKS // 2):
+            # A B then B A: a drift of the machine favours neither side.
+            pairs.append((_block(candidate, counts[0]), _block(reference, counts[1])))
+            second = _block(reference, counts[1])
+            pairs.append((_block(candidate, counts[0]), second))
+        timing = _summarise(pairs)
+        if not timing.noisy or time.perf_counter() > deadline or len(pairs) >= MAX_PAIRS:
+            return timing
 
 
 def median_interval(samples: Sequence[float]) -> tuple[float, float]:

@@ -57,7 +57,7 @@ def export_float(model: nn.Module, example_input: Tensor) -> ModelProto:
             torch.onnx.export(
                 model.eval(),
                 (example_input,),
-                buffer,
+                buffer,  # type: ignore[arg-type]  # this exporter writes to open files too
                 dynamo=False,
                 opset_version=OPSET,
                 input_names=[INPUT],
@@ -155,7 +155,7 @@ class _Inserter:
             # The container saturates at 0 and 255; a narrower grid has to saturate before it.
             bounds = [(np.float32(end) - np.float32(grid.zero_point)) * grid.scale for end in (grid.low, grid.high)]
             ends = [
-                self._constant(f"{name}.{end}", np.float32(value))
+                self._constant(f"{name}.{end}", np.asarray(value, np.float32))
                 for end, value in zip(("low", "high"), bounds, strict=True)
             ]
             nodes.append(helper.make_node("Clip", [source, *ends], [f"{name}.clipped"], name=f"{name}.clip"))

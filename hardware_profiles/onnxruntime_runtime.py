@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import onnx
 import onnxruntime
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
 from ..errors import LoweringError
 from .node_names import layer_of_node
@@ -52,7 +53,7 @@ class OnnxRuntimeSession:
         self._input = self._session.get_inputs()[0].name
 
     def run(self, inputs: np.ndarray) -> np.ndarray:
-        return self._session.run(None, {self._input: inputs})[0]
+        return cast(np.ndarray, self._session.run(None, {self._input: inputs})[0])
 
     def executed_precisions(self) -> dict[str, str]:
         precisions: dict[str, str] = {}
@@ -80,5 +81,5 @@ class OnnxRuntimeSession:
 def _open(artifact: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(str(artifact), options, providers=["CPUExecutionProvider"])
-    except (RuntimeError, onnxruntime.capi.onnxruntime_pybind11_state.Fail) as error:
+    except (RuntimeError, Fail) as error:
         raise LoweringError(f"ONNX Runtime refuses {artifact.name}: {str(error).splitlines()[0]}") from error

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ..errors import TargetError
 from ..spaces.policy import ACTIVATION_BITS, FULL_PRECISION, WEIGHT_BITS
 
-CARDS = resources.files(__package__) / "cards"
+CARDS = resources.files(__package__ or "slimfront.hardware_profiles") / "cards"
 
 
 class Target(BaseModel):

@@ -39,7 +39,9 @@ def measure_reference(context: Context, artifact: Artifact, bench: Bench) -> lis
         *ArtifactSize().evaluate(subject, context),
         *Accuracy().evaluate(subject, context),
         _speedup(against_itself, latency_ms),
-        Measurement("latency_ms", latency_ms, low, high, METRICS["latency_ms"].unit, blocks, "median on the quiet machine"),
+        Measurement(
+            "latency_ms", latency_ms, low, high, METRICS["latency_ms"].unit, blocks, "median on the quiet machine"
+        ),
     ]
 
 

@@ -66,9 +66,7 @@ class Search:
         StoreError: the database holds a study of that name that is not this one.
     """
 
-    def __init__(
-        self, problem: Problem, store: Store, artifacts: Path, listener: Listener = lambda *_: None
-    ) -> None:
+    def __init__(self, problem: Problem, store: Store, artifacts: Path, listener: Listener = lambda *_: None) -> None:
         self.problem, self.spec, self.store = problem, problem.spec, store
         self.folder = artifacts.resolve() / self.spec.study
         self.objectives = [Objective.of(name) for name in self.spec.objectives]
@@ -104,7 +102,9 @@ class Search:
         running.measurements.update({m.name: m for m in stage.measurements})
         self.store.add_measurements(self.spec.study, number, stage.measurements, stage.rung, self.problem.target.name)
         for kind, artifact in stage.artifacts.items():
-            self.store.record_artifact(self.spec.study, number, kind, str(artifact.path), artifact.sha256, artifact.bytes)
+            self.store.record_artifact(
+                self.spec.study, number, kind, str(artifact.path), artifact.sha256, artifact.bytes
+            )
         self._listener("stage", number, stage.name)
         if stage.reason is not None:
             self.fail(number, stage.reason)
@@ -116,7 +116,11 @@ class Search:
         running = self._running.pop(number)
         values = {name: measurement.value for name, measurement in running.measurements.items()}
         violations = {str(c): c.violation(values[c.metric]) for c in self.spec.constraints if c.metric in values}
-        told = [values[name] for name in self.spec.objectives] if all(name in values for name in self.spec.objectives) else None
+        told = (
+            [values[name] for name in self.spec.objectives]
+            if all(name in values for name in self.spec.objectives)
+            else None
+        )
         self._optuna.annotate(number, values)
         self._optuna.tell(number, told, violations)
         self._finished += 1
@@ -225,8 +229,12 @@ class Search:
             try:
                 with self.problem.bench(artifact) as bench:
                     measurements = measure_reference(context, artifact, bench)
-            except Exception as error:  # the workload's metric or loss may raise anything; no candidate could be compared
-                raise WorkloadError(f"the uncompressed model cannot be measured: {type(error).__name__}: {error}") from error
+            except (
+                Exception
+            ) as error:  # the workload's metric or loss may raise anything; no candidate could be compared
+                raise WorkloadError(
+                    f"the uncompressed model cannot be measured: {type(error).__name__}: {error}"
+                ) from error
             self.store.set_baseline(self.spec.study, measurements, self.problem.target.name)
             baseline = {measurement.name: measurement for measurement in measurements}
         values = {name: measurement.value for name, measurement in baseline.items()}
@@ -258,7 +266,9 @@ class Search:
 
     def _start(self, number: int, policy: Policy, attributes: Mapping[str, object]) -> Proposal:
         retry_of = attributes.get("retry_of")
-        self.store.start_trial(self.spec.study, number, policy, retry_of=int(str(retry_of)) if retry_of is not None else None)
+        self.store.start_trial(
+            self.spec.study, number, policy, retry_of=int(str(retry_of)) if retry_of is not None else None
+        )
         self._seen[policy.digest] = number
         self._running[number] = _Running(policy)
         self._optuna.annotate(number, {"policy": policy.to_json(), "digest": policy.digest})
@@ -271,4 +281,3 @@ class Search:
         self.store.save_front(self.spec.study, members, self.hypervolume)
         if trial.number in members and trial.number not in before:
             self._listener("front", trial.number, "")
-

@@ -52,7 +52,9 @@ class OptunaStudy:
         """Number, parameters and user attributes of the next trial: an enqueued one, else the sampler's."""
         trial = self._study.ask()
         _ = trial.relative_params  # NSGA-II ignores enqueued parameters unless these are read first
-        parameters = {knob.name: trial.suggest_categorical(knob.name, knob.choices) for knob in self._space.knobs}
+        parameters: dict[str, Any] = {
+            knob.name: trial.suggest_categorical(knob.name, knob.choices) for knob in self._space.knobs
+        }
         self._asked[trial.number] = trial
         return trial.number, parameters, dict(trial.user_attrs)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..compression.batches import example_batch
 from ..errors import StudyFileError, TargetError, WorkloadError
 from ..evaluators.evaluator import Context
 from ..hardware_profiles.bench import Bench, bench_cores, worker_cores
@@ -19,7 +20,6 @@ from ..spaces.policy import Recovery
 from ..spaces.space import Space, SpaceChoices
 from ..studies.spec import StudySpec
 from ..workloads.load import load_workload
-from ..compression.batches import example_batch
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,9 @@ class Problem:
     def bench(self, reference: Artifact) -> Bench:
         """A bench for this target, its reference the uncompressed model's artifact."""
         example = self.context.workload.example_input
-        return Bench(self.target, reference.path, example_batch(example, self.target.batch), bench_cores(self.target.threads))
+        return Bench(
+            self.target, reference.path, example_batch(example, self.target.batch), bench_cores(self.target.threads)
+        )
 
 
 def prepare(spec: StudySpec) -> Problem:
@@ -71,7 +73,9 @@ def prepare(spec: StudySpec) -> Problem:
     recovery = Recovery(1, defaults.learning_rate, defaults.temperature, defaults.alpha)
     space = Space(layers, groups, SpaceChoices(**spec.space.model_dump()), recovery)
     if not space.knobs:
-        raise StudyFileError(spec.file, "space", "nothing is left to choose: every layer is kept back or cannot be pruned")
+        raise StudyFileError(
+            spec.file, "space", "nothing is left to choose: every layer is kept back or cannot be pruned"
+        )
     return Problem(spec, Context(workload, target, runtime, threads=threads), layers, groups, unprunable, space)
 
 

@@ -133,7 +133,10 @@ class Worker:
             reestimate_batch_norm(model, self.workload.calibration)
         subject = self._lower(policy, model, folder)
         # Before recovery: latency needs no trained weights, and a trial that is too slow ends here.
-        timed = [*ArtifactSize().evaluate(subject, self._context), *Latency(TIMING_SECONDS).evaluate(subject, self._context)]
+        timed = [
+            *ArtifactSize().evaluate(subject, self._context),
+            *Latency(TIMING_SECONDS).evaluate(subject, self._context),
+        ]
         yield Stage("timed", measurements=timed)
         if self._out_of_bounds(timed):
             return

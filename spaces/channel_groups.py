@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
+from torch_pruning import ops
 
 from ..errors import CompressionError
 from .layers import LAYER_KINDS
@@ -116,10 +117,10 @@ def remove_channels(model: nn.Module, example_input: Tensor, kept: Mapping[str, 
 def _pruner(model: nn.Module, example_input: Tensor, ratios: Mapping[nn.Module, float]) -> tp.pruner.BasePruner:
     return tp.pruner.BasePruner(
         model,
-        (example_input,),  # a bare tensor would be unpacked along its batch
+        (example_input,),  # type: ignore[arg-type]  # a bare tensor would be unpacked along its batch
         importance=tp.importance.GroupMagnitudeImportance(p=2),
         pruning_ratio=0.0,
-        pruning_ratio_dict=dict(ratios),
+        pruning_ratio_dict={**ratios},
         # Fresh dicts: the library's defaults are shared between all pruners and would keep every model alive.
         in_channel_groups={},
         out_channel_groups={},
@@ -133,7 +134,7 @@ def _all_groups(model: nn.Module, example_input: Tensor) -> list[ChannelGroup]:
     names = {module: name for name, module in model.named_modules()}
     graph = _pruner(model, example_input, {}).DG
     groups = []
-    for group in graph.get_all_groups(root_module_types=[tp.ops.TORCH_CONV, tp.ops.TORCH_LINEAR]):
+    for group in graph.get_all_groups(root_module_types=[ops.TORCH_CONV, ops.TORCH_LINEAR]):
         members = [
             names[dep.target.module]
             for dep, _ in group

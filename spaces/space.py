@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 from ..errors import PolicyError
 from .channel_groups import ChannelGroup
@@ -99,8 +99,8 @@ class Space:
         unknown = set(parameters) - {knob.name for knob in self.knobs}
         if unknown:
             raise PolicyError(f"unknown knob {sorted(unknown)[0]!r}")
-        values = {knob: self._value(knob, parameters) for knob in self._all}
-        layers = {layer.name: dict.fromkeys(LAYER_KNOBS) for layer in self.layers}
+        values: dict[Knob, Any] = {knob: self._value(knob, parameters) for knob in self._all}
+        layers: dict[str, dict[str, Any]] = {layer.name: {} for layer in self.layers}
         for knob, value in values.items():
             if knob.kind in LAYER_KNOBS:
                 for name in knob.governs:
@@ -136,7 +136,9 @@ class Space:
         """Distinct uniform policies a search starts from: the uncompressed model first, then each technique over the int8 model."""
         bits = self._lightest_real_bits()
         wishes: list[dict[KnobKind, Choice]] = [{}, bits]
-        wishes += [{**bits, "weight_bits": b} for b in self.choices.weight_bits if b < FULL_PRECISION]
+        for reduced in self.choices.weight_bits:
+            if reduced < FULL_PRECISION:
+                wishes.append({**bits, "weight_bits": reduced})
         kinds: dict[KnobKind, tuple[Choice, ...]] = {
             "channels": self.choices.channel_sparsity,
             "width": self.choices.width,

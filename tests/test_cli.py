@@ -55,8 +55,16 @@ BAD: dict[str, tuple[object, str, str]] = {
     "empty choices": ({**GOOD, "space": {"weight_bits": []}}, r"space\.weight_bits", "at least 1|empty"),
     "repeated choice": ({**GOOD, "space": {"weight_bits": [8, 8]}}, r"space\.weight_bits", "twice"),
     "empty space": ({**GOOD, "space": {"weight_bits": [8]}}, "space", "empty"),
-    "unknown granularity": ({**GOOD, "space": {"weight_bits": [8, 32], "granularity": "row"}}, r"space\.granularity", "layer"),
-    "sparsity of one": ({**GOOD, "space": {"channel_sparsity": [0, 1.0]}}, r"space\.channel_sparsity\.1", "must be < 1"),
+    "unknown granularity": (
+        {**GOOD, "space": {"weight_bits": [8, 32], "granularity": "row"}},
+        r"space\.granularity",
+        "layer",
+    ),
+    "sparsity of one": (
+        {**GOOD, "space": {"channel_sparsity": [0, 1.0]}},
+        r"space\.channel_sparsity\.1",
+        "must be < 1",
+    ),
     "width of zero": ({**GOOD, "space": {"width": [0, 1.0]}}, r"space\.width\.0", "must be > 0"),
     "negative trials": ({**GOOD, "budget": {"trials": -3}}, r"budget\.trials", "must be at least 1"),
     "no budget": ({**GOOD, "budget": {}}, "budget", "trials"),
@@ -161,7 +169,9 @@ def test_a_search_over_ray_from_file_to_front_and_export(study: Callable[..., Pa
     assert "speedup" in slimfront("show", "tiny", trial, cwd=folder).stdout
     exported = slimfront("export", "tiny", "--pick", "fastest", "--to", "bundle", cwd=folder)
     assert exported.returncode == 0, exported.stderr
-    assert {"policy.json", "model.onnx", "weights.safetensors", "card.json", "card.md"} <= set(os.listdir(folder / "bundle"))
+    assert {"policy.json", "model.onnx", "weights.safetensors", "card.json", "card.md"} <= set(
+        os.listdir(folder / "bundle")
+    )
     unknown = slimfront("front", "tinny", cwd=folder)
     assert unknown.returncode == 2
     assert "tiny" in unknown.stderr

@@ -183,7 +183,11 @@ def test_bits_are_whole_numbers(bits):
 
 @pytest.mark.parametrize(
     "policy",
-    [lambda: Policy(channels={"a": 0.9999999}), lambda: Policy(width=1e-9), lambda: Policy(layers={"a": LayerPolicy(sparsity=0.9999999)})],
+    [
+        lambda: Policy(channels={"a": 0.9999999}),
+        lambda: Policy(width=1e-9),
+        lambda: Policy(layers={"a": LayerPolicy(sparsity=0.9999999)}),
+    ],
     ids=["channels", "width", "sparsity"],
 )
 def test_what_rounds_out_of_range_is_refused_at_once(policy):
