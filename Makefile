@@ -26,8 +26,8 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(INSTALLED)  ## write the CLI reference from the program
-	$(BIN)/python docs/generate_cli.py
+docs: $(INSTALLED)  ## write the pages that follow from the program
+	$(BIN)/python docs/generate.py
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
