@@ -14,17 +14,30 @@ from ..workloads.workload import MapDataset
 
 
 def loader(data: MapDataset, batch_size: int, shuffle_seed: int | None = None) -> DataLoader:
-    """A DataLoader over `data`, in order, or shuffled reproducibly where a seed is given."""
-    generator = None if shuffle_seed is None else torch.Generator().manual_seed(shuffle_seed)
+    """A DataLoader over `data`: all of it in order, or, where a seed is given, full batches shuffled reproducibly."""
+    if shuffle_seed is None:
+        return DataLoader(cast("Dataset", data), batch_size=batch_size)
+    generator = torch.Generator().manual_seed(shuffle_seed)
     return DataLoader(
-        cast("Dataset", data), batch_size=batch_size, shuffle=shuffle_seed is not None, generator=generator
+        cast("Dataset", data),
+        batch_size=batch_size,
+        shuffle=True,
+        generator=generator,
+        drop_last=_fills_a_batch(data, batch_size),
     )
 
 
 def input_batches(data: MapDataset, batch_size: int) -> Iterator[Tensor]:
-    """Inputs of `data` in order, shape [batch_size, ...]; the last batch may be smaller."""
-    for inputs, _ in loader(data, batch_size):
+    """Inputs of `data` in order in full batches, shape [batch_size, ...]; in one smaller batch where there are fewer."""
+    for inputs, _ in DataLoader(
+        cast("Dataset", data), batch_size=batch_size, drop_last=_fills_a_batch(data, batch_size)
+    ):
         yield inputs
+
+
+def _fills_a_batch(data: MapDataset, batch_size: int) -> bool:
+    """Whether a short last batch can be left out, whose statistics would count as much as those of a full one."""
+    return len(data) >= batch_size
 
 
 def example_batch(example_input: Tensor, batch: int) -> np.ndarray:

@@ -217,6 +217,14 @@ def test_a_norm_behind_another_sees_what_that_one_makes_of_a_batch():
     assert model[1].running_var.item() == pytest.approx(16 * 3200 / 3199, rel=1e-4)
 
 
+def test_a_short_last_batch_has_no_say():
+    images = torch.randn(101, 1, 2, 2)
+    images[-1] = 1000
+    model = norms(1)
+    reestimate_batch_norm(model, batches_of(images), batch_size=50)
+    torch.testing.assert_close(model[0].running_mean, images[:100].mean().view(1))
+
+
 def test_few_calibration_samples_are_all_used():
     images = torch.randn(30, 1, 2, 2)
     model = norms(1)
