@@ -8,6 +8,7 @@ integers, so that a runtime can stay in integers across the addition.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard, cast
 
@@ -22,7 +23,7 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 from ..errors import CompressionError
 from ..spaces.candidate import Grid, Quantization, QuantizedWeight
 from ..spaces.policy import LayerPolicy, Policy
-from ..workloads.workload import MapDataset
+from ..workloads.workload import MapDataset, describe
 from .batches import input_batches
 
 CONTAINER_BITS = 8
@@ -32,7 +33,7 @@ WEIGHTED = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.
 ADDITIONS = {aten.add.Tensor, aten.add_.Tensor}
 TRANSPARENT = {
     aten.relu.default, aten.relu_.default, aten.relu6.default, aten.hardtanh.default, aten.hardtanh_.default,
-    aten.batch_norm.default, aten.dropout.default, aten.add.Tensor, aten.add_.Tensor,
+    aten.dropout.default, aten.add.Tensor, aten.add_.Tensor,
 }  # fmt: skip
 """Operations a runtime fuses into the layer before them: looked through when asking which layers feed a tensor."""
 
@@ -57,17 +58,51 @@ def quantize(model: nn.Module, example_input: Tensor, policy: Policy, calibratio
         prepared = _prepare(model, example_input.expand(batch_size, *example_input.shape[1:]), wanted)
     except (RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:
         # The exporter raises whatever its tracing meets in a model it cannot capture.
-        raise CompressionError(f"torch.export cannot capture the model: {str(error).splitlines()[0]}") from error
+        raise CompressionError(f"torch.export cannot capture the model: {describe(error)}") from error
     with torch.no_grad():
         for batch in input_batches(calibration, batch_size):
-            if len(batch) == batch_size:  # the exported graph has a fixed batch size
-                prepared(batch)
+            prepared(batch)
     return _read(convert_pt2e(prepared), wanted)
 
 
 def _prepare(model: nn.Module, inputs: Tensor, wanted: Mapping[str, LayerPolicy]) -> fx.GraphModule:
     exported = torch.export.export(model.eval(), (inputs.contiguous(),)).module()
+    _spell_out_norms(exported)  # type: ignore[arg-type]
     return prepare_pt2e(exported, PolicyQuantizer(wanted))  # type: ignore[arg-type]
+
+
+def _spell_out_norms(exported: fx.GraphModule) -> None:
+    """Write every batch-norm as a multiplication and an addition, except those the ONNX exporter folds, which PT2E folds too.
+
+    PT2E would also fold one into a linear layer, and into a convolution that something else reads, whose numbers it
+    then changes; and it spends a minute on each graph that keeps one.
+    """
+    graph = exported.graph
+    for index, norm in enumerate(graph.find_nodes(op="call_function", target=aten.batch_norm.default)):
+        source, statistics = norm.args[0], norm.args[3:5]
+        folded = source.target in WEIGHTED - {aten.linear.default} and len(source.users) == 1
+        if folded or None in statistics:
+            continue
+        scale, shift = _scale_and_shift(exported, norm)
+        exported.register_buffer(f"norm{index}_scale", scale)
+        exported.register_buffer(f"norm{index}_shift", shift)
+        with graph.inserting_before(norm):
+            scaled = graph.call_function(aten.mul.Tensor, (source, graph.get_attr(f"norm{index}_scale")))
+            shifted = graph.call_function(aten.add.Tensor, (scaled, graph.get_attr(f"norm{index}_shift")))
+        scaled.meta, shifted.meta = dict(norm.meta), dict(norm.meta)
+        norm.replace_all_uses_with(shifted)
+        graph.erase_node(norm)
+    exported.recompile()
+
+
+def _scale_and_shift(exported: fx.GraphModule, norm: fx.Node) -> tuple[Tensor, Tensor]:
+    """Batch-norm in evaluation mode is scale x input + shift; both have shape [1, channels, 1, ...]."""
+    weight, bias, mean, variance = (0.0 if value is None else _array(exported, value) for value in norm.args[1:5])
+    scale = (1.0 if norm.args[1] is None else weight) / np.sqrt(variance + cast("float", norm.args[7]))
+    shift = bias - mean * scale
+    shape = [1, -1, *[1] * (norm.meta["val"].ndim - 2)]
+    scale, shift = (torch.from_numpy(values.astype(np.float32)).reshape(shape) for values in (scale, shift))
+    return scale, shift
 
 
 class PolicyQuantizer(Quantizer):
@@ -78,24 +113,32 @@ class PolicyQuantizer(Quantizer):
         self.layers = layers
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        additions = {node for node in model.graph.nodes if is_residual(node)}
+        # In a module that runs again, an addition is not told apart by its path.
+        again = {module_path(node) for node in additions if runs_again(node)}
         for node in model.graph.nodes:
             if node.target in WEIGHTED and (layer := self.layers.get(module_path(node))):
                 _annotate(node, _layer_specs(node, layer))
-            elif is_residual(node) and self._on_integers(node):
+            elif node in additions and module_path(node) not in again and self._on_integers(node):
                 _annotate(node, {operand: activation_spec(CONTAINER_BITS) for operand in node.args[:2]})
         return model
 
     def validate(self, model: fx.GraphModule) -> None:
-        found = {module_path(node) for node in model.graph.nodes if node.target in WEIGHTED}
-        missing = sorted(set(self.layers) - found)
-        if missing:
-            raise CompressionError(f"layer {missing[0]!r} is not in the exported graph")
+        runs = Counter(module_path(node) for node in model.graph.nodes if node.target in WEIGHTED)
+        for name in sorted(self.layers):
+            if not runs[name]:
+                raise CompressionError(f"layer {name!r} is not in the exported graph")
+            if runs[name] > 1:
+                raise CompressionError(f"layer {name!r} runs {runs[name]} times in one pass; it has no single grid")
 
     def _on_integers(self, addition: fx.Node) -> bool:
+        """Whether every layer that feeds `addition` computes on integers, and nothing is scaled on the way."""
         feeding = set().union(*(_feeding_layers(operand) for operand in addition.args[:2]))
-        return bool(feeding) and all(
-            name in self.layers and self.layers[name].activation_bits <= CONTAINER_BITS for name in feeding
-        )
+        return "alpha" not in addition.kwargs and all(map(self._is_integer, feeding))
+
+    def _is_integer(self, name: str) -> bool:
+        layer = self.layers.get(name, LayerPolicy())
+        return max(layer.weight_bits, layer.activation_bits) <= CONTAINER_BITS
 
 
 def weight_spec(bits: int) -> QuantizationSpec:
@@ -115,6 +158,11 @@ def module_path(node: fx.Node) -> str:
     """Dotted path of the module whose forward made `node`; "" for the model itself."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     return stack[-1][0].removeprefix("L['self'].").removeprefix("L['self']") if stack else ""
+
+
+def runs_again(node: fx.Node) -> bool:
+    """Whether the module that made `node` had run before in the same pass."""
+    return "@" in next(reversed(node.meta.get("nn_module_stack", {})), "")  # the exporter numbers its later runs
 
 
 def is_residual(node: fx.Node) -> bool:
