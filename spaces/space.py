@@ -139,9 +139,11 @@ class Space:
         for reduced in self.choices.weight_bits:
             if reduced < FULL_PRECISION:
                 wishes.append({**bits, "weight_bits": reduced})
+        # Removing the same share of every group is a width; the architecture need not be tried twice.
+        widths = {round(1 - width, 6) for width in self.choices.width}
         kinds: dict[KnobKind, tuple[Choice, ...]] = {
-            "channels": self.choices.channel_sparsity,
             "width": self.choices.width,
+            "channels": tuple(share for share in self.choices.channel_sparsity if share not in widths),
             "sparsity": self.choices.weight_sparsity,
         }
         longest = max(self.choices.recovery_epochs)

@@ -1,0 +1,65 @@
+"""An exported bundle, in a process that knows only numpy and the runtime, does what its card says."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from slimfront.search.run import run_search
+from slimfront.studies.export import export_bundle
+from slimfront.studies.spec import load_study
+from slimfront.studies.store import Store
+from slimfront.workloads.workload import Workload
+
+SCORE = """
+import sys
+import numpy as np
+import openvino
+data = np.load(sys.argv[2])
+model = openvino.compile_model(sys.argv[1], "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+answers = [model({0: image[None]})[0].argmax() for image in data["inputs"]]
+assert "slimfront" not in sys.modules and "torch" not in sys.modules
+print((np.array(answers) == data["targets"]).mean())
+"""
+ATTEMPTS = 3
+"""A machine that is busy for a second may spoil one timing; a wrong card spoils them all."""
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory):
+    """A digits study of four trials, searched and confirmed."""
+    folder = tmp_path_factory.mktemp("bundle")
+    url = f"sqlite:///{folder / 'study.db'}"
+    run_search(load_study("digits-demo").replaced(trials=5, workers=0), url, folder / "artifacts", Console(quiet=True))
+    with Store(url) as store:
+        yield store
+
+
+def isolated(*arguments: object, cwd: Path) -> str:
+    command = [sys.executable, "-I", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.slow
+def test_every_front_point_reproduces_its_card(searched: Store, digits_workload: Workload, tmp_path: Path) -> None:
+    inputs, targets = zip(*digits_workload.validation, strict=True)
+    np.savez(tmp_path / "validation.npz", inputs=np.stack(inputs), targets=np.array(targets))
+    members = searched.current_front("digits-demo").members
+    assert len(members) >= 2
+    for trial in members:
+        bundle = tmp_path / str(trial)
+        export_bundle(searched, "digits-demo", bundle, trial=trial, rule="knee")
+        card = json.loads((bundle / "card.json").read_text())["measurements"]
+        accuracy = float(isolated("-c", SCORE, bundle / "model.onnx", tmp_path / "validation.npz", cwd=tmp_path))
+        assert accuracy == pytest.approx(card["accuracy"]["value"], abs=0.005)
+        speedups = [speedup(bundle) for _ in range(ATTEMPTS)]
+        assert min(abs(s / card["speedup"]["value"] - 1) for s in speedups) <= 0.1, (speedups, card["speedup"])
+
+
+def speedup(bundle: Path) -> float:
+    """What the bundle's own script measures."""
+    line = next(line for line in isolated(bundle / "run.py", cwd=bundle).splitlines() if line.startswith("speedup"))
+    return float(line.split()[1])
