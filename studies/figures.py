@@ -72,8 +72,8 @@ def front_figure(study: StudyRecord, trials: Sequence[TrialRecord], front: Colle
     figure.update_layout(
         LAYOUT,
         title_text=f"Pareto front: {len(front)} of {len(trials)} trials",
-        legend={"orientation": "h", "x": 0, "y": 1.01, "yanchor": "bottom"},
-        margin={"l": 65, "r": 15, "t": 65, "b": 50},
+        legend={"orientation": "h", "x": 0, "y": 1.01, "yanchor": "bottom", "font_size": 11},
+        margin={"l": 65, "r": 15, "t": 80, "b": 50},
         hovermode="closest",
     )
     return figure
@@ -110,7 +110,7 @@ def _scatter(
         x=[_short(a.value) for _, a, _ in known],
         y=[_short(b.value) for _, _, b in known],
         text=[label for label, _, _ in known],
-        name=f"{kind} ({outside} outside the view)" if outside else kind,
+        name=f"{kind} ({outside} out of view)" if outside else kind,
         mode="lines+markers" if attained else "markers",
         marker=_LOOKS[kind],
         legendgroup=kind,

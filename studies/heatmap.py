@@ -59,13 +59,13 @@ def policy_heatmap(
     for index, panel in enumerate(panels, start=1):
         heatmap = _heatmap(panel, [f"#{trial.number}" for trial in shown])
         if len(shown) * len(panels) <= MOST_CELLS_WITH_TEXT:
-            heatmap.texttemplate = "%{z}"
+            heatmap.texttemplate = "%{z:.2~f}"
         figure.add_trace(heatmap, row=1, col=index)
         figure.update_yaxes(_rows_axis(index, panels), row=1, col=index)
     figure.add_traces(_bit_legend(panels))
     figure.update_xaxes(type="category", tickfont_size=10, showgrid=False, zeroline=False)
     count = str(len(trials)) if len(shown) == len(trials) else f"{len(shown)} of {len(trials)}"
-    figure.update_annotations(font_size=12)  # the panels' titles
+    figure.update_annotations(font_size=10)  # the panels' titles
     figure.update_layout(
         LAYOUT,
         showlegend=True,  # also where one entry is all there is

@@ -65,7 +65,7 @@ def test_trials_are_drawn_as_what_they_are(study):
     assert (traces["dominated"].x, traces["dominated"].y) == ((0.04,), (8.0,))
     assert (traces["uncompressed"].x, traces["uncompressed"].y) == ((0.0,), (10.0,))
     # The view ends at 0.04 + 8 % of 0.04.
-    assert traces["infeasible (1 outside the view)"].x == (0.05,)
+    assert traces["infeasible (1 out of view)"].x == (0.05,)
 
 
 @pytest.mark.parametrize(("x", "shape"), [("accuracy_drop", "hv"), ("speedup", "vh")])
