@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import onnx
 import onnxruntime
-from onnxruntime.capi.onnxruntime_pybind11_state import Fail
+from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
 from ..errors import LoweringError
-from .node_names import layer_of_node
+from .node_names import layer_of
 from .runtime import Artifact
 from .target import Target
 
@@ -21,8 +21,27 @@ if TYPE_CHECKING:
 
     from ..spaces.candidate import Candidate
 
-INTEGER_TYPES = ("QLinearConv", "QLinearMatMul", "QGemm", "MatMulInteger", "ConvInteger", "MatMulIntegerToFloat")
+INTEGER_TYPES = (
+    "QLinearConv",
+    "QLinearMatMul",
+    "QGemm",
+    "MatMulInteger",
+    "ConvInteger",
+    "MatMulIntegerToFloat",
+    "MatMulNBits",
+)
 FLOAT_TYPES = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
+REFUSALS = (
+    errors.Fail,
+    errors.InvalidArgument,
+    errors.InvalidGraph,
+    errors.InvalidProtobuf,
+    errors.NoSuchFile,
+    errors.NotImplemented,
+    errors.RuntimeException,
+)
+"""What ONNX Runtime raises over a file it cannot load; its errors have no base of their own."""
+
 ERRORS_ONLY = 3
 """ONNX Runtime's log severity: it warns about graph optimisations that are none of the user's business."""
 
@@ -58,14 +77,16 @@ class OnnxRuntimeSession:
     def executed_precisions(self) -> dict[str, str]:
         precisions: dict[str, str] = {}
         for node in self._optimised_nodes():
-            if node.op_type in INTEGER_TYPES + FLOAT_TYPES:
-                precisions[layer_of_node(node.name)] = "i8" if node.op_type in INTEGER_TYPES else "f32"
+            if node.op_type in INTEGER_TYPES + FLOAT_TYPES and (layer := layer_of(node.name)) is not None:
+                precisions[layer] = "i8" if node.op_type in INTEGER_TYPES else "f32"
         return precisions
 
     def _optimised_nodes(self) -> list[onnx.NodeProto]:
         """Nodes of the graph as ONNX Runtime really runs it, which it only tells by writing it to a file."""
         with tempfile.TemporaryDirectory() as folder:
             options = self._options()
+            # All that changes a precision, but not the memory layouts, which take the nodes' names away.
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
             options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
             _open(self._artifact, options)
             return list(onnx.load(options.optimized_model_filepath).graph.node)
@@ -81,5 +102,5 @@ class OnnxRuntimeSession:
 def _open(artifact: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(str(artifact), options, providers=["CPUExecutionProvider"])
-    except (RuntimeError, Fail) as error:
+    except REFUSALS as error:
         raise LoweringError(f"ONNX Runtime refuses {artifact.name}: {str(error).splitlines()[0]}") from error

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..studies.spec import StudySpec
 from ..studies.store import Store
 from .confirm import confirm_front
+from .dashboard import Publisher
 from .driver import Search
 from .local import run_local
 from .lock import sole_driver
@@ -36,15 +37,19 @@ def run_search(spec: StudySpec, storage: str, artifacts: Path, console: Console)
     )
     with Store(storage) as store, sole_driver(store, spec.study), SearchProgress(spec, console) as progress:
         search = Search(problem, store, artifacts, progress.tell)
-        progress.follow(search)
+        publisher = Publisher(search)
+        progress.follow(search, publisher)
         _warn_of_a_noisy_machine(search, console)
-        if spec.workers:
-            from .distributed import run_distributed  # only here: importing ray takes a second
+        try:
+            if spec.workers:
+                from .distributed import run_distributed  # only here: importing ray takes a second
 
-            run_distributed(search, spec.workers)
-        else:
-            run_local(search)
-        confirm_front(search, progress.confirming)
+                run_distributed(search, spec.workers)
+            else:
+                run_local(search)
+            confirm_front(search, progress.confirming)
+        finally:
+            publisher.publish(force=True)
 
 
 def _warn_of_a_noisy_machine(search: Search, console: Console) -> None:
@@ -70,6 +75,7 @@ class SearchProgress:
             TimeElapsedColumn(), console=console,
         )  # fmt: skip
         self._search: Search | None = None
+        self._publisher: Publisher | None = None
 
     def __enter__(self) -> SearchProgress:
         self._progress.start()
@@ -79,9 +85,9 @@ class SearchProgress:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def follow(self, search: Search) -> None:
-        """Show this search from now on."""
-        self._search = search
+    def follow(self, search: Search, publisher: Publisher) -> None:
+        """Show this search from now on, and have its page on the dashboard kept up to date."""
+        self._search, self._publisher = search, publisher
         self._update()
 
     def tell(self, event: str, number: int, text: str) -> None:
@@ -94,6 +100,8 @@ class SearchProgress:
             self._console.print(f"  trial {number} failed: {text}", style="yellow", highlight=False, markup=False)
         if event != "stage":
             self._update()
+            if self._publisher is not None:
+                self._publisher.publish()
 
     def confirming(self, done: int, total: int) -> None:
         """Progress of `confirm_front`."""
