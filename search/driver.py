@@ -121,12 +121,12 @@ class Search:
             if all(name in values for name in self.spec.objectives)
             else None
         )
-        self._optuna.annotate(number, values)
+        broken = [name for name, violation in violations.items() if violation > 0]
+        reason = f"violates {broken[0]}: {values[broken[0].split()[0]]:.4g}" if broken else ""
+        self._optuna.annotate(number, {**values, "reason": reason} if broken else values)
         self._optuna.tell(number, told, violations)
         self._finished += 1
-        broken = [name for name, violation in violations.items() if violation > 0]
         if broken:
-            reason = f"violates {broken[0]}: {values[broken[0].split()[0]]:.4g}"
             self.store.finish_trial(self.spec.study, number, "infeasible", reason, violations)
             self._listener("infeasible", number, reason)
         else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
@@ -18,9 +18,11 @@ from optuna.trial import TrialState
 from sqlalchemy import event
 
 from ..measurement import METRICS
-from ..spaces.space import Choice, Space
 from ..studies.spec import StudySpec
 from ..studies.store import Store
+
+if TYPE_CHECKING:  # the dashboard does without torch
+    from ..spaces.space import Choice, Space
 
 DASHBOARD_CONSTRAINTS = "constraints"
 """System attribute the dashboard greys infeasible trials by; it does not read what `Trial.set_constraint` stores."""
