@@ -1,7 +1,7 @@
 """The bench: paired, interleaved timing of a candidate against the uncompressed reference, in a process of its own.
 
-Candidate and reference run alternately, A B B A, in short blocks; each pair of neighbouring blocks gives one ratio, and
-the median of the ratios is the speed-up. What disturbs the machine disturbs both halves of a pair alike, so the median of
+Candidate and reference run alternately, A B B A, in short blocks; the fastest run of a block stands for it, each pair of
+neighbouring blocks gives one ratio, and the median of the ratios is the speed-up. What disturbs the machine disturbs both halves of a pair alike, so the median of
 paired ratios varies several times less than a median of milliseconds. Pairs are added until the 95 % interval is narrow
 enough or the time budget ends; an interval still too wide is flagged as noisy.
 
@@ -12,6 +12,7 @@ no garbage while timing, and dies alone when a runtime crashes.
 from __future__ import annotations
 
 import gc
+import math
 import os
 import signal
 import statistics
@@ -33,8 +34,8 @@ from ..errors import EvaluationError
 from .runtime import Session, get_runtime
 from .target import Target
 
-BLOCK_SECONDS = 0.002
-"""Least duration of one block of inferences; far above the clock's resolution, far below a scheduler's time slice."""
+BLOCK_SECONDS = 0.01
+"""Duration of one block of inferences: long enough for caches to hold the block's model and for one undisturbed run."""
 
 WARM_UP_SECONDS = 0.1
 PAIRS_BETWEEN_LOOKS = 24
@@ -54,7 +55,7 @@ class PairedTiming:
 
     Attributes:
         speedup, low, high: median of the paired ratios reference / candidate, and its 95 % interval.
-        candidate_ms, reference_ms: medians of this session, one batch; raw, as noisy as the machine was.
+        candidate_ms, reference_ms: medians of the blocks of this session, one batch; as noisy as the machine was.
         pairs: how many pairs.
         noisy: the interval stayed wider than `RELATIVE_HALF_WIDTH`.
     """
@@ -223,15 +224,17 @@ def _warm_up(run: Callable[[], object]) -> int:
         run()
         runs += 1
     per_run = (time.perf_counter() - start) / runs
-    return max(1, round(BLOCK_SECONDS / per_run))
+    return max(3, round(BLOCK_SECONDS / per_run))
 
 
 def _block(run: Callable[[], object], count: int) -> float:
-    """Seconds per run, over `count` runs."""
-    start = time.perf_counter()
+    """Seconds of the fastest of `count` runs: what a machine does to a program only ever makes it slower."""
+    fastest = math.inf
     for _ in range(count):
+        start = time.perf_counter()
         run()
-    return (time.perf_counter() - start) / count
+        fastest = min(fastest, time.perf_counter() - start)
+    return fastest
 
 
 class _quiet:
