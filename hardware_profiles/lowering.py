@@ -7,24 +7,18 @@ seconds, and keeps the file small: weights are stored as int8.
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import onnx
-import torch
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import LoweringError
 from ..spaces.candidate import Candidate, Grid, Quantization, QuantizedWeight
-from .node_names import scope
-
-OPSET = 17
-INPUT, OUTPUT = "input", "output"
-WEIGHTED = ("Conv", "Gemm", "MatMul")
+from .node_names import WEIGHTED, module_of_node
+from .onnx_export import export_float
 
 
 def lower(candidate: Candidate, example_input: Tensor, batch: int, path: Path) -> Path:
@@ -41,33 +35,6 @@ def lower(candidate: Candidate, example_input: Tensor, batch: int, path: Path) -
     return path
 
 
-def export_float(model: nn.Module, example_input: Tensor) -> ModelProto:
-    """The float32 graph of `model`, batch-norm folded, every node named after the module that made it.
-
-    The TorchScript exporter is used: 0.1 s where the dynamo exporter takes 2 s, and its node names carry module paths.
-
-    Raises:
-        LoweringError: the exporter cannot take the model.
-    """
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        # The exporter announces its own deprecation and constant folding it skips; neither concerns the user.
-        warnings.simplefilter("ignore")
-        try:
-            torch.onnx.export(
-                model.eval(),
-                (example_input,),
-                buffer,  # type: ignore[arg-type]  # this exporter writes to open files too
-                dynamo=False,
-                opset_version=OPSET,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-            )
-        except (torch.onnx.errors.OnnxExporterError, RuntimeError, TypeError, ValueError) as error:
-            raise LoweringError(f"ONNX export failed: {str(error).splitlines()[0]}") from error
-    return onnx.load_from_string(buffer.getvalue())
-
-
 def insert_grids(model: ModelProto, quantization: Quantization) -> None:
     """Put Q/DQ pairs for every grid of `quantization` into `model`, in place.
 
@@ -76,12 +43,15 @@ def insert_grids(model: ModelProto, quantization: Quantization) -> None:
     """
     graph = model.graph
     inserter = _Inserter(graph)
-    for name, grid in quantization.inputs.items():
-        inserter.quantize_input(layer_node(graph, name), 0, grid)
+    operands = [
+        (layer_node(graph, name), 0, grid, name in quantization.weights) for name, grid in quantization.inputs.items()
+    ]
+    additions = quantization.additions.items()
+    operands += [(addition_node(graph, path, index), operand, grid, True) for (path, index, operand), grid in additions]
+    for operand in operands:
+        inserter.quantize_input(*operand)
     for name, weight in quantization.weights.items():
         inserter.quantize_weight(layer_node(graph, name), weight)
-    for (path, index, operand), grid in quantization.additions.items():
-        inserter.quantize_input(addition_node(graph, path, index), operand, grid)
     inserter.finish()
 
 
@@ -104,8 +74,7 @@ def layer_node(graph: GraphProto, layer: str) -> NodeProto:
     Raises:
         LoweringError: there is none, or more than one.
     """
-    prefix = f"{scope(layer)}/"
-    found = [n for n in graph.node if n.op_type in WEIGHTED and n.name.rpartition("/")[0] + "/" == prefix]
+    found = [n for n in graph.node if n.op_type in WEIGHTED and module_of_node(n.name) == layer]
     if len(found) != 1:
         raise LoweringError(f"layer {layer} is {len(found)} nodes of the exported graph instead of one")
     return found[0]
@@ -117,11 +86,9 @@ def addition_node(graph: GraphProto, path: str, index: int) -> NodeProto:
     Raises:
         LoweringError: there is none.
     """
-    constants = {tensor.name for tensor in graph.initializer}
+    computed = {output for node in graph.node if node.op_type != "Constant" for output in node.output}
     found = [
-        n
-        for n in graph.node
-        if n.op_type == "Add" and n.name.rpartition("/")[0] == scope(path) and not constants.intersection(n.input)
+        n for n in graph.node if n.op_type == "Add" and module_of_node(n.name) == path and computed.issuperset(n.input)
     ]
     if index >= len(found):
         raise LoweringError(f"addition {index} of {path or 'the model'} is not in the exported graph")
@@ -138,38 +105,38 @@ class _Inserter:
         self.producer = {output: index for index, node in enumerate(graph.node) for output in node.output}
         self.nodes = list(graph.node)
 
-    def quantize_input(self, node: NodeProto, operand: int, grid: Grid) -> None:
+    def quantize_input(self, node: NodeProto, operand: int, grid: Grid, on_integers: bool = True) -> None:
+        """Let `node` read its operand on `grid`; `on_integers` says whether a runtime may compute `node` in integers."""
         tensor = node.input[operand]
-        key = (tensor, float(grid.scale), int(grid.zero_point), grid.low, grid.high)
+        key = (tensor, float(grid.scale), int(grid.zero_point), grid.low, grid.high, on_integers)
         if key not in self.pairs:
-            self.pairs[key] = self._add_pair(tensor, grid, len(self.pairs))
+            self.pairs[key] = self._add_pair(tensor, grid, on_integers, len(self.pairs))
         node.input[operand] = self.pairs[key]
 
-    def _add_pair(self, tensor: str, grid: Grid, number: int) -> str:
+    def _add_pair(self, tensor: str, grid: Grid, on_integers: bool, number: int) -> str:
         name = f"{tensor}.grid{number}"
-        scale = self._constant(f"{name}.scale", grid.scale)
-        zero_point = self._constant(f"{name}.zero_point", grid.zero_point)
-        nodes = []
-        source = tensor
-        if (grid.low, grid.high) != (0, 255):
+        affine = [self._constant(f"{name}.scale", grid.scale), self._constant(f"{name}.zero_point", grid.zero_point)]
+        steps = [("QuantizeLinear", affine), ("DequantizeLinear", affine)]
+        if not on_integers:
+            # Without a bound behind the pair ONNX Runtime would also quantize the weight, which the policy leaves alone.
+            steps.append(("Clip", self._ends(name, grid)))
+        elif (grid.low, grid.high) != (0, 255):
             # The container saturates at 0 and 255; a narrower grid has to saturate before it.
-            bounds = [(np.float32(end) - np.float32(grid.zero_point)) * grid.scale for end in (grid.low, grid.high)]
-            ends = [
-                self._constant(f"{name}.{end}", np.asarray(value, np.float32))
-                for end, value in zip(("low", "high"), bounds, strict=True)
-            ]
-            nodes.append(helper.make_node("Clip", [source, *ends], [f"{name}.clipped"], name=f"{name}.clip"))
-            source = f"{name}.clipped"
-        nodes.append(
-            helper.make_node("QuantizeLinear", [source, scale, zero_point], [f"{name}.q"], name=f"{name}.quantize")
-        )
-        nodes.append(
-            helper.make_node(
-                "DequantizeLinear", [f"{name}.q", scale, zero_point], [f"{name}.dq"], name=f"{name}.dequantize"
-            )
-        )
+            steps.insert(0, ("Clip", self._ends(name, grid)))
+        nodes, read = [], tensor
+        for operation, constants in steps:
+            made = f"{name}.{operation}"
+            nodes.append(helper.make_node(operation, [read, *constants], [made], name=made))
+            read = made
         self.before.setdefault(self.producer.get(tensor, -1) + 1, []).extend(nodes)
-        return f"{name}.dq"
+        return read
+
+    def _ends(self, name: str, grid: Grid) -> list[str]:
+        """The lowest and highest number on `grid`, as constants."""
+        return [
+            self._constant(f"{name}.{end}", (np.float32(integer) - np.float32(grid.zero_point)) * grid.scale)
+            for end, integer in (("low", grid.low), ("high", grid.high))
+        ]
 
     def quantize_weight(self, node: NodeProto, weight: QuantizedWeight) -> None:
         original = _initializer(self.graph, node.input[1])
@@ -180,6 +147,7 @@ class _Inserter:
             raise LoweringError(
                 f"{node.name}: weight of shape {list(original.dims)} where {list(integers.shape)} was expected"
             )
+        _check_same(node.name, numpy_helper.to_array(original), integers, weight.grid.scale, axis=int(transposed))
         name = original.name
         self.graph.initializer.remove(original)
         inputs = [
@@ -210,6 +178,15 @@ class _Inserter:
     def _constant(self, name: str, value: np.ndarray) -> str:
         self.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
         return name
+
+
+def _check_same(name: str, values: np.ndarray, integers: np.ndarray, scale: np.ndarray, axis: int) -> None:
+    """Hold the integers against the exported weight, which differs by half a step at most unless batch-norm was folded
+    into one of them only.
+    """
+    step = scale.reshape([-1 if dimension == axis else 1 for dimension in range(values.ndim)])
+    if (np.abs(values - integers * step) > 0.51 * step).any():
+        raise LoweringError(f"{name}: the exported weight is not the one that was quantized")
 
 
 def _initializer(graph: GraphProto, name: str) -> TensorProto:

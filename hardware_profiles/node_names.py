@@ -1,21 +1,24 @@
-"""How the ONNX exporter names the module that made a node, and back."""
+"""The layer behind a node's name, which carries the dotted path of the module that made it."""
 
 from __future__ import annotations
 
+import re
 
-def scope(path: str) -> str:
-    """The node-name prefix of the module `path`: "layer1.0.conv1" is "/layer1/layer1.0/conv1"."""
-    segments: list[str] = []
-    for part in path.split(".") if path else []:
-        segments.append(f"{segments[-1]}.{part}" if part.isdigit() and segments else part)
-    return "".join(f"/{segment}" for segment in segments)
+WEIGHTED = ("Conv", "Gemm", "MatMul")
+"""ONNX operations that a layer becomes."""
+
+_NAME = re.compile(rf"(?:.*/)?([^/]*)/(?:{'|'.join(WEIGHTED)})(?=/|$)")
 
 
-def layer_of_node(name: str) -> str:
-    """The dotted module path in a node name such as "/layer1/layer1.0/conv1/Conv"; the inverse of `scope`."""
-    parts: list[str] = []
-    previous = ""
-    for segment in name.strip("/").split("/")[:-1]:
-        parts.append(segment.removeprefix(f"{previous}.") if previous else segment)
-        previous = segment
-    return ".".join(parts)
+def module_of_node(name: str) -> str:
+    """The dotted path in an ONNX node's name: "/layer1/layer1.0/Add" was made by "layer1.0", "/Add" by the model itself."""
+    return name.rpartition("/")[0].rpartition("/")[2]
+
+
+def layer_of(name: str) -> str | None:
+    """The layer in the name a runtime gives an operation or a weight, None where there is none.
+
+    Runtimes append parts of their own: "/fc/Gemm/WithoutBiases" and "/fc/Gemm/weight" are of the layer "fc".
+    """
+    found = _NAME.match(name)
+    return found[1] if found else None

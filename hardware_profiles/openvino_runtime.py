@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import numpy as np
 import openvino
 
 from ..errors import LoweringError
-from .node_names import layer_of_node
+from .node_names import layer_of
 from .runtime import Artifact
 from .target import Target
 
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from ..spaces.candidate import Candidate
 
 WEIGHTED_TYPES = ("Convolution", "FullyConnected", "MatMul")
-WEIGHTED_NODE = re.compile(r".*/(Conv|Gemm|MatMul)(?=/|$)")
-"""The ONNX node behind an operation; OpenVINO appends parts of its own, as in "/fc/Gemm/WithoutBiases"."""
 
 
 class OpenVinoRuntime:
@@ -67,11 +64,24 @@ class OpenVinoSession:
     def executed_precisions(self) -> dict[str, str]:
         precisions: dict[str, str] = {}
         for operation in self._compiled.get_runtime_model().get_ordered_ops():
-            info = operation.get_rt_info()
-            if str(info["layerType"].astype(str)) not in WEIGHTED_TYPES:
+            if _information(operation, "layerType") not in WEIGHTED_TYPES:
                 continue
-            precision = str(info["runtimePrecision"].astype(str)).replace("u8", "i8")
-            for original in str(info["originalLayersNames"].astype(str)).split(","):
-                if node := WEIGHTED_NODE.match(original):
-                    precisions[layer_of_node(node[0])] = precision
+            precision = _information(operation, "runtimePrecision").replace("u8", "i8")
+            names = _information(operation, "originalLayersNames").split(",")
+            # Fully connected operations may be named after what was fused to them; their weights are not.
+            for name in [*names, _constant_behind(operation.input_value(1)).get_friendly_name()]:
+                if (layer := layer_of(name)) is not None:
+                    precisions[layer] = precision
         return precisions
+
+
+def _information(operation: openvino.Node, key: str) -> str:
+    return str(operation.get_rt_info()[key].astype(str))
+
+
+def _constant_behind(output: openvino.Output) -> openvino.Node:
+    """The first operation of the chain that ends in `output`; a weight is a constant, perhaps transposed or converted."""
+    node = output.get_node()
+    while node.get_input_size():
+        node = node.input_value(0).get_node()
+    return node

@@ -1,0 +1,200 @@
+"""Small networks of the kinds that lowering has to get right, and candidates made of them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+
+import pytest
+import torch
+from slimfront.compression.quantize import quantize
+from slimfront.spaces.candidate import Candidate
+from slimfront.spaces.policy import LayerPolicy, Policy
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import TensorDataset
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Residual(nn.Module):
+    """Convolutions with batch-norm in blocks of a list, each around an addition, and a linear classifier."""
+
+    shape = (3, 8, 8)
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        block = lambda: nn.Sequential(  # noqa: E731
+            OrderedDict(
+                conv1=nn.Conv2d(width, width, 3, padding=1, bias=False),
+                norm1=nn.BatchNorm2d(width),
+                relu=nn.ReLU(),
+                conv2=nn.Conv2d(width, width, 3, padding=1),
+            )
+        )
+        self.blocks = nn.ModuleList([block(), block()])
+        self.fc = nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x)).relu()
+        for block in self.blocks:
+            x = (x + block(x)).relu()
+        return self.fc(x.mean((2, 3)))
+
+
+class Mobile(nn.Module):
+    """Grouped and depthwise convolutions, a stride, relu6, and names that an exporter could confuse."""
+
+    shape = (3, 8, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict(
+            {
+                "conv": nn.Conv2d(3, 16, 3, padding=1),
+                "0": nn.Conv2d(16, 16, 3, padding=1, groups=4),
+                "Conv": nn.Conv2d(16, 16, 3, stride=2, padding=1, groups=16),
+            }
+        )
+        self.conv = nn.Conv2d(16, 32, 1)
+        self.Gemm = nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu6(self.parts["conv"](x))
+        x = functional.relu6(self.parts["Conv"](functional.relu6(self.parts["0"](x))))
+        return self.Gemm(self.conv(x).relu().flatten(2).mean(2))
+
+
+class Tokens(nn.Module):
+    """Linear layers over tokens, with and without bias, which become matrix products, and one that becomes a Gemm."""
+
+    shape = (5, 12)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(12, 16)
+        self.mix = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16, bias=False))
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        return self.head((x + self.mix(x)).mean(1))
+
+
+class Signal(nn.Module):
+    """Convolutions of one dimension."""
+
+    shape = (2, 20)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv1d(2, 8, 5)
+        self.norm1 = nn.BatchNorm1d(8)
+        self.conv2 = nn.Conv1d(8, 8, 3, dilation=2)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv2(self.norm1(self.conv1(x)).relu()).relu().mean(2))
+
+
+class PreActivation(nn.Module):
+    """Batch-norm that no exporter folds: before its convolution, beside a shortcut, after a linear layer."""
+
+    shape = (3, 8, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(8)
+        self.conv = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.fc1 = nn.Linear(8, 16)
+        self.norm2 = nn.BatchNorm1d(16)
+        self.fc2 = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.conv(self.norm1(x).relu())
+        return self.fc2(self.norm2(self.fc1(x.mean((2, 3)))).relu())
+
+
+class Additions(nn.Module):
+    """Additions that are no residuals between those that are: of the input, of a number, of a parameter, inside GELU."""
+
+    shape = (8, 6, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(8, 8, 3, padding=1)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1)
+        self.conv3 = nn.Conv2d(8, 8, 3, padding=1)
+        self.offset = nn.Parameter(torch.full((8, 1, 1), 0.25))
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.gelu(x + self.conv1(x)) + 1.5
+        x = self.conv2(x) + self.conv3(x) + self.offset
+        return self.fc(x.relu().mean((2, 3)))
+
+
+NETWORKS = {
+    "residual": Residual,
+    "mobile": Mobile,
+    "tokens": Tokens,
+    "signal": Signal,
+    "pre-activation": PreActivation,
+    "additions": Additions,
+}
+
+
+def inputs_of(shape: tuple[int, ...], count: int, seed: int) -> Tensor:
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def network_of(name: str) -> nn.Module:
+    """A network with batch-norm statistics of its own data, in evaluation mode."""
+    torch.manual_seed(0)
+    model = NETWORKS[name]()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 2)
+            nn.init.normal_(module.bias)
+    with torch.no_grad():
+        for seed in range(5):
+            model.train()(inputs_of(model.shape, 50, 100 + seed) + 0.5)
+    return model.eval()
+
+
+@pytest.fixture(params=list(NETWORKS))
+def network(request: pytest.FixtureRequest) -> nn.Module:
+    return network_of(request.param)
+
+
+@pytest.fixture
+def make_network() -> Callable[[str], nn.Module]:
+    return network_of
+
+
+@pytest.fixture
+def inputs() -> Callable[..., Tensor]:
+    """(shape, count, seed) -> random inputs [count, *shape]."""
+    return inputs_of
+
+
+@pytest.fixture
+def candidate() -> Callable[..., Candidate]:
+    """(model, {layer: LayerPolicy}) -> candidate, calibrated on 100 random inputs."""
+
+    def make(model: nn.Module, layers: Mapping[str, LayerPolicy]) -> Candidate:
+        policy = Policy(layers=dict(layers))
+        data = TensorDataset(inputs_of(model.shape, 100, 0), torch.zeros(100))
+        return Candidate(policy, model, quantize(model, torch.zeros(1, *model.shape), policy, data))
+
+    return make

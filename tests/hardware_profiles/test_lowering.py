@@ -1,0 +1,257 @@
+"""The ONNX file a candidate becomes: its nodes, its constants, its size, and what cannot be lowered."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from slimfront.errors import LoweringError
+from slimfront.hardware_profiles.lowering import layer_node, lower
+from slimfront.spaces.candidate import Candidate, Grid, Quantization, QuantizedWeight
+from slimfront.spaces.layers import find_layers
+from slimfront.spaces.policy import LayerPolicy, Policy
+from torch import Tensor, nn
+
+
+def everywhere(model: nn.Module, *bits: int) -> dict[str, LayerPolicy]:
+    return {layer.name: LayerPolicy(*bits) for layer in find_layers(model, torch.zeros(1, *model.shape))}
+
+
+@pytest.fixture
+def lowered(tmp_path):
+    """(candidate, batch) -> the checked ONNX model that was written."""
+
+    def make(candidate: Candidate, batch: int = 1) -> onnx.ModelProto:
+        path = lower(candidate, torch.zeros(1, *candidate.model.shape), batch, tmp_path / "model.onnx")
+        model = onnx.load(path)
+        onnx.checker.check_model(model, full_check=True)
+        return model
+
+    return make
+
+
+def constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def operations(model: onnx.ModelProto, kind: str) -> list[onnx.NodeProto]:
+    return [node for node in model.graph.node if node.op_type == kind]
+
+
+def shape(value: onnx.ValueInfoProto) -> list[int]:
+    return [dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
+
+
+@pytest.mark.parametrize("bits", [(32, 32), (16, 32), (8, 8), (4, 6), (2, 32), (32, 8)], ids=str)
+def test_every_network_lowers_to_a_valid_file(network, bits, candidate, lowered):
+    model = lowered(candidate(network, everywhere(network, *bits)), batch=3)
+    (given,), (made,) = model.graph.input, model.graph.output
+    assert (given.name, made.name) == ("input", "output")
+    assert (shape(given), shape(made)) == ([3, *network.shape], [3, 4])
+    assert model.opset_import[0].version == 17
+
+
+def test_nothing_in_the_file_is_unread(network, candidate, lowered):
+    for bits in ((32, 32), (8, 8), (32, 4), (16, 4)):
+        model = lowered(candidate(network, everywhere(network, *bits)))
+        read = {name for node in model.graph.node for name in node.input}
+        assert set(constants(model)) <= read
+
+
+def test_weights_are_stored_as_eight_bit_integers_of_the_candidate(make_network, candidate, lowered):
+    network = make_network("mobile")
+    made = candidate(network, everywhere(network, 4, 8))
+    model = lowered(made)
+    stored = constants(model)
+    for name, weight in made.quantization.weights.items():
+        own = f"{layer_node(model.graph, name).name}/weight"
+        assert stored[f"{own}.q"].dtype == np.int8
+        np.testing.assert_array_equal(stored[f"{own}.q"], weight.integers)
+        np.testing.assert_array_equal(stored[f"{own}.scale"], weight.grid.scale)
+        assert np.abs(stored[f"{own}.q"]).max() == 7
+        assert not stored[f"{own}.zero_point"].any()
+
+
+def test_a_linear_layer_over_tokens_is_stored_transposed(make_network, candidate, lowered):
+    network = make_network("tokens")
+    made = candidate(network, everywhere(network, 8, 8))
+    model = lowered(made)
+    node = layer_node(model.graph, "embed")
+    (dequantize,) = [other for other in model.graph.node if node.input[1] in other.output]
+    assert node.op_type == "MatMul"
+    assert dequantize.attribute[0].i == 1  # the axis of the output channels
+    np.testing.assert_array_equal(constants(model)[dequantize.input[0]], made.quantization.weights["embed"].integers.T)
+
+
+def test_eight_bit_weights_shrink_the_file_about_four_times(make_network, candidate, tmp_path):
+    torch.manual_seed(0)
+    wide = make_network("residual").__class__(width=96).eval()
+    sizes = {}
+    for bits in (32, 16, 8, 4):
+        path = lower(
+            candidate(wide, everywhere(wide, bits, 32)), torch.zeros(1, *wide.shape), 1, tmp_path / f"{bits}.onnx"
+        )
+        sizes[bits] = path.stat().st_size
+    weights = sum(layer.weights for layer in find_layers(wide, torch.zeros(1, *wide.shape)))
+    assert sizes[32] == pytest.approx(4 * weights, rel=0.02)
+    assert sizes[16] == pytest.approx(2 * weights, rel=0.03)
+    assert sizes[8] == pytest.approx(weights, rel=0.05)
+    assert 3.7 < sizes[32] / sizes[8] < 4
+    assert sizes[4] == pytest.approx(sizes[8], rel=0.01)  # eight-bit containers
+
+
+def test_half_weights_are_the_rounded_ones_and_cast_back(make_network, candidate, lowered):
+    network = make_network("signal")
+    model = lowered(candidate(network, {"conv2": LayerPolicy(16, 32)}))
+    (cast,) = operations(model, "Cast")
+    np.testing.assert_array_equal(constants(model)[cast.input[0]], network.conv2.weight.detach().half().numpy())
+    assert layer_node(model.graph, "conv2").input[1] == cast.output[0]
+
+
+class Shared(nn.Module):
+    """Three layers read one tensor."""
+
+    shape = (4, 5, 5)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(4, 8, 1)
+        self.second = nn.Conv2d(4, 8, 1)
+        self.third = nn.Conv2d(4, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.first(x) * self.second(x) * self.third(x)).mean((2, 3))[:, :4]
+
+
+def test_readers_of_one_tensor_share_its_pair_where_their_grids_agree(candidate, lowered):
+    model = Shared().eval()
+    same = lowered(candidate(model, everywhere(model, 8, 8)))
+    assert len(operations(same, "QuantizeLinear")) == 1
+    sources = {layer_node(same.graph, name).input[0] for name in ("first", "second", "third")}
+    assert len(sources) == 1
+    layers = {"first": LayerPolicy(8, 8), "second": LayerPolicy(8, 4), "third": LayerPolicy(8, 8)}
+    mixed = lowered(candidate(model, layers))
+    assert len(operations(mixed, "QuantizeLinear")) == 2
+    inputs = {name: layer_node(mixed.graph, name).input[0] for name in layers}
+    assert inputs["first"] == inputs["third"] != inputs["second"]
+
+
+def test_a_narrow_grid_is_clipped_before_its_eight_bit_container(candidate, lowered):
+    model = Shared().eval()
+    made = candidate(model, {"first": LayerPolicy(8, 4)})
+    grid = made.quantization.inputs["first"]
+    written = lowered(made)
+    (clip,), stored = operations(written, "Clip"), constants(written)
+    low, high = (float(stored[name]) for name in clip.input[1:])
+    assert low == pytest.approx(-int(grid.zero_point) * float(grid.scale))
+    assert high == pytest.approx((15 - int(grid.zero_point)) * float(grid.scale))
+    (quantize,) = operations(written, "QuantizeLinear")
+    assert quantize.input[0] == clip.output[0]
+
+
+def test_a_float_weight_reads_its_grid_through_a_bound(candidate, lowered):
+    written = lowered(candidate(Shared().eval(), {"first": LayerPolicy(32, 8)}))
+    (clip,) = operations(written, "Clip")
+    assert layer_node(written.graph, "first").input[0] == clip.output[0]
+    assert clip.input[0] == operations(written, "DequantizeLinear")[0].output[0]
+
+
+def test_only_residual_additions_get_pairs(make_network, candidate, lowered):
+    network = make_network("additions")
+    made = candidate(network, everywhere(network, 8, 8))
+    assert set(made.quantization.additions) == {("", 0, 0), ("", 0, 1)}
+    model = lowered(made)
+    producers = {output: node for node in model.graph.node for output in node.output}
+
+    def sources(node: onnx.NodeProto) -> list[str]:
+        """What is added, looked at behind a pair."""
+        kinds = [producers[name].op_type if name in producers else name for name in node.input]
+        if kinds != ["DequantizeLinear", "DequantizeLinear"]:
+            return kinds
+        return [producers[producers[producers[name].input[0]].input[0]].name for name in node.input]
+
+    assert len(operations(model, "Add")) == 5  # one of them inside GELU
+    assert [sources(node) for node in operations(model, "Add")].count(["/conv2/Conv", "/conv3/Conv"]) == 1
+    assert (
+        len(operations(model, "QuantizeLinear")) == 3 + 2 + 1
+    )  # inputs of the layers, of which two share, and operands
+
+
+class Alike(nn.Module):
+    """Two layers of equal weights, which the exporter would store once, and one that shares its weight."""
+
+    shape = (6,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.second = nn.Linear(6, 6)
+        self.second.load_state_dict(self.first.state_dict())
+        self.tied = nn.Linear(6, 6)
+        self.tied.weight = self.first.weight
+        self.last = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.tied(self.second(self.first(x).relu()).relu()).relu())
+
+
+def test_layers_of_equal_weights_are_lowered_each_by_itself(candidate, lowered):
+    model = Alike().eval()
+    layers = {"first": LayerPolicy(8, 8), "second": LayerPolicy(4, 32), "tied": LayerPolicy(16, 32)}
+    stored = constants(lowered(candidate(model, layers)))
+    assert {name: value.dtype for name, value in stored.items() if value.ndim == 2} == {
+        "/first/Gemm/weight.q": np.int8,
+        "/second/Gemm/weight.q": np.int8,
+        "/tied/Gemm/weight.half": np.float16,
+        "/last/Gemm/weight": np.float32,
+    }
+    assert np.abs(stored["/first/Gemm/weight.q"]).max() == 127
+    assert np.abs(stored["/second/Gemm/weight.q"]).max() == 7
+
+
+def test_lowering_leaves_the_model_as_it_was(make_network, candidate, lowered):
+    network = make_network("residual")
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    lowered(candidate(network, everywhere(network, 4, 8)))
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in network.modules())
+
+
+def test_the_same_candidate_gives_the_same_bytes(make_network, candidate, tmp_path):
+    files = []
+    for index in range(2):
+        network = make_network("residual")
+        made = candidate(network, everywhere(network, 4, 8))
+        files.append(lower(made, torch.zeros(1, *network.shape), 1, tmp_path / f"{index}.onnx").read_bytes())
+    assert files[0] == files[1]
+
+
+GRID = Grid(np.float32(0.1), np.uint8(0), 0, 255)
+
+
+def weight(integers: np.ndarray) -> QuantizedWeight:
+    scale = np.full(len(integers), 0.01, np.float32)
+    return QuantizedWeight(integers.astype(np.int8), Grid(scale, np.zeros(len(integers), np.int8), -127, 127), None)
+
+
+class Fft(Shared):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.eigvals(self.first(x)[:, :5, 0]).real
+
+
+@pytest.mark.parametrize(
+    ("model", "quantization", "problem"),
+    [
+        (Shared(), Quantization(inputs={"fourth": GRID}), r"^layer fourth is 0 nodes of the exported graph instead of one$"),
+        (Shared(), Quantization(additions={("", 0, 0): GRID}), r"^addition 0 of the model is not in the exported graph$"),
+        (Shared(), Quantization(additions={("first", 0, 0): GRID}), r"^addition 0 of first is not in the exported graph$"),
+        (Shared(), Quantization({"first": weight(np.zeros((4, 8, 1, 1)))}), r"^/first/Conv: weight of shape \[8, 4, 1, 1\] where \[4, 8, 1, 1\] was"),
+        (Shared(), Quantization({"first": weight(np.full((8, 4, 1, 1), 99))}), r"^/first/Conv: the exported weight is not the one that was quantized$"),
+        (Fft(), Quantization(), r"^ONNX export failed: "),
+    ],
+    ids=["no layer", "no addition", "no addition in a module", "wrong shape", "other weight", "no such operation"],
+)  # fmt: skip
+def test_what_cannot_be_lowered_is_told_in_one_line(model, quantization, problem, lowered):
+    with pytest.raises(LoweringError, match=problem) as caught:
+        lowered(Candidate(Policy(), model.eval(), quantization))
+    assert "\n" not in str(caught.value)
