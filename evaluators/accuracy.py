@@ -33,9 +33,9 @@ def score(artifact: Artifact, data: MapDataset, context: Context) -> Scores:
 
 
 class Accuracy:
-    """The workload's metric on the search-validation split, and how far it fell."""
+    """The workload's metric on the search-validation split, how far it fell, and cross-entropy unless the workload has its own loss."""
 
-    metrics = ("accuracy", "accuracy_drop")
+    metrics = ("accuracy", "accuracy_drop", "cross_entropy")
     needs_artifact = True
 
     def evaluate(self, subject: Subject, context: Context) -> list[Measurement]:

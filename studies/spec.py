@@ -230,7 +230,7 @@ class StudySpec(_Part):
 
     def to_json(self) -> str:
         """Versioned JSON for the database."""
-        document = {"schema": SCHEMA, "base_folder": str(self.base_folder), "study": self.model_dump(mode="json")}
+        document = {"schema": SCHEMA, "file": self.file, "base_folder": str(self.base_folder), "study": self.model_dump(mode="json")}
         return json.dumps(document, sort_keys=True)
 
     @classmethod
@@ -243,7 +243,9 @@ class StudySpec(_Part):
         document = json.loads(text)
         if document["schema"] != SCHEMA:
             raise StudyFileError("database", "schema", f"must be {SCHEMA}, not {document['schema']!r}")
-        return cls.from_document(document["study"], "database", Path(document["base_folder"]))
+        spec = cls.from_document(document["study"], "database", Path(document["base_folder"]))
+        spec._file = document["file"]
+        return spec
 
 
 def _given(**values: object) -> dict[str, object]:
