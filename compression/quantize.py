@@ -72,27 +72,33 @@ def _prepare(model: nn.Module, inputs: Tensor, wanted: Mapping[str, LayerPolicy]
 
 
 def _spell_out_norms(exported: fx.GraphModule) -> None:
-    """Write every batch-norm as a multiplication and an addition, except those the ONNX exporter folds, which PT2E folds too.
+    """Write every batch-norm that lowering does not fold as a multiplication and an addition.
 
-    PT2E would also fold one into a linear layer, and into a convolution that something else reads, whose numbers it
-    then changes; and it spends a minute on each graph that keeps one.
+    PT2E would also fold one into a layer that something else reads, whose numbers it then changes, and spends a minute on
+    each graph that keeps one.
     """
     graph = exported.graph
     for index, norm in enumerate(graph.find_nodes(op="call_function", target=aten.batch_norm.default)):
-        source, statistics = norm.args[0], norm.args[3:5]
-        folded = source.target in WEIGHTED - {aten.linear.default} and len(source.users) == 1
-        if folded or None in statistics:
+        if _is_folded(norm) or None in norm.args[3:5]:  # without statistics of its own it computes them anew
             continue
         scale, shift = _scale_and_shift(exported, norm)
         exported.register_buffer(f"norm{index}_scale", scale)
         exported.register_buffer(f"norm{index}_shift", shift)
         with graph.inserting_before(norm):
-            scaled = graph.call_function(aten.mul.Tensor, (source, graph.get_attr(f"norm{index}_scale")))
+            scaled = graph.call_function(aten.mul.Tensor, (norm.args[0], graph.get_attr(f"norm{index}_scale")))
             shifted = graph.call_function(aten.add.Tensor, (scaled, graph.get_attr(f"norm{index}_shift")))
         scaled.meta, shifted.meta = dict(norm.meta), dict(norm.meta)
         norm.replace_all_uses_with(shifted)
         graph.erase_node(norm)
     exported.recompile()
+
+
+def _is_folded(norm: fx.Node) -> bool:
+    """Whether this batch-norm is folded into the layer before it, here and where candidates are lowered."""
+    layer = cast("fx.Node", norm.args[0])
+    if layer.target is aten.linear.default and (layer.meta["val"].ndim > 2 or norm.args[1] is None):
+        return False
+    return layer.target in WEIGHTED and len(layer.users) == 1
 
 
 def _scale_and_shift(exported: fx.GraphModule, norm: fx.Node) -> tuple[Tensor, Tensor]:

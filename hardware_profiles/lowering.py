@@ -21,22 +21,28 @@ from .node_names import WEIGHTED, module_of_node
 from .onnx_export import export_float
 
 
-def lower(candidate: Candidate, example_input: Tensor, batch: int, path: Path) -> Path:
+def lower(
+    candidate: Candidate, example_input: Tensor, batch: int, path: Path, *, bound_float_layers: bool = False
+) -> Path:
     """Write `candidate` as an ONNX file with the input "input" of shape [batch, ...] and the output "output".
+
+    Args:
+        bound_float_layers: put a Clip behind the pair of a layer whose weight stays float, for a runtime that would
+            otherwise quantize that weight too.
 
     Raises:
         LoweringError: the model cannot be exported, or a quantized layer is not found in the exported graph.
     """
     model = export_float(candidate.model, example_input.expand(batch, *example_input.shape[1:]))
-    insert_grids(model, candidate.quantization)
+    insert_grids(model, candidate.quantization, bound_float_layers)
     halves = [name for name, layer in candidate.policy.layers.items() if layer.weight_bits == 16]
     store_as_half(model, halves)
     onnx.save(model, path)
     return path
 
 
-def insert_grids(model: ModelProto, quantization: Quantization) -> None:
-    """Put Q/DQ pairs for every grid of `quantization` into `model`, in place.
+def insert_grids(model: ModelProto, quantization: Quantization, bound_float_layers: bool = False) -> None:
+    """Put Q/DQ pairs for every grid of `quantization` into `model`, in place; see `lower`.
 
     Raises:
         LoweringError: a layer or addition with a grid is not in the graph.
@@ -44,10 +50,13 @@ def insert_grids(model: ModelProto, quantization: Quantization) -> None:
     graph = model.graph
     inserter = _Inserter(graph)
     operands = [
-        (layer_node(graph, name), 0, grid, name in quantization.weights) for name, grid in quantization.inputs.items()
+        (layer_node(graph, name), 0, grid, bound_float_layers and name not in quantization.weights)
+        for name, grid in quantization.inputs.items()
     ]
     additions = quantization.additions.items()
-    operands += [(addition_node(graph, path, index), operand, grid, True) for (path, index, operand), grid in additions]
+    operands += [
+        (addition_node(graph, path, index), operand, grid, False) for (path, index, operand), grid in additions
+    ]
     for operand in operands:
         inserter.quantize_input(*operand)
     for name, weight in quantization.weights.items():
@@ -105,20 +114,19 @@ class _Inserter:
         self.producer = {output: index for index, node in enumerate(graph.node) for output in node.output}
         self.nodes = list(graph.node)
 
-    def quantize_input(self, node: NodeProto, operand: int, grid: Grid, on_integers: bool = True) -> None:
-        """Let `node` read its operand on `grid`; `on_integers` says whether a runtime may compute `node` in integers."""
+    def quantize_input(self, node: NodeProto, operand: int, grid: Grid, bounded: bool) -> None:
+        """Let `node` read its operand on `grid`, through a Clip where `bounded`."""
         tensor = node.input[operand]
-        key = (tensor, float(grid.scale), int(grid.zero_point), grid.low, grid.high, on_integers)
+        key = (tensor, float(grid.scale), int(grid.zero_point), grid.low, grid.high, bounded)
         if key not in self.pairs:
-            self.pairs[key] = self._add_pair(tensor, grid, on_integers, len(self.pairs))
+            self.pairs[key] = self._add_pair(tensor, grid, bounded, len(self.pairs))
         node.input[operand] = self.pairs[key]
 
-    def _add_pair(self, tensor: str, grid: Grid, on_integers: bool, number: int) -> str:
+    def _add_pair(self, tensor: str, grid: Grid, bounded: bool, number: int) -> str:
         name = f"{tensor}.grid{number}"
         affine = [self._constant(f"{name}.scale", grid.scale), self._constant(f"{name}.zero_point", grid.zero_point)]
         steps = [("QuantizeLinear", affine), ("DequantizeLinear", affine)]
-        if not on_integers:
-            # Without a bound behind the pair ONNX Runtime would also quantize the weight, which the policy leaves alone.
+        if bounded:
             steps.append(("Clip", self._ends(name, grid)))
         elif (grid.low, grid.high) != (0, 255):
             # The container saturates at 0 and 255; a narrower grid has to saturate before it.

@@ -39,9 +39,10 @@ def trained_norm(norm: nn.Module, seed: int = 0) -> None:
     count = norm.num_features
     norm.running_mean.copy_(torch.randn(count, generator=generator))
     norm.running_var.copy_(torch.rand(count, generator=generator) * 3 + 0.5)
-    with torch.no_grad():
-        norm.weight.copy_(torch.rand(count, generator=generator) * 2 + 0.2)
-        norm.bias.copy_(torch.randn(count, generator=generator))
+    if norm.affine:
+        with torch.no_grad():
+            norm.weight.copy_(torch.rand(count, generator=generator) * 2 + 0.2)
+            norm.bias.copy_(torch.randn(count, generator=generator))
 
 
 class Residual(nn.Module):
@@ -85,11 +86,21 @@ def test_weights_are_symmetric_per_channel_by_hand(bits, integers, steps):
     np.testing.assert_array_equal(weight.bias, model[0].bias.detach())
 
 
-@pytest.mark.parametrize("affine", [True, False])
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("bits", [8, 4])
-def test_batch_norm_is_folded_into_a_convolution_by_hand(bits, bias, affine):
-    model = nn.Sequential(nn.Conv2d(2, 3, 1, bias=bias), nn.BatchNorm2d(3, affine=affine))
+@pytest.mark.parametrize(
+    ("layer", "norm", "shape", "affine"),
+    [
+        (nn.Conv2d, nn.BatchNorm2d, (2, 4, 4), True),
+        (nn.Conv2d, nn.BatchNorm2d, (2, 4, 4), False),
+        (nn.Conv1d, nn.BatchNorm1d, (2, 4), True),
+        (nn.Linear, nn.BatchNorm1d, (2,), True),
+    ],
+    ids=["2d", "2d without weights", "1d", "linear"],
+)
+def test_batch_norm_is_folded_into_the_layer_before_it_by_hand(layer, norm, shape, affine, bits, bias):
+    kernel = () if layer is nn.Linear else (1,)
+    model = nn.Sequential(layer(2, 3, *kernel, bias=bias), norm(3, affine=affine))
     model[1].running_mean.copy_(torch.tensor([1.0, -2.0, 0.5]))
     model[1].running_var.copy_(torch.tensor([4.0, 0.25, 1.0]))
     gamma, beta = np.ones(3), np.zeros(3)
@@ -98,15 +109,14 @@ def test_batch_norm_is_folded_into_a_convolution_by_hand(bits, bias, affine):
         with torch.no_grad():
             model[1].weight.copy_(torch.tensor(gamma))
             model[1].bias.copy_(torch.tensor(beta))
-    weight = quantized(model, (2, 4, 4), {"0": LayerPolicy(weight_bits=bits)}).weights["0"]
+    weight = quantized(model, shape, {"0": LayerPolicy(weight_bits=bits)}).weights["0"]
     factor = gamma / np.sqrt(np.array([4, 0.25, 1]) + 1e-5)
-    folded = model[0].weight.detach().double().numpy() * factor.reshape(3, 1, 1, 1)
+    folded = model[0].weight.detach().double().numpy().reshape(3, 2) * factor.reshape(3, 1)
     shift = model[0].bias.detach().double().numpy() if bias else 0
     np.testing.assert_allclose(weight.bias, beta + (shift - np.array([1, -2, 0.5])) * factor, rtol=1e-5)
-    high = 2 ** (bits - 1) - 1
-    scale = np.abs(folded).max(axis=(1, 2, 3)) / high
+    scale = np.abs(folded).max(axis=1) / (2 ** (bits - 1) - 1)
     np.testing.assert_allclose(weight.grid.scale, scale, rtol=1e-5)
-    np.testing.assert_allclose(weight.integers, np.rint(folded / scale.reshape(3, 1, 1, 1)), atol=0)
+    np.testing.assert_array_equal(weight.integers.reshape(3, 2), np.rint(folded / scale.reshape(3, 1)))
 
 
 @pytest.mark.parametrize("bits", [8, 6, 4])
@@ -236,7 +246,22 @@ def test_any_number_of_calibration_samples_will_do(count):
     assert float(found.inputs["0"].scale) > 0
 
 
-class NormedLinear(nn.Module):
+class Unweighted(nn.Module):
+    """A batch-norm without weights of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(6, 8)
+        self.norm = nn.BatchNorm1d(8, affine=False)
+        self.fc2 = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.norm(self.fc1(x)).relu())
+
+
+class NormedTokens(nn.Module):
+    """The linear layer maps the last dimension, the batch-norm scales the one before."""
+
     def __init__(self) -> None:
         super().__init__()
         self.fc1 = nn.Linear(6, 8)
@@ -263,8 +288,8 @@ class ReadTwice(nn.Module):
 
 @pytest.mark.parametrize(
     ("model", "shape", "layer"),
-    [(NormedLinear(), (6,), "fc1"), (ReadTwice(), (3, 8, 8), "conv1")],
-    ids=["linear", "read twice"],
+    [(NormedTokens(), (8, 6), "fc1"), (Unweighted(), (6,), "fc1"), (ReadTwice(), (3, 8, 8), "conv1")],
+    ids=["tokens", "no weights", "read twice"],
 )
 def test_a_batch_norm_the_exporter_leaves_alone_is_not_folded_here_either(model, shape, layer):
     trained_norm(model.norm)

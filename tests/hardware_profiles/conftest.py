@@ -125,6 +125,26 @@ class PreActivation(nn.Module):
         return self.fc2(self.norm2(self.fc1(x.mean((2, 3)))).relu())
 
 
+class Heads(nn.Module):
+    """Batch-norm behind linear layers: of one vector per sample, with and without bias, and of tokens."""
+
+    shape = (6, 10)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Linear(10, 10)
+        self.norm1 = nn.BatchNorm1d(6)
+        self.hidden1 = nn.Linear(10, 24, bias=False)
+        self.norm2 = nn.BatchNorm1d(24)
+        self.hidden2 = nn.Linear(24, 16)
+        self.norm3 = nn.BatchNorm1d(16)
+        self.last = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(self.token(x)).relu().mean(1)
+        return self.last(self.norm3(self.hidden2(self.norm2(self.hidden1(x)).relu())).relu())
+
+
 class Additions(nn.Module):
     """Additions that are no residuals between those that are: of the input, of a number, of a parameter, inside GELU."""
 
@@ -150,6 +170,7 @@ NETWORKS = {
     "tokens": Tokens,
     "signal": Signal,
     "pre-activation": PreActivation,
+    "heads": Heads,
     "additions": Additions,
 }
 

@@ -1,0 +1,260 @@
+"""What every runtime has to do: the file it is given computes what the candidate says, in a process of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from slimfront.compression.quantize import _prepare, convert_pt2e, quantize
+from slimfront.errors import LoweringError, TargetError
+from slimfront.hardware_profiles.runtime import Artifact, Runtime, get_runtime, runtimes
+from slimfront.hardware_profiles.target import Target, load_target
+from slimfront.spaces.candidate import Candidate
+from slimfront.spaces.layers import find_layers
+from slimfront.spaces.policy import LayerPolicy, Policy
+from torch import Tensor, nn
+
+BATCH = 50
+SAMPLES = 200
+CONVOLUTIONS = {"stem", "blocks.0.conv1", "blocks.0.conv2", "blocks.1.conv1", "blocks.1.conv2"}
+MIXED = {
+    "stem": LayerPolicy(8, 8),
+    "blocks.0.conv1": LayerPolicy(4, 8),
+    "blocks.0.conv2": LayerPolicy(8, 4),
+    "blocks.1.conv1": LayerPolicy(32, 8),
+    "blocks.1.conv2": LayerPolicy(16, 32),
+    "fc": LayerPolicy(6, 6),
+}
+
+
+@pytest.fixture(params=runtimes())
+def runtime(request: pytest.FixtureRequest) -> Runtime:
+    return get_runtime(request.param)
+
+
+@pytest.fixture
+def target(runtime: Runtime) -> Target:
+    return load_target(f"cpu-{runtime.name}").model_copy(update={"batch": BATCH})
+
+
+@pytest.fixture
+def lowered(runtime: Runtime, target: Target, tmp_path: Path) -> Callable[..., Artifact]:
+    def make(candidate: Candidate, batch: int = BATCH) -> Artifact:
+        at = target.model_copy(update={"batch": batch})
+        return runtime.lower(candidate, torch.zeros(1, *candidate.model.shape), at, tmp_path / "model.onnx")
+
+    return make
+
+
+def everywhere(model: nn.Module, *bits: int) -> dict[str, LayerPolicy]:
+    return {layer.name: LayerPolicy(*bits) for layer in find_layers(model, torch.zeros(1, *model.shape))}
+
+
+def run(runtime: Runtime, artifact: Artifact, target: Target, inputs: Tensor) -> np.ndarray:
+    session = runtime.load(artifact.path, target)
+    return np.concatenate([np.array(session.run(batch.numpy())) for batch in inputs.split(BATCH)])
+
+
+@torch.no_grad()
+def converted(candidate: Candidate, inputs: Tensor, calibration: Tensor) -> np.ndarray:
+    """Outputs of the model as torchao converts it: the slow oracle, which computes on the same grids in torch."""
+    layers = {
+        n: layer for n, layer in candidate.policy.layers.items() if min(layer.weight_bits, layer.activation_bits) <= 8
+    }
+    model = candidate.model
+    for name, layer in candidate.policy.layers.items():
+        if layer.weight_bits == 16:
+            weight = model.get_submodule(name).weight
+            weight.copy_(weight.half().float())
+    if not layers:
+        return model(inputs).numpy()
+    prepared = _prepare(model, inputs[:BATCH], layers)
+    for batch in calibration.split(BATCH):
+        prepared(batch)
+    oracle = convert_pt2e(prepared)
+    return torch.cat([oracle(batch) for batch in inputs.split(BATCH)]).numpy()
+
+
+def agrees(outputs: np.ndarray, expected: np.ndarray, bits: int) -> None:
+    """Within steps of a grid of `bits` over the outputs.
+
+    Runtimes round in other places than torch, which moves a number on the edge of two steps to the other one, and what
+    is computed from it. Samples whose two best are that close may swap them.
+    """
+    step = np.ptp(expected) / (2**bits - 1)
+    errors = np.abs(outputs - expected)
+    assert errors.max() <= 2 * step
+    assert errors.mean() <= 0.5 * step
+    first, second = np.sort(expected, axis=1)[:, [-1, -2]].T
+    clear = first - second > 2 * step
+    assert (outputs.argmax(1) == expected.argmax(1))[clear].all()
+
+
+def test_an_artifact_describes_its_file(lowered, make_network, candidate):
+    artifact = lowered(candidate(make_network("residual"), {}))
+    content = artifact.path.read_bytes()
+    assert artifact.path.is_absolute()
+    assert artifact.bytes == len(content)
+    assert artifact.sha256 == hashlib.sha256(content).hexdigest()
+
+
+def test_an_uncompressed_candidate_computes_what_the_model_does(network, runtime, target, lowered, candidate, inputs):
+    samples = inputs(network.shape, SAMPLES, 1)
+    outputs = run(runtime, lowered(candidate(network, {})), target, samples)
+    with torch.no_grad():
+        expected = network(samples).numpy()
+    assert outputs.dtype == np.float32
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("bits", [(8, 8), (4, 8), (8, 4), (4, 32), (16, 32), (32, 8), (16, 8)], ids=str)
+def test_a_quantized_candidate_computes_what_torchao_converts(
+    bits, network, runtime, target, lowered, candidate, inputs
+):
+    made = candidate(network, everywhere(network, *bits))
+    samples = inputs(network.shape, SAMPLES, 1)
+    outputs = run(runtime, lowered(made), target, samples)
+    agrees(outputs, converted(made, samples, inputs(network.shape, 100, 0)), min(8, *bits))
+
+
+def test_every_layer_may_have_its_own_bits(runtime, target, lowered, candidate, inputs, make_network):
+    made = candidate(make_network("residual"), MIXED)
+    samples = inputs(made.model.shape, SAMPLES, 1)
+    outputs = run(runtime, lowered(made), target, samples)
+    agrees(outputs, converted(made, samples, inputs(made.model.shape, 100, 0)), 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("bits", "agreement"),
+    [((8, 8), 1), ((4, 8), 1), ((8, 4), 0.99), ((4, 32), 1), ((16, 32), 1)],  # a step of 4 bits decides a close sample
+    ids=str,
+)
+def test_the_digits_are_told_apart_as_by_the_converted_model(
+    bits, agreement, runtime, target, digits_workload, tmp_path
+):
+    model, example = digits_workload.model, digits_workload.example_input
+    policy = Policy(layers={layer.name: LayerPolicy(*bits) for layer in find_layers(model, example)})
+    made = Candidate(policy, model, quantize(model, example, policy, digits_workload.calibration))
+    artifact = runtime.lower(made, example, target, tmp_path / "model.onnx")
+    samples = digits_workload.validation.tensors[0][:SAMPLES]
+    outputs = run(runtime, artifact, target, samples)
+    expected = converted(made, samples, digits_workload.calibration.tensors[0])
+    assert np.abs(outputs - expected).max() <= np.ptp(expected) / (2 ** min(8, *bits) - 1)
+    assert (outputs.argmax(1) == expected.argmax(1)).mean() >= agreement
+
+
+def test_a_batch_is_its_samples_one_by_one(network, runtime, target, lowered, candidate, inputs):
+    made = candidate(network, everywhere(network, 8, 8))
+    samples = inputs(network.shape, 6, 1).numpy()
+    single = runtime.load(lowered(made, batch=1).path, target)
+    one_by_one = np.concatenate([np.array(single.run(sample[None])) for sample in samples])
+    together = np.array(runtime.load(lowered(made, batch=6).path, target).run(samples))
+    assert together.shape == (6, 4)
+    np.testing.assert_allclose(together, one_by_one, atol=1e-5 * np.abs(one_by_one).max() + 1e-6)
+
+
+def test_more_threads_compute_the_same(runtime, target, lowered, candidate, inputs, make_network):
+    artifact = lowered(candidate(make_network("residual"), {}))
+    samples = inputs((3, 8, 8), BATCH, 1).numpy()
+    one, two = (np.array(runtime.load(artifact.path, target, threads).run(samples)) for threads in (1, 2))
+    np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [(8, 8), (4, 8)], ids=str)
+def test_quantized_convolutions_run_in_integers_by_the_runtimes_own_report(
+    bits, runtime, target, lowered, candidate, make_network
+):
+    network = make_network("residual")
+    report = runtime.load(lowered(candidate(network, everywhere(network, *bits))).path, target).executed_precisions()
+    assert {layer: report[layer] for layer in CONVOLUTIONS} == dict.fromkeys(CONVOLUTIONS, "i8")
+    assert set(report) == CONVOLUTIONS | {"fc"}
+
+
+@pytest.mark.parametrize("bits", [(32, 32), (16, 32), (4, 32), (32, 8), (16, 8)], ids=str)
+def test_float_convolutions_run_in_float_by_the_runtimes_own_report(
+    bits, runtime, target, lowered, candidate, make_network
+):
+    network = make_network("residual")
+    report = runtime.load(lowered(candidate(network, everywhere(network, *bits))).path, target).executed_precisions()
+    assert {layer: report[layer] for layer in CONVOLUTIONS} == dict.fromkeys(CONVOLUTIONS, "f32")
+
+
+def test_every_layer_of_an_uncompressed_model_is_reported(network, runtime, target, lowered, candidate):
+    report = runtime.load(lowered(candidate(network, {})).path, target).executed_precisions()
+    assert report == {layer.name: "f32" for layer in find_layers(network, torch.zeros(1, *network.shape))}
+
+
+WITHOUT_TORCH = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from slimfront.hardware_profiles.runtime import get_runtime
+from slimfront.hardware_profiles.target import load_target
+folder, name = Path(sys.argv[1]), sys.argv[2]
+session = get_runtime(name).load(folder / "model.onnx", load_target(f"cpu-{name}"))
+np.save(folder / "outputs.npy", session.run(np.load(folder / "inputs.npy")))
+loaded = {module.partition(".")[0] for module in sys.modules}
+print(json.dumps({"precisions": session.executed_precisions(), "loaded": sorted(loaded & {"torch", "torchao", "ray", "optuna"})}))
+"""
+
+
+def test_an_artifact_runs_in_a_fresh_process_without_torch(
+    runtime, target, lowered, candidate, inputs, make_network, tmp_path
+):
+    network = make_network("residual")
+    artifact = lowered(candidate(network, everywhere(network, 8, 8)))
+    samples = inputs(network.shape, BATCH, 1)
+    np.save(tmp_path / "inputs.npy", samples.numpy())
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path), runtime.name]
+    told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path).stdout)
+    assert told["loaded"] == []
+    assert told["precisions"] == runtime.load(artifact.path, target).executed_precisions()
+    np.testing.assert_array_equal(np.load(tmp_path / "outputs.npy"), run(runtime, artifact, target, samples))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda content: b"",
+        lambda content: b"no model at all" * 20,
+        lambda content: content[: len(content) // 2],
+        lambda content: content.replace(b"Conv", b"Vnoc"),
+        None,
+    ],
+    ids=["empty", "garbage", "truncated", "unknown operation", "missing"],
+)
+def test_a_file_that_cannot_be_loaded_is_told_in_one_line(
+    spoil, runtime, target, lowered, candidate, make_network, tmp_path
+):
+    path = tmp_path / "spoiled.onnx"
+    if spoil:
+        path.write_bytes(spoil(lowered(candidate(make_network("residual"), {})).path.read_bytes()))
+    with pytest.raises(LoweringError, match=r"^\w+( \w+)? refuses spoiled\.onnx: .+$") as caught:
+        runtime.load(path, target)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_version_is_that_of_the_installed_package(runtime):
+    assert metadata.version(runtime.name).startswith(runtime.version())
+    assert runtime.version()[0].isdigit()
+
+
+def test_a_runtime_that_is_not_installed_is_told_with_what_to_install(runtime, monkeypatch):
+    monkeypatch.setitem(sys.modules, runtime.name, None)
+    monkeypatch.delitem(sys.modules, type(runtime).__module__)
+    with pytest.raises(TargetError, match=rf"^runtime '{runtime.name}' is not installed: pip install {runtime.name}$"):
+        get_runtime(runtime.name)
+
+
+def test_an_unknown_runtime_is_told_with_the_known_ones():
+    with pytest.raises(TargetError, match=r"^unknown runtime 'tensorrt'; known are onnxruntime, openvino$"):
+        get_runtime("tensorrt")
