@@ -143,12 +143,12 @@ class Search:
         self._listener("failed", number, reason)
 
     def interrupt(self) -> None:
-        """End every trial still running; the next run of the study tries their policies again."""
-        for number, running in list(self._running.items()):
-            del self._running[number]
-            self._optuna.fail(number, INTERRUPTED)
-            self.store.finish_trial(self.spec.study, number, "failed", INTERRUPTED)
-            self._seen.pop(running.policy.digest, None)
+        """End every trial still running, wherever it was interrupted; the next run of the study tries their policies again."""
+        for trial in self.store.running_trials(self.spec.study):
+            self.store.finish_trial(self.spec.study, trial.number, "failed", INTERRUPTED)
+            self._seen.pop(trial.digest, None)
+        self._running.clear()
+        self._optuna.abandon(INTERRUPTED)
 
     def worker_setup(self, workers: int) -> WorkerSetup:
         """What workers need; with `workers` > 0 they are kept off the bench's cores and share the others."""
@@ -250,9 +250,7 @@ class Search:
         if self._optuna.is_new:
             for policy in self.problem.space.anchors()[:MAX_ANCHORS]:
                 self._optuna.enqueue(self.problem.space.parameters(policy), {})
-        for orphan in self.store.running_trials(self.spec.study):
-            self.store.finish_trial(self.spec.study, orphan.number, "failed", INTERRUPTED)
-        self._optuna.fail_orphans(INTERRUPTED)
+        self.interrupt()  # what a driver that was killed left running
         trials = self.store.trials(self.spec.study)
         retried = {trial.retry_of for trial in trials}
         for trial in trials:

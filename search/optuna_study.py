@@ -86,12 +86,12 @@ class OptunaStudy:
         trial.set_user_attr("reason", reason)
         self._study.tell(trial, state=TrialState.FAIL)
 
-    def fail_orphans(self, reason: str) -> None:
-        """End trials that an earlier driver left running."""
+    def abandon(self, reason: str) -> None:
+        """End every trial that runs, asked here or left by an earlier driver."""
+        self._asked.clear()
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if trial.number not in self._asked:
-                self._storage.set_trial_user_attr(trial._trial_id, "reason", reason)
-                self._study.tell(trial.number, state=TrialState.FAIL)
+            self._storage.set_trial_user_attr(trial._trial_id, "reason", reason)
+            self._study.tell(trial.number, state=TrialState.FAIL)
 
     @property
     def is_new(self) -> bool:

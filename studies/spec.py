@@ -230,7 +230,12 @@ class StudySpec(_Part):
 
     def to_json(self) -> str:
         """Versioned JSON for the database."""
-        document = {"schema": SCHEMA, "file": self.file, "base_folder": str(self.base_folder), "study": self.model_dump(mode="json")}
+        document = {
+            "schema": SCHEMA,
+            "file": self.file,
+            "base_folder": str(self.base_folder),
+            "study": self.model_dump(mode="json"),
+        }
         return json.dumps(document, sort_keys=True)
 
     @classmethod

@@ -12,6 +12,7 @@ from rich.console import Console, RenderableType
 from slimfront.errors import StoreError
 from slimfront.measurement import Measurement
 from slimfront.spaces.policy import LayerPolicy, Policy, Recovery
+from slimfront.studies.records import INTERRUPTED
 from slimfront.studies.report import front_table, front_text, status_report, studies_table, trial_report
 from slimfront.studies.spec import StudySpec
 from slimfront.studies.store import Store
@@ -77,7 +78,7 @@ def study(new_study: Store) -> Store:
         if number < 2:
             new_study.save_front("demo", [number], hypervolume=0.01 * (number + 1))
     new_study.save_front("demo", [1, 2], hypervolume=0.04)
-    for number, reason in [(5, "ValueError: shape [3, 8]"), (6, "ValueError: shape [4, 16]"), (7, "interrupted")]:
+    for number, reason in [(5, "ValueError: shape [3, 8]"), (6, "ValueError: shape [4, 16]"), (7, INTERRUPTED)]:
         new_study.start_trial("demo", number, POLICY)
         new_study.finish_trial("demo", number, "failed", reason)
     new_study.start_trial("demo", 8, POLICY, retry_of=7)
@@ -86,7 +87,7 @@ def study(new_study: Store) -> Store:
 
 def test_studies_lists_trials_against_budget_and_front(study: Store) -> None:
     line = line_with(shown(studies_table(study)), "demo")
-    # Eight trials have ended; trial 7 runs again as trial 8 and so does not count.
+    # Eight trials have ended; trial 7 was interrupted and so does not count.
     assert line.split()[:7] == ["demo", "digits", "cpu-openvino", "7", "of", "10", "2"]
 
 
