@@ -61,16 +61,16 @@ def load_target(reference: str, base: Path | None = None) -> Target:
         TargetError: no such card, or one that is wrong; the message names file and key.
     """
     if reference in shipped_targets():
-        return _parse((CARDS / f"{reference}.yaml").read_text(), f"{reference}.yaml")
+        return _parse((CARDS / f"{reference}.yaml").read_bytes(), f"{reference}.yaml")
     path = (base or Path()) / reference
     if not path.is_file():
         raise TargetError(f"target {reference!r} is neither a shipped card ({', '.join(shipped_targets())}) nor a file")
-    return _parse(path.read_text(), str(path))
+    return _parse(path.read_bytes(), str(path))
 
 
-def _parse(text: str, file: str) -> Target:
+def _parse(content: bytes, file: str) -> Target:
     try:
-        document: Any = yaml.safe_load(text)
+        document: Any = yaml.safe_load(content)
         return Target.model_validate(document)
     except yaml.YAMLError as error:
         raise TargetError(f"{file}: not YAML: {' '.join(str(error).split())}") from error

@@ -1,112 +1,365 @@
-"""The bench: what it times, that it is alone, and what becomes of it when things die."""
+"""The bench: what it measures, where, alone, and what a crash of the runtime or of the driver leaves behind.
 
-import multiprocessing
+ONNX Runtime is replaced in the bench's process by one whose models say how long an inference takes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-from filelock import FileLock, Timeout
+from filelock import FileLock
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binom
 from slimfront.errors import EvaluationError, LoweringError
-from slimfront.hardware_profiles import bench as module
-from slimfront.hardware_profiles.bench import Bench, bench_cores, median_interval, paired_timing, worker_cores
-from slimfront.hardware_profiles.runtime import get_runtime
+from slimfront.hardware_profiles.bench import (
+    Bench,
+    PairedTiming,
+    bench_cores,
+    median_interval,
+    paired_timing,
+    worker_cores,
+)
 from slimfront.hardware_profiles.target import load_target
-from slimfront.spaces.candidate import Candidate
-from slimfront.spaces.policy import Policy
-from torch import nn, ones
 
-pytestmark = pytest.mark.slow
+FAKE = '''
+"""Stands in for ONNX Runtime: a model is a JSON file that says what one inference does."""
+import json, os, random, time
+
+__version__ = "0"
+
+
+class SessionOptions:
+    pass
+
+
+class _Input:
+    name = "input"
+
+
+class InferenceSession:
+    def __init__(self, path, options, providers):
+        with open(path) as file:
+            text = file.read()
+        if not text.startswith("{"):
+            from onnxruntime.capi.onnxruntime_pybind11_state import Fail
+            raise Fail("this is no model")
+        self.model = json.loads(text)
+
+    def get_inputs(self):
+        return [_Input()]
+
+    def run(self, outputs, inputs):
+        start = time.monotonic()
+        if self.model.get("crashes"):
+            os._exit(3)
+        spin = self.model["milliseconds"] * (1 + self.model.get("jitter", 0) * random.random()) / 1e3
+        while time.monotonic() - start < spin:
+            pass
+        if "log" in self.model:
+            with open(self.model["log"], "a") as file:
+                print(os.getpid(), start, time.monotonic(), file=file)
+        return [inputs["input"]]
+'''
+ERRORS = "\n".join(
+    f"class {name}(Exception): pass"
+    for name in ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented", "RuntimeException")
+)  # fmt: skip
+
+Model = Callable[..., Path]
 
 
 @pytest.fixture
-def artifact(tmp_path: Path) -> Path:
-    target = load_target("cpu-openvino")
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval()
-    path = tmp_path / "model.onnx"
-    get_runtime("openvino").lower(Candidate(Policy(), model), ones(1, 3, 16, 16), target, path)
-    return path
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
+    """Writes models of the fake runtime, which the bench's processes find first; they have a lock of their own."""
+    package = tmp_path / "fake" / "onnxruntime"
+    (package / "capi").mkdir(parents=True)
+    (package / "__init__.py").write_text(FAKE)
+    (package / "capi" / "__init__.py").touch()
+    (package / "capi" / "onnxruntime_pybind11_state.py").write_text(ERRORS)
+    monkeypatch.syspath_prepend(str(package.parent))
+    monkeypatch.setenv("PYTHONPATH", str(package.parent), prepend=os.pathsep)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+    def write(name: str, milliseconds: float = 1.0, **more: object) -> Path:
+        path = tmp_path / f"{name}.onnx"
+        path.write_text(json.dumps({"milliseconds": milliseconds, **more}))
+        return path
+
+    return write
 
 
 @pytest.fixture
-def bench(artifact: Path):
-    inputs = np.ones((1, 3, 16, 16), np.float32)
-    with Bench(load_target("cpu-openvino"), artifact, inputs, bench_cores(1)) as opened:
-        yield opened
+def bench(model: Model) -> Iterator[Callable[..., Bench]]:
+    opened = []
+
+    def open_bench(reference: Path, cores: list[int] | None = None) -> Bench:
+        cores = bench_cores(1) if cores is None else cores
+        opened.append(Bench(load_target("cpu-onnxruntime"), reference, np.zeros((1, 2), np.float32), cores))
+        return opened[-1]
+
+    yield open_bench
+    for each in opened:
+        each.close()
 
 
-def spin(seconds: float) -> None:
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        pass
+def logged(path: Path) -> tuple[int, float, float]:
+    """Process, start of the first and end of the last inference in a log."""
+    rows = [line.split() for line in path.read_text().splitlines()]
+    (pid,) = {int(row[0]) for row in rows}
+    return pid, min(float(row[1]) for row in rows), max(float(row[2]) for row in rows)
 
 
-def test_a_callable_twice_as_fast_has_a_speedup_of_two() -> None:
-    timing = paired_timing(lambda: spin(0.001), lambda: spin(0.002), seconds=1.0)
-    assert timing.speedup == pytest.approx(2.0, rel=0.1)
+def until(happened: Callable[[], bool], seconds: float) -> float:
+    """Seconds until something happened; fails after `seconds`."""
+    start = time.monotonic()
+    while not happened():
+        assert time.monotonic() - start < seconds, "it did not happen"
+        time.sleep(0.02)
+    return time.monotonic() - start
+
+
+def spin(milliseconds: float) -> Callable[[], None]:
+    def run() -> None:
+        end = time.perf_counter() + milliseconds / 1e3
+        while time.perf_counter() < end:
+            pass
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("factor", [0.5, 1, 3])
+def test_a_candidate_that_takes_a_third_of_the_time_is_three_times_as_fast(factor, model, bench):
+    timing = bench(model("reference", 1.5)).time(model("candidate", 1.5 / factor), 2.0)
+    assert timing.speedup == pytest.approx(factor, rel=0.05)
     assert timing.low <= timing.speedup <= timing.high
-    assert timing.pairs >= module.PAIRS_BETWEEN_LOOKS
-    assert timing.candidate_ms == pytest.approx(1.0, rel=0.3)
+    assert timing.reference_ms == pytest.approx(1.5, rel=0.1)
+    assert timing.candidate_ms == pytest.approx(1.5 / factor, rel=0.1)
+    assert timing.pairs >= 24
 
 
-def test_the_interval_of_a_median_by_order_statistics() -> None:
-    # For n = 20 the 6th and 15th smallest hold the median with 95.9 %: P(6 <= Binomial(20, 1/2) <= 14).
-    assert median_interval(list(range(1, 21))) == (6, 15)
+@pytest.mark.slow
+def test_the_interval_holds_the_truth_most_of_the_time():
+    timings = [paired_timing(spin(0.2), spin(0.5), 0.3) for _ in range(10)]
+    hits = [timing.low * 0.99 <= 2.5 <= timing.high * 1.01 for timing in timings]
+    assert sum(hits) >= 7
 
 
-def test_an_artifact_against_itself_is_about_as_fast(bench: Bench, artifact: Path) -> None:
-    assert bench.time(artifact, 0.5).speedup == pytest.approx(1.0, abs=0.25)
+@given(st.integers(0, 2**32 - 1))
+def test_the_interval_of_the_median_is_made_of_order_statistics(seed):
+    samples = np.random.default_rng(seed).normal(size=24)
+    # The largest k with at most 2.5 % of 24 fair coins showing fewer than k heads is 7: the 7th from either end.
+    assert binom.cdf(6, 24, 0.5) <= 0.025 < binom.cdf(7, 24, 0.5)
+    assert median_interval(samples) == (np.sort(samples)[6], np.sort(samples)[-7])
 
 
-def test_its_process_is_pinned_to_its_cores(bench: Bench, artifact: Path) -> None:
-    bench.time_reference(0.05)
-    affinities = [
-        child.cpu_affinity()
-        for child in psutil.Process().children(recursive=True)
-        if "loky" in " ".join(child.cmdline())
-    ]
-    assert bench_cores(1) in affinities
+def test_the_interval_of_the_median_covers_it_as_often_as_it_says():
+    generator = np.random.default_rng(0)
+    intervals = [median_interval(generator.lognormal(0, 1, 24)) for _ in range(400)]
+    coverage = np.mean([low <= 1 <= high for low, high in intervals])
+    assert 0.945 <= coverage <= 0.995  # 97.7 % by the binomial distribution, with four standard errors
 
 
-def test_workers_keep_off_its_cores() -> None:
-    cores = os.sched_getaffinity(0)
-    assert bench_cores(1) == sorted(cores)[-1:]
-    if len(cores) > 1:
-        assert not set(bench_cores(1)) & set(worker_cores(1))
-    assert worker_cores(len(cores)) == sorted(cores)  # nothing is left over: they share
+def test_candidate_and_reference_alternate():
+    order = []
+
+    def mark(name: str) -> Callable[[], None]:
+        def run() -> None:
+            if order[-1:] != [name]:
+                order.append(name)
+            time.sleep(0.004)
+
+        return run
+
+    timing = paired_timing(mark("candidate"), mark("reference"), 0)
+    assert timing.pairs == 24
+    pairs = order[2:]  # behind the warm-up
+    assert pairs[:6] == ["candidate", "reference", "candidate", "reference", "candidate", "reference"]
 
 
-def test_a_refused_artifact_is_one_line_and_the_next_is_timed(bench: Bench, artifact: Path, tmp_path: Path) -> None:
-    (tmp_path / "broken.onnx").write_bytes(b"not a model")
-    with pytest.raises(LoweringError, match=r"OpenVINO refuses broken\.onnx"):
-        bench.time(tmp_path / "broken.onnx")
-    assert bench.time(artifact, 0.05).speedup > 0
+def test_a_timing_that_stays_wide_says_so():
+    steady, shaky = spin(0.3), np.random.default_rng(0)
+    timing = paired_timing(lambda: time.sleep(shaky.uniform(0, 0.01)), steady, 0.2)
+    assert timing.noisy
+    assert max(timing.high / timing.speedup, timing.speedup / timing.low) > 1.01
 
 
-def test_a_crash_is_an_evaluation_error_and_the_next_is_timed(bench: Bench, artifact: Path) -> None:
-    with pytest.raises(EvaluationError, match="crashed"):
-        bench._call(os._exit, 1)
-    assert bench.time(artifact, 0.05).speedup > 0
+def test_a_timing_ends_when_its_time_is_up_or_its_interval_is_narrow():
+    start = time.perf_counter()
+    steady = paired_timing(spin(0.05), spin(0.05), 30)
+    assert time.perf_counter() - start < 20
+    assert not steady.noisy
+    assert isinstance(steady, PairedTiming)
 
 
-def _hold(ready) -> None:
-    with module._quiet():
-        ready.set()
-        time.sleep(60)
+def test_the_reference_is_timed_by_itself(model, bench):
+    median, low, high, blocks = bench(model("reference", 2.0)).time_reference(0.2)
+    assert low <= median <= high
+    assert median == pytest.approx(2.0, rel=0.2)
+    assert blocks >= 24
 
 
-def test_a_killed_holder_frees_the_machine() -> None:
-    context = multiprocessing.get_context("fork")
-    ready = context.Event()
-    holder = context.Process(target=_hold, args=(ready,))
-    holder.start()
-    assert ready.wait(30)
-    with pytest.raises(Timeout):
-        FileLock(module.LOCK_FILE, mode=0o666).acquire(timeout=0.2)
-    os.kill(holder.pid, signal.SIGKILL)
-    holder.join()
-    with FileLock(module.LOCK_FILE, mode=0o666).acquire(timeout=5):
+def test_the_bench_runs_in_a_process_of_its_own_on_its_cores(model, bench, tmp_path):
+    cores = [max(os.sched_getaffinity(0))]
+    ours = os.sched_getaffinity(0)
+    timer = bench(model("reference", 0.1), cores)
+    timer.time(model("candidate", 0.1, log=str(tmp_path / "log")), 0.1)
+    pid, *_ = logged(tmp_path / "log")
+    assert pid != os.getpid()
+    assert psutil.Process(pid).cpu_affinity() == cores
+    assert os.sched_getaffinity(0) == ours
+    timer.close()
+    timer.close()  # closing twice does no harm
+    assert not psutil.pid_exists(pid)
+
+
+@pytest.mark.slow
+def test_one_process_serves_every_timing(model, bench, tmp_path):
+    timer, logs = bench(model("reference", 0.1)), [tmp_path / "first", tmp_path / "second"]
+    for log in logs:
+        timer.time(model(log.name, 0.1, log=str(log)), 0.05)
+    assert logged(logs[0])[0] == logged(logs[1])[0]
+
+
+def test_a_refused_artifact_leaves_the_bench_running(model, bench, tmp_path):
+    timer, log = bench(model("reference", 0.1)), tmp_path / "log"
+    timer.time(model("good", 0.1, log=str(log)), 0.05)
+    pid, *_ = logged(log)
+    bad = tmp_path / "bad.onnx"
+    bad.write_text("nonsense")
+    with pytest.raises(LoweringError, match=r"^ONNX Runtime refuses bad.onnx: this is no model$"):
+        timer.time(bad, 0.05)
+    log.unlink()
+    timer.time(model("good", 0.1, log=str(log)), 0.05)
+    assert logged(log)[0] == pid
+
+
+@pytest.mark.slow
+def test_a_runtime_that_crashes_fails_its_timing_and_no_other(model, bench, tmp_path):
+    timer, log = bench(model("reference", 0.1)), tmp_path / "log"
+    for _ in range(2):
+        with pytest.raises(EvaluationError, match=r"^the runtime crashed while the artifact was being timed$"):
+            timer.time(model("crashing", crashes=True), 0.05)
+        assert timer.time(model("good", 0.1, log=str(log)), 0.05).pairs >= 24
+
+
+def test_a_reference_that_cannot_be_loaded_is_an_error_not_a_hang(bench, tmp_path):
+    with pytest.raises(EvaluationError):
+        bench(tmp_path / "missing.onnx").time(tmp_path / "missing.onnx", 0.05)
+
+
+@pytest.mark.slow
+def test_two_benches_never_time_at_once(model, bench, tmp_path):
+    timers = [bench(model("reference", 0.2)) for _ in range(2)]
+    logs = [[tmp_path / f"log-{index}-{call}" for call in range(3)] for index in range(2)]
+
+    def use(index: int) -> None:
+        for log in logs[index]:
+            timers[index].time(model(log.name, 0.2, log=str(log)), 0.1)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(use, range(2)))
+    found = [logged(log) for pair in logs for log in pair]
+    assert len({pid for pid, _, _ in found}) == 2
+    spans = sorted((start, end) for _, start, end in found)
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
+
+
+@pytest.mark.slow
+def test_a_bench_that_is_killed_frees_the_machine(model, bench, tmp_path):
+    log, lock = tmp_path / "log", FileLock(tmp_path / "slimfront-bench.lock")
+    timer = bench(model("reference", 1))
+    with ThreadPoolExecutor(1) as pool:
+        timing = pool.submit(timer.time, model("shaky", 1, jitter=20, log=str(log)), 60)
+        until(log.exists, 20)
+        with pytest.raises(TimeoutError):
+            lock.acquire(timeout=0.1)
+        os.kill(logged(log)[0], signal.SIGKILL)
+        start = time.monotonic()
+        with lock.acquire(timeout=5):
+            assert time.monotonic() - start < 5
+        with pytest.raises(EvaluationError):
+            timing.result(timeout=20)
+    assert timer.time(model("good", 0.1), 0.05).pairs >= 24
+
+
+DRIVER = """
+    import sys
+    from pathlib import Path
+    import numpy as np
+    from slimfront.hardware_profiles.bench import Bench, bench_cores
+    from slimfront.hardware_profiles.target import load_target
+
+    if __name__ == "__main__":
+        reference, candidate = map(Path, sys.argv[1:])
+        with Bench(load_target("cpu-onnxruntime"), reference, np.zeros((1, 2), np.float32), bench_cores(1)) as bench:
+            bench.time(candidate, 60)
+"""
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_killed_leaves_no_bench_behind(model, tmp_path):
+    log, lock = tmp_path / "log", FileLock(tmp_path / "slimfront-bench.lock")
+    script = tmp_path / "driver.py"
+    script.write_text(textwrap.dedent(DRIVER))
+    shaky = model("shaky", 1, jitter=20, log=str(log))
+    driver = subprocess.Popen([sys.executable, str(script), str(model("reference", 1)), str(shaky)], cwd=tmp_path)
+    try:
+        until(log.exists, 30)
+        pid, *_ = logged(log)
+    finally:
+        driver.kill()
+        driver.wait()
+    with lock.acquire(timeout=5):
         pass
+    until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, 5)
+
+
+@given(st.sets(st.integers(0, 200), min_size=1), st.integers(1, 8))
+def test_bench_and_workers_share_no_core_where_there_are_enough(cores, threads):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "sched_getaffinity", lambda _: cores)
+        ours, others = bench_cores(threads), worker_cores(threads)
+    assert len(ours) == min(threads, len(cores))
+    if len(cores) > threads:
+        assert set(ours).isdisjoint(others)
+        assert sorted([*others, *ours]) == sorted(cores)
+    else:
+        assert others == ours == sorted(cores)
+
+
+def test_the_bench_takes_the_last_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5, 0, 2, 7})
+    assert (bench_cores(1), worker_cores(1)) == ([7], [0, 2, 5])
+    assert (bench_cores(3), worker_cores(3)) == ([2, 5, 7], [0])
+
+
+def test_the_speedup_is_the_median_of_ratios_not_the_ratio_of_medians():
+    # A machine at half its speed for most of the time disturbs both halves of a pair alike.
+    pace = iter([1.0] * 400 + [2.0] * 10_000)
+    state = {"pace": 1.0}
+
+    def run(milliseconds: float) -> Callable[[], None]:
+        def once() -> None:
+            state["pace"] = next(pace)
+            spin(milliseconds * state["pace"])()
+
+        return once
+
+    timing = paired_timing(run(0.2), run(0.4), 0.5)
+    assert timing.speedup == pytest.approx(2, rel=0.1)
+    assert timing.low <= timing.speedup <= timing.high

@@ -115,6 +115,7 @@ def test_an_uncompressed_candidate_computes_what_the_model_does(network, runtime
     np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [(8, 8), (4, 8), (8, 4), (4, 32), (16, 32), (32, 8), (16, 8)], ids=str)
 def test_a_quantized_candidate_computes_what_torchao_converts(
     bits, network, runtime, target, lowered, candidate, inputs

@@ -1,0 +1,59 @@
+"""The machine and the versions that stand beside every number."""
+
+import json
+import os
+import platform
+import re
+from importlib.metadata import version
+
+import psutil
+import pytest
+from slimfront.hardware_profiles import fingerprint
+from slimfront.hardware_profiles.fingerprint import machine, versions
+from slimfront.hardware_profiles.runtime import get_runtime, runtimes
+
+
+def test_this_machine():
+    told = machine()
+    assert json.loads(json.dumps(told)) == told
+    assert told["cores"] == len(os.sched_getaffinity(0))
+    assert told["memory_bytes"] == psutil.virtual_memory().total
+    assert told["architecture"] == platform.machine()
+    assert told["system"].startswith(platform.system())
+    assert told["cpu"]
+
+
+CPUINFO = """processor\t: 0
+model name\t: Some CPU @ 3.00GHz
+flags\t\t: fpu sse avx2 avx512_vnni unheard_of
+
+processor\t: 1
+model name\t: Some CPU @ 3.00GHz
+flags\t\t: fpu sse avx2 avx512_vnni unheard_of
+"""
+
+
+def test_the_cpu_as_linux_tells_it(monkeypatch):
+    monkeypatch.setattr(fingerprint, "_read", {"/proc/cpuinfo": CPUINFO, fingerprint.GOVERNOR: "performance"}.get)
+    told = machine()
+    assert (told["cpu"], told["flags"], told["governor"]) == (
+        "Some CPU @ 3.00GHz",
+        ["avx2", "avx512_vnni"],
+        "performance",
+    )
+
+
+def test_a_machine_that_does_not_tell(monkeypatch):
+    monkeypatch.setattr(fingerprint, "_read", lambda path: None)
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    told = machine()
+    assert (told["cpu"], told["flags"], told["governor"]) == ("unknown", [], None)
+
+
+@pytest.mark.parametrize("name", runtimes())
+def test_versions_of_everything_that_makes_a_number(name):
+    told = versions(get_runtime(name))
+    assert told["torch"] == version("torch")
+    assert told["python"] == platform.python_version()
+    assert set(told) == {"python", *fingerprint.PACKAGES, name}
+    assert all(re.match(r"\d", text) for text in told.values())

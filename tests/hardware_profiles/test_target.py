@@ -1,0 +1,80 @@
+"""Target cards: those that are shipped, one's own, and what is wrong with a bad one in a line."""
+
+import pytest
+import yaml
+from slimfront.errors import TargetError
+from slimfront.hardware_profiles.runtime import get_runtime, runtimes
+from slimfront.hardware_profiles.target import Target, load_target, shipped_targets
+
+GOOD = {"name": "mine", "runtime": "openvino", "weight_bits": [8, 32], "activation_bits": [8, 32]}
+
+
+@pytest.mark.parametrize("name", shipped_targets())
+def test_shipped_cards_are_named_after_their_file_and_can_be_used(name):
+    target = load_target(name)
+    assert target.name == name
+    assert get_runtime(target.runtime).name == target.runtime
+    assert target.note
+
+
+def test_every_runtime_has_a_shipped_card():
+    assert {load_target(name).runtime for name in shipped_targets()} == set(runtimes())
+
+
+def test_ones_own_card_is_found_beside_the_study(tmp_path):
+    (tmp_path / "card.yaml").write_text(yaml.safe_dump({**GOOD, "threads": 2, "batch": 4}))
+    expected = Target(name="mine", runtime="openvino", threads=2, batch=4, weight_bits=[8, 32], activation_bits=[8, 32])
+    assert load_target("card.yaml", tmp_path) == expected
+    assert load_target(str(tmp_path / "card.yaml")) == expected
+
+
+def test_a_target_travels_as_json():
+    target = load_target("cpu-openvino")
+    assert Target.model_validate_json(target.model_dump_json()) == target
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"threads": 0}, "threads: "),
+        ({"threads": "two"}, "threads: "),
+        ({"threads": True}, "threads: "),
+        ({"batch": 1.5}, "batch: "),
+        ({"name": "a b"}, "name: "),
+        ({"name": None}, "name: "),
+        ({"colour": "red"}, "colour: "),
+        ({"weight_bits": []}, "weight_bits: "),
+        ({"weight_bits": 8}, "weight_bits: "),
+        ({"weight_bits": [7, 32]}, "weight_bits: 7 is not one of 2, 3, 4, 5, 6, 8, 16, 32"),
+        ({"activation_bits": [2, 32]}, "activation_bits: 2 is not one of 4, 6, 8, 16, 32"),
+        ({"activation_bits": [8]}, "activation_bits: 32 must be offered"),
+        ({"runtime": ...}, "runtime: "),
+    ],
+    ids=str,
+)
+def test_a_bad_card_is_told_in_one_line_with_file_and_key(change, says, tmp_path):
+    document = {key: value for key, value in {**GOOD, **change}.items() if value is not ...}
+    (tmp_path / "card.yaml").write_text(yaml.safe_dump(document))
+    with pytest.raises(TargetError) as caught:
+        load_target("card.yaml", tmp_path)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'card.yaml'}: ")
+    assert says in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"- 1\n- 2\n", b"just words", b"a: [1", b"\xff\xfe\x00 not text", b"a: b: c", b"\x00"], ids=str
+)
+def test_a_file_that_is_no_card_is_told_in_one_line(content, tmp_path):
+    (tmp_path / "card.yaml").write_bytes(content)
+    with pytest.raises(TargetError) as caught:
+        load_target("card.yaml", tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / 'card.yaml'}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("reference", ["gpu-nowhere", ".", "missing.yaml", ""])
+def test_a_target_that_is_not_there_is_told_with_the_shipped_ones(reference, tmp_path):
+    with pytest.raises(TargetError, match=r"neither a shipped card \(cpu-onnxruntime, cpu-openvino\) nor a file$"):
+        load_target(reference, tmp_path)
