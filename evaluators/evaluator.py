@@ -61,7 +61,7 @@ class Evaluator(Protocol):
     """Turns a subject into measurements.
 
     Attributes:
-        metrics: names of the measurements it makes, keys of `METRICS`.
+        metrics: names of the measurements it can make, keys of `METRICS`.
         needs_artifact: whether the candidate has to be lowered first.
     """
 
@@ -69,7 +69,7 @@ class Evaluator(Protocol):
     needs_artifact: bool
 
     def evaluate(self, subject: Subject, context: Context) -> list[Measurement]:
-        """One measurement for each of `metrics`, in their order.
+        """One measurement for each of `metrics` that the workload gives a meaning, in their order.
 
         Raises:
             EvaluationError: the number cannot be produced for this subject.

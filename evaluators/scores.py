@@ -76,11 +76,15 @@ class Scores:
 
 
 def bootstrap(statistic: Callable[[np.ndarray], float], n: int) -> tuple[float, float]:
-    """95 % percentile-bootstrap interval of a statistic of sample indices (Efron & Tibshirani 1993, chapter 13)."""
+    """95 % percentile-bootstrap interval of a statistic of sample indices (Efron & Tibshirani 1993, chapter 13).
+
+    It is widened to hold the statistic of all samples, which lies outside where drawing samples twice shifts it.
+    """
     generator = np.random.default_rng(0)
     values = [statistic(generator.integers(0, n, n)) for _ in range(BOOTSTRAP_RESAMPLES)]
     low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
+    value = statistic(np.arange(n))
+    return min(float(low), value), max(float(high), value)
 
 
 def concatenate(parts: list[tuple[Tensor, Tensor]], metric: str | MetricFunction) -> Scores:

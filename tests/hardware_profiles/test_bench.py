@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,6 +34,7 @@ from slimfront.hardware_profiles.bench import (
     paired_timing,
     worker_cores,
 )
+from slimfront.hardware_profiles.runtime import get_runtime, runtimes
 from slimfront.hardware_profiles.target import load_target
 
 FAKE = '''
@@ -327,6 +329,24 @@ def test_a_driver_that_is_killed_leaves_no_bench_behind(model, tmp_path):
     with lock.acquire(timeout=5):
         pass
     until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", runtimes())
+def test_a_real_artifact_is_as_fast_as_itself_and_a_larger_one_slower(
+    runtime, make_network, candidate, inputs, tmp_path
+):
+    target, paths = load_target(f"cpu-{runtime}"), {}
+    for name, width in (("small", 16), ("large", 64)):
+        network = type(make_network("residual"))(width).eval()
+        example = torch.zeros(1, *network.shape)
+        paths[name] = (
+            get_runtime(runtime).lower(candidate(network, {}), example, target, tmp_path / f"{name}.onnx").path
+        )
+    batch = inputs(network.shape, 1, 0).numpy()
+    with Bench(target, paths["small"], batch, bench_cores(1)) as real:
+        assert real.time(paths["small"], 0.5).speedup == pytest.approx(1, abs=0.2)
+        assert real.time(paths["large"], 0.5).speedup < 0.7
 
 
 @given(st.sets(st.integers(0, 200), min_size=1), st.integers(1, 8))

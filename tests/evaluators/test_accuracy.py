@@ -1,0 +1,93 @@
+"""Accuracy of the artifact: what the runtime says of each sample, whatever the batch."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from slimfront.evaluators.accuracy import Accuracy, accuracy_measurements, cross_entropy, score
+from slimfront.evaluators.scores import Scores
+from slimfront.spaces.policy import LayerPolicy, Policy
+from torch.nn import functional
+
+INTEGERS = Policy(layers={"0": LayerPolicy(8, 8), "5": LayerPolicy(4, 8)})
+
+
+@pytest.mark.parametrize("policy", [Policy(), INTEGERS], ids=["float", "integers"])
+@pytest.mark.parametrize("batch", [7, 10, 53, 64])
+def test_a_padded_last_batch_scores_as_samples_one_by_one(batch, policy, context, lowered):
+    data = context.workload.validation  # 53 samples
+    scored = []
+    for size in (1, batch):
+        at = dataclasses.replace(context, target=context.target.model_copy(update={"batch": size}))
+        scored.append(score(lowered(policy, size).artifact, data, at))
+    assert len(scored[1].outputs) == 53
+    np.testing.assert_allclose(scored[0].outputs, scored[1].outputs, atol=1e-6)
+    assert torch.equal(scored[1].targets, data.tensors[1])
+
+
+def test_the_scores_are_the_models(context, lowered):
+    data = context.workload.validation
+    scores = score(lowered(Policy()).artifact, data, context)
+    with torch.no_grad():
+        expected = context.workload.model(data.tensors[0])
+    torch.testing.assert_close(scores.outputs, expected, atol=1e-5, rtol=1e-5)
+    assert scores.value() == int((expected.argmax(1) == data.tensors[1]).sum()) / 53
+
+
+def test_the_outputs_of_earlier_batches_are_not_overwritten(context, lowered):
+    at = dataclasses.replace(context, target=context.target.model_copy(update={"batch": 1}))
+    scores = score(lowered(Policy(), 1).artifact, context.workload.validation, at)
+    assert len({tuple(row.tolist()) for row in scores.outputs}) == 53
+
+
+def test_the_drop_is_against_the_reference(complete, lowered):
+    subject = lowered(INTEGERS)
+    measured = {m.name: m for m in Accuracy().evaluate(subject, complete)}
+    reference = complete.reference.validation
+    assert measured["accuracy_drop"].value == pytest.approx(reference.value() - measured["accuracy"].value)
+    assert measured["accuracy"].n == measured["accuracy_drop"].n == 53
+
+
+def test_the_reference_does_not_drop(context, lowered):
+    measured = {m.name: m for m in Accuracy().evaluate(lowered(Policy()), context)}
+    drop = measured["accuracy_drop"]
+    assert (drop.low, drop.value, drop.high) == (0, 0, 0)
+
+
+def test_measurements_of_another_split_carry_its_name():
+    scores = Scores(torch.eye(4), torch.tensor([0, 1, 2, 0]), "top1")
+    made = accuracy_measurements(scores, scores, prefix="test_")
+    assert [(m.name, m.value, m.unit) for m in made] == [
+        ("test_accuracy", 0.75, "fraction"),
+        ("test_accuracy_drop", 0.0, "fraction"),
+    ]
+
+
+def test_a_metric_of_the_users_own_is_used(context, lowered):
+    def metric(outputs: torch.Tensor, targets: torch.Tensor) -> float:
+        return -float(functional.cross_entropy(outputs, targets))
+
+    workload = dataclasses.replace(context.workload, metric=metric)
+    measured = {
+        m.name: m for m in Accuracy().evaluate(lowered(Policy()), dataclasses.replace(context, workload=workload))
+    }
+    assert measured["accuracy"].value == pytest.approx(-measured["cross_entropy"].value, rel=1e-5)
+    assert (measured["accuracy"].method, measured["accuracy_drop"].method) == ("bootstrap", "paired-bootstrap")
+
+
+def test_cross_entropy_by_hand():
+    # The right class has logit 0 beside another 0, then ln 3: -ln(1/2) and -ln(3/4).
+    outputs = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]])
+    measured = cross_entropy(Scores(outputs, torch.tensor([1, 0]), "top1"))
+    first, second = math.log(2), math.log(4 / 3)
+    mean = (first + second) / 2
+    half = 1.959964 * abs(first - second) / math.sqrt(2) / math.sqrt(2)
+    assert (measured.value, measured.low, measured.high) == pytest.approx((mean, mean - half, mean + half), rel=1e-5)
+    assert (measured.unit, measured.n) == ("nats", 2)
+
+
+def test_cross_entropy_of_one_sample_has_no_spread():
+    measured = cross_entropy(Scores(torch.tensor([[0.0, 0.0]]), torch.tensor([1]), "top1"))
+    assert measured.low == measured.value == measured.high == pytest.approx(math.log(2))

@@ -1,0 +1,109 @@
+"""What is counted: FLOPs, BOPs, parameters and bytes of a small network by hand; latency from a timing."""
+
+import dataclasses
+
+import pytest
+import torch
+from slimfront.compression.prune import pruned_copy
+from slimfront.evaluators.complexity import Complexity
+from slimfront.evaluators.evaluator import Subject
+from slimfront.evaluators.latency import latency_measurements
+from slimfront.evaluators.size import ArtifactSize
+from slimfront.hardware_profiles.bench import PairedTiming
+from slimfront.spaces.candidate import Candidate
+from slimfront.spaces.channel_groups import find_channel_groups
+from slimfront.spaces.policy import LayerPolicy, Policy
+from torch import nn
+
+CONV, GROUPED, LINEAR = 8 * 64 * 27, 16 * 16 * 18, 256 * 10
+"""Multiply-adds: outputs x pixels x inputs of each."""
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2, padding=1, groups=4, bias=False)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(256, 10)).eval()
+
+
+@pytest.fixture
+def counted(context, model):
+    def count(policy: Policy, compressed: nn.Module = model) -> dict[str, float]:
+        workload = dataclasses.replace(context.workload, model=model)
+        measurements = Complexity().evaluate(
+            Subject(Candidate(policy, compressed)), dataclasses.replace(context, workload=workload)
+        )
+        assert all(m.low == m.value == m.high for m in measurements)
+        return {m.name: m.value for m in measurements}
+
+    return count
+
+
+def test_the_uncompressed_network_by_hand(counted):
+    parameters = 8 * 27 + 8 + 16 * 18 + 2560 + 10
+    assert counted(Policy()) == {
+        "flops": CONV + GROUPED + LINEAR,
+        "bops": (CONV + GROUPED + LINEAR) * 32 * 32,
+        "parameters": parameters,
+        "packed_bytes": 4 * parameters,
+    }
+
+
+def test_mixed_bits_by_hand(counted):
+    policy = Policy(layers={"0": LayerPolicy(8, 8), "2": LayerPolicy(3, 6), "4": LayerPolicy(weight_bits=16)})
+    told = counted(policy)
+    assert told["bops"] == CONV * 8 * 8 + GROUPED * 3 * 6 + LINEAR * 16 * 32
+    bits = 8 * (8 * 27) + 3 * (16 * 18) + 16 * 2560 + 32 * (8 + 10)
+    assert told["packed_bytes"] == bits / 8
+    assert told["flops"] == CONV + GROUPED + LINEAR
+
+
+def test_packed_bits_are_rounded_up_to_bytes(context):
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3, bias=False)).eval()
+    subject = Subject(Candidate(Policy(layers={"2": LayerPolicy(weight_bits=3)}), model))
+    told = {m.name: m.value for m in Complexity().evaluate(subject, context)}
+    assert told["packed_bytes"] == 4  # 27 bits
+
+
+def test_masked_weights_count_and_removed_channels_do_not(counted, model):
+    example = torch.zeros(1, 3, 8, 8)
+    wide = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 8, 1), nn.Flatten()).eval()
+    groups, _ = find_channel_groups(wide, example)
+    masked = pruned_copy(wide, example, Policy(layers={"0": LayerPolicy(sparsity=0.5)}), groups)
+    pruned = pruned_copy(wide, example, Policy(width=0.5), groups)
+    told = {name: counted(Policy(), made) for name, made in (("wide", wide), ("masked", masked), ("pruned", pruned))}
+    assert told["masked"] == told["wide"]
+    assert told["wide"]["flops"] == 64 * (32 * 27 + 8 * 32)
+    assert told["pruned"]["flops"] == 64 * (16 * 27 + 8 * 16)
+    assert told["pruned"]["parameters"] == 16 * 27 + 16 + 8 * 16 + 8
+
+
+def test_a_layer_over_tokens_counts_its_bops_per_token(context):
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(8, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(x.flatten(1, 2))  # 24 tokens of 8
+
+    subject = Subject(Candidate(Policy(layers={"fc": LayerPolicy(4, 8)}), Tokens().eval()))
+    told = {m.name: m.value for m in Complexity().evaluate(subject, context)}
+    assert told["flops"] == 24 * 40
+    assert told["bops"] == 24 * 40 * 32
+
+
+def test_artifact_bytes_are_those_of_the_file(context, lowered):
+    subject = lowered(Policy())
+    (measured,) = ArtifactSize().evaluate(subject, context)
+    assert measured.value == subject.artifact.path.stat().st_size
+    assert measured.unit == "bytes"
+
+
+def test_latency_from_a_timing_by_hand():
+    timing = PairedTiming(2.0, 1.6, 2.5, candidate_ms=7.0, reference_ms=14.0, pairs=48, noisy=True)
+    speedup, latency = latency_measurements(timing, reference_ms=10.0)
+    assert (speedup.value, speedup.low, speedup.high, speedup.n) == (2.0, 1.6, 2.5, 48)
+    # The reference's quiet latency over the speed-up, not what this session's noisy clock said.
+    assert (latency.value, latency.low, latency.high) == (5.0, 4.0, 6.25)
+    assert (speedup.noisy, latency.noisy) == (True, True)
+    assert (speedup.unit, latency.unit) == ("ratio", "ms")
