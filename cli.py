@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import warnings
 from pathlib import Path
@@ -54,7 +55,8 @@ def search(
 
     spec = load_study(study).replaced(trials=trials, workers=workers, seed=seed, timeout_s=timeout)
 
-    from .search.run import run_search  # imports torch, optuna and ray
+    err.print(f"[bold]{spec.study}[/bold]: loading PyTorch, the runtimes and workload {spec.workload}", highlight=False)
+    from .search.run import run_search  # takes seconds: it imports torch, optuna and ray
 
     try:
         run_search(spec, storage, artifacts, err)
@@ -120,6 +122,28 @@ def front(
         sys.stdout.write(text)
     else:
         _write(out_file, text)
+
+
+@app.command()
+def audit(
+    name: StudyName,
+    format: Annotated[Literal["table", "json"], typer.Option(help="How to print it.")] = "table",
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write the figure to this file.")] = None,
+    storage: Storage = DEFAULT_STORAGE,
+) -> None:
+    """Tell how FLOPs, BOPs and sizes rank the trials of a study against their measured latency."""
+    from .studies.audit import audit as audit_trials
+    from .studies.audit_report import audit_document, audit_figure, audit_report
+
+    with _store(storage) as store:
+        if format == "json":
+            sys.stdout.write(json.dumps(audit_document(store, name), indent=2) + "\n")
+        else:
+            out.print(audit_report(store, name))
+        if plot is not None:
+            trials = store.trials(name)
+            _write(plot, audit_figure(trials, audit_trials(trials)).to_html())
+            err.print(f"figure written to {plot}", highlight=False)
 
 
 @app.command()
@@ -197,4 +221,4 @@ def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text)
     except OSError as error:
-        raise UserError(f"--out {path}: {error.strerror}") from error
+        raise UserError(f"{path}: {error.strerror}") from error

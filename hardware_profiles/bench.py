@@ -91,7 +91,7 @@ class Bench:
     """
 
     def __init__(self, target: Target, reference: Path, inputs: np.ndarray, cores: Sequence[int]) -> None:
-        self._setup = (target.model_dump_json(), str(reference), inputs, list(cores))
+        self._setup = (target.model_dump_json(), str(reference), inputs, list(cores), os.getpid())
         self._process: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Bench:
@@ -99,6 +99,12 @@ class Bench:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def start(self) -> None:
+        """Start the bench's process in the background; otherwise the first timing waits for it."""
+        if self._process is None:
+            self._process = ProcessPoolExecutor(max_workers=1, timeout=None, initializer=_set_up, initargs=self._setup)
+            self._process.submit(os.getpid)  # processes start with the first task
 
     def time(self, candidate: Path, seconds: float = 1.0) -> PairedTiming:
         """Time `candidate` against the reference for at most about `seconds`.
@@ -120,8 +126,8 @@ class Bench:
             self._process = None
 
     def _call(self, function: Callable, *arguments: object):
-        if self._process is None:
-            self._process = ProcessPoolExecutor(max_workers=1, timeout=None, initializer=_set_up, initargs=self._setup)
+        self.start()
+        assert self._process is not None  # just started
         try:
             return self._process.submit(function, *arguments).result()
         except (BrokenProcessPool, TerminatedWorkerError) as error:
@@ -142,10 +148,10 @@ class _State:
 _state: _State
 
 
-def _set_up(target_json: str, reference: str, inputs: np.ndarray, cores: list[int]) -> None:
+def _set_up(target_json: str, reference: str, inputs: np.ndarray, cores: list[int], parent: int) -> None:
     global _state
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle; it ends this process
-    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    Thread(target=_end_with, args=(parent,), daemon=True).start()
     os.sched_setaffinity(0, cores)  # before the runtime starts its threads, which inherit it
     target = Target.model_validate_json(target_json)
     session = get_runtime(target.runtime).load(Path(reference), target)
@@ -153,7 +159,10 @@ def _set_up(target_json: str, reference: str, inputs: np.ndarray, cores: list[in
 
 
 def _end_with(parent: int) -> None:
-    """End this process, and so its hold of the machine, when `parent` was killed and could not end it."""
+    """End this process, and so its hold of the machine, when `parent` was killed and could not end it.
+
+    It may have been killed before this process had started.
+    """
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)

@@ -92,8 +92,9 @@ def run_distributed(search: Search, workers: int) -> None:
     Raises:
         KeyboardInterrupt: after the first Ctrl-C, when everything is stored.
     """
-    _start_ray(workers)
     try:
+        search.try_uncompressed()
+        _start_ray(workers)
         with tempfile.TemporaryDirectory(prefix="slimfront-tune-") as folder:
             trainable = tune.with_parameters(TrialRunner, setup=search.worker_setup(workers))
             tune.Tuner(

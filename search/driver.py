@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import StoreError, WorkloadError
-from ..evaluators.evaluator import Reference
+from ..evaluators.evaluator import Reference, Subject
 from ..hardware_profiles.bench import bench_cores, worker_cores
 from ..hardware_profiles.fingerprint import machine, versions
 from ..hardware_profiles.runtime import Artifact
 from ..measurement import Measurement
+from ..spaces.candidate import Candidate
 from ..spaces.policy import Policy
 from ..studies.front import Objective, Point, hypervolume, pareto_front, reference_point
 from ..studies.records import INTERRUPTED, TrialRecord
@@ -25,7 +26,7 @@ from ..workloads.load import workload_fingerprint
 from .baseline import lower_reference, measure_reference, with_scores
 from .optuna_study import OptunaStudy
 from .problem import Problem
-from .worker import Stage, WorkerSetup
+from .worker import Stage, WorkerSetup, keep
 
 MAX_ANCHORS = 12
 MAX_DUPLICATES = 20
@@ -93,6 +94,22 @@ class Search:
             self._listener("duplicate", number, f"same policy as trial {self._seen[policy.digest]}")
         self._exhausted = True
         return None
+
+    def try_uncompressed(self) -> None:
+        """Make the uncompressed model the first trial of a new study, if the space holds it.
+
+        The baseline has just been measured of the very same model: no worker need do it again.
+        """
+        if not (self._is_new and self.problem.space.anchors()[0].is_uncompressed):
+            return
+        proposal = self.propose()
+        if proposal is None:
+            return
+        baseline = self.store.get_study(self.spec.study).baseline
+        subject = Subject(Candidate(proposal.policy, self.problem.context.workload.model), self.reference.artifact)
+        files = keep(subject, self.reference.artifact.path.parent)
+        self.record(proposal.number, Stage("scored", measurements=list(baseline.values()), artifacts=files))
+        self.finish(proposal.number)
 
     def record(self, number: int, stage: Stage) -> None:
         """Store what a stage of a trial found."""
@@ -247,7 +264,8 @@ class Search:
         self._points: dict[int, Point] = {}
         self._seen: dict[str, int] = {}
         self._finished = 0
-        if self._optuna.is_new:
+        self._is_new = self._optuna.is_new
+        if self._is_new:
             for policy in self.problem.space.anchors()[:MAX_ANCHORS]:
                 self._optuna.enqueue(self.problem.space.parameters(policy), {})
         self.interrupt()  # what a driver that was killed left running

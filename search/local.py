@@ -13,6 +13,7 @@ def run_local(search: Search) -> None:
     """
     worker = Worker(search.worker_setup(0), search.problem.context.workload)
     try:
+        search.try_uncompressed()
         while proposal := search.propose():
             for stage in worker.run(proposal.policy, proposal.folder):
                 search.record(proposal.number, stage)

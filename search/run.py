@@ -24,9 +24,6 @@ def run_search(spec: StudySpec, storage: str, artifacts: Path, console: Console)
         UserError: bad input; nothing was written where it was found before the study began.
         KeyboardInterrupt: Ctrl-C; everything finished is stored.
     """
-    console.print(
-        f"[bold]{spec.study}[/bold]: loading workload {spec.workload} and reading its structure", highlight=False
-    )
     problem = prepare(spec)
     for group, reason in problem.unprunable.items():
         console.print(f"  channels of {group} stay: {reason}", style="dim", highlight=False)

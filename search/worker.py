@@ -142,13 +142,13 @@ class Worker:
             return
         scored = Accuracy().evaluate(subject, self._context)
         if not policy.recovery.epochs:
-            yield Stage("scored", measurements=scored, artifacts=_kept(subject, folder))
+            yield Stage("scored", measurements=scored, artifacts=keep(subject, folder))
             return
         yield Stage("scored", measurements=scored)
         recover(model, self.workload, policy, self.setup.seed, self.setup.batch_size)
         subject = self._lower(policy, model, folder)
         recovered = [*ArtifactSize().evaluate(subject, self._context), *Accuracy().evaluate(subject, self._context)]
-        yield Stage("recovered", 1, recovered, _kept(subject, folder))
+        yield Stage("recovered", 1, recovered, keep(subject, folder))
 
     def _lower(self, policy: Policy, model: nn.Module, folder: Path) -> Subject:
         example = self.workload.example_input
@@ -165,11 +165,13 @@ class Worker:
         if self.setup.reference is None:
             return None
         batch = example_batch(self.workload.example_input, self.setup.target.batch)
-        return Bench(self.setup.target, self.setup.reference.artifact.path, batch, self.setup.bench_cores)
+        bench = Bench(self.setup.target, self.setup.reference.artifact.path, batch, self.setup.bench_cores)
+        bench.start()  # while the first trial is being compressed
+        return bench
 
 
-def _kept(subject: Subject, folder: Path) -> dict[str, Artifact]:
-    """The artifact, and the float weights it was made from, without pickle."""
+def keep(subject: Subject, folder: Path) -> dict[str, Artifact]:
+    """Files of a trial: the artifact, and the float weights it was made from, without pickle."""
     weights = folder / "weights.safetensors"
     state = {name: tensor.contiguous() for name, tensor in subject.candidate.model.state_dict().items()}
     save_file(state, weights)

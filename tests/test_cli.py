@@ -167,6 +167,9 @@ def test_a_search_over_ray_from_file_to_front_and_export(study: Callable[..., Pa
     assert slimfront("studies", cwd=folder).stdout.count("tiny") >= 1
     assert "complete" in slimfront("status", "tiny", cwd=folder).stdout
     assert "speedup" in slimfront("show", "tiny", trial, cwd=folder).stdout
+    audited = json.loads(slimfront("audit", "tiny", "--format", "json", "--plot", "audit.html", cwd=folder).stdout)
+    assert {found["proxy"]: found["n"] for found in audited["proxies"]}["bops"] == 6
+    assert "plotly" in (folder / "audit.html").read_text()
     exported = slimfront("export", "tiny", "--pick", "fastest", "--to", "bundle", cwd=folder)
     assert exported.returncode == 0, exported.stderr
     assert {"policy.json", "model.onnx", "weights.safetensors", "card.json", "card.md"} <= set(
@@ -178,6 +181,7 @@ def test_a_search_over_ray_from_file_to_front_and_export(study: Callable[..., Pa
 
 
 def start_and_wait(folder: Path, finished: int) -> subprocess.Popen[str]:
+    """A search with so many trials finished and another one running."""
     process = subprocess.Popen(
         [sys.executable, "-m", "slimfront", "search", GIVEN],
         cwd=folder,
@@ -190,11 +194,12 @@ def start_and_wait(folder: Path, finished: int) -> subprocess.Popen[str]:
     while time.monotonic() < deadline and process.poll() is None:
         if (folder / "slimfront.db").exists():
             try:
-                if rows(folder, "select count(*) from slimfront_trial where state = 'complete'")[0][0] >= finished:
+                states = dict(rows(folder, "select state, count(*) from slimfront_trial group by state"))
+                if states.get("complete", 0) >= finished and "running" in states:
                     return process
             except sqlite3.OperationalError:
                 pass  # its tables are not there yet
-        time.sleep(0.2)
+        time.sleep(0.05)
     process.kill()
     raise AssertionError(f"{finished} trials never finished: {process.communicate()[0]}")
 
