@@ -1,11 +1,74 @@
 """Fixtures that the tests of several folders share."""
 
+import glob
+import itertools
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 from slimfront.workloads.digits import digits
 from slimfront.workloads.workload import Workload
+
+_databases = itertools.count()
 
 
 @pytest.fixture(scope="session")
 def digits_workload() -> Workload:
     """The `digits` workload, from the user's own cache: its model is trained once per machine. Copy before changing."""
     return digits(progress=False)
+
+
+def _postgresql_binaries() -> Path:
+    found = shutil.which("initdb")
+    folders = [Path(found).parent] if found else []
+    folders += [Path(folder) for folder in sorted(glob.glob("/usr/lib/postgresql/*/bin"), reverse=True)]
+    for folder in folders:
+        if (folder / "initdb").exists() and (folder / "pg_ctl").exists():
+            return folder
+    pytest.skip("no PostgreSQL server: neither on PATH nor under /usr/lib/postgresql")
+
+
+def _as_server_user(folder: Path) -> list[str]:
+    """A prefix that runs a command as someone PostgreSQL agrees to run as: anyone but root."""
+    if os.geteuid() != 0:
+        return []
+    for user in ("postgres", "nobody"):
+        if subprocess.run(["id", user], capture_output=True, check=False).returncode == 0:
+            shutil.chown(folder, user)
+            return ["runuser", "-u", user, "--"]
+    pytest.skip("no user but root to run PostgreSQL as")
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[str]:
+    """URL, with {name} for the database, of a server of our own that listens on a socket in its folder only."""
+    binaries = _postgresql_binaries()
+    folder = Path(tempfile.mkdtemp(prefix="slimfront-postgresql-"))
+    run_as = _as_server_user(folder)
+
+    def run(*command: str) -> None:
+        subprocess.run([*run_as, *command], check=True, capture_output=True, cwd=folder, timeout=120)
+
+    data = str(folder / "data")
+    run(str(binaries / "initdb"), "-D", data, "-U", "slimfront", "-A", "trust", "-E", "UTF8", "--no-sync")
+    options = f"-c listen_addresses='' -c unix_socket_directories='{folder}' -c fsync=off"
+    log = str(folder / "log")
+    run(str(binaries / "pg_ctl"), "-D", data, "-l", log, "-w", "-o", options, "start")
+    try:
+        yield f"postgresql://slimfront@/{{name}}?host={folder}"
+    finally:
+        run(str(binaries / "pg_ctl"), "-D", data, "-w", "-m", "immediate", "stop")
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: str) -> str:
+    psycopg = pytest.importorskip("psycopg")
+    name = f"test_{next(_databases)}"
+    with psycopg.connect(postgresql_server.format(name="postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return postgresql_server.format(name=name)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from slimfront.cli import main
+from slimfront.studies.store import Store
 
 TINY = Path(__file__).parent / "search" / "tiny_workload.py"
 GOOD = {
@@ -148,12 +149,17 @@ def rows(folder: Path, query: str) -> list[tuple]:
 
 
 @pytest.mark.slow
-def test_a_search_over_ray_from_file_to_front_and_export(study: Callable[..., Path]) -> None:
+def test_a_search_over_ray_and_postgresql_from_file_to_front_and_export(
+    study: Callable[..., Path], postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLIMFRONT_STORAGE", postgresql_url)
     folder = study(workers=2, budget={"trials": 6})
     result = slimfront("search", GIVEN, cwd=folder)
     assert result.returncode == 0, result.stderr
     assert "slimfront export tiny --to DIR" in result.stdout
-    assert rows(folder, "select state, count(*) from slimfront_trial group by state") == [("complete", 6)]
+    assert not (folder / "slimfront.db").exists()
+    with Store(postgresql_url) as store:
+        assert [trial.state for trial in store.trials("tiny")] == ["complete"] * 6
     document = json.loads(slimfront("front", "tiny", "--format", "json", cwd=folder).stdout)
     assert document["study"] == "tiny"
     assert [objective["name"] for objective in document["objectives"]] == ["accuracy_drop", "latency_ms"]
