@@ -11,11 +11,15 @@ demo: $(INSTALLED)  ## search the built-in study; everything lands in demo/
 	cd demo && ../$(BIN)/slimfront search digits-demo
 	@echo 'The database is demo/slimfront.db; run further commands from demo/ with ../$(BIN)/slimfront'
 
+# Two at a time, each on one thread; what compares times has the machine to itself.
+TOGETHER := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: $(INSTALLED)  ## every test, the slow ones too
-	$(BIN)/python -m pytest
+	$(TOGETHER) -m "not alone"
+	$(BIN)/python -m pytest -m alone
 
 fast: $(INSTALLED)  ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow"
+	$(TOGETHER) -m "not slow and not alone"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -37,6 +37,8 @@ from slimfront.hardware_profiles.bench import (
 from slimfront.hardware_profiles.runtime import get_runtime, runtimes
 from slimfront.hardware_profiles.target import load_target
 
+pytestmark = pytest.mark.alone
+
 FAKE = '''
 """Stands in for ONNX Runtime: a model is a JSON file that says what one inference does."""
 import json, os, random, time

@@ -48,6 +48,7 @@ def seconds(call) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_front_of_ten_thousand_trials_is_read_in_a_moment(store, make_spec, capsys):
     objectives = [Objective.of("latency_ms"), Objective.of("flops")]
     store.create_study(make_spec(), "f", {}, {})
