@@ -25,6 +25,7 @@ from ..hardware_profiles.target import Target
 from ..measurement import METRICS, Measurement
 from ..spaces.policy import Policy
 from . import standalone
+from .honesty import is_lucky
 from .records import StudyRecord, TrialRecord
 from .wording import (
     bounds_text,
@@ -129,6 +130,10 @@ def _notes(trial: TrialRecord) -> list[str]:
     ]
     if "test_accuracy" not in trial.measurements:
         notes.append("Not scored on the test split: only points of the front are, at the end of a search.")
+    if is_lucky(trial.measurements):
+        notes.append(
+            "Lucky: its accuracy drop on the test split is greater than on the split it was chosen by, beyond the noise of both."
+        )
     if noisy := [m.name for m in in_order(trial.measurements) if m.noisy]:
         notes.append(f"Noisy: {', '.join(noisy)}. The interval stayed wider than the protocol asks for.")
     return notes

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ..measurement import Measurement
 from .front import Objective, Point
+from .honesty import doubts
 from .newest_front import why_no_front
 from .picks import pick
 from .progress import states_text
@@ -62,6 +63,7 @@ def study_note(
         "trial ended with.",
         _front_table(study, objectives, points, winner.trial),
         *_left_out(study, points),
+        *(f"- {doubt}" for doubt in doubts(points, objectives)),
     )
 
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from ..measurement import METRICS, Measurement
 from .front_table import front_document, front_frame
+from .honesty import doubts
 from .newest_front import front_points, objectives_of, why_no_front
 from .picks import pick
 from .progress import budget_text, ended, growth_text, next_commands, reason_rows, states_text
@@ -120,7 +121,8 @@ def front_table(store: Store, name: str) -> RenderableType:
     noisy = any(
         point.measurements[column].noisy for point in points for column in columns if column in point.measurements
     )
-    return Group(Text(title, style="bold"), "", table, Text(_legend(noisy), style="dim"))
+    doubtful = Text("\n" + "\n".join(doubts(points, objectives)), style="yellow")
+    return Group(Text(title, style="bold"), "", table, Text(_legend(noisy), style="dim"), doubtful)
 
 
 def front_text(store: Store, name: str, format: Literal["json", "csv"]) -> str:

@@ -46,6 +46,8 @@ def test_the_document_by_hand():
                     "artifact_bytes": {"value": 100.0, "low": 100.0, "high": 100.0, "unit": "bytes"},
                     "latency_ms": {"value": 5.0, "low": 4.5, "high": 5.5, "unit": "ms"},
                 },
+                "lucky": None,
+                "beaten_beyond_noise_by": [],
             }
         ],
     }
