@@ -45,7 +45,7 @@ def test_a_point_that_leads_by_noise_only_is_named_with_who_beats_it() -> None:
     assert beaten_by(slow, [slow, fast], OBJECTIVES) == [1]
     assert beaten_by(fast, [slow, fast], OBJECTIVES) == []
     assert doubts([slow, fast], OBJECTIVES) == [
-        "trial 0 is ahead by noise only: no objective tells it is better than 1"
+        "trial 0 leads by noise only: beyond noise, 1 beat it and it beats none of them"
     ]
 
 
