@@ -52,7 +52,9 @@ def doubts(points: Sequence[Point], objectives: Sequence[Objective]) -> list[str
     for point in points:
         if better := beaten_by(point, points, objectives):
             others = ", ".join(map(str, better))
-            lines.append(f"trial {point.trial} leads by noise only: beyond noise, {others} beat it and it beats none of them")
+            lines.append(
+                f"trial {point.trial} leads by noise only: beyond noise, {others} beat it and it beats none of them"
+            )
     lines += [f"trials {a} and {b} are the same within the noise" for a, b in twins(points, objectives)]
     left = len(lines) - MOST_LINES
     return lines if left <= 0 else [*lines[:MOST_LINES], f"and {left} more of the kind"]
