@@ -60,10 +60,16 @@ METRICS: dict[str, Metric] = {
         ),
         Metric("latency_ms", "ms", "minimize", "paired ratio x the reference's quiet latency on the target, one batch"),
         Metric(
+            "latency_p50_ms", "ms", "minimize", "median of the candidate's single runs, whatever disturbed the machine"
+        ),
+        Metric("latency_p90_ms", "ms", "minimize", "90th percentile of the same runs"),
+        Metric("latency_p99_ms", "ms", "minimize", "99th percentile of the same runs"),
+        Metric("throughput", "samples/s", "maximize", "batch x streams / latency_ms"),
+        Metric(
             "speedup",
             "ratio",
             "maximize",
-            "reference latency / candidate latency, median of paired ratios on the same runtime",
+            "reference latency / candidate latency, from paired runs on the same runtime, on the calm machine",
         ),
     )
 }

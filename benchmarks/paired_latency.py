@@ -17,7 +17,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 from slimfront.compression.quantize import quantize
-from slimfront.hardware_profiles.bench import PairedTiming, worker_cores
+from slimfront.hardware_profiles.bench import worker_cores
+from slimfront.hardware_profiles.paired_timing import PairedTiming
 from slimfront.hardware_profiles.runtime import runtimes
 from slimfront.search.baseline import lower_reference
 from slimfront.search.problem import Problem, prepare

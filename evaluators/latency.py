@@ -3,52 +3,54 @@
 from __future__ import annotations
 
 from ..errors import EvaluationError
-from ..hardware_profiles.bench import PairedTiming
+from ..hardware_profiles.paired_timing import PairedTiming
+from ..hardware_profiles.target import Target
 from ..measurement import METRICS, Measurement
 from .evaluator import Context, Subject
 
 
 class Latency:
-    """Speed-up over the reference, and milliseconds derived from it.
+    """Speed-up over the reference, milliseconds and throughput derived from it, and percentiles of single runs.
 
     Attributes:
         seconds: the time budget of one timing; it ends earlier once the interval is narrow enough.
     """
 
-    metrics = ("speedup", "latency_ms")
+    metrics = ("speedup", "latency_ms", "throughput", "latency_p50_ms", "latency_p90_ms", "latency_p99_ms")
     needs_artifact = True
 
-    def __init__(self, seconds: float = 1.0) -> None:
+    def __init__(self, seconds: float = 2.0) -> None:
         self.seconds = seconds
 
     def evaluate(self, subject: Subject, context: Context) -> list[Measurement]:
         if subject.artifact is None or context.bench is None or context.reference is None:
             raise EvaluationError("latency needs an artifact, a bench and a reference")
         timing = context.bench.time(subject.artifact.path, self.seconds)
-        return latency_measurements(timing, context.reference.latency_ms)
+        return latency_measurements(timing, context.reference.latency_ms, context.target)
 
 
-def latency_measurements(timing: PairedTiming, reference_ms: float) -> list[Measurement]:
-    """`speedup` and `latency_ms` = the reference's quiet latency / speed-up."""
+def latency_measurements(timing: PairedTiming, reference_ms: float, target: Target) -> list[Measurement]:
+    """`speedup`, and what follows: `latency_ms` = the reference's quiet latency / speed-up, `throughput`, percentiles."""
+    speedup = _paired("speedup", timing.speedup, timing.low, timing.high, "paired-median", timing)
+    low, high = reference_ms / timing.high, reference_ms / timing.low
+    latency = _paired("latency_ms", reference_ms / timing.speedup, low, high, "paired-median x quiet reference", timing)
+    return [speedup, latency, throughput(latency, target), *_percentiles(timing)]
+
+
+def throughput(latency: Measurement, target: Target) -> Measurement:
+    """Samples a second from the latency of one batch in each stream."""
+    samples = target.batch * target.streams
+    value, low, high = (samples * 1e3 / bound for bound in (latency.value, latency.high, latency.low))
+    unit = METRICS["throughput"].unit
+    return Measurement("throughput", value, low, high, unit, latency.n, "samples / latency_ms", latency.noisy)
+
+
+def _paired(name: str, value: float, low: float, high: float, method: str, timing: PairedTiming) -> Measurement:
+    return Measurement(name, value, low, high, METRICS[name].unit, timing.pairs, method, timing.noisy)
+
+
+def _percentiles(timing: PairedTiming) -> list[Measurement]:
     return [
-        Measurement(
-            "speedup",
-            timing.speedup,
-            timing.low,
-            timing.high,
-            METRICS["speedup"].unit,
-            timing.pairs,
-            "paired-median",
-            timing.noisy,
-        ),
-        Measurement(
-            "latency_ms",
-            reference_ms / timing.speedup,
-            reference_ms / timing.high,
-            reference_ms / timing.low,
-            METRICS["latency_ms"].unit,
-            timing.pairs,
-            "paired-median x quiet reference",
-            timing.noisy,
-        ),
+        Measurement(f"latency_p{percent}_ms", p.value, p.low, p.high, "ms", timing.runs, "single runs, this session")
+        for percent, p in timing.percentiles.items()
     ]

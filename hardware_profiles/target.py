@@ -22,7 +22,8 @@ class Target(BaseModel):
         name: how studies refer to it.
         runtime: a name of `runtime.runtimes()`.
         threads: inference threads; the bench is pinned to as many cores.
-        batch: samples per inference; latency is of one batch.
+        streams: batches that run at the same time, sharing the threads: 1 is the latency mode, more the throughput mode.
+        batch: samples per inference and stream; latency is that of all streams' batches.
         weight_bits, activation_bits: what policies may ask for here.
         note: for people.
     """
@@ -32,10 +33,17 @@ class Target(BaseModel):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
     runtime: str
     threads: Annotated[int, Field(ge=1)] = 1
+    streams: Annotated[int, Field(ge=1)] = 1
     batch: Annotated[int, Field(ge=1)] = 1
     weight_bits: Annotated[list[int], Field(min_length=1)]
     activation_bits: Annotated[list[int], Field(min_length=1)]
     note: str = ""
+
+    @model_validator(mode="after")
+    def _check_streams(self) -> Target:
+        if self.threads % self.streams:
+            raise ValueError(f"streams: {self.streams} do not share {self.threads} threads evenly")
+        return self
 
     @model_validator(mode="after")
     def _check_bits(self) -> Target:

@@ -8,9 +8,9 @@ from pathlib import Path
 from ..evaluators.accuracy import Accuracy, score
 from ..evaluators.complexity import Complexity
 from ..evaluators.evaluator import Context, Reference, Subject
-from ..evaluators.latency import latency_measurements
+from ..evaluators.latency import latency_measurements, throughput
 from ..evaluators.size import ArtifactSize
-from ..hardware_profiles.bench import Bench, PairedTiming
+from ..hardware_profiles.bench import Bench
 from ..hardware_profiles.runtime import Artifact
 from ..measurement import METRICS, Measurement
 from ..spaces.candidate import Candidate
@@ -34,14 +34,17 @@ def measure_reference(context: Context, artifact: Artifact, bench: Bench) -> lis
     subject = Subject(Candidate(Policy(), context.workload.model.eval()), artifact)
     latency_ms, low, high, blocks = bench.time_reference(QUIET_SECONDS)
     against_itself = bench.time(artifact.path, QUIET_SECONDS)
+    unit = METRICS["latency_ms"].unit
+    latency = Measurement("latency_ms", latency_ms, low, high, unit, blocks, "median on the quiet machine")
+    speedup, _, _, *percentiles = latency_measurements(against_itself, latency_ms, context.target)
     return [
         *Complexity().evaluate(subject, context),
         *ArtifactSize().evaluate(subject, context),
         *Accuracy().evaluate(subject, context),
-        _speedup(against_itself, latency_ms),
-        Measurement(
-            "latency_ms", latency_ms, low, high, METRICS["latency_ms"].unit, blocks, "median on the quiet machine"
-        ),
+        speedup,
+        latency,
+        throughput(latency, context.target),
+        *percentiles,
     ]
 
 
@@ -53,7 +56,3 @@ def with_scores(context: Context, artifact: Artifact, latency_ms: float) -> Refe
 def with_test_scores(context: Context, reference: Reference) -> Reference:
     """The reference with its scores on the test split too."""
     return replace(reference, test=score(reference.artifact, context.workload.test, context))
-
-
-def _speedup(timing: PairedTiming, latency_ms: float) -> Measurement:
-    return latency_measurements(timing, latency_ms)[0]

@@ -15,7 +15,7 @@ from .driver import Search
 CONFIRMED_RUNG = 2
 """Rung of the figures made here; recovery ends at rung 1."""
 
-SECONDS = 1.0
+SECONDS = 2.0
 
 
 def confirm_front(search: Search, progress: Callable[[int, int], None] = lambda *_: None) -> None:
@@ -34,7 +34,8 @@ def confirm_front(search: Search, progress: Callable[[int, int], None] = lambda 
         while waiting := [point.trial for point in search.front if point.trial not in confirmed]:
             number = waiting[0]
             artifact = _artifact(search, number)
-            measured: list[Measurement] = latency_measurements(bench.time(artifact.path, SECONDS), reference.latency_ms)
+            timing = bench.time(artifact.path, SECONDS)
+            measured: list[Measurement] = latency_measurements(timing, reference.latency_ms, context.target)
             scores = score(artifact, context.workload.test, context)
             measured += accuracy_measurements(scores, reference.test, prefix="test_")
             search.remeasured(number, measured, CONFIRMED_RUNG)

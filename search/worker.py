@@ -33,7 +33,7 @@ from ..studies.constraint import Constraint
 from ..workloads.load import load_workload
 from ..workloads.workload import Workload
 
-TIMING_SECONDS = 0.5
+TIMING_SECONDS = 1.0
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from slimfront.evaluators.complexity import Complexity
 from slimfront.evaluators.evaluator import Subject
 from slimfront.evaluators.latency import latency_measurements
 from slimfront.evaluators.size import ArtifactSize
-from slimfront.hardware_profiles.bench import PairedTiming
+from slimfront.hardware_profiles.paired_timing import PairedTiming, Percentile
+from slimfront.hardware_profiles.target import load_target
 from slimfront.spaces.candidate import Candidate
 from slimfront.spaces.channel_groups import find_channel_groups
 from slimfront.spaces.policy import LayerPolicy, Policy
@@ -100,10 +101,18 @@ def test_artifact_bytes_are_those_of_the_file(context, lowered):
 
 
 def test_latency_from_a_timing_by_hand():
-    timing = PairedTiming(2.0, 1.6, 2.5, candidate_ms=7.0, reference_ms=14.0, pairs=48, noisy=True)
-    speedup, latency = latency_measurements(timing, reference_ms=10.0)
+    percentiles = {50: Percentile(7.5, 7, 8), 90: Percentile(9, 8.5, 9.5), 99: Percentile(12, 10, 20)}
+    timing = PairedTiming(2.0, 1.6, 2.5, 7.0, reference_ms=14.0, pairs=48, noisy=True, percentiles=percentiles, runs=99)
+    target = load_target("cpu-onnxruntime").model_copy(update={"batch": 5, "threads": 4, "streams": 2})
+    speedup, latency, throughput, *runs = latency_measurements(timing, 10.0, target)
     assert (speedup.value, speedup.low, speedup.high, speedup.n) == (2.0, 1.6, 2.5, 48)
     # The reference's quiet latency over the speed-up, not what this session's noisy clock said.
     assert (latency.value, latency.low, latency.high) == (5.0, 4.0, 6.25)
-    assert (speedup.noisy, latency.noisy) == (True, True)
-    assert (speedup.unit, latency.unit) == ("ratio", "ms")
+    assert (throughput.value, throughput.low, throughput.high) == (2000, 1600, 2500)  # 10 samples in 5 ms
+    assert {measured.noisy for measured in (speedup, latency, throughput)} == {True}
+    assert [measured.unit for measured in (speedup, latency, throughput)] == ["ratio", "ms", "samples/s"]
+    assert [(m.name, m.value, m.low, m.high, m.n) for m in runs] == [
+        ("latency_p50_ms", 7.5, 7, 8, 99),
+        ("latency_p90_ms", 9, 8.5, 9.5, 99),
+        ("latency_p99_ms", 12, 10, 20, 99),
+    ]

@@ -24,16 +24,8 @@ import torch
 from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binom
 from slimfront.errors import EvaluationError, LoweringError
-from slimfront.hardware_profiles.bench import (
-    Bench,
-    PairedTiming,
-    bench_cores,
-    median_interval,
-    paired_timing,
-    worker_cores,
-)
+from slimfront.hardware_profiles.bench import Bench, bench_cores, worker_cores
 from slimfront.hardware_profiles.runtime import get_runtime, runtimes
 from slimfront.hardware_profiles.target import load_target
 
@@ -136,15 +128,6 @@ def until(happened: Callable[[], bool], seconds: float) -> float:
     return time.monotonic() - start
 
 
-def spin(milliseconds: float) -> Callable[[], None]:
-    def run() -> None:
-        end = time.perf_counter() + milliseconds / 1e3
-        while time.perf_counter() < end:
-            pass
-
-    return run
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("factor", [0.5, 1, 3])
 def test_a_candidate_that_takes_a_third_of_the_time_is_three_times_as_fast(factor, model, bench):
@@ -153,68 +136,14 @@ def test_a_candidate_that_takes_a_third_of_the_time_is_three_times_as_fast(facto
     assert timing.low <= timing.speedup <= timing.high
     assert timing.reference_ms == pytest.approx(1.5, rel=0.1)
     assert timing.candidate_ms == pytest.approx(1.5 / factor, rel=0.1)
-    assert timing.pairs >= 24
-
-
-@pytest.mark.slow
-def test_the_interval_holds_the_truth_most_of_the_time():
-    timings = [paired_timing(spin(0.2), spin(0.5), 0.3) for _ in range(10)]
-    hits = [timing.low * 0.99 <= 2.5 <= timing.high * 1.01 for timing in timings]
-    assert sum(hits) >= 7
-
-
-@given(st.integers(0, 2**32 - 1))
-def test_the_interval_of_the_median_is_made_of_order_statistics(seed):
-    samples = np.random.default_rng(seed).normal(size=24)
-    # The largest k with at most 2.5 % of 24 fair coins showing fewer than k heads is 7: the 7th from either end.
-    assert binom.cdf(6, 24, 0.5) <= 0.025 < binom.cdf(7, 24, 0.5)
-    assert median_interval(samples) == (np.sort(samples)[6], np.sort(samples)[-7])
-
-
-def test_the_interval_of_the_median_covers_it_as_often_as_it_says():
-    generator = np.random.default_rng(0)
-    intervals = [median_interval(generator.lognormal(0, 1, 24)) for _ in range(400)]
-    coverage = np.mean([low <= 1 <= high for low, high in intervals])
-    assert 0.945 <= coverage <= 0.995  # 97.7 % by the binomial distribution, with four standard errors
-
-
-def test_candidate_and_reference_alternate():
-    order = []
-
-    def mark(name: str) -> Callable[[], None]:
-        def run() -> None:
-            if order[-1:] != [name]:
-                order.append(name)
-            time.sleep(0.004)
-
-        return run
-
-    timing = paired_timing(mark("candidate"), mark("reference"), 0)
-    assert timing.pairs == 24
-    pairs = order[2:]  # behind the warm-up
-    assert pairs[:6] == ["candidate", "reference", "candidate", "reference", "candidate", "reference"]
-
-
-def test_a_timing_that_stays_wide_says_so():
-    steady, shaky = spin(0.3), np.random.default_rng(0)
-    timing = paired_timing(lambda: time.sleep(shaky.uniform(0, 0.01)), steady, 0.2)
-    assert timing.noisy
-    assert max(timing.high / timing.speedup, timing.speedup / timing.low) > 1.01
-
-
-def test_a_timing_ends_when_its_time_is_up_or_its_interval_is_narrow():
-    start = time.perf_counter()
-    steady = paired_timing(spin(0.05), spin(0.05), 30)
-    assert time.perf_counter() - start < 20
-    assert not steady.noisy
-    assert isinstance(steady, PairedTiming)
+    assert timing.pairs >= 2
 
 
 def test_the_reference_is_timed_by_itself(model, bench):
     median, low, high, blocks = bench(model("reference", 2.0)).time_reference(0.2)
     assert low <= median <= high
     assert median == pytest.approx(2.0, rel=0.2)
-    assert blocks >= 24
+    assert blocks >= 2
 
 
 def test_the_bench_runs_in_a_process_of_its_own_on_its_cores(model, bench, tmp_path):
@@ -258,7 +187,7 @@ def test_a_runtime_that_crashes_fails_its_timing_and_no_other(model, bench, tmp_
     for _ in range(2):
         with pytest.raises(EvaluationError, match=r"^the runtime crashed while the artifact was being timed$"):
             timer.time(model("crashing", crashes=True), 0.05)
-        assert timer.time(model("good", 0.1, log=str(log)), 0.05).pairs >= 24
+        assert timer.time(model("good", 0.1, log=str(log)), 0.05).pairs >= 2
 
 
 def test_a_reference_that_cannot_be_loaded_is_an_error_not_a_hang(bench, tmp_path):
@@ -298,7 +227,7 @@ def test_a_bench_that_is_killed_frees_the_machine(model, bench, tmp_path):
             assert time.monotonic() - start < 5
         with pytest.raises(EvaluationError):
             timing.result(timeout=20)
-    assert timer.time(model("good", 0.1), 0.05).pairs >= 24
+    assert timer.time(model("good", 0.1), 0.05).pairs >= 2
 
 
 DRIVER = """
@@ -370,18 +299,13 @@ def test_the_bench_takes_the_last_cores(monkeypatch):
     assert (bench_cores(3), worker_cores(3)) == ([2, 5, 7], [0])
 
 
-def test_the_speedup_is_the_median_of_ratios_not_the_ratio_of_medians():
-    # A machine at half its speed for most of the time disturbs both halves of a pair alike.
-    pace = iter([1.0] * 400 + [2.0] * 10_000)
-    state = {"pace": 1.0}
-
-    def run(milliseconds: float) -> Callable[[], None]:
-        def once() -> None:
-            state["pace"] = next(pace)
-            spin(milliseconds * state["pace"])()
-
-        return once
-
-    timing = paired_timing(run(0.2), run(0.4), 0.5)
-    assert timing.speedup == pytest.approx(2, rel=0.1)
-    assert timing.low <= timing.speedup <= timing.high
+@pytest.mark.slow
+def test_streams_run_at_the_same_time_on_their_share_of_the_threads(model, bench, tmp_path):
+    target = load_target("cpu-onnxruntime").model_copy(update={"threads": 2, "streams": 2})
+    log = tmp_path / "log"
+    path = model("candidate", 20, log=str(log))
+    with Bench(target, model("reference", 20), np.zeros((1, 2), np.float32), bench_cores(2)) as timer:
+        timer.time(path, 0.2)
+    spans = sorted((float(start), float(end)) for _, start, end in map(str.split, log.read_text().splitlines()))
+    assert len(spans) >= 4
+    assert sum(later < end for (_, end), (later, _) in itertools.pairwise(spans)) >= len(spans) / 2

@@ -39,6 +39,8 @@ def test_a_target_travels_as_json():
         ({"threads": 0}, "threads: "),
         ({"threads": "two"}, "threads: "),
         ({"threads": True}, "threads: "),
+        ({"streams": 0}, "streams: "),
+        ({"threads": 3, "streams": 2}, "streams: 2 do not share 3 threads evenly"),
         ({"batch": 1.5}, "batch: "),
         ({"name": "a b"}, "name: "),
         ({"name": None}, "name: "),

@@ -1,0 +1,233 @@
+"""The paired protocol: a candidate and a reference run alternately, and what the ratios of their times say.
+
+A B B A, in short blocks; the fastest run of a block stands for it, since what a machine does to a program only ever makes
+it slower. Each pair of neighbouring blocks gives one ratio. Pairs are ranked by how slow both of their halves were
+together, which favours neither half, and the median ratio of the calmest third is the speed-up: that of the undisturbed
+machine, as far as it was undisturbed at all. Pairs are added until the 95 % interval is narrow enough or the time budget
+ends; an interval still too wide is flagged as noisy.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import quantile_test, t
+
+BLOCK_SECONDS = 0.01
+"""Duration of one block of inferences: long enough for caches to hold the block's model and for one undisturbed run."""
+
+MIN_PAIRS = 12
+"""Fewer say too little of their own spread; a budget that does not allow them ends in a figure flagged as noisy."""
+
+MAX_PAIRS = 1000
+CALM_SHARE = 1 / 3
+"""Share of the pairs that the speed-up is read from."""
+
+RELATIVE_HALF_WIDTH = 0.01
+"""Pairs are added until the 95 % interval of the speed-up is within this much of it on either side."""
+
+WARM_UP_SHARE = 0.2
+"""Share of the time budget that warming up one of the two may take."""
+
+LOADING_SPREAD = 0.003
+"""Relative standard deviation between loads of one artifact on a quiet machine, which no number of pairs brings down;
+`benchmarks/latency_truth.py` shows whether intervals with it hold what they promise."""
+
+DISTURBED = 0.05
+"""The reference running slower than it has been seen by more than this is a machine at something else."""
+
+SENSITIVITY = 0.1
+"""How far a disturbance moves the ratio, as a share of how much it slows the reference down (both as logarithms)."""
+
+RESAMPLES = 200
+NORMAL_QUANTILE = 1.959964
+
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Percentile:
+    """A percentile of single runs in milliseconds with its 95 % interval by order statistics."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class PairedTiming:
+    """A candidate timed against the reference.
+
+    Attributes:
+        speedup, low, high: reference / candidate on the calm machine, and its 95 % interval.
+        candidate_ms, reference_ms: medians of the blocks of the calmest pairs; as noisy as the machine was.
+        pairs: how many pairs.
+        noisy: the interval stayed wider than `RELATIVE_HALF_WIDTH`, or there were fewer than `MIN_PAIRS`.
+        percentiles: 50, 90, 99 -> that percentile of the candidate's single runs, disturbances and all.
+        runs: how many single runs the percentiles are of.
+    """
+
+    speedup: float
+    low: float
+    high: float
+    candidate_ms: float
+    reference_ms: float
+    pairs: int
+    noisy: bool
+    percentiles: dict[int, Percentile]
+    runs: int
+
+
+def paired_timing(candidate: Run, reference: Run, seconds: float, calm_reference_s: float = math.inf) -> PairedTiming:
+    """Time two callables alternately for about `seconds`, warming up included; see the module's description.
+
+    However slow they are, each is warmed up by two runs and timed in two blocks.
+
+    Args:
+        calm_reference_s: the fastest the reference has been seen on this machine, to tell a disturbed one.
+    """
+    deadline = time.perf_counter() + seconds
+    runs = candidate, reference
+    counts = [_runs_in_block(warm_up(run, seconds * WARM_UP_SHARE), seconds) for run in runs]
+    blocks: list[tuple[list[float], list[float]]] = []
+    while True:
+        for order in ((0, 1), (1, 0)):  # A B then B A: a drift of the machine favours neither side
+            pair = {which: _block(runs[which], counts[which]) for which in order}
+            blocks.append((pair[0], pair[1]))
+        over = time.perf_counter() >= deadline or len(blocks) >= MAX_PAIRS
+        # Every look costs the honesty of the interval a little.
+        if over or (len(blocks) >= MIN_PAIRS and len(blocks) % (MIN_PAIRS // 2) == 0):
+            timing = _summarise(blocks, calm_reference_s)
+            if over or not timing.noisy:
+                return timing
+
+
+def fastest_blocks(run: Run, seconds: float) -> list[float]:
+    """Seconds of the fastest run of each block that fits into `seconds`, warming up included; two blocks at least."""
+    deadline = time.perf_counter() + seconds
+    count = _runs_in_block(warm_up(run, seconds * WARM_UP_SHARE), seconds)
+    fastest: list[float] = []
+    while len(fastest) < 2 or (time.perf_counter() < deadline and len(fastest) < MAX_PAIRS):
+        fastest.append(min(_block(run, count)))
+    return fastest
+
+
+def warm_up(run: Run, seconds: float) -> float:
+    """Run until a stretch is no faster than the one before it, for at most about `seconds`; returns seconds of a run."""
+    deadline = time.perf_counter() + seconds
+    stretch = BLOCK_SECONDS * 2
+    previous, latest = _stretch(run, stretch), _stretch(run, stretch)
+    while latest < 0.98 * previous and time.perf_counter() < deadline:
+        previous, latest = latest, _stretch(run, stretch)
+    return latest
+
+
+def median_interval(samples: Sequence[float], quantile: float = 0.5) -> tuple[float, float]:
+    """95 % confidence interval of a quantile by order statistics (Conover 1999, section 3.2).
+
+    Where there are too few samples for a bound, the smallest or largest of them stands for it.
+    """
+    interval = quantile_test(samples, p=quantile).confidence_interval(0.95)
+    low = min(samples) if math.isnan(interval.low) else float(interval.low)
+    return low, max(samples) if math.isnan(interval.high) else float(interval.high)
+
+
+def calm_ratio(pairs: np.ndarray) -> np.ndarray:
+    """Median of reference / candidate over the calmest pairs.
+
+    Args:
+        pairs: seconds of (candidate, reference), shape [..., pairs, 2].
+
+    Returns:
+        Shape [...].
+    """
+    ratios = np.log(pairs[..., 1] / pairs[..., 0])  # so that swapping the sides inverts the median of an even count too
+    return np.exp(np.median(np.take_along_axis(ratios, _calmest(pairs), axis=-1), axis=-1))
+
+
+def calm_interval(pairs: np.ndarray) -> tuple[float, float, float]:
+    """`calm_ratio` of pairs, shape [pairs, 2], with its 95 % interval.
+
+    Neighbouring pairs share the machine's mood: they are resampled in blocks (Kuensch 1989, moving-block bootstrap), and
+    what varies between one loading of an artifact and the next is added.
+    """
+    count = len(pairs)
+    length = min(4, count)
+    generator = np.random.default_rng(0)
+    starts = generator.integers(0, count - length + 1, (RESAMPLES, -(-count // length)))
+    drawn = (starts[..., None] + np.arange(length)).reshape(RESAMPLES, -1)[:, :count]
+    ratio = float(calm_ratio(pairs))
+    sampling = float(t.ppf(0.975, max(_calm_count(count) - 1, 1)) * np.log(calm_ratio(pairs[drawn])).std())
+    half = math.hypot(sampling, NORMAL_QUANTILE * LOADING_SPREAD)
+    return ratio, ratio * math.exp(-half), ratio * math.exp(half)
+
+
+def _summarise(blocks: Sequence[tuple[list[float], list[float]]], calm_reference_s: float) -> PairedTiming:
+    pairs = np.array([(min(candidate), min(reference)) for candidate, reference in blocks])
+    ratio, low, high = calm_interval(pairs)
+    candidate_s, reference_s = np.median(pairs[_calmest(pairs)], axis=0)
+    slowdown = max(0.0, math.log(reference_s / calm_reference_s)) if calm_reference_s < math.inf else 0.0
+    if slowdown > DISTURBED:
+        low, high = low * math.exp(-SENSITIVITY * slowdown), high * math.exp(SENSITIVITY * slowdown)
+    # The first run of a block finds the other model in the caches.
+    single = [seconds * 1e3 for candidate, _ in blocks for seconds in candidate[len(candidate) > 1 :]]
+    wide = max(high / ratio, ratio / low) - 1 > RELATIVE_HALF_WIDTH
+    return PairedTiming(
+        speedup=ratio,
+        low=low,
+        high=high,
+        candidate_ms=float(candidate_s) * 1e3,
+        reference_ms=float(reference_s) * 1e3,
+        pairs=len(pairs),
+        noisy=wide or len(pairs) < MIN_PAIRS or slowdown > DISTURBED,
+        percentiles={percent: _percentile(single, percent) for percent in (50, 90, 99)},
+        runs=len(single),
+    )
+
+
+def _percentile(samples: Sequence[float], percent: int) -> Percentile:
+    value = float(np.percentile(samples, percent))
+    low, high = median_interval(samples, percent / 100)
+    return Percentile(value, min(low, value), max(high, value))
+
+
+def _calmest(pairs: np.ndarray) -> np.ndarray:
+    """Indices of the calmest pairs, shape [..., calm]."""
+    slowness = pairs[..., 0] * pairs[..., 1]
+    calm = _calm_count(pairs.shape[-2])
+    return np.argpartition(slowness, calm - 1, axis=-1)[..., :calm]
+
+
+def _calm_count(pairs: int) -> int:
+    return min(pairs, max(MIN_PAIRS // 2, round(pairs * CALM_SHARE)))
+
+
+def _runs_in_block(seconds_per_run: float, budget: float) -> int:
+    """Runs that fill a block; two where one is longer than a block, unless the budget would not hold `MIN_PAIRS` then."""
+    wanted = max(2, round(BLOCK_SECONDS / seconds_per_run))
+    room = int(budget * (1 - 2 * WARM_UP_SHARE) / (2 * MIN_PAIRS) / seconds_per_run)
+    return max(1, min(wanted, room))
+
+
+def _stretch(run: Run, seconds: float) -> float:
+    """Seconds of the fastest run in a stretch of `seconds`."""
+    end = time.perf_counter() + seconds
+    fastest = math.inf
+    while True:
+        fastest = min(fastest, *_block(run, 1))
+        if time.perf_counter() >= end:
+            return fastest
+
+
+def _block(run: Run, count: int) -> list[float]:
+    """Seconds of each of `count` runs."""
+    seconds = []
+    for _ in range(count):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return seconds

@@ -1,0 +1,183 @@
+"""The paired protocol on a clock that only moves when something runs: nothing here depends on how fast the machine is."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binom
+from slimfront.hardware_profiles import paired_timing as module
+from slimfront.hardware_profiles.paired_timing import (
+    MIN_PAIRS,
+    calm_interval,
+    calm_ratio,
+    fastest_blocks,
+    median_interval,
+    paired_timing,
+    warm_up,
+)
+
+
+class Clock:
+    """Stands for the machine's clock; whoever runs moves it on."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def taking(self, milliseconds: float | Callable[[], float]) -> Callable[[], None]:
+        """A callable that takes so long."""
+
+        def run() -> None:
+            self.now += (milliseconds() if callable(milliseconds) else milliseconds) / 1e3
+
+        return run
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(module, "time", made)
+    return made
+
+
+def test_a_steady_machine_by_hand(clock):
+    timing = paired_timing(clock.taking(0.5), clock.taking(1.5), 1.0)
+    assert timing.speedup == pytest.approx(3)
+    assert (timing.candidate_ms, timing.reference_ms) == (pytest.approx(0.5), pytest.approx(1.5))
+    # No spread but what differs between loads: 1.96 x 0.3 %.
+    assert (timing.low, timing.high) == (
+        pytest.approx(3 * math.exp(-0.00588), rel=1e-4),
+        pytest.approx(3 * math.exp(0.00588), rel=1e-4),
+    )
+    assert (timing.pairs, timing.noisy) == (MIN_PAIRS, False)
+    assert [timing.percentiles[p].value for p in (50, 90, 99)] == pytest.approx([0.5] * 3)
+    assert timing.runs == MIN_PAIRS * 19  # 20 fill a block of 10 ms, the first of which does not count
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "seconds", "most"),
+    [(0.01, 0.5, 0.55), (10, 0.5, 0.55), (100, 0.5, 1.0), (100, 3, 3.3), (700, 1, 5.6)],
+)
+def test_the_time_budget_holds_however_slow_the_models(milliseconds, seconds, most, clock):
+    noise = np.random.default_rng(0)
+    shaky = lambda: milliseconds * noise.uniform(1, 2)  # noqa: E731
+    timing = paired_timing(clock.taking(shaky), clock.taking(milliseconds), seconds)
+    # Two runs of each to warm up and A B B A are the least that is done.
+    assert clock.now <= max(most, (4 + 4) * 1.5 * milliseconds / 1e3)
+    assert timing.pairs >= 2
+
+
+def test_a_figure_of_few_pairs_says_that_it_is_noisy(clock):
+    assert paired_timing(clock.taking(100), clock.taking(200), 1.0).noisy
+    assert not paired_timing(clock.taking(100), clock.taking(200), 10.0).noisy
+
+
+def test_candidate_and_reference_alternate(clock):
+    order = []
+
+    def mark(name: str) -> Callable[[], None]:
+        def run() -> None:
+            order.append(name)
+            clock.now += 0.004
+
+        return run
+
+    timing = paired_timing(mark("A"), mark("B"), 1.0)
+    blocks = [name for name, _ in itertools.groupby(order)]
+    assert timing.pairs == MIN_PAIRS
+    # Behind the warm-up A B; a reversal joins two blocks: A, BB, AA, BB, ...
+    assert blocks == ["A", "B"] + ["A", "B"] * (MIN_PAIRS // 2) + ["A"] * 1
+    assert order.count("A") == order.count("B")
+
+
+def test_disturbances_that_last_and_favour_one_side_do_not_move_the_speedup(clock):
+    """A neighbour halves the speed for 40 ms at a time and hits the reference harder; the calm pairs do not see it."""
+    neighbour = lambda hurt: lambda base: base * (hurt if int(clock.now / 0.04) % 2 else 1)  # noqa: E731
+    candidate, reference = neighbour(1.8), neighbour(2.4)
+    timing = paired_timing(clock.taking(lambda: candidate(0.4)), clock.taking(lambda: reference(0.8)), 2.0)
+    assert timing.speedup == pytest.approx(2)
+    assert timing.percentiles[90].value == pytest.approx(0.72)  # single runs tell of the neighbour
+
+
+def test_a_reference_slower_than_it_was_ever_seen_makes_the_figure_noisy_and_its_interval_wider(clock):
+    calm = paired_timing(clock.taking(1), clock.taking(2), 1.0, calm_reference_s=0.002)
+    disturbed = paired_timing(clock.taking(1), clock.taking(2), 1.0, calm_reference_s=0.001)
+    assert (calm.noisy, disturbed.noisy) == (False, True)
+    assert disturbed.speedup == pytest.approx(calm.speedup)
+    assert disturbed.high / calm.high == pytest.approx(2**0.1)  # a tenth of the slowdown, as logarithms
+    assert calm.low / disturbed.low == pytest.approx(2**0.1)
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says(clock):
+    """40 timings of runs with a long tail, each loaded a little faster or slower than the last."""
+    generator = np.random.default_rng(1)
+    hits = 0
+    for _ in range(40):
+        loaded = math.exp(generator.normal(0, module.LOADING_SPREAD))
+        noisy = lambda base: lambda: base * (1 + generator.exponential(0.1))  # noqa: E731
+        timing = paired_timing(clock.taking(noisy(0.5 * loaded)), clock.taking(noisy(1.0)), 0.5)
+        # The fastest of 20 and of 10 runs; their expectations differ a little from 2.
+        hits += timing.low <= 2 * (1 + 0.1 / 10) / (1 + 0.1 / 20) <= timing.high
+    assert hits >= 34  # 90 % of 40, less two standard errors
+
+
+def test_warming_up_ends_when_runs_get_no_faster(clock):
+    times = iter([50.0, 40, 30, 20, 10, 10, 10, 10, 10, 10, 10, 10])
+    assert warm_up(clock.taking(lambda: next(times)), 10) == pytest.approx(0.01)
+    assert len(list(times)) >= 2
+    forever = (1000 * 0.9**index for index in itertools.count())
+    warm_up(clock.taking(lambda: next(forever)), 5)
+    assert next(forever) > 100  # it gave up after its time
+
+
+def test_blocks_of_the_reference_alone(clock):
+    milliseconds = itertools.cycle([3.0, 2.0, 4.0])
+    blocks = fastest_blocks(clock.taking(lambda: next(milliseconds)), 0.5)
+    assert set(np.round(blocks, 9)) == {0.002}
+    assert clock.now == pytest.approx(0.5, abs=0.05)
+    assert len(fastest_blocks(clock.taking(900), 0.5)) == 2
+
+
+def test_the_calm_ratio_by_hand():
+    # Four undisturbed pairs with ratios 2, 2, 2.1, 1.9 and two half so fast are a third of all; the slow ones have ratio 5.
+    calm = [(1, 2), (1, 2), (1, 2.1), (1, 1.9), (1.4, 2.8), (1.5, 3)]
+    pairs = np.array([*[(10, 50)] * 12, *calm], float)
+    assert calm_ratio(pairs) == pytest.approx(2)
+    assert calm_ratio(np.stack([pairs, pairs[:, ::-1]])) == pytest.approx([2, 0.5])
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 60))
+def test_the_interval_holds_the_ratio_and_swaps_with_the_sides(seed, count):
+    pairs = np.exp(np.random.default_rng(seed).normal(0, 0.1, (count, 2)))
+    ratio, low, high = calm_interval(pairs)
+    assert low < ratio < high
+    swapped, _, _ = calm_interval(pairs[:, ::-1])
+    assert swapped * ratio == pytest.approx(1)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_the_interval_of_the_median_is_made_of_order_statistics(seed):
+    samples = np.random.default_rng(seed).normal(size=24)
+    # The largest k with at most 2.5 % of 24 fair coins showing fewer than k heads is 7: the 7th from either end.
+    assert binom.cdf(6, 24, 0.5) <= 0.025 < binom.cdf(7, 24, 0.5)
+    assert median_interval(samples) == (np.sort(samples)[6], np.sort(samples)[-7])
+
+
+def test_the_interval_of_a_quantile_covers_it_as_often_as_it_says():
+    generator = np.random.default_rng(0)
+    for quantile, truth in ((0.5, 1.0), (0.9, math.exp(1.2815516))):
+        intervals = [median_interval(generator.lognormal(0, 1, 100), quantile) for _ in range(200)]
+        assert np.mean([low <= truth <= high for low, high in intervals]) >= 0.91
+
+
+def test_a_bound_that_the_samples_are_too_few_for_is_the_outermost_of_them():
+    assert median_interval([3.0, 1.0, 2.0]) == (1, 3)
+    assert median_interval(list(range(100)), 0.99)[1] == 99
