@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Thread
 
@@ -84,6 +84,10 @@ class Bench:
         """Median, 95 % interval and number of blocks of the reference's latency in milliseconds, one batch."""
         return self._call(_time_reference, seconds)
 
+    def pid(self) -> int:
+        """Id of the bench's process."""
+        return self._call(os.getpid)
+
     def close(self) -> None:
         """End the bench's process."""
         if self._process is not None:
@@ -138,10 +142,12 @@ def _end_with(parent: int) -> None:
 
 def _time_pair(candidate: str, seconds: float) -> PairedTiming:
     with _alone():
+        began = time.time()
         session = load_streams(Path(candidate), _state.target)
         timing = paired_timing(_runner(session), _runner(_state.reference), seconds, _state.calm_reference_s)
+        ended = time.time()
     _state.calm_reference_s = min(_state.calm_reference_s, timing.reference_ms / 1e3)
-    return timing
+    return replace(timing, began=began, ended=ended)
 
 
 def _time_reference(seconds: float) -> tuple[float, float, float, int]:

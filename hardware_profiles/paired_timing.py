@@ -69,6 +69,7 @@ class PairedTiming:
         noisy: the interval stayed wider than `RELATIVE_HALF_WIDTH`, or there were fewer than `MIN_PAIRS`.
         percentiles: 50, 90, 99 -> that percentile of the candidate's single runs, disturbances and all.
         runs: how many single runs the percentiles are of.
+        began, ended: Unix time while the bench was held for it; 0 where it was not made on a bench.
     """
 
     speedup: float
@@ -80,6 +81,8 @@ class PairedTiming:
     noisy: bool
     percentiles: dict[int, Percentile]
     runs: int
+    began: float = 0.0
+    ended: float = 0.0
 
 
 def paired_timing(candidate: Run, reference: Run, seconds: float, calm_reference_s: float = math.inf) -> PairedTiming:
