@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from ..errors import CompressionError
-from ..spaces.channel_groups import ChannelGroup, remove_channels
+from ..spaces.channel_groups import ChannelGroup
 from ..spaces.layers import LAYER_KINDS
 from ..spaces.policy import Policy, Sparsity
 from ..workloads.workload import MapDataset
 from .batches import input_batches
+from .channels import remove_channels
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 

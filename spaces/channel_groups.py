@@ -1,44 +1,44 @@
-"""Channel groups: layers whose channels must be removed together (DepGraph, Fang et al. 2023, arXiv:2301.12900).
+"""Channel groups: layers whose channels must be removed together, and the heads of an attention.
 
-A group is named after its root layer. A group that cannot be pruned safely is found here, by really pruning a copy,
-and not in the middle of a search.
+A group is named after its root layer, or after the attention. A group that cannot be pruned safely is found here, by
+really pruning a copy, and not in the middle of a search.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-import torch_pruning as tp
 from torch import Tensor, nn
-from torch_pruning import ops
 
 from ..errors import CompressionError
+from .channel_graph import ChannelGraph, channels_lost, first_line, out_channels
 from .layers import LAYER_KINDS
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 CHANNEL_MULTIPLE = 8
 """Kept channels are rounded to a multiple of this: vector registers and int8 kernels work in blocks of channels."""
 
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Layers that lose channels together.
+    """Layers that lose channels together, or an attention that loses heads.
 
     Attributes:
-        name: root layer, dotted module path.
-        channels: channels of the uncompressed model.
+        name: root layer, dotted module path; of heads, the attention's path.
+        channels: channels (output features, heads) of the uncompressed model.
         layers: members that lose output channels, the root first.
         multiple: kept channels are rounded to it; a grouped convolution loses as many channels in each of its groups.
+        unit: what is counted.
     """
 
     name: str
     channels: int
     layers: tuple[str, ...]
     multiple: int = CHANNEL_MULTIPLE
+    unit: Literal["channel", "head"] = "channel"
 
     def kept(self, fraction: float) -> int:
         """Channels left when `fraction` in (0, 1] of them is kept: all, or rounded to `multiple`, at least one multiple."""
@@ -55,21 +55,28 @@ def find_channel_groups(model: nn.Module, example_input: Tensor) -> tuple[list[C
 
     Returns:
         the safe groups in module order, and {root layer: reason} for those left out.
+
+    Raises:
+        CompressionError: Torch-Pruning cannot trace the model.
     """
     outputs = _output_layers(model, example_input)
-    groups = _all_groups(model, example_input)
-    fixed = {group.name: reason for group in groups if (reason := _why_fixed(group, outputs))}
+    graph = ChannelGraph(copy.deepcopy(model), example_input)
+    groups = _all_groups(graph)
+    fixed = {group.name: reason for group in groups if (reason := _why_fixed(group, outputs, graph))}
     unsafe = _find_unsafe(model, example_input, [group for group in groups if group.name not in fixed])
     reasons = {**fixed, **unsafe}
     return [group for group in groups if group.name not in reasons], reasons
 
 
-def _why_fixed(group: ChannelGroup, outputs: set[str]) -> str | None:
+def _why_fixed(group: ChannelGroup, outputs: set[str], graph: ChannelGraph) -> str | None:
     """Why no channel of this group can go, whatever the model does with them."""
     if outputs.intersection(group.layers):
         return "its channels are the model's output"
+    if group.unit == "channel" and graph.is_shuffled(group.name):
+        return "a view with more dimensions takes its channels apart, as a channel shuffle does"
     if group.channels <= group.multiple:
-        return f"its {group.channels} channels are too few to lose any: a multiple of {group.multiple} is kept"
+        few = f"its {group.channels} {group.unit}s are too few to lose any"
+        return f"{few}: a multiple of {group.multiple} is kept"
     return None
 
 
@@ -80,72 +87,57 @@ def _find_unsafe(model: nn.Module, example_input: Tensor, groups: list[ChannelGr
         return {}
     if len(groups) == 1:
         return {groups[0].name: reason}
-    middle = len(groups) // 2
+    # Most of what breaks couples many layers: told apart first, the others are tried once.
+    ordered = sorted(groups, key=lambda group: len(group.layers), reverse=True)
+    coupled = sum(len(group.layers) > 1 for group in groups)
+    middle = coupled if 0 < coupled < len(groups) else len(groups) // 2
     return {
-        **_find_unsafe(model, example_input, groups[:middle]),
-        **_find_unsafe(model, example_input, groups[middle:]),
+        **_find_unsafe(model, example_input, ordered[:middle]),
+        **_find_unsafe(model, example_input, ordered[middle:]),
     }
 
 
-def remove_channels(model: nn.Module, example_input: Tensor, kept: Mapping[str, int]) -> None:
-    """Prune `model` in place to `kept` channels per group, dropping those of smallest group L2 magnitude.
-
-    Args:
-        model: changed in place.
-        example_input: shape [1, ...]; traces the dependencies.
-        kept: group name -> channels to keep; groups not named stay whole.
-
-    Raises:
-        CompressionError: Torch-Pruning cannot prune the model, or left another number of channels than asked for.
-    """
-    if not kept:
-        return
-    model.eval()
-    # The margin keeps int(channels * (1 - ratio)) in Torch-Pruning from rounding one channel down.
-    modules = {name: model.get_submodule(name) for name in kept}
-    ratios = {modules[name]: 1 - (kept[name] + 1e-6) / _out_channels(modules[name]) for name in kept}
+def _why_unsafe(model: nn.Module, example_input: Tensor, groups: list[ChannelGroup]) -> str | None:
+    """Why pruning these groups to half breaks the model, or None where it does not."""
+    pruned = copy.deepcopy(model).eval()
     try:
-        _pruner(model, example_input, ratios).step()
-    except (RuntimeError, ValueError, IndexError, KeyError, AttributeError, TypeError) as error:
-        # Torch-Pruning fails with whatever its tracing meets on an architecture it does not know.
-        raise CompressionError(f"Torch-Pruning failed: {_first_line(error)}") from error
-    for name, channels in kept.items():
-        if _out_channels(modules[name]) != channels:
-            raise CompressionError(f"{name}: {_out_channels(modules[name])} channels left instead of {channels}")
+        with torch.no_grad():
+            expected = pruned(example_input).shape
+        graph = ChannelGraph(pruned, example_input)
+        graph.remove({g.name: channels_lost(torch.zeros(g.channels), g.kept(0.5), _parts(g, graph)) for g in groups})
+        with torch.no_grad():
+            shape = pruned(example_input).shape
+    except (CompressionError, RuntimeError, ValueError, IndexError, TypeError) as error:
+        # Any of these means the pruned copy does not run: the reason is told, the group left out.
+        return first_line(error)
+    return None if shape == expected else f"changes the output shape from {list(expected)} to {list(shape)}"
 
 
-def _pruner(model: nn.Module, example_input: Tensor, ratios: Mapping[nn.Module, float]) -> tp.pruner.BasePruner:
-    return tp.pruner.BasePruner(
-        model,
-        (example_input,),  # type: ignore[arg-type]  # a bare tensor would be unpacked along its batch
-        importance=tp.importance.GroupMagnitudeImportance(p=2),
-        pruning_ratio=0.0,
-        pruning_ratio_dict={**ratios},
-        # Fresh dicts: the library's defaults are shared between all pruners and would keep every model alive.
-        in_channel_groups={},
-        out_channel_groups={},
-        num_heads={},
-        channel_groups={},
-    )
+def _parts(group: ChannelGroup, graph: ChannelGraph) -> int:
+    return graph.partitions(group.name) if group.unit == "channel" else 1
 
 
-def _all_groups(model: nn.Module, example_input: Tensor) -> list[ChannelGroup]:
-    model = copy.deepcopy(model).eval()
-    names = {module: name for name, module in model.named_modules()}
-    graph = _pruner(model, example_input, {}).DG
+def _all_groups(graph: ChannelGraph) -> list[ChannelGroup]:
     groups = []
-    for group in graph.get_all_groups(root_module_types=[ops.TORCH_CONV, ops.TORCH_LINEAR]):
-        members = [
-            names[dep.target.module]
-            for dep, _ in group
-            if graph.is_out_channel_pruning_fn(dep.handler) and type(dep.target.module) in LAYER_KINDS
-        ]
-        root = group[0].dep.target.module
-        if members and _out_channels(root) > 1:
-            layers = tuple(dict.fromkeys(members))
-            groups.append(ChannelGroup(names[root], _out_channels(root), layers, _multiple(group)))
-    order = {name: index for index, name in enumerate(names.values())}
+    for name in graph.groups:
+        makers = [graph.names[maker] for maker in graph.makers(name) if type(maker) in LAYER_KINDS]
+        channels = out_channels(graph.model.get_submodule(name))
+        if makers and channels > 1:
+            layers = tuple(dict.fromkeys(makers))
+            groups.append(ChannelGroup(name, channels, layers, _multiple(channels, graph.partitions(name))))
+    for name, attention in graph.heads.items():
+        layers = (graph.names[attention.in_proj],)
+        groups.append(ChannelGroup(name, attention.num_heads, layers, multiple=1, unit="head"))
+    order = {name: index for index, name in enumerate(graph.names.values())}
     return sorted(groups, key=lambda group: order[group.name])
+
+
+def _multiple(channels: int, partitions: int) -> int:
+    """What kept channels are rounded to: as much of `CHANNEL_MULTIPLE` as leaves several parts anything to lose."""
+    if partitions == 1:
+        return CHANNEL_MULTIPLE
+    multiples = [math.lcm(blocks, partitions) for blocks in (CHANNEL_MULTIPLE, 4, 2, 1)]
+    return next((multiple for multiple in multiples if multiple < channels), multiples[0])
 
 
 @torch.no_grad()
@@ -163,39 +155,3 @@ def _output_layers(model: nn.Module, example_input: Tensor) -> set[str]:
         for hook in hooks:
             hook.remove()
     return {name for name, tensor in produced.items() if tensor.data_ptr() == output.data_ptr()}
-
-
-def _why_unsafe(model: nn.Module, example_input: Tensor, groups: list[ChannelGroup]) -> str | None:
-    """Why pruning these groups to half breaks the model, or None where it does not."""
-    pruned = copy.deepcopy(model).eval()
-    try:
-        with torch.no_grad():
-            expected = pruned(example_input).shape
-        remove_channels(pruned, example_input, {group.name: group.kept(0.5) for group in groups})
-        with torch.no_grad():
-            shape = pruned(example_input).shape
-    except (CompressionError, RuntimeError, ValueError, IndexError, TypeError) as error:
-        # Any of these means the pruned copy does not run: the reason is told, the group left out.
-        return _first_line(error)
-    return None if shape == expected else f"changes the output shape from {list(expected)} to {list(shape)}"
-
-
-def _multiple(group: tp.dependency.Group) -> int:
-    """What the kept channels of `group` must be a multiple of, for all that makes, normalises or reads them in groups."""
-    multiple = CHANNEL_MULTIPLE
-    for dep, _ in group:
-        module = dep.target.module
-        if isinstance(module, nn.GroupNorm):
-            multiple = math.lcm(multiple, module.num_groups)
-        # A depthwise convolution has as many groups as channels, and loses both alike.
-        elif isinstance(module, CONVOLUTIONS) and module.groups != module.out_channels:
-            multiple = math.lcm(multiple, module.groups)
-    return multiple
-
-
-def _out_channels(module: nn.Module) -> int:
-    return module.out_features if isinstance(module, nn.Linear) else module.out_channels  # type: ignore[return-value]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from slimfront.compression.channels import remove_channels
 from slimfront.errors import CompressionError
-from slimfront.spaces.channel_groups import ChannelGroup, find_channel_groups, remove_channels
+from slimfront.spaces.channel_groups import ChannelGroup, find_channel_groups
 from torch import Tensor, nn
 
 IMAGE = torch.zeros(1, 3, 8, 8)

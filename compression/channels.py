@@ -1,0 +1,53 @@
+"""Channels and heads really removed, those that matter least to a criterion first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CompressionError
+from ..spaces.channel_graph import ChannelGraph, channels_lost, out_channels
+from .criteria import Criterion, Scoring, get_criterion
+
+
+def remove_channels(
+    model: nn.Module,
+    example_input: Tensor,
+    kept: Mapping[str, int],
+    criterion: str = "l2",
+    scoring: Scoring = Scoring(),
+) -> None:
+    """Prune `model` in place to `kept` channels or heads per group, dropping those that score lowest.
+
+    Args:
+        model: changed in place.
+        example_input: shape [1, ...]; traces the dependencies.
+        kept: group name -> channels to keep; groups not named stay whole.
+        criterion: a name of `criteria.criteria()`.
+        scoring: what the criterion may use beside the weights.
+
+    Raises:
+        CompressionError: Torch-Pruning cannot prune the model, or left another number of channels than asked for.
+    """
+    if not kept:
+        return
+    graph = ChannelGraph(model, example_input)
+    rule = get_criterion(criterion)
+    graph.remove({name: _lost(graph, name, channels, rule, scoring) for name, channels in kept.items()})
+    for name, channels in kept.items():
+        left = _count(graph, name)
+        if left != channels:
+            raise CompressionError(f"{name}: {left} channels left instead of {channels}")
+
+
+@torch.no_grad()
+def _lost(graph: ChannelGraph, name: str, kept: int, rule: Criterion, scoring: Scoring) -> list[int]:
+    if name in graph.heads:
+        return channels_lost(rule.heads(graph.heads[name], name, scoring), kept)
+    return channels_lost(rule.channels(graph.groups[name], name, scoring), kept, graph.partitions(name))
+
+
+def _count(graph: ChannelGraph, name: str) -> int:
+    return graph.heads[name].num_heads if name in graph.heads else out_channels(graph.model.get_submodule(name))

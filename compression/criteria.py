@@ -1,0 +1,166 @@
+"""What a channel, a head or a single weight is worth: the criteria pruning ranks them by.
+
+| name | worth | source |
+|---|---|---|
+| l2 | sum of squares over all layers of the group | Li et al. 2017, arXiv:1608.08710; groups: Fang et al. 2023, arXiv:2301.12900 |
+| l1 | sum of magnitudes | Li et al. 2017, arXiv:1608.08710 |
+| taylor | weight x gradient: what the loss changes without it, to first order | Molchanov et al. 2019, arXiv:1906.10771 |
+| bn_scale | batch-norm's scale; as l2 where a group has no batch-norm, and for single weights | Liu et al. 2017, arXiv:1708.06519 |
+| random | nothing: the control that the others have to beat | |
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+from torch_pruning.dependency import Group
+
+from ..errors import CompressionError
+from ..spaces.channel_graph import HeadedAttention
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What criteria may use beside the weights.
+
+    Attributes:
+        seed: of random scores.
+        has_gradients: every parameter's `grad` holds the mean gradient of the loss.
+    """
+
+    seed: int = 0
+    has_gradients: bool = False
+
+    def generator(self, name: str) -> torch.Generator:
+        """A generator for one group or layer, whatever the order they are asked for in."""
+        return torch.Generator().manual_seed(self.seed * 2**32 + zlib.crc32(name.encode()))
+
+
+class Criterion(Protocol):
+    """Ranks what may be removed; what scores lowest goes first.
+
+    Attributes:
+        needs_gradients: `Scoring.has_gradients` has to hold.
+    """
+
+    needs_gradients: bool
+
+    def channels(self, group: Group, name: str, scoring: Scoring) -> Tensor:
+        """Scores of a group's channels, shape [channels]."""
+        ...
+
+    def weights(self, weight: nn.Parameter, name: str, scoring: Scoring) -> Tensor:
+        """Scores of single weights, shape of `weight`."""
+        ...
+
+    def heads(self, attention: HeadedAttention, name: str, scoring: Scoring) -> Tensor:
+        """Scores of an attention's heads, shape [heads]."""
+        ...
+
+
+class _ByWeight:
+    """A criterion that scores single weights, and by their sum the heads."""
+
+    needs_gradients = False
+
+    def weights(self, weight: nn.Parameter, name: str, scoring: Scoring) -> Tensor:
+        return weight.detach().abs()
+
+    def heads(self, attention: HeadedAttention, name: str, scoring: Scoring) -> Tensor:
+        made = self.weights(attention.in_proj.weight, name, scoring).view(3, attention.num_heads, -1).sum((0, 2))
+        read = self.weights(attention.out_proj.weight, name, scoring)
+        return made + read.view(read.shape[0], attention.num_heads, -1).sum((0, 2))
+
+
+@dataclass(frozen=True)
+class Magnitude(_ByWeight):
+    """Sum of |weight| to the power `p` over all layers of a group."""
+
+    p: int = 2
+
+    def channels(self, group: Group, name: str, scoring: Scoring) -> Tensor:
+        return tp.importance.GroupMagnitudeImportance(p=self.p, normalizer=None)(group)  # type: ignore[arg-type]
+
+    def weights(self, weight: nn.Parameter, name: str, scoring: Scoring) -> Tensor:
+        return weight.detach().abs() ** self.p
+
+
+class Taylor(_ByWeight):
+    """|weight x gradient|, summed before the magnitude is taken over what belongs to one channel."""
+
+    needs_gradients = True
+
+    def channels(self, group: Group, name: str, scoring: Scoring) -> Tensor:
+        _require_gradients(scoring)
+        return tp.importance.GroupTaylorImportance(normalizer=None)(group)  # type: ignore[arg-type]
+
+    def weights(self, weight: nn.Parameter, name: str, scoring: Scoring) -> Tensor:
+        _require_gradients(scoring)
+        if weight.grad is None:
+            raise CompressionError(f"taylor: the loss does not depend on the weight of {name}")
+        return (weight * weight.grad).detach().abs()
+
+
+class BatchNormScale(Magnitude):
+    """|scale| of the batch-norm behind a channel; as `Magnitude` where there is none."""
+
+    def channels(self, group: Group, name: str, scoring: Scoring) -> Tensor:
+        scales = tp.importance.BNScaleImportance(normalizer=None)(group)  # type: ignore[arg-type]
+        return super().channels(group, name, scoring) if scales is None else scales
+
+
+class Random(_ByWeight):
+    """Uniform numbers, the same for the same seed and name."""
+
+    def channels(self, group: Group, name: str, scoring: Scoring) -> Tensor:
+        return torch.rand(len(group[0].idxs), generator=scoring.generator(name))
+
+    def weights(self, weight: nn.Parameter, name: str, scoring: Scoring) -> Tensor:
+        return torch.rand(weight.shape, generator=scoring.generator(name))
+
+
+_CRITERIA: dict[str, Criterion] = {}
+
+
+def criteria() -> list[str]:
+    """Names of the criteria there are."""
+    return sorted(_CRITERIA)
+
+
+def register_criterion(name: str, criterion: Criterion) -> None:
+    """Have policies choose `criterion` by `name`.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in _CRITERIA:
+        raise ValueError(f"criterion {name!r} is already registered; known are {', '.join(criteria())}")
+    _CRITERIA[name] = criterion
+
+
+def get_criterion(name: str) -> Criterion:
+    """The criterion of a name.
+
+    Raises:
+        CompressionError: no such criterion.
+    """
+    if name not in _CRITERIA:
+        raise CompressionError(f"no criterion {name!r}; known are {', '.join(criteria())}")
+    return _CRITERIA[name]
+
+
+def _require_gradients(scoring: Scoring) -> None:
+    if not scoring.has_gradients:
+        raise CompressionError("taylor needs gradients: give the workload whose loss they are of")
+
+
+register_criterion("l1", Magnitude(1))
+register_criterion("l2", Magnitude(2))
+register_criterion("taylor", Taylor())
+register_criterion("bn_scale", BatchNormScale(2))
+register_criterion("random", Random())

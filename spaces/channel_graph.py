@@ -1,0 +1,235 @@
+"""Which channels of which modules go together, and their removal: the dependency graph of Torch-Pruning (DepGraph,
+Fang et al. 2023, arXiv:2301.12900), with attention as one node and with every group's channels in its root's numbering.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+from torch_pruning import ops
+from torch_pruning.dependency import Group
+
+from ..errors import CompressionError
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+SHUFFLED_DIMENSIONS = 5
+"""A view of images with so many dimensions takes their channels apart, as ShuffleNet does (arXiv:1807.11164)."""
+
+_WITHOUT_WEIGHTS = {
+    ops.OPTYPE.CONCAT, ops.OPTYPE.SPLIT, ops.OPTYPE.RESHAPE, ops.OPTYPE.ELEMENTWISE, ops.OPTYPE.SLICE,
+    ops.OPTYPE.UNBIND, ops.OPTYPE.EXPAND,
+}  # fmt: skip
+
+
+@runtime_checkable
+class HeadedAttention(Protocol):
+    """Self-attention whose heads can be taken out, such as `workloads.attention.SelfAttention`.
+
+    Its first input and first output are the same shape; `in_proj` reads the one, `out_proj` makes the other.
+    """
+
+    num_heads: int
+    in_proj: nn.Linear
+    out_proj: nn.Linear
+
+    def keep_heads(self, kept: Sequence[int]) -> None:
+        """Take out every head but `kept`, in place."""
+        ...
+
+
+class _AttentionPruner(tp.BasePruningFunc):
+    """Torch-Pruning's handler of a `HeadedAttention`: the channels it reads and those it makes are pruned apart."""
+
+    def prune_in_channels(self, layer: Any, idxs: Sequence[int]) -> nn.Module:
+        tp.prune_linear_in_channels(layer.in_proj, idxs)
+        return layer
+
+    def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> nn.Module:
+        tp.prune_linear_out_channels(layer.out_proj, idxs)
+        return layer
+
+    def get_in_channels(self, layer: Any) -> int:
+        return layer.in_proj.in_features
+
+    def get_out_channels(self, layer: Any) -> int:
+        return layer.out_proj.out_features
+
+
+class _Graph(tp.DependencyGraph):
+    """Torch-Pruning's graph, which follows channels through views of more than four dimensions without numbering them.
+
+    Attributes:
+        shuffles: nodes behind or before such a view, up to the next layer; channels have other numbers there.
+    """
+
+    def _build_dependency(self, module2node: Mapping[Any, Any]) -> None:
+        nodes = module2node.values()
+        views = [node for node in nodes if node.type == ops.OPTYPE.RESHAPE and _dimensions(node) >= SHUFFLED_DIMENSIONS]
+        self.shuffles = _between_layers(views)
+        for node in self.shuffles:
+            node.type = ops.OPTYPE.ELEMENTWISE
+        super()._build_dependency(module2node)
+
+
+class ChannelGraph:
+    """The coupled channels of a model, and their removal in place.
+
+    Args:
+        model: put into eval mode; changed by `remove` alone.
+        example_input: shape [1, ...]; traces the dependencies.
+
+    Attributes:
+        groups: name of the root layer -> Torch-Pruning's group of all its channels, in module order.
+        heads: path -> attention whose heads can be taken out.
+        names: module -> its path.
+
+    Raises:
+        CompressionError: Torch-Pruning cannot trace the model.
+    """
+
+    def __init__(self, model: nn.Module, example_input: Tensor) -> None:
+        self.model = model.eval()
+        self.names = {module: name for name, module in model.named_modules()}
+        self.heads = {name: module for name, module in model.named_modules() if isinstance(module, HeadedAttention)}
+        self._graph = _Graph()
+        kinds = {type(attention): _AttentionPruner() for attention in self.heads.values()}
+        try:
+            with _traceable(model, self.heads.values()):  # type: ignore[arg-type]
+                self._graph.build_dependency(model, (example_input,), customized_pruners=kinds, verbose=False)  # type: ignore[arg-type]
+                found = list(self._graph.get_all_groups(root_module_types=(ops.TORCH_CONV, ops.TORCH_LINEAR)))
+        except (RuntimeError, ValueError, IndexError, KeyError, AttributeError, TypeError, ArithmeticError) as error:
+            # Torch-Pruning fails with whatever its tracing meets on an architecture it does not know.
+            raise CompressionError(f"Torch-Pruning failed: {first_line(error)}") from error
+        order = {name: index for index, name in enumerate(self.names.values())}
+        roots = {self.names[group[0].dep.target.module]: group for group in found}
+        self.groups: dict[str, Group] = dict(sorted(roots.items(), key=lambda item: order[item[0]]))
+
+    def makers(self, name: str) -> Iterator[nn.Module]:
+        """The modules of a group that make its channels, the root first; an attention stands for its `out_proj`."""
+        for dep, _ in self.groups[name]:
+            if self._graph.is_out_channel_pruning_fn(dep.handler):
+                module = dep.target.module
+                yield module.out_proj if isinstance(module, HeadedAttention) else module
+
+    def readers(self, name: str) -> Iterator[tuple[nn.Module, list[int], list[int]]]:
+        """(module that reads the group's channels, its own numbers of them, the root's numbers of the same)."""
+        group = self.groups[name]
+        for item in group:
+            if not self._graph.is_out_channel_pruning_fn(item.dep.handler):
+                module = item.dep.target.module
+                yield module.in_proj if isinstance(module, HeadedAttention) else module, item.idxs, item.root_idxs  # type: ignore[misc]
+
+    def is_shuffled(self, name: str) -> bool:
+        """Whether a view takes the group's channels apart, after which their numbers are others."""
+        return any(dep.target in self._graph.shuffles for dep, _ in self.groups[name])
+
+    def partitions(self, name: str) -> int:
+        """Into how many equal parts grouped convolutions and group norms divide the channels; each loses as many."""
+        parts = 1
+        for dep, _ in self.groups[name]:
+            module = dep.target.module
+            if isinstance(module, nn.GroupNorm):
+                parts = math.lcm(parts, module.num_groups)
+            # A depthwise convolution has as many groups as channels, and loses both alike.
+            elif isinstance(module, CONVOLUTIONS) and module.groups != module.out_channels:
+                parts = math.lcm(parts, module.groups)
+        return parts
+
+    def remove(self, channels: Mapping[str, Iterable[int]]) -> None:
+        """Remove channels, numbered as in their root, and heads; the graph is of no use afterwards.
+
+        Raises:
+            CompressionError: a module cannot lose them.
+        """
+        losses: dict[tuple[Any, Any], tuple[Any, set[int]]] = {}
+        for name in channels.keys() - self.heads.keys():
+            gone = set(channels[name])
+            for item in self.groups[name]:
+                own = {i for i, root in zip(item.idxs, item.root_idxs, strict=True) if root in gone}  # type: ignore[arg-type]
+                losses.setdefault((item.dep.target, item.dep.handler), (item.dep, set()))[1].update(own)
+        try:
+            for dep, own in losses.values():
+                self._remove(dep, sorted(own))
+            for name in channels.keys() & self.heads.keys():
+                self.heads[name].keep_heads(sorted(set(range(self.heads[name].num_heads)) - set(channels[name])))
+        except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+            raise CompressionError(f"Torch-Pruning failed: {first_line(error)}") from error
+
+    def _remove(self, dep: Any, channels: list[int]) -> None:
+        if dep.target.type != ops.OPTYPE.PARAMETER:
+            dep(channels)
+            return
+        owner, _, name = self._graph._param_to_name[dep.target.module].rpartition(".")
+        setattr(self.model.get_submodule(owner), name, dep(channels))
+
+
+def channels_lost(scores: Tensor, kept: int, partitions: int = 1) -> list[int]:
+    """Numbers of the channels of smallest score; of several partitions each loses the same, by their mean score.
+
+    Args:
+        scores: shape [channels].
+        kept: how many are left, a multiple of `partitions`.
+    """
+    parts = scores.reshape(partitions, -1)
+    size = parts.shape[1]
+    order = parts.mean(0).argsort(stable=True)[: size - kept // partitions].tolist()
+    return sorted(part * size + channel for part in range(partitions) for channel in order)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def out_channels(module: nn.Module) -> int:
+    """Channels a convolution or linear layer makes."""
+    return module.out_features if isinstance(module, nn.Linear) else module.out_channels  # type: ignore[return-value]
+
+
+@contextmanager
+def _traceable(model: nn.Module, attentions: Iterable[nn.Module]) -> Iterator[None]:
+    """Have gradients recorded through every parameter, and every attention stand as one operation on its input."""
+
+    def one_operation(_module: nn.Module, args: tuple, options: dict, output: Any) -> Any:
+        tokens = next(iter((*args, *options.values()))) * 1
+        return (tokens, *output[1:]) if isinstance(output, tuple) else tokens
+
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    hooks = [module.register_forward_hook(one_operation, with_kwargs=True) for module in attentions]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        for hook in hooks:
+            hook.remove()
+
+
+def _between_layers(nodes: Iterable[Any]) -> set[Any]:
+    """These nodes and all that concatenate, split, view or add to what they read or make, up to the next layers."""
+    found: set[Any] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node in found or node.type not in _WITHOUT_WEIGHTS:
+            continue
+        found.add(node)
+        waiting += [*node.inputs, *node.outputs]
+    return found
+
+
+def _dimensions(node: Any) -> int:
+    """Of the tensor a view reads or makes, whichever has more."""
+    grad_fn = node.grad_fn
+    sizes = getattr(grad_fn, "_saved_self_sym_sizes", None) or getattr(grad_fn, "_saved_self_sizes", ())
+    made = [metadata.shape for metadata in getattr(grad_fn, "_input_metadata", ())]
+    return max(map(len, (sizes, *made)), default=0)

@@ -1,0 +1,218 @@
+"""Self-attention with its projections as layers of their own, and heads that can be taken out.
+
+`nn.MultiheadAttention` and torchvision's window attention read the weights of their projections without calling them as
+layers: nothing there could be quantized or pruned. `explicit_attention` writes them anew, number for number.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.models.swin_transformer import ShiftedWindowAttention
+
+TOLERANCE = 1e-3
+"""How far, relative to the largest output, the two ways of writing a model may differ by rounding."""
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention (Vaswani et al. 2017, arXiv:1706.03762, section 3.2.2), called as `nn.MultiheadAttention` is.
+
+    Attributes:
+        in_proj: queries, keys and values in one, [.., width] -> [.., 3 x num_heads x head_width].
+        out_proj: [.., num_heads x head_width] -> [.., width].
+        batch_first: inputs are [batch, tokens, width], else [tokens, batch, width].
+    """
+
+    in_proj_bias = None  # tells `nn.TransformerEncoderLayer` to call this module instead of its own kernel
+
+    def __init__(
+        self, width: int, num_heads: int, bias: bool = True, dropout: float = 0.0, batch_first: bool = True
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.head_width = num_heads, width // num_heads
+        self.dropout, self.batch_first = dropout, batch_first
+        self.in_proj = nn.Linear(width, 3 * width, bias)
+        self.out_proj = nn.Linear(width, width, bias)
+
+    @classmethod
+    def of(cls, original: nn.MultiheadAttention) -> SelfAttention:
+        """The same attention as `original`, which reads one input and has one width."""
+        biased = original.in_proj_bias is not None
+        own = cls(original.embed_dim, original.num_heads, biased, original.dropout, original.batch_first)
+        own.in_proj.weight, own.in_proj.bias = original.in_proj_weight, original.in_proj_bias  # type: ignore[assignment]
+        own.out_proj.weight, own.out_proj.bias = original.out_proj.weight, original.out_proj.bias
+        return own.train(original.training)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, None]:
+        """The attended `query`, shape as it is, and no weights.
+
+        Raises:
+            NotImplementedError: asked for more than the attention of one input on itself.
+        """
+        if key_padding_mask is not None or attn_mask is not None or is_causal or key is not value:
+            raise NotImplementedError("attention was traced on one input without masks, and only that was kept")
+        tokens = query if self.batch_first else query.transpose(0, 1)
+        attended = self.attend(tokens)
+        return (attended if self.batch_first else attended.transpose(0, 1)), None
+
+    def attend(self, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
+        """[batch, tokens, width] -> the same; `bias`, shape [.., num_heads or 1, tokens, tokens], is added to the scores."""
+        projected = self.in_proj(tokens).unflatten(-1, (3, self.num_heads, self.head_width))
+        query, key, value = projected.permute(2, 0, 3, 1, 4).unbind(0)
+        dropout = self.dropout if self.training else 0.0
+        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+    def keep_heads(self, kept: Sequence[int]) -> None:
+        """Take out every head but `kept`, with its queries, keys, values and its columns of `out_proj`."""
+        heads = torch.arange(self.num_heads * self.head_width).view(self.num_heads, self.head_width)
+        columns = heads[list(kept)].flatten()
+        rows = torch.cat([columns + part * self.num_heads * self.head_width for part in range(3)])
+        self.in_proj.weight = nn.Parameter(self.in_proj.weight.detach()[rows])
+        if self.in_proj.bias is not None:
+            self.in_proj.bias = nn.Parameter(self.in_proj.bias.detach()[rows])
+        self.out_proj.weight = nn.Parameter(self.out_proj.weight.detach()[:, columns])
+        self.in_proj.out_features, self.out_proj.in_features = len(rows), len(columns)
+        self.num_heads = len(kept)
+
+
+class WindowAttention(SelfAttention):
+    """Attention within shifted windows (Liu et al. 2021, arXiv:2103.14030, section 3.2), [n, h, w, width] -> the same."""
+
+    def __init__(self, original: ShiftedWindowAttention) -> None:
+        """The same attention as torchvision's `original`, with layers named as elsewhere."""
+        super().__init__(original.qkv.in_features, original.num_heads, dropout=original.attention_dropout)
+        self.in_proj, self.out_proj = original.qkv, original.proj
+        self.out_dropout = nn.Dropout(original.dropout)
+        self.window, self.shift = list(original.window_size), list(original.shift_size)
+        self.relative_position_bias_table = original.relative_position_bias_table
+        self.register_buffer("relative_position_index", cast("Tensor", original.relative_position_index))
+        self.train(original.training)
+
+    def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
+        batch, height, width, channels = images.shape
+        padding = [-size % window for size, window in zip((height, width), self.window, strict=True)]
+        padded = functional.pad(images, (0, 0, 0, padding[1], 0, padding[0]))
+        rows, columns = padded.shape[1:3]
+        # A window as large as the image has nothing to shift into.
+        shift = [0 if w >= size else s for w, s, size in zip(self.window, self.shift, (rows, columns), strict=True)]
+        if any(shift):
+            padded = padded.roll((-shift[0], -shift[1]), (1, 2))
+        attended = self.attend(self._windows(padded), self._bias(rows, columns, shift, batch))
+        counts = rows // self.window[0], columns // self.window[1]
+        attended = self.out_dropout(attended).view(batch, *counts, *self.window, channels)
+        attended = attended.permute(0, 1, 3, 2, 4, 5).reshape(batch, rows, columns, channels)
+        if any(shift):
+            attended = attended.roll((shift[0], shift[1]), (1, 2))
+        return attended[:, :height, :width, :].contiguous()
+
+    def keep_heads(self, kept: Sequence[int]) -> None:
+        super().keep_heads(kept)
+        table = self.relative_position_bias_table.detach()
+        self.relative_position_bias_table = nn.Parameter(table[:, list(kept)])
+
+    def _windows(self, images: Tensor) -> Tensor:
+        """[n, h, w, width] -> [n x windows, tokens of a window, width]."""
+        batch, rows, columns, channels = images.shape
+        down, across = self.window
+        windows = images.view(batch, rows // down, down, columns // across, across, channels)
+        return windows.permute(0, 1, 3, 2, 4, 5).reshape(-1, down * across, channels)
+
+    def _bias(self, rows: int, columns: int, shift: Sequence[int], batch: int) -> Tensor:
+        """What is added to the scores: the relative positions, and -100 between tokens that only the shift made neighbours."""
+        tokens = self.window[0] * self.window[1]
+        bias = self.relative_position_bias_table[cast("Tensor", self.relative_position_index)]
+        bias = bias.view(tokens, tokens, -1).permute(2, 0, 1).unsqueeze(0)  # [1, heads, tokens, tokens]
+        if not any(shift):
+            return bias
+        regions = bias.new_zeros((1, rows, columns, 1))
+        edges = [((0, -w), (-w, -s), (-s, None)) for w, s in zip(self.window, shift, strict=True)]
+        for number, (top, left) in enumerate((top, left) for top in edges[0] for left in edges[1]):
+            regions[:, top[0] : top[1], left[0] : left[1]] = number
+        regions = self._windows(regions).squeeze(-1)
+        apart = (regions.unsqueeze(1) != regions.unsqueeze(2)).to(bias.dtype) * -100.0
+        return bias + apart.unsqueeze(1).repeat(batch, 1, 1, 1)
+
+
+def explicit_attention(model: nn.Module, example_input: Tensor) -> nn.Module:
+    """A copy of `model` with its self-attention as `SelfAttention`; the model itself where none can be written so.
+
+    Only attention of one input on itself, without masks, is: anything else is left as it is.
+
+    Args:
+        example_input: shape [1, ...]; shows how each attention is called, and that the copy computes the same.
+    """
+    plain = _called_plainly(model, example_input)
+    names = [name for name, module in model.named_modules() if name in plain or type(module) is ShiftedWindowAttention]
+    if not names:
+        return model
+    explicit = copy.deepcopy(model)
+    for name in names:
+        original = explicit.get_submodule(name)
+        if isinstance(original, nn.MultiheadAttention):
+            explicit.set_submodule(name, SelfAttention.of(original))
+        else:
+            explicit.set_submodule(name, WindowAttention(original))  # type: ignore[arg-type]
+    return explicit if _computes_the_same(model, explicit, example_input) else model
+
+
+@torch.no_grad()
+def _called_plainly(model: nn.Module, example_input: Tensor) -> set[str]:
+    """`nn.MultiheadAttention` modules that only ever attend one batch to itself, without masks or extra keys."""
+    plain: dict[str, bool] = {}
+
+    def watch(name: str, module: nn.MultiheadAttention):
+        own = module._qkv_same_embed_dim and module.bias_k is None and not module.add_zero_attn
+
+        def hook(_module: nn.Module, args: tuple, options: dict) -> None:
+            query, key, value = args if len(args) == 3 else [None] * 3
+            masks = [options.get("attn_mask"), options.get("key_padding_mask"), options.get("is_causal")]
+            one = query is key is value and query is not None and query.ndim == 3
+            plain[name] = (
+                plain.get(name, True) and own and one and not any(m is not None and m is not False for m in masks)
+            )
+
+        return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+    hooks = [watch(name, m) for name, m in model.named_modules() if type(m) is nn.MultiheadAttention]
+    if not hooks:
+        return set()
+    training = model.training
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # it would not call the modules at all
+    try:
+        model.eval()(example_input)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return {name for name, one in plain.items() if one}
+
+
+@torch.no_grad()
+def _computes_the_same(model: nn.Module, explicit: nn.Module, example_input: Tensor) -> bool:
+    with suppress(NotImplementedError, TypeError, AttributeError):  # the model uses more of its attention than was kept
+        training = model.training
+        outputs, own = model.eval()(example_input), explicit.eval()(example_input)
+        model.train(training)
+        explicit.train(training)
+        if isinstance(outputs, Tensor) and outputs.shape == own.shape:
+            return bool((outputs - own).abs().max() <= TOLERANCE * outputs.abs().max())
+    return False
