@@ -168,6 +168,28 @@ def export(
 
 
 @app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Folder that `slimfront export` wrote.")],
+    base: Annotated[Path, typer.Option(help="Folder of a workload given as file.py:function.")] = Path(),
+) -> None:
+    """Hold a bundle against its card on this machine: files, size, accuracy and paired speed-up.
+
+    The exit code is 1 where something does not hold. A speed-up may well differ on another kind of machine.
+    """
+    from .studies.terminal import add_row, rows_table
+    from .studies.verify import verify_bundle
+
+    with err.status(f"verifying {bundle}"):
+        checks = list(verify_bundle(bundle, base))
+    table = rows_table(("claim", "card>", "here>", "allowed>", ""))
+    for check in checks:
+        add_row(table, (check.claim, check.recorded, check.found, check.allowed, "holds" if check.holds else "DIFFERS"))
+    out.print(table)
+    if broken := [check.claim for check in checks if not check.holds]:
+        _fail(f"{bundle} is not what its card says: {', '.join(broken)}", 1)
+
+
+@app.command()
 def dashboard(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Study to open; all are served.")] = None,
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8080,

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from slimfront.errors import UserError
 from slimfront.search.run import run_search
 from slimfront.studies.export import export_bundle
 from slimfront.studies.spec import load_study
 from slimfront.studies.store import Store
+from slimfront.studies.verify import verify_bundle
 from slimfront.workloads.workload import Workload
 
 SCORE = """
@@ -58,6 +60,21 @@ def test_every_front_point_reproduces_its_card(searched: Store, digits_workload:
         assert accuracy == pytest.approx(card["accuracy"]["value"], abs=0.005)
         speedups = [speedup(bundle) for _ in range(ATTEMPTS)]
         assert min(abs(s / card["speedup"]["value"] - 1) for s in speedups) <= 0.1, (speedups, card["speedup"])
+
+
+@pytest.mark.slow
+def test_verify_finds_what_was_changed(searched: Store, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    export_bundle(searched, "digits-demo", bundle, trial=None, rule="knee")
+    held = {check.claim: check.holds for check in verify_bundle(bundle, tmp_path)}
+    assert {claim for claim, holds in held.items() if not holds} <= {"speedup"}  # which a busy second may spoil
+    assert list(held) == ["files, by sha256", "artifact_bytes", "accuracy", "speedup"]
+    (bundle / "model.onnx").write_bytes((bundle / "reference.onnx").read_bytes())
+    broken = {check.claim: check.found for check in verify_bundle(bundle, tmp_path) if not check.holds}
+    assert broken["files, by sha256"] == "model.onnx changed"
+    assert {"artifact_bytes", "speedup"} <= set(broken)
+    with pytest.raises(UserError, match=r"has no card\.json"):
+        list(verify_bundle(tmp_path, tmp_path))
 
 
 def speedup(bundle: Path) -> float:
