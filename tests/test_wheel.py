@@ -1,5 +1,6 @@
 """The built wheel, installed into an empty environment, searches a shipped study from any folder."""
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -25,17 +26,19 @@ def test_the_wheel_searches_a_shipped_study_from_any_folder(tmp_path: Path) -> N
     (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"])
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     program = tmp_path / "empty" / "bin" / "slimfront"
     where = subprocess.run(
         [python, "-c", "import slimfront; print(slimfront.__file__)"],
         cwd=elsewhere,
+        env=environment,
         capture_output=True,
         text=True,
         check=True,
     )
     assert str(site) in where.stdout  # the wheel's, not this checkout's
     search = [program, "search", "digits-demo", "--workers", "0", "--trials", "2"]
-    result = subprocess.run(search, cwd=elsewhere, capture_output=True, text=True, check=False)
+    result = subprocess.run(search, cwd=elsewhere, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "Next" in result.stdout
     assert (elsewhere / "slimfront.db").exists()
