@@ -17,7 +17,13 @@ import torch
 from torch import Tensor, fx, nn
 from torchao.quantization.pt2e import HistogramObserver, PerChannelMinMaxObserver
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
+from torchao.quantization.pt2e.quantizer import (
+    QuantizationAnnotation,
+    QuantizationSpec,
+    QuantizationSpecBase,
+    Quantizer,
+    SharedQuantizationSpec,
+)
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from ..errors import CompressionError
@@ -98,7 +104,7 @@ def _is_folded(norm: fx.Node) -> bool:
     layer = cast("fx.Node", norm.args[0])
     if layer.target is aten.linear.default and (layer.meta["val"].ndim > 2 or norm.args[1] is None):
         return False
-    return layer.target in WEIGHTED and len(layer.users) == 1
+    return layer.target in WEIGHTED and len(layer.users) == 1 and len(cast("fx.Node", layer.args[1]).users) == 1
 
 
 def _scale_and_shift(exported: fx.GraphModule, norm: fx.Node) -> tuple[Tensor, Tensor]:
@@ -122,20 +128,25 @@ class PolicyQuantizer(Quantizer):
         additions = {node for node in model.graph.nodes if is_residual(node)}
         # In a module that runs again, an addition is not told apart by its path.
         again = {module_path(node) for node in additions if runs_again(node)}
+        first: dict[str, fx.Node] = {}
         for node in model.graph.nodes:
             if node.target in WEIGHTED and (layer := self.layers.get(module_path(node))):
-                _annotate(node, _layer_specs(node, layer))
+                _annotate(node, _layer_specs(node, layer, first.setdefault(module_path(node), node)))
             elif node in additions and module_path(node) not in again and self._on_integers(node):
                 _annotate(node, {operand: activation_spec(CONTAINER_BITS) for operand in node.args[:2]})
         return model
 
     def validate(self, model: fx.GraphModule) -> None:
-        runs = Counter(module_path(node) for node in model.graph.nodes if node.target in WEIGHTED)
+        weighted = [node for node in model.graph.nodes if node.target in WEIGHTED]
+        runs = Counter(map(module_path, weighted))
+        linear = {module_path(node) for node in weighted if node.target is aten.linear.default}
         for name in sorted(self.layers):
             if not runs[name]:
                 raise CompressionError(f"layer {name!r} is not in the exported graph")
-            if runs[name] > 1:
-                raise CompressionError(f"layer {name!r} runs {runs[name]} times in one pass; it has no single grid")
+            if runs[name] > 1 and name not in linear:
+                raise CompressionError(
+                    f"convolution {name!r} runs {runs[name]} times in one pass; it has no single grid"
+                )
 
     def _on_integers(self, addition: fx.Node) -> bool:
         """Whether every layer that feeds `addition` computes on integers, and nothing is scaled on the way."""
@@ -178,14 +189,14 @@ def is_residual(node: fx.Node) -> bool:
     )
 
 
-def _layer_specs(node: fx.Node, layer: LayerPolicy) -> dict[fx.Node, QuantizationSpec]:
-    inputs, weight = node.args[:2]
-    specs = {}
-    if layer.activation_bits <= CONTAINER_BITS:
-        specs[inputs] = activation_spec(layer.activation_bits)
-    if layer.weight_bits <= CONTAINER_BITS:
-        specs[weight] = weight_spec(layer.weight_bits)
-    return specs
+def _layer_specs(node: fx.Node, layer: LayerPolicy, first: fx.Node) -> dict[fx.Node, QuantizationSpecBase]:
+    """Specs of a layer's input and weight; where it runs again, its grids are those of its `first` run."""
+    fresh = (activation_spec(layer.activation_bits), weight_spec(layer.weight_bits))
+    offered = fresh if node is first else tuple(SharedQuantizationSpec((operand, first)) for operand in first.args[:2])
+    bits = (layer.activation_bits, layer.weight_bits)
+    return {
+        tensor: spec for tensor, spec, width in zip(node.args, offered, bits, strict=False) if width <= CONTAINER_BITS
+    }
 
 
 def _annotate(node: fx.Node, specs: dict) -> None:

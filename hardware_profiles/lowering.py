@@ -17,24 +17,34 @@ from torch import Tensor
 
 from ..errors import LoweringError
 from ..spaces.candidate import Candidate, Grid, Quantization, QuantizedWeight
-from .node_names import WEIGHTED, module_of_node
+from .node_names import WEIGHTED, layer_of, module_of_node
 from .onnx_export import export_float
 
 
 def lower(
-    candidate: Candidate, example_input: Tensor, batch: int, path: Path, *, bound_float_layers: bool = False
+    candidate: Candidate,
+    example_input: Tensor,
+    batch: int,
+    path: Path,
+    *,
+    bound_float_layers: bool = False,
+    integer_biases: bool = False,
 ) -> Path:
     """Write `candidate` as an ONNX file with the input "input" of shape [batch, ...] and the output "output".
 
     Args:
         bound_float_layers: put a Clip behind the pair of a layer whose weight stays float, for a runtime that would
             otherwise quantize that weight too.
+        integer_biases: write the bias of a linear layer on integers as int32, for a runtime that would otherwise compute
+            the layer in float.
 
     Raises:
         LoweringError: the model cannot be exported, or a quantized layer is not found in the exported graph.
     """
     model = export_float(candidate.model, example_input.expand(batch, *example_input.shape[1:]))
     insert_grids(model, candidate.quantization, bound_float_layers)
+    if integer_biases:
+        write_integer_biases(model, candidate.quantization)
     halves = [name for name, layer in candidate.policy.layers.items() if layer.weight_bits == 16]
     store_as_half(model, halves)
     onnx.save(model, path)
@@ -50,8 +60,9 @@ def insert_grids(model: ModelProto, quantization: Quantization, bound_float_laye
     graph = model.graph
     inserter = _Inserter(graph)
     operands = [
-        (layer_node(graph, name), 0, grid, bound_float_layers and name not in quantization.weights)
+        (node, 0, grid, bound_float_layers and name not in quantization.weights)
         for name, grid in quantization.inputs.items()
+        for node in layer_nodes(graph, name)
     ]
     additions = quantization.additions.items()
     operands += [
@@ -60,33 +71,74 @@ def insert_grids(model: ModelProto, quantization: Quantization, bound_float_laye
     for operand in operands:
         inserter.quantize_input(*operand)
     for name, weight in quantization.weights.items():
-        inserter.quantize_weight(layer_node(graph, name), weight)
+        inserter.quantize_weight(layer_nodes(graph, name), weight)
     inserter.finish()
+
+
+def write_integer_biases(model: ModelProto, quantization: Quantization) -> None:
+    """Write the biases of linear layers whose input and weight are on grids as int32 x input scale x weight scale, in place.
+
+    The steps are those of the layer's own sums, 2^-32 of their range or less (Jacob et al. 2018, arXiv:1712.05877, section 2.4).
+    """
+    graph = model.graph
+    readers = {name: node for node in graph.node for name in node.input}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for name in sorted(quantization.inputs.keys() & quantization.weights.keys()):
+        scale = quantization.inputs[name].scale * quantization.weights[name].grid.scale
+        for number, node in enumerate(layer_nodes(graph, name)):
+            reader = readers.get(node.output[0]) if node.op_type == "MatMul" else node
+            if node.op_type == "Conv" or reader is None or (node.op_type == "MatMul" and reader.op_type != "Add"):
+                continue
+            position = next(
+                (i for i, tensor in enumerate(reader.input) if _is_bias(constants.get(tensor), scale)), None
+            )
+            if position is not None:
+                bias = numpy_helper.to_array(constants[reader.input[position]])
+                reader.input[position] = _dequantized_bias(graph, f"{name}.bias{number}", bias, scale)
+
+
+def _is_bias(tensor: TensorProto | None, scale: np.ndarray) -> bool:
+    return tensor is not None and list(tensor.dims) == [scale.size]
+
+
+def _dequantized_bias(graph: GraphProto, name: str, bias: np.ndarray, scale: np.ndarray) -> str:
+    """Add `bias`, shape [channels], on the int32 grid of `scale` to `graph`; the name of the tensor."""
+    limits = np.iinfo(np.int32)
+    integers = np.clip(np.rint(bias / scale.astype(np.float64)), limits.min, limits.max).astype(np.int32)
+    stored = {"q": integers, "scale": scale.astype(np.float32), "zero_point": np.zeros_like(integers)}
+    graph.initializer.extend(numpy_helper.from_array(value, f"{name}.{key}") for key, value in stored.items())
+    made = f"{name}.dq"
+    graph.node.insert(
+        0, helper.make_node("DequantizeLinear", [f"{name}.{key}" for key in stored], [made], made, axis=0)
+    )
+    return made
 
 
 def store_as_half(model: ModelProto, layers: Iterable[str]) -> None:
     """Store the weights of `layers` as float16, cast back to float32 where they are used, in place."""
     for name in layers:
-        node = layer_node(model.graph, name)
-        weight = _initializer(model.graph, node.input[1])
+        nodes = layer_nodes(model.graph, name)
+        weight = _initializer(model.graph, nodes[0].input[1])
         half = f"{weight.name}.half"
         model.graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(weight).astype(np.float16), half))
         model.graph.initializer.remove(weight)
         cast = helper.make_node("Cast", [half], [f"{half}.float"], name=f"{half}.cast", to=TensorProto.FLOAT)
         model.graph.node.insert(0, cast)
-        node.input[1] = cast.output[0]
+        for node in nodes:
+            node.input[1] = cast.output[0]
 
 
-def layer_node(graph: GraphProto, layer: str) -> NodeProto:
-    """The node that computes `layer` (dotted module path).
+def layer_nodes(graph: GraphProto, layer: str) -> list[NodeProto]:
+    """The nodes that compute `layer` (dotted module path), one for each time it runs; they read one weight.
 
     Raises:
-        LoweringError: there is none, or more than one.
+        LoweringError: there is none, or they do not share their weight.
     """
-    found = [n for n in graph.node if n.op_type in WEIGHTED and module_of_node(n.name) == layer]
-    if len(found) != 1:
-        raise LoweringError(f"layer {layer} is {len(found)} nodes of the exported graph instead of one")
-    return found[0]
+    found = [n for n in graph.node if n.op_type in WEIGHTED and layer_of(n.name) == layer]
+    weights = len({node.input[1] for node in found})
+    if weights != 1:
+        raise LoweringError(f"layer {layer} has {weights} weights in the exported graph instead of one")
+    return found
 
 
 def addition_node(graph: GraphProto, path: str, index: int) -> NodeProto:
@@ -146,7 +198,9 @@ class _Inserter:
             for end, integer in (("low", grid.low), ("high", grid.high))
         ]
 
-    def quantize_weight(self, node: NodeProto, weight: QuantizedWeight) -> None:
+    def quantize_weight(self, nodes: list[NodeProto], weight: QuantizedWeight) -> None:
+        """Let `nodes`, the runs of one layer, read their weight on its grid."""
+        node = nodes[0]
         original = _initializer(self.graph, node.input[1])
         # MatMul holds the transpose of a linear layer's weight.
         transposed = node.op_type == "MatMul"
@@ -163,11 +217,11 @@ class _Inserter:
             self._constant(f"{name}.scale", weight.grid.scale),
             self._constant(f"{name}.zero_point", weight.grid.zero_point),
         ]
-        dequantize = helper.make_node(
-            "DequantizeLinear", inputs, [f"{name}.dq"], name=f"{name}.dequantize", axis=int(transposed)
-        )
+        made = f"{name}.dq"
+        dequantize = helper.make_node("DequantizeLinear", inputs, [made], name=made, axis=int(transposed))
         self.before.setdefault(0, []).append(dequantize)
-        node.input[1] = f"{name}.dq"
+        for run in nodes:
+            run.input[1] = made
         if weight.bias is not None and len(node.input) > 2:
             bias = _initializer(self.graph, node.input[2])
             bias.CopyFrom(numpy_helper.from_array(weight.bias.astype(np.float32), bias.name))

@@ -8,11 +8,17 @@ WEIGHTED = ("Conv", "Gemm", "MatMul")
 """ONNX operations that a layer becomes."""
 
 _NAME = re.compile(rf"(?:.*/)?([^/]*)/(?:{'|'.join(WEIGHTED)})(?=/|$)")
+_AGAIN = re.compile(r"/\d+$")
 
 
 def module_of_node(name: str) -> str:
     """The dotted path in an ONNX node's name: "/layer1/layer1.0/Add" was made by "layer1.0", "/Add" by the model itself."""
     return name.rpartition("/")[0].rpartition("/")[2]
+
+
+def first_run(name: str) -> str:
+    """The name of what a layer computes the first time it runs: "/rnn/Gemm" of "/rnn/Gemm/3"."""
+    return _AGAIN.sub("", name)
 
 
 def layer_of(name: str) -> str | None:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import io
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 
 import numpy as np
 import onnx
 import torch
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from ..errors import LoweringError
 from ..workloads.workload import describe
-from .node_names import WEIGHTED
+from .node_names import WEIGHTED, first_run, layer_of
 
 OPSET = 17
 INPUT, OUTPUT = "input", "output"
@@ -47,6 +48,8 @@ def export_float(model: nn.Module, example_input: Tensor) -> ModelProto:
         except (torch.onnx.errors.OnnxExporterError, RuntimeError, TypeError, ValueError) as error:
             raise LoweringError(f"ONNX export failed: {describe(error)}") from error
     exported = onnx.load_from_string(buffer.getvalue())
+    _name_layers(exported.graph, {path for path, _ in model.named_modules()})
+    _fold_constant_runs(exported.graph)
     _name_weights(exported.graph)
     _fold_linear_norms(exported)
     return exported
@@ -70,8 +73,32 @@ def _full_paths(model: nn.Module) -> Iterator[None]:
         hook.remove()
 
 
+def _name_layers(graph: GraphProto, modules: Set[str]) -> None:
+    """Name what a layer computes when it runs again "…/layer/Gemm/3", where the exporter writes "…/layer_3/Gemm"."""
+    for node in graph.node:
+        scope, _, path = node.name.rpartition("/")[0].rpartition("/")
+        layer, _, run = path.rpartition("_")
+        if node.op_type in WEIGHTED and path not in modules and layer in modules and run.isdigit():
+            node.name = f"{scope}/{layer}/{node.op_type}/{run}"
+
+
+def _fold_constant_runs(graph: GraphProto) -> None:
+    """Compute the runs of a layer that read a constant, such as the first state of a recurrent network.
+
+    OpenVINO 2026.4 refuses those whose weight alone is quantized.
+    """
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    constants |= {n.output[0]: numpy_helper.to_array(n.attribute[0].t) for n in graph.node if n.op_type == "Constant"}
+    runs = Counter(layer_of(node.name) for node in graph.node if node.op_type in WEIGHTED)
+    for node in list(graph.node):
+        if node.op_type in WEIGHTED and runs[layer_of(node.name)] > 1 and constants.keys() >= set(node.input):
+            result = ReferenceEvaluator(node).run(None, {name: constants[name] for name in node.input})
+            graph.initializer.append(numpy_helper.from_array(np.asarray(result[0]), node.output[0]))  # type: ignore[index]
+            graph.node.remove(node)
+
+
 def _name_weights(graph: GraphProto) -> None:
-    """Give every layer weights of its own, named after its node: the exporter stores equal ones once."""
+    """Give every layer weights of its own, named after it: the exporter stores equal ones once."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
     constants |= {
         n.output[0]: constants[n.input[0]] for n in graph.node if n.op_type == "Identity" and n.input[0] in constants
@@ -82,8 +109,10 @@ def _name_weights(graph: GraphProto) -> None:
         for index, kind in enumerate(("weight", "bias"), start=1):
             if index < len(node.input) and node.input[index] in constants:
                 own = TensorProto.FromString(constants[node.input[index]].SerializeToString())
-                own.name = node.input[index] = f"{node.name}/{kind}"
-                graph.initializer.append(own)
+                own.name = node.input[index] = f"{first_run(node.name)}/{kind}"
+                if own.name not in constants:  # else the layer has run before
+                    graph.initializer.append(own)
+                    constants[own.name] = own
     _drop_unread(graph)
 
 
@@ -98,8 +127,9 @@ def _fold_linear_norms(model: ModelProto) -> None:
     linear = {node.output[0]: node for node in model.graph.node if node.op_type in ("Gemm", "MatMul")}
     trained = {tensor.name for tensor in model.graph.initializer}  # a batch-norm without weights has other constants
     for norm in [node for node in model.graph.node if node.op_type == "BatchNormalization"]:
-        layer, alone = linear.get(norm.input[0]), readers[norm.input[0]] == 1
-        if layer is not None and alone and ranks[norm.input[0]] == 2 and trained.issuperset(norm.input[1:]):
+        layer = linear.get(norm.input[0])
+        alone = layer is not None and readers[norm.input[0]] == readers[layer.input[1]] == 1
+        if alone and ranks[norm.input[0]] == 2 and trained.issuperset(norm.input[1:]):
             _fold(model.graph, layer, norm)
     _drop_unread(model.graph)
 

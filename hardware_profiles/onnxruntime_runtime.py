@@ -58,7 +58,9 @@ class OnnxRuntime:
         from .lowering import lower  # imports torch, which sessions do without
 
         # ONNX Runtime quantizes the weight of a convolution between two integer tensors whatever the policy says.
-        return Artifact.of(lower(candidate, example_input, target.batch, path, bound_float_layers=True))
+        return Artifact.of(
+            lower(candidate, example_input, target.batch, path, bound_float_layers=True, integer_biases=True)
+        )
 
     def load(self, artifact: Path, target: Target, threads: int | None = None) -> OnnxRuntimeSession:
         return OnnxRuntimeSession(artifact, threads or target.threads)

@@ -39,16 +39,17 @@ class Layer:
 
 
 def find_layers(model: nn.Module, example_input: Tensor) -> list[Layer]:
-    """Layers of `model` in module order; only those that run exactly once on `example_input` (shape [1, ...]).
+    """Layers of `model` in module order that run on `example_input` (shape [1, ...]): once, or linear ones again and again.
 
-    A layer that runs twice has one weight but two inputs, which no single decision fits. The model ends in eval mode.
+    A linear layer of a recurrent network has one weight and one input at every step, which one decision fits. What follows
+    a convolution that runs twice is not folded into it alike. The model ends in eval mode.
     """
     macs = macs_by_module(model, example_input)
     calls = _calls(model, example_input)
     return [
         _describe(name, module, macs[name])
         for name, module in model.named_modules()
-        if type(module) in LAYER_KINDS and calls[name] == 1
+        if type(module) in LAYER_KINDS and (calls[name] == 1 or (calls[name] and isinstance(module, nn.Linear)))
     ]
 
 

@@ -1,4 +1,4 @@
-"""The `digits` workload: 1,797 handwritten digits that come with scikit-learn, and a network trained on them once.
+"""The `digits` workloads: 1,797 handwritten digits that come with scikit-learn, and networks trained on them once.
 
 The data are the test half of "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998, UCI), 8x8 counts of
 0 to 16, here up-sampled bilinearly to 16x16 and normalised. Nothing is downloaded.
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,13 +20,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import TensorDataset
 
 from .cache import State, trained_once
 from .digits_model import DigitsResNet
+from .digits_rnn import GRU, LSTM, DigitsRNN
+from .digits_vit import DigitsViT
 from .workload import Workload
 
 MEAN, DEVIATION = 0.3049, 0.3188  # of the training split's up-sampled pixels in [0, 1]
@@ -32,26 +36,38 @@ SPLIT_SEED = 0
 HELD_OUT = {"test": 400, "validation": 400, "calibration": 100}  # cut off in this order; the rest is the training split
 
 
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "resnet": DigitsResNet,
+    "vit": DigitsViT,
+    "gru": partial(DigitsRNN, GRU),
+    "lstm": partial(DigitsRNN, LSTM),
+}
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """How the reference network is trained; all of it is in the name of the cached file.
+    """How a reference network is trained; all of it is in the name of the cached file.
 
     Attributes:
+        network: a key of `NETWORKS`.
         version: raise it when the network or `train_digits` changes in a way that the other fields do not tell.
         seed: of the first weights, the order of the samples and the augmentation.
         epochs: passes over the training split.
         batch: samples per step; divides 897, because batch-norm learns nothing good from a last batch of one.
+        optimizer: "sgd" with Nesterov momentum 0.9, or "adamw" with gradients of a norm of 1 at most.
         learning_rate: peak of a one-cycle schedule.
-        weight_decay: of stochastic gradient descent with Nesterov momentum 0.9.
+        weight_decay: of the optimizer.
         rotation: augmentation, up to this many degrees either way.
         shift: augmentation, up to this many pixels each way.
         zoom: augmentation, up to this fraction larger or smaller.
     """
 
+    network: str = "resnet"
     version: int = 1
     seed: int = 0
     epochs: int = 10
     batch: int = 69
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = 0.1
     weight_decay: float = 5e-4
     rotation: float = 10.0
@@ -62,13 +78,24 @@ class Recipe:
     def file_name(self) -> str:
         """Name of the file in the cache, another one for every other recipe."""
         digest = hashlib.sha256(repr(self).encode()).hexdigest()[:12]
-        return f"digits-resnet-v{self.version}-{digest}.safetensors"
+        return f"digits-{self.network}-v{self.version}-{digest}.safetensors"
 
 
-def digits(device: str = "cpu", progress: bool = True) -> Workload:
-    """The `digits` workload; its network is trained on first use and read from the user's cache folder afterwards.
+RECURRENT = Recipe("gru", epochs=15, optimizer="adamw", learning_rate=5e-3, weight_decay=0.01)
+RECIPES = {
+    "digits": Recipe(),
+    "digits-vit": Recipe("vit", epochs=30, optimizer="adamw", learning_rate=4e-3, weight_decay=0.1),
+    "digits-gru": RECURRENT,
+    "digits-lstm": replace(RECURRENT, network="lstm"),
+}
+"""Built-in workload -> how its network is trained."""
+
+
+def digits(name: str = "digits", device: str = "cpu", progress: bool = True) -> Workload:
+    """A workload of `RECIPES`; its network is trained on first use and read from the user's cache folder afterwards.
 
     Args:
+        name: of the workload.
         device: where the model and the example input are; the data stay on the CPU. Training is on the CPU wherever
             the model goes afterwards, so that a machine has one set of weights.
         progress: show a progress bar on stderr while training.
@@ -76,7 +103,7 @@ def digits(device: str = "cpu", progress: bool = True) -> Workload:
     Returns:
         Inputs are float32 [1, 16, 16], targets int64 classes 0 to 9; the model is in evaluation mode.
     """
-    model = reference_model(Recipe(), progress).to(device)
+    model = reference_model(RECIPES[name], progress).to(device)
     data = digits_datasets()
     return Workload(
         model,
@@ -85,7 +112,7 @@ def digits(device: str = "cpu", progress: bool = True) -> Workload:
         validation=data["validation"],
         test=data["test"],
         example_input=data["train"].tensors[0][:1].to(device),
-        name="digits",
+        name=name,
     )
 
 
@@ -115,13 +142,13 @@ def digits_datasets() -> dict[str, TensorDataset]:
     return {name: TensorDataset(images[index], targets[index]) for name, index in digits_splits().items()}
 
 
-def reference_model(recipe: Recipe, progress: bool = True) -> DigitsResNet:
+def reference_model(recipe: Recipe, progress: bool = True) -> nn.Module:
     """The network in evaluation mode, with its weights from the cache, or trained first where they are not there yet.
 
     Raises:
         WorkloadError: the cache cannot be read or written.
     """
-    model = DigitsResNet()
+    model = NETWORKS[recipe.network]()
     model.load_state_dict(trained_once(recipe.file_name, lambda: train_digits(recipe, progress)))
     return model.eval()
 
@@ -136,20 +163,27 @@ def train_digits(recipe: Recipe, progress: bool = True) -> State:
     generator = torch.Generator().manual_seed(recipe.seed)
     with _two_threads(), torch.random.fork_rng(devices=[]), _progress_bar(progress) as bar:
         torch.default_generator.manual_seed(recipe.seed)  # torch.manual_seed would touch the caller's GPUs too
-        model = DigitsResNet().to(memory_format=torch.channels_last)  # the faster layout on a CPU
-        optimizer = torch.optim.SGD(
-            model.parameters(), recipe.learning_rate, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
-        )
+        model = NETWORKS[recipe.network]().to(memory_format=torch.channels_last)  # the faster layout on a CPU
+        optimizer = _optimizer(model, recipe)
         schedule = OneCycleLR(optimizer, recipe.learning_rate, total_steps=recipe.epochs * steps_per_epoch)
-        for _ in bar.track(range(recipe.epochs), description="Training the digits model (once)"):
+        for _ in bar.track(range(recipe.epochs), description=f"Training the digits {recipe.network} (once)"):
             for batch in torch.randperm(len(images), generator=generator).split(recipe.batch):
                 inputs = _augmented(images[batch], recipe, generator).to(memory_format=torch.channels_last)
                 loss = functional.cross_entropy(model(inputs), targets[batch])
                 optimizer.zero_grad()
                 loss.backward()
+                if recipe.optimizer == "adamw":
+                    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 schedule.step()
     return model.state_dict()
+
+
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    settings = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), **settings)
+    return torch.optim.SGD(model.parameters(), momentum=0.9, nesterov=True, **settings)
 
 
 def _augmented(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:

@@ -22,19 +22,20 @@ from .cache import state_digest
 from .workload import SPLITS, Workload, describe
 
 TORCHVISION = "torchvision:"
+DIGITS = ("digits", "digits-vit", "digits-gru", "digits-lstm")
 OWN_FORMS = "path/to/file.py:function or package.module:function"
 
 
 def builtin_workloads() -> list[str]:
     """The names of the built-in workloads; NAME stands for any classification model of torchvision."""
-    return ["digits", f"{TORCHVISION}NAME"]
+    return [*DIGITS, f"{TORCHVISION}NAME"]
 
 
 def load_workload(reference: str, options: Mapping[str, Any] | None = None, base: Path | None = None) -> Workload:
     """The workload a study file names, held against its contract.
 
     Args:
-        reference: `digits`, `torchvision:NAME`, `path/to/file.py:function` or `package.module:function`. The function
+        reference: one of `DIGITS`, `torchvision:NAME`, `path/to/file.py:function` or `package.module:function`. The function
             is called with the options and returns a `Workload`. While it loads, modules are also found in the file's
             own folder, or in `base` for a module.
         options: keyword arguments.
@@ -45,7 +46,7 @@ def load_workload(reference: str, options: Mapping[str, Any] | None = None, base
     """
     base = (base or Path.cwd()).resolve()
     with _named(reference):
-        if reference == "digits" or reference.startswith(TORCHVISION):
+        if reference in DIGITS or reference.startswith(TORCHVISION):
             workload = _called(_builtin(reference, base), options or {})
         else:
             workload = _own(reference, options or {}, base)
@@ -71,10 +72,10 @@ def _named(reference: str) -> Iterator[None]:
 
 def _builtin(reference: str, base: Path) -> Callable[..., object]:
     # Imported here, because each brings libraries that the other workloads do not need.
-    if reference == "digits":
+    if reference in DIGITS:
         from .digits import digits
 
-        return digits
+        return partial(digits, reference)
     from .torchvision_models import torchvision_workload
 
     return partial(torchvision_workload, reference.removeprefix(TORCHVISION), base)

@@ -308,6 +308,29 @@ class Twice(nn.Module):
         return self.fc(self.fc(x).relu())
 
 
+class ConvolvedTwice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.unsqueeze(-1)
+        return self.conv(self.conv(x).relu()).squeeze(-1)
+
+
+def test_a_linear_layer_that_runs_again_has_one_grid_that_spans_what_all_its_runs_read():
+    model = Twice()
+    with torch.no_grad():
+        model.fc.weight.copy_(3 * torch.eye(4))
+        model.fc.bias.zero_()
+    grids = quantized(model, (4,), {"fc": LayerPolicy(8, 8)})
+    first = torch.stack([inputs for inputs, _ in calibration((4,))])
+    widest = 3 * float(first.max())  # what the second run reads
+    grid = grids.inputs["fc"]
+    assert (grid.high - int(grid.zero_point)) * float(grid.scale) == pytest.approx(widest, rel=0.1)
+    assert (grid.low - int(grid.zero_point)) * float(grid.scale) == pytest.approx(float(first.min()), rel=0.1)
+
+
 class Branching(Twice):
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(x) if x.sum() > 0 else x
@@ -322,7 +345,7 @@ class Raising(Twice):
     ("model", "layer", "problem"),
     [
         (Twice(), "nowhere", r"^layer 'nowhere' is not in the exported graph$"),
-        (Twice(), "fc", r"^layer 'fc' runs 2 times in one pass; it has no single grid$"),
+        (ConvolvedTwice(), "conv", r"^convolution 'conv' runs 2 times in one pass; it has no single grid$"),
         (Branching(), "fc", r"^torch.export cannot capture the model: \w+: .+$"),
         (Raising(), "fc", r"^torch.export cannot capture the model: ValueError"),
     ],

@@ -6,7 +6,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 from slimfront.errors import LoweringError
-from slimfront.hardware_profiles.lowering import layer_node, lower
+from slimfront.hardware_profiles.lowering import layer_nodes, lower
 from slimfront.spaces.candidate import Candidate, Grid, Quantization, QuantizedWeight
 from slimfront.spaces.layers import find_layers
 from slimfront.spaces.policy import LayerPolicy, Policy
@@ -64,7 +64,7 @@ def test_weights_are_stored_as_eight_bit_integers_of_the_candidate(make_network,
     model = lowered(made)
     stored = constants(model)
     for name, weight in made.quantization.weights.items():
-        own = f"{layer_node(model.graph, name).name}/weight"
+        own = f"{layer_nodes(model.graph, name)[0].name}/weight"
         assert stored[f"{own}.q"].dtype == np.int8
         np.testing.assert_array_equal(stored[f"{own}.q"], weight.integers)
         np.testing.assert_array_equal(stored[f"{own}.scale"], weight.grid.scale)
@@ -76,7 +76,7 @@ def test_a_linear_layer_over_tokens_is_stored_transposed(make_network, candidate
     network = make_network("tokens")
     made = candidate(network, everywhere(network, 8, 8))
     model = lowered(made)
-    node = layer_node(model.graph, "embed")
+    node = layer_nodes(model.graph, "embed")[0]
     (dequantize,) = [other for other in model.graph.node if node.input[1] in other.output]
     assert node.op_type == "MatMul"
     assert dequantize.attribute[0].i == 1  # the axis of the output channels
@@ -105,7 +105,7 @@ def test_half_weights_are_the_rounded_ones_and_cast_back(make_network, candidate
     model = lowered(candidate(network, {"conv2": LayerPolicy(16, 32)}))
     (cast,) = operations(model, "Cast")
     np.testing.assert_array_equal(constants(model)[cast.input[0]], network.conv2.weight.detach().half().numpy())
-    assert layer_node(model.graph, "conv2").input[1] == cast.output[0]
+    assert layer_nodes(model.graph, "conv2")[0].input[1] == cast.output[0]
 
 
 class Shared(nn.Module):
@@ -127,12 +127,12 @@ def test_readers_of_one_tensor_share_its_pair_where_their_grids_agree(candidate,
     model = Shared().eval()
     same = lowered(candidate(model, everywhere(model, 8, 8)))
     assert len(operations(same, "QuantizeLinear")) == 1
-    sources = {layer_node(same.graph, name).input[0] for name in ("first", "second", "third")}
+    sources = {layer_nodes(same.graph, name)[0].input[0] for name in ("first", "second", "third")}
     assert len(sources) == 1
     layers = {"first": LayerPolicy(8, 8), "second": LayerPolicy(8, 4), "third": LayerPolicy(8, 8)}
     mixed = lowered(candidate(model, layers))
     assert len(operations(mixed, "QuantizeLinear")) == 2
-    inputs = {name: layer_node(mixed.graph, name).input[0] for name in layers}
+    inputs = {name: layer_nodes(mixed.graph, name)[0].input[0] for name in layers}
     assert inputs["first"] == inputs["third"] != inputs["second"]
 
 
@@ -156,8 +156,8 @@ def test_a_float_weight_can_read_its_grid_through_a_bound(candidate, tmp_path):
     written = onnx.load(path)
     onnx.checker.check_model(written, full_check=True)
     (clip,) = operations(written, "Clip")
-    assert layer_node(written.graph, "first").input[0] == clip.output[0]
-    assert "DequantizeLinear" in layer_node(written.graph, "second").input[0]
+    assert layer_nodes(written.graph, "first")[0].input[0] == clip.output[0]
+    assert "DequantizeLinear" in layer_nodes(written.graph, "second")[0].input[0]
 
 
 def test_only_residual_additions_get_pairs(make_network, candidate, lowered):
@@ -245,7 +245,7 @@ class Fft(Shared):
 @pytest.mark.parametrize(
     ("model", "quantization", "problem"),
     [
-        (Shared(), Quantization(inputs={"fourth": GRID}), r"^layer fourth is 0 nodes of the exported graph instead of one$"),
+        (Shared(), Quantization(inputs={"fourth": GRID}), r"^layer fourth has 0 weights in the exported graph instead of one$"),
         (Shared(), Quantization(additions={("", 0, 0): GRID}), r"^addition 0 of the model is not in the exported graph$"),
         (Shared(), Quantization(additions={("first", 0, 0): GRID}), r"^addition 0 of first is not in the exported graph$"),
         (Shared(), Quantization({"first": weight(np.zeros((4, 8, 1, 1)))}), r"^/first/Conv: weight of shape \[8, 4, 1, 1\] where \[4, 8, 1, 1\] was"),

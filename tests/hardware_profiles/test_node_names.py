@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slimfront.hardware_profiles.lowering import layer_node
+from slimfront.hardware_profiles.lowering import layer_nodes
 from slimfront.hardware_profiles.node_names import WEIGHTED, layer_of, module_of_node
 from slimfront.hardware_profiles.onnx_export import export_float
 from slimfront.spaces.layers import find_layers
@@ -61,7 +61,7 @@ def test_every_layer_of_any_tree_of_modules_is_found(children):
     names = [layer.name for layer in find_layers(model, example)]
     assert sorted(names) == sorted(name for name, module in model.named_modules() if type(module) is nn.Conv2d)
     for name in names:
-        node = layer_node(graph, name)
+        node = layer_nodes(graph, name)[0]
         assert module_of_node(node.name) == layer_of(node.name) == name
         assert node.input[1] == f"{node.name}/weight"
 

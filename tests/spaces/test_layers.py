@@ -52,18 +52,20 @@ def test_the_whole_model_has_the_empty_path():
 
 
 class Odd(nn.Module):
-    """A layer called twice, one whose weight is used without calling it, and an ordinary one."""
+    """Layers called twice, one whose weight is used without calling it, and an ordinary one."""
 
     def __init__(self) -> None:
         super().__init__()
         self.twice = nn.Linear(8, 8)
+        self.convolved_twice = nn.Conv1d(8, 8, 1)
         self.borrowed = nn.Linear(8, 8)
         self.once = nn.Linear(8, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.twice(self.twice(x).relu())
+        x = self.convolved_twice(self.convolved_twice(x.unsqueeze(-1))).squeeze(-1)
         return self.once(functional.linear(x, self.borrowed.weight))
 
 
-def test_only_layers_called_exactly_once_can_be_given_a_policy():
-    assert [layer.name for layer in find_layers(Odd(), torch.zeros(1, 8))] == ["once"]
+def test_only_layers_that_run_can_be_given_a_policy_and_convolutions_only_where_they_run_once():
+    assert [layer.name for layer in find_layers(Odd(), torch.zeros(1, 8))] == ["twice", "once"]

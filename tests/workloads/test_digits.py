@@ -16,6 +16,9 @@ from slimfront.workloads.digits import (
     train_digits,
 )
 from slimfront.workloads.digits_model import DigitsResNet
+from slimfront.workloads.digits_rnn import GRU, LSTM
+from slimfront.workloads.digits_vit import Attention
+from slimfront.workloads.load import load_workload
 from torch import nn
 
 QUICK = Recipe(epochs=1)
@@ -89,7 +92,7 @@ def test_training_is_deterministic_leaves_the_caller_alone_and_shows_its_progres
     first = state_digest(train_digits(QUICK, progress=True))
     out, err = capsys.readouterr()
     assert out == ""
-    assert "Training the digits model" in err
+    assert "Training the digits resnet" in err
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(3)
@@ -122,4 +125,38 @@ def test_the_trained_model_is_right_on_at_least_97_percent_of_the_test_split(dig
     images, targets = digits_workload.test.tensors
     with torch.inference_mode():
         right = digits_workload.model(images).argmax(1) == targets
+    assert right.float().mean() >= 0.97
+
+
+@pytest.mark.parametrize(("layer", "library"), [(GRU, nn.GRU), (LSTM, nn.LSTM)], ids=["gru", "lstm"])
+def test_a_recurrent_layer_computes_what_the_library_does(layer, library):
+    torch.manual_seed(0)
+    own, theirs = layer(5, 8), library(5, 8, batch_first=True)
+    with torch.no_grad():
+        for gates, kind in ((own.from_input, "ih"), (own.from_state, "hh")):
+            getattr(theirs, f"weight_{kind}_l0").copy_(torch.cat([gate.weight for gate in gates.values()]))
+            getattr(theirs, f"bias_{kind}_l0").copy_(torch.cat([gate.bias for gate in gates.values()]))
+    inputs = torch.randn(2, 7, 5)
+    torch.testing.assert_close(own(inputs), theirs(inputs)[0])
+
+
+def test_attention_computes_what_the_library_does():
+    torch.manual_seed(0)
+    own, theirs = Attention(24, 3), nn.MultiheadAttention(24, 3, batch_first=True)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([own.query.weight, own.key.weight, own.value.weight]))
+        theirs.in_proj_bias.copy_(torch.cat([own.query.bias, own.key.bias, own.value.bias]))
+        theirs.out_proj.load_state_dict(own.out.state_dict())
+    inputs = torch.randn(2, 5, 24)
+    torch.testing.assert_close(own(inputs), theirs(inputs, inputs, inputs)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["digits-vit", "digits-gru"])
+def test_the_other_families_are_right_on_at_least_97_percent_of_the_test_split(name):
+    workload = load_workload(name)
+    images, targets = workload.test.tensors
+    with torch.inference_mode():
+        right = workload.model(images).argmax(1) == targets
+    assert workload.name == name
     assert right.float().mean() >= 0.97

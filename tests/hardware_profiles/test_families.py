@@ -1,0 +1,47 @@
+"""Recurrent networks and Transformers on every runtime: integers where they were asked for, outputs near the float model's."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from slimfront.compression.quantize import quantize
+from slimfront.hardware_profiles.runtime import get_runtime, runtimes
+from slimfront.hardware_profiles.target import load_target
+from slimfront.spaces.candidate import Candidate
+from slimfront.spaces.layers import find_layers
+from slimfront.spaces.policy import LayerPolicy, Policy
+from slimfront.workloads.digits_rnn import GRU, LSTM, DigitsRNN
+from slimfront.workloads.digits_vit import DigitsViT
+from torch.utils.data import TensorDataset
+
+FAMILIES = {
+    "gru": lambda: DigitsRNN(GRU, hidden=16),
+    "lstm": lambda: DigitsRNN(LSTM, hidden=16),
+    "vit": lambda: DigitsViT(width=32, depth=1, heads=2, hidden=64),
+}
+
+
+@pytest.mark.parametrize("runtime", runtimes())
+@pytest.mark.parametrize("bits", [(8, 8), (8, 32)], ids=["int8", "weight-only"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_runs_quantized(family: str, bits: tuple[int, int], runtime: str, tmp_path: Path):
+    torch.manual_seed(0)
+    model = FAMILIES[family]().eval()
+    images = torch.randn(50, 1, 16, 16)
+    data = TensorDataset(images, torch.zeros(50, dtype=torch.int64))
+    layers = [layer.name for layer in find_layers(model, images[:1])]
+    policy = Policy(layers={name: LayerPolicy(*bits) for name in layers})
+    candidate = Candidate(policy, model, quantize(model, images[:1], policy, data))
+    target = load_target(f"cpu-{runtime}")
+    artifact = get_runtime(runtime).lower(candidate, images[:1], target, tmp_path / "model.onnx")
+    session = get_runtime(runtime).load(artifact.path, target)
+    outputs = np.concatenate([session.run(image.numpy()).copy() for image in images.split(1)])
+    with torch.no_grad():
+        expected = model(images).numpy()
+    assert np.abs(outputs - expected).max() < 0.06 * np.ptp(expected)
+    if bits == (8, 8):
+        precisions = session.executed_precisions()
+        floats = {name for name in layers if precisions.get(name) != "i8"}
+        # ONNX Runtime has a kernel for a convolution on integers only where its output is on a grid too.
+        assert floats <= ({"patches"} if runtime == "onnxruntime" else set())
