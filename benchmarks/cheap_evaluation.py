@@ -1,0 +1,106 @@
+"""Policies scored in a fraction of a second, for comparing samplers over thousands of them; every score is kept on disk.
+
+Channels are really removed and batch-norm re-estimated as in a trial; bits are simulated in float: weights symmetric per
+output channel, activations affine per tensor with the range of the batch at hand. There is no recovery and no artifact, so
+the figures compare samplers and say nothing of a target.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from slimfront.compression.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
+from slimfront.search.analytic_cost import COUNTED, AnalyticCost
+from slimfront.search.problem import Problem
+from slimfront.spaces.policy import FULL_PRECISION, Policy
+from torch import Tensor, nn
+from torch.nn import functional
+
+SELECTION = 200
+"""Samples of the search-validation split that a search sees."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """KL from the uncompressed outputs in nats and accuracy, on samples the search sees; log2 BOPs."""
+
+    kl: float
+    accuracy: float
+    log2_bops: float
+
+
+class CheapEvaluator:
+    """Scores policies of one problem; `file` (JSON lines) holds what was scored before, by policy digest and split."""
+
+    def __init__(self, problem: Problem, file: Path) -> None:
+        self._problem, self._file = problem, file
+        workload = problem.context.workload
+        self._data = {"validation": _stacked(workload.validation, SELECTION), "test": _stacked(workload.test)}
+        with torch.no_grad():
+            model = workload.model.eval()
+            self._reference = {split: model(inputs) for split, (inputs, _) in self._data.items()}
+        self.cost = AnalyticCost(problem.space, problem.layers, workload.model, workload.example_input)
+        lines = file.read_text().splitlines() if file.exists() else []
+        self._known = {(row["digest"], row["split"]): row for row in map(json.loads, lines)}
+
+    def scores(self, policy: Policy, codes: np.ndarray) -> Scores:
+        """What a search is told of `policy`, whose codes in the space are `codes`."""
+        row = self._row(policy, "validation")
+        bops = self.cost(codes[None])[0, COUNTED.index("bops")]
+        return Scores(row["kl"], row["accuracy"], math.log2(bops))
+
+    def test_accuracy(self, policy: Policy) -> float:
+        """Accuracy on the test split, which no search sees."""
+        return self._row(policy, "test")["accuracy"]
+
+    def _row(self, policy: Policy, split: str) -> dict:
+        key = policy.digest, split
+        if key not in self._known:
+            self._known[key] = {"digest": policy.digest, "split": split, **self._scored(policy, split)}
+            with self._file.open("a") as file:
+                file.write(json.dumps(self._known[key]) + "\n")
+        return self._known[key]
+
+    @torch.no_grad()
+    def _scored(self, policy: Policy, split: str) -> dict[str, float]:
+        inputs, targets = self._data[split]
+        outputs = self._compressed(policy)(inputs)
+        reference = self._reference[split]
+        kl = functional.kl_div(outputs.log_softmax(1), reference.log_softmax(1), log_target=True, reduction="batchmean")
+        accuracy = (outputs.argmax(1) == targets).double().mean()
+        return {"kl": min(float(kl), 50.0) if torch.isfinite(kl) else 50.0, "accuracy": float(accuracy)}
+
+    def _compressed(self, policy: Policy) -> nn.Module:
+        workload = self._problem.context.workload
+        model = pruned_copy(workload.model, workload.example_input, policy, self._problem.groups)
+        if is_structurally_changed(policy, self._problem.groups):
+            reestimate_batch_norm(model, workload.calibration)
+        for name, layer in policy.layers.items():
+            module = model.get_submodule(name)
+            if layer.weight_bits < FULL_PRECISION:
+                module.weight.data = _symmetric(module.weight.data, layer.weight_bits)
+            if layer.activation_bits < FULL_PRECISION:
+                bits = layer.activation_bits
+                module.register_forward_pre_hook(lambda _, args, bits=bits: (_affine(args[0], bits), *args[1:]))
+        return model
+
+
+def _symmetric(weight: Tensor, bits: int) -> Tensor:
+    most = 2 ** (bits - 1) - 1
+    scale = weight.abs().flatten(1).amax(1).clamp_min(1e-12).reshape(-1, *[1] * (weight.ndim - 1)) / most
+    return (weight / scale).round() * scale
+
+
+def _affine(inputs: Tensor, bits: int) -> Tensor:
+    low, high = inputs.min().clamp_max(0), inputs.max().clamp_min(0)
+    scale = float((high - low).clamp_min(1e-12)) / (2**bits - 1)
+    return torch.fake_quantize_per_tensor_affine(inputs, scale, round(-float(low) / scale), 0, 2**bits - 1)
+
+
+def _stacked(data: Sequence, most: int | None = None) -> tuple[Tensor, Tensor]:
+    samples = [data[index] for index in range(min(len(data), most or len(data)))]
+    return torch.stack([x for x, _ in samples]), torch.tensor([int(y) for _, y in samples])

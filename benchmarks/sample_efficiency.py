@@ -1,0 +1,243 @@
+"""How many trials each sampler needs: hypervolume over trials, on paired seeds, from cached evaluations.
+
+Objectives are the accuracy drop and log2 BOPs. A front is selected on validation samples and judged on the test split, as
+the fraction of the hypervolume of the union of all fronts found, from three reference points: a drop of 0.10 (the floor that
+constrained arms are told), 0.50 (wide) and 0.02 (tight). The baseline to name is `tpe-anchors`: multivariate TPE with the
+floor as a constraint, ten uniform anchors and no policy tried twice. `--quick` takes under two minutes.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import moocore
+import numpy as np
+import optuna
+import plotly.graph_objects as go
+import torch
+from cheap_evaluation import CheapEvaluator
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from rich.console import Console
+from rich.table import Table
+from slimfront.search.analytic_cost import COUNTED
+from slimfront.search.policy_sampler import PolicySampler
+from slimfront.search.problem import Problem, prepare
+from slimfront.search.sampler_of_study import space_coordinates
+from slimfront.spaces.policy import Policy
+from slimfront.studies.spec import StudySpec
+
+FLOOR = 0.10
+REFERENCES = {"floor": FLOOR, "wide": 0.5, "tight": 0.02}
+CHECKPOINTS = (10, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200, 300, 400)
+ANCHORS = 11
+"""The uncompressed model and ten uniform policies."""
+
+SPACE = {
+    "granularity": "layer",
+    "weight_bits": [2, 3, 4, 6, 8, 32],
+    "activation_bits": [4, 6, 8, 32],
+    "channel_sparsity": [0, 0.25, 0.5],
+    "width": [1.0, 0.75, 0.5, 0.25],
+}
+TASKS: dict[str, dict[str, Any]] = {"digits-cnn": {"workload": "digits"}}
+SEEDED_ONLY = ("random", "nsgaii", "tpe")
+"""Arms without anchors, constraint and refusal of duplicates: footnotes."""
+
+ARMS = (*SEEDED_ONLY, "tpe-anchors", "policy", "policy-no-residual", "policy-no-anchors", "policy-no-kl")
+
+
+@dataclass
+class Run:
+    """One search: policies in the order they were evaluated."""
+
+    arm: str
+    seed: int
+    policies: list[Policy] = field(default_factory=list)
+    values: list[tuple[float, float]] = field(default_factory=list)
+    duplicates: int = 0
+    ask_s: list[float] = field(default_factory=list)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="2 seeds, 40 trials, baseline and policy only")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="write the curves as HTML here")
+    parser.add_argument("--cache", type=Path, default=Path("sample-efficiency-cache"), help="folder of past scores")
+    parser.add_argument("--task", choices=TASKS, default="digits-cnn")
+    parser.add_argument("--arms", default=",".join(ARMS), help="comma-separated")
+    parser.add_argument("--trials", type=int, default=400, help="of arms that are not ours")
+    parser.add_argument("--our-trials", type=int, default=150)
+    parser.add_argument("--seeds", type=int, default=5)
+    options = parser.parse_args()
+    if options.quick:
+        options.arms, options.trials, options.our_trials, options.seeds = "tpe-anchors,policy", 40, 40, 2
+    torch.set_num_threads(1)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    problem = problem_of(options.task)
+    options.cache.mkdir(parents=True, exist_ok=True)
+    evaluator = CheapEvaluator(problem, options.cache / f"{options.task}.jsonl")
+    runs = []
+    for seed in range(options.seeds):
+        for arm in options.arms.split(","):
+            trials = options.our_trials if arm.startswith("policy") else options.trials
+            runs.append(search(problem, evaluator, arm, seed, trials))
+            Console(stderr=True).print(f"{arm} seed {seed}: {len(runs[-1].policies)} trials", highlight=False)
+    figures = judged(runs, evaluator)
+    show(figures, options)
+    if options.json:
+        options.json.write_text(json.dumps({"task": options.task, "space": SPACE, **figures}, indent=1))
+    if options.figure:
+        curves(figures, options.task).write_html(options.figure, include_plotlyjs="cdn")
+
+
+def problem_of(task: str) -> Problem:
+    document = {
+        "study": task, "target": "cpu-openvino", "objectives": ["accuracy_drop", "bops"], "space": SPACE,
+        "budget": {"trials": 1}, **TASKS[task],
+    }  # fmt: skip
+    return prepare(StudySpec.from_document(document, "benchmark", Path()))
+
+
+def search(problem: Problem, evaluator: CheapEvaluator, arm: str, seed: int, trials: int) -> Run:
+    """Run one arm until it has evaluated `trials` policies; a duplicate costs plain arms a trial and others nothing."""
+    plain = arm in SEEDED_ONLY
+    study = optuna.create_study(directions=["minimize"] * 2, sampler=sampler_of(arm, seed, problem, evaluator))
+    if not plain and not arm.endswith("no-anchors"):
+        for policy in problem.space.anchors()[:ANCHORS]:
+            study.enqueue_trial(dict(problem.space.parameters(policy)))
+    coordinates, run, seen = space_coordinates(problem.space), Run(arm, seed), set()
+    reference = None
+    while len(run.policies) < trials:
+        started = time.perf_counter()
+        trial = study.ask()
+        _ = trial.relative_params
+        parameters = {knob.name: trial.suggest_categorical(knob.name, knob.choices) for knob in problem.space.knobs}
+        run.ask_s.append(time.perf_counter() - started)
+        policy = problem.space.policy(parameters)
+        run.duplicates += policy.digest in seen
+        if policy.digest in seen and not plain:
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            continue
+        seen.add(policy.digest)
+        codes = np.array([c.choices.index(parameters[c.name]) for c in coordinates])
+        scores = evaluator.scores(policy, codes)
+        reference = reference or evaluator.scores(Policy(), np.array([c.neutral for c in coordinates]))
+        drop = reference.accuracy - scores.accuracy
+        if arm != "policy-no-kl":
+            trial.set_user_attr("kl", scores.kl)
+        if not plain:
+            trial.set_constraint("accuracy_drop <= 0.1", drop - FLOOR)
+        study.tell(trial, [drop, 2**scores.log2_bops])
+        run.policies.append(policy)
+        run.values.append((drop, scores.log2_bops))
+    return run
+
+
+def sampler_of(arm: str, seed: int, problem: Problem, evaluator: CheapEvaluator) -> BaseSampler:
+    if arm == "random":
+        return RandomSampler(seed=seed)
+    if arm == "nsgaii":
+        return NSGAIISampler(seed=seed, population_size=20)
+    if arm.startswith("tpe"):
+        return TPESampler(seed=seed, multivariate=True, n_startup_trials=10)
+    full = evaluator.cost(np.array([[c.neutral for c in space_coordinates(problem.space)]]))[0]
+    return PolicySampler(
+        ["quality", COUNTED.index("bops")],
+        coordinates=space_coordinates(problem.space),
+        counted=evaluator.cost,
+        keys=evaluator.cost.keys,
+        reference=(FLOOR, full[COUNTED.index("bops")]),
+        implied=frozenset({"accuracy_drop <= 0.1"}),
+        residual=arm != "policy-no-residual",
+        seed=seed,
+    )
+
+
+def judged(runs: Sequence[Run], evaluator: CheapEvaluator) -> dict[str, Any]:
+    """Hypervolume fractions of every run at every checkpoint and reference, on the test split."""
+    full = next(run for run in runs if run.arm not in SEEDED_ONLY)
+    ceiling, whole = full.values[0][1], evaluator.test_accuracy(Policy())
+    tested: dict[tuple[int, int], np.ndarray] = {}
+    for index, run in enumerate(runs):
+        for count in (c for c in CHECKPOINTS if c <= len(run.policies)):
+            chosen = front_of(np.array(run.values[:count]))
+            points = [(whole - evaluator.test_accuracy(run.policies[i]), run.values[i][1]) for i in chosen]
+            tested[index, count] = np.array(points)
+    union = np.concatenate(list(tested.values()))
+    best = {name: volume(union, drop, ceiling) for name, drop in REFERENCES.items()}
+    rows = [
+        {
+            "arm": run.arm, "seed": run.seed, "duplicates": run.duplicates, "ask_s": statistics.median(run.ask_s),
+            "slowest_ask_s": max(run.ask_s),
+            **{name: {count: volume(tested[index, count], drop, ceiling) / best[name]
+                      for count in CHECKPOINTS if (index, count) in tested} for name, drop in REFERENCES.items()},
+        }
+        for index, run in enumerate(runs)
+    ]  # fmt: skip
+    return {"union_hypervolume": best, "runs": rows}
+
+
+def front_of(values: np.ndarray) -> list[int]:
+    return [int(i) for i in np.flatnonzero(moocore.is_nondominated(values))]
+
+
+def volume(points: np.ndarray, drop: float, ceiling: float) -> float:
+    return float(moocore.hypervolume(points, ref=np.array([drop, ceiling])))
+
+
+def medians(figures: Mapping[str, Any], arm: str, reference: str) -> dict[int, float]:
+    """Checkpoint -> median fraction over seeds."""
+    runs = [run[reference] for run in figures["runs"] if run["arm"] == arm]
+    return {count: statistics.median(run[count] for run in runs) for count in runs[0]}
+
+
+def trials_to_reach(figures: Mapping[str, Any], arm: str, reference: str) -> list[float]:
+    """Per seed, the first checkpoint at which `arm` has what the baseline has at its last; infinite where none does."""
+    goals = {run["seed"]: list(run[reference].values())[-1] for run in figures["runs"] if run["arm"] == "tpe-anchors"}
+    mine = {run["seed"]: run[reference] for run in figures["runs"] if run["arm"] == arm}
+    return [min((n for n, v in mine[seed].items() if v >= goal), default=math.inf) for seed, goal in goals.items()]
+
+
+def show(figures: Mapping[str, Any], options: argparse.Namespace) -> None:
+    arms = list(dict.fromkeys(run["arm"] for run in figures["runs"]))
+    shown = [count for count in CHECKPOINTS if count <= max(options.trials, options.our_trials)]
+    for reference in REFERENCES:
+        table = Table("arm", *map(str, shown), "trials to baseline's end", title=f"{options.task}, {reference}")
+        for arm in arms:
+            values = medians(figures, arm, reference)
+            reach = trials_to_reach(figures, arm, reference)
+            table.add_row(
+                arm,
+                *(f"{values[c]:.3f}" if c in values else "" for c in shown),
+                str(statistics.median(reach)) if reach else "",
+            )
+        Console(width=180).print(table)
+    for arm in arms:
+        mine = [run for run in figures["runs"] if run["arm"] == arm]
+        ask, slowest = (statistics.median(run[key] for run in mine) * 1e3 for key in ("ask_s", "slowest_ask_s"))
+        Console().print(
+            f"{arm}: ask {ask:.0f} ms, slowest {slowest:.0f} ms, duplicates {[r['duplicates'] for r in mine]}",
+            highlight=False,
+        )
+
+
+def curves(figures: Mapping[str, Any], task: str) -> go.Figure:
+    """Median fraction over trials at the floor reference, a line per arm."""
+    figure = go.Figure()
+    for arm in dict.fromkeys(run["arm"] for run in figures["runs"]):
+        values = medians(figures, arm, "floor")
+        figure.add_scatter(x=list(values), y=list(values.values()), name=arm, mode="lines+markers")
+    return figure.update_layout(title=f"{task}: test hypervolume / union front's", xaxis_title="trials")
+
+
+if __name__ == "__main__":
+    main()

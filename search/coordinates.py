@@ -1,0 +1,91 @@
+"""A search space as the policy sampler sees it: knobs with a few ordered choices, each with a guess of the damage it does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+HEALING = "recovery_epochs"
+"""Kind of the knob whose choices heal damage instead of doing any."""
+
+LIGHTEST_DAMAGE = 1e-3
+"""Least prior damage of a choice that is not neutral, in nats."""
+
+
+@dataclass(frozen=True)
+class Coordinate:
+    """One knob of a study.
+
+    Attributes:
+        name: its parameter's name.
+        kind: knobs of one kind and choice are expected to do damage of the same order.
+        choices: what it offers.
+        neutral: index of the choice that does no damage; None where no choice is known to.
+        prior: log of the damage in nats that each choice is guessed to do alone; at `neutral` it is not read.
+    """
+
+    name: str
+    kind: str
+    choices: tuple[Any, ...]
+    neutral: int | None
+    prior: tuple[float, ...]
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Choices on an ordinal scale in [0, 1], by their guessed damage; the neutral one at 0."""
+        damage = [-math.inf if index == self.neutral else value for index, value in enumerate(self.prior)]
+        ranks = np.argsort(np.argsort(damage, kind="stable"), kind="stable")
+        return ranks / max(1, len(self.choices) - 1)
+
+
+def coordinate(
+    name: str, kind: str, choices: Sequence[Any], neutral: Any = None, known: Mapping[Any, float] | None = None
+) -> Coordinate:
+    """A knob with guesses of its damage: `known` where it was measured, else by its kind.
+
+    Quantization noise falls fourfold per bit; what pruning removes is guessed to hurt as the square of the fraction.
+
+    Args:
+        kind: ends in "bits" for bit-widths; "width" is a kept fraction; "channels" and "sparsity" are removed ones.
+        neutral: the choice that does no damage, one of `choices`; None where there is none.
+        known: choice -> damage measured with this knob alone, in nats.
+    """
+    index = list(choices).index(neutral) if neutral in choices else None
+    guesses = [_guess(kind, choice, choices, index) for choice in choices]
+    measured = known or {}
+    prior = [
+        math.log(max(measured[choice], LIGHTEST_DAMAGE / 10)) if choice in measured else math.log(guess)
+        for choice, guess in zip(choices, guesses, strict=True)
+    ]
+    return Coordinate(name, kind, tuple(choices), index, tuple(prior))
+
+
+def encode(coordinates: Sequence[Coordinate], parameters: Mapping[str, Any]) -> np.ndarray:
+    """Index of each knob's choice, shape [knobs]; a knob that was not asked for counts as neutral, or as its first choice.
+
+    Raises:
+        ValueError: a value is none of the knob's choices.
+    """
+    return np.array([
+        knob.choices.index(parameters[knob.name]) if knob.name in parameters else knob.neutral or 0
+        for knob in coordinates
+    ])  # fmt: skip
+
+
+def decode(coordinates: Sequence[Coordinate], codes: np.ndarray) -> dict[str, Any]:
+    """Parameters of one row of codes; the inverse of `encode`."""
+    return {knob.name: knob.choices[int(code)] for knob, code in zip(coordinates, codes, strict=True)}
+
+
+def _guess(kind: str, choice: Any, choices: Sequence[Any], neutral: int | None) -> float:
+    if kind.endswith("bits"):
+        return max(LIGHTEST_DAMAGE, 4.0 ** (2 - float(choice)))
+    if kind in ("width", "channels", "sparsity"):
+        removed = 0.5 if isinstance(choice, str) else float(choice)
+        return max(LIGHTEST_DAMAGE, (1 - removed if kind == "width" else removed) ** 2)
+    steps = abs(list(choices).index(choice) - (neutral or 0)) / max(1, len(choices) - 1)
+    return max(LIGHTEST_DAMAGE, 0.25 * steps**2)

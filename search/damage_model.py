@@ -1,0 +1,199 @@
+"""How much damage a policy does: a structured mean, and a Gaussian process on what it leaves unexplained.
+
+Damage is y = log(KL + 1e-3), KL from the uncompressed model's outputs in nats. The mean adds up the damage of single choices::
+
+    y = b + (1 + a) log(1e-3 + sum_d theta[d, x_d]),   log theta = prior + kind + knob + option offset
+
+theta is 0 at the neutral choice; recovery multiplies the theta of each kind by a factor of its own. Offsets are found by
+maximum a posteriori with standard deviations 1.5, 1.0 and 0.5, and 0.3 for a and b.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.linalg import cho_solve, cholesky, solve_triangular
+from scipy.optimize import minimize
+from scipy.spatial.distance import cdist
+
+from .coordinates import HEALING, Coordinate
+
+FLOOR = 1e-3
+NOISE = 0.2
+BROKEN = 0.0
+"""Damage, log nats, beyond which a model is broken and only its being broken is worth learning."""
+
+BROKEN_WEIGHT = 0.1
+DEVIATIONS = {"kind": 1.5, "knob": 1.0, "option": 0.5, "map": 0.3, "healing": 1.0}
+MOST_STEPS = 60
+LENGTH_SCALES = (0.25, 0.5, 1.0, 2.0)
+"""Of the residual, in units of the root of the number of knobs."""
+
+SIGNALS = (0.1, 0.3, 0.6)
+
+
+def weights_of(damage: np.ndarray) -> np.ndarray:
+    """Weight of each observation: broken models count for less."""
+    return np.where(damage > BROKEN, BROKEN_WEIGHT, 1.0)
+
+
+class StructuredMean:
+    """The additive mean; keep one over a search, each fit starts from the last.
+
+    Args:
+        coordinates: the knobs; at most one of kind `HEALING`.
+    """
+
+    def __init__(self, coordinates: Sequence[Coordinate]) -> None:
+        healers = [index for index, knob in enumerate(coordinates) if knob.kind == HEALING]
+        self._healer = healers[0] if healers else None
+        self._harming = [index for index in range(len(coordinates)) if index not in healers]
+        self._lay_out([coordinates[index] for index in self._harming])
+        levels = len(coordinates[self._healer].choices) if self._healer is not None else 1
+        self._lay_out_healing(levels, coordinates)
+        self._scaled = np.zeros(2 + self._offsets + self._levels * self._kinds)
+        self._fitted = self._unpack(self._scaled)
+
+    @property
+    def theta(self) -> np.ndarray:
+        """Log damage of every option, knobs one after the other; -inf for neutral ones."""
+        return self._fitted[0]
+
+    def fit(self, codes: np.ndarray, damage: np.ndarray) -> None:
+        """Fit to codes [n, knobs] and damage [n]."""
+        weights = weights_of(damage) / NOISE**2
+
+        def objective(scaled: np.ndarray) -> tuple[float, np.ndarray]:
+            values, gradient = self._values_and_pullback(scaled, codes)
+            errors = values - damage
+            loss = 0.5 * float(weights @ errors**2 + scaled @ scaled)
+            return loss, gradient(weights * errors) + scaled
+
+        found = minimize(objective, self._scaled, jac=True, method="L-BFGS-B", options={"maxiter": MOST_STEPS})
+        self._scaled, self._fitted = found.x, self._unpack(found.x)
+
+    def predict(self, codes: np.ndarray) -> np.ndarray:
+        """Damage [n] of codes [n, knobs]."""
+        return self.predict_shifted(codes, np.zeros((1, len(self._prior))), np.zeros(len(codes), dtype=int))
+
+    def predict_shifted(self, codes: np.ndarray, shifts: np.ndarray, which: np.ndarray) -> np.ndarray:
+        """Damage [n] where row i is judged by `theta` + shifts[which[i]]; shifts [any, options] make perturbed models."""
+        theta, healing, slope, offset = self._fitted
+        options = self._starts + codes[:, self._harming]
+        logs = (theta + shifts)[which[:, None], options]
+        if self._healer is not None:
+            logs = logs + healing[codes[:, self._healer]][:, self._kind_of_knob]
+        return offset + slope * np.log(FLOOR + np.exp(np.minimum(logs, 20.0)).sum(axis=1))
+
+    def _lay_out(self, knobs: Sequence[Coordinate]) -> None:
+        """Give every option a place in theta, and every offset one in the parameter vector."""
+        sizes = [len(knob.choices) for knob in knobs]
+        self._starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(int)
+        kinds = sorted({knob.kind for knob in knobs})
+        self._kinds = len(kinds)
+        self._kind_of_knob = np.array([kinds.index(knob.kind) for knob in knobs], dtype=int)
+        self._one_kind = np.eye(self._kinds)[self._kind_of_knob]
+        options = [(index, knob, option) for index, knob in enumerate(knobs) for option in range(len(knob.choices))]
+        shared = {key: place for place, key in enumerate(dict.fromkeys((k.kind, k.choices[o]) for _, k, o in options))}
+        self._shared_of = np.array([shared[k.kind, k.choices[o]] for _, k, o in options])
+        self._knob_of = np.array([index for index, _, _ in options])
+        self._prior = np.array([-np.inf if o == k.neutral else k.prior[o] for _, k, o in options])
+        self._counts = len(shared), len(knobs), len(options)
+        self._offsets = sum(self._counts)
+
+    def _lay_out_healing(self, levels: int, coordinates: Sequence[Coordinate]) -> None:
+        self._levels = levels
+        self._healing_prior = np.zeros((levels, self._kinds))
+        if self._healer is not None:
+            epochs = [float(choice) for choice in coordinates[self._healer].choices]
+            self._healing_prior -= np.log1p(np.array(epochs) - min(epochs))[:, None]
+            self._healing_free = (np.array(epochs) > min(epochs))[:, None]
+        else:
+            self._healing_free = np.zeros((1, 1), dtype=bool)
+
+    def _unpack(self, scaled: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]:
+        """theta [options], log healing [levels, kinds], slope 1 + a, offset b."""
+        shared, knob, option = np.split(scaled[2 : 2 + self._offsets], np.cumsum(self._counts)[:-1])
+        theta = (
+            self._prior
+            + DEVIATIONS["kind"] * shared[self._shared_of]
+            + DEVIATIONS["knob"] * knob[self._knob_of]
+            + DEVIATIONS["option"] * option
+        )
+        free = scaled[2 + self._offsets :].reshape(self._levels, self._kinds) * self._healing_free
+        healing = self._healing_prior + DEVIATIONS["healing"] * free
+        return theta, healing, 1 + DEVIATIONS["map"] * float(scaled[1]), DEVIATIONS["map"] * float(scaled[0])
+
+    def _total(
+        self, theta: np.ndarray, healing: np.ndarray, codes: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Summed damage [n], each knob's part [n, knobs], the options chosen, and the healing level."""
+        options = self._starts + codes[:, self._harming]
+        levels = codes[:, self._healer] if self._healer is not None else np.zeros(len(codes), dtype=int)
+        parts = np.exp(np.minimum(theta[options] + healing[levels][:, self._kind_of_knob], 20.0))
+        return FLOOR + parts.sum(axis=1), parts, options, levels
+
+    def _values_and_pullback(self, scaled: np.ndarray, codes: np.ndarray):
+        theta, healing, slope, offset = self._unpack(scaled)
+        total, parts, options, levels = self._total(theta, healing, codes)
+        logs = np.log(total)
+
+        def pullback(errors: np.ndarray) -> np.ndarray:
+            flow = (errors * slope / total)[:, None] * parts
+            by_option = np.bincount(options.ravel(), flow.ravel(), minlength=len(theta))
+            by_level = np.zeros((self._levels, self._kinds))
+            np.add.at(by_level, levels, flow @ self._one_kind)
+            shared, knobs, _ = self._counts
+            return np.concatenate([
+                [DEVIATIONS["map"] * errors.sum(), DEVIATIONS["map"] * (errors * logs).sum()],
+                DEVIATIONS["kind"] * np.bincount(self._shared_of, by_option, minlength=shared),
+                DEVIATIONS["knob"] * np.bincount(self._knob_of, by_option, minlength=knobs),
+                DEVIATIONS["option"] * by_option,
+                (DEVIATIONS["healing"] * by_level * self._healing_free).ravel(),
+            ])  # fmt: skip
+
+        return offset + slope * logs, pullback
+
+
+class Residual:
+    """A Gaussian process with an RBF kernel on positions in [0, 1], its hyperparameters the likeliest of a small grid.
+
+    Args:
+        positions: shape [n, knobs].
+        residuals: shape [n], of mean zero.
+        noise: variance of each observation, shape [n].
+        signals: standard deviations to choose from.
+    """
+
+    def __init__(
+        self, positions: np.ndarray, residuals: np.ndarray, noise: np.ndarray, signals: Sequence[float] = SIGNALS
+    ) -> None:
+        self._positions = positions
+        squared = cdist(positions, positions, "sqeuclidean")
+        fits = [
+            self._try(squared, residuals, noise, length * positions.shape[1] ** 0.5, signal)
+            for length in LENGTH_SCALES
+            for signal in signals
+        ]
+        _, self._factor, self._weights, self._length, self._signal = max(fits, key=lambda fit: fit[0])
+
+    def predict(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation at positions [m, knobs], each [m]."""
+        kernel = _rbf(cdist(positions, self._positions, "sqeuclidean"), self._length, self._signal)
+        reduced = solve_triangular(self._factor, kernel.T, lower=True, check_finite=False)
+        variance = self._signal**2 - (reduced**2).sum(axis=0)
+        return kernel @ self._weights, np.sqrt(np.maximum(variance, 1e-10))
+
+    @staticmethod
+    def _try(squared: np.ndarray, residuals: np.ndarray, noise: np.ndarray, length: float, signal: float):
+        kernel = _rbf(squared, length, signal)
+        kernel[np.diag_indices_from(kernel)] += noise
+        factor = cholesky(kernel, lower=True, check_finite=False)
+        weights = cho_solve((factor, True), residuals, check_finite=False)
+        likelihood = -0.5 * residuals @ weights - np.log(np.diag(factor)).sum()
+        return likelihood, factor, weights, length, signal
+
+
+def _rbf(squared: np.ndarray, length: float, signal: float) -> np.ndarray:
+    return signal**2 * np.exp(-0.5 * squared / length**2)

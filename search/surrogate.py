@@ -1,0 +1,172 @@
+"""What the policy sampler believes of policies it has not tried: their damage, and from it every objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from sklearn.isotonic import IsotonicRegression
+
+from .coordinates import Coordinate
+from .cost_model import AdditiveModel
+from .damage_model import FLOOR, NOISE, SIGNALS, Residual, StructuredMean, weights_of
+
+Role = Literal["quality", "measured"] | int
+"""How an objective is known: "quality" follows the damage, "measured" is learned from the choices, and a number is the
+column of what the sampler's `counted` callable counts exactly."""
+
+Counted = Callable[[np.ndarray], np.ndarray]
+"""codes [n, knobs] -> counted figures [n, columns], all positive."""
+
+
+@dataclass(frozen=True)
+class History:
+    """Trials so far, as arrays.
+
+    Attributes:
+        codes: shape [n, knobs].
+        damage: log nats [n]; NaN where it is not known.
+        values: minimised objectives on the scale of `Surrogate.scaled`, shape [n, objectives]; NaN where not known.
+        violations: constraint -> how far beyond it [n]; NaN where it was not judged.
+    """
+
+    codes: np.ndarray
+    damage: np.ndarray
+    values: np.ndarray
+    violations: dict[str, np.ndarray]
+
+
+class Surrogate:
+    """Keep one over a search: its mean is fitted from where it was.
+
+    Args:
+        signs: -1 for each maximised objective, else 1.
+        residual: whether the Gaussian process may explain more than half the noise.
+    """
+
+    def __init__(
+        self,
+        coordinates: Sequence[Coordinate],
+        roles: Sequence[Role],
+        signs: Sequence[int],
+        counted: Counted | None,
+        residual: bool = True,
+    ) -> None:
+        self.coordinates, self.roles, self.signs = coordinates, roles, np.array(signs)
+        self._counted, self._signals = counted, SIGNALS if residual else (NOISE / 2,)
+        self._positions = [knob.positions for knob in coordinates]
+        self.mean = StructuredMean(coordinates)
+
+    def scaled(self, values: np.ndarray) -> np.ndarray:
+        """Objectives [n, objectives] so that less is better: quality as it is, costs as logarithms, in which ratios count alike."""
+        columns = [
+            sign * (column if role == "quality" else np.log(np.maximum(column, 1e-300)))
+            for role, sign, column in zip(self.roles, self.signs, values.T, strict=True)
+        ]
+        return np.stack(columns, axis=1)
+
+    def counted(self, codes: np.ndarray) -> np.ndarray:
+        """Logarithms of what is counted, [n, columns]; no columns where nothing is."""
+        return np.log(self._counted(codes)) if self._counted is not None else np.zeros((len(codes), 0))
+
+    def fit(self, history: History, pending: np.ndarray) -> None:
+        """Learn from finished trials; `pending` codes [any, knobs] are believed to turn out as predicted."""
+        known = ~np.isnan(history.damage)
+        codes, damage = history.codes[known], history.damage[known]
+        self.mean.fit(codes, damage)
+        believed = np.concatenate([codes, pending])
+        residuals = np.concatenate([damage - self.mean.predict(codes), np.zeros(len(pending))])
+        noise = NOISE**2 / np.concatenate([weights_of(damage), np.ones(len(pending))])
+        self._residual = Residual(self.positions(believed), residuals, noise, self._signals)
+        self._explained = 1 - float(np.var(residuals[: len(codes)]) / max(np.var(damage), 1e-12))
+        self._fit_objectives(history, known)
+        self._constraints = {name: self._regression(history.codes, v) for name, v in history.violations.items()}
+
+    @property
+    def explained(self) -> float:
+        """Share of the damage's variance that the structured mean explains."""
+        return self._explained
+
+    def damage(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the damage, each [n]."""
+        mean, deviation = self._residual.predict(self.positions(codes))
+        return self.mean.predict(codes) + mean, deviation
+
+    def log_cost(self, codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Scaled costs of codes, weighted row by row with [n, objectives]; quality's weight is not read."""
+        counted = self.counted(codes)
+        total = np.zeros(len(codes))
+        for index, role in enumerate(self.roles):
+            if role != "quality":
+                total += weights[:, index] * self._mean_cost(index, codes, counted)
+        return total
+
+    def draws(self, codes: np.ndarray, normals: np.ndarray) -> np.ndarray:
+        """Scaled objectives [draws, n, objectives] at standard normals [draws, 1 + objectives]; NaN where a constraint breaks."""
+        mean, deviation = self.damage(codes)
+        damage = mean + deviation * normals[:, :1]
+        counted = self.counted(codes)
+        drawn = np.empty((len(normals), len(codes), len(self.roles)))
+        for index, role in enumerate(self.roles):
+            if role == "quality":
+                drawn[:, :, index] = self._quality[index].predict(damage.ravel()).reshape(damage.shape)
+            else:
+                middle, spread = self._cost(index, codes, counted)
+                drawn[:, :, index] = middle + spread * normals[:, 1 + index : 2 + index]
+        for model in self._constraints.values():
+            if model is not None:
+                middle, spread = model.predict(codes, counted)
+                drawn[(middle + spread * normals[:, -1:]) > 0] = np.nan
+        return drawn
+
+    def positions(self, codes: np.ndarray) -> np.ndarray:
+        """Ordinal positions in [0, 1], shape [n, knobs]."""
+        columns = [table[codes[:, index]] for index, table in enumerate(self._positions)]
+        return np.stack(columns, axis=1)
+
+    def _fit_objectives(self, history: History, known: np.ndarray) -> None:
+        self._quality: dict[int, IsotonicRegression] = {}
+        self._measured: dict[int, AdditiveModel | None] = {}
+        for index, role in enumerate(self.roles):
+            values = history.values[:, index]
+            if role == "quality":
+                both = known & ~np.isnan(values)
+                model = IsotonicRegression(out_of_bounds="clip")
+                self._quality[index] = model.fit(history.damage[both], values[both])
+            elif role == "measured":
+                self._measured[index] = self._regression(history.codes, values)
+
+    def _regression(self, codes: np.ndarray, values: np.ndarray) -> AdditiveModel | None:
+        """A regression on the codes where values [n] are known; None with fewer than two different ones."""
+        known = ~np.isnan(values)
+        if len(np.unique(values[known])) < 2:
+            return None
+        model = AdditiveModel(self.coordinates)
+        model.fit(codes[known], self.counted(codes[known]), values[known])
+        return model
+
+    def _mean_cost(self, index: int, codes: np.ndarray, counted: np.ndarray) -> np.ndarray:
+        role = self.roles[index]
+        if isinstance(role, int):
+            return self.signs[index] * counted[:, role]
+        model = self._measured[index]
+        return model.mean(codes, counted) if model is not None else np.zeros(len(codes))
+
+    def _cost(self, index: int, codes: np.ndarray, counted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        role = self.roles[index]
+        if isinstance(role, int):
+            return self.signs[index] * counted[:, role], np.zeros(len(codes))
+        model = self._measured[index]
+        return model.predict(codes, counted) if model is not None else (np.zeros(len(codes)), np.zeros(len(codes)))
+
+
+def log_damage(nats: float) -> float:
+    """Damage as the surrogate learns it, from the KL divergence in nats."""
+    return float(np.log(max(nats, 0.0) + FLOOR))
+
+
+def damage_of_drop(drop: float) -> float:
+    """Damage guessed from an accuracy drop, where no KL divergence is known."""
+    return float(np.log(3 * max(drop, 0.0) + 0.006))
