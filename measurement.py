@@ -39,6 +39,12 @@ METRICS: dict[str, Metric] = {
             "minimize",
             "mean cross-entropy of the artifact's outputs on the search-validation split",
         ),
+        Metric(
+            "kl",
+            "nats",
+            "minimize",
+            "mean Kullback-Leibler divergence of the artifact's class probabilities from the uncompressed artifact's, search-validation split",
+        ),
         Metric("test_accuracy", "fraction", "maximize", "accuracy on the test split, scored once, at the end"),
         Metric(
             "test_accuracy_drop", "fraction", "minimize", "accuracy_drop on the test split, scored once, at the end"

@@ -85,16 +85,16 @@ def main() -> None:
     problem = problem_of(options.task)
     options.cache.mkdir(parents=True, exist_ok=True)
     evaluator = CheapEvaluator(problem, options.cache / f"{options.task}.jsonl")
-    runs = []
+    runs, figures = [], {}
     for seed in range(options.seeds):
         for arm in options.arms.split(","):
             trials = options.our_trials if arm.startswith("policy") else options.trials
             runs.append(search(problem, evaluator, arm, seed, trials))
             Console(stderr=True).print(f"{arm} seed {seed}: {len(runs[-1].policies)} trials", highlight=False)
-    figures = judged(runs, evaluator)
+        figures = judged(runs, evaluator)
+        if options.json:
+            options.json.write_text(json.dumps({"task": options.task, "space": SPACE, **figures}, indent=1))
     show(figures, options)
-    if options.json:
-        options.json.write_text(json.dumps({"task": options.task, "space": SPACE, **figures}, indent=1))
     if options.figure:
         curves(figures, options.task).write_html(options.figure, include_plotlyjs="cdn")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from ..compression.batches import loader
@@ -33,9 +34,9 @@ def score(artifact: Artifact, data: MapDataset, context: Context) -> Scores:
 
 
 class Accuracy:
-    """The workload's metric on the search-validation split, how far it fell, and cross-entropy unless the workload has its own loss."""
+    """The workload's metric on the search-validation split, how far it fell; cross-entropy and KL unless the workload has its own loss."""
 
-    metrics = ("accuracy", "accuracy_drop", "cross_entropy")
+    metrics = ("accuracy", "accuracy_drop", "cross_entropy", "kl")
     needs_artifact = True
 
     def evaluate(self, subject: Subject, context: Context) -> list[Measurement]:
@@ -45,7 +46,7 @@ class Accuracy:
         reference = context.reference.validation if context.reference else None
         measured = accuracy_measurements(scores, reference or scores)
         if context.workload.loss is None:
-            measured.append(cross_entropy(scores))
+            measured += [cross_entropy(scores), kl_divergence(scores, reference or scores)]
         return measured
 
 
@@ -63,6 +64,17 @@ def accuracy_measurements(scores: Scores, reference: Scores, prefix: str = "") -
 def cross_entropy(scores: Scores) -> Measurement:
     """Mean cross-entropy of logits [n, classes] against class indices [n], with the normal interval of the mean."""
     losses = functional.cross_entropy(scores.outputs, scores.targets, reduction="none").double()
-    mean, n = float(losses.mean()), len(losses)
-    half = 1.959964 * float(losses.std()) / n**0.5 if n > 1 else 0.0
-    return Measurement("cross_entropy", mean, mean - half, mean + half, METRICS["cross_entropy"].unit, n, "normal")
+    return _mean("cross_entropy", losses)
+
+
+def kl_divergence(scores: Scores, reference: Scores) -> Measurement:
+    """Mean KL(reference || scores) of the class probabilities of logits [n, classes] on the same samples, in nats."""
+    expected, found = (logits.double().log_softmax(1) for logits in (reference.outputs, scores.outputs))
+    return _mean("kl", functional.kl_div(found, expected, reduction="none", log_target=True).sum(1).clamp_min(0))
+
+
+def _mean(name: str, values: Tensor) -> Measurement:
+    """The mean of values [n] with its normal 95 % interval."""
+    mean, n = float(values.mean()), len(values)
+    half = 1.959964 * float(values.std()) / n**0.5 if n > 1 else 0.0
+    return Measurement(name, mean, mean - half, mean + half, METRICS[name].unit, n, "normal")

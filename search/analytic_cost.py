@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from ..spaces.channel_groups import ChannelGroup, remove_channels
@@ -21,10 +20,11 @@ COUNTED = ("flops", "bops", "parameters", "packed_bytes")
 
 @dataclass(frozen=True)
 class Shares:
-    """Which part of each layer's outputs and inputs a channel group owns, each of shape [layers, groups]."""
+    """Which part a channel group owns: of each layer's outputs and inputs, shape [layers, groups]; of all other parameters, [groups]."""
 
     outputs: np.ndarray
     inputs: np.ndarray
+    others: np.ndarray
 
 
 def channel_shares(model: nn.Module, example_input: Tensor, layers: Sequence[Layer], groups: Sequence[ChannelGroup]) -> Shares:  # fmt: skip
@@ -35,6 +35,7 @@ def channel_shares(model: nn.Module, example_input: Tensor, layers: Sequence[Lay
     """
     outputs, inputs = np.zeros((2, len(layers), len(groups)))
     full = [_weight(model, layer.name).shape for layer in layers]
+    others, every = np.zeros(len(groups)), _other_parameters(model, layers)
     for column, group in enumerate(groups):
         kept = group.kept(0.5)
         pruned = copy.deepcopy(model).eval()
@@ -44,14 +45,15 @@ def channel_shares(model: nn.Module, example_input: Tensor, layers: Sequence[Lay
             after = _weight(pruned, layer.name).shape
             outputs[row, column] = (1 - after[0] / before[0]) / removed
             inputs[row, column] = (1 - after[1] / before[1]) / removed
-    return Shares(outputs, inputs)
+        others[column] = (1 - _other_parameters(pruned, layers) / max(1, every)) / removed
+    return Shares(outputs, inputs, others)
 
 
 class AnalyticCost:
     """Costs of a space's points from their codes.
 
-    BOPs are exact. What lies outside the layers (batch-norm, biases, additions) is scaled with the mean fraction of
-    channels kept, which leaves FLOPs, parameters and packed bytes off by about a percent; trials store what is counted.
+    BOPs, parameters and packed bytes are exact where every other parameter (batch-norm's, biases) has one channel
+    dimension; FLOPs outside the layers are scaled like those parameters. Trials store what is counted of the built model.
 
     Args:
         layers: all of the model's, those kept back too.
@@ -63,9 +65,8 @@ class AnalyticCost:
         self._shares = channel_shares(model, example_input, layers, space.groups)
         self._macs = np.array([layer.macs for layer in layers], dtype=float)
         self._weights = np.array([layer.weights for layer in layers], dtype=float)
-        total = sum(parameter.numel() for parameter in model.parameters())
         self._other_macs = macs_by_module(copy.deepcopy(model), example_input)[""] - self._macs.sum()
-        self._other_weights = total - self._weights.sum()
+        self._other_weights = _other_parameters(model, layers)
         self._read_knobs()
 
     def __call__(self, codes: np.ndarray) -> np.ndarray:
@@ -74,7 +75,7 @@ class AnalyticCost:
         outputs = 1 - (1 - kept) @ self._shares.outputs.T
         fraction = outputs * (1 - (1 - kept) @ self._shares.inputs.T)
         weight_bits, activation_bits = (self._bits(kind, codes) for kind in ("weight_bits", "activation_bits"))
-        macs, weights, rest = self._macs * fraction, self._weights * fraction, outputs.mean(axis=1)
+        macs, weights, rest = self._macs * fraction, self._weights * fraction, 1 - (1 - kept) @ self._shares.others
         others = self._other_weights * rest
         return np.stack([
             macs.sum(axis=1) + self._other_macs * rest,
@@ -135,6 +136,11 @@ class AnalyticCost:
         return np.stack([table[none if knob is None else codes[:, knob]] for knob, table in self._bit_knobs[kind]], 1)
 
 
-@torch.no_grad()
+def _other_parameters(model: nn.Module, layers: Sequence[Layer]) -> int:
+    """Parameters that are no layer's weight."""
+    weights = sum(_weight(model, layer.name).numel() for layer in layers)
+    return sum(parameter.numel() for parameter in model.parameters()) - weights
+
+
 def _weight(model: nn.Module, name: str) -> Tensor:
     return model.get_submodule(name).weight  # type: ignore[return-value]

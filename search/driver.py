@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from optuna.samplers import BaseSampler
+
 from ..errors import StoreError, WorkloadError
 from ..evaluators.evaluator import Reference, Subject
 from ..hardware_profiles.bench import bench_cores, worker_cores
@@ -26,6 +28,7 @@ from ..workloads.load import workload_fingerprint
 from .baseline import lower_reference, measure_reference, with_scores
 from .optuna_study import OptunaStudy
 from .problem import Problem
+from .sampler_of_study import make_sampler
 from .worker import Stage, WorkerSetup, keep
 
 MAX_ANCHORS = 12
@@ -74,7 +77,7 @@ class Search:
         self._listener = listener
         self._open_study()
         self.reference = self._reference()
-        self._optuna = OptunaStudy(self.spec, problem.space, store)
+        self._optuna = OptunaStudy(self.spec, problem.space, store, self._sampler)
         self._running: dict[int, _Running] = {}
         self._load_trials()
         self._started = time.monotonic()
@@ -257,6 +260,11 @@ class Search:
         values = {name: measurement.value for name, measurement in baseline.items()}
         self._reference_point = reference_point(values, self.objectives, self.spec.constraints)
         return with_scores(context, artifact, values["latency_ms"])
+
+    def _sampler(self, trials_so_far: int) -> BaseSampler:
+        baseline = self.store.get_study(self.spec.study).baseline
+        values = {name: measurement.value for name, measurement in baseline.items()}
+        return make_sampler(self.problem, values, trials_so_far)
 
     def _load_trials(self) -> None:
         """Take up what earlier runs left: finished trials, and orphans to try again."""

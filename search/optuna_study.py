@@ -5,14 +5,13 @@ Optuna's tables and slimfront's lie in the same database; trial numbers are the 
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy import event
@@ -32,9 +31,12 @@ class OptunaStudy:
     """Ask and tell over one Optuna study.
 
     Ownership: one driver at a time; nothing here is safe to share between threads.
+
+    Args:
+        sampler: makes the sampler, given how many trials the study has.
     """
 
-    def __init__(self, spec: StudySpec, space: Space, store: Store) -> None:
+    def __init__(self, spec: StudySpec, space: Space, store: Store, sampler: Callable[[int], BaseSampler]) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._space = space
         self._storage = open_storage(store)
@@ -47,7 +49,7 @@ class OptunaStudy:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)  # metric names are what the dashboard shows
             self._study.set_metric_names([f"{name} [{METRICS[name].unit}]" for name in spec.objectives])
-        self._study.sampler = make_sampler(spec, trials_so_far=len(self._study.get_trials(deepcopy=False)))
+        self._study.sampler = sampler(len(self._study.get_trials(deepcopy=False)))
         self._asked: dict[int, optuna.Trial] = {}
 
     def ask(self) -> tuple[int, dict[str, Choice], dict[str, Any]]:
@@ -111,17 +113,6 @@ def open_storage(store: Store) -> RDBStorage:
         event.listen(storage.engine, "connect", _fast_sqlite)
         storage.engine.dispose()  # connections opened before the listener
     return storage
-
-
-def make_sampler(spec: StudySpec, trials_so_far: int) -> BaseSampler:
-    """The study's sampler. Its seed depends on how far the study is: the same one would propose the same trials again."""
-    digest = hashlib.sha256(f"{spec.seed}/{trials_so_far}".encode()).digest()
-    seed = int.from_bytes(digest[:4], "big")
-    if spec.sampler == "nsgaii":
-        return NSGAIISampler(seed=seed, population_size=20)
-    if spec.sampler == "random":
-        return RandomSampler(seed=seed)
-    return TPESampler(seed=seed, multivariate=True, constant_liar=spec.workers > 1, n_startup_trials=10)
 
 
 def _is_sqlite(url: str) -> bool:

@@ -52,7 +52,7 @@ class PolicySampler(BaseSampler):
     assumptions do not hold it warns, notes why as the study attribute `FALLBACK`, and leaves proposing to TPE.
 
     Args:
-        roles: one per objective; at least one is "quality".
+        roles: one per objective; without a "quality" among them TPE proposes.
         coordinates: the knobs; None reads them from the study's trials.
         neutral: parameter -> choice that does no damage, where knobs are read from trials.
         counted: codes [n, knobs] -> what roles count; None where no role is a number.
@@ -76,8 +76,6 @@ class PolicySampler(BaseSampler):
         residual: bool = True,
         seed: int | None = None,
     ) -> None:
-        if "quality" not in roles:
-            raise ValueError("one objective at least must have the role 'quality'")
         if any(isinstance(role, int) for role in roles) and (counted is None or coordinates is None):
             raise ValueError("a counted role needs `counted` and the `coordinates` it reads")
         self._roles, self._neutral, self._counted = tuple(roles), dict(neutral or {}), counted
@@ -109,7 +107,7 @@ class PolicySampler(BaseSampler):
     ) -> dict[str, Any]:
         if self._gave_up:
             return self._tpe.sample_relative(study, trial, search_space)
-        if not search_space:
+        if not search_space or "fixed_params" in trial.system_attrs:  # enqueued: what is proposed would not be read
             return {}
         with self._threads.limit(limits=1):
             return self._propose(study, search_space)
@@ -238,6 +236,8 @@ class PolicySampler(BaseSampler):
         """Which assumption the study breaks, None where it breaks none."""
         if len(study.directions) != len(self._roles) or len(self._roles) not in DRAWS:
             return f"{len(study.directions)} objectives for {len(self._roles)} roles; it takes 2 to 4"
+        if "quality" not in self._roles:
+            return "no objective follows the damage"
         for name, distribution in _distributions(study).items():
             if not _is_discrete(distribution):
                 return f"parameter {name} is not discrete, or has more than {MOST_CHOICES} choices"

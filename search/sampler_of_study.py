@@ -2,10 +2,80 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping, Sequence
+
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+
+from ..measurement import METRICS
 from ..spaces.space import NEUTRAL, Space
+from ..studies.constraint import Constraint
+from ..studies.front import Objective, reference_point
+from .analytic_cost import COUNTED, AnalyticCost
 from .coordinates import Coordinate, coordinate
+from .policy_sampler import PolicySampler
+from .problem import Problem
+from .surrogate import Role
+
+QUALITY = ("accuracy", "accuracy_drop", "cross_entropy", "kl")
+"""Metrics that follow the damage."""
+
+WIDEST_DROP = 0.1
+"""An accuracy this far below the baseline's is worth nothing, where no constraint says otherwise."""
+
+
+def make_sampler(problem: Problem, baseline: Mapping[str, float], trials_so_far: int) -> BaseSampler:
+    """The study's sampler. Its seed depends on how far the study is: the same one would propose the same trials again.
+
+    Args:
+        baseline: metric -> value of the uncompressed model.
+    """
+    spec = problem.spec
+    digest = hashlib.sha256(f"{spec.seed}/{trials_so_far}".encode()).digest()
+    seed = int.from_bytes(digest[:4], "big")
+    if spec.sampler == "nsgaii":
+        return NSGAIISampler(seed=seed, population_size=20)
+    if spec.sampler == "random":
+        return RandomSampler(seed=seed)
+    if spec.sampler == "tpe":
+        return TPESampler(seed=seed, multivariate=True, constant_liar=spec.workers > 1, n_startup_trials=10)
+    workload, space = problem.context.workload, problem.space
+    cost = AnalyticCost(space, problem.layers, workload.model, workload.example_input)
+    return PolicySampler(
+        [role_of(name) for name in spec.objectives],
+        coordinates=space_coordinates(space),
+        counted=cost,
+        keys=cost.keys,
+        reference=worst_corner(baseline, spec.objectives, spec.constraints),
+        implied=frozenset(str(c) for c in spec.constraints if c.metric in spec.objectives),
+        seed=seed,
+    )
 
 
 def space_coordinates(space: Space) -> list[Coordinate]:
     """The knobs of a space as the policy sampler sees them, in their order."""
     return [coordinate(knob.name, knob.kind, knob.choices, NEUTRAL[knob.kind]) for knob in space.knobs]
+
+
+def role_of(metric: str) -> Role:
+    """How the policy sampler knows a metric."""
+    if metric in QUALITY:
+        return "quality"
+    return COUNTED.index(metric) if metric in COUNTED else "measured"
+
+
+def worst_corner(
+    baseline: Mapping[str, float], objectives: Sequence[str], constraints: Sequence[Constraint]
+) -> list[float]:
+    """What improvement is counted from: the study's reference point, tightened to what constraints on objectives allow.
+
+    A maximised metric, whose reference is 0, starts near the baseline's instead.
+    """
+    corner = list(reference_point(baseline, [Objective.of(name) for name in objectives], constraints))
+    for index, name in enumerate(objectives):
+        if METRICS[name].direction == "maximize":
+            corner[index] = baseline[name] - WIDEST_DROP if name == "accuracy" else baseline[name] / 1.1
+        for constraint in constraints:
+            if constraint.metric == name and constraint.violation(corner[index]) > 0:
+                corner[index] = constraint.bound
+    return corner

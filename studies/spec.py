@@ -173,7 +173,7 @@ class StudySpec(_Part):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     workers: Annotated[int, Field(ge=0)] = 0
     budget: BudgetSpec
-    sampler: Literal["tpe", "nsgaii", "random"] = "tpe"
+    sampler: Literal["policy", "tpe", "nsgaii", "random"] = "policy"
     space: SpaceSpec
     recovery: RecoverySpec = RecoverySpec()
 

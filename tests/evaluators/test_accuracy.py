@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from slimfront.evaluators.accuracy import Accuracy, accuracy_measurements, cross_entropy, score
+from slimfront.evaluators.accuracy import Accuracy, accuracy_measurements, cross_entropy, kl_divergence, score
 from slimfront.evaluators.scores import Scores
 from slimfront.spaces.policy import LayerPolicy, Policy
 from torch.nn import functional
@@ -91,3 +91,16 @@ def test_cross_entropy_by_hand():
 def test_cross_entropy_of_one_sample_has_no_spread():
     measured = cross_entropy(Scores(torch.tensor([[0.0, 0.0]]), torch.tensor([1]), "top1"))
     assert measured.low == measured.value == measured.high == pytest.approx(math.log(2))
+
+
+def test_kl_divergence_by_hand():
+    # Uniform against (3/4, 1/4): half of ln(2/3) and half of ln 2; equal outputs up to a shift: none.
+    reference = Scores(torch.tensor([[0.0, 0.0], [1.0, 2.0]]), torch.tensor([0, 1]), "top1")
+    found = Scores(torch.tensor([[math.log(3), 0.0], [3.0, 4.0]]), torch.tensor([0, 1]), "top1")
+    first = (math.log(2 / 3) + math.log(2)) / 2
+    measured = kl_divergence(found, reference)
+    half = 1.959964 * first / math.sqrt(2) / math.sqrt(2)
+    assert (measured.value, measured.low, measured.high) == pytest.approx(
+        (first / 2, first / 2 - half, first / 2 + half), rel=1e-5
+    )
+    assert kl_divergence(reference, reference).value == 0

@@ -107,7 +107,7 @@ def test_policies_are_never_tried_twice(tiny_spec: Spec, store: Store, tmp_path:
     assert search.is_over
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsgaii", "random"])
+@pytest.mark.parametrize("sampler", ["policy", "tpe", "nsgaii", "random"])
 def test_every_sampler_tries_the_anchors_first(sampler: str, tiny_spec: Spec, store: Store, tmp_path: Path) -> None:
     problem = prepare(tiny_spec(sampler=sampler))
     search = Search(problem, store, tmp_path / "artifacts")

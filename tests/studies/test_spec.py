@@ -183,7 +183,12 @@ BAD = {
     "budget that is a number": ("{trials: 40}", "40", "budget", "must be a mapping of keys, not 40"),
     "time that is up": ("trials: 40", "timeout_s: 0", "budget.timeout_s", "must be > 0, not 0"),
     "endless time": ("trials: 40", "timeout_s: .inf", "budget.timeout_s", "must be a finite number, not inf"),
-    "unknown sampler": ("study: small", "study: small\nsampler: cma", "sampler", "'cma' is not one of 'tpe', 'nsgaii'"),
+    "unknown sampler": (
+        "study: small",
+        "study: small\nsampler: cma",
+        "sampler",
+        "'cma' is not one of 'policy', 'tpe', 'nsgaii'",
+    ),
     "unknown granularity": ("{weight", "{granularity: net, weight", "space.granularity", "'net' is not one of 'layer'"),
     "impossible bits": ("[4, 32]", "[4, 7]", "space.weight_bits.1", "7 is not one of 2, 3, 4, 5, 6, 8, 16, 32"),
     "impossible activations": (

@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+from slimfront.compression.prune import pruned_copy
+from slimfront.evaluators.complexity import Complexity
+from slimfront.evaluators.evaluator import Subject
+from slimfront.search.analytic_cost import COUNTED, AnalyticCost
+from slimfront.search.coordinates import decode
+from slimfront.search.problem import prepare
+from slimfront.search.sampler_of_study import space_coordinates, worst_corner
+from slimfront.spaces.candidate import Candidate
+from slimfront.studies.constraint import Constraint
+
+SPACE = {
+    "granularity": "layer",
+    "weight_bits": [4, 8, 32],
+    "activation_bits": [8, 32],
+    "channel_sparsity": [0, 0.5],
+    "width": [1.0, 0.5],
+    "keep": ["fc"],
+}
+
+
+@pytest.fixture
+def problem(tiny_spec):
+    return prepare(tiny_spec(space=SPACE))
+
+
+@pytest.fixture
+def cost(problem):
+    workload = problem.context.workload
+    return AnalyticCost(problem.space, problem.layers, workload.model, workload.example_input)
+
+
+def test_what_is_counted_at_once_is_what_complexity_counts_of_the_built_model(problem, cost):
+    coordinates = space_coordinates(problem.space)
+    sizes = [len(knob.choices) for knob in coordinates]
+    codes = np.random.default_rng(0).integers(sizes, size=(12, len(sizes)))
+    workload = problem.context.workload
+    for row, found in zip(codes, cost(codes), strict=True):
+        policy = problem.space.policy(decode(coordinates, row))
+        model = pruned_copy(workload.model, workload.example_input, policy, problem.groups)
+        counted = Complexity().evaluate(Subject(Candidate(policy, model)), problem.context)
+        exact = {measurement.name: measurement.value for measurement in counted}
+        for index, name in enumerate(COUNTED):
+            assert found[index] == pytest.approx(exact[name], rel=0.05 if name == "flops" else 1e-9, abs=1), name
+
+
+def test_points_that_are_one_model_have_one_key(problem, cost):
+    coordinates = space_coordinates(problem.space)
+    names = [knob.name for knob in coordinates]
+    codes = np.zeros((3, len(names)), dtype=int)
+    channels = [index for index, knob in enumerate(coordinates) if knob.kind == "channels"]
+    codes[0, channels] = 1  # 16 channels at full width, half of them removed
+    codes[1, names.index("00.student.width") if "00.student.width" in names else 0] = 1  # half the width
+    codes[2, 1] = codes[2, -1] = 1
+    first, second, third = cost.keys(codes)
+    assert first == second != third
+
+
+def test_the_worst_corner_is_tightened_by_constraints_on_objectives():
+    baseline = {"accuracy": 0.9, "speedup": 1.1, "latency_ms": 2.0, "accuracy_drop": 0.0}
+    corner = worst_corner(baseline, ["accuracy", "speedup", "latency_ms"], [])
+    assert corner == pytest.approx([0.8, 1.0, 2.2])
+    bounds = [Constraint("latency_ms", "<=", 1.5), Constraint("speedup", ">=", 0.5), Constraint("flops", "<=", 9)]
+    assert worst_corner(baseline, ["accuracy", "speedup", "latency_ms"], bounds) == pytest.approx([0.8, 1.0, 1.5])
