@@ -12,7 +12,7 @@ MOST_CELLS = 6_000_000
 
 def normal_draws(count: int, dimensions: int, seed: int) -> np.ndarray:
     """Standard normal draws [count, dimensions], quasi-random, the same for all candidates; a power of two is best."""
-    uniform = qmc.Sobol(dimensions, seed=seed).random(count)
+    uniform = qmc.Sobol(dimensions, seed=seed).random(count)  # type: ignore[call-arg]  # called rng from SciPy 1.15 on
     return norm.ppf(np.clip(uniform, 1e-6, 1 - 1e-6))
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
-from ..spaces.channel_groups import ChannelGroup, remove_channels
+from ..compression.channels import remove_channels
+from ..spaces.channel_groups import ChannelGroup
 from ..spaces.layers import Layer, macs_by_module
 from ..spaces.policy import FULL_PRECISION
 from ..spaces.space import Space

@@ -34,7 +34,7 @@ def descend(start: np.ndarray, sizes: np.ndarray, score: Callable[[np.ndarray, n
     for _ in range(SWEEPS):
         for knob in generator.permutation(len(sizes)):
             options = np.repeat(codes[:, None], sizes[knob], axis=1)
-            options[:, :, knob] = np.arange(sizes[knob])
+            options[:, :, knob] = np.arange(int(sizes[knob]))
             scores = score(options.reshape(-1, len(sizes)), np.repeat(chains, sizes[knob]))
             codes[:, knob] = scores.reshape(len(codes), -1).argmin(axis=1)
         visited.append(codes.copy())
