@@ -190,6 +190,40 @@ def verify(
 
 
 @app.command()
+def profile(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="A target card: a shipped one's name, or a file.")],
+    show: Annotated[bool, typer.Option("--show", help="Show what is known of the target; measure nothing.")] = False,
+    out_file: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE.yaml", help="Write the measured card to this file too.")
+    ] = None,
+    storage: Storage = DEFAULT_STORAGE,
+) -> None:
+    """Measure this machine as a target runs it: arithmetic per precision, memory, dispatch, well-known models.
+
+    Takes less than a minute. The card is kept in the database; studies use it by the file that --out writes.
+    """
+    from .studies.profiles import measure_target, target_report
+
+    if show:
+        out.print(target_report(target, storage))
+        return
+    measured = measure_target(target, storage, err)
+    if out_file is not None:
+        from .hardware_profiles.target import card_text
+
+        _write(out_file, card_text(measured))
+    out.print(target_report(target, storage))
+
+
+@app.command()
+def profiles(storage: Storage = DEFAULT_STORAGE) -> None:
+    """List the targets: shipped templates, and what was measured of them."""
+    from .studies.profiles import profiles_table
+
+    out.print(profiles_table(storage))
+
+
+@app.command()
 def dashboard(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Study to open; all are served.")] = None,
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8080,

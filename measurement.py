@@ -70,6 +70,15 @@ METRICS: dict[str, Metric] = {
         ),
         Metric("latency_p90_ms", "ms", "minimize", "90th percentile of the same runs"),
         Metric("latency_p99_ms", "ms", "minimize", "99th percentile of the same runs"),
+        Metric(
+            "peak_memory_bytes",
+            "bytes",
+            "minimize",
+            "resident memory that loading and running the artifact needs at its peak, beyond its library",
+        ),
+        Metric(
+            "energy_j", "J", "minimize", "energy of one batch by the machine's counters (RAPL, NVML), all they cover"
+        ),
         Metric("throughput", "samples/s", "maximize", "batch x streams / latency_ms"),
         Metric(
             "speedup",

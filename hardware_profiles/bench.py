@@ -25,8 +25,10 @@ from loky import ProcessPoolExecutor
 from loky.process_executor import TerminatedWorkerError
 
 from ..errors import EvaluationError
-from .paired_timing import PairedTiming, fastest_blocks, median_interval, paired_timing
-from .runtime import Session
+from .energy import EnergyMeter, energy_meter
+from .paired_timing import PairedTiming, fastest_blocks, median_interval, paired_timing, warm_up
+from .peak_memory import peak_growth
+from .runtime import Session, get_runtime
 from .streams import load_streams
 from .target import Target
 
@@ -83,6 +85,30 @@ class Bench:
     def time_reference(self, seconds: float = 1.0) -> tuple[float, float, float, int]:
         """Median, 95 % interval and number of blocks of the reference's latency in milliseconds, one batch."""
         return self._call(_time_reference, seconds)
+
+    def peak_memory(self, candidate: Path) -> int:
+        """Bytes that loading and running `candidate` needs at its peak, in a fresh process on the bench's cores.
+
+        Raises:
+            EvaluationError: this system does not tell, or the runtime crashed.
+            LoweringError: the runtime refuses the artifact.
+        """
+        target_json, _, inputs, cores, _ = self._setup
+        fresh = ProcessPoolExecutor(max_workers=1, timeout=None)  # nothing was freed there that could be used again
+        try:
+            return fresh.submit(_peak_memory, target_json, str(candidate), inputs, cores).result()
+        except (BrokenProcessPool, TerminatedWorkerError) as error:
+            raise EvaluationError("the runtime crashed while its memory was being measured") from error
+        finally:
+            fresh.shutdown(wait=True, kill_workers=True)
+
+    def energy(self, candidate: Path, seconds: float, repeats: int) -> tuple[str, list[float]]:
+        """Which counter was read, and joules of one batch in each of `repeats` stretches of `seconds`.
+
+        Raises:
+            EvaluationError: this machine has no counter that may be read, or the runtime crashed.
+        """
+        return self._call(_energy, str(candidate), seconds, repeats)
 
     def pid(self) -> int:
         """Id of the bench's process."""
@@ -155,6 +181,35 @@ def _time_reference(seconds: float) -> tuple[float, float, float, int]:
         samples = fastest_blocks(_runner(_state.reference), seconds)
     low, high = median_interval(samples)
     return statistics.median(samples) * 1e3, low * 1e3, high * 1e3, len(samples)
+
+
+def _peak_memory(target_json: str, candidate: str, inputs: np.ndarray, cores: list[int]) -> int:
+    os.sched_setaffinity(0, cores)
+    target = Target.model_validate_json(target_json)
+    get_runtime(target.runtime)  # its library is loaded before the memory is
+
+    def load_and_run() -> None:
+        load_streams(Path(candidate), target).run(inputs)
+
+    with _alone():
+        return peak_growth(load_and_run)
+
+
+def _energy(candidate: str, seconds: float, repeats: int) -> tuple[str, list[float]]:
+    meter = energy_meter(_state.target.runtime)
+    with _alone():
+        run = _runner(load_streams(Path(candidate), _state.target))
+        warm_up(run, seconds)
+        return meter.name, [_joules_of_a_run(run, seconds, meter) for _ in range(repeats)]
+
+
+def _joules_of_a_run(run: Callable[[], object], seconds: float, meter: EnergyMeter) -> float:
+    deadline = time.perf_counter() + seconds
+    before, runs = meter.joules(), 0
+    while runs == 0 or time.perf_counter() < deadline:
+        run()
+        runs += 1
+    return (meter.joules() - before) / runs
 
 
 def _runner(session: Session) -> Callable[[], object]:

@@ -9,7 +9,9 @@ from typing import Any
 
 import psutil
 
+from ..errors import TargetError
 from .runtime import Runtime
+from .target import Target
 
 PACKAGES = ("slimfront", "torch", "torchvision", "torchao", "torch-pruning", "fvcore", "onnx", "optuna", "ray")
 GOVERNOR = "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
@@ -46,6 +48,19 @@ def versions(runtime: Runtime) -> dict[str, str]:
     """Versions of Python, slimfront, what it measures with and the target's runtime."""
     packages = {name: version(name) for name in PACKAGES}
     return {"python": platform.python_version(), **packages, runtime.name: runtime.version()}
+
+
+def require_fit(target: Target, runtime: Runtime) -> None:
+    """See that a measured card was measured on a machine like this one; a template fits everywhere.
+
+    Raises:
+        TargetError: it was not; the message names what differs.
+    """
+    misfit = target.measured and target.measured.misfit(machine(), runtime.name, runtime.version())
+    if misfit:
+        raise TargetError(
+            f"target {target.name} was measured on another machine: {misfit}; profile this one with `slimfront profile`"
+        )
 
 
 def _cpu() -> tuple[str, set[str]]:

@@ -23,17 +23,20 @@ BLOCK_SECONDS = 0.01
 MIN_PAIRS = 12
 """Fewer say too little of their own spread; a budget that does not allow them ends in a figure flagged as noisy."""
 
+PAIRS_BETWEEN_LOOKS = 24
+"""Pairs before the interval is looked at, and between looks; every look costs its honesty a little."""
+
 MAX_PAIRS = 1000
 CALM_SHARE = 1 / 3
 """Share of the pairs that the speed-up is read from."""
 
-RELATIVE_HALF_WIDTH = 0.01
+RELATIVE_HALF_WIDTH = 0.015
 """Pairs are added until the 95 % interval of the speed-up is within this much of it on either side."""
 
 WARM_UP_SHARE = 0.2
 """Share of the time budget that warming up one of the two may take."""
 
-LOADING_SPREAD = 0.003
+LOADING_SPREAD = 0.006
 """Relative standard deviation between loads of one artifact on a quiet machine, which no number of pairs brings down;
 `benchmarks/latency_truth.py` shows whether intervals with it hold what they promise."""
 
@@ -102,8 +105,7 @@ def paired_timing(candidate: Run, reference: Run, seconds: float, calm_reference
             pair = {which: _block(runs[which], counts[which]) for which in order}
             blocks.append((pair[0], pair[1]))
         over = time.perf_counter() >= deadline or len(blocks) >= MAX_PAIRS
-        # Every look costs the honesty of the interval a little.
-        if over or (len(blocks) >= MIN_PAIRS and len(blocks) % (MIN_PAIRS // 2) == 0):
+        if over or len(blocks) % PAIRS_BETWEEN_LOOKS == 0:
             timing = _summarise(blocks, calm_reference_s)
             if over or not timing.noisy:
                 return timing

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ..errors import TargetError
 from ..spaces.policy import ACTIVATION_BITS, FULL_PRECISION, WEIGHT_BITS
+from .device_card import DeviceCard
 
 CARDS = resources.files(__package__ or "slimfront.hardware_profiles") / "cards"
 
@@ -26,6 +27,7 @@ class Target(BaseModel):
         batch: samples per inference and stream; latency is that of all streams' batches.
         weight_bits, activation_bits: what policies may ask for here.
         note: for people.
+        measured: what `slimfront profile` found; None in a template.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -38,6 +40,7 @@ class Target(BaseModel):
     weight_bits: Annotated[list[int], Field(min_length=1)]
     activation_bits: Annotated[list[int], Field(min_length=1)]
     note: str = ""
+    measured: DeviceCard | None = None
 
     @model_validator(mode="after")
     def _check_streams(self) -> Target:
@@ -74,6 +77,12 @@ def load_target(reference: str, base: Path | None = None) -> Target:
     if not path.is_file():
         raise TargetError(f"target {reference!r} is neither a shipped card ({', '.join(shipped_targets())}) nor a file")
     return _parse(path.read_bytes(), str(path))
+
+
+def card_text(target: Target) -> str:
+    """The target as a card file that `load_target` reads."""
+    document = target.model_dump(mode="json", exclude_none=True)
+    return yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=120)
 
 
 def _parse(content: bytes, file: str) -> Target:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from ..evaluators.accuracy import Accuracy, score
 from ..evaluators.complexity import Complexity
 from ..evaluators.evaluator import Context, Reference, Subject
 from ..evaluators.latency import latency_measurements, throughput
+from ..evaluators.on_request import requested
 from ..evaluators.size import ArtifactSize
 from ..hardware_profiles.bench import Bench
 from ..hardware_profiles.runtime import Artifact
@@ -26,10 +28,15 @@ def lower_reference(context: Context, folder: Path) -> Artifact:
     return context.runtime.lower(candidate, context.workload.example_input, context.target, folder / "model.onnx")
 
 
-def measure_reference(context: Context, artifact: Artifact, bench: Bench) -> list[Measurement]:
+def measure_reference(
+    context: Context, artifact: Artifact, bench: Bench, metrics: Iterable[str] = ()
+) -> list[Measurement]:
     """Everything measured of the uncompressed model, on the machine before any worker starts.
 
     Its speed-up is measured too, against itself: an interval that leaves 1 out says the machine is not fit to measure on.
+
+    Args:
+        metrics: that the study names; some are measured only then.
     """
     subject = Subject(Candidate(Policy(), context.workload.model.eval()), artifact)
     latency_ms, low, high, blocks = bench.time_reference(QUIET_SECONDS)
@@ -45,6 +52,7 @@ def measure_reference(context: Context, artifact: Artifact, bench: Bench) -> lis
         latency,
         throughput(latency, context.target),
         *percentiles,
+        *(m for evaluator in requested(metrics) for m in evaluator.evaluate(subject, replace(context, bench=bench))),
     ]
 
 

@@ -187,6 +187,7 @@ class Search:
             cores=cores,
             threads=max(1, len(cores) // workers) if workers else self.problem.context.threads,
             bench_cores=bench_cores(target.threads),
+            metrics=self.spec.metrics,
         )
 
     # What reports ask
@@ -248,7 +249,7 @@ class Search:
         if not baseline:
             try:
                 with self.problem.bench(artifact) as bench:
-                    measurements = measure_reference(context, artifact, bench)
+                    measurements = measure_reference(context, artifact, bench, self.spec.metrics)
             except (
                 Exception
             ) as error:  # the workload's metric or loss may raise anything; no candidate could be compared

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import torch
 
 from ..compression.batches import example_batch
-from ..errors import StudyFileError, TargetError, WorkloadError
+from ..errors import EvaluationError, StudyFileError, TargetError, WorkloadError
 from ..evaluators.evaluator import Context
+from ..evaluators.on_request import require_available
 from ..hardware_profiles.bench import Bench, bench_cores, worker_cores
+from ..hardware_profiles.fingerprint import require_fit
 from ..hardware_profiles.runtime import Artifact, get_runtime
 from ..hardware_profiles.target import Target, load_target
 from ..spaces.channel_groups import ChannelGroup, find_channel_groups
@@ -60,7 +62,9 @@ def prepare(spec: StudySpec) -> Problem:
     with _naming(spec, "target"):
         target = load_target(spec.target, spec.base_folder)
         runtime = get_runtime(target.runtime)
+        require_fit(target, runtime)
     _check_bits(spec, target)
+    _check_metrics(spec, target)
     threads = len(worker_cores(0))
     torch.set_num_threads(threads)
     with _naming(spec, "workload"):
@@ -86,6 +90,15 @@ def _naming(spec: StudySpec, key: str) -> Iterator[None]:
         yield
     except (TargetError, WorkloadError) as error:
         raise StudyFileError(spec.file, key, str(error)) from error
+
+
+def _check_metrics(spec: StudySpec, target: Target) -> None:
+    for key, metrics in (("objectives", spec.objectives), ("constraints", [c.metric for c in spec.constraints])):
+        for index, metric in enumerate(metrics):
+            try:
+                require_available(metric, target)
+            except EvaluationError as error:
+                raise StudyFileError(spec.file, f"{key}.{index}", f"{metric} cannot be measured: {error}") from error
 
 
 def _check_bits(spec: StudySpec, target: Target) -> None:

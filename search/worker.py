@@ -21,6 +21,7 @@ from ..evaluators.accuracy import Accuracy
 from ..evaluators.complexity import Complexity
 from ..evaluators.evaluator import Context, Reference, Subject
 from ..evaluators.latency import Latency
+from ..evaluators.on_request import requested
 from ..evaluators.size import ArtifactSize
 from ..hardware_profiles.bench import Bench
 from ..hardware_profiles.runtime import Artifact, get_runtime
@@ -49,6 +50,7 @@ class WorkerSetup:
         cores: this worker is pinned to them; empty leaves it where it is.
         threads: for training and scoring.
         bench_cores: the bench is pinned to these.
+        metrics: that the study names; some are measured only then.
     """
 
     workload: str
@@ -63,6 +65,7 @@ class WorkerSetup:
     cores: Sequence[int] = ()
     threads: int = 1
     bench_cores: Sequence[int] = ()
+    metrics: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,7 @@ class Worker:
         timed = [
             *ArtifactSize().evaluate(subject, self._context),
             *Latency(TIMING_SECONDS).evaluate(subject, self._context),
+            *(m for evaluator in requested(self.setup.metrics) for m in evaluator.evaluate(subject, self._context)),
         ]
         yield Stage("timed", measurements=timed)
         if self._out_of_bounds(timed):

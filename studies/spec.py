@@ -180,6 +180,11 @@ class StudySpec(_Part):
     _base_folder: Path = PrivateAttr(default=Path())
     _file: str = PrivateAttr(default="")
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Every metric that objectives and constraints name."""
+        return (*self.objectives, *(constraint.metric for constraint in self.constraints))
+
     @field_validator("objectives")
     @classmethod
     def _two_to_four(cls, objectives: tuple[str, ...]) -> tuple[str, ...]:

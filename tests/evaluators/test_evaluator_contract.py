@@ -10,14 +10,16 @@ import torch
 from slimfront.errors import EvaluationError
 from slimfront.evaluators.accuracy import Accuracy
 from slimfront.evaluators.complexity import Complexity
+from slimfront.evaluators.energy import Energy
 from slimfront.evaluators.evaluator import Context, Evaluator, Subject
 from slimfront.evaluators.latency import Latency
+from slimfront.evaluators.memory import PeakMemory
 from slimfront.evaluators.size import ArtifactSize
 from slimfront.measurement import METRICS
 from slimfront.spaces.policy import LayerPolicy, Policy
 
 POLICIES = [Policy(), Policy(layers={"0": LayerPolicy(4, 8), "5": LayerPolicy(8, 8, 0.5)})]
-EVALUATORS = [Complexity(), ArtifactSize(), Accuracy(), Latency(0.1)]
+EVALUATORS = [Complexity(), ArtifactSize(), Accuracy(), Latency(0.1), PeakMemory()]
 
 
 @pytest.fixture(params=EVALUATORS, ids=lambda evaluator: type(evaluator).__name__)
@@ -28,7 +30,7 @@ def evaluator(request: pytest.FixtureRequest) -> Evaluator:
 def test_no_metric_is_made_by_two_evaluators():
     made = [name for evaluator in EVALUATORS for name in evaluator.metrics]
     assert len(made) == len(set(made))
-    assert set(METRICS) - set(made) == {"test_accuracy", "test_accuracy_drop"}
+    assert set(METRICS) - set(made) == {"test_accuracy", "test_accuracy_drop", *Energy.metrics}
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=["uncompressed", "compressed"])

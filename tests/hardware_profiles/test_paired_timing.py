@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 from slimfront.hardware_profiles import paired_timing as module
 from slimfront.hardware_profiles.paired_timing import (
-    MIN_PAIRS,
+    PAIRS_BETWEEN_LOOKS,
     calm_interval,
     calm_ratio,
     fastest_blocks,
@@ -52,14 +52,14 @@ def test_a_steady_machine_by_hand(clock):
     timing = paired_timing(clock.taking(0.5), clock.taking(1.5), 1.0)
     assert timing.speedup == pytest.approx(3)
     assert (timing.candidate_ms, timing.reference_ms) == (pytest.approx(0.5), pytest.approx(1.5))
-    # No spread but what differs between loads: 1.96 x 0.3 %.
+    # No spread but what differs between loads: 1.96 x 0.6 %.
     assert (timing.low, timing.high) == (
-        pytest.approx(3 * math.exp(-0.00588), rel=1e-4),
-        pytest.approx(3 * math.exp(0.00588), rel=1e-4),
+        pytest.approx(3 * math.exp(-0.01176), rel=1e-4),
+        pytest.approx(3 * math.exp(0.01176), rel=1e-4),
     )
-    assert (timing.pairs, timing.noisy) == (MIN_PAIRS, False)
+    assert (timing.pairs, timing.noisy) == (PAIRS_BETWEEN_LOOKS, False)
     assert [timing.percentiles[p].value for p in (50, 90, 99)] == pytest.approx([0.5] * 3)
-    assert timing.runs == MIN_PAIRS * 19  # 20 fill a block of 10 ms, the first of which does not count
+    assert timing.runs == PAIRS_BETWEEN_LOOKS * 19  # 20 fill a block of 10 ms, the first of which does not count
 
 
 @pytest.mark.parametrize(
@@ -92,9 +92,9 @@ def test_candidate_and_reference_alternate(clock):
 
     timing = paired_timing(mark("A"), mark("B"), 1.0)
     blocks = [name for name, _ in itertools.groupby(order)]
-    assert timing.pairs == MIN_PAIRS
+    assert timing.pairs == PAIRS_BETWEEN_LOOKS
     # Behind the warm-up A B; a reversal joins two blocks: A, BB, AA, BB, ...
-    assert blocks == ["A", "B"] + ["A", "B"] * (MIN_PAIRS // 2) + ["A"] * 1
+    assert blocks == ["A", "B"] + ["A", "B"] * (PAIRS_BETWEEN_LOOKS // 2) + ["A"] * 1
     assert order.count("A") == order.count("B")
 
 

@@ -1,0 +1,240 @@
+"""Whether a latency can be believed: every promise about measuring, tried on this machine in one run.
+
+1. Spread and bias of the speed-up, quiet and beside a process that hammers memory, with the raw median beside it.
+2. How many of the intervals of repeated measurements hold the long-run value.
+3. Agreement with the runtime's own tool in the same minute (OpenVINO's benchmark_app), ResNet-18 and MobileNetV2.
+4. A killed holder frees the bench; two studies searching at once never time at once.
+
+`--quick` takes fewer repeats and leaves ResNet-18 out.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from filelock import FileLock
+from paired_latency import hammer, int8_artifact, summary
+from rich.console import Console
+from rich.table import Table
+from slimfront.compression.quantize import quantize
+from slimfront.hardware_profiles.bench import LOCK_FILE, Bench, bench_cores, worker_cores
+from slimfront.hardware_profiles.paired_timing import PairedTiming
+from slimfront.hardware_profiles.runtime import get_runtime
+from slimfront.hardware_profiles.target import load_target
+from slimfront.search.baseline import lower_reference
+from slimfront.search.problem import Problem, prepare
+from slimfront.search.run import run_search
+from slimfront.spaces.candidate import Candidate
+from slimfront.spaces.layers import find_layers
+from slimfront.spaces.policy import LayerPolicy, Policy
+from slimfront.studies.spec import load_study
+from torch import nn
+from torch.utils.data import TensorDataset
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One promise: what was measured beside what was promised."""
+
+    promise: str
+    measured: float
+    limit: float
+    at_least: bool = False
+
+    @property
+    def holds(self) -> bool:
+        return self.measured >= self.limit if self.at_least else self.measured <= self.limit
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer repeats, MobileNetV2 only")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    problem = prepare(load_study("digits-demo"))
+    with tempfile.TemporaryDirectory() as folder:
+        bars = [
+            *spread(problem, Path(folder), repeats=6 if options.quick else 12, many=12 if options.quick else 40),
+            *exclusion(problem, Path(folder)),
+            *agreement(Path(folder), ["mobilenet_v2"] if options.quick else ["mobilenet_v2", "resnet18"]),
+        ]
+    show(bars)
+    if options.json:
+        options.json.write_text(json.dumps([{**asdict(bar), "holds": bar.holds} for bar in bars], indent=2))
+
+
+# 1 and 2
+
+
+def spread(problem: Problem, folder: Path, repeats: int, many: int) -> list[Bar]:
+    """Coefficients of variation, bias and coverage on the digits model."""
+    reference = lower_reference(problem.context, folder / "reference")
+    candidate = int8_artifact(problem, folder)
+    with problem.bench(reference) as bench:
+        before = [bench.time(candidate) for _ in range(many // 2)]
+        process = multiprocessing.Process(target=hammer, args=(worker_cores(problem.target.threads),), daemon=True)
+        process.start()
+        hammered = [bench.time(candidate) for _ in range(repeats)]
+        process.kill()
+        process.join()
+        quiet = before + [bench.time(candidate) for _ in range(many - len(before))]
+    at_rest, disturbed = summary(quiet[:repeats], quiet), summary(hammered, quiet)
+    truth = statistics.median(timing.speedup for timing in quiet)
+    hits = sum(timing.low <= truth <= timing.high for timing in quiet)
+    for name, timings in (("quiet", quiet), ("hammered", hammered)):
+        told = " ".join(f"{t.speedup:.3f}[{t.low:.3f},{t.high:.3f}]{'~' if t.noisy else ''}" for t in timings)
+        console.print(f"{name}: {told}", style="dim", highlight=False, soft_wrap=True)
+    console.print(
+        f"raw median: quiet CV {at_rest['raw_cv']:.1%}; hammered CV {disturbed['raw_cv']:.1%}, bias {disturbed['raw_bias']:+.1%}",
+        highlight=False,
+    )
+    return [
+        Bar("quiet: CV of the speed-up", at_rest["speedup_cv"], 0.015),
+        Bar("hammered: CV of the speed-up", disturbed["speedup_cv"], 0.03),
+        Bar("hammered: bias of the speed-up", abs(disturbed["speedup_bias"]), 0.03),
+        Bar(f"intervals of {many} that hold the long-run value", hits / many, 0.9, at_least=True),
+    ]
+
+
+# 3
+
+
+def agreement(folder: Path, names: list[str]) -> list[Bar]:
+    """`latency_ms` as a search reports it beside the median that benchmark_app tells, on the bench's core."""
+    tool = shutil.which("benchmark_app", path=str(Path(sys.executable).parent))
+    if tool is None:
+        console.print("benchmark_app is not installed with OpenVINO here: agreement is not measured", style="yellow")
+        return []
+    bars = []
+    for name in names:
+        paths = network_artifacts(name, folder)
+        inputs = np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)
+        with Bench(load_target("cpu-openvino"), paths["fp32"], inputs, bench_cores(1)) as bench:
+            for kind, path in paths.items():
+                ours, told = [], []
+                for _ in range(3):  # in turns, so that a drift of the machine reaches both
+                    told.append(benchmark_app(tool, path))
+                    ours.append(bench.time_reference(2)[0] / bench.time(path).speedup)
+                ratio = statistics.median(o / t for o, t in zip(ours, told, strict=True))
+                console.print(
+                    f"{name} {kind}: {statistics.median(ours):.2f} ms here, {statistics.median(told):.2f} ms benchmark_app",
+                    highlight=False,
+                )
+                bars.append(Bar(f"{name} {kind}: off from benchmark_app", abs(ratio - 1), 0.05))
+    return bars
+
+
+def network_artifacts(name: str, folder: Path) -> dict[str, Path]:
+    """fp32 and int8 artifacts of a torchvision model with random weights."""
+    torch.manual_seed(0)
+    model: nn.Module = getattr(torchvision.models, name)(weights=None).eval()
+    example = torch.randn(1, 3, 224, 224)
+    target, runtime = load_target("cpu-openvino"), get_runtime("openvino")
+    policy = Policy(layers={layer.name: LayerPolicy(8, 8) for layer in find_layers(model, example)})
+    data = TensorDataset(torch.randn(8, 3, 224, 224), torch.zeros(8))
+    candidates = {
+        "fp32": Candidate(Policy(), model),
+        "int8": Candidate(policy, model, quantize(model, example, policy, data)),
+    }
+    return {
+        kind: runtime.lower(candidate, example, target, folder / f"{name}-{kind}.onnx").path
+        for kind, candidate in candidates.items()
+    }
+
+
+def benchmark_app(tool: str, path: Path) -> float:
+    """Median latency in milliseconds, by OpenVINO's own tool with the settings of `openvino_runtime`."""
+    command = [tool, "-m", str(path), "-d", "CPU", "-api", "sync", "-hint", "none", "-nthreads", "1", "-nstreams", "1"]
+    command += ["-infer_precision", "f32", "-t", "3"]
+    told = subprocess.run(
+        command, capture_output=True, text=True, check=True, preexec_fn=lambda: os.sched_setaffinity(0, bench_cores(1))
+    )
+    found = re.search(r"Median:\s+([\d.]+) ms", told.stdout)
+    assert found is not None, told.stdout
+    return float(found[1])
+
+
+# 4
+
+
+def exclusion(problem: Problem, folder: Path) -> list[Bar]:
+    """Seconds until a killed bench is free, and how long two benches at work timed at the same time."""
+    reference = lower_reference(problem.context, folder / "reference")
+    with problem.bench(reference) as bench, ThreadPoolExecutor(1) as pool:
+        bench.time(reference.path, 0.2)
+        pid, timing = bench.pid(), pool.submit(bench.time, reference.path, 60)
+        lock = FileLock(LOCK_FILE, mode=0o666)
+        while not _is_held(lock):
+            time.sleep(0.01)
+        start = time.monotonic()
+        os.kill(pid, signal.SIGKILL)
+        with lock.acquire(timeout=30):
+            freed = time.monotonic() - start
+        assert timing.exception() is not None
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        spans = list(pool.map(search_spans, [str(folder / name) for name in ("one", "two")]))
+    together = sum(max(0.0, min(a[1], b[1]) - max(a[0], b[0])) for a in spans[0] for b in spans[1])
+    alone = [max(end for _, end in each) - min(begin for begin, _ in each) for each in spans]
+    console.print(
+        f"two studies at once, timing for {alone[0]:.0f} s and {alone[1]:.0f} s from first to last", highlight=False
+    )
+    return [
+        Bar("seconds until a killed holder's bench is free", freed, 5),
+        Bar("seconds that two studies searching at once timed at once", together, 0),
+    ]
+
+
+def search_spans(folder: str) -> list[tuple[float, float]]:
+    """When a small search held the bench for its timings, by the bench's own clock."""
+    spans: list[tuple[float, float]] = []
+    time_candidate = Bench.time
+
+    def noting(bench: Bench, *arguments: float) -> PairedTiming:
+        timing = time_candidate(bench, *arguments)
+        spans.append((timing.began, timing.ended))
+        return timing
+
+    Bench.time = noting
+    spec = load_study("digits-demo").replaced(trials=5, workers=0)
+    run_search(spec, f"sqlite:///{folder}.db", Path(folder), Console(quiet=True))
+    return spans
+
+
+def _is_held(lock: FileLock) -> bool:
+    try:
+        with lock.acquire(timeout=0):
+            return False
+    except TimeoutError:
+        return True
+
+
+def show(bars: list[Bar]) -> None:
+    table = Table("promise", "measured", "limit", "")
+    for bar in bars:
+        text = "{:.2f}" if "seconds" in bar.promise else "{:.1%}"
+        sign = ">=" if bar.at_least else "<="
+        verdict = "holds" if bar.holds else "[red]broken[/red]"
+        table.add_row(bar.promise, text.format(bar.measured), f"{sign} {text.format(bar.limit)}", verdict)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

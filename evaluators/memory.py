@@ -1,0 +1,20 @@
+"""Peak memory of the runtime's session."""
+
+from __future__ import annotations
+
+from ..errors import EvaluationError
+from ..measurement import Measurement
+from .evaluator import Context, Subject
+
+
+class PeakMemory:
+    """What loading the artifact and running it needs at its peak, in a fresh process on the bench's cores."""
+
+    metrics = ("peak_memory_bytes",)
+    needs_artifact = True
+
+    def evaluate(self, subject: Subject, context: Context) -> list[Measurement]:
+        if subject.artifact is None or context.bench is None:
+            raise EvaluationError("peak memory needs an artifact and a bench")
+        peak = context.bench.peak_memory(subject.artifact.path)
+        return [Measurement.exact("peak_memory_bytes", peak, "growth of the peak resident set, one load")]

@@ -1,0 +1,134 @@
+"""Device cards in the database: measured, listed, shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from ..errors import StoreError
+from ..hardware_profiles.device_card import DeviceCard, Kernel, Throughput
+from ..hardware_profiles.fingerprint import machine
+from ..hardware_profiles.runtime import get_runtime
+from ..hardware_profiles.target import Target, load_target, shipped_targets
+from .store import Store
+from .terminal import facts, rows_table
+from .wording import moment
+
+
+def measure_target(reference: str, storage: str, console: Console) -> Target:
+    """Profile this machine as a target runs it, and store the card under the target's name.
+
+    Args:
+        reference: as `load_target` takes it.
+
+    Raises:
+        TargetError: no such card, or its runtime is not installed.
+    """
+    from ..hardware_profiles.profile import profile_target  # imports torch
+
+    target = load_target(reference)
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    with Store(storage) as store, Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(f"profiling {target.name}")
+        card = profile_target(
+            target,
+            lambda step, done, total: progress.update(
+                task, description=f"profiling {target.name}: {step}", completed=done, total=total
+            ),
+        )
+        measured = target.model_copy(update={"measured": card})
+        store.save_target(target.name, measured.model_dump(mode="json"), card.machine)
+    return measured
+
+
+def profiles_table(storage: str) -> RenderableType:
+    """Every target: the shipped ones, and those measured into the database."""
+    table = rows_table(("target", "runtime", "threads>", "batch>", "measured", "fits this machine"))
+    stored = {target.name: target for target in _stored(storage)}
+    templates = {name: load_target(name) for name in shipped_targets()}
+    for name, target in sorted({**templates, **stored}.items()):
+        card = target.measured
+        cells = (moment(card.measured_at), _fit(target, card)) if card else ("not measured", "template")
+        table.add_row(name, target.runtime, str(target.threads), str(target.batch), *map(Text, cells))
+    return table
+
+
+def target_report(reference: str, storage: str) -> RenderableType:
+    """What is known of a target: of the database where it was measured into it, else of its card."""
+    stored = {target.name: target for target in _stored(storage)}
+    target = stored.get(reference) or load_target(reference)
+    target = stored.get(target.name, target)
+    about = [
+        ("runtime", target.runtime),
+        ("threads", f"{target.threads} in {target.streams} stream" + "s" * (target.streams > 1)),
+        ("batch", str(target.batch)),
+    ]
+    if target.measured is None:
+        return Group(Text(target.name, style="bold"), facts([*about, ("measured", "no: the card is a template")]))
+    card = target.measured
+    about += [
+        ("measured", moment(card.measured_at)),
+        ("fits this machine", _fit(target, card)),
+        (
+            "machine",
+            f"{card.machine['cpu']}, {card.machine['cores']} cores, governor {card.machine['governor'] or 'unknown'}",
+        ),
+        ("flags", " ".join(card.machine["flags"]) or "none"),
+        ("memory", f"{card.memory_gb_per_s:.1f} GB/s, copying"),
+        ("dispatch", f"{card.dispatch_us:.0f} us a run"),
+        *((name, f"{latency:.2f} ms at full precision") for name, latency in card.reference_ms.items()),
+    ]
+    return Group(
+        Text(target.name, style="bold"),
+        facts(about),
+        Text("\narithmetic", style="bold"),
+        _throughput_table(card.throughput),
+        Text("\nkernels", style="bold"),
+        _kernel_table(card.kernels),
+    )
+
+
+def _stored(storage: str) -> list[Target]:
+    """Targets in the database; none where there is no database yet."""
+    try:
+        with Store(storage, create=False) as store:
+            return [Target.model_validate(dict(record.card), strict=False) for record in store.targets()]
+    except StoreError:
+        if "://" in storage and storage.startswith("sqlite") and not Path(storage.partition("///")[2]).exists():
+            return []
+        raise
+
+
+def _fit(target: Target, card: DeviceCard) -> str:
+    runtime = get_runtime(target.runtime)
+    return ((misfit := card.misfit(machine(), runtime.name, runtime.version())) and f"no: {misfit}") or "yes"
+
+
+def _throughput_table(reached: Iterable[Throughput]) -> RenderableType:
+    rows = [
+        (
+            r.operation,
+            f"{r.weight_bits}/{r.activation_bits}",
+            f"{r.gmac_per_s:.1f}" + "~" * r.noisy,
+            f"{r.low:.1f} to {r.high:.1f}",
+        )
+        for r in reached
+    ]
+    return rows_table(("operation", "bits", "GMAC/s>", "95 % interval>"), rows)
+
+
+def _kernel_table(kernels: Iterable[Kernel]) -> RenderableType:
+    """A row per operation and executed precision, with the bits that end in it."""
+    ends: dict[tuple[str, str, bool], list[str]] = {}
+    for kernel in kernels:
+        key = kernel.operation, kernel.executed or "not told", kernel.storage_only
+        ends.setdefault(key, []).append(f"{kernel.weight_bits}/{kernel.activation_bits}")
+    rows = [
+        (operation, executed + " (storage only)" * storage_only, " ".join(bits))
+        for (operation, executed, storage_only), bits in ends.items()
+    ]
+    return rows_table(("operation", "runs in", "weight/activation bits"), rows)

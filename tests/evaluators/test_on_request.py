@@ -1,0 +1,112 @@
+"""Peak memory and energy: measured only where asked for, refused where the machine cannot tell."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from slimfront.errors import EvaluationError, StudyFileError
+from slimfront.evaluators.energy import Energy
+from slimfront.evaluators.memory import PeakMemory
+from slimfront.evaluators.on_request import requested, require_available
+from slimfront.hardware_profiles import energy
+from slimfront.hardware_profiles.energy import Rapl, energy_meter
+from slimfront.hardware_profiles.peak_memory import peak_growth
+from slimfront.hardware_profiles.target import load_target
+from slimfront.search.problem import prepare
+from slimfront.spaces.policy import Policy
+from slimfront.studies.spec import load_study
+
+TARGET = load_target("cpu-openvino")
+
+
+def test_what_a_study_does_not_name_is_not_measured():
+    assert requested(["accuracy", "latency_ms"]) == []
+    assert [type(evaluator) for evaluator in requested(["energy_j", "accuracy"])] == [Energy]
+    assert [type(evaluator) for evaluator in requested(["energy_j", "peak_memory_bytes"])] == [PeakMemory, Energy]
+
+
+def test_memory_that_is_held_and_let_go_again_is_counted():
+    size = 64 * 2**20
+
+    def use() -> None:
+        np.ones(size // 8)
+
+    assert 0.95 * size <= peak_growth(use) <= 1.2 * size
+    assert 0.95 * size <= peak_growth(use) <= 1.2 * size  # what the first one freed does not hide the second
+    assert peak_growth(lambda: None) < size / 20
+
+
+def test_an_artifact_needs_as_much_memory_each_time(complete, lowered):
+    first, second = (PeakMemory().evaluate(lowered(Policy()), complete)[0].value for _ in range(2))
+    assert first > 0
+    assert second == pytest.approx(first, rel=0.5)
+
+
+def counter(root: Path, zone: str, now: int, top: int) -> None:
+    (root / zone).mkdir(parents=True, exist_ok=True)
+    (root / zone / "energy_uj").write_text(str(now))
+    (root / zone / "max_energy_range_uj").write_text(str(top))
+
+
+def test_rapl_adds_up_packages_and_follows_a_counter_that_starts_over(tmp_path):
+    counter(tmp_path, "intel-rapl:0", 1_000_000, 5_999_999)
+    counter(tmp_path, "intel-rapl:1", 500_000, 5_999_999)
+    counter(tmp_path, "intel-rapl:0:0", 77, 100)  # a part of a package that is counted already
+    meter = Rapl(tmp_path)
+    assert meter.joules() == 0
+    counter(tmp_path, "intel-rapl:0", 3_000_000, 5_999_999)
+    assert meter.joules() == pytest.approx(2)
+    counter(tmp_path, "intel-rapl:0", 1_000_000, 5_999_999)  # 3 J to the top, and 1 J beyond
+    counter(tmp_path, "intel-rapl:1", 1_000_000, 5_999_999)
+    assert meter.joules() == pytest.approx(2 + 4 + 0.5)
+
+
+def test_a_machine_without_counters_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(energy, "POWERCAP", tmp_path)
+    with pytest.raises(EvaluationError, match=r"^energy needs RAPL counters, and there are none in "):
+        energy_meter("openvino")
+    with pytest.raises(EvaluationError, match="energy needs RAPL"):
+        require_available("energy_j", TARGET)
+    require_available("latency_ms", TARGET)
+
+
+def test_energy_of_a_gpu_needs_nvml():
+    if Path("/dev/nvidia0").exists():
+        assert energy_meter("torch-cuda").joules() >= 0
+    else:
+        with pytest.raises(EvaluationError, match=r"^energy needs NVML"):
+            energy_meter("torch-cuda")
+
+
+@pytest.mark.parametrize("key", ["objectives", "constraints"])
+def test_energy_that_cannot_be_measured_is_refused_before_a_study_begins(key, monkeypatch, tmp_path):
+    monkeypatch.setattr(energy, "POWERCAP", tmp_path)
+    lines = {"objectives": "[energy_j, latency_ms]"} if key == "objectives" else {"constraints": '["energy_j <= 1"]'}
+    text = "\n".join(f"{name}: {value}" for name, value in {
+        "study": "x", "workload": "digits", "target": "cpu-openvino", "objectives": "[accuracy_drop, latency_ms]",
+        "budget": "{trials: 1}", "space": "{weight_bits: [8, 32]}", **lines,
+    }.items())  # fmt: skip
+    (tmp_path / "study.yaml").write_text(text)
+    spec = load_study(str(tmp_path / "study.yaml"))
+    with pytest.raises(StudyFileError, match=rf"{key}.0: energy_j cannot be measured: energy needs RAPL"):
+        prepare(spec)
+
+
+def test_memory_and_energy_need_a_bench(context, lowered):
+    for evaluator in (PeakMemory(), Energy()):
+        with pytest.raises(EvaluationError, match=r"needs an artifact and a bench$"):
+            evaluator.evaluate(lowered(Policy()), dataclasses.replace(context, bench=None))
+
+
+def test_energy_is_the_counters_rise_over_the_runs(complete, lowered):
+    class Counting:
+        """A bench whose counter rises by 3 J a run."""
+
+        def energy(self, candidate, seconds, repeats):
+            return "a counter", [3.0] * repeats
+
+    (measured,) = Energy().evaluate(lowered(Policy()), dataclasses.replace(complete, bench=Counting()))
+    assert (measured.value, measured.low, measured.high, measured.unit, measured.method) == (3, 3, 3, "J", "a counter")

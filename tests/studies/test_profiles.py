@@ -1,0 +1,78 @@
+"""Device cards as the database keeps them and the terminal shows them."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console, RenderableType
+from slimfront.errors import StoreError, TargetError
+from slimfront.hardware_profiles import profile
+from slimfront.hardware_profiles.device_card import DeviceCard, Kernel, Throughput
+from slimfront.hardware_profiles.fingerprint import machine, versions
+from slimfront.hardware_profiles.runtime import get_runtime
+from slimfront.studies.profiles import measure_target, profiles_table, target_report
+
+KERNELS = [
+    Kernel(operation="conv2d", weight_bits=w, activation_bits=a, executed=e)
+    for w, a, e in ((8, 8, "i8"), (4, 8, "i8"), (8, 32, "f32"))
+]
+SPEED = Throughput(operation="conv2d", weight_bits=8, activation_bits=8, gmac_per_s=99.5, low=90, high=110, noisy=True)
+
+
+def text(shown: RenderableType) -> str:
+    console = Console(width=140, file=io.StringIO())
+    console.print(shown)
+    return console.file.getvalue()
+
+
+@pytest.fixture
+def storage(tmp_path, monkeypatch) -> str:
+    def measure(target, progress):
+        progress("memory", 0, 1)
+        return DeviceCard(
+            measured_at="2026-01-02T03:04:05Z", machine=machine(), versions=versions(get_runtime(target.runtime)),
+            memory_gb_per_s=12.34, dispatch_us=17, kernels=KERNELS, throughput=[SPEED], reference_ms={"resnet18": 5.5},
+        )  # fmt: skip
+
+    monkeypatch.setattr(profile, "profile_target", measure)
+    return f"sqlite:///{tmp_path}/cards.db"
+
+
+def test_before_anything_was_measured_the_shipped_cards_are_templates(storage):
+    assert text(profiles_table(storage)).count("not measured") >= 2
+    assert "the card is a template" in text(target_report("cpu-openvino", storage))
+
+
+def test_a_measured_card_is_kept_and_shown(storage):
+    measured = measure_target("cpu-onnxruntime", storage, Console(quiet=True))
+    assert measured.measured.memory_gb_per_s == 12.34
+    shown = text(target_report("cpu-onnxruntime", storage))
+    for part in (
+        "12.3 GB/s",
+        "17 us",
+        "5.50 ms",
+        "99.5~",
+        "90.0 to 110.0",
+        "8/8 4/8",
+        "f32 (storage only)",
+        "2026-01-02",
+    ):
+        assert part in shown
+    row = next(line for line in text(profiles_table(storage)).splitlines() if "cpu-onnxruntime" in line)
+    assert "yes" in row
+    assert "not measured" not in row
+
+
+def test_a_card_of_another_machine_is_shown_as_such(storage, monkeypatch):
+    measure_target("cpu-onnxruntime", storage, Console(quiet=True))
+    monkeypatch.setattr("slimfront.studies.profiles.machine", lambda: {**machine(), "cpu": "Another CPU"})
+    assert ", here Another CPU" in text(target_report("cpu-onnxruntime", storage))
+
+
+def test_a_target_or_database_that_is_not_there_is_told(storage, tmp_path):
+    with pytest.raises(TargetError, match="neither a shipped card"):
+        target_report("nowhere", storage)
+    (tmp_path / "text.db").write_text("no database, but some text that is long enough to be one")
+    with pytest.raises(StoreError):
+        profiles_table(f"sqlite:///{tmp_path}/text.db")
