@@ -12,7 +12,7 @@ from .energy import Energy
 from .evaluator import Evaluator
 from .memory import PeakMemory
 
-ON_REQUEST: tuple[type[PeakMemory] | type[Energy], ...] = (PeakMemory, Energy)
+ON_REQUEST: tuple[type[Evaluator], ...] = (PeakMemory, Energy)
 
 
 def requested(metrics: Iterable[str]) -> list[Evaluator]:

@@ -137,7 +137,7 @@ def synthetic_candidate(model: nn.Module, example: Tensor, weight_bits: int, act
     policy = Policy(layers={name: LayerPolicy(weight_bits, activation_bits) for name in layers})
     weights = {name: _weight(model.get_submodule(name), weight_bits) for name in layers if weight_bits <= 8}
     # Behind a ReLU calibration finds a zero point of 0, which is what lets a runtime fuse the two.
-    grid = Grid(np.float32(0.05), np.uint8(0), 0, 2 ** min(activation_bits, 8) - 1)
+    grid = Grid(np.array(0.05, np.float32), np.array(0, np.uint8), 0, 2 ** min(activation_bits, 8) - 1)
     inputs = {name: grid for name in layers if activation_bits <= 8}
     return Candidate(policy, model, Quantization(weights, inputs))
 
