@@ -21,7 +21,7 @@ class Energy:
         seconds: of running, in nine parts that the interval is made of.
     """
 
-    metrics = ("energy_j",)
+    metrics: tuple[str, ...] = ("energy_j",)
     needs_artifact = True
 
     def __init__(self, seconds: float = 2.0) -> None:

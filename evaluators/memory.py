@@ -10,7 +10,7 @@ from .evaluator import Context, Subject
 class PeakMemory:
     """What loading the artifact and running it needs at its peak, in a fresh process on the bench's cores."""
 
-    metrics = ("peak_memory_bytes",)
+    metrics: tuple[str, ...] = ("peak_memory_bytes",)
     needs_artifact = True
 
     def evaluate(self, subject: Subject, context: Context) -> list[Measurement]:

@@ -12,13 +12,12 @@ from .energy import Energy
 from .evaluator import Evaluator
 from .memory import PeakMemory
 
-ON_REQUEST: tuple[type[Evaluator], ...] = (PeakMemory, Energy)
-
 
 def requested(metrics: Iterable[str]) -> list[Evaluator]:
     """The evaluators here that make any of `metrics`."""
     wanted = set(metrics)
-    return [evaluator() for evaluator in ON_REQUEST if wanted.intersection(evaluator.metrics)]
+    evaluators: list[Evaluator] = [PeakMemory(), Energy()]
+    return [evaluator for evaluator in evaluators if wanted.intersection(evaluator.metrics)]
 
 
 def require_available(metric: str, target: Target) -> None:

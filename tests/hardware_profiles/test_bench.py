@@ -297,15 +297,3 @@ def test_the_bench_takes_the_last_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5, 0, 2, 7})
     assert (bench_cores(1), worker_cores(1)) == ([7], [0, 2, 5])
     assert (bench_cores(3), worker_cores(3)) == ([2, 5, 7], [0])
-
-
-@pytest.mark.slow
-def test_streams_run_at_the_same_time_on_their_share_of_the_threads(model, bench, tmp_path):
-    target = load_target("cpu-onnxruntime").model_copy(update={"threads": 2, "streams": 2})
-    log = tmp_path / "log"
-    path = model("candidate", 20, log=str(log))
-    with Bench(target, model("reference", 20), np.zeros((1, 2), np.float32), bench_cores(2)) as timer:
-        timer.time(path, 0.2)
-    spans = sorted((float(start), float(end)) for _, start, end in map(str.split, log.read_text().splitlines()))
-    assert len(spans) >= 4
-    assert sum(later < end for (_, end), (later, _) in itertools.pairwise(spans)) >= len(spans) / 2
