@@ -28,6 +28,7 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from ..errors import CompressionError
 from ..spaces.candidate import Grid, Quantization, QuantizedWeight
+from ..spaces.exported_graph import ADDITIONS, WEIGHTED, module_path, residual_additions, runs_again
 from ..spaces.policy import LayerPolicy, Policy
 from ..workloads.workload import MapDataset, describe
 from .batches import input_batches
@@ -35,8 +36,6 @@ from .batches import input_batches
 CONTAINER_BITS = 8
 CALIBRATION_BATCH = 50
 aten = torch.ops.aten
-WEIGHTED = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default}
-ADDITIONS = {aten.add.Tensor, aten.add_.Tensor}
 TRANSPARENT = {
     aten.relu.default, aten.relu_.default, aten.relu6.default, aten.hardtanh.default, aten.hardtanh_.default,
     aten.dropout.default, aten.add.Tensor, aten.add_.Tensor,
@@ -125,7 +124,7 @@ class PolicyQuantizer(Quantizer):
         self.layers = layers
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
-        additions = {node for node in model.graph.nodes if is_residual(node)}
+        additions = set(residual_additions(model.graph))
         # In a module that runs again, an addition is not told apart by its path.
         again = {module_path(node) for node in additions if runs_again(node)}
         first: dict[str, fx.Node] = {}
@@ -169,24 +168,6 @@ def weight_spec(bits: int) -> QuantizationSpec:
 def activation_spec(bits: int) -> QuantizationSpec:
     """Affine per tensor on 0 .. 2^bits - 1."""
     return QuantizationSpec(torch.uint8, HistogramObserver.with_args(), 0, 2**bits - 1, torch.per_tensor_affine)
-
-
-def module_path(node: fx.Node) -> str:
-    """Dotted path of the module whose forward made `node`; "" for the model itself."""
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    return stack[-1][0].removeprefix("L['self'].").removeprefix("L['self']") if stack else ""
-
-
-def runs_again(node: fx.Node) -> bool:
-    """Whether the module that made `node` had run before in the same pass."""
-    return "@" in next(reversed(node.meta.get("nn_module_stack", {})), "")  # the exporter numbers its later runs
-
-
-def is_residual(node: fx.Node) -> bool:
-    """Whether `node` adds two computed tensors."""
-    return node.target in ADDITIONS and all(
-        isinstance(operand, fx.Node) and operand.op == "call_function" for operand in node.args[:2]
-    )
 
 
 def _layer_specs(node: fx.Node, layer: LayerPolicy, first: fx.Node) -> dict[fx.Node, QuantizationSpecBase]:
@@ -234,9 +215,7 @@ def _read(converted: fx.GraphModule, wanted: Mapping[str, LayerPolicy]) -> Quant
 
 def _addition_grids(converted: fx.GraphModule) -> Iterator[tuple[tuple[str, int, int], Grid]]:
     seen: dict[str, int] = {}
-    for node in converted.graph.nodes:
-        if not is_residual(node):
-            continue
+    for node in residual_additions(converted.graph):
         path = module_path(node)
         index = seen[path] = seen.get(path, -1) + 1
         for operand, tensor in enumerate(node.args[:2]):

@@ -20,6 +20,9 @@ from ..spaces.candidate import Candidate, Grid, Quantization, QuantizedWeight
 from .node_names import WEIGHTED, layer_of, module_of_node
 from .onnx_export import export_float
 
+PASSED_ON = ("Identity", "Cast", "Dropout")
+"""Operations that give the model's input on as it is."""
+
 
 def lower(
     candidate: Candidate,
@@ -147,13 +150,25 @@ def addition_node(graph: GraphProto, path: str, index: int) -> NodeProto:
     Raises:
         LoweringError: there is none.
     """
-    computed = {output for node in graph.node if node.op_type != "Constant" for output in node.output}
+    computed = _computed(graph)
     found = [
         n for n in graph.node if n.op_type == "Add" and module_of_node(n.name) == path and computed.issuperset(n.input)
     ]
     if index >= len(found):
         raise LoweringError(f"addition {index} of {path or 'the model'} is not in the exported graph")
     return found[index]
+
+
+def _computed(graph: GraphProto) -> set[str]:
+    """Tensors that depend on the model's input and are not that input itself; see `residual_additions`."""
+    given = {value.name for value in graph.input}
+    computed: set[str] = set()
+    for node in graph.node:
+        if node.op_type in PASSED_ON and given.issuperset(node.input):
+            given.update(node.output)
+        elif node.op_type != "Shape" and not (given | computed).isdisjoint(node.input):
+            computed.update(node.output)
+    return computed
 
 
 class _Inserter:

@@ -146,7 +146,10 @@ class Heads(nn.Module):
 
 
 class Additions(nn.Module):
-    """Additions that are no residuals between those that are: of the input, of a number, of a parameter, inside GELU."""
+    """Additions that are no residuals before and between those that are.
+
+    Of the input, also behind a dropout, of a number, of a parameter, also of a part of one, and inside GELU.
+    """
 
     shape = (8, 6, 6)
 
@@ -156,12 +159,31 @@ class Additions(nn.Module):
         self.conv2 = nn.Conv2d(8, 8, 3, padding=1)
         self.conv3 = nn.Conv2d(8, 8, 3, padding=1)
         self.offset = nn.Parameter(torch.full((8, 1, 1), 0.25))
+        self.table = nn.Parameter(torch.linspace(-1, 1, 10).reshape(10, 1, 1))
         self.fc = nn.Linear(8, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = functional.gelu(x + self.conv1(x)) + 1.5
+        x = functional.dropout(x, training=self.training) + self.conv1(x)
+        x = functional.gelu(x + self.table[1:9].contiguous()) + 1.5
         x = self.conv2(x) + self.conv3(x) + self.offset
         return self.fc(x.relu().mean((2, 3)))
+
+
+class Scaled(nn.Module):
+    """Multiplications per channel between linear layers, by a parameter (LayerScale) and by a batch-norm without weights."""
+
+    shape = (10,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(10, 24)
+        self.scale = nn.Parameter(torch.linspace(0.5, 1.5, 24))
+        self.second = nn.Linear(24, 16)
+        self.norm = nn.BatchNorm1d(16, affine=False)
+        self.third = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.third(self.norm(self.second(self.first(x) * self.scale)))
 
 
 NETWORKS = {
@@ -172,6 +194,7 @@ NETWORKS = {
     "pre-activation": PreActivation,
     "heads": Heads,
     "additions": Additions,
+    "scaled": Scaled,
 }
 
 
@@ -184,7 +207,7 @@ def network_of(name: str) -> nn.Module:
     torch.manual_seed(0)
     model = NETWORKS[name]()
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.affine:
             nn.init.uniform_(module.weight, 0.5, 2)
             nn.init.normal_(module.bias)
     with torch.no_grad():

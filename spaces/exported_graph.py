@@ -1,0 +1,49 @@
+"""What the nodes of a `torch.export` graph stand for: layers, and additions of computed tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+WEIGHTED = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default}
+"""Operations that a layer becomes."""
+
+ADDITIONS = {aten.add.Tensor, aten.add_.Tensor}
+PASSED_ON = {
+    "dropout", "dropout_", "feature_dropout", "alpha_dropout", "contiguous", "clone", "detach", "alias", "to", "_to_copy",
+}  # fmt: skip
+"""Operations that give back what they were given, in evaluation mode; exporters leave them out."""
+
+
+def module_path(node: fx.Node) -> str:
+    """Dotted path of the module whose forward made `node`; "" for the model itself."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return stack[-1][0].removeprefix("L['self'].").removeprefix("L['self']") if stack else ""
+
+
+def runs_again(node: fx.Node) -> bool:
+    """Whether the module that made `node` had run before in the same pass."""
+    return "@" in next(reversed(node.meta.get("nn_module_stack", {})), "")  # the exporter numbers its later runs
+
+
+def residual_additions(graph: fx.Graph) -> list[fx.Node]:
+    """Additions of two computed tensors, in the order they run.
+
+    A tensor is computed if it depends on the model's input and is not that input itself: what depends on nothing but
+    parameters is a constant to every exporter.
+    """
+    given: set[fx.Node] = set()
+    computed: set[fx.Node] = set()
+    for node in graph.nodes:
+        sources = set(node.all_input_nodes)
+        if node.op == "placeholder" or (_passes_on(node) and sources & given):
+            given.add(node)
+        elif sources & (given | computed):
+            computed.add(node)
+    return [node for node in graph.nodes if node.target in ADDITIONS and computed.issuperset(node.args[:2])]
+
+
+def _passes_on(node: fx.Node) -> bool:
+    name = getattr(node.target, "__name__", "").partition(".")[0]
+    return name in PASSED_ON or name.startswith(("quantize_per_", "dequantize_per_"))

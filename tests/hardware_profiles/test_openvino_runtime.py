@@ -1,0 +1,38 @@
+"""What is particular to OpenVINO."""
+
+import numpy as np
+import openvino
+import pytest
+import torch
+from slimfront.hardware_profiles.openvino_runtime import OpenVinoRuntime
+from slimfront.hardware_profiles.target import load_target
+from slimfront.spaces.policy import LayerPolicy
+from slimfront.studies.standalone import load_openvino
+
+
+@pytest.fixture
+def scaled(make_network, candidate, tmp_path):
+    """A quantized model with LayerScale between linear layers, its artifact for a batch of two, and inputs."""
+    model = make_network("scaled")
+    made = candidate(model, dict.fromkeys(("first", "second", "third"), LayerPolicy(8, 8)))
+    target = load_target("cpu-openvino").model_copy(update={"batch": 2})
+    artifact = OpenVinoRuntime().lower(made, torch.zeros(1, 10), target, tmp_path / "model.onnx")
+    samples = torch.linspace(-1, 1, 20).reshape(2, 10)
+    with torch.no_grad():
+        return artifact.path, target, samples.numpy(), model(samples).numpy()
+
+
+def test_a_multiplication_between_quantized_linear_layers_is_right_at_small_batches(scaled):
+    path, target, samples, expected = scaled
+    within = 0.05 * np.ptp(expected)
+    assert np.abs(OpenVinoRuntime().load(path, target).run(samples) - expected).max() < within
+    assert np.abs(load_openvino(str(path), 1)(samples) - expected).max() < within
+
+
+@pytest.mark.skipif(not openvino.__version__.startswith("2026.4"), reason="seen in OpenVINO 2026.4")
+def test_why_snippets_are_switched_off(scaled):
+    """Fails once OpenVINO is mended for this version range; then the setting and this test can go."""
+    path, _, samples, expected = scaled
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    assert np.abs(compiled({0: samples})[0] - expected).max() > np.ptp(expected)
