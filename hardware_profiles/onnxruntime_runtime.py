@@ -13,7 +13,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as errors  # type: ignor
 
 from ..errors import LoweringError
 from .node_names import layer_of
-from .runtime import Artifact
+from .onnx_signature import onnx_signature
+from .runtime import Artifact, TensorInfo
 from .target import Target
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class OnnxRuntime:
     """See `Runtime`."""
 
     name = "onnxruntime"
+    suffix = ".onnx"
 
     def version(self) -> str:
         return onnxruntime.__version__
@@ -61,6 +63,9 @@ class OnnxRuntime:
         return Artifact.of(
             lower(candidate, example_input, target.batch, path, bound_float_layers=True, integer_biases=True)
         )
+
+    def signature(self, artifact: Path) -> tuple[TensorInfo, TensorInfo]:
+        return onnx_signature(artifact)
 
     def load(self, artifact: Path, target: Target, threads: int | None = None) -> OnnxRuntimeSession:
         return OnnxRuntimeSession(artifact, threads or target.threads)

@@ -10,7 +10,8 @@ import openvino
 
 from ..errors import LoweringError
 from .node_names import layer_of
-from .runtime import Artifact
+from .onnx_signature import onnx_signature
+from .runtime import Artifact, TensorInfo
 from .target import Target
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class OpenVinoRuntime:
     """See `Runtime`."""
 
     name = "openvino"
+    suffix = ".onnx"
 
     def version(self) -> str:
         return openvino.__version__.partition("-")[0]
@@ -33,6 +35,9 @@ class OpenVinoRuntime:
         from .lowering import lower  # imports torch, which sessions do without
 
         return Artifact.of(lower(candidate, example_input, target.batch, path))
+
+    def signature(self, artifact: Path) -> tuple[TensorInfo, TensorInfo]:
+        return onnx_signature(artifact)
 
     def load(self, artifact: Path, target: Target, threads: int | None = None) -> OpenVinoSession:
         core = openvino.Core()

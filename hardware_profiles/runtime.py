@@ -1,4 +1,4 @@
-"""Runtimes: how a candidate becomes an artifact and how an artifact runs. Nothing here imports torch.
+"""Runtimes: how a candidate becomes an artifact and how an artifact runs. Nothing here imports torch or a runtime.
 
 A runtime lowers a `Candidate` to one file and loads that file into a session. What is timed, what is scored and what is
 exported is always that file.
@@ -7,7 +7,8 @@ exported is always that file.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -15,12 +16,13 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from ..errors import TargetError
-from .target import Target
+from ..spaces.policy import ACTIVATION_BITS, WEIGHT_BITS
 
 if TYPE_CHECKING:  # the bench's process loads artifacts without torch
     from torch import Tensor
 
     from ..spaces.candidate import Candidate
+    from .target import Target
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,15 @@ class Artifact:
         return cls(path.resolve(), len(content), hashlib.sha256(content).hexdigest())
 
 
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor that goes into an artifact or comes out of it; `dtype` as numpy calls it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
 class Session(Protocol):
     """A loaded artifact. Not safe to share between threads."""
 
@@ -57,9 +68,15 @@ class Session(Protocol):
 
 
 class Runtime(Protocol):
-    """Lowers candidates and loads artifacts."""
+    """Lowers candidates and loads artifacts.
+
+    Attributes:
+        name: a key of `RUNTIMES`.
+        suffix: how its artifacts' file names end, such as ".onnx".
+    """
 
     name: str
+    suffix: str
 
     def version(self) -> str:
         """The installed version of the runtime's library."""
@@ -73,6 +90,10 @@ class Runtime(Protocol):
         """
         ...
 
+    def signature(self, artifact: Path) -> tuple[TensorInfo, TensorInfo]:
+        """The artifact's input and output, batch included."""
+        ...
+
     def load(self, artifact: Path, target: Target, threads: int | None = None) -> Session:
         """Load an artifact on `threads` threads (the target's where not given).
 
@@ -82,16 +103,34 @@ class Runtime(Protocol):
         ...
 
 
-_RUNTIMES = {
-    "openvino": ("openvino_runtime", "OpenVinoRuntime", "openvino"),
-    "onnxruntime": ("onnxruntime_runtime", "OnnxRuntime", "onnxruntime"),
+@dataclass(frozen=True)
+class RuntimeEntry:
+    """What is known of a runtime before its library is imported.
+
+    Attributes:
+        module, cls: where it is: a module here, and the class in it.
+        install: what to install for it.
+        weight_bits, activation_bits: what it can be given; a card that offers more is refused.
+        options: what the card's `options` may hold, name -> type.
+    """
+
+    module: str
+    cls: str
+    install: str
+    weight_bits: tuple[int, ...] = WEIGHT_BITS
+    activation_bits: tuple[int, ...] = ACTIVATION_BITS
+    options: Mapping[str, type] = field(default_factory=dict)
+
+
+RUNTIMES = {
+    "openvino": RuntimeEntry("openvino_runtime", "OpenVinoRuntime", "slimfront[openvino]"),
+    "onnxruntime": RuntimeEntry("onnxruntime_runtime", "OnnxRuntime", "slimfront[onnxruntime]"),
 }
-"""Runtime name -> (module here, class, package to install)."""
 
 
 def runtimes() -> list[str]:
     """Names of the runtimes slimfront knows."""
-    return sorted(_RUNTIMES)
+    return sorted(RUNTIMES)
 
 
 def get_runtime(name: str) -> Runtime:
@@ -100,10 +139,12 @@ def get_runtime(name: str) -> Runtime:
     Raises:
         TargetError: unknown, or its package is not installed.
     """
-    if name not in _RUNTIMES:
+    if name not in RUNTIMES:
         raise TargetError(f"unknown runtime {name!r}; known are {', '.join(runtimes())}")
-    module, cls, package = _RUNTIMES[name]
+    entry = RUNTIMES[name]
     try:
-        return getattr(import_module(f".{module}", __package__), cls)()
+        return getattr(import_module(f".{entry.module}", __package__), entry.cls)()
     except ModuleNotFoundError as error:
-        raise TargetError(f"runtime {name!r} is not installed: pip install {package}") from error
+        raise TargetError(
+            f"runtime {name!r} is not installed ({error.name} is missing): pip install '{entry.install}'"
+        ) from error

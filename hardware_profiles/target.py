@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..errors import TargetError
 from ..spaces.policy import ACTIVATION_BITS, FULL_PRECISION, WEIGHT_BITS
 from .device_card import DeviceCard
+from .runtime import RUNTIMES, runtimes
 
 CARDS = resources.files(__package__ or "slimfront.hardware_profiles") / "cards"
 
@@ -26,6 +27,7 @@ class Target(BaseModel):
         streams: batches that run at the same time, sharing the threads: 1 is the latency mode, more the throughput mode.
         batch: samples per inference and stream; latency is that of all streams' batches.
         weight_bits, activation_bits: what policies may ask for here.
+        options: settings of the runtime, such as `compile: true` of torch.
         note: for people.
         measured: what `slimfront profile` found; None in a template.
     """
@@ -39,8 +41,26 @@ class Target(BaseModel):
     batch: Annotated[int, Field(ge=1)] = 1
     weight_bits: Annotated[list[int], Field(min_length=1)]
     activation_bits: Annotated[list[int], Field(min_length=1)]
+    options: dict[str, Any] = {}
     note: str = ""
     measured: DeviceCard | None = None
+
+    @field_validator("runtime")
+    @classmethod
+    def _check_runtime(cls, name: str) -> str:
+        if name not in RUNTIMES:
+            raise ValueError(f"unknown runtime {name!r}; known are {', '.join(runtimes())}")
+        return name
+
+    @model_validator(mode="after")
+    def _check_options(self) -> Target:
+        known = RUNTIMES[self.runtime].options
+        for key, value in self.options.items():
+            if key not in known:
+                raise ValueError(f"options.{key}: {self.runtime} has {', '.join(sorted(known)) or 'no options'}")
+            if type(value) is not known[key]:
+                raise ValueError(f"options.{key}: {value!r} is not a {known[key].__name__}")
+        return self
 
     @model_validator(mode="after")
     def _check_streams(self) -> Target:
@@ -51,10 +71,12 @@ class Target(BaseModel):
     @model_validator(mode="after")
     def _check_bits(self) -> Target:
         for key, known in (("weight_bits", WEIGHT_BITS), ("activation_bits", ACTIVATION_BITS)):
-            offered = getattr(self, key)
-            wrong = [bits for bits in offered if bits not in known]
-            if wrong:
-                raise ValueError(f"{key}: {wrong[0]} is not one of {', '.join(map(str, known))}")
+            offered, possible = getattr(self, key), getattr(RUNTIMES[self.runtime], key)
+            for bits in offered:
+                if bits not in known:
+                    raise ValueError(f"{key}: {bits} is not one of {', '.join(map(str, known))}")
+                if bits not in possible:
+                    raise ValueError(f"{key}: {self.runtime} has no {bits} bits, only {', '.join(map(str, possible))}")
             if FULL_PRECISION not in offered:
                 raise ValueError(f"{key}: {FULL_PRECISION} must be offered, the uncompressed model runs at it")
         return self

@@ -25,7 +25,8 @@ def lower_reference(context: Context, folder: Path) -> Artifact:
     """Write the uncompressed model's artifact into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     candidate = Candidate(Policy(), context.workload.model.eval())
-    return context.runtime.lower(candidate, context.workload.example_input, context.target, folder / "model.onnx")
+    path = folder / f"model{context.runtime.suffix}"
+    return context.runtime.lower(candidate, context.workload.example_input, context.target, path)
 
 
 def measure_reference(

@@ -242,7 +242,7 @@ class Search:
     def _reference(self) -> Reference:
         """The uncompressed model, measured when the study was new and read back ever after."""
         context = self.problem.context
-        path = self.folder / "reference" / "model.onnx"
+        path = self.folder / "reference" / f"model{context.runtime.suffix}"
         baseline = self.store.get_study(self.spec.study).baseline
         # A file without a baseline is another study's leftover under the same name.
         artifact = Artifact.of(path) if baseline and path.is_file() else lower_reference(context, path.parent)

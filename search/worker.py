@@ -158,7 +158,8 @@ class Worker:
         example = self.workload.example_input
         quantization = quantize(model, example, policy, self.workload.calibration)
         candidate = Candidate(policy, model, quantization)
-        artifact = self._context.runtime.lower(candidate, example, self.setup.target, folder / "model.onnx")
+        runtime = self._context.runtime
+        artifact = runtime.lower(candidate, example, self.setup.target, folder / f"model{runtime.suffix}")
         return Subject(candidate, artifact)
 
     def _out_of_bounds(self, measurements: Sequence[Measurement]) -> bool:

@@ -19,8 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-import onnx
-
+from ..hardware_profiles.runtime import TensorInfo
 from ..hardware_profiles.target import Target
 from ..measurement import METRICS, Measurement
 from ..spaces.policy import Policy
@@ -46,14 +45,14 @@ def card_document(
     study: StudyRecord,
     trial: TrialRecord,
     target: Target,
-    model: onnx.ModelProto,
+    signature: tuple[TensorInfo, TensorInfo],
     created: datetime,
     files: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The card as plain JSON values.
 
     Args:
-        model: the artifact, for its input and output.
+        signature: the artifact's input and output.
         created: when the artifact was made.
         files: the bundle's other files, name -> sha256 and bytes.
     """
@@ -69,8 +68,8 @@ def card_document(
         "baseline": {"measurements": _measurements(study.baseline)},
         "test_accuracy": measured.get("test_accuracy"),
         "target": target.model_dump(),
-        "input": _tensor(model.graph.input[0]),
-        "output": _tensor(model.graph.output[0]),
+        "input": _tensor(signature[0]),
+        "output": _tensor(signature[1]),
         "provenance": {
             "created": created.isoformat(),
             "study_created": study.created.isoformat(),
@@ -101,8 +100,8 @@ def card_page(card: Mapping[str, Any], policy: Policy) -> str:
         f"Width: {width_text(policy)}. Recovery: {recovery_text(policy)}. Policy {card['policy_digest']}.",
         *_decisions(policy),
         "## Run it",
-        "`python run.py` runs `model.onnx` as it was measured, and times it against `reference.onnx`, the uncompressed "
-        f"model. Without it, numpy and {target['runtime']} are enough:",
+        f"`python run.py` runs `{_file(card, 'model')}` as it was measured, and times it against "
+        f"`{_file(card, 'reference')}`, the uncompressed model. Without it, numpy and {target['runtime']} are enough:",
         _example(card),
         "## Where the numbers come from",
         _bullets(card["provenance"]),
@@ -139,10 +138,12 @@ def _notes(trial: TrialRecord) -> list[str]:
     return notes
 
 
-def _tensor(info: onnx.ValueInfoProto) -> dict[str, Any]:
-    kind = info.type.tensor_type
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
-    return {"name": info.name, "shape": [axis.dim_value for axis in kind.shape.dim], "dtype": dtype}
+def _tensor(info: TensorInfo) -> dict[str, Any]:
+    return {"name": info.name, "shape": list(info.shape), "dtype": info.dtype}
+
+
+def _file(card: Mapping[str, Any], stem: str) -> str:
+    return next(name for name in card["files"] if name.startswith(f"{stem}."))
 
 
 def _summary(card: Mapping[str, Any]) -> str:
@@ -192,12 +193,12 @@ def _decisions(policy: Policy) -> list[str]:
 
 
 def _example(card: Mapping[str, Any]) -> str:
-    """The lines that run model.onnx: the very loader of run.py, and its use."""
+    """The lines that run the model: the very loader of run.py, and its use."""
     target, tensor = card["target"], card["input"]
     loader = standalone.LOADERS[target["runtime"]]
     source = inspect.getsource(loader).replace(": str, threads: int) -> Run", ", threads)")
     use = (
-        f'run = {loader.__name__}("model.onnx", threads={target["threads"]})\n'
+        f'run = {loader.__name__}("{_file(card, "model")}", threads={target["threads"]})\n'
         f"inputs = np.zeros({tensor['shape']}, dtype=np.{tensor['dtype']})  # put yours here\n"
         f"outputs = run(inputs)  # shape {card['output']['shape']}; copy what you keep, the next call reuses it\n"
     )

@@ -9,9 +9,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import onnx
-
 from ..errors import UserError
+from ..hardware_profiles.runtime import get_runtime
 from ..hardware_profiles.target import load_target
 from . import standalone
 from .card import card_document, card_page
@@ -20,11 +19,11 @@ from .picks import pick
 from .records import ArtifactRecord, StudyRecord, TrialRecord
 from .store import Store
 
-BUNDLED = {"model": "model.onnx", "weights": "weights.safetensors"}
-"""Kind of a trial's artifact -> its name in the bundle."""
+BUNDLED = ("model", "weights")
+"""Kinds of a trial's artifacts that are bundled, under their own names."""
 
-REFERENCE = Path("..", "reference", "model.onnx")
-"""Where the uncompressed model's artifact lies, from the folder of a trial."""
+REFERENCE = Path("..", "reference")
+"""Where the uncompressed model's artifact lies, from the folder of a trial, called as the trial's."""
 
 
 def export_bundle(store: Store, name: str, to: Path, trial: int | None, rule: str) -> int:
@@ -85,14 +84,18 @@ def _artifacts(store: Store, trial: TrialRecord) -> dict[str, ArtifactRecord]:
 def _contents(study: StudyRecord, trial: TrialRecord, artifacts: Mapping[str, ArtifactRecord]) -> dict[str, bytes]:
     """Every file of the bundle by name, all read and checked before anything is written."""
     contents = {"policy.json": f"{trial.policy_json}\n".encode()}
-    contents |= {BUNDLED[kind]: _as_recorded(trial.number, record) for kind, record in artifacts.items()}
-    contents["reference.onnx"] = _reference(study, Path(artifacts["model"].path).parent / REFERENCE)
+    contents |= {
+        f"{kind}{Path(record.path).suffix}": _as_recorded(trial.number, record) for kind, record in artifacts.items()
+    }
+    model = Path(artifacts["model"].path)
+    contents[f"reference{model.suffix}"] = _reference(study, model.parent / REFERENCE / model.name)
     contents["run.py"] = inspect.getsource(standalone).encode()
+    target = load_target(study.spec.target, study.spec.base_folder)
     card = card_document(
         study,
         trial,
-        load_target(study.spec.target, study.spec.base_folder),
-        onnx.load_model_from_string(contents["model.onnx"]),
+        target,
+        get_runtime(target.runtime).signature(model),
         artifacts["model"].made_at,
         {name: {"sha256": _sha256(content), "bytes": len(content)} for name, content in contents.items()},
     )

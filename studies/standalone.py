@@ -1,8 +1,8 @@
-"""Runs model.onnx as it was measured, and times it against reference.onnx, the uncompressed model.
+"""Runs the model of this bundle as it was measured, and times it against the reference, the uncompressed model.
 
     python run.py
 
-Needs numpy and the runtime that card.json names, nothing else. From other code: `run = load("model.onnx")`, then
+Needs numpy and the runtime that card.json names, nothing else. From other code: `run = load(file_of("model"))`, then
 `outputs = run(inputs)` with inputs as card.json describes them.
 """
 
@@ -64,6 +64,11 @@ def card() -> dict[str, Any]:
     return json.loads((FOLDER / "card.json").read_text(encoding="utf-8"))
 
 
+def file_of(stem: str) -> str:
+    """The bundle's file of that name, whatever its suffix."""
+    return next(name for name in card()["files"] if name.startswith(f"{stem}."))
+
+
 def load(name: str) -> Run:
     """A model of this bundle, with the settings it was measured with."""
     target = card()["target"]
@@ -119,7 +124,7 @@ def median_interval(values: list[float]) -> tuple[float, float]:
 def main() -> None:
     about = card()
     pin(about["target"]["threads"])
-    model, reference = load("model.onnx"), load("reference.onnx")
+    model, reference = load(file_of("model")), load(file_of("reference"))
     inputs = np.random.default_rng(0).standard_normal(about["input"]["shape"], dtype=np.float32)
     print(f"outputs   {list(model(inputs).shape)} of inputs {list(inputs.shape)}")
     pairs = paired_times(model, reference, inputs)

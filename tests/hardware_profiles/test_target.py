@@ -51,6 +51,8 @@ def test_a_target_travels_as_json():
         ({"activation_bits": [2, 32]}, "activation_bits: 2 is not one of 4, 6, 8, 16, 32"),
         ({"activation_bits": [8]}, "activation_bits: 32 must be offered"),
         ({"runtime": ...}, "runtime: "),
+        ({"runtime": "tensorflow"}, "runtime: unknown runtime 'tensorflow'; known are "),
+        ({"options": {"fast": True}}, "options.fast: openvino has no options"),
     ],
     ids=str,
 )
