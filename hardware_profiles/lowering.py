@@ -17,8 +17,12 @@ from torch import Tensor
 
 from ..errors import LoweringError
 from ..spaces.candidate import Candidate, Grid, Quantization, QuantizedWeight
+from .graph_cache import GraphCache
 from .node_names import WEIGHTED, layer_of, module_of_node
 from .onnx_export import export_float
+
+float_graphs = GraphCache(export_float)
+"""Of this process."""
 
 PASSED_ON = ("Identity", "Cast", "Dropout")
 """Operations that give the model's input on as it is."""
@@ -44,7 +48,8 @@ def lower(
     Raises:
         LoweringError: the model cannot be exported, or a quantized layer is not found in the exported graph.
     """
-    model = export_float(candidate.model, example_input.expand(batch, *example_input.shape[1:]))
+    model = ModelProto()
+    model.CopyFrom(float_graphs.graph_of(candidate.model, example_input.expand(batch, *example_input.shape[1:])))
     insert_grids(model, candidate.quantization, bound_float_layers)
     if integer_biases:
         write_integer_biases(model, candidate.quantization)
@@ -259,8 +264,10 @@ class _Inserter:
 
 def _check_same(name: str, values: np.ndarray, integers: np.ndarray, scale: np.ndarray, axis: int) -> None:
     """Hold the integers against the exported weight, which differs by half a step at most unless batch-norm was folded
-    into one of them only.
+    into one of them only. That scales whole channels, so some weights of each are enough.
     """
+    some = tuple(slice(None) if dimension == axis else slice(4) for dimension in range(values.ndim))
+    values, integers = values[some], integers[some]
     step = scale.reshape([-1 if dimension == axis else 1 for dimension in range(values.ndim)])
     if (np.abs(values - integers * step) > 0.51 * step).any():
         raise LoweringError(f"{name}: the exported weight is not the one that was quantized")

@@ -54,7 +54,8 @@ class OpenVinoRuntime:
             "SNIPPETS_MODE": "DISABLE",
         }
         try:
-            return OpenVinoSession(core.compile_model(core.read_model(artifact), "CPU", config))
+            model = core.read_model(artifact)
+            return OpenVinoSession(model, core.compile_model(model, "CPU", config))
         except RuntimeError as error:
             raise LoweringError(f"OpenVINO refuses {artifact.name}: {str(error).strip().splitlines()[-1]}") from error
 
@@ -62,8 +63,8 @@ class OpenVinoRuntime:
 class OpenVinoSession:
     """See `Session`."""
 
-    def __init__(self, compiled: openvino.CompiledModel) -> None:
-        self._compiled = compiled
+    def __init__(self, model: openvino.Model, compiled: openvino.CompiledModel) -> None:
+        self._model, self._compiled = model, compiled
         self._request = compiled.create_infer_request()
 
     def run(self, inputs: np.ndarray) -> np.ndarray:
@@ -71,20 +72,31 @@ class OpenVinoSession:
 
     def executed_precisions(self) -> dict[str, str]:
         precisions: dict[str, str] = {}
+        original = {node.get_friendly_name(): node for node in self._model.get_ops()}
         for operation in self._compiled.get_runtime_model().get_ordered_ops():
             if _information(operation, "layerType") not in WEIGHTED_TYPES:
                 continue
             precision = _information(operation, "runtimePrecision").replace("u8", "i8")
             names = _information(operation, "originalLayersNames").split(",")
             # Fully connected operations may be named after what was fused to them; their weights are not.
-            for name in [*names, _constant_behind(operation.input_value(1)).get_friendly_name()]:
-                if (layer := layer_of(name)) is not None:
-                    precisions[layer] = precision
+            found = {
+                layer_of(name) for name in [*names, _constant_behind(operation.input_value(1)).get_friendly_name()]
+            }
+            if found == {None}:  # what followed the layer was folded into its weight, and only that is named
+                found = {_layer_before(original.get(name)) for name in names}
+            precisions |= {layer: precision for layer in found if layer is not None}
         return precisions
 
 
 def _information(operation: openvino.Node, key: str) -> str:
     return str(operation.get_rt_info()[key].astype(str))
+
+
+def _layer_before(node: openvino.Node | None) -> str | None:
+    """The nearest layer up the first inputs from `node` of the model as it was read."""
+    while node is not None and layer_of(node.get_friendly_name()) is None:
+        node = node.input_value(0).get_node() if node.get_input_size() else None
+    return None if node is None else layer_of(node.get_friendly_name())
 
 
 def _constant_behind(output: openvino.Output) -> openvino.Node:

@@ -115,5 +115,5 @@ def _parse(content: bytes, file: str) -> Target:
         raise TargetError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise TargetError(f"{file}: {where}: {first['msg']}" if where else f"{file}: {first['msg']}") from error
+        where, problem = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        raise TargetError(f"{file}: {where}: {problem}" if where else f"{file}: {problem}") from error

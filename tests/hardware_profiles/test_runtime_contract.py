@@ -257,7 +257,9 @@ def test_a_runtime_that_is_not_installed_is_told_with_what_to_install(runtime, m
     monkeypatch.setitem(sys.modules, PACKAGES.get(runtime.name, runtime.name), None)
     monkeypatch.delitem(sys.modules, type(runtime).__module__)
     install = re.escape(f"pip install '{RUNTIMES[runtime.name].install}'")
-    with pytest.raises(TargetError, match=rf"^runtime '{runtime.name}' is not installed \(\w+ is missing\): {install}$"):
+    with pytest.raises(
+        TargetError, match=rf"^runtime '{runtime.name}' is not installed \(\w+ is missing\): {install}$"
+    ):
         get_runtime(runtime.name)
 
 
