@@ -12,12 +12,12 @@ from slimfront.studies.standalone import load_openvino
 
 @pytest.fixture
 def scaled(make_network, candidate, tmp_path):
-    """A quantized model with LayerScale between linear layers, its artifact for a batch of two, and inputs."""
+    """A quantized model with LayerScale between linear layers, its artifact for a batch of four, and inputs."""
     model = make_network("scaled")
     made = candidate(model, dict.fromkeys(("first", "second", "third"), LayerPolicy(8, 8)))
-    target = load_target("cpu-openvino").model_copy(update={"batch": 2})
+    target = load_target("cpu-openvino").model_copy(update={"batch": 4})
     artifact = OpenVinoRuntime().lower(made, torch.zeros(1, 10), target, tmp_path / "model.onnx")
-    samples = torch.linspace(-1, 1, 20).reshape(2, 10)
+    samples = torch.linspace(-1, 1, 40).reshape(4, 10)
     with torch.no_grad():
         return artifact.path, target, samples.numpy(), model(samples).numpy()
 
