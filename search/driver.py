@@ -21,6 +21,7 @@ from ..hardware_profiles.runtime import Artifact
 from ..measurement import Measurement
 from ..spaces.candidate import Candidate
 from ..spaces.policy import Policy
+from ..studies.convergence import stalled
 from ..studies.front import Objective, Point, hypervolume, pareto_front, reference_point
 from ..studies.records import INTERRUPTED, TrialRecord
 from ..studies.store import Store
@@ -194,11 +195,19 @@ class Search:
 
     @property
     def is_over(self) -> bool:
-        """Whether the budget of trials or time is spent, counting trials that still run."""
+        """Whether the budget of trials, time or patience is spent, counting trials that still run."""
         budget = self.spec.budget
         trials_spent = budget.trials is not None and self._finished + len(self._running) >= budget.trials
         time_spent = budget.timeout_s is not None and time.monotonic() - self._started >= budget.timeout_s
-        return trials_spent or time_spent or self._exhausted
+        return trials_spent or time_spent or self._exhausted or self._converged
+
+    @property
+    def _converged(self) -> bool:
+        patience = self.spec.budget.patience
+        if patience is None or self._finished < MAX_ANCHORS + patience:
+            return False
+        trials = sum(trial.state != "running" for trial in self.store.trials(self.spec.study))
+        return stalled(self.store.fronts(self.spec.study), trials, patience)
 
     @property
     def finished(self) -> int:

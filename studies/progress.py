@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 
+from .convergence import hypervolume_at, outlook
 from .newest_front import excesses, why_no_front
 from .records import INTERRUPTED, FrontRecord, StudyRecord, TrialRecord
 from .spec import BudgetSpec
@@ -36,6 +37,8 @@ def budget_text(budget: BudgetSpec, trials: Sequence[TrialRecord]) -> str:
     parts = [f"{ended(trials)} of {budget.trials} trials"] if budget.trials else [f"{ended(trials)} trials so far"]
     if budget.timeout_s:
         parts.append(f"at most {budget.timeout_s:g} s a run")
+    if budget.patience:
+        parts.append(f"until {budget.patience} trials in a row hardly grow the front")
     return ", ".join(parts)
 
 
@@ -46,9 +49,11 @@ def growth_text(fronts: Sequence[FrontRecord], trials: Sequence[TrialRecord]) ->
     first, last = fronts[0], fronts[-1]
     tried = max(last.trials, sum(trial.state != "running" for trial in trials))
     line = sparkline(_volumes(fronts, tried))
+    expected = outlook(fronts, tried)
     return (
         f"{count_text(len(last.members), 'point')}, hypervolume {last.hypervolume:.4g}\n"
         f"{line}  {first.hypervolume:.4g} at trial {first.trials}, last change at trial {last.trials} of {tried}"
+        + (f"\n{expected}" if expected else "")
     )
 
 
@@ -91,4 +96,4 @@ def _volumes(fronts: Sequence[FrontRecord], tried: int) -> list[float | None]:
     """The hypervolume after evenly spaced numbers of trials, at most `LONGEST_LINE` of them."""
     width = min(tried, LONGEST_LINE)
     marks = [round((i + 1) * tried / width) for i in range(width)]
-    return [next((front.hypervolume for front in reversed(fronts) if front.trials <= mark), None) for mark in marks]
+    return [hypervolume_at(fronts, mark) if mark >= fronts[0].trials else None for mark in marks]

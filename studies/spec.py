@@ -130,10 +130,15 @@ class SpaceSpec(_Part):
 
 
 class BudgetSpec(_Part):
-    """When the search ends: after so many trials or seconds, whichever comes first."""
+    """When the search ends: after so many trials or seconds, or once it has converged, whichever comes first.
+
+    Attributes:
+        patience: trials that may pass while the front's hypervolume grows by less than `convergence.LEAST_GROWTH`.
+    """
 
     trials: Annotated[int, Field(ge=1)] | None = None
     timeout_s: Annotated[float, Field(gt=0)] | None = None
+    patience: Annotated[int, Field(ge=1)] | None = None
 
     @model_validator(mode="after")
     def _some(self) -> BudgetSpec:
