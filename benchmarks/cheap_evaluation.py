@@ -19,8 +19,9 @@ from slimfront.search.problem import Problem
 from slimfront.spaces.policy import FULL_PRECISION, Policy
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import Subset
 
-SELECTION = 200
+SELECTION = 100
 """Samples of the search-validation split that a search sees."""
 
 
@@ -78,7 +79,7 @@ class CheapEvaluator:
         workload = self._problem.context.workload
         model = pruned_copy(workload.model, workload.example_input, policy, self._problem.groups)
         if is_structurally_changed(policy, self._problem.groups):
-            reestimate_batch_norm(model, workload.calibration)
+            reestimate_batch_norm(model, Subset(workload.calibration, range(50)))
         for name, layer in policy.layers.items():
             module = model.get_submodule(name)
             if layer.weight_bits < FULL_PRECISION:

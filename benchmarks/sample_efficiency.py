@@ -46,7 +46,11 @@ SPACE = {
     "channel_sparsity": [0, 0.25, 0.5],
     "width": [1.0, 0.75, 0.5, 0.25],
 }
-TASKS: dict[str, dict[str, Any]] = {"digits-cnn": {"workload": "digits"}}
+TASKS: dict[str, dict[str, Any]] = {
+    "digits-cnn": {"workload": "digits"},
+    "digits-vit": {"workload": "digits-vit"},
+    "digits-gru": {"workload": "digits-gru"},
+}
 SEEDED_ONLY = ("random", "nsgaii", "tpe")
 """Arms without anchors, constraint and refusal of duplicates: footnotes."""
 
