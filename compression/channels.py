@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..errors import CompressionError
 from ..spaces.channel_graph import ChannelGraph, channels_lost, out_channels
 from .criteria import Criterion, Scoring, get_criterion
+from .merge import merge_channels
 
 
 def remove_channels(
@@ -18,15 +19,17 @@ def remove_channels(
     kept: Mapping[str, int],
     criterion: str = "l2",
     scoring: Scoring = Scoring(),
+    merge: bool = False,
 ) -> None:
-    """Prune `model` in place to `kept` channels or heads per group, dropping those that score lowest.
+    """Prune `model` in place to `kept` channels or heads per group, those that score lowest first.
 
     Args:
         model: changed in place.
         example_input: shape [1, ...]; traces the dependencies.
-        kept: group name -> channels to keep; groups not named stay whole.
+        kept: group name, or that of any layer in it -> channels to keep; groups not named stay whole.
         criterion: a name of `criteria.criteria()`.
         scoring: what the criterion may use beside the weights.
+        merge: what reads a removed channel reads the most similar one kept instead.
 
     Raises:
         CompressionError: Torch-Pruning cannot prune the model, or left another number of channels than asked for.
@@ -35,7 +38,12 @@ def remove_channels(
         return
     graph = ChannelGraph(model, example_input)
     rule = get_criterion(criterion)
-    graph.remove({name: _lost(graph, name, channels, rule, scoring) for name, channels in kept.items()})
+    kept = {graph.root_of(name): channels for name, channels in kept.items()}
+    lost = {name: _lost(graph, name, channels, rule, scoring) for name, channels in kept.items()}
+    if merge:
+        for name in (name for name in lost if name not in graph.heads):
+            merge_channels(graph, name, lost[name])
+    graph.remove(lost)
     for name, channels in kept.items():
         left = _count(graph, name)
         if left != channels:

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import torch
 import torch_pruning as tp
-from torch import Tensor, nn
+from torch import Tensor
 from torch_pruning.dependency import Group
 
 from ..errors import CompressionError
@@ -38,7 +38,7 @@ class Scoring:
 
     def generator(self, name: str) -> torch.Generator:
         """A generator for one group or layer, whatever the order they are asked for in."""
-        return torch.Generator().manual_seed(self.seed * 2**32 + zlib.crc32(name.encode()))
+        return torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {name}".encode()))
 
 
 class Criterion(Protocol):
@@ -54,7 +54,7 @@ class Criterion(Protocol):
         """Scores of a group's channels, shape [channels]."""
         ...
 
-    def weights(self, weight: nn.Parameter, name: str, scoring: Scoring) -> Tensor:
+    def weights(self, weight: Tensor, name: str, scoring: Scoring) -> Tensor:
         """Scores of single weights, shape of `weight`."""
         ...
 
@@ -68,7 +68,7 @@ class _ByWeight:
 
     needs_gradients = False
 
-    def weights(self, weight: nn.Parameter, name: str, scoring: Scoring) -> Tensor:
+    def weights(self, weight: Tensor, name: str, scoring: Scoring) -> Tensor:
         return weight.detach().abs()
 
     def heads(self, attention: HeadedAttention, name: str, scoring: Scoring) -> Tensor:
@@ -86,7 +86,7 @@ class Magnitude(_ByWeight):
     def channels(self, group: Group, name: str, scoring: Scoring) -> Tensor:
         return tp.importance.GroupMagnitudeImportance(p=self.p, normalizer=None)(group)  # type: ignore[arg-type]
 
-    def weights(self, weight: nn.Parameter, name: str, scoring: Scoring) -> Tensor:
+    def weights(self, weight: Tensor, name: str, scoring: Scoring) -> Tensor:
         return weight.detach().abs() ** self.p
 
 
@@ -97,9 +97,9 @@ class Taylor(_ByWeight):
 
     def channels(self, group: Group, name: str, scoring: Scoring) -> Tensor:
         _require_gradients(scoring)
-        return tp.importance.GroupTaylorImportance(normalizer=None)(group)  # type: ignore[arg-type]
+        return tp.importance.GroupTaylorImportance(normalizer=None, multivariable=True)(group)  # type: ignore[arg-type]
 
-    def weights(self, weight: nn.Parameter, name: str, scoring: Scoring) -> Tensor:
+    def weights(self, weight: Tensor, name: str, scoring: Scoring) -> Tensor:
         _require_gradients(scoring)
         if weight.grad is None:
             raise CompressionError(f"taylor: the loss does not depend on the weight of {name}")
@@ -120,7 +120,7 @@ class Random(_ByWeight):
     def channels(self, group: Group, name: str, scoring: Scoring) -> Tensor:
         return torch.rand(len(group[0].idxs), generator=scoring.generator(name))
 
-    def weights(self, weight: nn.Parameter, name: str, scoring: Scoring) -> Tensor:
+    def weights(self, weight: Tensor, name: str, scoring: Scoring) -> Tensor:
         return torch.rand(weight.shape, generator=scoring.generator(name))
 
 

@@ -1,9 +1,9 @@
-"""Width and channels really removed; weight masks; batch-norm statistics re-estimated."""
+"""Blocks and channels really removed, compact operators put in place, weights masked; batch-norm re-estimated."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,16 @@ from torch.nn.utils import prune
 
 from ..errors import CompressionError
 from ..spaces.channel_groups import ChannelGroup
+from ..spaces.effective import effective_policy
 from ..spaces.layers import LAYER_KINDS
-from ..spaces.policy import Policy, Sparsity
-from ..workloads.workload import MapDataset
+from ..spaces.operators import DENSE
+from ..spaces.policy import Policy, Sparsity, threshold_of
+from ..workloads.workload import MapDataset, Workload
 from .batches import input_batches
 from .channels import remove_channels
+from .criteria import Scoring, get_criterion
+from .gradients import accumulate_gradients
+from .operators import replace_operator
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -34,36 +39,115 @@ def kept_channels(policy: Policy, groups: Sequence[ChannelGroup]) -> dict[str, i
 
 
 def is_structurally_changed(policy: Policy, groups: Sequence[ChannelGroup]) -> bool:
-    """Whether the policy removes channels or zeroes weights, which shifts what batch-norm normalises."""
-    return bool(kept_channels(policy, groups)) or any(layer.sparsity for layer in policy.layers.values())
+    """Whether the policy changes what layers compute in float, which shifts what batch-norm normalises."""
+    changed = any(layer.sparsity or layer.operator != DENSE for layer in policy.layers.values())
+    return changed or bool(policy.removed_blocks) or bool(kept_channels(policy, groups))
 
 
-def pruned_copy(model: nn.Module, example_input: Tensor, policy: Policy, groups: Sequence[ChannelGroup]) -> nn.Module:
-    """A copy of `model` with the policy's channels removed and its masked weights zeroed, in eval mode.
+def pruned_copy(
+    model: nn.Module,
+    example_input: Tensor,
+    policy: Policy,
+    groups: Sequence[ChannelGroup],
+    workload: Workload | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """A copy of `model` in eval mode, pruned as the policy says: blocks, then channels, then operators, then weights.
+
+    Args:
+        example_input: shape [1, ...]; traces the dependencies of channels.
+        groups: of `model` before anything was pruned.
+        workload: the loss and the calibration data of criteria that use gradients.
+        seed: of the random criterion.
 
     Raises:
         CompressionError: the policy does not fit the model.
     """
     slim = copy.deepcopy(model).eval()
-    remove_channels(slim, example_input, kept_channels(policy, groups))
+    for name in policy.removed_blocks:
+        _require_module(slim, name)
+        slim.set_submodule(name, nn.Identity())
+    kept = _surviving(slim, kept_channels(policy, groups), groups)
+    sparse = any(layer.sparsity for layer in policy.layers.values())
+    scoring = _scoring(slim, policy.pruning.criterion, workload if kept or sparse else None, seed)
+    merge = policy.pruning.reduction == "merge"
+    remove_channels(slim, example_input, kept, policy.pruning.criterion, scoring, merge)
     for name, layer in policy.layers.items():
-        if layer.sparsity:
-            mask_weight(_layer(slim, name), layer.sparsity)
+        if layer.operator != DENSE and name in dict(slim.named_modules()):
+            replace_operator(slim, name, layer.operator)
+    _mask_weights(slim, effective_policy(policy), scoring)
+    slim.zero_grad(set_to_none=True)
     return slim
 
 
-def mask_weight(layer: nn.Module, sparsity: Sparsity) -> None:
-    """Zero the smallest weights of `layer`: a fraction of all, or two of every four along the input dimension.
+def _require_module(model: nn.Module, name: str) -> None:
+    if name not in dict(model.named_modules()):
+        raise CompressionError(f"no block {name!r} in the model")
 
-    The 2:4 pattern is that of NVIDIA's sparse tensor cores (Mishra et al. 2021, arXiv:2104.08378).
+
+def _surviving(model: nn.Module, kept: dict[str, int], groups: Sequence[ChannelGroup]) -> dict[str, int]:
+    """`kept` under the name of a layer of each group that no removed block took along."""
+    paths = {name for name, _ in model.named_modules()}
+    members = {group.name: [group.name, *(group.layers if group.unit == "channel" else ())] for group in groups}
+    left = {name: [member for member in members[name] if member in paths] for name in kept}
+    return {left[name][0]: channels for name, channels in kept.items() if left[name]}
+
+
+def _scoring(model: nn.Module, criterion: str, workload: Workload | None, seed: int) -> Scoring:
+    if workload is None or not get_criterion(criterion).needs_gradients:
+        return Scoring(seed)
+    accumulate_gradients(model, workload)
+    return Scoring(seed, has_gradients=True)
+
+
+@torch.no_grad()
+def _mask_weights(model: nn.Module, policy: Policy, scoring: Scoring) -> None:
+    """Zero the weights of the layers `policy` sparsifies, worth least first."""
+    layers = {name: _layer(model, name) for name, layer in policy.layers.items() if layer.sparsity}
+    rule = get_criterion(policy.pruning.criterion)
+    fractions = {name: s for name in layers if not isinstance(s := policy.layers[name].sparsity, str)}
+    if policy.pruning.scope == "global" and fractions:
+        scores = {name: rule.weights(layers[name].weight, name, scoring) for name in fractions}  # type: ignore[arg-type]
+        for name, mask in global_masks(scores, fractions).items():
+            layers[name].weight.mul_(mask)  # type: ignore[operator,union-attr]
+        layers = {name: layer for name, layer in layers.items() if name not in fractions}
+    for name, layer in layers.items():
+        sparsity = policy.layers[name].sparsity
+        scores = rule.weights(layer.weight, name, scoring) if threshold_of(sparsity) is None else None  # type: ignore[arg-type]
+        mask_weight(layer, sparsity, scores)
+
+
+def global_masks(scores: Mapping[str, Tensor], fractions: Mapping[str, float]) -> dict[str, Tensor]:
+    """0 for as many weights as the fractions ask for in all, those of smallest score in any layer; else 1."""
+    count = sum(round(fractions[name] * score.numel()) for name, score in scores.items())
+    flat = torch.cat([score.flatten() for score in scores.values()])
+    mask = torch.ones_like(flat)
+    mask[flat.argsort(stable=True)[:count]] = 0
+    parts = mask.split([score.numel() for score in scores.values()])
+    return {name: part.view_as(scores[name]) for name, part in zip(scores, parts, strict=True)}
+
+
+def mask_weight(layer: nn.Module, sparsity: Sparsity, scores: Tensor | None = None) -> None:
+    """Zero weights of `layer`: a fraction of all, two of every four along the input dimension, or all below a threshold.
+
+    The 2:4 pattern is that of NVIDIA's sparse tensor cores (Mishra et al. 2021, arXiv:2104.08378); the threshold, in standard
+    deviations of the layer's weights, that of Han et al. 2015 (arXiv:1506.02626).
+
+    Args:
+        scores: what each weight is worth, shape of the weight; its magnitude by default. A threshold reads the magnitude.
 
     Raises:
         CompressionError: "2:4" on a weight whose input dimension is no multiple of four, which is then left as it is.
     """
-    if sparsity == "2:4":
-        prune.custom_from_mask(layer, "weight", two_of_four_mask(layer.weight.detach()))  # type: ignore[arg-type]
+    weight: Tensor = layer.weight.detach()  # type: ignore[assignment,operator]
+    scores = weight.abs() if scores is None else scores
+    threshold = threshold_of(sparsity)
+    if threshold is not None:
+        prune.custom_from_mask(layer, "weight", (weight.abs() >= threshold * weight.std()).to(weight.dtype))
+    elif sparsity == "2:4":
+        prune.custom_from_mask(layer, "weight", two_of_four_mask(scores))
     else:
-        prune.l1_unstructured(layer, "weight", amount=float(sparsity))
+        prune.l1_unstructured(layer, "weight", amount=float(sparsity), importance_scores=scores)
     prune.remove(layer, "weight")  # the zeros stay; only the parametrisation goes
 
 

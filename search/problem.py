@@ -16,6 +16,7 @@ from ..hardware_profiles.bench import Bench, bench_cores, worker_cores
 from ..hardware_profiles.fingerprint import require_fit
 from ..hardware_profiles.runtime import Artifact, get_runtime
 from ..hardware_profiles.target import Target, load_target
+from ..spaces.blocks import find_removable_blocks
 from ..spaces.channel_groups import ChannelGroup, find_channel_groups
 from ..spaces.layers import Layer, find_layers
 from ..spaces.policy import Recovery
@@ -72,10 +73,11 @@ def prepare(spec: StudySpec) -> Problem:
     model, example = workload.model.eval(), workload.example_input
     layers = find_layers(model, example)
     groups, unprunable = find_channel_groups(model, example)
+    blocks = find_removable_blocks(model, example) if spec.space.removed_blocks != (0,) else []
     defaults = spec.recovery
     # One epoch stands for any: only the other settings are read from it.
     recovery = Recovery(1, defaults.learning_rate, defaults.temperature, defaults.alpha)
-    space = Space(layers, groups, SpaceChoices(**spec.space.model_dump()), recovery)
+    space = Space(layers, groups, SpaceChoices(**spec.space.model_dump()), recovery, blocks)
     if not space.knobs:
         raise StudyFileError(
             spec.file, "space", "nothing is left to choose: every layer is kept back or cannot be pruned"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..compression.batches import example_batch
+from ..compression.gradual import gradually_pruned
 from ..compression.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
 from ..compression.quantize import quantize
 from ..compression.recover import recover
@@ -29,6 +30,7 @@ from ..hardware_profiles.target import Target
 from ..measurement import Measurement
 from ..spaces.candidate import Candidate
 from ..spaces.channel_groups import ChannelGroup
+from ..spaces.effective import effective_policy
 from ..spaces.policy import Policy
 from ..studies.constraint import Constraint
 from ..workloads.load import load_workload
@@ -127,12 +129,14 @@ class Worker:
     def _stages(self, policy: Policy, folder: Path) -> Iterator[Stage]:
         folder.mkdir(parents=True, exist_ok=True)
         example = self.workload.example_input
-        model = pruned_copy(self.workload.model, example, policy, self.setup.groups)
+        groups, seed, original = self.setup.groups, self.setup.seed, policy
+        model = pruned_copy(self.workload.model, example, policy, groups, self.workload, seed)
+        policy = effective_policy(policy)  # in terms of the layers that are there now
         counted = Complexity().evaluate(Subject(Candidate(policy, model)), self._context)
         yield Stage("counted", measurements=counted)
         if self._out_of_bounds(counted):
             return
-        if is_structurally_changed(policy, self.setup.groups):
+        if is_structurally_changed(original, groups):
             reestimate_batch_norm(model, self.workload.calibration)
         subject = self._lower(policy, model, folder)
         # Before recovery: latency needs no trained weights, and a trial that is too slow ends here.
@@ -149,10 +153,16 @@ class Worker:
             yield Stage("scored", measurements=scored, artifacts=keep(subject, folder))
             return
         yield Stage("scored", measurements=scored)
+        if policy.pruning.steps > 1:
+            model = gradually_pruned(self.workload, original, groups, self._train_an_epoch, seed)
         recover(model, self.workload, policy, self.setup.seed, self.setup.batch_size)
         subject = self._lower(policy, model, folder)
         recovered = [*ArtifactSize().evaluate(subject, self._context), *Accuracy().evaluate(subject, self._context)]
         yield Stage("recovered", 1, recovered, keep(subject, folder))
+
+    def _train_an_epoch(self, model: nn.Module, policy: Policy) -> None:
+        policy = replace(policy, recovery=replace(policy.recovery, epochs=1))
+        recover(model, self.workload, policy, self.setup.seed, self.setup.batch_size)
 
     def _lower(self, policy: Policy, model: nn.Module, folder: Path) -> Subject:
         example = self.workload.example_input

@@ -110,6 +110,19 @@ class ChannelGraph:
         roots = {self.names[group[0].dep.target.module]: group for group in found}
         self.groups: dict[str, Group] = dict(sorted(roots.items(), key=lambda item: order[item[0]]))
 
+    def root_of(self, name: str) -> str:
+        """The group that a layer of this name makes channels of, under its root's name; an attention's is its own.
+
+        Raises:
+            CompressionError: there is none.
+        """
+        if name in self.groups or name in self.heads:
+            return name
+        for root in self.groups:
+            if any(self.names[maker] == name for maker in self.makers(root) if maker in self.names):
+                return root
+        raise CompressionError(f"no channel group {name!r} in the model")
+
     def makers(self, name: str) -> Iterator[nn.Module]:
         """The modules of a group that make its channels, the root first; an attention stands for its `out_proj`."""
         for dep, _ in self.groups[name]:
@@ -148,7 +161,7 @@ class ChannelGraph:
             CompressionError: a module cannot lose them.
         """
         losses: dict[tuple[Any, Any], tuple[Any, set[int]]] = {}
-        for name in channels.keys() - self.heads.keys():
+        for name in (name for name in channels if name not in self.heads):
             gone = set(channels[name])
             for item in self.groups[name]:
                 own = {i for i, root in zip(item.idxs, item.root_idxs, strict=True) if root in gone}  # type: ignore[arg-type]
@@ -156,7 +169,7 @@ class ChannelGraph:
         try:
             for dep, own in losses.values():
                 self._remove(dep, sorted(own))
-            for name in channels.keys() & self.heads.keys():
+            for name in (name for name in channels if name in self.heads):
                 self.heads[name].keep_heads(sorted(set(range(self.heads[name].num_heads)) - set(channels[name])))
         except (RuntimeError, ValueError, IndexError, AssertionError) as error:
             raise CompressionError(f"Torch-Pruning failed: {first_line(error)}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from fvcore.nn import FlopCountAnalysis
@@ -28,6 +28,8 @@ class Layer:
         weights: number of weight elements, bias excluded.
         macs: multiply-adds for one sample, as fvcore counts them.
         sparsifiable_2_4: whether the weight's input dimension is a multiple of four.
+        shape: of the weight, [out, in / groups, kernel ...].
+        groups: of a convolution; 1 for a linear layer.
     """
 
     name: str
@@ -36,6 +38,8 @@ class Layer:
     weights: int
     macs: int
     sparsifiable_2_4: bool
+    shape: tuple[int, ...] = field(default=(), compare=False)
+    groups: int = field(default=1, compare=False)
 
 
 def find_layers(model: nn.Module, example_input: Tensor) -> list[Layer]:
@@ -90,4 +94,6 @@ def _describe(name: str, module: nn.Module, macs: int) -> Layer:
         weights=weight.numel(),
         macs=macs,
         sparsifiable_2_4=weight[0].numel() % 4 == 0,
+        shape=tuple(weight.shape),
+        groups=getattr(module, "groups", 1),
     )

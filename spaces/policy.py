@@ -4,7 +4,8 @@ The JSON (schema 1) holds only what differs from the uncompressed model::
 
     {"schema": 1, "width": 0.5, "channels": {"blocks.0.conv1": 0.25},
      "layers": {"fc": {"weight_bits": 4, "activation_bits": 8, "sparsity": "2:4"}},
-     "recovery": {"epochs": 2, "learning_rate": 0.01, "temperature": 4.0, "alpha": 0.7}}
+     "recovery": {"epochs": 2, "learning_rate": 0.01, "temperature": 4.0, "alpha": 0.7},
+     "pruning": {"criterion": "taylor", "steps": 4}, "removed_blocks": ["blocks.3"]}
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 from ..errors import PolicyError
+from .operators import DENSE, Operator
+from .pruning import Pruning
 
 SCHEMA = 1
 FULL_PRECISION = 32
@@ -27,8 +31,17 @@ DECIMALS = 6
 WEIGHT_BITS = (2, 3, 4, 5, 6, 8, 16, 32)
 ACTIVATION_BITS = (4, 6, 8, 16, 32)
 
-Sparsity = float | Literal["2:4"]
-"""Fraction of a layer's weights set to zero, or "2:4": two of every four along the input dimension."""
+Sparsity = float | str
+"""Fraction of a layer's weights set to zero; "2:4": two of every four along the input dimension; or "<0.5std": all whose
+magnitude is below so many standard deviations of the layer's weights (Han et al. 2015, arXiv:1506.02626)."""
+
+_THRESHOLD = re.compile(r"<(\d+(?:\.\d+)?)std")
+
+
+def threshold_of(sparsity: Sparsity) -> float | None:
+    """Standard deviations below which weights are zero, where `sparsity` is such a threshold."""
+    form = _THRESHOLD.fullmatch(sparsity) if isinstance(sparsity, str) else None
+    return float(form[1]) if form and float(form[1]) > 0 else None
 
 
 def _rounded(value: float) -> float:
@@ -60,12 +73,14 @@ class LayerPolicy:
     Attributes:
         weight_bits: one of `WEIGHT_BITS`; 32 leaves the weight alone, 16 stores it as float16.
         activation_bits: one of `ACTIVATION_BITS`, of the tensor the layer reads.
-        sparsity: fraction in [0, 1) of the weight set to zero, smallest magnitudes first, or "2:4".
+        sparsity: fraction in [0, 1) of the weight set to zero, "2:4", or a threshold such as "<0.5std".
+        operator: what stands in the layer's place, as `operators.Operator.parse` reads it.
     """
 
     weight_bits: int = FULL_PRECISION
     activation_bits: int = FULL_PRECISION
     sparsity: Sparsity = 0.0
+    operator: str = DENSE
 
     def __post_init__(self) -> None:
         _require(
@@ -76,11 +91,16 @@ class LayerPolicy:
             _is_whole(self.activation_bits) and self.activation_bits in ACTIVATION_BITS,
             f"activation_bits must be one of {list(ACTIVATION_BITS)}, not {self.activation_bits!r}",
         )
-        if self.sparsity != "2:4":
+        if self.sparsity != "2:4" and threshold_of(self.sparsity) is None:
             _require(
-                _is_fraction(self.sparsity), f'sparsity must be a number in [0, 1) or "2:4", not {self.sparsity!r}'
+                _is_fraction(self.sparsity),
+                f'sparsity must be a number in [0, 1), "2:4" or a threshold such as "<0.5std", not {self.sparsity!r}',
             )
-            object.__setattr__(self, "sparsity", _rounded(self.sparsity))
+            object.__setattr__(self, "sparsity", _rounded(self.sparsity))  # type: ignore[arg-type]
+        try:
+            Operator.parse(self.operator)
+        except ValueError as error:
+            raise PolicyError(f"operator: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -122,6 +142,8 @@ class Policy:
         channels: channel group -> fraction in [0, 1) of what `width` left that is removed too.
         layers: layer -> `LayerPolicy`; a layer not named keeps full precision and density.
         recovery: fine-tuning after pruning.
+        pruning: by which criterion and in how many steps channels and weights go.
+        removed_blocks: paths of whole blocks that are gone, sorted.
 
     Raises:
         PolicyError: a decision is out of range.
@@ -131,6 +153,8 @@ class Policy:
     channels: Mapping[str, float] = field(default_factory=dict)
     layers: Mapping[str, LayerPolicy] = field(default_factory=dict)
     recovery: Recovery = Recovery()
+    pruning: Pruning = field(default_factory=Pruning)
+    removed_blocks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _require(
@@ -149,6 +173,14 @@ class Policy:
         object.__setattr__(self, "layers", MappingProxyType(layers))
         if self.recovery.epochs == 0:
             object.__setattr__(self, "recovery", Recovery())
+        object.__setattr__(self, "removed_blocks", tuple(sorted(set(self.removed_blocks))))
+        reduces = self.width < 1 or bool(channels)
+        fractions = any(layer.sparsity and not isinstance(layer.sparsity, str) for layer in layers.values())
+        sparse = any(layer.sparsity for layer in layers.values())
+        pruning = self.pruning.reduced_to(
+            anything=reduces or sparse, channels=reduces, weights=fractions, trained=self.recovery.epochs > 0
+        )
+        object.__setattr__(self, "pruning", pruning)
 
     def __hash__(self) -> int:
         return hash(self.to_json())
@@ -181,6 +213,10 @@ class Policy:
             document["layers"] = {name: _changes(layer) for name, layer in self.layers.items()}
         if self.recovery.epochs:
             document["recovery"] = {f.name: getattr(self.recovery, f.name) for f in fields(Recovery)}
+        if self.pruning != Pruning():
+            document["pruning"] = self.pruning.changes()
+        if self.removed_blocks:
+            document["removed_blocks"] = list(self.removed_blocks)
         return json.dumps(document, sort_keys=True, separators=(",", ":"))
 
     @classmethod
@@ -200,14 +236,23 @@ class Policy:
         _known_keys(document, cls, "policy")
         layers = document.pop("layers", {})
         recovery = document.pop("recovery", {})
+        pruning = document.pop("pruning", {})
+        blocks = document.pop("removed_blocks", [])
+        _require(
+            isinstance(blocks, list) and all(isinstance(name, str) for name in blocks),
+            f"removed_blocks must be a list of module paths, not {blocks!r}",
+        )
         for key, part in (("channels", document.get("channels", {})), ("layers", layers)):
             _require(isinstance(part, dict), f"{key} must be a JSON object, not {part!r}")
         for name, layer in layers.items():
             _known_keys(layer, LayerPolicy, f"layer {name}")
         _known_keys(recovery, Recovery, "recovery")
+        _known_keys(pruning, Pruning, "pruning")
         return cls(
             layers={name: LayerPolicy(**layer) for name, layer in layers.items()},
             recovery=Recovery(**recovery),
+            pruning=Pruning(**pruning),
+            removed_blocks=tuple(blocks),
             **document,
         )
 

@@ -10,12 +10,18 @@ from typing import Any, Literal
 from ..errors import PolicyError
 from .channel_groups import ChannelGroup
 from .layers import Layer
+from .operators import DENSE, Operator
 from .policy import DECIMALS, FULL_PRECISION, LayerPolicy, Policy, Recovery, Sparsity
+from .pruning import Pruning
 
 Choice = int | float | str
-KnobKind = Literal["width", "channels", "weight_bits", "activation_bits", "sparsity", "recovery_epochs"]
+KnobKind = Literal[
+    "width", "channels", "weight_bits", "activation_bits", "sparsity", "recovery_epochs",
+    "criterion", "scope", "steps", "reduction", "removed", "operator",
+]  # fmt: skip
 Granularity = Literal["layer", "block", "type", "model"]
-LAYER_KNOBS: tuple[KnobKind, ...] = ("weight_bits", "activation_bits", "sparsity")
+LAYER_KNOBS: tuple[KnobKind, ...] = ("weight_bits", "activation_bits", "sparsity", "operator")
+PRUNING_KNOBS: tuple[KnobKind, ...] = ("criterion", "scope", "steps", "reduction")
 NEUTRAL: dict[KnobKind, Choice] = {
     "width": 1.0,
     "channels": 0.0,
@@ -23,6 +29,12 @@ NEUTRAL: dict[KnobKind, Choice] = {
     "activation_bits": FULL_PRECISION,
     "sparsity": 0.0,
     "recovery_epochs": 0,
+    "criterion": "l2",
+    "scope": "layer",
+    "steps": 1,
+    "reduction": "drop",
+    "removed": 0,
+    "operator": DENSE,
 }
 """What each kind of knob is set to in the uncompressed model."""
 
@@ -35,7 +47,8 @@ class Knob:
         name: unique and sortable, e.g. "07.blocks.2.conv1.weight_bits".
         kind: what the choice decides.
         choices: at least two distinct values.
-        governs: layers (or, for "channels", the one group) the choice applies to; empty for the whole model.
+        governs: layers (or the one group for "channels", the one block for "removed") the choice applies to; empty for the
+            whole model.
     """
 
     name: str
@@ -55,6 +68,12 @@ class SpaceChoices:
     weight_sparsity: tuple[Sparsity, ...] = (0.0,)
     width: tuple[float, ...] = (1.0,)
     recovery_epochs: tuple[int, ...] = (0,)
+    criterion: tuple[str, ...] = ("l2",)
+    sparsity_scope: tuple[str, ...] = ("layer",)
+    pruning_steps: tuple[int, ...] = (1,)
+    channel_reduction: tuple[str, ...] = ("drop",)
+    removed_blocks: tuple[int, ...] = (0,)
+    operators: tuple[str, ...] = (DENSE,)
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -75,10 +94,12 @@ class Space:
         groups: Sequence[ChannelGroup],
         choices: SpaceChoices,
         recovery: Recovery = Recovery(),
+        blocks: Sequence[str] = (),
     ) -> None:
         self.choices = choices
         self.layers = [layer for layer in layers if not _kept_back(layer.name, choices.keep)]
         self.groups = [group for group in groups if not any(_kept_back(name, choices.keep) for name in group.layers)]
+        self.blocks = [name for name in blocks if not _kept_back(name, choices.keep)]
         self.recovery = recovery
         decisions = list(self._decisions())
         digits = len(str(max(len(decisions) - 1, 0)))
@@ -106,6 +127,8 @@ class Space:
                 for name in knob.governs:
                     layers[name][knob.kind] = value
         single = {knob.kind: value for knob, value in values.items() if knob.kind in ("width", "recovery_epochs")}
+        pruning = {knob.kind: value for knob, value in values.items() if knob.kind in PRUNING_KNOBS}
+        removed = [knob.governs[0] for knob, value in values.items() if knob.kind == "removed" and value]
         return Policy(
             width=single["width"],
             channels={knob.governs[0]: value for knob, value in values.items() if knob.kind == "channels"},
@@ -113,6 +136,8 @@ class Space:
             recovery=Recovery(
                 single["recovery_epochs"], self.recovery.learning_rate, self.recovery.temperature, self.recovery.alpha
             ),
+            pruning=Pruning(**pruning),
+            removed_blocks=tuple(removed),
         )
 
     def parameters(self, policy: Policy) -> dict[str, Choice]:
@@ -145,6 +170,7 @@ class Space:
             "width": self.choices.width,
             "channels": tuple(share for share in self.choices.channel_sparsity if share not in widths),
             "sparsity": self.choices.weight_sparsity,
+            "operator": self.choices.operators,
         }
         longest = max(self.choices.recovery_epochs)
         for kind, offered in kinds.items():
@@ -180,6 +206,25 @@ class Space:
                 s for s in self.choices.weight_sparsity if s != "2:4" or all(m.sparsifiable_2_4 for m in members)
             ]
             yield subject, "sparsity", tuple(sparsities) or (NEUTRAL["sparsity"],), names
+        yield from self._structural_decisions()
+
+    def _structural_decisions(self) -> Iterable[tuple[str, KnobKind, tuple[Choice, ...], tuple[str, ...]]]:
+        """Those that older studies did not know: last, and only where asked for, so that their knobs keep their names."""
+        settings: dict[KnobKind, tuple[Choice, ...]] = {
+            "criterion": self.choices.criterion,
+            "scope": self.choices.sparsity_scope,
+            "steps": self.choices.pruning_steps,
+            "reduction": self.choices.channel_reduction,
+        }
+        for kind, offered in settings.items():
+            if offered != (NEUTRAL[kind],):
+                yield "pruning", kind, offered, ()
+        if self.choices.removed_blocks != (0,):
+            for name in self.blocks:
+                yield name, "removed", self.choices.removed_blocks, (name,)
+        if self.choices.operators != (DENSE,):
+            for layer in self.layers:
+                yield layer.name, "operator", _fitting(layer, self.choices.operators), (layer.name,)
 
     def _shared(self) -> dict[str, list[Layer]]:
         """Layers by the knob they share."""
@@ -210,7 +255,18 @@ def _kept_back(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
+def _fitting(layer: Layer, operators: Sequence[str]) -> tuple[str, ...]:
+    fitting = [name for name in operators if Operator.parse(name).why_not(layer.shape, layer.groups) is None]
+    return tuple(fitting) or (DENSE,)
+
+
 def _decision(knob: Knob, policy: Policy) -> Choice:
+    if knob.kind in PRUNING_KNOBS:
+        decided = getattr(policy.pruning, knob.kind)
+        # A setting that decides nothing is not in the policy, and any choice describes it.
+        return decided if decided in knob.choices else knob.choices[0]
+    if knob.kind == "removed":
+        return int(knob.governs[0] in policy.removed_blocks)
     if knob.kind == "width":
         return policy.width
     if knob.kind == "recovery_epochs":
@@ -223,6 +279,9 @@ def _decision(knob: Knob, policy: Policy) -> Choice:
 def _nearest(knob: Knob, wanted: Choice) -> Choice:
     if wanted in knob.choices:
         return wanted
+    neutral = NEUTRAL[knob.kind]
+    if isinstance(neutral, str):  # names have no order to be near in
+        return neutral if neutral in knob.choices else knob.choices[0]
     numbers = [choice for choice in knob.choices if not isinstance(choice, str)]
-    target = NEUTRAL[knob.kind] if isinstance(wanted, str) else wanted
+    target = neutral if isinstance(wanted, str) else wanted
     return min(numbers or knob.choices, key=lambda choice: abs(float(choice) - float(target)))

@@ -28,7 +28,9 @@ from pydantic import (
 
 from ..errors import StudyFileError
 from ..measurement import METRICS
-from ..spaces.policy import ACTIVATION_BITS, WEIGHT_BITS, Sparsity
+from ..spaces.operators import Operator
+from ..spaces.policy import ACTIVATION_BITS, WEIGHT_BITS, Sparsity, threshold_of
+from ..spaces.pruning import CRITERIA, REDUCTIONS, SCOPES
 from .constraint import Constraint
 from .suggest import suggestion
 from .validation import validated
@@ -67,11 +69,25 @@ def _one_of(allowed: tuple[int, ...]) -> AfterValidator:
 
 
 def _sparsity(value: object) -> Sparsity:
-    if value == "2:4":
-        return "2:4"
+    if isinstance(value, str) and (value == "2:4" or threshold_of(value) is not None):
+        return value
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1:
         return float(value)
-    raise ValueError(f'{value!r} is not a number in [0, 1) or, in quotes, "2:4"')
+    raise ValueError(f'{value!r} is not a number in [0, 1) or, in quotes, "2:4" or a threshold such as "<0.5std"')
+
+
+def _operator(value: object) -> str:
+    Operator.parse(value)
+    return str(value)
+
+
+def _name_of(allowed: tuple[str, ...]) -> AfterValidator:
+    def check(value: str) -> str:
+        if value not in allowed:
+            raise ValueError(f"{value!r} is not one of {', '.join(allowed)}")
+        return value
+
+    return AfterValidator(check)
 
 
 def _metric(name: str) -> str:
@@ -109,6 +125,12 @@ class SpaceSpec(_Part):
         weight_sparsity: fraction of a layer's weights set to zero, or "2:4".
         width: student width, fraction of every channel group kept.
         recovery_epochs: passes over the training data after compression.
+        criterion: what channels, heads and weights are ranked by.
+        sparsity_scope: whether fractions of weights are taken layer by layer or wherever weights are worth least.
+        pruning_steps: more than one prunes gradually during recovery.
+        channel_reduction: whether removed channels are dropped or merged into the most similar ones kept.
+        removed_blocks: per block that may go whole, 1 to remove it.
+        operators: what may stand in place of a dense layer.
         keep: `fnmatch` patterns of layers left at full precision and density, their channels never removed.
     """
 
@@ -119,6 +141,12 @@ class SpaceSpec(_Part):
     weight_sparsity: Choices[WeightSparsity] = (0.0,)
     width: Choices[Width] = (1.0,)
     recovery_epochs: Choices[Annotated[int, Field(ge=0)]] = (0,)
+    criterion: Choices[Annotated[str, _name_of(CRITERIA)]] = ("l2",)
+    sparsity_scope: Choices[Annotated[str, _name_of(SCOPES)]] = ("layer",)
+    pruning_steps: Choices[Annotated[int, Field(ge=1)]] = (1,)
+    channel_reduction: Choices[Annotated[str, _name_of(REDUCTIONS)]] = ("drop",)
+    removed_blocks: Choices[Annotated[int, _one_of((0, 1))]] = (0,)
+    operators: Choices[Annotated[str, PlainValidator(_operator)]] = ("dense",)
     keep: Listed[Text] = ()
 
     @model_validator(mode="after")

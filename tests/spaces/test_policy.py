@@ -137,7 +137,10 @@ BAD = {
         "weight_bits must be one of [2, 3, 4, 5, 6, 8, 16, 32]",
     ),
     "2 activation bits": ('{"schema":1,"layers":{"a":{"activation_bits":2}}}', "activation_bits must be one of [4, 6,"),
-    "sparsity 4:8": ('{"schema":1,"layers":{"a":{"sparsity":"4:8"}}}', 'sparsity must be a number in [0, 1) or "2:4"'),
+    "sparsity 4:8": (
+        '{"schema":1,"layers":{"a":{"sparsity":"4:8"}}}',
+        'sparsity must be a number in [0, 1), "2:4" or a threshold',
+    ),
     "half an epoch": ('{"schema":1,"recovery":{"epochs":0.5}}', "recovery epochs must be a whole number >= 0, not 0.5"),
     "no learning": ('{"schema":1,"recovery":{"epochs":1,"learning_rate":0}}', "recovery learning_rate must be > 0"),
     "no temperature": ('{"schema":1,"recovery":{"epochs":1,"temperature":0}}', "recovery temperature must be > 0"),

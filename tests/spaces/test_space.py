@@ -228,3 +228,52 @@ def test_recovery_with_other_settings_is_outside_the_space():
     assert space.parameters(Policy(recovery=Recovery(1, 0.05))) == {"1.recovery.recovery_epochs": 1}
     with pytest.raises(PolicyError, match="is not a point of this space"):
         space.parameters(Policy(recovery=Recovery(1, 0.01)))
+
+
+STRUCTURAL = SpaceChoices(
+    width=(1.0, 0.5),
+    weight_sparsity=(0.0, 0.5, "<0.5std"),
+    recovery_epochs=(0, 1),
+    criterion=("l1", "taylor"),
+    sparsity_scope=("layer", "global"),
+    pruning_steps=(1, 4),
+    channel_reduction=("drop", "merge"),
+    removed_blocks=(0, 1),
+    operators=("dense", "separable", "groups=4", "rank=0.5"),
+)
+
+
+def test_structural_knobs_come_last_and_only_where_they_fit():
+    layers = [
+        Layer("a.conv", "conv2d", "a", 576, 1, True, (8, 8, 3, 3)),
+        Layer("a.point", "conv2d", "a", 48, 1, True, (6, 8, 1, 1)),
+        Layer("a.deep", "conv2d", "a", 72, 1, False, (8, 1, 3, 3), groups=8),
+        Layer("fc", "linear", "", 80, 1, True, (10, 8)),
+    ]
+    knobs = Space(layers, GROUPS, STRUCTURAL, blocks=("a",)).knobs
+    offered = {knob.name.split(".", 1)[1]: knob.choices for knob in knobs[-8:]}
+    assert offered == {
+        "pruning.criterion": ("l1", "taylor"),
+        "pruning.scope": ("layer", "global"),
+        "pruning.steps": (1, 4),
+        "pruning.reduction": ("drop", "merge"),
+        "a.removed": (0, 1),
+        "a.conv.operator": ("dense", "separable", "groups=4", "rank=0.5"),
+        "a.point.operator": ("dense", "rank=0.5"),
+        "fc.operator": ("dense", "rank=0.5"),
+    }
+
+
+@given(st.data())
+def test_structural_choices_survive_the_way_to_a_policy_and_back(data):
+    space = Space([Layer("a.conv", "conv2d", "a", 576, 1, True, (8, 8, 3, 3))], GROUPS, STRUCTURAL, blocks=("a",))
+    policy = space.policy({knob.name: data.draw(st.sampled_from(knob.choices)) for knob in space.knobs})
+    assert Policy.from_json(policy.to_json()) == policy
+    assert space.policy(space.parameters(policy)) == policy
+
+
+def test_anchors_try_every_operator_where_it_fits():
+    layers = [Layer("conv", "conv2d", "", 576, 1, True, (8, 8, 3, 3)), Layer("fc", "linear", "", 80, 1, True, (10, 8))]
+    anchors = Space(layers, [], STRUCTURAL).anchors()
+    assert {anchor.layer("conv").operator for anchor in anchors} == {"dense", "separable", "groups=4", "rank=0.5"}
+    assert {anchor.layer("fc").operator for anchor in anchors} == {"dense", "rank=0.5"}

@@ -1,0 +1,21 @@
+"""The gradient of a workload's loss, for criteria that ask what the loss would change by."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..workloads.workload import Workload
+from .batches import loader
+
+
+def accumulate_gradients(model: nn.Module, workload: Workload, batch_size: int = 50) -> None:
+    """Leave in every parameter's `grad` the sum over calibration batches of the mean loss's gradient; in eval mode.
+
+    Only its size relative to others matters to a ranking, so that the sum serves as well as the mean.
+    """
+    model.eval()
+    model.zero_grad(set_to_none=True)
+    with torch.enable_grad():
+        for inputs, targets in loader(workload.calibration, batch_size):
+            workload.loss_function(model(inputs), targets).backward()

@@ -1,0 +1,54 @@
+"""Blocks that may be removed whole: they read and make tensors of one shape, so that nothing else notices.
+
+Removing blocks makes a network shallower, which latency follows more closely than it follows FLOPs (Elkerdawy et al. 2020,
+arXiv:2011.14356; of transformers: Men et al. 2024, arXiv:2403.03853).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .effective import is_within
+from .layers import LAYER_KINDS
+
+CONTAINERS = (nn.Sequential, nn.ModuleList)
+
+
+@torch.no_grad()
+def find_removable_blocks(model: nn.Module, example_input: Tensor) -> list[str]:
+    """Paths of the blocks of `model` that an identity may stand for, in module order; the model ends in eval mode.
+
+    A block is an element of a sequence or list of modules, no sequence itself, that holds at least two layers, runs once
+    and maps one tensor to a tensor of the same shape. Of nested ones the outermost is named.
+    """
+    paths = {module: name for name, module in model.named_modules()}
+    candidates = [
+        module
+        for container in model.modules()
+        if isinstance(container, CONTAINERS)
+        for module in container.children()
+        if not isinstance(module, CONTAINERS) and sum(type(part) in LAYER_KINDS for part in module.modules()) > 1
+    ]
+    keeps: Counter[nn.Module] = Counter()
+    calls: Counter[nn.Module] = Counter()
+
+    def watch(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        one = len(inputs) == 1 and isinstance(inputs[0], Tensor) and isinstance(output, Tensor)
+        calls[module] += 1
+        keeps[module] += one and inputs[0].shape == output.shape
+
+    hooks = [module.register_forward_hook(watch) for module in candidates]
+    try:
+        model.eval()(example_input)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found: list[str] = []
+    for module, name in paths.items():
+        if calls[module] == 1 == keeps[module] and not is_within(name, found):
+            found.append(name)
+    return found

@@ -1,0 +1,29 @@
+"""A policy in terms of the layers that are really there once blocks are gone and compact operators stand in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from .operators import DENSE, Operator
+from .policy import LayerPolicy, Policy
+
+FACTORED = ("separable", "rank")
+"""Operators of two layers, called "0" and "1" within the path of the layer they stand for."""
+
+
+def effective_policy(policy: Policy) -> Policy:
+    """`policy` without removed blocks and operators, its decisions on a factored layer carried over to both factors."""
+    layers: dict[str, LayerPolicy] = {}
+    for name, layer in policy.layers.items():
+        if is_within(name, policy.removed_blocks):
+            continue
+        factored = Operator.parse(layer.operator).kind in FACTORED
+        for path in (f"{name}.0", f"{name}.1") if factored else (name,):
+            layers[path] = replace(layer, operator=DENSE)
+    return replace(policy, layers=layers, removed_blocks=())
+
+
+def is_within(name: str, blocks: Iterable[str]) -> bool:
+    """Whether a module's path is one of `blocks` or lies in one."""
+    return any(name == block or name.startswith(f"{block}.") for block in blocks)

@@ -1,0 +1,69 @@
+"""Compact operators that may stand in place of a dense convolution or linear layer.
+
+| choice | what stands there | source |
+|---|---|---|
+| dense | the layer itself | |
+| separable | a depthwise convolution and a 1x1 convolution behind it | Howard et al. 2017, arXiv:1704.04861 |
+| groups=G | a convolution in G groups, each reading its own channels | Xie et al. 2017, arXiv:1611.05431 |
+| rank=F | two layers with fraction F of the full rank between them | Jaderberg et al. 2014, arXiv:1405.3866 |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+DENSE = "dense"
+_FORM = re.compile(r"separable|groups=(?P<groups>[1-9]\d*)|rank=(?P<rank>0\.\d+)")
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A compact operator, read from its text.
+
+    Attributes:
+        kind: what stands in place of the layer.
+        amount: groups of "groups", fraction of the full rank of "rank"; 0 for the others.
+    """
+
+    kind: Literal["dense", "separable", "groups", "rank"]
+    amount: float = 0.0
+
+    @classmethod
+    def parse(cls, text: object) -> Operator:
+        """The operator a text names.
+
+        Raises:
+            ValueError: another form, one group, or a rank of 0.
+        """
+        if text == DENSE:
+            return cls("dense")
+        form = _FORM.fullmatch(text) if isinstance(text, str) else None
+        if form is None or form["groups"] == "1" or (form["rank"] and float(form["rank"]) == 0):
+            raise ValueError(f"{text!r} is not dense, separable, groups=G with G > 1, or rank=F with 0 < F < 1")
+        if form["groups"]:
+            return cls("groups", int(form["groups"]))
+        return cls("rank", float(form["rank"])) if form["rank"] else cls("separable")
+
+    def why_not(self, shape: Sequence[int], groups: int) -> str | None:
+        """Why it cannot stand for a layer, or None where it can.
+
+        Args:
+            shape: of the layer's weight, [out, in / groups, kernel ...].
+            groups: of the layer itself.
+        """
+        if self.kind == "dense":
+            return None
+        if groups > 1:
+            return "the layer has groups already"
+        if self.kind == "rank":
+            return None
+        if len(shape) < 3:
+            return "the layer is no convolution"
+        if self.kind == "separable":
+            return None if any(size > 1 for size in shape[2:]) else "its kernel is 1x1 already"
+        if shape[0] % int(self.amount) or shape[1] % int(self.amount):
+            return f"{shape[1]} and {shape[0]} channels are not both multiples of {int(self.amount)}"
+        return None

@@ -1,0 +1,56 @@
+"""How a policy prunes: by which criterion, ranked within what, in how many steps, and what becomes of what goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ..errors import PolicyError
+
+CRITERIA = ("l2", "l1", "taylor", "bn_scale", "random")
+"""What channels, heads and weights are ranked by; `compression.criteria` has the handlers and the papers."""
+
+SCOPES = ("layer", "global")
+REDUCTIONS = ("drop", "merge")
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """Settings of everything a policy prunes.
+
+    Attributes:
+        criterion: one of `CRITERIA`; what is worth least goes first.
+        scope: "layer" takes each layer's fraction of weights from that layer; "global" takes as many weights in all, wherever
+            they are worth least.
+        steps: 1 prunes at once; more prune gradually during recovery, along a cubic (Zhu & Gupta 2017, arXiv:1710.01878).
+        reduction: "drop" removes channels; "merge" adds what reads them to what reads the most similar channel kept.
+
+    Raises:
+        PolicyError: a setting is unknown or out of range.
+    """
+
+    criterion: str = "l2"
+    scope: str = "layer"
+    steps: int = 1
+    reduction: str = "drop"
+
+    def __post_init__(self) -> None:
+        for name, known in (("criterion", CRITERIA), ("scope", SCOPES), ("reduction", REDUCTIONS)):
+            if getattr(self, name) not in known:
+                raise PolicyError(f"pruning {name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+        if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
+            raise PolicyError(f"pruning steps must be a whole number >= 1, not {self.steps!r}")
+
+    def reduced_to(self, *, anything: bool, channels: bool, weights: bool, trained: bool) -> Pruning:
+        """These settings with those neutral that decide nothing, as only channels or only weights go, or nothing is trained."""
+        default = Pruning()
+        return Pruning(
+            self.criterion if anything else default.criterion,
+            self.scope if weights else default.scope,
+            self.steps if anything and trained else default.steps,
+            self.reduction if channels else default.reduction,
+        )
+
+    def changes(self) -> dict[str, Any]:
+        """The settings that differ from the default."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}

@@ -1,0 +1,267 @@
+"""Criteria, global ranking, blocks, compact operators, merging and gradual pruning, against numbers worked out otherwise."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from slimfront.compression.channels import remove_channels
+from slimfront.compression.criteria import Magnitude, criteria, get_criterion, register_criterion
+from slimfront.compression.gradual import cubic, gradually_pruned
+from slimfront.compression.operators import grouped, low_rank, separable
+from slimfront.compression.prune import global_masks, mask_weight, pruned_copy
+from slimfront.errors import CompressionError
+from slimfront.spaces.blocks import find_removable_blocks
+from slimfront.spaces.channel_groups import find_channel_groups
+from slimfront.spaces.effective import effective_policy
+from slimfront.spaces.policy import LayerPolicy, Policy, Recovery
+from slimfront.spaces.pruning import CRITERIA, Pruning
+from slimfront.workloads.digits_model import DigitsResNet
+from slimfront.workloads.workload import Workload
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+DIGIT = torch.zeros(1, 1, 16, 16)
+
+
+def two_layers() -> nn.Sequential:
+    """Sixteen hidden features whose worth is known to each criterion."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3)).eval()
+
+
+def workload(model: nn.Module, inputs: Tensor, targets: Tensor) -> Workload:
+    data = TensorDataset(inputs, targets)
+    return Workload(model, data, data, data, data, inputs[:1])
+
+
+@pytest.fixture(scope="module")
+def digits() -> Workload:
+    torch.manual_seed(0)
+    return workload(DigitsResNet(16).eval(), torch.randn(64, 1, 16, 16), torch.randint(0, 10, (64,)))
+
+
+@pytest.fixture(scope="module")
+def groups(digits):
+    return find_channel_groups(digits.model, DIGIT)[0]
+
+
+def kept_features(model: nn.Sequential, criterion: str, **options) -> list[int]:
+    first = model[0].weight.detach().clone()
+    slim = pruned_copy(
+        model,
+        torch.zeros(1, 4),
+        Policy(width=0.5, pruning=Pruning(criterion)),
+        find_channel_groups(model, torch.zeros(1, 4))[0],
+        **options,
+    )
+    return [row for row in range(16) if any(torch.equal(first[row], left) for left in slim[0].weight)]
+
+
+@pytest.mark.parametrize(("criterion", "power"), [("l1", 1), ("l2", 2)])
+def test_magnitude_sums_over_all_that_goes_with_a_feature(criterion, power):
+    model = two_layers()
+    worth = (model[0].weight.abs() ** power).sum(1) + (model[3].weight.abs() ** power).sum(0) + 1  # 1: the norm's scale
+    assert kept_features(model, criterion) == sorted(worth.topk(8).indices.tolist())
+
+
+def test_batch_norm_scale_alone_decides():
+    model = two_layers()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([1.0, -9, 2, 8, 3, 7, 4, 6] * 2))
+    assert kept_features(model, "bn_scale") == [1, 3, 5, 7, 9, 11, 13, 15]
+
+
+def test_taylor_is_the_first_order_change_of_the_loss():
+    model, inputs, targets = two_layers(), torch.randn(20, 4), torch.randint(0, 3, (20,))
+    twin = copy.deepcopy(model)
+    nn.functional.cross_entropy(twin(inputs), targets).backward()
+    changes = [
+        (twin[0].weight * twin[0].weight.grad).sum(1).abs(),
+        (twin[1].weight * twin[1].weight.grad).abs(),
+        (twin[3].weight * twin[3].weight.grad).sum(0).abs(),
+    ]
+    worth = torch.stack(changes).sum(0)
+    assert kept_features(model, "taylor", workload=workload(model, inputs, targets)) == sorted(
+        worth.topk(8).indices.tolist()
+    )
+
+
+def test_random_depends_on_the_seed_alone():
+    model = two_layers()
+    assert kept_features(model, "random", seed=1) == kept_features(model, "random", seed=1)
+    assert kept_features(model, "random", seed=1) != kept_features(model, "random", seed=2)
+
+
+def test_gradients_are_asked_for():
+    with pytest.raises(CompressionError, match="taylor needs gradients"):
+        kept_features(two_layers(), "taylor")
+
+
+def test_the_registry_names_what_it_knows():
+    assert criteria() == sorted(CRITERIA)
+    with pytest.raises(CompressionError, match="no criterion 'fisher'; known are bn_scale, l1, l2, random, taylor"):
+        get_criterion("fisher")
+    with pytest.raises(ValueError, match="'l2' is already registered; known are bn_scale"):
+        register_criterion("l2", Magnitude())
+
+
+def test_global_ranking_by_hand():
+    scores = {"a": torch.tensor([1.0, 5, 6, 7]), "b": torch.tensor([[2.0, 3], [4, 9]])}
+    masks = global_masks(scores, {"a": 0.5, "b": 0.25})  # three of eight
+    assert masks["a"].tolist() == [0, 1, 1, 1]
+    assert masks["b"].tolist() == [[0, 0], [1, 1]]
+
+
+def test_a_threshold_is_in_standard_deviations():
+    layer = nn.Linear(2, 2)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[3.0, -3.0], [1.0, -1.0]]))  # standard deviation sqrt(20 / 3) = 2.58
+    mask_weight(layer, "<0.5std")
+    assert layer.weight.tolist() == [[3, -3], [0, 0]]
+
+
+def test_blocks_are_those_an_identity_may_stand_for(digits):
+    assert find_removable_blocks(digits.model, DIGIT) == ["blocks.0", "blocks.1", "blocks.3", "blocks.5"]
+
+
+def test_a_removed_block_takes_its_layers_and_groups_along(digits, groups):
+    policy = Policy(width=0.5, removed_blocks=("blocks.1",), layers={"blocks.1.conv1": LayerPolicy(8, 8)})
+    slim = pruned_copy(digits.model, DIGIT, policy, groups)
+    smaller = DigitsResNet(8)
+    smaller.blocks[1] = nn.Identity()
+    assert [p.shape for p in slim.parameters()] == [p.shape for p in smaller.parameters()]
+    assert effective_policy(policy).layers == {}
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_full_rank_and_own_groups_lose_nothing(groups):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(4, 6, 3, stride=2, padding=1)
+    blocks = torch.zeros(6, 4, 1, 1)
+    for group in range(groups):
+        blocks[6 // groups * group : 6 // groups * (group + 1), 4 // groups * group : 4 // groups * (group + 1)] = 1
+    with torch.no_grad():
+        layer.weight.mul_(blocks)
+        images = torch.randn(2, 4, 8, 8)
+        torch.testing.assert_close(grouped(layer, groups)(images), layer(images))
+        torch.testing.assert_close(low_rank(layer, 1.0)(images), layer(images), rtol=1e-4, atol=1e-5)
+
+
+def test_low_rank_leaves_the_singular_values_beyond_it():
+    torch.manual_seed(0)
+    layer = nn.Linear(8, 12)
+    product = low_rank(layer, 0.25)
+    left = layer.weight - product[1].weight @ product[0].weight
+    values = torch.linalg.svdvals(layer.weight)
+    assert product[0].weight.shape == (2, 8)
+    torch.testing.assert_close(left.norm(), values[2:].norm(), rtol=1e-4, atol=0)
+    assert torch.equal(product[1].bias, layer.bias)
+
+
+def test_a_separable_kernel_is_found_again():
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 5, 3, padding=1)
+    filters, mix = torch.randn(3, 3, 3), torch.randn(5, 3)
+    with torch.no_grad():
+        layer.weight.copy_(mix[:, :, None, None] * filters)
+        images = torch.randn(2, 3, 8, 8)
+        compact = separable(layer)
+        torch.testing.assert_close(compact(images), layer(images), rtol=1e-4, atol=1e-4)
+    assert sum(p.numel() for p in compact.parameters()) == 3 * 9 + 5 * 3 + 5
+
+
+def test_an_operator_that_cannot_stand_is_told_in_one_line(digits, groups):
+    policy = Policy(layers={"fc": LayerPolicy(operator="separable")})
+    with pytest.raises(CompressionError, match=r"^separable cannot stand for fc: the layer is no convolution$"):
+        pruned_copy(digits.model, DIGIT, policy, groups)
+
+
+def test_merging_a_multiple_changes_nothing():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3, bias=False)).eval()
+    with torch.no_grad():
+        model[0].bias.zero_()
+        model[0].weight[8:] = model[0].weight[:8] * 0.25  # each a quarter of another, which a ReLU keeps
+        inputs = torch.randn(5, 4)
+        expected = model(inputs)
+    merged, dropped = copy.deepcopy(model), copy.deepcopy(model)
+    remove_channels(merged, inputs[:1], {"0": 8}, merge=True)
+    remove_channels(dropped, inputs[:1], {"0": 8})
+    with torch.no_grad():
+        torch.testing.assert_close(merged(inputs), expected)
+        assert (dropped(inputs) - expected).abs().max() > 0.01
+
+
+def test_the_cubic_by_hand():
+    assert [cubic(step, 4) for step in (1, 2, 3, 4)] == [1 - 27 / 64, 1 - 8 / 64, 1 - 1 / 64, 1]
+
+
+def test_gradual_pruning_trains_in_between_and_ends_where_pruning_at_once_does(digits, groups):
+    policy = Policy(
+        width=0.5,
+        layers={"fc": LayerPolicy(sparsity=0.5), "blocks.0.conv1": LayerPolicy(operator="rank=0.5")},
+        recovery=Recovery(1),
+        pruning=Pruning(steps=3),
+        removed_blocks=("blocks.1",),
+    )
+    widths = []
+    slim = gradually_pruned(digits, policy, groups, lambda model, _: widths.append(model.blocks[5].conv1.out_channels))
+    once = pruned_copy(digits.model, DIGIT, policy, groups)
+    assert widths == [40, 32]  # of 64, kept 1 - 19/27 / 2 = 0.648 and 1 - 26/27 / 2 = 0.519, in eights
+    assert {n: p.shape for n, p in slim.named_parameters()} == {n: p.shape for n, p in once.named_parameters()}
+    assert int((slim.fc.weight == 0).sum()) == int((once.fc.weight == 0).sum())
+
+
+POLICIES = {
+    "merge and rank": Policy(
+        width=0.75,
+        layers={"blocks.2.conv2": LayerPolicy(operator="rank=0.5"), "fc": LayerPolicy(sparsity="<0.5std")},
+        pruning=Pruning(reduction="merge"),
+        removed_blocks=("blocks.3",),
+    ),
+    "random and global": Policy(
+        channels={"blocks.4.conv1": 0.5},
+        layers={"blocks.0.conv2": LayerPolicy(sparsity=0.5), "blocks.5.conv2": LayerPolicy(sparsity=0.25)},
+        pruning=Pruning("random", "global"),
+    ),
+    "compact": Policy(
+        layers={
+            "blocks.0.conv1": LayerPolicy(operator="separable"),
+            "blocks.1.conv1": LayerPolicy(operator="groups=4", sparsity="2:4"),
+        }
+    ),
+}
+REPLAY = """
+import sys, torch
+from slimfront.compression.prune import pruned_copy
+from slimfront.spaces.channel_groups import find_channel_groups
+from slimfront.spaces.policy import Policy
+from slimfront.workloads.cache import state_digest
+from slimfront.workloads.digits_model import DigitsResNet
+torch.set_num_threads(1)
+for text in sys.argv[1:]:
+    torch.manual_seed(0)
+    model, example = DigitsResNet(16).eval(), torch.zeros(1, 1, 16, 16)
+    slim = pruned_copy(model, example, Policy.from_json(text), find_channel_groups(model, example)[0], seed=3)
+    print(state_digest(slim.state_dict()))
+"""
+
+
+@pytest.mark.slow
+def test_a_policy_replayed_in_another_process_gives_the_same_weights_bit_for_bit():
+    texts = [policy.to_json() for policy in POLICIES.values()]
+    runs = [
+        subprocess.run([sys.executable, "-c", REPLAY, *texts], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
+    assert runs[0] == runs[1]
+    assert len(set(runs[0].split())) == len(POLICIES)
+
+
+def test_every_setting_goes_through_json_and_those_that_decide_nothing_are_left_out():
+    for policy in POLICIES.values():
+        assert Policy.from_json(policy.to_json()) == policy
+    assert Policy(pruning=Pruning("random", "global", 3, "merge")) == Policy()
+    assert Policy(width=0.5, pruning=Pruning(steps=3)) == Policy(width=0.5)  # nothing is trained in between
