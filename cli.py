@@ -73,6 +73,30 @@ def search(
 
 
 @app.command()
+def inspect(
+    workload: Annotated[
+        str,
+        typer.Argument(metavar="WORKLOAD", help="A study file, digits, torchvision:NAME, or path.py:function."),
+    ],
+    target: Annotated[
+        str | None, typer.Option(help="Target card that bits are judged by; a study's own unless given.")
+    ] = None,
+    format: Annotated[Literal["table", "json"], typer.Option(help="How to print it.")] = "table",
+) -> None:
+    """Tell what a search could do to a workload and what it could not, and why, before it starts."""
+    from .studies.inspection import inspect_reference
+    from .studies.inspection_report import inspection_tables
+
+    inspection = inspect_reference(workload, target)
+    if format == "json":
+        import json
+
+        sys.stdout.write(json.dumps(inspection.to_dict(), indent=2) + "\n")
+    else:
+        out.print(inspection_tables(inspection))
+
+
+@app.command()
 def studies(storage: Storage = DEFAULT_STORAGE) -> None:
     """List the studies in the database."""
     from .studies.report import studies_table

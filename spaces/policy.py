@@ -44,6 +44,15 @@ def threshold_of(sparsity: Sparsity) -> float | None:
     return float(form[1]) if form and float(form[1]) > 0 else None
 
 
+def zeroed_share(sparsity: Sparsity) -> float:
+    """Fraction of weights set to zero: as it says, one half of "2:4", and of a threshold what lies below it in a normal
+    distribution around zero, which weights only resemble."""
+    threshold = threshold_of(sparsity)
+    if threshold is not None:
+        return math.erf(threshold / math.sqrt(2))
+    return 0.5 if isinstance(sparsity, str) else sparsity
+
+
 def _rounded(value: float) -> float:
     return round(float(value), DECIMALS)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ..spaces.policy import FULL_PRECISION, Policy
+from ..spaces.policy import FULL_PRECISION, Policy, zeroed_share
 from .figures import LAYOUT
 from .front import Objective
 from .records import TrialRecord
@@ -43,7 +43,7 @@ def policy_heatmap(
 ) -> go.Figure:
     """What the policies of a front decide per layer and channel group, a column per trial, best first by `objective`.
 
-    One panel each for weight bits, activation bits, weights set to zero (2:4 shows as 0.5) and channels removed (width
+    One panel each for weight bits, activation bits, weights set to zero (see `zeroed_share`) and channels removed (width
     included); a panel in which nothing is decided is left out.
 
     Args:
@@ -97,7 +97,7 @@ def _panels(policies: Sequence[Policy], layers: Sequence[str], groups: Sequence[
     of_layers = {name: [policy.layer(name) for policy in policies] for name in layers}
     weight_bits = [[layer.weight_bits for layer in row] for row in of_layers.values()]
     activation_bits = [[layer.activation_bits for layer in row] for row in of_layers.values()]
-    zeroed = [[0.5 if p.sparsity == "2:4" else float(p.sparsity) for p in row] for row in of_layers.values()]
+    zeroed = [[zeroed_share(layer.sparsity) for layer in row] for row in of_layers.values()]
     removed = [[round(1 - policy.kept_fraction(name), 3) for policy in policies] for name in groups]
     panels = [
         _Panel("weight bits", layers, weight_bits, "bits"),

@@ -8,6 +8,7 @@ from datetime import datetime
 from rich.filesize import decimal
 
 from ..measurement import METRICS, Measurement
+from ..spaces.operators import DENSE
 from ..spaces.policy import LayerPolicy, Policy
 
 Row = tuple[str, ...]
@@ -68,7 +69,7 @@ def in_order(measurements: Mapping[str, Measurement]) -> list[Measurement]:
 
 
 def layer_rows(policy: Policy) -> list[Row]:
-    """(layer, weight bits, activation bits, sparsity) of every layer the policy changes."""
+    """(layer, weight bits, activation bits, sparsity and operator) of every layer the policy changes."""
     return [
         (name, str(layer.weight_bits), str(layer.activation_bits), _sparsity(layer))
         for name, layer in policy.layers.items()
@@ -81,8 +82,12 @@ def channel_rows(policy: Policy) -> list[Row]:
 
 
 def width_text(policy: Policy) -> str:
-    """The student's width in words."""
-    return "full" if policy.width == 1 else f"{policy.width:g} of every channel group kept"
+    """The student's width in words, and how it was pruned where that is not the usual way."""
+    width = "full" if policy.width == 1 else f"{policy.width:g} of every channel group kept"
+    settings = [f"{name} {value}" for name, value in policy.pruning.changes().items()]
+    pruned = [f"pruned with {', '.join(settings)}"] if settings else []
+    removed = [f"without {', '.join(policy.removed_blocks)}"] if policy.removed_blocks else []
+    return "; ".join([width, *removed, *pruned])
 
 
 def recovery_text(policy: Policy) -> str:
@@ -102,4 +107,5 @@ def moment(when: datetime) -> str:
 
 
 def _sparsity(layer: LayerPolicy) -> str:
-    return layer.sparsity if isinstance(layer.sparsity, str) else f"{layer.sparsity:g}"
+    sparsity = layer.sparsity if isinstance(layer.sparsity, str) else f"{layer.sparsity:g}"
+    return sparsity if layer.operator == DENSE else f"{sparsity}, {layer.operator}"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from slimfront.errors import PolicyError
-from slimfront.spaces.policy import ACTIVATION_BITS, WEIGHT_BITS, LayerPolicy, Policy, Recovery
+from slimfront.spaces.policy import ACTIVATION_BITS, WEIGHT_BITS, LayerPolicy, Policy, Recovery, zeroed_share
 
 GOLDEN = Path(__file__).parent / "golden" / "policy-schema-1.json"
 GOLDEN_POLICY = Policy(
@@ -196,3 +196,8 @@ def test_bits_are_whole_numbers(bits):
 def test_what_rounds_out_of_range_is_refused_at_once(policy):
     with pytest.raises(PolicyError, match="must"):
         policy()
+
+
+@pytest.mark.parametrize(("sparsity", "share"), [(0.25, 0.25), ("2:4", 0.5), ("<1std", 0.6827), ("<2std", 0.9545)])
+def test_the_share_of_weights_set_to_zero(sparsity, share):
+    assert zeroed_share(sparsity) == pytest.approx(share, abs=1e-4)

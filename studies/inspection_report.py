@@ -1,0 +1,85 @@
+"""An inspection as tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from ..measurement import METRICS
+from ..spaces.channel_groups import ChannelGroup
+from .inspection import Inspection, LayerReport
+from .terminal import facts, rows_table
+from .wording import count_text, short_text
+
+
+def inspection_tables(inspection: Inspection) -> RenderableType:
+    """Everything an `Inspection` holds, most wanted last."""
+    return Group(
+        *_part("Layers", _layers(inspection.layers)),
+        *_part("Layers no policy may touch", _reasons(inspection.skipped)),
+        *_part("Channel groups", _groups(inspection.groups)),
+        *_part("Groups that cannot be pruned", _reasons(inspection.unprunable)),
+        *_part("Blocks that may be removed whole", rows_table(("block",), [(name,) for name in inspection.blocks])),
+        *_part(f"Bits on {inspection.target}", rows_table(("bits", "what they are good for"), inspection.bits.items())),
+        *_part("Upper bound of gain", _gains(inspection)),
+        Text(f"\n{inspection.workload}", style="bold"),
+        facts(_facts(inspection)),
+    )
+
+
+def _part(title: str, table: RenderableType) -> Iterable[RenderableType]:
+    if getattr(table, "row_count", 1):
+        yield Text(f"\n{title}", style="bold")
+        yield table
+
+
+def _layers(layers: Iterable[LayerReport]) -> RenderableType:
+    header = ("layer", "kind", "weights>", "FLOPs>", "share>", "channel group", "not for it")
+    rows = (
+        (
+            layer.name,
+            layer.kind,
+            short_text(layer.weights, "count"),
+            short_text(layer.macs, "FLOPs"),
+            f"{layer.share:.1%}",
+            layer.group,
+            ", ".join(layer.refused),
+        )
+        for layer in layers
+    )
+    return rows_table(header, rows)
+
+
+def _groups(groups: Iterable[ChannelGroup]) -> RenderableType:
+    header = ("group", "channels>", "unit", "kept in multiples of>", "layers that lose them")
+    rows = ((g.name, str(g.channels), g.unit, str(g.multiple), ", ".join(g.layers)) for g in groups)
+    return rows_table(header, rows)
+
+
+def _reasons(reasons: Mapping[str, str]) -> RenderableType:
+    return rows_table(("name", "why not"), reasons.items())
+
+
+def _gains(inspection: Inspection) -> RenderableType:
+    header = ("quantity", "now>", "at its least>", "by", "how")
+    rows = []
+    for gain in inspection.gains:
+        unit = METRICS[gain.metric].unit
+        before, after = short_text(gain.before, unit), short_text(gain.after, unit)
+        rows.append((gain.metric, before, after, f"{gain.before / max(1, gain.after):.2f}x", gain.how))
+    return rows_table(header, rows)
+
+
+def _facts(inspection: Inspection) -> Iterable[tuple[str, str]]:
+    yield (
+        "size",
+        f"{short_text(inspection.parameters, 'count')} parameters, {short_text(inspection.macs, 'FLOPs')} FLOPs",
+    )
+    yield "layers", count_text(len(inspection.layers), "layer")
+    yield "groups", f"{len(inspection.groups)} can be pruned, {len(inspection.unprunable)} cannot"
+    refused = {f"{name}: {why}" for layer in inspection.layers for name, why in layer.refused.items()}
+    for sentence in sorted(refused):
+        yield "where not", sentence
+    yield "note", "Bounds are of counts, not of time; one layer's or group's reach is not the sum of all."

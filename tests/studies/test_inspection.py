@@ -1,0 +1,48 @@
+"""What `slimfront inspect` tells of workloads whose structure is known."""
+
+import json
+
+import pytest
+from slimfront.cli import app
+from slimfront.errors import StudyFileError, WorkloadError
+from slimfront.hardware_profiles.target import load_target
+from slimfront.studies.inspection import inspect_reference, inspect_workload
+from typer.testing import CliRunner
+
+
+def test_the_digits_network(digits_workload):
+    found = inspect_workload(digits_workload, load_target("cpu-openvino"))
+    assert len(found.layers) == 16
+    assert sum(layer.macs for layer in found.layers) <= found.macs
+    assert found.unprunable == {"fc": "its channels are the model's output"}
+    assert list(found.blocks) == ["blocks.0", "blocks.1", "blocks.3", "blocks.5"]
+    stem, fc = found.layers[0], found.layers[-1]
+    assert stem.refused["2:4"] == "its input dimension is no multiple of 4"
+    assert stem.group == next(group.name for group in found.groups if "stem.conv" in group.layers)
+    assert fc.refused["separable"] == "the layer is no convolution"
+    assert found.bits["weight 8"] == "computed in integers"
+    assert found.bits["weight 4"].startswith("storage only")
+    assert found.bits["weight 16"].startswith("storage only")
+    assert {gain.metric: gain.after < gain.before for gain in found.gains} == dict.fromkeys(
+        ("parameters", "flops", "packed_bytes"), True
+    )
+
+
+@pytest.mark.slow
+def test_the_command_prints_tables_and_json():
+    runner = CliRunner()
+    printed = runner.invoke(app, ["inspect", "digits-demo"], env={"COLUMNS": "160"})
+    assert printed.exit_code == 0
+    for words in ("Channel groups", "Groups that cannot be pruned", "fc", "Upper bound of gain"):
+        assert words in printed.stdout
+    told = json.loads(runner.invoke(app, ["inspect", "digits", "--target", "cpu-openvino", "--format", "json"]).stdout)
+    assert told["target"] == "cpu-openvino"
+    assert told["groups"][0]["multiple"] == 8
+
+
+@pytest.mark.parametrize(
+    ("reference", "error"), [("nowhere.yaml", StudyFileError), ("nowhere", WorkloadError)], ids=["study", "workload"]
+)
+def test_what_is_not_there_is_one_line(reference, error):
+    with pytest.raises(error, match="nowhere"):
+        inspect_reference(reference)
