@@ -101,7 +101,7 @@ def test_status_counts_states_retries_and_budget(study: Store) -> None:
         "1 running, 3 complete, 2 infeasible, 3 failed; retries among them: 1"
     )
     assert line_with(lines, "budget").endswith("7 of 10 trials")
-    assert "seed 7" in line_with(lines, "search ", "tpe")
+    assert "seed 7" in line_with(lines, "search ", "policy")
 
 
 def test_status_shows_the_growth_of_the_front(study: Store) -> None:
