@@ -62,7 +62,7 @@ METRICS: dict[str, Metric] = {
             "packed_bytes",
             "bytes",
             "minimize",
-            "parameters packed at the policy's bit-widths, masked weights included; no such file is written",
+            "parameters packed at the policy's bit-widths, each weight dense, as a bitmap or as CSR, whichever is smallest",
         ),
         Metric("latency_ms", "ms", "minimize", "paired ratio x the reference's quiet latency on the target, one batch"),
         Metric(

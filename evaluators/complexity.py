@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
+from ..compression.packed import smallest_format
 from ..measurement import Measurement
 from ..spaces.layers import LAYER_KINDS, macs_by_module
 from ..spaces.policy import FULL_PRECISION
@@ -12,7 +15,7 @@ class Complexity:
     """FLOPs by fvcore (one fused multiply-add is one FLOP), BOPs, parameters and bytes at the policy's widths.
 
     BOPs are multiply-adds x weight bits x activation bits over the layers (Wang et al. 2020, BayesianBits, arXiv:2005.07093);
-    masked weights count in all four, no runtime here skips them.
+    masked weights count in all but the packed size, which leaves them out where that is smaller: no runtime here skips them.
     """
 
     metrics = ("flops", "bops", "parameters", "packed_bytes")
@@ -26,12 +29,17 @@ class Complexity:
             macs.get(name, 0) * policy.layer(name).weight_bits * policy.layer(name).activation_bits for name in layers
         )
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        weights = {name: module.weight.numel() for name, module in layers.items()}  # type: ignore[operator,union-attr]
-        bits = sum(count * policy.layer(name).weight_bits for name, count in weights.items())
-        bits += (parameters - sum(weights.values())) * FULL_PRECISION
+        weights: dict[str, Tensor] = {name: module.weight for name, module in layers.items()}  # type: ignore[misc]
+        packed = sum(_packed_bytes(weight, policy.layer(name).weight_bits) for name, weight in weights.items())
+        packed += (parameters - sum(weight.numel() for weight in weights.values())) * FULL_PRECISION // 8
         return [
             Measurement.exact("flops", macs[""], "fvcore"),
             Measurement.exact("bops", bops, "fvcore x bits"),
             Measurement.exact("parameters", parameters, "count"),
-            Measurement.exact("packed_bytes", -(-bits // 8), "count x bits"),
+            Measurement.exact("packed_bytes", packed, "dense, bitmap or CSR"),
         ]
+
+
+def _packed_bytes(weight: Tensor, bits: int) -> int:
+    """Of one weight as `compression.packed` writes it; what rounding to its grid makes zero too is not counted as zero."""
+    return smallest_format(len(weight), weight[0].numel(), int(weight.count_nonzero()), bits)[1]

@@ -53,8 +53,8 @@ def channel_shares(model: nn.Module, example_input: Tensor, layers: Sequence[Lay
 class AnalyticCost:
     """Costs of a space's points from their codes.
 
-    BOPs, parameters and packed bytes are exact where every other parameter (batch-norm's, biases) has one channel
-    dimension; FLOPs outside the layers are scaled like those parameters. Trials store what is counted of the built model.
+    BOPs, parameters and, without masks and to a byte per layer, packed bytes are exact where every other parameter (batch-norm's,
+    biases) has one channel dimension. Operators and removed blocks are not counted here; FLOPs outside the layers are scaled like those parameters. Trials store what is counted of the built model.
 
     Args:
         layers: all of the model's, those kept back too.
