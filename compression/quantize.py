@@ -28,7 +28,16 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from ..errors import CompressionError
 from ..spaces.candidate import Grid, Quantization, QuantizedWeight
-from ..spaces.exported_graph import ADDITIONS, WEIGHTED, module_path, residual_additions, runs_again
+from ..spaces.exported_graph import (
+    ADDITIONS,
+    WEIGHTED,
+    constant,
+    is_folded,
+    module_path,
+    residual_additions,
+    runs_again,
+    scale_and_shift,
+)
 from ..spaces.policy import LayerPolicy, Policy
 from ..workloads.workload import MapDataset, describe
 from .batches import input_batches
@@ -84,9 +93,9 @@ def _spell_out_norms(exported: fx.GraphModule) -> None:
     """
     graph = exported.graph
     for index, norm in enumerate(graph.find_nodes(op="call_function", target=aten.batch_norm.default)):
-        if _is_folded(norm) or None in norm.args[3:5]:  # without statistics of its own it computes them anew
+        if is_folded(norm) or None in norm.args[3:5]:  # without statistics of its own it computes them anew
             continue
-        scale, shift = _scale_and_shift(exported, norm)
+        scale, shift = scale_and_shift(exported, norm)
         exported.register_buffer(f"norm{index}_scale", scale)
         exported.register_buffer(f"norm{index}_shift", shift)
         with graph.inserting_before(norm):
@@ -96,24 +105,6 @@ def _spell_out_norms(exported: fx.GraphModule) -> None:
         norm.replace_all_uses_with(shifted)
         graph.erase_node(norm)
     exported.recompile()
-
-
-def _is_folded(norm: fx.Node) -> bool:
-    """Whether this batch-norm is folded into the layer before it, here and where candidates are lowered."""
-    layer = cast("fx.Node", norm.args[0])
-    if layer.target is aten.linear.default and (layer.meta["val"].ndim > 2 or norm.args[1] is None):
-        return False
-    return layer.target in WEIGHTED and len(layer.users) == 1 and len(cast("fx.Node", layer.args[1]).users) == 1
-
-
-def _scale_and_shift(exported: fx.GraphModule, norm: fx.Node) -> tuple[Tensor, Tensor]:
-    """Batch-norm in evaluation mode is scale x input + shift; both have shape [1, channels, 1, ...]."""
-    weight, bias, mean, variance = (0.0 if value is None else _array(exported, value) for value in norm.args[1:5])
-    scale = (1.0 if norm.args[1] is None else weight) / np.sqrt(variance + cast("float", norm.args[7]))
-    shift = bias - mean * scale
-    shape = [1, -1, *[1] * (norm.meta["val"].ndim - 2)]
-    scale, shift = (torch.from_numpy(values.astype(np.float32)).reshape(shape) for values in (scale, shift))
-    return scale, shift
 
 
 class PolicyQuantizer(Quantizer):
@@ -207,8 +198,8 @@ def _read(converted: fx.GraphModule, wanted: Mapping[str, LayerPolicy]) -> Quant
         if _is_dequantize(tensor):
             inputs[name] = _grid(converted, tensor)
         if _is_dequantize(weight):
-            integers = _array(converted, weight.args[0])
-            folded_bias = None if bias is None else _array(converted, bias)
+            integers = constant(converted, weight.args[0])
+            folded_bias = None if bias is None else constant(converted, bias)
             weights[name] = QuantizedWeight(integers, _grid(converted, weight), folded_bias)
     return Quantization(weights, inputs, dict(_addition_grids(converted)))
 
@@ -234,16 +225,8 @@ def _grid(graph: fx.GraphModule, dequantize: fx.Node) -> Grid:
     low, high = rest[1:3] if per_channel else rest[:2]
     container = np.int8 if per_channel else np.uint8
     return Grid(
-        _array(graph, scale).astype(np.float32),
-        _array(graph, zero_point).astype(container),
+        constant(graph, scale).astype(np.float32),
+        constant(graph, zero_point).astype(container),
         int(low),
         int(high),
     )
-
-
-def _array(graph: fx.GraphModule, value: object) -> np.ndarray:
-    """The constant behind a node, or a plain number as an array."""
-    if isinstance(value, fx.Node):
-        owner, _, name = str(value.target).rpartition(".")
-        return getattr(graph.get_submodule(owner), name).detach().cpu().numpy()
-    return np.asarray(value)

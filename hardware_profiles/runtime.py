@@ -125,6 +125,7 @@ class RuntimeEntry:
 RUNTIMES = {
     "openvino": RuntimeEntry("openvino_runtime", "OpenVinoRuntime", "slimfront[openvino]"),
     "onnxruntime": RuntimeEntry("onnxruntime_runtime", "OnnxRuntime", "slimfront[onnxruntime]"),
+    "torch": RuntimeEntry("torch_runtime", "TorchRuntime", "torch", options={"compile": bool}),
 }
 
 

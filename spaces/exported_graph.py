@@ -1,9 +1,12 @@
-"""What the nodes of a `torch.export` graph stand for: layers, and additions of computed tensors."""
+"""What the nodes of a `torch.export` graph stand for: layers, batch-norms, additions of computed tensors, constants."""
 
 from __future__ import annotations
 
+from typing import cast
+
+import numpy as np
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 aten = torch.ops.aten
 WEIGHTED = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default}
@@ -47,3 +50,29 @@ def residual_additions(graph: fx.Graph) -> list[fx.Node]:
 def _passes_on(node: fx.Node) -> bool:
     name = getattr(node.target, "__name__", "").partition(".")[0]
     return name in PASSED_ON or name.startswith(("quantize_per_", "dequantize_per_"))
+
+
+def is_folded(norm: fx.Node) -> bool:
+    """Whether this batch-norm is folded into the layer before it, here and where candidates are lowered."""
+    layer = cast("fx.Node", norm.args[0])
+    if layer.target is aten.linear.default and (layer.meta["val"].ndim > 2 or norm.args[1] is None):
+        return False
+    return layer.target in WEIGHTED and len(layer.users) == 1 and len(cast("fx.Node", layer.args[1]).users) == 1
+
+
+def scale_and_shift(exported: fx.GraphModule, norm: fx.Node) -> tuple[Tensor, Tensor]:
+    """Batch-norm in evaluation mode is scale x input + shift; both have shape [1, channels, 1, ...]."""
+    weight, bias, mean, variance = (0.0 if value is None else constant(exported, value) for value in norm.args[1:5])
+    scale = (1.0 if norm.args[1] is None else weight) / np.sqrt(variance + cast("float", norm.args[7]))
+    shift = bias - mean * scale
+    shape = [1, -1, *[1] * (norm.meta["val"].ndim - 2)]
+    scale, shift = (torch.from_numpy(values.astype(np.float32)).reshape(shape) for values in (scale, shift))
+    return scale, shift
+
+
+def constant(graph: fx.GraphModule, value: object) -> np.ndarray:
+    """The constant behind a node, or a plain number as an array."""
+    if isinstance(value, fx.Node):
+        owner, _, name = str(value.target).rpartition(".")
+        return getattr(graph.get_submodule(owner), name).detach().cpu().numpy()
+    return np.asarray(value)

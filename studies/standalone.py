@@ -56,7 +56,24 @@ def load_onnxruntime(path: str, threads: int) -> Run:
     return lambda inputs: session.run(None, {name: inputs})[0]
 
 
-LOADERS: dict[str, Callable[[str, int], Run]] = {"openvino": load_openvino, "onnxruntime": load_onnxruntime}
+def load_torch(path: str, threads: int) -> Run:
+    import torch
+    import torch.ao.quantization.fx._decomposed  # registers the operations of grids
+    from torch.export.pt2_archive._package import load_pt2
+
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(False)
+    archive = load_pt2(path, run_single_threaded=True)
+    # Compiled ahead of time, or a program to be run as it is.
+    model = archive.aoti_runners.get("model") or archive.exported_programs["model"].module(check_guards=False)
+    return lambda inputs: model(torch.from_numpy(inputs)).numpy()
+
+
+LOADERS: dict[str, Callable[[str, int], Run]] = {
+    "openvino": load_openvino,
+    "onnxruntime": load_onnxruntime,
+    "torch": load_torch,
+}
 
 
 def card() -> dict[str, Any]:

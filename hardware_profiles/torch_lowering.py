@@ -1,0 +1,209 @@
+"""A candidate as a PT2 archive: its exported program with the candidate's own grids, or what Inductor compiles of that.
+
+Grids are `quantized_decomposed` operations, weights int8. Compiled ahead of time for x86, torchao's fusion passes turn what
+stands between them into oneDNN's integer convolutions and matrix products.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch.ao.quantization.fx import _decomposed  # noqa: F401  # registers the operations of grids
+from torch.export import ExportedProgram
+from torch.export.pt2_archive._package import package_pt2
+
+from ..errors import LoweringError
+from ..spaces.candidate import Candidate, Grid, QuantizedWeight
+from ..spaces.exported_graph import (
+    WEIGHTED,
+    constant,
+    is_folded,
+    module_path,
+    residual_additions,
+    scale_and_shift,
+)
+from ..workloads.workload import describe
+from .torch_runtime import NOTES
+
+aten, grids = torch.ops.aten, torch.ops.quantized_decomposed
+INTEGER_KERNELS = ("qconv", "qlinear")
+FLOAT_KERNELS = ("convolution", "addmm", "mm", "bmm", "linear", "_linear_pointwise", "_mkl_linear")
+
+
+def lower(candidate: Candidate, inputs: Tensor, path: Path, device: str, compiled: bool) -> Path:
+    """Write `candidate` for inputs of exactly this shape [batch, ...].
+
+    Raises:
+        LoweringError: torch.export or Inductor cannot take the model.
+    """
+    try:
+        with torch.no_grad():
+            program = _program(candidate, inputs.contiguous(), device)
+            signature = [list(inputs.shape), list(program.module(check_guards=False)(inputs.to(device)).shape)]
+            if not compiled:
+                notes = {"signature": signature, "precisions": _simulated(program)}
+                package_pt2(str(path), exported_programs=program, extra_files={NOTES: json.dumps(notes)})
+                return path
+            files, precisions = _compile(program, inputs.to(device))
+            notes = {"signature": signature, "precisions": precisions}
+            package_pt2(str(path), aoti_files={"model": files}, extra_files={NOTES: json.dumps(notes)})
+            return path
+    except LoweringError:
+        raise
+    except Exception as error:  # exporter and compiler raise whatever a model they cannot take makes them meet
+        raise LoweringError(f"torch cannot lower the model: {describe(error)}") from error
+
+
+def _program(candidate: Candidate, inputs: Tensor, device: str) -> ExportedProgram:
+    """The exported program of `candidate`, batch-norm folded, every grid in it."""
+    exported = torch.export.export(candidate.model.eval(), (inputs,)).module(check_guards=False)
+    assert isinstance(exported, fx.GraphModule)
+    _Inserter(exported, candidate).insert()
+    exported.graph.eliminate_dead_code()
+    _drop_unread(exported)
+    exported.recompile()
+    return torch.export.export(exported.to(device), (inputs.to(device),))
+
+
+def _drop_unread(exported: fx.GraphModule) -> None:
+    """Leave out the float weights that grids took the place of, which would be stored all the same."""
+    read = {node.target for node in exported.graph.nodes if node.op == "get_attr"}
+    stored = [*dict(exported.named_parameters()), *dict(exported.named_buffers())]
+    for name in stored:
+        if name not in read:
+            owner, _, attribute = name.rpartition(".")
+            delattr(exported.get_submodule(owner), attribute)
+
+
+class _Inserter:
+    """Puts a candidate's grids into its exported graph; one pair per tensor and grid, shared by all its readers."""
+
+    def __init__(self, exported: fx.GraphModule, candidate: Candidate) -> None:
+        self.exported, self.graph = exported, exported.graph
+        self.candidate, self.quantization = candidate, candidate.quantization
+        self.pairs: dict[tuple, fx.Node] = {}
+        self.weights: dict[str, fx.Node] = {}
+
+    def insert(self) -> None:
+        additions = residual_additions(self.graph)  # counted before anything changes
+        layers = [(module_path(node), node) for node in self.graph.nodes if node.target in WEIGHTED]
+        for norm in self.graph.find_nodes(op="call_function", target=aten.batch_norm.default):
+            if is_folded(norm):
+                self._fold(norm)
+        for name, node in layers:
+            if name in self.quantization.inputs:
+                self._quantize_operand(node, 0, self.quantization.inputs[name])
+            if name in self.quantization.weights:
+                self._quantize_weight(name, node, self.quantization.weights[name])
+            elif name in self.candidate.policy.layers and self.candidate.policy.layers[name].weight_bits == 16:
+                self._halve_weight(name, node)
+        self._quantize_additions(additions)
+
+    def _fold(self, norm: fx.Node) -> None:
+        """Fold a batch-norm into the layer before it."""
+        layer = norm.args[0]
+        assert isinstance(layer, fx.Node)
+        scale, shift = (values.flatten() for values in scale_and_shift(self.exported, norm))
+        weight, bias = (
+            torch.from_numpy(constant(self.exported, 0.0 if value is None else value))
+            for value in (*layer.args[1:3], None)[:2]
+        )
+        folded = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
+        self._replace(layer, 1, folded, f"{norm.name}_weight")
+        self._replace(layer, 2, bias.float() * scale + shift, f"{norm.name}_bias")
+        norm.replace_all_uses_with(layer)
+        self.graph.erase_node(norm)
+
+    def _quantize_operand(self, node: fx.Node, operand: int, grid: Grid) -> None:
+        tensor = node.args[operand]
+        affine = (float(grid.scale), int(grid.zero_point), grid.low, grid.high, torch.uint8)
+        if (tensor, affine) not in self.pairs:
+            with self.graph.inserting_before(node):
+                integers = self.graph.call_function(grids.quantize_per_tensor.default, (tensor, *affine))
+                self.pairs[tensor, affine] = self.graph.call_function(
+                    grids.dequantize_per_tensor.default, (integers, *affine)
+                )
+        node.update_arg(operand, self.pairs[tensor, affine])
+
+    def _quantize_weight(self, name: str, node: fx.Node, weight: QuantizedWeight) -> None:
+        if name not in self.weights:
+            with self.graph.inserting_before(node):
+                stored = [
+                    self._buffer(f"{name}_{part}", torch.from_numpy(np.ascontiguousarray(values)))
+                    for part, values in (
+                        ("q", weight.integers),
+                        ("scale", weight.grid.scale),
+                        ("zero_point", weight.grid.zero_point.astype(np.int64)),
+                    )
+                ]
+                arguments = (*stored, 0, weight.grid.low, weight.grid.high, torch.int8)
+                self.weights[name] = self.graph.call_function(grids.dequantize_per_channel.default, arguments)
+        node.update_arg(1, self.weights[name])
+        if weight.bias is not None:
+            self._replace(node, 2, torch.from_numpy(weight.bias.astype(np.float32)), f"{name}_bias")
+
+    def _halve_weight(self, name: str, node: fx.Node) -> None:
+        half = torch.from_numpy(constant(self.exported, node.args[1])).half()
+        with self.graph.inserting_before(node):
+            stored = self._buffer(f"{name}_half", half)
+            node.update_arg(1, self.graph.call_function(aten.to.dtype, (stored, torch.float32)))
+
+    def _quantize_additions(self, additions: list[fx.Node]) -> None:
+        seen: Counter[str] = Counter()
+        for node in additions:
+            path = module_path(node)
+            for operand in (0, 1):
+                if grid := self.quantization.additions.get((path, seen[path], operand)):
+                    self._quantize_operand(node, operand, grid)
+            seen[path] += 1
+
+    def _replace(self, node: fx.Node, position: int, values: Tensor, name: str) -> None:
+        with self.graph.inserting_before(node):
+            stored = self._buffer(name, values)
+        arguments = [*node.args, *[None] * (position + 1 - len(node.args))]
+        arguments[position] = stored
+        node.args = tuple(arguments)
+
+    def _buffer(self, name: str, values: Tensor) -> fx.Node:
+        name = f"grid_{name.replace('.', '_')}"
+        while hasattr(self.exported, name):
+            name += "_"
+        self.exported.register_buffer(name, values)
+        return self.graph.get_attr(name)
+
+
+def _simulated(program: ExportedProgram) -> dict[str, str]:
+    """Run eagerly, every layer computes in float32, whatever its grids."""
+    return {module_path(node): "f32" for node in program.graph.nodes if node.target in WEIGHTED}
+
+
+def _compile(program: ExportedProgram, inputs: Tensor) -> tuple[list[str], dict[str, str]]:
+    """Files of the package that Inductor makes of `program`, and what its layers run in by the graph it compiled."""
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer  # noqa: F401  # registers integer fusions
+
+    precisions: dict[str, str] = {}
+    options = {
+        "freezing": True,
+        "aot_inductor.package": True,
+        "aot_inductor.compile_wrapper_opt_level": "O0",  # twice as fast to compile; kernels keep their own level
+        "post_grad_custom_post_pass": lambda graph: precisions.update(_kernels(graph)),
+    }
+    files = torch._inductor.aot_compile(program.module(check_guards=False), (inputs,), options=options)  # type: ignore[arg-type]
+    return files, precisions
+
+
+def _kernels(graph: fx.Graph) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for node in graph.nodes:
+        kernel = str(node.target).partition(".")[2].partition(".")[0]
+        if path := module_path(node):
+            if kernel.startswith(INTEGER_KERNELS) and "prepack" not in kernel:
+                found[path] = "i8"
+            elif kernel.endswith(FLOAT_KERNELS):
+                found.setdefault(path, "f32")
+    return found

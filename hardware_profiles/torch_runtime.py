@@ -1,0 +1,92 @@
+"""PyTorch itself: the exported program run eagerly, or compiled ahead of time by Inductor into native code.
+
+Eagerly the grids are simulated in float32, so that bits cost time and gain none; `options: {compile: true}` compiles
+quantized convolutions and linear layers to oneDNN's integer kernels by torchao's fusion passes for x86. Either way the
+artifact is one PT2 archive that plain torch loads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.export.pt2_archive._package import PT2ArchiveContents, load_pt2
+
+from ..errors import LoweringError
+from .runtime import Artifact, TensorInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..spaces.candidate import Candidate
+    from .target import Target
+
+NOTES = "slimfront.json"
+"""The archive's file of what `signature` and `executed_precisions` tell."""
+
+
+class TorchRuntime:
+    """See `Runtime`."""
+
+    name = "torch"
+    suffix = ".pt2"
+    device = "cpu"
+
+    def version(self) -> str:
+        return torch.__version__.partition("+")[0]
+
+    def lower(self, candidate: Candidate, example_input: Tensor, target: Target, path: Path) -> Artifact:
+        from .torch_lowering import lower  # the exporter, which sessions do without
+
+        batch = example_input.expand(target.batch, *example_input.shape[1:])
+        return Artifact.of(lower(candidate, batch, path, self.device, bool(target.options.get("compile"))))
+
+    def signature(self, artifact: Path) -> tuple[TensorInfo, TensorInfo]:
+        given, made = _notes(_open(artifact))["signature"]
+        return TensorInfo("input", tuple(given), "float32"), TensorInfo("output", tuple(made), "float32")
+
+    def load(self, artifact: Path, target: Target, threads: int | None = None) -> TorchSession:
+        # The number of threads is the process's, and the runtime of a process has one target.
+        torch.set_num_threads(threads or target.threads)
+        return TorchSession(_open(artifact), self.device)
+
+
+class TorchSession:
+    """See `Session`."""
+
+    def __init__(self, contents: PT2ArchiveContents, device: str = "cpu") -> None:
+        self._notes = _notes(contents)
+        self._model = _runnable(contents)
+        self._device = torch.device(device)
+
+    @torch.inference_mode()
+    def run(self, inputs: np.ndarray) -> np.ndarray:
+        return self._model(torch.from_numpy(inputs).to(self._device)).cpu().numpy()
+
+    def executed_precisions(self) -> dict[str, str]:
+        return dict(self._notes["precisions"])
+
+
+def _runnable(contents: PT2ArchiveContents) -> Callable[[Tensor], Tensor]:
+    if contents.aoti_runners:
+        return contents.aoti_runners["model"]
+    return contents.exported_programs["model"].module(check_guards=False)
+
+
+def _notes(contents: PT2ArchiveContents) -> dict[str, Any]:
+    return json.loads(contents.extra_files[NOTES])
+
+
+def _open(artifact: Path) -> PT2ArchiveContents:
+    import torch.ao.quantization.fx._decomposed  # noqa: F401  # registers the operations of grids
+
+    try:
+        contents = load_pt2(str(artifact), run_single_threaded=True)
+        _runnable(contents), _notes(contents)
+        return contents
+    except (RuntimeError, ValueError, KeyError, OSError, AssertionError) as error:
+        raise LoweringError(f"torch refuses {artifact.name}: {(str(error) or repr(error)).splitlines()[0]}") from error
