@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from ..spaces.channel_groups import ChannelGroup
 from ..spaces.effective import effective_policy
 from ..spaces.policy import Policy
 from ..studies.constraint import Constraint
+from ..studies.executed import KIND as PRECISIONS
 from ..workloads.load import load_workload
 from ..workloads.workload import Workload
 
@@ -145,7 +147,7 @@ class Worker:
             *Latency(TIMING_SECONDS).evaluate(subject, self._context),
             *(m for evaluator in requested(self.setup.metrics) for m in evaluator.evaluate(subject, self._context)),
         ]
-        yield Stage("timed", measurements=timed)
+        yield Stage("timed", measurements=timed, artifacts=self._precisions(subject, folder))
         if self._out_of_bounds(timed):
             return
         scored = Accuracy().evaluate(subject, self._context)
@@ -171,6 +173,14 @@ class Worker:
         runtime = self._context.runtime
         artifact = runtime.lower(candidate, example, self.setup.target, folder / f"model{runtime.suffix}")
         return Subject(candidate, artifact)
+
+    def _precisions(self, subject: Subject, folder: Path) -> dict[str, Artifact]:
+        """What every layer of the timed artifact runs in, by the runtime's own report."""
+        assert subject.artifact is not None  # it was timed
+        session = self._context.runtime.load(subject.artifact.path, self.setup.target, self.setup.threads)
+        path = folder / "precisions.json"
+        path.write_text(json.dumps(session.executed_precisions()), encoding="utf-8")
+        return {PRECISIONS: Artifact.of(path)}
 
     def _out_of_bounds(self, measurements: Sequence[Measurement]) -> bool:
         values = {measurement.name: measurement.value for measurement in measurements}

@@ -24,6 +24,7 @@ from ..hardware_profiles.target import Target
 from ..measurement import METRICS, Measurement
 from ..spaces.policy import Policy
 from . import standalone
+from .executed import storage_only
 from .honesty import is_lucky
 from .records import StudyRecord, TrialRecord
 from .wording import (
@@ -46,6 +47,7 @@ def card_document(
     trial: TrialRecord,
     target: Target,
     signature: tuple[TensorInfo, TensorInfo],
+    executed: Mapping[str, str],
     created: datetime,
     files: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
@@ -53,6 +55,7 @@ def card_document(
 
     Args:
         signature: the artifact's input and output.
+        executed: layer -> precision it ran in.
         created: when the artifact was made.
         files: the bundle's other files, name -> sha256 and bytes.
     """
@@ -63,13 +66,14 @@ def card_document(
         "trial": trial.number,
         "policy_digest": trial.digest,
         "state": trial.state,
-        "notes": _notes(trial),
+        "notes": _notes(trial, executed),
         "measurements": measured,
         "baseline": {"measurements": _measurements(study.baseline)},
         "test_accuracy": measured.get("test_accuracy"),
         "target": target.model_dump(),
         "input": _tensor(signature[0]),
         "output": _tensor(signature[1]),
+        "executed_precisions": dict(executed),
         "provenance": {
             "created": created.isoformat(),
             "study_created": study.created.isoformat(),
@@ -98,7 +102,7 @@ def card_page(card: Mapping[str, Any], policy: Policy) -> str:
         _measured_table(card),
         "## Decided",
         f"Width: {width_text(policy)}. Recovery: {recovery_text(policy)}. Policy {card['policy_digest']}.",
-        *_decisions(policy),
+        *_decisions(policy, card["executed_precisions"]),
         "## Run it",
         f"`python run.py` runs `{_file(card, 'model')}` as it was measured, and times it against "
         f"`{_file(card, 'reference')}`, the uncompressed model. Without it, numpy and {target['runtime']} are enough:",
@@ -120,7 +124,7 @@ def _measurements(measured: Mapping[str, Measurement]) -> dict[str, dict[str, An
     return {name: {key: value for key, value in m.items() if key != "name"} for name, m in documents.items()}
 
 
-def _notes(trial: TrialRecord) -> list[str]:
+def _notes(trial: TrialRecord, executed: Mapping[str, str]) -> list[str]:
     """What a reader of the numbers has to know first."""
     notes = [
         f"Violates {constraint}, by {excess_text(constraint, excess)}: the trial is infeasible and not on the front."
@@ -135,6 +139,11 @@ def _notes(trial: TrialRecord) -> list[str]:
         )
     if noisy := [m.name for m in in_order(trial.measurements) if m.noisy]:
         notes.append(f"Noisy: {', '.join(noisy)}. The interval stayed wider than the protocol asks for.")
+    if unused := storage_only(trial.policy, executed):
+        notes.append(
+            f"Storage-only: {', '.join(unused)}. The runtime computed these layers at more bits than were decided, "
+            "which save no time there."
+        )
     return notes
 
 
@@ -182,12 +191,12 @@ def _measured_table(card: Mapping[str, Any]) -> str:
     return _table(("measurement", "this model", "interval", "uncompressed", "unit", "n", "method"), rows)
 
 
-def _decisions(policy: Policy) -> list[str]:
+def _decisions(policy: Policy, executed: Mapping[str, str]) -> list[str]:
     parts = []
     if channels := channel_rows(policy):
         parts.append(_table(("channel group", "removed", "kept, width included"), channels))
-    if layers := layer_rows(policy):
-        parts.append(_table(("layer", "weight bits", "activation bits", "sparsity"), layers))
+    if layers := layer_rows(policy, executed):
+        parts.append(_table(("layer", "weight bits", "activation bits", "sparsity", "ran in"), layers))
     parts.append("Layers not listed keep full precision and density." if layers else "No layer is quantized or masked.")
     return parts
 

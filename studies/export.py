@@ -14,6 +14,7 @@ from ..hardware_profiles.runtime import get_runtime
 from ..hardware_profiles.target import load_target
 from . import standalone
 from .card import card_document, card_page
+from .executed import executed_precisions
 from .newest_front import front_points, objectives_of, why_no_front
 from .picks import pick
 from .records import ArtifactRecord, StudyRecord, TrialRecord
@@ -45,7 +46,9 @@ def export_bundle(store: Store, name: str, to: Path, trial: int | None, rule: st
     folder = _free_folder(to)
     study = store.get_study(name)
     record = store.get_trial(name, _picked(store, study, rule) if trial is None else trial)
-    _write(folder, to, _contents(study, record, _artifacts(store, record)))
+    _write(
+        folder, to, _contents(study, record, _artifacts(store, record), executed_precisions(store, name, record.number))
+    )
     return record.number
 
 
@@ -81,7 +84,9 @@ def _artifacts(store: Store, trial: TrialRecord) -> dict[str, ArtifactRecord]:
     return {kind: found[kind] for kind in BUNDLED}
 
 
-def _contents(study: StudyRecord, trial: TrialRecord, artifacts: Mapping[str, ArtifactRecord]) -> dict[str, bytes]:
+def _contents(
+    study: StudyRecord, trial: TrialRecord, artifacts: Mapping[str, ArtifactRecord], executed: Mapping[str, str]
+) -> dict[str, bytes]:
     """Every file of the bundle by name, all read and checked before anything is written."""
     contents = {"policy.json": f"{trial.policy_json}\n".encode()}
     contents |= {
@@ -96,6 +101,7 @@ def _contents(study: StudyRecord, trial: TrialRecord, artifacts: Mapping[str, Ar
         trial,
         target,
         get_runtime(target.runtime).signature(model),
+        executed,
         artifacts["model"].made_at,
         {name: {"sha256": _sha256(content), "bytes": len(content)} for name, content in contents.items()},
     )

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ..measurement import METRICS, Measurement
+from .executed import executed_precisions
 from .front_table import front_document, front_frame
 from .honesty import doubts
 from .newest_front import front_points, objectives_of, why_no_front
@@ -94,8 +95,8 @@ def trial_report(store: Store, name: str, number: int) -> RenderableType:
     parts: list[RenderableType] = [Text(f"{name}, trial {number}", style="bold"), facts(_trial_facts(trial))]
     if channels := channel_rows(trial.policy):
         parts += ["", rows_table(("channel group", "removed>", "kept, width included>"), channels)]
-    if layers := layer_rows(trial.policy):
-        parts += ["", rows_table(("layer", "weight bits>", "activation bits>", "sparsity>"), layers)]
+    if layers := layer_rows(trial.policy, executed_precisions(store, name, number)):
+        parts += ["", rows_table(("layer", "weight bits>", "activation bits>", "sparsity>", "ran in"), layers)]
     return Group(*parts, "", _measurements(store.measurement_history(name, number)))
 
 

@@ -10,6 +10,7 @@ from rich.filesize import decimal
 from ..measurement import METRICS, Measurement
 from ..spaces.operators import DENSE
 from ..spaces.policy import LayerPolicy, Policy
+from .executed import ran_in
 
 Row = tuple[str, ...]
 
@@ -68,12 +69,18 @@ def in_order(measurements: Mapping[str, Measurement]) -> list[Measurement]:
     return [measurements[name] for name in METRICS if name in measurements]
 
 
-def layer_rows(policy: Policy) -> list[Row]:
-    """(layer, weight bits, activation bits, sparsity and operator) of every layer the policy changes."""
-    return [
-        (name, str(layer.weight_bits), str(layer.activation_bits), _sparsity(layer))
+def layer_rows(policy: Policy, executed: Mapping[str, str] | None = None) -> list[Row]:
+    """(layer, weight bits, activation bits, sparsity and operator) of every layer the policy changes.
+
+    With the precisions it `executed` in, what each layer ran in comes last.
+    """
+    rows = {
+        name: (name, str(layer.weight_bits), str(layer.activation_bits), _sparsity(layer))
         for name, layer in policy.layers.items()
-    ]
+    }
+    if executed is None:
+        return list(rows.values())
+    return [(*row, ran_in(policy.layers[name], executed.get(name))) for name, row in rows.items()]
 
 
 def channel_rows(policy: Policy) -> list[Row]:

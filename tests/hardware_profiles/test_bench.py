@@ -272,7 +272,9 @@ def test_a_real_artifact_is_as_fast_as_itself_and_a_larger_one_slower(
         network = type(make_network("residual"))(width).eval()
         example = torch.zeros(1, *network.shape)
         paths[name] = (
-            get_runtime(runtime).lower(candidate(network, {}), example, target, tmp_path / f"{name}.onnx").path
+            get_runtime(runtime)
+            .lower(candidate(network, {}), example, target, tmp_path / f"{name}{get_runtime(runtime).suffix}")
+            .path
         )
     batch = inputs(network.shape, 1, 0).numpy()
     with Bench(target, paths["small"], batch, bench_cores(1)) as real:

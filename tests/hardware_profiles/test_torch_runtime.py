@@ -1,0 +1,54 @@
+"""What is particular to torch: a bundle's loader, and code that is compiled ahead of time."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from slimfront.hardware_profiles.target import load_target
+from slimfront.hardware_profiles.torch_runtime import TorchRuntime
+from slimfront.spaces.layers import find_layers
+from slimfront.spaces.policy import LayerPolicy
+from slimfront.studies.standalone import load_torch
+
+
+def everywhere(model, *bits):
+    return {layer.name: LayerPolicy(*bits) for layer in find_layers(model, torch.zeros(1, *model.shape))}
+
+
+def lowered(made, name, tmp_path):
+    target = load_target(name).model_copy(update={"batch": 4})
+    artifact = TorchRuntime().lower(made, torch.zeros(1, *made.model.shape), target, tmp_path / "model.pt2")
+    return artifact, target
+
+
+def test_a_bundles_loader_computes_what_was_measured(make_network, candidate, inputs, tmp_path):
+    model = make_network("residual")
+    artifact, target = lowered(candidate(model, everywhere(model, 8, 8)), "cpu-torch", tmp_path)
+    samples = inputs(model.shape, 4, 1).numpy()
+    expected = TorchRuntime().load(artifact.path, target).run(samples)
+    with torch.enable_grad():
+        np.testing.assert_array_equal(load_torch(str(artifact.path), 1)(samples), expected)
+
+
+def test_integer_weights_replace_the_float_ones_in_the_file(make_network, candidate, tmp_path):
+    wide = make_network("residual").__class__(width=96).eval()
+    sizes = [
+        lowered(candidate(wide, everywhere(wide, bits, 32)), "cpu-torch", tmp_path)[0].bytes for bits in (32, 16, 8)
+    ]
+    weights = sum(layer.weights for layer in find_layers(wide, torch.zeros(1, *wide.shape)))
+    assert sizes[0] - sizes[1] == pytest.approx(2 * weights, rel=0.05)
+    assert sizes[0] - sizes[2] == pytest.approx(3 * weights, rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="Inductor compiles with g++, which is not here")
+def test_compiled_layers_run_in_integers(make_network, candidate, inputs, tmp_path):
+    model = make_network("residual")
+    artifact, target = lowered(candidate(model, everywhere(model, 8, 8)), "cpu-torch-compile", tmp_path)
+    samples = inputs(model.shape, 4, 1)
+    session = TorchRuntime().load(artifact.path, target)
+    with torch.no_grad():
+        expected = model(samples).numpy()
+    assert np.abs(session.run(samples.numpy()) - expected).max() < 0.03 * np.ptp(expected)
+    assert {precision for layer, precision in session.executed_precisions().items() if layer != "fc"} == {"i8"}

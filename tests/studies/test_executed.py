@@ -1,0 +1,30 @@
+"""What a layer ran in, in words, and which bits only save storage."""
+
+import pytest
+from slimfront.spaces.policy import LayerPolicy, Policy
+from slimfront.studies.executed import ran_in, storage_only
+
+
+@pytest.mark.parametrize(
+    ("bits", "precision", "expected"),
+    [
+        ((8, 8), "i8", "i8"),
+        ((8, 8), "f32", "f32, 8 bits storage-only"),
+        ((4, 8), "i8", "i8, 4 bits storage-only"),
+        ((4, 8), "i4", "i4"),
+        ((4, 32), "f32", "f32, 4 bits storage-only"),
+        ((16, 32), "f32", "f32, 16 bits storage-only"),
+        ((16, 32), "bf16", "bf16"),
+        ((32, 32), "f32", "f32"),
+        ((8, 8), None, "not reported"),
+    ],
+    ids=str,
+)
+def test_bits_without_a_kernel_are_storage_only(bits, precision, expected):
+    assert ran_in(LayerPolicy(*bits), precision) == expected
+
+
+def test_the_layers_whose_bits_no_kernel_computes_with():
+    policy = Policy(layers={"a": LayerPolicy(8, 8), "b": LayerPolicy(4, 8), "c": LayerPolicy(8, 8)})
+    assert storage_only(policy, {"a": "i8", "b": "i8", "c": "f32"}) == ["b", "c"]
+    assert storage_only(policy, {}) == []
