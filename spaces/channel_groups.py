@@ -62,10 +62,12 @@ def find_channel_groups(model: nn.Module, example_input: Tensor) -> tuple[list[C
     outputs = _output_layers(model, example_input)
     graph = ChannelGraph(copy.deepcopy(model), example_input)
     groups = _all_groups(graph)
-    fixed = {group.name: reason for group in groups if (reason := _why_fixed(group, outputs, graph))}
-    unsafe = _find_unsafe(model, example_input, [group for group in groups if group.name not in fixed])
-    reasons = {**fixed, **unsafe}
-    return [group for group in groups if group.name not in reasons], reasons
+    reasons = {group.name: reason for group in groups if (reason := _why_fixed(group, outputs, graph))}
+    safe = [group for group in groups if group.name not in reasons]
+    while unsafe := _find_unsafe(model, example_input, safe):  # until what is left is safe together
+        reasons |= unsafe
+        safe = [group for group in safe if group.name not in unsafe]
+    return safe, reasons
 
 
 def _why_fixed(group: ChannelGroup, outputs: set[str], graph: ChannelGraph) -> str | None:
@@ -91,10 +93,10 @@ def _find_unsafe(model: nn.Module, example_input: Tensor, groups: list[ChannelGr
     ordered = sorted(groups, key=lambda group: len(group.layers), reverse=True)
     coupled = sum(len(group.layers) > 1 for group in groups)
     middle = coupled if 0 < coupled < len(groups) else len(groups) // 2
-    return {
-        **_find_unsafe(model, example_input, ordered[:middle]),
-        **_find_unsafe(model, example_input, ordered[middle:]),
-    }
+    first, second = ordered[:middle], ordered[middle:]
+    unsafe = {**_find_unsafe(model, example_input, first), **_find_unsafe(model, example_input, second)}
+    # Two halves that are safe alone and not together: one of them has to stay whole.
+    return unsafe or {group.name: f"not together with {second[0].name}: {reason}" for group in first}
 
 
 def _why_unsafe(model: nn.Module, example_input: Tensor, groups: list[ChannelGroup]) -> str | None:

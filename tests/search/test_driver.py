@@ -205,3 +205,16 @@ def test_recovery_comes_after_the_timing_and_keeps_both_scores(tiny_spec: Spec, 
     assert accuracies == [0, 1]
     names = [record.measurement.name for record in history]
     assert names.index("speedup") < names.index("accuracy")
+
+
+def test_structural_choices_are_searched_like_any_other(tiny_spec: Spec, store: Store, tmp_path: Path) -> None:
+    space = {
+        "channel_sparsity": [0.5], "weight_bits": [8], "recovery_epochs": [0, 1], "operators": ["rank=0.5"],
+        "criterion": ["taylor"], "pruning_steps": [2], "channel_reduction": ["merge"], "weight_sparsity": ["<0.5std"],
+    }  # fmt: skip
+    searched(prepare(tiny_spec(space=space, sampler="random", budget={"trials": 2})), store, tmp_path)
+    trials = [trial for trial in store.trials("tiny") if not trial.policy.is_uncompressed]
+    assert [trial.state for trial in trials] == ["complete"] * len(trials)
+    assert {trial.policy.layer("conv").operator for trial in trials} == {"rank=0.5"}
+    trained = next(trial for trial in trials if trial.policy.recovery.epochs)
+    assert trained.policy.pruning.changes() == {"criterion": "taylor", "steps": 2, "reduction": "merge"}

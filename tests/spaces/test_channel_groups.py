@@ -200,3 +200,16 @@ def test_an_output_that_is_changed_in_place_is_still_the_output():
     groups, reasons = find_channel_groups(model, torch.zeros(1, 16))
     assert [group.name for group in groups] == ["0"]
     assert reasons == {"2": "its channels are the model's output"}
+
+
+def test_groups_that_are_safe_alone_and_not_together_are_not_both_offered():
+    class Thin(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            if self[0].out_features + self[2].out_features < 24:
+                raise RuntimeError("too thin")
+            return super().forward(x)
+
+    model = Thin(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+    groups, reasons = find_channel_groups(model, torch.zeros(1, 4))
+    assert [group.name for group in groups] == ["2"]
+    assert reasons["0"] == "not together with 2: too thin"
