@@ -84,7 +84,7 @@ class Recipe:
 RECURRENT = Recipe("gru", epochs=15, optimizer="adamw", learning_rate=5e-3, weight_decay=0.01)
 RECIPES = {
     "digits": Recipe(),
-    "digits-vit": Recipe("vit", epochs=30, optimizer="adamw", learning_rate=4e-3, weight_decay=0.1),
+    "digits-vit": Recipe("vit", version=2, epochs=30, optimizer="adamw", learning_rate=4e-3, weight_decay=0.1),
     "digits-gru": RECURRENT,
     "digits-lstm": replace(RECURRENT, network="lstm"),
 }

@@ -5,27 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-
-class Attention(nn.Module):
-    """Multi-head self-attention (Vaswani et al. 2017, arXiv:1706.03762, section 3.2), its four projections layers of their own.
-
-    Maps [n, tokens, width] to the same shape. A head's size follows from the projections, so that they can be pruned.
-    """
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
-        self.out = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        query, key, value = (self._split(project(x)) for project in (self.query, self.key, self.value))
-        weights = (query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(dim=-1)
-        return self.out((weights @ value).transpose(1, 2).flatten(2))
-
-    def _split(self, projected: Tensor) -> Tensor:
-        """[n, tokens, heads x size] as [n, heads, tokens, size]."""
-        return projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+from .attention import SelfAttention
 
 
 class EncoderBlock(nn.Module):
@@ -37,14 +17,14 @@ class EncoderBlock(nn.Module):
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attention = Attention(width, heads)
+        self.attention = SelfAttention(width, heads)
         self.norm2 = nn.LayerNorm(width)
         self.fc1 = nn.Linear(width, hidden)
         self.activation = nn.GELU()
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norm1(x))
+        x = x + self.attention.attend(self.norm1(x))
         return x + self.fc2(self.activation(self.fc1(self.norm2(x))))
 
 

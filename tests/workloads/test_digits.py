@@ -17,7 +17,6 @@ from slimfront.workloads.digits import (
 )
 from slimfront.workloads.digits_model import DigitsResNet
 from slimfront.workloads.digits_rnn import GRU, LSTM
-from slimfront.workloads.digits_vit import Attention
 from slimfront.workloads.load import load_workload
 from torch import nn
 
@@ -138,17 +137,6 @@ def test_a_recurrent_layer_computes_what_the_library_does(layer, library):
             getattr(theirs, f"bias_{kind}_l0").copy_(torch.cat([gate.bias for gate in gates.values()]))
     inputs = torch.randn(2, 7, 5)
     torch.testing.assert_close(own(inputs), theirs(inputs)[0])
-
-
-def test_attention_computes_what_the_library_does():
-    torch.manual_seed(0)
-    own, theirs = Attention(24, 3), nn.MultiheadAttention(24, 3, batch_first=True)
-    with torch.no_grad():
-        theirs.in_proj_weight.copy_(torch.cat([own.query.weight, own.key.weight, own.value.weight]))
-        theirs.in_proj_bias.copy_(torch.cat([own.query.bias, own.key.bias, own.value.bias]))
-        theirs.out_proj.load_state_dict(own.out.state_dict())
-    inputs = torch.randn(2, 5, 24)
-    torch.testing.assert_close(own(inputs), theirs(inputs, inputs, inputs)[0])
 
 
 @pytest.mark.slow
