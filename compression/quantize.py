@@ -79,6 +79,21 @@ def quantize(model: nn.Module, example_input: Tensor, policy: Policy, calibratio
     return _read(convert_pt2e(prepared), wanted)
 
 
+def folded_norms(model: nn.Module, example_input: Tensor) -> dict[str, str]:
+    """{layer: batch-norm} of those that lowering folds into the layer before them.
+
+    Raises:
+        CompressionError: torch.export cannot take the model.
+    """
+    try:
+        exported = torch.export.export(model.eval(), (example_input.expand(2, *example_input.shape[1:]).contiguous(),))
+    except (RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:  # as above
+        raise CompressionError(f"torch.export cannot capture the model: {describe(error)}") from error
+    graph = cast("fx.GraphModule", exported.module()).graph
+    norms = graph.find_nodes(op="call_function", target=aten.batch_norm.default)
+    return {module_path(cast("fx.Node", norm.args[0])): module_path(norm) for norm in norms if _is_folded(norm)}
+
+
 def _prepare(model: nn.Module, inputs: Tensor, wanted: Mapping[str, LayerPolicy]) -> fx.GraphModule:
     exported = torch.export.export(model.eval(), (inputs.contiguous(),)).module()
     _spell_out_norms(exported)  # type: ignore[arg-type]

@@ -1,73 +1,91 @@
-"""Recovery: fine-tuning a pruned model while it imitates the uncompressed one."""
+"""Recovery pipelines: pruning, training and fake quantization in the order a policy gives them."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+import copy
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 
+from torch import nn
+from torch.nn.utils import parametrize
+
+from ..spaces.candidate import Grid
 from ..spaces.policy import Policy
 from ..workloads.workload import Workload
-from .batches import loader
+from .fake_quantize import fake_quantized, fold_norms
+from .prune import reestimate_batch_norm
+from .quantize import folded_norms, quantize
+from .train import Masks, train
+
+Prune = Callable[[nn.Module], nn.Module]
 
 
-def recover(student: nn.Module, workload: Workload, policy: Policy, seed: int, batch_size: int = 64) -> None:
-    """Train `student` in place on the training split as `policy.recovery` says; it ends in eval mode.
+def recover(
+    student: nn.Module,
+    workload: Workload,
+    policy: Policy,
+    seed: int,
+    batch_size: int = 64,
+    prune: Prune | None = None,
+) -> nn.Module:
+    """The model that the steps of `policy.recovery` make, in eval mode; the same seed gives the same weights.
 
-    Weights that `policy` masked stay zero. The loss is alpha x distillation + (1 - alpha) x the workload's own; SGD with Nesterov momentum under a one-cycle
-    schedule. The same seed gives the same weights on the same machine.
+    Args:
+        student: the workload's model, pruned as `policy` says. Where pruning is the first step, it is changed in place and
+            returned; else it is pruned anew in its turn.
+        prune: makes the pruned copy of a model, where pruning is not the first step.
+
+    "quantize" folds batch-norm and calibrates grids, and all training behind it computes on them (quantization-aware
+    training, Jacob et al. 2018, arXiv:1712.05877). Weights that `policy` masked stay zero from pruning on.
     """
     recovery = policy.recovery
     if recovery.epochs == 0:
-        return
-    masks = _masks(student, policy)
-    device = next(student.parameters()).device
-    teacher = workload.model.eval()
-    batches = loader(workload.train, batch_size, shuffle_seed=seed)
-    optimizer = torch.optim.SGD(
-        student.parameters(), lr=recovery.learning_rate, momentum=0.9, nesterov=True, weight_decay=5e-4
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recovery.learning_rate, total_steps=recovery.epochs * len(batches)
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        student.train()
-        for _ in range(recovery.epochs):
-            for inputs, targets in batches:
-                inputs, targets = inputs.to(device), targets.to(device)
-                with torch.no_grad():
-                    guidance = teacher(inputs)
-                outputs = student(inputs)
-                soft = distillation_loss(outputs, guidance, recovery.temperature)
-                hard = workload.loss_function(outputs, targets)
-                loss = recovery.alpha * soft + (1 - recovery.alpha) * hard
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                with torch.no_grad():
-                    for weight, mask in masks:
-                        weight.mul_(mask)
-                schedule.step()
-    student.eval()
+        return student
+    trainings = recovery.steps.count("train")
+    shares = [recovery.epochs // trainings + (i < recovery.epochs % trainings) for i in range(trainings)]
+    model = student if recovery.steps[0] == "prune" else copy.deepcopy(workload.model).eval()
+    grids: dict[str, Grid] | None = None
+    for index, step in enumerate(recovery.steps):
+        if step == "prune" and index > 0:
+            assert prune is not None, "a pipeline that prunes later has to be told how"
+            model = prune(model)
+            reestimate_batch_norm(model, workload.calibration)
+        elif step == "quantize":
+            grids = _quantized(model, workload, policy)
+        elif step == "train" and (epochs := shares.pop(0)):
+            is_pruned = "prune" in recovery.steps[: index + 1]
+            _train(model, workload, policy, epochs, seed + trainings - len(shares) - 1, batch_size, grids, is_pruned)
+    return model
 
 
-def _masks(student: nn.Module, policy: Policy) -> list[tuple[Tensor, Tensor]]:
+def _quantized(model: nn.Module, workload: Workload, policy: Policy) -> dict[str, Grid]:
+    """Fold batch-norm where lowering will, in place; the grids of what layers read."""
+    fold_norms(model, folded_norms(model, workload.example_input))
+    return dict(quantize(model, workload.example_input, policy, workload.calibration).inputs)
+
+
+def _train(
+    model: nn.Module,
+    workload: Workload,
+    policy: Policy,
+    epochs: int,
+    seed: int,
+    batch_size: int,
+    grids: Mapping[str, Grid] | None,
+    is_pruned: bool,
+) -> None:
+    with nullcontext() if grids is None else fake_quantized(model, policy, grids):
+        train(model, workload, policy.recovery, epochs, seed, batch_size, _masks(model, policy) if is_pruned else ())
+
+
+def _masks(model: nn.Module, policy: Policy) -> Masks:
     """(weight, 1 where it is not zero) of every layer the policy sparsifies."""
-    weights = [student.get_submodule(name).weight for name, layer in policy.layers.items() if layer.sparsity]
-    return [(weight, (weight != 0).to(weight.dtype)) for weight in weights]  # type: ignore[union-attr]
+    weights = [_stored_weight(model.get_submodule(name)) for name, layer in policy.layers.items() if layer.sparsity]
+    return [(weight, (weight != 0).to(weight.dtype)) for weight in weights]
 
 
-def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 x KL(teacher || student) of the logits softened by T (Hinton et al. 2015, arXiv:1503.02531, section 2).
-
-    Args:
-        student, teacher: logits, shape [batch, classes].
-        temperature: T > 0; T^2 keeps the gradient's size independent of it.
-    """
-    return temperature**2 * functional.kl_div(
-        functional.log_softmax(student / temperature, dim=-1),
-        functional.log_softmax(teacher / temperature, dim=-1),
-        reduction="batchmean",
-        log_target=True,
-    )
+def _stored_weight(layer: nn.Module) -> nn.Parameter:
+    """The weight that training moves, below its fake quantization."""
+    if parametrize.is_parametrized(layer, "weight"):
+        return layer.parametrizations.weight.original  # type: ignore[union-attr,return-value]
+    return layer.weight  # type: ignore[return-value]

@@ -76,7 +76,7 @@ def prepare(spec: StudySpec) -> Problem:
     blocks = find_removable_blocks(model, example) if spec.space.removed_blocks != (0,) else []
     defaults = spec.recovery
     # One epoch stands for any: only the other settings are read from it.
-    recovery = Recovery(1, defaults.learning_rate, defaults.temperature, defaults.alpha)
+    recovery = Recovery(1, **defaults.model_dump(exclude={"batch_size"}))
     space = Space(layers, groups, SpaceChoices(**spec.space.model_dump()), recovery, blocks)
     if not space.knobs:
         raise StudyFileError(

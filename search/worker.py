@@ -157,13 +157,17 @@ class Worker:
         yield Stage("scored", measurements=scored)
         if policy.pruning.steps > 1:
             model = gradually_pruned(self.workload, original, groups, self._train_an_epoch, seed)
-        recover(model, self.workload, policy, self.setup.seed, self.setup.batch_size)
+
+        def prune(trained: nn.Module) -> nn.Module:
+            return pruned_copy(trained, example, original, groups, self.workload, seed)
+
+        model = recover(model, self.workload, policy, seed, self.setup.batch_size, prune)
         subject = self._lower(policy, model, folder)
         recovered = [*ArtifactSize().evaluate(subject, self._context), *Accuracy().evaluate(subject, self._context)]
         yield Stage("recovered", 1, recovered, keep(subject, folder))
 
     def _train_an_epoch(self, model: nn.Module, policy: Policy) -> None:
-        policy = replace(policy, recovery=replace(policy.recovery, epochs=1))
+        policy = replace(policy, recovery=replace(policy.recovery, epochs=1, steps=("prune", "train")))
         recover(model, self.workload, policy, self.setup.seed, self.setup.batch_size)
 
     def _lower(self, policy: Policy, model: nn.Module, folder: Path) -> Subject:

@@ -112,23 +112,52 @@ class LayerPolicy:
             raise PolicyError(f"operator: {error}") from error
 
 
+RecoveryStep = Literal["prune", "quantize", "train"]
+RECOVERY_CHOICES: dict[str, tuple[str, ...]] = {
+    "steps": ("prune", "quantize", "train"),
+    "data": ("train", "unlabelled", "synthetic"),
+    "schedule": ("one_cycle", "cosine", "constant"),
+}
+"""What a setting of recovery is one of, or what its parts are."""
+
+
 @dataclass(frozen=True)
 class Recovery:
-    """Fine-tuning after pruning, with distillation from the uncompressed model (Hinton et al. 2015, arXiv:1503.02531).
+    """Training around pruning and quantization, with distillation from the uncompressed model (Hinton et al. 2015,
+    arXiv:1503.02531).
 
     Attributes:
         epochs: passes over the training split; 0 is no recovery, and the other fields then mean nothing.
         learning_rate: peak of a one-cycle schedule.
         temperature: of the softened targets.
         alpha: weight of the distillation term in [0, 1]; 1 - alpha goes to the workload's own loss.
+        steps: in order; the "train" steps share the epochs. "prune" is there once. From "quantize" on, which is there once
+            or not at all, training is aware of the grids; without it quantization follows training.
+        distiller: name of what is imitated, see `compression.distil`.
+        teachers: workloads whose models teach beside the uncompressed one, their probabilities averaged.
+        data: "train", "unlabelled" (the training inputs, their labels never read) or "synthetic" (no data at all).
+        mutual: a second student learns beside this one, and each from the other.
+        schedule: of the learning rate, "one_cycle", "cosine" or "constant".
+        patience: training ends after so many epochs without a lower loss on a tenth of the training data held out of it,
+            with the best weights; 0 trains to the end.
+        mixed_precision: train in bfloat16 where the machine computes in it.
     """
 
     epochs: int = 0
     learning_rate: float = 0.01
     temperature: float = 4.0
     alpha: float = 0.7
+    steps: tuple[RecoveryStep, ...] = ("prune", "train")
+    distiller: str = "soft"
+    teachers: tuple[str, ...] = ()
+    data: Literal[train, unlabelled, synthetic] = "train"
+    mutual: bool = False
+    schedule: Literal[one_cycle, cosine, constant] = "one_cycle"
+    patience: int = 0
+    mixed_precision: bool = False
 
     def __post_init__(self) -> None:
+        self._check_pipeline()
         _require(
             _is_whole(self.epochs) and self.epochs >= 0,
             f"recovery epochs must be a whole number >= 0, not {self.epochs!r}",
@@ -140,6 +169,35 @@ class Recovery:
         _require(self.learning_rate > 0, f"recovery learning_rate must be > 0, not {self.learning_rate!r}")
         _require(self.temperature > 0, f"recovery temperature must be > 0, not {self.temperature!r}")
         _require(0 <= self.alpha <= 1, f"recovery alpha must lie in [0, 1], not {self.alpha!r}")
+
+    def _check_pipeline(self) -> None:
+        for name in ("steps", "teachers"):
+            value = getattr(self, name)
+            _require(isinstance(value, (list, tuple)), f"recovery {name} must be a list, not {value!r}")
+            object.__setattr__(self, name, tuple(value))
+        for name, known in RECOVERY_CHOICES.items():
+            value = getattr(self, name)
+            for part in value if isinstance(value, tuple) else (value,):
+                _require(part in known, f"recovery {name}: {part!r} is not one of {', '.join(known)}")
+        for step, least, most in (("prune", 1, 1), ("quantize", 0, 1), ("train", 1, len(self.steps))):
+            count = self.steps.count(step)
+            _require(least <= count <= most, f"recovery steps: {step!r} is there {count} times in {list(self.steps)}")
+        _require(
+            all(isinstance(name, str) for name in (self.distiller, *self.teachers)), "recovery: names must be text"
+        )
+        for name in ("mutual", "mixed_precision"):
+            _require(isinstance(getattr(self, name), bool), f"recovery {name} must be true or false")
+        _require(_is_whole(self.patience) and self.patience >= 0, "recovery patience must be a whole number >= 0")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; what came with later versions only where it says anything."""
+        always = ("epochs", "learning_rate", "temperature", "alpha")
+        values = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name in always or getattr(self, f.name) != f.default
+        }
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -190,6 +248,10 @@ class Policy:
             anything=reduces or sparse, channels=reduces, weights=fractions, trained=self.recovery.epochs > 0
         )
         object.__setattr__(self, "pruning", pruning)
+        _require(
+            self.pruning.steps == 1 or self.recovery.steps[0] == "prune",
+            "pruning in steps has to be the first of recovery's steps",
+        )
 
     def __hash__(self) -> int:
         return hash(self.to_json())
@@ -221,7 +283,7 @@ class Policy:
         if self.layers:
             document["layers"] = {name: _changes(layer) for name, layer in self.layers.items()}
         if self.recovery.epochs:
-            document["recovery"] = {f.name: getattr(self.recovery, f.name) for f in fields(Recovery)}
+            document["recovery"] = self.recovery.to_dict()
         if self.pruning != Pruning():
             document["pruning"] = self.pruning.changes()
         if self.removed_blocks:

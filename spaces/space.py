@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -133,9 +133,7 @@ class Space:
             width=single["width"],
             channels={knob.governs[0]: value for knob, value in values.items() if knob.kind == "channels"},
             layers={name: LayerPolicy(**decisions) for name, decisions in layers.items()},
-            recovery=Recovery(
-                single["recovery_epochs"], self.recovery.learning_rate, self.recovery.temperature, self.recovery.alpha
-            ),
+            recovery=replace(self.recovery, epochs=single["recovery_epochs"]),
             pruning=Pruning(**pruning),
             removed_blocks=tuple(removed),
         )

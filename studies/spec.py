@@ -26,10 +26,10 @@ from pydantic import (
     model_validator,
 )
 
-from ..errors import StudyFileError
+from ..errors import PolicyError, StudyFileError
 from ..measurement import METRICS
 from ..spaces.operators import Operator
-from ..spaces.policy import ACTIVATION_BITS, WEIGHT_BITS, Sparsity, threshold_of
+from ..spaces.policy import ACTIVATION_BITS, WEIGHT_BITS, Recovery, RecoveryStep, Sparsity, threshold_of
 from ..spaces.pruning import CRITERIA, REDUCTIONS, SCOPES
 from .constraint import Constraint
 from .suggest import suggestion
@@ -176,12 +176,28 @@ class BudgetSpec(_Part):
 
 
 class RecoverySpec(_Part):
-    """Fine-tuning with distillation, as in `spaces.policy.Recovery`; its epochs are a knob of the space."""
+    """Training around pruning and quantization, as in `spaces.policy.Recovery`; its epochs are a knob of the space."""
 
     learning_rate: Annotated[float, Field(gt=0)] = 0.01
     temperature: Annotated[float, Field(gt=0)] = 4.0
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.7
     batch_size: Annotated[int, Field(ge=1)] = 64
+    steps: Annotated[tuple[RecoveryStep, ...], BeforeValidator(_as_tuple)] = ("prune", "train")
+    distiller: Text = "soft"
+    teachers: Listed[Text] = ()
+    data: Literal["train", "unlabelled", "synthetic"] = "train"
+    mutual: bool = False
+    schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
+    patience: Annotated[int, Field(ge=0)] = 0
+    mixed_precision: bool = False
+
+    @model_validator(mode="after")
+    def _pipeline(self) -> RecoverySpec:
+        try:
+            Recovery(1, **self.model_dump(exclude={"batch_size"}))
+        except PolicyError as error:
+            raise ValueError(str(error)) from error
+        return self
 
 
 class StudySpec(_Part):

@@ -1,0 +1,182 @@
+"""Distillers: what a student is taught to imitate, by the name a study chooses.
+
+| name | imitates | source |
+|---|---|---|
+| soft | the teacher's softened outputs | Hinton et al. 2015, arXiv:1503.02531 |
+| hard | the class the teacher finds | Hinton et al. 2015, section 2, at temperature 0 |
+| feature | soft, and what the last layer reads: L2 and cosine, through a projection where widths differ | Romero et al. 2015, arXiv:1412.6550 |
+| relation | soft, and distances and angles between the samples of a batch | Park et al. 2019, arXiv:1904.05068 |
+| attention | soft, and where in an image activations are strong | Zagoruyko and Komodakis 2017, arXiv:1612.03928 |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..errors import PolicyError
+
+Tap = Literal["embedding", "maps"]
+"""What is seen of a network besides its outputs: what its last layer reads, or its last map of each resolution."""
+
+Views = Sequence[Tensor]
+"""Outputs [batch, classes] of one network on one batch, then what its taps saw."""
+
+
+class Distiller(Protocol):
+    """How far a student is from its teacher.
+
+    Attributes:
+        tap: what it looks at besides the outputs, None for nothing.
+    """
+
+    tap: Tap | None
+
+    def loss(self, student: Views, teacher: Views, projections: nn.ModuleList) -> Tensor:
+        """A scalar; `projections` map what the student's taps saw to the teacher's widths, one for each."""
+        ...
+
+
+class Soft:
+    """See the table above."""
+
+    tap: Tap | None = None
+
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature
+
+    def loss(self, student: Views, teacher: Views, projections: nn.ModuleList) -> Tensor:
+        soft = distillation_loss(student[0], teacher[0], self.temperature)
+        return soft + self.beyond_outputs(student[1:], teacher[1:], projections)
+
+    def beyond_outputs(self, student: Views, teacher: Views, projections: nn.ModuleList) -> Tensor | float:
+        """What the taps add to the loss."""
+        return 0.0
+
+
+class Hard(Soft):
+    """See the table above."""
+
+    def loss(self, student: Views, teacher: Views, projections: nn.ModuleList) -> Tensor:
+        return functional.cross_entropy(student[0], teacher[0].argmax(dim=-1))
+
+
+class Feature(Soft):
+    """See the table above."""
+
+    tap: Tap | None = "embedding"
+
+    def beyond_outputs(self, student: Views, teacher: Views, projections: nn.ModuleList) -> Tensor:
+        return feature_loss(projections[0](student[0].flatten(1)), teacher[0].flatten(1))
+
+
+class Relation(Soft):
+    """See the table above; distances count once, angles twice, as there."""
+
+    tap: Tap | None = "embedding"
+
+    def beyond_outputs(self, student: Views, teacher: Views, projections: nn.ModuleList) -> Tensor:
+        own, taught = student[0].flatten(1), teacher[0].flatten(1)
+        return relation_loss(_distances(own), _distances(taught)) + 2 * relation_loss(_angles(own), _angles(taught))
+
+
+class Attention(Soft):
+    """See the table above; weighted by 1000 as there."""
+
+    tap: Tap | None = "maps"
+    weight = 1000.0
+
+    def beyond_outputs(self, student: Views, teacher: Views, projections: nn.ModuleList) -> Tensor | float:
+        gaps = [
+            (_attention(own) - _attention(taught)).square().mean() for own, taught in zip(student, teacher, strict=True)
+        ]
+        return self.weight * torch.stack(gaps).sum() if gaps else 0.0
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 x KL(teacher || student) of the logits softened by T (Hinton et al. 2015, arXiv:1503.02531, section 2).
+
+    Args:
+        student, teacher: logits, shape [batch, classes].
+        temperature: T > 0; T^2 keeps the gradient's size independent of it.
+    """
+    return temperature**2 * functional.kl_div(
+        functional.log_softmax(student / temperature, dim=-1),
+        functional.log_softmax(teacher / temperature, dim=-1),
+        reduction="batchmean",
+        log_target=True,
+    )
+
+
+def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared distance relative to the teacher's mean square, plus 1 - cosine; both [batch, width]."""
+    distance = functional.mse_loss(student, teacher) / teacher.square().mean().clamp_min(1e-12)
+    return distance + (1 - functional.cosine_similarity(student, teacher, dim=-1)).mean()
+
+
+def relation_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Huber loss between relations of the same shape (Park et al. 2019, arXiv:1904.05068, equation 5)."""
+    return functional.smooth_l1_loss(student, teacher)
+
+
+def _distances(embedding: Tensor) -> Tensor:
+    """Distances between samples [batch, batch], in units of their mean over different samples."""
+    # The root of zero, a sample's distance from itself, has no gradient.
+    gaps = (embedding.unsqueeze(0) - embedding.unsqueeze(1)).square().sum(-1)
+    distances = gaps.clamp_min(1e-12).sqrt()
+    return distances / distances[gaps > 0].mean().detach().clamp_min(1e-12)
+
+
+def _angles(embedding: Tensor) -> Tensor:
+    """Cosines of the angles between each two differences to each sample, [batch, batch, batch]."""
+    directions = functional.normalize(embedding.unsqueeze(0) - embedding.unsqueeze(1), dim=-1)
+    return directions @ directions.transpose(1, 2)
+
+
+def _attention(activations: Tensor) -> Tensor:
+    """Mean square over channels of [batch, channels, h, w], each image's map of length 1: [batch, h x w]."""
+    return functional.normalize(activations.square().mean(dim=1).flatten(1), dim=1)
+
+
+_DISTILLERS: dict[str, Callable[[float], Distiller]] = {}
+
+
+def register(name: str, make: Callable[[float], Distiller]) -> None:
+    """Make a distiller known as `name`; `make` is given the temperature.
+
+    Raises:
+        PolicyError: the name is taken.
+    """
+    if name in _DISTILLERS:
+        raise PolicyError(f"distiller {name!r} is there already; known are {', '.join(distillers())}")
+    _DISTILLERS[name] = make
+
+
+def distillers() -> list[str]:
+    """Names of the distillers there are."""
+    return sorted(_DISTILLERS)
+
+
+def get_distiller(name: str, temperature: float) -> Distiller:
+    """The distiller called `name`, softening outputs by `temperature`.
+
+    Raises:
+        PolicyError: unknown.
+    """
+    if name not in _DISTILLERS:
+        raise PolicyError(f"unknown distiller {name!r}; known are {', '.join(distillers())}")
+    return _DISTILLERS[name](temperature)
+
+
+for _name, _make in (
+    ("soft", Soft),
+    ("hard", Hard),
+    ("feature", Feature),
+    ("relation", Relation),
+    ("attention", Attention),
+):
+    register(_name, _make)

@@ -1,0 +1,84 @@
+"""Fake quantization: a float model that computes on the grids its artifact will have, and can be trained.
+
+Rounding passes gradients straight through where it does not saturate (Bengio et al. 2013, arXiv:1308.3432; Jacob et al.
+2018, arXiv:1712.05877). Weights follow their own range at every step, as post-training quantization reads it from them;
+the grids of activations stay as they were calibrated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
+
+from ..spaces.candidate import Grid
+from ..spaces.policy import Policy
+
+
+class SymmetricWeight(nn.Module):
+    """A weight [out, in, ...] on its symmetric grid of `bits` bits per output channel, without the most negative integer."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.high = 2 ** (bits - 1) - 1
+
+    def forward(self, weight: Tensor) -> Tensor:
+        scale = (weight.detach().flatten(1).abs().amax(dim=1) / self.high).clamp_min(torch.finfo(torch.float32).eps)
+        zero_point = torch.zeros(len(scale), dtype=torch.int32, device=weight.device)
+        return torch.fake_quantize_per_channel_affine(weight, scale, zero_point, 0, -self.high, self.high)
+
+
+@contextmanager
+def fake_quantized(model: nn.Module, policy: Policy, inputs: Mapping[str, Grid]) -> Iterator[None]:
+    """Let `model` compute on the weight bits of `policy` and on the grids `inputs` (layer -> grid of what it reads).
+
+    Afterwards every quantized weight holds numbers of its grid, on which post-training quantization finds the same grid.
+    """
+    weights = [name for name, layer in policy.layers.items() if layer.weight_bits <= 8]
+    for name in weights:
+        module = model.get_submodule(name)
+        parametrize.register_parametrization(
+            module, "weight", SymmetricWeight(policy.layer(name).weight_bits), unsafe=True
+        )
+    hooks = [model.get_submodule(name).register_forward_pre_hook(_on_grid(grid)) for name, grid in inputs.items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for name in weights:
+            parametrize.remove_parametrizations(model.get_submodule(name), "weight", leave_parametrized=True)
+
+
+def _on_grid(grid: Grid):
+    scale, zero_point = float(grid.scale), int(grid.zero_point)
+
+    def hook(_module: nn.Module, inputs: tuple) -> tuple:
+        rounded = torch.fake_quantize_per_tensor_affine(inputs[0], scale, zero_point, grid.low, grid.high)
+        return rounded, *inputs[1:]
+
+    return hook
+
+
+def fold_norms(model: nn.Module, folded: Mapping[str, str]) -> None:
+    """Fold batch-norms into the layers before them, in place: {layer: batch-norm}, which becomes the identity.
+
+    The grids of a lowered model are those of the folded weights, so that is what has to be trained on them.
+    """
+    for layer_name, norm_name in folded.items():
+        layer, norm = model.get_submodule(layer_name), model.get_submodule(norm_name)
+        fuse = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights
+        layer.weight, layer.bias = fuse(  # type: ignore[assignment]
+            layer.weight,
+            layer.bias,
+            norm.running_mean,
+            norm.running_var,
+            norm.eps,
+            norm.weight,
+            norm.bias,  # type: ignore[arg-type]
+        )
+        model.set_submodule(norm_name, nn.Identity())

@@ -1,0 +1,82 @@
+"""What a network computes on the way to its outputs, for distillers that look there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..spaces.layers import LAYER_KINDS
+from .distil import Tap
+
+LAYERS = tuple(LAYER_KINDS)
+
+
+def tapped_modules(model: nn.Module, example_input: Tensor, tap: Tap | None) -> list[str]:
+    """Modules whose input (tap "embedding") or output ("maps") a distiller sees, in the order they run.
+
+    "embedding" is the last layer; "maps" are, for each resolution of activations [batch, channels, h, w] above 1x1, the
+    last module that makes one.
+    """
+    if tap is None:
+        return []
+    ran = _outputs_in_order(model, example_input)
+    if tap == "embedding":
+        return [next(name for name, _ in reversed(ran) if isinstance(model.get_submodule(name), LAYERS))]
+    last = {tuple(shape[2:]): name for name, shape in ran if len(shape) == 4 and shape[2] * shape[3] > 1}
+    return list(last.values())
+
+
+@contextmanager
+def tapping(model: nn.Module, modules: Sequence[str], tap: Tap | None) -> Iterator[list[Tensor]]:
+    """A list that holds, after each forward pass, what `modules` read or made."""
+    seen: dict[str, Tensor] = {}
+    views: list[Tensor] = []
+
+    def watch(name: str) -> Any:
+        def hook(_module: nn.Module, inputs: tuple, output: Tensor) -> None:
+            seen[name] = inputs[0] if tap == "embedding" else output
+            views[:] = [seen[module] for module in modules if module in seen]
+
+        return model.get_submodule(name).register_forward_hook(hook)
+
+    hooks = [watch(name) for name in modules]
+    try:
+        yield views
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def projections(student: Sequence[Tensor], teacher: Sequence[Tensor], tap: Tap | None) -> nn.ModuleList:
+    """Linear maps from the widths of a student's embeddings to the teacher's; the identity where they are the same."""
+    if tap != "embedding":
+        return nn.ModuleList()
+    widths = [(own[0].numel(), taught[0].numel()) for own, taught in zip(student, teacher, strict=True)]
+    return nn.ModuleList(nn.Identity() if own == taught else nn.Linear(own, taught) for own, taught in widths)
+
+
+@torch.no_grad()
+def _outputs_in_order(model: nn.Module, example_input: Tensor) -> list[tuple[str, torch.Size]]:
+    """Modules that return one tensor, with its shape, as they finish."""
+    ran: list[tuple[str, torch.Size]] = []
+
+    def watch(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: tuple, output: object) -> None:
+            if isinstance(output, Tensor):
+                ran.append((name, output.shape))
+
+        return model.get_submodule(name).register_forward_hook(hook)
+
+    hooks = [watch(name) for name, _ in model.named_modules() if name and "parametrizations" not in name.split(".")]
+    training = model.training
+    try:
+        model.eval()(example_input)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return ran

@@ -1,0 +1,199 @@
+"""One training step of a recovery pipeline: a student learns from a teacher and from the labels."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
+from torch.utils.data import Subset
+
+from ..spaces.policy import Recovery
+from ..workloads.workload import MapDataset, Workload
+from .batches import loader
+from .distil import distillation_loss, get_distiller
+from .synthetic import synthetic_inputs
+from .taps import projections, tapped_modules, tapping
+from .teachers import Teacher
+
+HELD_OUT = 10
+"""Early stopping holds every tenth sample of the training data out: no other split may steer training."""
+
+MAX_NORM = 1.0
+"""Largest norm of the gradients in pipelines that train on grids."""
+
+logger = logging.getLogger(__name__)
+
+Masks = Sequence[tuple[Tensor, Tensor]]
+"""(weight, 1 where it may move and 0 where it stays zero)."""
+
+
+def train(
+    student: nn.Module,
+    workload: Workload,
+    recovery: Recovery,
+    epochs: int,
+    seed: int,
+    batch_size: int,
+    masks: Masks = (),
+) -> None:
+    """Train `student` in place for `epochs` as `recovery` says; it ends in eval mode. The same seed gives the same weights.
+
+    The loss is alpha x distillation + (1 - alpha) x the workload's own, or distillation alone without labels; SGD with
+    Nesterov momentum under the recovery's schedule.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        data, held_out = _data(workload, recovery, seed)
+        _Training(student, workload, recovery, batch_size, masks).run(data, held_out, epochs, seed)
+    student.eval()
+
+
+def _data(workload: Workload, recovery: Recovery, seed: int) -> tuple[MapDataset, MapDataset | None]:
+    """What to train on, and what is held out of it for early stopping."""
+    data = synthetic_inputs(workload, seed) if recovery.data == "synthetic" else workload.train
+    if not recovery.patience:
+        return data, None
+    indices = range(len(data))
+    kept_out = [index for index in indices if index % HELD_OUT == HELD_OUT - 1]
+    rest = [index for index in indices if index % HELD_OUT != HELD_OUT - 1]
+    return Subset(data, rest), Subset(data, kept_out)  # type: ignore[arg-type]
+
+
+class _Training:
+    """The parts of one training step, put together once."""
+
+    def __init__(
+        self, student: nn.Module, workload: Workload, recovery: Recovery, batch_size: int, masks: Masks
+    ) -> None:
+        self.student, self.workload, self.recovery = student, workload, recovery
+        self.batch_size, self.masks = batch_size, masks
+        self.device = next(student.parameters()).device
+        self.distiller = get_distiller(recovery.distiller, recovery.temperature)
+        self.teacher = Teacher(workload, recovery.teachers, self.distiller.tap)
+        example = workload.example_input
+        self.modules = tapped_modules(student, example, self.distiller.tap)
+        self.projections = self._projections(example).to(self.device)
+        # In mutual learning (Zhang et al. 2018, arXiv:1706.00384) a peer starts elsewhere and both imitate one another.
+        self.peer = _shaken(student) if recovery.mutual else None
+        self.autocast = recovery.mixed_precision and _has_bfloat16(self.device)
+
+    @torch.no_grad()
+    def _projections(self, example: Tensor) -> nn.ModuleList:
+        if self.distiller.tap is None:
+            return nn.ModuleList()
+        with tapping(self.student, self.modules, self.distiller.tap) as own:
+            self.student.eval()(example)
+        return projections(own, self.teacher(example)[1:], self.distiller.tap)
+
+    def run(self, data: MapDataset, held_out: MapDataset | None, epochs: int, seed: int) -> None:
+        batches = loader(self.teacher.beside(data), self.batch_size, shuffle_seed=seed)
+        learners = [self.student, self.projections, *([self.peer] if self.peer else [])]
+        parameters = [parameter for learner in learners for parameter in learner.parameters()]
+        optimizer = torch.optim.SGD(
+            parameters, lr=self.recovery.learning_rate, momentum=0.9, nesterov=True, weight_decay=5e-4
+        )
+        schedule = _schedule(optimizer, self.recovery, epochs * len(batches))
+        stopping = _EarlyStopping(self.recovery.patience)
+        for _ in range(epochs):
+            self.student.train()
+            for batch in batches:
+                loss = self._loss(*batch)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                if self.recovery.steps.count("quantize"):
+                    # Without batch-norm, which is folded by then, a large step is not undone by the next one.
+                    nn.utils.clip_grad_norm_(parameters, MAX_NORM)
+                optimizer.step()
+                self._mask()
+                schedule.step()
+            if held_out is not None and stopping.is_over(self.student, self._held_out_loss(held_out)):
+                break
+        stopping.restore(self.student)
+
+    def _loss(self, inputs: Tensor, targets: Tensor, *said: Tensor) -> Tensor:
+        inputs, targets = inputs.to(self.device), targets.to(self.device)
+        guidance = [view.to(self.device) for view in said] or self.teacher(inputs)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            with tapping(self.student, self.modules, self.distiller.tap) as views:
+                outputs = self.student(inputs)
+            peer = self.peer(inputs) if self.peer else None
+        loss = self._imitation([outputs.float(), *views], guidance, targets)
+        if peer is not None:
+            temperature = self.recovery.temperature
+            loss = loss + distillation_loss(outputs.float(), peer.detach().float(), temperature)
+            loss = loss + self.workload.loss_function(peer.float(), targets)
+            loss = loss + distillation_loss(peer.float(), outputs.detach().float(), temperature)
+        return loss
+
+    def _imitation(self, views: Sequence[Tensor], guidance: Sequence[Tensor], targets: Tensor) -> Tensor:
+        imitation = self.distiller.loss(views, guidance, self.projections)
+        if self.recovery.data != "train":  # no labels
+            return imitation
+        alpha = self.recovery.alpha
+        return alpha * imitation + (1 - alpha) * self.workload.loss_function(views[0], targets)
+
+    @torch.no_grad()
+    def _held_out_loss(self, data: MapDataset) -> float:
+        self.student.eval()
+        losses = []
+        for inputs, targets in loader(data, self.batch_size):
+            guidance = self.teacher(inputs.to(self.device))
+            with tapping(self.student, self.modules, self.distiller.tap) as views:
+                outputs = self.student(inputs.to(self.device))
+            losses.append(float(self._imitation([outputs, *views], guidance, targets.to(self.device))) * len(inputs))
+        return sum(losses) / len(data)
+
+    @torch.no_grad()
+    def _mask(self) -> None:
+        for weight, mask in self.masks:
+            weight.mul_(mask)
+
+
+class _EarlyStopping:
+    """Ends training after `patience` epochs without a lower loss, and goes back to the best weights."""
+
+    def __init__(self, patience: int) -> None:
+        self.patience, self.waited, self.best = patience, 0, float("inf")
+        self.state: dict[str, Tensor] | None = None
+
+    def is_over(self, student: nn.Module, loss: float) -> bool:
+        if loss < self.best:
+            self.best, self.waited = loss, 0
+            self.state = copy.deepcopy(student.state_dict())
+        else:
+            self.waited += 1
+        return self.waited >= self.patience
+
+    def restore(self, student: nn.Module) -> None:
+        if self.state is not None:
+            student.load_state_dict(self.state)
+
+
+def _schedule(optimizer: torch.optim.Optimizer, recovery: Recovery, steps: int) -> LRScheduler:
+    if recovery.schedule == "one_cycle":
+        return OneCycleLR(optimizer, recovery.learning_rate, total_steps=steps)
+    if recovery.schedule == "cosine":
+        return CosineAnnealingLR(optimizer, steps)
+    return LambdaLR(optimizer, lambda _step: 1.0)
+
+
+@torch.no_grad()
+def _shaken(student: nn.Module) -> nn.Module:
+    """A copy with a tenth of each tensor's deviation of noise added to its weights."""
+    peer = copy.deepcopy(student)
+    for parameter in peer.parameters():
+        if parameter.numel() > 1:
+            parameter.add_(torch.randn_like(parameter) * parameter.std() * 0.1)
+    return peer.train()
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether the machine multiplies bfloat16 matrices itself; said where it does not and float32 is used."""
+    supported = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    if not supported:
+        logger.warning("mixed precision left out: this machine has no bfloat16 arithmetic; training in float32")
+    return supported

@@ -1,0 +1,99 @@
+"""Distillers by hand, and the registry they are found in."""
+
+import math
+
+import pytest
+import torch
+from slimfront.compression.distil import distillers, feature_loss, get_distiller, register
+from slimfront.compression.taps import projections, tapped_modules, tapping
+from slimfront.compression.teachers import Teacher
+from slimfront.errors import PolicyError
+from slimfront.workloads.workload import Workload
+from torch import nn
+from torch.utils.data import TensorDataset
+
+NONE = nn.ModuleList([nn.Identity()])
+
+
+class Small(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, width, 3, padding=1)
+        self.pool = nn.MaxPool2d(2)
+        self.fc = nn.Linear(width * 4, 3)
+
+    def forward(self, x):
+        return self.fc(self.pool(self.conv(x).relu()).flatten(1))
+
+
+def task(width: int = 4) -> Workload:
+    torch.manual_seed(0)
+    images = torch.randn(40, 1, 4, 4)
+    data = TensorDataset(images, torch.zeros(40, dtype=torch.int64))
+    return Workload(Small(width).eval(), data, data, data, data, images[:1])
+
+
+def test_the_registry_lists_what_it_knows():
+    assert distillers() == ["attention", "feature", "hard", "relation", "soft"]
+    with pytest.raises(PolicyError, match=r"^unknown distiller 'sfot'; known are attention, .*soft$"):
+        get_distiller("sfot", 1.0)
+    with pytest.raises(PolicyError, match=r"^distiller 'soft' is there already; known are"):
+        register("soft", type(get_distiller("soft", 1.0)))
+
+
+def test_hard_labels_are_the_teachers_classes():
+    student, teacher = torch.tensor([[0.0, math.log(3)]]), torch.tensor([[5.0, 1.0]])
+    assert get_distiller("hard", 4.0).loss([student], [teacher], NONE).item() == pytest.approx(math.log(4))
+
+
+def test_feature_loss_by_hand():
+    # Mean squared distance (1 + 1) / 2 over the teacher's mean square (1 + 0) / 2, and orthogonal vectors: 2 + 1.
+    assert feature_loss(torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0]])).item() == pytest.approx(3.0)
+
+
+def test_relations_ignore_scale_and_rotation():
+    distiller, logits = get_distiller("relation", 1.0), torch.randn(4, 3)
+    taught = torch.randn(4, 2, generator=torch.Generator().manual_seed(1))
+    turned = 3 * taught @ torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+    assert distiller.loss([logits, turned], [logits, taught], NONE).item() == pytest.approx(0, abs=1e-6)
+    # Three points on a line, in the middle of each other or evenly spaced: distances 1, 2, 3 and 1, 1, 2 in units of their
+    # means 2 and 4/3 are 1/2, 1, 3/2 and 3/4, 3/4, 3/2; all angles are the same.
+    own, even = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[0.0], [1.0], [2.0]])
+    expected = 2 * (0.5 * 0.25**2 + 0.5 * 0.25**2) / 9
+    logits = logits[:3]
+    assert distiller.loss([logits, own], [logits, even], NONE).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_attention_is_where_activations_are_strong_whatever_the_channels():
+    distiller, logits = get_distiller("attention", 1.0), torch.zeros(1, 3)
+    left, right = torch.zeros(1, 2, 1, 2), torch.zeros(1, 5, 1, 2)
+    left[..., 0], right[..., 1] = 3.0, 7.0
+    assert distiller.loss([logits, left], [logits, left * 9], NONE).item() == pytest.approx(0, abs=1e-4)
+    assert distiller.loss([logits, left], [logits, right], NONE).item() == pytest.approx(1000.0)
+
+
+def test_taps_see_what_the_last_layer_reads_and_the_last_map_of_each_resolution():
+    workload = task()
+    model, example = workload.model, workload.example_input
+    assert tapped_modules(model, example, "embedding") == ["fc"]
+    assert tapped_modules(model, example, "maps") == ["conv", "pool"]
+    with tapping(model, ["fc"], "embedding") as views:
+        model(example)
+    assert [view.shape for view in views] == [(1, 16)]
+    assert [type(p) for p in projections([torch.zeros(1, 8)], views, "embedding")] == [nn.Linear]
+
+
+def test_what_a_teacher_says_is_computed_once_and_an_ensemble_averages_probabilities():
+    workload = task()
+    teacher = Teacher(workload, (), "embedding")
+    beside = teacher.beside(workload.train)
+    assert teacher.beside(workload.train) is beside
+    with torch.no_grad():
+        torch.testing.assert_close(torch.stack([item[2] for item in beside]), workload.model(workload.train.tensors[0]))
+    assert beside[0][3].shape == (16,)
+    other = Small(2).eval()
+    teacher.models.append(other)
+    images = workload.train.tensors[0]
+    with torch.no_grad():
+        mean = (workload.model(images).softmax(-1) + other(images).softmax(-1)) / 2
+    torch.testing.assert_close(teacher(images)[0].softmax(-1), mean)
