@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from ..compression.batches import example_batch
-from ..errors import EvaluationError, StudyFileError, TargetError, WorkloadError
+from ..compression.distil import get_distiller
+from ..compression.teachers import Teacher
+from ..errors import EvaluationError, PolicyError, StudyFileError, TargetError, WorkloadError
 from ..evaluators.evaluator import Context
 from ..evaluators.on_request import require_available
 from ..hardware_profiles.bench import Bench, bench_cores, worker_cores
@@ -75,6 +77,10 @@ def prepare(spec: StudySpec) -> Problem:
     groups, unprunable = find_channel_groups(model, example)
     blocks = find_removable_blocks(model, example) if spec.space.removed_blocks != (0,) else []
     defaults = spec.recovery
+    with _naming(spec, "recovery.distiller"):
+        get_distiller(defaults.distiller, defaults.temperature)
+    with _naming(spec, "recovery.teachers"):
+        Teacher(workload, defaults.teachers, None)
     # One epoch stands for any: only the other settings are read from it.
     recovery = Recovery(1, **defaults.model_dump(exclude={"batch_size"}))
     space = Space(layers, groups, SpaceChoices(**spec.space.model_dump()), recovery, blocks)
@@ -90,7 +96,7 @@ def _naming(spec: StudySpec, key: str) -> Iterator[None]:
     """Have what goes wrong with a key's value name the study file and the key."""
     try:
         yield
-    except (TargetError, WorkloadError) as error:
+    except (TargetError, WorkloadError, PolicyError) as error:
         raise StudyFileError(spec.file, key, str(error)) from error
 
 

@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import PolicyError
 from .operators import DENSE, Operator
@@ -150,9 +150,9 @@ class Recovery:
     steps: tuple[RecoveryStep, ...] = ("prune", "train")
     distiller: str = "soft"
     teachers: tuple[str, ...] = ()
-    data: Literal[train, unlabelled, synthetic] = "train"
+    data: Literal["train", "unlabelled", "synthetic"] = "train"
     mutual: bool = False
-    schedule: Literal[one_cycle, cosine, constant] = "one_cycle"
+    schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
     patience: int = 0
     mixed_precision: bool = False
 
