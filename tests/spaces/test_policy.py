@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from slimfront.errors import PolicyError
 from slimfront.spaces.policy import ACTIVATION_BITS, WEIGHT_BITS, LayerPolicy, Policy, Recovery, zeroed_share
+from slimfront.spaces.pruning import Pruning
 
 GOLDEN = Path(__file__).parent / "golden" / "policy-schema-1.json"
 GOLDEN_POLICY = Policy(
@@ -201,3 +202,37 @@ def test_what_rounds_out_of_range_is_refused_at_once(policy):
 @pytest.mark.parametrize(("sparsity", "share"), [(0.25, 0.25), ("2:4", 0.5), ("<1std", 0.6827), ("<2std", 0.9545)])
 def test_the_share_of_weights_set_to_zero(sparsity, share):
     assert zeroed_share(sparsity) == pytest.approx(share, abs=1e-4)
+
+
+STRUCTURE = GOLDEN.with_name("policy-schema-1-structure.json")
+STRUCTURE_POLICY = Policy(
+    width=0.5,
+    layers={"fc": LayerPolicy(sparsity="<0.5std"), "stem": LayerPolicy(sparsity=0.5, operator="rank=0.25")},
+    recovery=Recovery(epochs=1),
+    pruning=Pruning("taylor", "global", 4, "merge"),
+    removed_blocks=("blocks.3", "blocks.1"),
+)
+
+
+def test_the_golden_file_of_structural_decisions():
+    text = STRUCTURE.read_text().strip()
+    assert Policy.from_json(text) == STRUCTURE_POLICY
+    assert STRUCTURE_POLICY.to_json() == text
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"schema":1,"pruning":{"criterion":"fisher"}}', "pruning criterion must be one of l2, l1, taylor,"),
+        ('{"schema":1,"pruning":{"steps":0}}', "pruning steps must be a whole number >= 1, not 0"),
+        ('{"schema":1,"pruning":{"stride":2}}', "pruning: unknown key 'stride'; known are"),
+        ('{"schema":1,"removed_blocks":"a"}', "removed_blocks must be a list of module paths, not 'a'"),
+        ('{"schema":1,"layers":{"a":{"operator":"rank=2"}}}', "operator: 'rank=2' is not dense, separable, groups=G"),
+        ('{"schema":1,"layers":{"a":{"operator":"groups=1"}}}', "operator: 'groups=1' is not dense"),
+        ('{"schema":1,"layers":{"a":{"sparsity":"<0std"}}}', "sparsity must be a number in [0, 1)"),
+    ],
+)
+def test_a_bad_structural_decision_is_one_line(text, problem):
+    with pytest.raises(PolicyError) as caught:
+        Policy.from_json(text)
+    assert str(caught.value).startswith(problem)
