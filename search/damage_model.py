@@ -11,6 +11,7 @@ maximum a posteriori with standard deviations 1.5, 1.0 and 0.5, and 0.3 for a an
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 from scipy.linalg import cho_solve, cholesky, solve_triangular
@@ -26,11 +27,14 @@ BROKEN = 0.0
 
 BROKEN_WEIGHT = 0.1
 DEVIATIONS = {"kind": 1.5, "knob": 1.0, "option": 0.5, "map": 0.3, "healing": 1.0}
-MOST_STEPS = 60
-LENGTH_SCALES = (0.25, 0.5, 1.0, 2.0)
-"""Of the residual, in units of the root of the number of knobs."""
+FIRST_STEPS = 60
+NEXT_STEPS = 20
+"""Of the optimiser, from scratch and from the last fit."""
 
-SIGNALS = (0.1, 0.3, 0.6)
+Scales = tuple[float, float]
+"""Of the residual: length in units of the root of the number of knobs, and standard deviation."""
+
+GRID: tuple[Scales, ...] = tuple(product((0.25, 0.5, 1.0, 2.0), (0.1, 0.3, 0.6)))
 
 
 def weights_of(damage: np.ndarray) -> np.ndarray:
@@ -70,7 +74,13 @@ class StructuredMean:
             loss = 0.5 * float(weights @ errors**2 + scaled @ scaled)
             return loss, gradient(weights * errors) + scaled
 
-        found = minimize(objective, self._scaled, jac=True, method="L-BFGS-B", options={"maxiter": MOST_STEPS})
+        found = minimize(
+            objective,
+            self._scaled,
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": NEXT_STEPS if self._scaled.any() else FIRST_STEPS},
+        )
         self._scaled, self._fitted = found.x, self._unpack(found.x)
 
     def predict(self, codes: np.ndarray) -> np.ndarray:
@@ -163,37 +173,35 @@ class Residual:
         positions: shape [n, knobs].
         residuals: shape [n], of mean zero.
         noise: variance of each observation, shape [n].
-        signals: standard deviations to choose from.
+        grid: hyperparameters to choose from; `scales` are those chosen.
     """
 
     def __init__(
-        self, positions: np.ndarray, residuals: np.ndarray, noise: np.ndarray, signals: Sequence[float] = SIGNALS
+        self, positions: np.ndarray, residuals: np.ndarray, noise: np.ndarray, grid: Sequence[Scales] = GRID
     ) -> None:
         self._positions = positions
-        squared = cdist(positions, positions, "sqeuclidean")
-        fits = [
-            self._try(squared, residuals, noise, length * positions.shape[1] ** 0.5, signal)
-            for length in LENGTH_SCALES
-            for signal in signals
-        ]
-        _, self._factor, self._weights, self._length, self._signal = max(fits, key=lambda fit: fit[0])
+        squared = cdist(positions, positions, "sqeuclidean") / positions.shape[1]
+        fits = [self._try(squared, residuals, noise, scales) for scales in grid]
+        _, self._factor, self._weights, self.scales = max(fits, key=lambda fit: fit[0])
 
     def predict(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation at positions [m, knobs], each [m]."""
-        kernel = _rbf(cdist(positions, self._positions, "sqeuclidean"), self._length, self._signal)
+        squared = cdist(positions, self._positions, "sqeuclidean") / positions.shape[1]
+        kernel = _rbf(squared, self.scales)
         reduced = solve_triangular(self._factor, kernel.T, lower=True, check_finite=False)
-        variance = self._signal**2 - (reduced**2).sum(axis=0)
+        variance = self.scales[1] ** 2 - (reduced**2).sum(axis=0)
         return kernel @ self._weights, np.sqrt(np.maximum(variance, 1e-10))
 
     @staticmethod
-    def _try(squared: np.ndarray, residuals: np.ndarray, noise: np.ndarray, length: float, signal: float):
-        kernel = _rbf(squared, length, signal)
+    def _try(squared: np.ndarray, residuals: np.ndarray, noise: np.ndarray, scales: Scales):
+        kernel = _rbf(squared, scales)
         kernel[np.diag_indices_from(kernel)] += noise
         factor = cholesky(kernel, lower=True, check_finite=False)
         weights = cho_solve((factor, True), residuals, check_finite=False)
         likelihood = -0.5 * residuals @ weights - np.log(np.diag(factor)).sum()
-        return likelihood, factor, weights, length, signal
+        return likelihood, factor, weights, scales
 
 
-def _rbf(squared: np.ndarray, length: float, signal: float) -> np.ndarray:
+def _rbf(squared: np.ndarray, scales: Scales) -> np.ndarray:
+    length, signal = scales
     return signal**2 * np.exp(-0.5 * squared / length**2)

@@ -30,6 +30,7 @@ from .baseline import lower_reference, measure_reference, with_scores
 from .optuna_study import OptunaStudy
 from .problem import Problem
 from .sampler_of_study import make_sampler
+from .transfer import earlier_trials
 from .worker import Stage, WorkerSetup, keep
 
 MAX_ANCHORS = 12
@@ -274,7 +275,8 @@ class Search:
     def _sampler(self, trials_so_far: int) -> BaseSampler:
         baseline = self.store.get_study(self.spec.study).baseline
         values = {name: measurement.value for name, measurement in baseline.items()}
-        return make_sampler(self.problem, values, trials_so_far)
+        earlier = earlier_trials(self.store, self.spec, self.problem.space) if self.spec.transfer else []
+        return make_sampler(self.problem, values, trials_so_far, earlier)
 
     def _load_trials(self) -> None:
         """Take up what earlier runs left: finished trials, and orphans to try again."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,21 @@ PERTURBED = 3
 PERTURBATION = 0.5
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """A trial of another study of the same model.
+
+    Attributes:
+        parameters: one value per knob.
+        kl: divergence from the uncompressed outputs, in nats; None where it is not known.
+        values: per objective, what also holds here; None where nothing does.
+    """
+
+    parameters: Mapping[str, Any]
+    kl: float | None
+    values: tuple[float | None, ...]
+
+
 class PolicySampler(BaseSampler):
     """Proposes policies by a structured surrogate and expected hypervolume improvement.
 
@@ -59,6 +75,7 @@ class PolicySampler(BaseSampler):
         keys: codes -> what tells policies apart; by default the codes do.
         reference: worst acceptable value of each objective; None takes the worst seen.
         implied: names of constraints that `reference` enforces already.
+        earlier: trials of other studies that damage and measured costs are learned from too.
         residual: whether to model what the structured mean leaves unexplained.
         seed: of all randomness.
     """
@@ -73,6 +90,7 @@ class PolicySampler(BaseSampler):
         keys: Callable[[np.ndarray], list[bytes]] | None = None,
         reference: Sequence[float] | None = None,
         implied: frozenset[str] = frozenset(),
+        earlier: Sequence[Earlier] = (),
         residual: bool = True,
         seed: int | None = None,
     ) -> None:
@@ -82,6 +100,7 @@ class PolicySampler(BaseSampler):
         self._coordinates = list(coordinates) if coordinates is not None else None
         self._keys = keys or (lambda codes: [row.tobytes() for row in codes])
         self._reference, self._implied, self._residual = reference, implied, residual
+        self._earlier = tuple(earlier)
         self._generator = np.random.default_rng(seed)
         self._random = RandomSampler(seed=seed)
         self._tpe = TPESampler(seed=seed, multivariate=True, n_startup_trials=10, constant_liar=True)
@@ -126,7 +145,7 @@ class PolicySampler(BaseSampler):
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         asked = [encode(surrogate.coordinates, trial.params) for trial in running if trial.params]
         pending = np.array(asked, dtype=int).reshape(-1, len(surrogate.coordinates))
-        surrogate.fit(history, pending)
+        surrogate.fit(self._with_earlier(history, surrogate), pending)
         if len(history.codes) >= JUDGED_AFTER and surrogate.explained < LEAST_EXPLAINED:
             self._give_up(study, f"single choices explain {surrogate.explained:.0%} of the damage")
             return {}
@@ -208,6 +227,21 @@ class PolicySampler(BaseSampler):
             self._damage(ended, values),
             values,
             {name: np.array([trial.constraints.get(name, np.nan) for trial in ended]) for name in sorted(constraints)},
+        )
+
+    def _with_earlier(self, history: History, surrogate: Surrogate) -> History:
+        """`history` and what earlier studies found: they teach, but are neither on the front nor seen."""
+        if not self._earlier:
+            return history
+        codes = np.array([encode(surrogate.coordinates, trial.parameters) for trial in self._earlier])
+        damage = np.array([np.nan if trial.kl is None else log_damage(trial.kl) for trial in self._earlier])
+        values = surrogate.scaled(np.array([trial.values for trial in self._earlier], dtype=float))
+        unknown = np.full(len(codes), np.nan)
+        return History(
+            np.concatenate([history.codes, codes]),
+            np.concatenate([history.damage, damage]),
+            np.concatenate([history.values, values]),
+            {name: np.concatenate([judged, unknown]) for name, judged in history.violations.items()},
         )
 
     def _damage(self, trials: Sequence[FrozenTrial], values: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from ..studies.constraint import Constraint
 from ..studies.front import Objective, reference_point
 from .analytic_cost import COUNTED, AnalyticCost
 from .coordinates import Coordinate, coordinate
-from .policy_sampler import PolicySampler
+from .policy_sampler import Earlier, PolicySampler
 from .problem import Problem
 from .surrogate import Role
 
@@ -24,11 +24,14 @@ WIDEST_DROP = 0.1
 """An accuracy this far below the baseline's is worth nothing, where no constraint says otherwise."""
 
 
-def make_sampler(problem: Problem, baseline: Mapping[str, float], trials_so_far: int) -> BaseSampler:
+def make_sampler(
+    problem: Problem, baseline: Mapping[str, float], trials_so_far: int, earlier: Sequence[Earlier] = ()
+) -> BaseSampler:
     """The study's sampler. Its seed depends on how far the study is: the same one would propose the same trials again.
 
     Args:
         baseline: metric -> value of the uncompressed model.
+        earlier: trials of other studies; only the policy sampler learns from them.
     """
     spec = problem.spec
     digest = hashlib.sha256(f"{spec.seed}/{trials_so_far}".encode()).digest()
@@ -48,6 +51,7 @@ def make_sampler(problem: Problem, baseline: Mapping[str, float], trials_so_far:
         keys=cost.keys,
         reference=worst_corner(baseline, spec.objectives, spec.constraints),
         implied=frozenset(str(c) for c in spec.constraints if c.metric in spec.objectives),
+        earlier=earlier,
         seed=seed,
     )
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from sklearn.isotonic import IsotonicRegression
 
 from .coordinates import Coordinate
-from .cost_model import AdditiveModel
-from .damage_model import FLOOR, NOISE, SIGNALS, Residual, StructuredMean, weights_of
+from .cost_model import AdditiveModel, CostModel
+from .damage_model import FLOOR, GRID, NOISE, Residual, StructuredMean, weights_of
 
 Role = Literal["quality", "measured"] | int
 """How an objective is known: "quality" follows the damage, "measured" is learned from the choices, and a number is the
@@ -19,6 +19,12 @@ column of what the sampler's `counted` callable counts exactly."""
 
 Counted = Callable[[np.ndarray], np.ndarray]
 """codes [n, knobs] -> counted figures [n, columns], all positive."""
+
+
+Regression = TypeVar("Regression", AdditiveModel, CostModel)
+
+SCALES_LAST = 1.1
+"""The residual's scales are chosen anew when there are so many times as many trials."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,8 @@ class Surrogate:
         residual: bool = True,
     ) -> None:
         self.coordinates, self.roles, self.signs = coordinates, roles, np.array(signs)
-        self._counted, self._signals = counted, SIGNALS if residual else (NOISE / 2,)
+        self._counted, self._grid = counted, GRID if residual else ((1.0, NOISE / 2),)
+        self._scales_due = 0
         self._positions = [knob.positions for knob in coordinates]
         self.mean = StructuredMean(coordinates)
 
@@ -79,10 +86,16 @@ class Surrogate:
         believed = np.concatenate([codes, pending])
         residuals = np.concatenate([damage - self.mean.predict(codes), np.zeros(len(pending))])
         noise = NOISE**2 / np.concatenate([weights_of(damage), np.ones(len(pending))])
-        self._residual = Residual(self.positions(believed), residuals, noise, self._signals)
+        due = len(codes) >= self._scales_due
+        grid = self._grid if due else (self._residual.scales,)
+        self._residual = Residual(self.positions(believed), residuals, noise, grid)
+        if due:
+            self._scales_due = len(codes) * SCALES_LAST
         self._explained = 1 - float(np.var(residuals[: len(codes)]) / max(np.var(damage), 1e-12))
         self._fit_objectives(history, known)
-        self._constraints = {name: self._regression(history.codes, v) for name, v in history.violations.items()}
+        self._constraints = {
+            name: self._regression(AdditiveModel, history.codes, v) for name, v in history.violations.items()
+        }
 
     @property
     def explained(self) -> float:
@@ -128,7 +141,7 @@ class Surrogate:
 
     def _fit_objectives(self, history: History, known: np.ndarray) -> None:
         self._quality: dict[int, IsotonicRegression] = {}
-        self._measured: dict[int, AdditiveModel | None] = {}
+        self._measured: dict[int, CostModel | None] = {}
         for index, role in enumerate(self.roles):
             values = history.values[:, index]
             if role == "quality":
@@ -136,14 +149,14 @@ class Surrogate:
                 model = IsotonicRegression(out_of_bounds="clip")
                 self._quality[index] = model.fit(history.damage[both], values[both])
             elif role == "measured":
-                self._measured[index] = self._regression(history.codes, values)
+                self._measured[index] = self._regression(CostModel, history.codes, values)
 
-    def _regression(self, codes: np.ndarray, values: np.ndarray) -> AdditiveModel | None:
+    def _regression(self, kind: type[Regression], codes: np.ndarray, values: np.ndarray) -> Regression | None:
         """A regression on the codes where values [n] are known; None with fewer than two different ones."""
         known = ~np.isnan(values)
         if len(np.unique(values[known])) < 2:
             return None
-        model = AdditiveModel(self.coordinates)
+        model = kind(self.coordinates)
         model.fit(codes[known], self.counted(codes[known]), values[known])
         return model
 

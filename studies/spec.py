@@ -211,6 +211,7 @@ class StudySpec(_Part):
         objectives: 2 to 4 metrics.
         constraints: bounds a trial must keep to be on the front.
         workers: 0 runs the trials in this process, without Ray.
+        transfer: the policy sampler also learns from other studies of the same workload in the database.
     """
 
     study: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=128)]
@@ -223,6 +224,7 @@ class StudySpec(_Part):
     workers: Annotated[int, Field(ge=0)] = 0
     budget: BudgetSpec
     sampler: Literal["policy", "tpe", "nsgaii", "random"] = "policy"
+    transfer: bool = True
     space: SpaceSpec
     recovery: RecoverySpec = RecoverySpec()
 

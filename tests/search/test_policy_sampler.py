@@ -6,8 +6,9 @@ import optuna
 import pytest
 from slimfront.search.acquisition import expected_improvement
 from slimfront.search.coordinates import coordinate, decode, encode
+from slimfront.search.cost_model import CostModel
 from slimfront.search.damage_model import Residual, StructuredMean
-from slimfront.search.policy_sampler import FALLBACK, PolicySampler
+from slimfront.search.policy_sampler import FALLBACK, Earlier, PolicySampler
 
 KNOBS = 12
 BITS = (2, 3, 4, 6, 8, 32)
@@ -200,3 +201,42 @@ def test_codes_are_parameters_again():
         assert decode(knobs, encode(knobs, parameters)) == parameters
     assert list(encode(knobs, {"a": 8})) == [0, 0]  # a branch not taken counts as neutral
     assert list(knobs[0].positions) == [0.5, 1.0, 0.0]
+
+
+def test_earlier_trials_teach_damage_and_cost_but_are_no_trials_of_this_study():
+    draw = np.random.default_rng(5)
+    told = []
+    for _ in range(60):
+        bits = [BITS[index] for index in draw.integers(2, len(BITS), size=KNOBS)]
+        kl, _, cost = outcome(bits)
+        told.append(Earlier(dict(zip(NAMES, bits, strict=True)), kl, (None, cost)))
+
+    def found(earlier):
+        return volume(
+            searched(
+                PolicySampler(
+                    ["quality", "measured"],
+                    neutral=NEUTRAL,
+                    reference=(0.1, 32 * SIZE.sum()),
+                    earlier=earlier,
+                    seed=0,
+                ),
+                14,
+            )
+        )
+
+    assert found(told) > found([])
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_a_cost_adds_up_or_multiplies_as_its_data_say(adds: bool):
+    knobs = [coordinate(name, "weight_bits", BITS, 32) for name in NAMES]
+    codes = np.random.default_rng(2).integers(len(BITS), size=(120, KNOBS))
+    bits = np.array(BITS)[codes]
+    costs = bits @ SIZE if adds else np.exp(np.log(bits) @ SIZE / SIZE.sum())
+    model = CostModel(knobs)
+    model.fit(codes[:100], np.zeros((100, 0)), np.log(costs[:100]))
+    mean, deviation = model.predict(codes[100:], np.zeros((20, 0)))
+    assert mean == pytest.approx(np.log(costs[100:]), abs=0.02)
+    assert model.mean(codes[100:], np.zeros((20, 0))) == pytest.approx(mean)
+    assert (deviation < 0.02).all()

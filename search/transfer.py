@@ -1,0 +1,52 @@
+"""What earlier studies in the database already found out about a workload, for the sampler of a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..errors import PolicyError
+from ..spaces.policy import Policy
+from ..spaces.space import Choice, Space
+from ..studies.records import StudyRecord, TrialRecord
+from ..studies.spec import StudySpec
+from ..studies.store import Store
+from .policy_sampler import DAMAGE, Earlier
+from .sampler_of_study import role_of
+
+MOST_TRIALS = 200
+"""Earlier trials that are read, the newest: what a proposal takes grows with them."""
+
+
+def earlier_trials(store: Store, spec: StudySpec, space: Space) -> list[Earlier]:
+    """Trials of other studies with the same model and data whose policies are points of `space`.
+
+    Their divergence holds on any target; what was measured counts only where the target is the same. Costs that are
+    counted need no telling, and quality is left to be judged anew.
+    """
+    study = store.get_study(spec.study)
+    found: dict[str, Earlier] = {}
+    for other in _same_workload(store, study):
+        for trial in store.trials(other.name):
+            if trial.digest not in found and (parameters := _point(space, trial.policy)) is not None:
+                found[trial.digest] = _told(trial, parameters, spec, same_target=other.spec.target == spec.target)
+    useful = [trial for trial in found.values() if trial.kl is not None or any(v is not None for v in trial.values)]
+    return useful[-MOST_TRIALS:]
+
+
+def _same_workload(store: Store, study: StudyRecord) -> Iterator[StudyRecord]:
+    for other in store.studies():
+        if other.name != study.name and other.workload_fingerprint == study.workload_fingerprint:
+            yield other
+
+
+def _point(space: Space, policy: Policy) -> dict[str, Choice] | None:
+    try:
+        return space.parameters(policy)
+    except PolicyError:
+        return None  # it decides what this space does not offer: nothing can be told of it here
+
+
+def _told(trial: TrialRecord, parameters: dict[str, Choice], spec: StudySpec, same_target: bool) -> Earlier:
+    measured = {name: measurement.value for name, measurement in trial.measurements.items()}
+    values = [measured.get(name) if same_target and role_of(name) == "measured" else None for name in spec.objectives]
+    return Earlier(parameters, measured.get(DAMAGE), tuple(values))

@@ -1,0 +1,39 @@
+from pathlib import Path
+
+import pytest
+from slimfront.measurement import Measurement
+from slimfront.search.problem import prepare
+from slimfront.search.transfer import earlier_trials
+from slimfront.spaces.policy import Policy
+from slimfront.studies.store import Store
+
+
+@pytest.fixture
+def store(tmp_path: Path):
+    with Store(f"sqlite:///{tmp_path / 'study.db'}") as opened:
+        yield opened
+
+
+def added(store: Store, spec, fingerprint: str, policies: list[Policy], kl: float) -> None:
+    """A study whose trials have each a divergence and a latency."""
+    store.create_study(spec, fingerprint, {}, {})
+    for number, policy in enumerate(policies):
+        store.start_trial(spec.study, number, policy)
+        values = {"kl": (kl, "nats"), "latency_ms": (2.0, "ms"), "accuracy_drop": (0.01, "fraction")}
+        measured = [Measurement(name, value, value, value, unit) for name, (value, unit) in values.items()]
+        store.add_measurements(spec.study, number, measured)
+        store.finish_trial(spec.study, number, "complete", violations={})
+
+
+def test_studies_of_the_same_workload_tell_damage_and_on_the_same_target_latency(tiny_spec, store: Store):
+    problem = prepare(tiny_spec())
+    whole, int8, other = Policy(), problem.space.anchors()[1], Policy(width=0.5)
+    store.create_study(problem.spec, "same", {}, {})
+    added(store, tiny_spec(study="before"), "same", [whole, int8, other], kl=0.25)
+    added(store, tiny_spec(study="elsewhere", target="cpu-onnxruntime"), "same", [problem.space.anchors()[2]], kl=0.5)
+    added(store, tiny_spec(study="foreign"), "another model", [problem.space.anchors()[3]], kl=0.5)
+    found = earlier_trials(store, problem.spec, problem.space)
+    # A width is no point of this space; the drop is judged anew; the foreign model tells nothing.
+    assert [problem.space.policy(trial.parameters) for trial in found] == [whole, int8, problem.space.anchors()[2]]
+    assert [trial.kl for trial in found] == [0.25, 0.25, 0.5]
+    assert [trial.values for trial in found] == [(None, 2.0), (None, 2.0), (None, None)]
