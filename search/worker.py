@@ -155,12 +155,14 @@ class Worker:
             yield Stage("scored", measurements=scored, artifacts=keep(subject, folder))
             return
         yield Stage("scored", measurements=scored)
-        if policy.pruning.steps > 1:
-            model = gradually_pruned(self.workload, original, groups, self._train_an_epoch, seed)
 
         def prune(trained: nn.Module) -> nn.Module:
-            return pruned_copy(trained, example, original, groups, self.workload, seed)
+            if policy.pruning.steps == 1:
+                return pruned_copy(trained, example, original, groups, self.workload, seed)
+            return gradually_pruned(replace(self.workload, model=trained), original, groups, self._train_an_epoch, seed)
 
+        if policy.pruning.steps > 1 and policy.recovery.steps[0] == "prune":
+            model = prune(self.workload.model)
         model = recover(model, self.workload, policy, seed, self.setup.batch_size, prune)
         subject = self._lower(policy, model, folder)
         recovered = [*ArtifactSize().evaluate(subject, self._context), *Accuracy().evaluate(subject, self._context)]
