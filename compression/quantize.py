@@ -91,7 +91,7 @@ def folded_norms(model: nn.Module, example_input: Tensor) -> dict[str, str]:
         raise CompressionError(f"torch.export cannot capture the model: {describe(error)}") from error
     graph = cast("fx.GraphModule", exported.module()).graph
     norms = graph.find_nodes(op="call_function", target=aten.batch_norm.default)
-    return {module_path(cast("fx.Node", norm.args[0])): module_path(norm) for norm in norms if _is_folded(norm)}
+    return {module_path(cast("fx.Node", norm.args[0])): module_path(norm) for norm in norms if is_folded(norm)}
 
 
 def _prepare(model: nn.Module, inputs: Tensor, wanted: Mapping[str, LayerPolicy]) -> fx.GraphModule:
