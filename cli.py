@@ -220,6 +220,10 @@ def profile(
     out_file: Annotated[
         Path | None, typer.Option("--out", metavar="FILE.yaml", help="Write the measured card to this file too.")
     ] = None,
+    table: Annotated[
+        str | None,
+        typer.Option(metavar="STUDY", help="Fit a latency table too, for the model and space of this study; minutes."),
+    ] = None,
     storage: Storage = DEFAULT_STORAGE,
 ) -> None:
     """Measure this machine as a target runs it: arithmetic per precision, memory, dispatch, well-known models.
@@ -232,6 +236,10 @@ def profile(
         out.print(target_report(target, storage))
         return
     measured = measure_target(target, storage, err)
+    if table is not None:
+        from .search.latency_table import add_table  # imports torch, optuna
+
+        measured = add_table(measured, table, storage, err)
     if out_file is not None:
         from .hardware_profiles.target import card_text
 

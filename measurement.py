@@ -90,6 +90,10 @@ METRICS: dict[str, Metric] = {
 }
 
 
+PREDICTED = "predicted"
+"""What the method of a predicted number begins with."""
+
+
 @dataclass(frozen=True)
 class Measurement:
     """One measured number; never a bare float.
@@ -117,6 +121,11 @@ class Measurement:
     def exact(cls, name: str, value: float, method: str) -> Measurement:
         """A number without spread, such as a count, with the unit of `METRICS[name]`."""
         return cls(name, value, value, value, METRICS[name].unit, 1, method)
+
+    @property
+    def is_predicted(self) -> bool:
+        """Whether the number was predicted for a machine that was not there, and not measured."""
+        return self.method.startswith(PREDICTED)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain JSON values."""

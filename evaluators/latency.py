@@ -16,7 +16,14 @@ class Latency:
         seconds: the time budget of one timing; it ends earlier once the interval is narrow enough.
     """
 
-    metrics = ("speedup", "latency_ms", "throughput", "latency_p50_ms", "latency_p90_ms", "latency_p99_ms")
+    metrics: tuple[str, ...] = (
+        "speedup",
+        "latency_ms",
+        "throughput",
+        "latency_p50_ms",
+        "latency_p90_ms",
+        "latency_p99_ms",
+    )
     needs_artifact = True
 
     def __init__(self, seconds: float = 2.0) -> None:
@@ -42,7 +49,8 @@ def throughput(latency: Measurement, target: Target) -> Measurement:
     samples = target.batch * target.streams
     value, low, high = (samples * 1e3 / bound for bound in (latency.value, latency.high, latency.low))
     unit = METRICS["throughput"].unit
-    return Measurement("throughput", value, low, high, unit, latency.n, "samples / latency_ms", latency.noisy)
+    method = latency.method if latency.is_predicted else "samples / latency_ms"
+    return Measurement("throughput", value, low, high, unit, latency.n, method, latency.noisy)
 
 
 def _paired(name: str, value: float, low: float, high: float, method: str, timing: PairedTiming) -> Measurement:

@@ -51,12 +51,15 @@ def versions(runtime: Runtime) -> dict[str, str]:
 
 
 def require_fit(target: Target, runtime: Runtime) -> None:
-    """See that a measured card was measured on a machine like this one; a template fits everywhere.
+    """See that a measured card was measured on a machine like this one; a template fits everywhere, and so does a
+    card that predicts for a machine elsewhere.
 
     Raises:
         TargetError: it was not; the message names what differs.
     """
-    misfit = target.measured and target.measured.misfit(machine(), runtime.name, runtime.version())
+    misfit = (
+        target.measured and not target.predict and target.measured.misfit(machine(), runtime.name, runtime.version())
+    )
     if misfit:
         raise TargetError(
             f"target {target.name} was measured on another machine: {misfit}; profile this one with `slimfront profile`"

@@ -15,45 +15,21 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
 from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from ..spaces.layers import LAYER_KINDS, macs_by_module
 from ..spaces.policy import Policy
+from .latency_table import Costs, LatencyTable
 
 INTEGER_BITS = 8
 FOLDS = 5
 LAYER_PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0)
 """What a correction per layer costs against one shared by its kind; cross-validation picks."""
 
-Costs = dict[str, float]
-
-
-class LatencyTable(BaseModel):
-    """Costs of a model's layers on a target, as shares of the uncompressed model's latency.
-
-    Attributes:
-        model: fingerprint of the layers it holds for, see `layers_of`.
-        costs: "conv2d.i8.macs", "blocks.0.conv1.i8", ... -> share of the reference's latency per unit.
-        reference_ms: latency of the uncompressed model there.
-        error: median absolute relative error on policies it was not fitted to.
-        error_95: 95th percentile of it, which intervals are made of.
-        policies: how many it was fitted to.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: list[str]
-    costs: dict[str, float]
-    reference_ms: float
-    error: float
-    error_95: float
-    policies: int
-
-    def predict(self, costs: Mapping[str, float]) -> float:
-        """Latency in milliseconds of a candidate with these `cost_units`."""
-        return self.reference_ms * sum(self.costs.get(name, 0.0) * amount for name, amount in costs.items())
+SHARED_PENALTY = 0.01
+SURE = 0.02
+"""A measurement whose interval is wider than this on either side counts for less."""
 
 
 @dataclass(frozen=True)
@@ -123,21 +99,26 @@ def cost_units(policy: Policy, calls: Mapping[str, Call], reference: Mapping[str
 
 
 def fit_table(
-    model: Sequence[str], units: Sequence[Costs], relative: Sequence[float], reference_ms: float
+    model: Sequence[str],
+    units: Sequence[Costs],
+    relative: Sequence[float],
+    spread: Sequence[float],
+    reference_ms: float,
 ) -> LatencyTable:
     """Fit costs to measured latencies.
 
     Args:
         model: `layers_of` the uncompressed model.
         units: `cost_units` of each measured policy.
-        relative: its latency over the reference's.
+        relative: its latency over the reference's. spread: half of its 95 % interval, relative.
     """
     names = sorted({name for each in units for name in each})
     amounts = np.array([[each.get(name, 0.0) for name in names] for each in units])
     measured = np.asarray(relative)
-    scores = {penalty: _held_out_errors(names, amounts, measured, penalty) for penalty in LAYER_PENALTIES}
+    trust = SURE / np.maximum(SURE, spread)
+    scores = {penalty: _held_out_errors(names, amounts, measured, trust, penalty) for penalty in LAYER_PENALTIES}
     penalty = min(scores, key=lambda tried: float(np.median(scores[tried])))
-    costs = _solve(names, amounts, measured, penalty)
+    costs = _solve(names, amounts, measured, trust, penalty)
     return LatencyTable(
         model=list(model),
         costs={name: float(cost) for name, cost in zip(names, costs, strict=True) if cost > 0},
@@ -148,21 +129,26 @@ def fit_table(
     )
 
 
-def _held_out_errors(names: Sequence[str], amounts: np.ndarray, measured: np.ndarray, penalty: float) -> np.ndarray:
+def _held_out_errors(
+    names: Sequence[str], amounts: np.ndarray, measured: np.ndarray, trust: np.ndarray, penalty: float
+) -> np.ndarray:
     """Absolute relative errors, each on a policy that was left out of the fit."""
     fold = np.arange(len(measured)) % FOLDS
     errors = np.empty(len(measured))
     for left_out in range(FOLDS):
-        costs = _solve(names, amounts[fold != left_out], measured[fold != left_out], penalty)
-        errors[fold == left_out] = np.abs(amounts[fold == left_out] @ costs / measured[fold == left_out] - 1)
+        kept = fold != left_out
+        costs = _solve(names, amounts[kept], measured[kept], trust[kept], penalty)
+        errors[~kept] = np.abs(amounts[~kept] @ costs / measured[~kept] - 1)
     return errors
 
 
-def _solve(names: Sequence[str], amounts: np.ndarray, measured: np.ndarray, penalty: float) -> np.ndarray:
+def _solve(
+    names: Sequence[str], amounts: np.ndarray, measured: np.ndarray, trust: np.ndarray, penalty: float
+) -> np.ndarray:
     """Non-negative ridge regression of relative errors: no layer takes less than no time."""
-    weights = np.array([penalty if ":" in name else 0.01 for name in names])
-    system = np.concatenate([amounts / measured[:, None], np.diag(weights)])
-    return nnls(system, np.concatenate([np.ones(len(measured)), np.zeros(len(names))]), maxiter=50 * len(names))[0]
+    weights = np.array([penalty if ":" in name else SHARED_PENALTY for name in names])
+    system = np.concatenate([amounts * (trust / measured)[:, None], np.diag(weights)])
+    return nnls(system, np.concatenate([trust, np.zeros(len(names))]), maxiter=50 * len(names))[0]
 
 
 def _precision(policy: Policy, name: str) -> str:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ..errors import TargetError
 from ..spaces.policy import ACTIVATION_BITS, FULL_PRECISION, WEIGHT_BITS
 from .device_card import DeviceCard
+from .latency_table import LatencyTable
 from .runtime import RUNTIMES, runtimes
 
 CARDS = resources.files(__package__ or "slimfront.hardware_profiles") / "cards"
@@ -30,6 +31,8 @@ class Target(BaseModel):
         options: settings of the runtime, such as `compile: true` of torch.
         note: for people.
         measured: what `slimfront profile` found; None in a template.
+        latency_table: of one model, fitted where the target can be reached.
+        predict: the target cannot be reached; latency is predicted by the table, and said to be.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -44,6 +47,14 @@ class Target(BaseModel):
     options: dict[str, Any] = {}
     note: str = ""
     measured: DeviceCard | None = None
+    latency_table: LatencyTable | None = None
+    predict: bool = False
+
+    @model_validator(mode="after")
+    def _check_table(self) -> Target:
+        if self.predict and self.latency_table is None:
+            raise ValueError("predict: needs a latency_table; `slimfront profile TARGET --table STUDY` fits one")
+        return self
 
     @field_validator("runtime")
     @classmethod

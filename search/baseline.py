@@ -11,9 +11,11 @@ from ..evaluators.complexity import Complexity
 from ..evaluators.evaluator import Context, Reference, Subject
 from ..evaluators.latency import latency_measurements, throughput
 from ..evaluators.on_request import requested
+from ..evaluators.predicted_latency import predicted_measurements
 from ..evaluators.size import ArtifactSize
 from ..hardware_profiles.bench import Bench
 from ..hardware_profiles.runtime import Artifact
+from ..hardware_profiles.target import Target
 from ..measurement import METRICS, Measurement
 from ..spaces.candidate import Candidate
 from ..spaces.policy import Policy
@@ -40,21 +42,28 @@ def measure_reference(
         metrics: that the study names; some are measured only then.
     """
     subject = Subject(Candidate(Policy(), context.workload.model.eval()), artifact)
-    latency_ms, low, high, blocks = bench.time_reference(QUIET_SECONDS)
-    against_itself = bench.time(artifact.path, QUIET_SECONDS)
-    unit = METRICS["latency_ms"].unit
-    latency = Measurement("latency_ms", latency_ms, low, high, unit, blocks, "median on the quiet machine")
-    speedup, _, _, *percentiles = latency_measurements(against_itself, latency_ms, context.target)
     return [
         *Complexity().evaluate(subject, context),
         *ArtifactSize().evaluate(subject, context),
         *Accuracy().evaluate(subject, context),
-        speedup,
-        latency,
-        throughput(latency, context.target),
-        *percentiles,
+        *(_predicted(context.target) if context.target.predict else _timed(context.target, artifact, bench)),
         *(m for evaluator in requested(metrics) for m in evaluator.evaluate(subject, replace(context, bench=bench))),
     ]
+
+
+def _timed(target: Target, artifact: Artifact, bench: Bench) -> list[Measurement]:
+    latency_ms, low, high, blocks = bench.time_reference(QUIET_SECONDS)
+    against_itself = bench.time(artifact.path, QUIET_SECONDS)
+    unit = METRICS["latency_ms"].unit
+    latency = Measurement("latency_ms", latency_ms, low, high, unit, blocks, "median on the quiet machine")
+    speedup, _, _, *percentiles = latency_measurements(against_itself, latency_ms, target)
+    return [speedup, latency, throughput(latency, target), *percentiles]
+
+
+def _predicted(target: Target) -> list[Measurement]:
+    assert target.latency_table is not None  # the target's card was checked
+    reference_ms = target.latency_table.reference_ms
+    return predicted_measurements(reference_ms, reference_ms, target)
 
 
 def with_scores(context: Context, artifact: Artifact, latency_ms: float) -> Reference:

@@ -34,8 +34,10 @@ def confirm_front(search: Search, progress: Callable[[int, int], None] = lambda 
         while waiting := [point.trial for point in search.front if point.trial not in confirmed]:
             number = waiting[0]
             artifact = _artifact(search, number)
-            timing = bench.time(artifact.path, SECONDS)
-            measured: list[Measurement] = latency_measurements(timing, reference.latency_ms, context.target)
+            measured: list[Measurement] = []
+            if not context.target.predict:
+                timing = bench.time(artifact.path, SECONDS)
+                measured += latency_measurements(timing, reference.latency_ms, context.target)
             scores = score(artifact, context.workload.test, context)
             measured += accuracy_measurements(scores, reference.test, prefix="test_")
             search.remeasured(number, measured, CONFIRMED_RUNG)

@@ -256,6 +256,7 @@ class Search:
         baseline = self.store.get_study(self.spec.study).baseline
         # A file without a baseline is another study's leftover under the same name.
         artifact = Artifact.of(path) if baseline and path.is_file() else lower_reference(context, path.parent)
+        self._refuse_mixed_latencies(baseline)
         if not baseline:
             try:
                 with self.problem.bench(artifact) as bench:
@@ -271,6 +272,15 @@ class Search:
         values = {name: measurement.value for name, measurement in baseline.items()}
         self._reference_point = reference_point(values, self.objectives, self.spec.constraints)
         return with_scores(context, artifact, values["latency_ms"])
+
+    def _refuse_mixed_latencies(self, baseline: Mapping[str, Measurement]) -> None:
+        """See that a study continues as it began: with measured latencies, or with predicted ones."""
+        if baseline and baseline["latency_ms"].is_predicted != self.problem.target.predict:
+            had, has = ("predicted", "measured") if baseline["latency_ms"].is_predicted else ("measured", "predicted")
+            raise StoreError(
+                f"study {self.spec.study!r} has {had} latencies and its target's card now asks for {has} ones, "
+                "which no front may mix; give the study another name"
+            )
 
     def _sampler(self, trials_so_far: int) -> BaseSampler:
         baseline = self.store.get_study(self.spec.study).baseline

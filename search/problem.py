@@ -16,6 +16,7 @@ from ..evaluators.evaluator import Context
 from ..evaluators.on_request import require_available
 from ..hardware_profiles.bench import Bench, bench_cores, worker_cores
 from ..hardware_profiles.fingerprint import require_fit
+from ..hardware_profiles.prediction import layers_of
 from ..hardware_profiles.runtime import Artifact, get_runtime
 from ..hardware_profiles.target import Target, load_target
 from ..spaces.blocks import find_removable_blocks
@@ -73,6 +74,8 @@ def prepare(spec: StudySpec) -> Problem:
     with _naming(spec, "workload"):
         workload = load_workload(spec.workload, spec.workload_options, spec.base_folder)
     model, example = workload.model.eval(), workload.example_input
+    if target.predict and target.latency_table is not None and target.latency_table.model != layers_of(model):
+        raise StudyFileError(spec.file, "target", f"the latency table of {target.name} was fitted to another model")
     layers = find_layers(model, example)
     groups, unprunable = find_channel_groups(model, example)
     blocks = find_removable_blocks(model, example) if spec.space.removed_blocks != (0,) else []

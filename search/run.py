@@ -32,6 +32,13 @@ def run_search(spec: StudySpec, storage: str, artifacts: Path, console: Console)
         f"target {problem.target.name}; measuring the uncompressed model",
         highlight=False,
     )
+    if problem.target.predict and problem.target.latency_table is not None:
+        table = problem.target.latency_table
+        console.print(
+            f"  latency is predicted by the table in the target's card (median error {table.error:.1%}), not measured",
+            style="yellow",
+            highlight=False,
+        )
     with Store(storage) as store, sole_driver(store, spec.study), SearchProgress(spec, console) as progress:
         search = Search(problem, store, artifacts, progress.tell)
         publisher = Publisher(search)

@@ -22,8 +22,8 @@ from ..errors import TrialError
 from ..evaluators.accuracy import Accuracy
 from ..evaluators.complexity import Complexity
 from ..evaluators.evaluator import Context, Reference, Subject
-from ..evaluators.latency import Latency
 from ..evaluators.on_request import requested
+from ..evaluators.predicted_latency import latency_evaluator
 from ..evaluators.size import ArtifactSize
 from ..hardware_profiles.bench import Bench
 from ..hardware_profiles.runtime import Artifact, get_runtime
@@ -144,7 +144,7 @@ class Worker:
         # Before recovery: latency needs no trained weights, and a trial that is too slow ends here.
         timed = [
             *ArtifactSize().evaluate(subject, self._context),
-            *Latency(TIMING_SECONDS).evaluate(subject, self._context),
+            *latency_evaluator(self.setup.target, TIMING_SECONDS).evaluate(subject, self._context),
             *(m for evaluator in requested(self.setup.metrics) for m in evaluator.evaluate(subject, self._context)),
         ]
         yield Stage("timed", measurements=timed, artifacts=self._precisions(subject, folder))
@@ -193,7 +193,7 @@ class Worker:
         return any(c.metric in values and c.violation(values[c.metric]) > 0 for c in self.setup.constraints)
 
     def _bench(self) -> Bench | None:
-        if self.setup.reference is None:
+        if self.setup.reference is None or self.setup.target.predict:
             return None
         batch = example_batch(self.workload.example_input, self.setup.target.batch)
         bench = Bench(self.setup.target, self.setup.reference.artifact.path, batch, self.setup.bench_cores)

@@ -80,6 +80,7 @@ def target_report(reference: str, storage: str) -> RenderableType:
         ("flags", " ".join(card.machine["flags"]) or "none"),
         ("memory", f"{card.memory_gb_per_s:.1f} GB/s, copying"),
         ("dispatch", f"{card.dispatch_us:.0f} us a run"),
+        *_table_facts(target),
         *((name, f"{latency:.2f} ms at full precision") for name, latency in card.reference_ms.items()),
     ]
     return Group(
@@ -101,6 +102,14 @@ def _stored(storage: str) -> list[Target]:
         if "://" in storage and storage.startswith("sqlite") and not Path(storage.partition("///")[2]).exists():
             return []
         raise
+
+
+def _table_facts(target: Target) -> list[tuple[str, str]]:
+    """What the card's latency table is worth; nothing without one."""
+    if (table := target.latency_table) is None:
+        return []
+    quality = f"median error {table.error:.1%}, 95th percentile {table.error_95:.1%}"
+    return [("latency table", f"{len(table.model)} layers, fitted to {table.policies} policies; {quality}")]
 
 
 def _fit(target: Target, card: DeviceCard) -> str:

@@ -39,7 +39,7 @@ BESIDE = ("accuracy", "speedup", "latency_ms", "artifact_bytes", "flops")
 MOST_COLUMNS = 8
 """More do not fit a terminal of 100 columns."""
 
-KNEE, NOISY = "*", "~"
+KNEE, NOISY, FORETOLD = "*", "~", "^"
 
 
 def studies_table(store: Store) -> RenderableType:
@@ -119,11 +119,9 @@ def front_table(store: Store, name: str) -> RenderableType:
         trial = f"{KNEE} {point.trial}" if point.trial == knee else str(point.trial)
         add_row(table, (trial, *_cells(point.measurements, columns, study.spec.objectives)))
     title = f"{name}: {count_text(len(points), 'point')}, workload {study.spec.workload}, target {study.spec.target}"
-    noisy = any(
-        point.measurements[column].noisy for point in points for column in columns if column in point.measurements
-    )
+    shown = [point.measurements[column] for point in points for column in columns if column in point.measurements]
     doubtful = Text("\n" + "\n".join(doubts(points, objectives)), style="yellow")
-    return Group(Text(title, style="bold"), "", table, Text(_legend(noisy), style="dim"), doubtful)
+    return Group(Text(title, style="bold"), "", table, Text(_legend(shown), style="dim"), doubtful)
 
 
 def front_text(store: Store, name: str, format: Literal["json", "csv"]) -> str:
@@ -149,16 +147,19 @@ def _cells(measured: Mapping[str, Measurement], columns: Sequence[str], spread: 
         cell = short_text(measurement.value, measurement.unit)
         if measurement.name in spread:
             cell = f"{cell} {spread_text(measurement)}".strip()
-        cells.append(f"{NOISY} {cell}" if measurement.noisy else cell)
+        mark = FORETOLD if measurement.is_predicted else NOISY if measurement.noisy else ""
+        cells.append(f"{mark} {cell}".strip())
     return cells
 
 
-def _legend(noisy: bool) -> str:
+def _legend(shown: Sequence[Measurement]) -> str:
     lines = [
         f"{KNEE} the knee, which `slimfront export` takes unless told otherwise",
         "baseline: the uncompressed model; flops: multiply-adds; ±: the wider half of the 95 % interval",
     ]
-    if noisy:
+    if foretold := next((measurement for measurement in shown if measurement.is_predicted), None):
+        lines.append(f"{FORETOLD} {foretold.method}; not measured")
+    if any(measurement.noisy for measurement in shown):
         lines.append(f"{NOISY} noisy: the interval stayed wider than the protocol asks for")
     return "\n" + "\n".join(lines)
 

@@ -1,0 +1,45 @@
+"""Latency by the table in the target's card, for a target that cannot be reached."""
+
+from __future__ import annotations
+
+from ..errors import EvaluationError
+from ..hardware_profiles.prediction import calls_of, cost_units
+from ..hardware_profiles.target import Target
+from ..measurement import METRICS, PREDICTED, Measurement
+from .evaluator import Context, Evaluator, Subject
+from .latency import Latency, throughput
+
+
+class PredictedLatency:
+    """Speed-up, latency and throughput as the table says, with the interval of its error on policies it had not seen."""
+
+    metrics: tuple[str, ...] = ("speedup", "latency_ms", "throughput")
+    needs_artifact = False
+
+    def evaluate(self, subject: Subject, context: Context) -> list[Measurement]:
+        table = context.target.latency_table
+        if table is None:
+            raise EvaluationError("predicting latency needs a latency table in the target's card")
+        example, candidate = context.workload.example_input, subject.candidate
+        reference = calls_of(context.workload.model, example)
+        milliseconds = table.predict(cost_units(candidate.policy, calls_of(candidate.model, example), reference))
+        return predicted_measurements(milliseconds, table.reference_ms, context.target)
+
+
+def predicted_measurements(latency_ms: float, reference_ms: float, target: Target) -> list[Measurement]:
+    """What follows from a predicted latency; the uncompressed model's own is known, and its interval a point."""
+    assert target.latency_table is not None  # the target's card was checked
+    table = target.latency_table
+    error = 0.0 if latency_ms == reference_ms else table.error_95
+    method = f"{PREDICTED} by a latency table, median error {table.error:.1%}"
+    speedup, n = reference_ms / latency_ms, table.policies
+    low, high = latency_ms / (1 + error), latency_ms * (1 + error)
+    latency = Measurement("latency_ms", latency_ms, low, high, METRICS["latency_ms"].unit, n, method)
+    ratio = Measurement("speedup", speedup, reference_ms / high, reference_ms / low, METRICS["speedup"].unit, n, method)
+    return [ratio, latency, throughput(latency, target)]
+
+
+def latency_evaluator(target: Target, seconds: float) -> Evaluator:
+    """The bench, for at most `seconds`; the table where the target cannot be reached."""
+    evaluator: Evaluator = PredictedLatency() if target.predict else Latency(seconds)
+    return evaluator

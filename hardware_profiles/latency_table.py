@@ -1,0 +1,35 @@
+"""A table of a model's latency on a target, kept in the target's card; `prediction` fits it and says what its costs are of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ConfigDict
+
+Costs = dict[str, float]
+
+
+class LatencyTable(BaseModel):
+    """Costs of a model's layers on a target, as shares of the uncompressed model's latency.
+
+    Attributes:
+        model: fingerprint of the layers it holds for, dotted module paths.
+        costs: "conv2d.i8.macs", "blocks.0.conv1.i8", ... -> share of the reference's latency per unit.
+        reference_ms: latency of the uncompressed model there.
+        error: median absolute relative error on policies it was not fitted to.
+        error_95: 95th percentile of it, which intervals are made of.
+        policies: how many it was fitted to.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: list[str]
+    costs: dict[str, float]
+    reference_ms: float
+    error: float
+    error_95: float
+    policies: int
+
+    def predict(self, costs: Mapping[str, float]) -> float:
+        """Latency in milliseconds of a candidate with these amounts of each cost."""
+        return self.reference_ms * sum(self.costs.get(name, 0.0) * amount for name, amount in costs.items())

@@ -1,0 +1,92 @@
+"""A latency table measured: random policies of a study compressed, timed, and a sum over layers fitted to them."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from ..compression.prune import pruned_copy
+from ..compression.quantize import quantize
+from ..hardware_profiles.latency_table import Costs, LatencyTable
+from ..hardware_profiles.paired_timing import PairedTiming
+from ..hardware_profiles.prediction import calls_of, cost_units, fit_table, layers_of
+from ..hardware_profiles.runtime import get_runtime
+from ..hardware_profiles.target import Target
+from ..spaces.candidate import Candidate
+from ..spaces.policy import Policy
+from ..studies.spec import load_study
+from ..studies.store import Store
+from .baseline import QUIET_SECONDS, lower_reference
+from .problem import Problem, prepare
+from .worker import TIMING_SECONDS
+
+POLICIES = 80
+
+
+def add_table(target: Target, study: str, storage: str, console: Console) -> Target:
+    """`target` with a latency table for a study's model, stored in place of the target's card.
+
+    Raises:
+        UserError: the study's file or what it names is wrong.
+        TrialError: a policy of its space cannot be compressed, lowered or timed.
+    """
+    problem = prepare(load_study(study))
+    context = replace(problem.context, target=target, runtime=get_runtime(target.runtime))
+    with Store(storage) as store, Progress(console=console, transient=True) as progress:
+        task = progress.add_task(f"timing policies of {study}", total=POLICIES)
+        table = measure_table(
+            replace(problem, context=context), POLICIES, progress=lambda done, _: progress.update(task, completed=done)
+        )
+        found = target.model_copy(update={"latency_table": table})
+        store.save_target(
+            target.name, found.model_dump(mode="json"), target.measured.machine if target.measured else {}
+        )
+    return found
+
+
+def measure_table(
+    problem: Problem, policies: int, seed: int = 0, progress: Callable[[int, int], None] = lambda *_: None
+) -> LatencyTable:
+    """Time `policies` random policies of the study's space and fit a table to them.
+
+    Raises:
+        TrialError: a policy of the space cannot be compressed, lowered or timed.
+    """
+    model, example = problem.context.workload.model, problem.context.workload.example_input
+    reference_calls = calls_of(model, example)
+    chosen = random_policies(problem, policies, seed)
+    units: list[Costs] = []
+    timings: list[PairedTiming] = []
+    with tempfile.TemporaryDirectory(prefix="slimfront-table-") as folder:
+        reference = lower_reference(problem.context, Path(folder) / "reference")
+        with problem.bench(reference) as bench:
+            reference_ms, *_ = bench.time_reference(QUIET_SECONDS)
+            for policy in chosen:
+                progress(len(units), policies)
+                candidate = compress(problem, policy)
+                path = Path(folder) / "candidate.onnx"
+                artifact = problem.context.runtime.lower(candidate, example, problem.target, path)
+                timings.append(bench.time(artifact.path, TIMING_SECONDS))
+                units.append(cost_units(policy, calls_of(candidate.model, example), reference_calls))
+    spread = [timing.high / timing.speedup - 1 for timing in timings]
+    return fit_table(layers_of(model), units, [1 / timing.speedup for timing in timings], spread, reference_ms)
+
+
+def random_policies(problem: Problem, count: int, seed: int) -> list[Policy]:
+    """Policies of the study's space, every knob drawn evenly."""
+    generator = random.Random(seed)
+    space = problem.space
+    return [space.policy({knob.name: generator.choice(knob.choices) for knob in space.knobs}) for _ in range(count)]
+
+
+def compress(problem: Problem, policy: Policy) -> Candidate:
+    """The candidate of a policy as far as latency goes: weights are not recovered."""
+    workload = problem.context.workload
+    model = pruned_copy(workload.model, workload.example_input, policy, problem.groups)
+    return Candidate(policy, model, quantize(model, workload.example_input, policy, workload.calibration))

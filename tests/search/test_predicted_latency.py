@@ -1,0 +1,92 @@
+"""A search on a target that cannot be reached: a table fitted by real timings, read where no bench may run."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+from slimfront.errors import StoreError, StudyFileError, TargetError
+from slimfront.hardware_profiles.target import card_text, load_target
+from slimfront.search import latency_table
+from slimfront.search.driver import Search
+from slimfront.search.latency_table import add_table
+from slimfront.search.problem import prepare
+from slimfront.search.run import run_search
+from slimfront.studies.report import front_table
+from slimfront.studies.store import Store
+
+pytestmark = pytest.mark.slow
+
+STUDY = {
+    "study": "tiny",
+    "workload": f"{Path(__file__).with_name('tiny_workload.py')}:workload",
+    "target": "cpu-openvino",
+    "objectives": ["accuracy_drop", "latency_ms"],
+    "budget": {"trials": 1},
+    "space": {"weight_bits": [4, 8, 32], "activation_bits": [8, 32], "channel_sparsity": [0, 0.5]},
+}
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A card with a table fitted to six policies of the tiny study, by a bench that waits for nobody else's."""
+    folder = tmp_path_factory.mktemp("table")
+    (folder / "study.yaml").write_text(yaml.safe_dump(STUDY))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("TMPDIR", str(folder))
+        patched.setattr(latency_table, "POLICIES", 6)
+        patched.setattr(latency_table, "TIMING_SECONDS", 0.2)
+        target, database = load_target("cpu-openvino"), f"sqlite:///{folder}/cards.db"
+        measured = add_table(target, str(folder / "study.yaml"), database, Console(quiet=True))
+    return card_text(measured.model_copy(update={"predict": True}))
+
+
+@pytest.fixture
+def card(fitted: str, tmp_path: Path) -> Path:
+    path = tmp_path / "elsewhere.yaml"
+    path.write_text(fitted)
+    return path
+
+
+def test_a_predicted_search_never_times_and_says_that_it_predicts(card, tiny_spec, tmp_path, monkeypatch):
+    monkeypatch.setattr("slimfront.hardware_profiles.bench.Bench._call", None)  # whoever times breaks
+    said, url = io.StringIO(), f"sqlite:///{tmp_path}/study.db"
+    run_search(tiny_spec(target=str(card)), url, tmp_path / "artifacts", Console(file=said, width=200))
+    assert "latency is predicted by the table in the target's card" in said.getvalue()
+    with Store(url) as store:
+        trials = store.trials("tiny")
+        assert [trial.state for trial in trials] == ["complete"] * 4
+        for trial in trials:
+            assert trial.measurements["latency_ms"].is_predicted
+            assert trial.measurements["speedup"].is_predicted
+            assert not trial.measurements["accuracy"].is_predicted
+            assert "latency_p50_ms" not in trial.measurements
+        uncompressed = next(trial for trial in trials if trial.policy.is_uncompressed)
+        assert uncompressed.measurements["accuracy"].value == store.get_study("tiny").baseline["accuracy"].value
+        shown = io.StringIO()
+        Console(file=shown, width=200).print(front_table(store, "tiny"))
+    assert "^ predicted by a latency table, median error" in shown.getvalue()
+
+
+def test_measured_and_predicted_latencies_are_never_mixed(card, tiny_spec, tmp_path):
+    with Store(f"sqlite:///{tmp_path}/study.db") as store:
+        Search(prepare(tiny_spec(target=str(card))), store, tmp_path / "artifacts")
+        card.write_text(card.read_text().replace("predict: true", "predict: false"))
+        with pytest.raises(
+            StoreError, match=r"^study 'tiny' has predicted latencies and its target's card now asks for measured"
+        ):
+            Search(prepare(tiny_spec(target=str(card))), store, tmp_path / "artifacts")
+
+
+def test_a_table_of_another_model_and_a_promise_without_a_table_are_refused(card, tiny_spec, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text(card.read_text().replace("stem", "trunk"))
+    with pytest.raises(StudyFileError, match="was fitted to another model"):
+        prepare(tiny_spec(target=str(other)))
+    target = load_target("cpu-openvino")
+    other.write_text(card_text(target).replace("predict: false", "predict: true"))
+    with pytest.raises(TargetError, match="predict: needs a latency_table"):
+        load_target(str(other))
