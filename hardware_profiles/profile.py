@@ -161,7 +161,7 @@ def _kernels(operation: Operation, target: Target, runtime: Runtime, folder: Pat
     for weight_bits, activation_bits in sorted(pairs, reverse=True):
         candidate = synthetic_candidate(model, example, weight_bits, activation_bits)
         try:
-            artifact = runtime.lower(candidate, example, target, folder / "kernel.onnx")
+            artifact = runtime.lower(candidate, example, target, folder / f"kernel{runtime.suffix}")
             executed = runtime.load(artifact.path, target).executed_precisions().get("2")
         except LoweringError:
             continue  # such bits are none of this runtime's; policies that ask for them fail with the same words
@@ -210,12 +210,12 @@ def _lowered(
     folder: Path,
 ) -> Path:
     candidate = synthetic_candidate(model, example, weight_bits, activation_bits)
-    return runtime.lower(candidate, example, target, folder / f"{weight_bits}-{activation_bits}.onnx").path
+    return runtime.lower(candidate, example, target, folder / f"{weight_bits}-{activation_bits}{runtime.suffix}").path
 
 
 def _latency_ms(model: nn.Module, example: Tensor, target: Target, runtime: Runtime, folder: Path) -> float:
     """Latency of `model` at full precision by itself, one batch."""
-    path = runtime.lower(Candidate(Policy(), model.eval()), example, target, folder / "reference.onnx").path
+    path = runtime.lower(Candidate(Policy(), model.eval()), example, target, folder / f"reference{runtime.suffix}").path
     inputs = np.zeros((target.batch, *example.shape[1:]), np.float32)
     with Bench(target, path, inputs, bench_cores(target.threads)) as bench:
         return bench.time_reference(SECONDS)[0]

@@ -70,7 +70,7 @@ def measure_table(
             for policy in chosen:
                 progress(len(units), policies)
                 candidate = compress(problem, policy)
-                path = Path(folder) / "candidate.onnx"
+                path = Path(folder) / f"candidate{problem.context.runtime.suffix}"
                 artifact = problem.context.runtime.lower(candidate, example, problem.target, path)
                 timings.append(bench.time(artifact.path, TIMING_SECONDS))
                 units.append(cost_units(policy, calls_of(candidate.model, example), reference_calls))
