@@ -59,10 +59,10 @@ def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
     return values
 
 
-def _one_of(allowed: tuple[int, ...]) -> AfterValidator:
-    def check(value: int) -> int:
+def _one_of(allowed: tuple[T, ...]) -> AfterValidator:
+    def check(value: T) -> T:
         if value not in allowed:
-            raise ValueError(f"{value} is not one of {', '.join(map(str, allowed))}")
+            raise ValueError(f"{value!r} is not one of {', '.join(map(str, allowed))}")
         return value
 
     return AfterValidator(check)
@@ -79,15 +79,6 @@ def _sparsity(value: object) -> Sparsity:
 def _operator(value: object) -> str:
     Operator.parse(value)
     return str(value)
-
-
-def _name_of(allowed: tuple[str, ...]) -> AfterValidator:
-    def check(value: str) -> str:
-        if value not in allowed:
-            raise ValueError(f"{value!r} is not one of {', '.join(allowed)}")
-        return value
-
-    return AfterValidator(check)
 
 
 def _metric(name: str) -> str:
@@ -141,10 +132,10 @@ class SpaceSpec(_Part):
     weight_sparsity: Choices[WeightSparsity] = (0.0,)
     width: Choices[Width] = (1.0,)
     recovery_epochs: Choices[Annotated[int, Field(ge=0)]] = (0,)
-    criterion: Choices[Annotated[str, _name_of(CRITERIA)]] = ("l2",)
-    sparsity_scope: Choices[Annotated[str, _name_of(SCOPES)]] = ("layer",)
+    criterion: Choices[Annotated[str, _one_of(CRITERIA)]] = ("l2",)
+    sparsity_scope: Choices[Annotated[str, _one_of(SCOPES)]] = ("layer",)
     pruning_steps: Choices[Annotated[int, Field(ge=1)]] = (1,)
-    channel_reduction: Choices[Annotated[str, _name_of(REDUCTIONS)]] = ("drop",)
+    channel_reduction: Choices[Annotated[str, _one_of(REDUCTIONS)]] = ("drop",)
     removed_blocks: Choices[Annotated[int, _one_of((0, 1))]] = (0,)
     operators: Choices[Annotated[str, PlainValidator(_operator)]] = ("dense",)
     keep: Listed[Text] = ()
