@@ -1,0 +1,155 @@
+"""What low bits, pruning and distillation cost on the digits CNN, recovered and measured on the test split.
+
+Median of three seeds of recovery. The student trained from scratch has the same architecture, random weights, the labels
+alone, and the same epochs, schedule and best of three learning rates on the validation split; distilled ones start from
+the teacher's most important channels. `--quick` takes one seed and fewer epochs.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from slimfront.compression.prune import pruned_copy, reestimate_batch_norm
+from slimfront.compression.quantize import quantize
+from slimfront.compression.recover import recover
+from slimfront.evaluators.accuracy import score
+from slimfront.evaluators.evaluator import Context
+from slimfront.hardware_profiles.runtime import get_runtime
+from slimfront.hardware_profiles.target import load_target
+from slimfront.spaces.candidate import Candidate
+from slimfront.spaces.channel_groups import ChannelGroup, find_channel_groups
+from slimfront.spaces.layers import find_layers, macs_by_module
+from slimfront.spaces.policy import LayerPolicy, Policy, Recovery
+from slimfront.workloads.load import load_workload
+from torch import nn
+
+RATES = (0.01, 0.03, 0.1)
+TARGET = load_target("cpu-openvino")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The workload and what is needed to compress it."""
+
+    context: Context
+    groups: list[ChannelGroup]
+    folder: Path
+
+    def accuracy(self, policy: Policy, model: nn.Module, split: str = "test") -> float:
+        """Of the artifact on OpenVINO."""
+        workload = self.context.workload
+        quantization = quantize(model, workload.example_input, policy, workload.calibration)
+        candidate = Candidate(policy, model, quantization)
+        artifact = self.context.runtime.lower(candidate, workload.example_input, TARGET, self.folder / "model.onnx")
+        return score(artifact, getattr(workload, split), self.context).value()
+
+    def pruned(self, policy: Policy) -> nn.Module:
+        workload = self.context.workload
+        model = pruned_copy(workload.model, workload.example_input, policy, self.groups)
+        reestimate_batch_norm(model, workload.calibration)
+        return model
+
+    def recovered(self, policy: Policy, seed: int) -> nn.Module:
+        return recover(self.pruned(policy), self.context.workload, policy, seed)
+
+    def from_scratch(self, policy: Policy, seed: int) -> nn.Module:
+        """The architecture of `policy` from random weights and labels alone, at the best of `RATES` on validation."""
+        students = []
+        for rate in RATES:
+            student = self.pruned(policy)
+            torch.manual_seed(seed)
+            for module in student.modules():
+                if hasattr(module, "reset_parameters"):
+                    module.reset_parameters()
+            recovery = Recovery(policy.recovery.epochs, rate, alpha=0.0)
+            recover(student, self.context.workload, Policy(recovery=recovery), seed)
+            students.append(student)
+        return max(students, key=lambda student: self.accuracy(Policy(), student, "validation"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one seed, two epochs instead of five")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    parser.add_argument("--folder", type=Path, default=Path("."), help="where the artifact in work is written")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    seeds, epochs = (1, 2) if options.quick else (3, 5)
+    workload = load_workload("digits")
+    groups, _ = find_channel_groups(workload.model, workload.example_input)
+    context = Context(workload, TARGET, get_runtime(TARGET.runtime), threads=1)
+    bench = Bench(context, groups, options.folder)
+    float32 = bench.accuracy(Policy(), workload.model)
+    print(f"float32: {float32:.4f} on {len(workload.test)} images", flush=True)
+    rows = [measure(name, make, bench, seeds, float32) for name, make in cases(bench, epochs).items()]
+    show(rows, float32)
+    if options.json:
+        options.json.write_text(
+            json.dumps({"float32": float32, "seeds": seeds, "epochs": epochs, "rows": rows}, indent=2)
+        )
+
+
+def cases(bench: Bench, epochs: int) -> dict[str, Callable[[int], tuple[Policy, nn.Module]]]:
+    """Name -> policy and model of a seed."""
+    workload = bench.context.workload
+    layers = {layer.name: LayerPolicy(4, 8) for layer in find_layers(workload.model, workload.example_input)}
+    plain = Policy(layers=layers)
+    aware = Policy(layers=layers, recovery=Recovery(2, 0.003, steps=("prune", "quantize", "train")))
+    students = {width: Policy(width=width, recovery=Recovery(epochs, 0.03)) for width in (0.5, 0.25)}
+    made: dict[str, Callable[[int], tuple[Policy, nn.Module]]] = {
+        "4-bit weights, 8-bit activations": lambda _: (plain, copy.deepcopy(workload.model)),
+        "the same, quantization-aware": lambda seed: (aware, bench.recovered(aware, seed)),
+    }
+    for width, policy in students.items():
+        made[f"width {width}, distilled"] = lambda seed, policy=policy: (policy, bench.recovered(policy, seed))
+        made[f"width {width}, from scratch"] = lambda seed, policy=policy: (policy, bench.from_scratch(policy, seed))
+    return made
+
+
+def measure(
+    name: str, make: Callable[[int], tuple[Policy, nn.Module]], bench: Bench, seeds: int, float32: float
+) -> dict[str, object]:
+    """Accuracies of `seeds` seeds, the drop of their median, and the share of multiply-adds that is gone."""
+    workload, start = bench.context.workload, time.perf_counter()
+    policies, models = zip(*(make(seed) for seed in range(seeds)), strict=True)
+    accuracies = [bench.accuracy(policy, model) for policy, model in zip(policies, models, strict=True)]
+    macs = [macs_by_module(model, workload.example_input)[""] for model in (models[0], workload.model)]
+    row = {
+        "technique": name,
+        "accuracies": accuracies,
+        "median": statistics.median(accuracies),
+        "drop": float32 - statistics.median(accuracies),
+        "flops_removed": 1 - macs[0] / macs[1],
+        "seconds": time.perf_counter() - start,
+    }
+    print(json.dumps(row), flush=True)
+    return row
+
+
+def show(rows: list[dict[str, object]], float32: float) -> None:
+    table = Table(
+        "technique", "test accuracy", f"below float32 ({float32:.4f})", "of each seed", "FLOPs removed", "seconds"
+    )
+    for row in rows:
+        each = " ".join(f"{accuracy:.4f}" for accuracy in row["accuracies"])
+        table.add_row(
+            row["technique"],
+            f"{row['median']:.4f}",
+            f"{100 * row['drop']:+.2f} points",
+            each,
+            f"{row['flops_removed']:.0%}",
+            f"{row['seconds']:.0f}",
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
