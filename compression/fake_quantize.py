@@ -17,17 +17,22 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from ..spaces.candidate import Grid
 from ..spaces.policy import Policy
+from ..spaces.scheme import Scheme
 
 
 class SymmetricWeight(nn.Module):
-    """A weight [out, in, ...] on its symmetric grid of `bits` bits per output channel, without the most negative integer."""
+    """A weight [out, in, ...] on its symmetric grid of `bits` bits, without the most negative integer."""
 
-    def __init__(self, bits: int) -> None:
+    def __init__(self, bits: int, scheme: Scheme = Scheme()) -> None:
         super().__init__()
+        self.scheme = scheme
         self.high = 2 ** (bits - 1) - 1
 
     def forward(self, weight: Tensor) -> Tensor:
-        scale = (weight.detach().flatten(1).abs().amax(dim=1) / self.high).clamp_min(torch.finfo(torch.float32).eps)
+        largest = weight.detach().flatten(1).abs().amax(dim=1)
+        if self.scheme.weights == "tensor":
+            largest = largest.amax().expand_as(largest)
+        scale = (largest / self.high).clamp_min(torch.finfo(torch.float32).eps)
         zero_point = torch.zeros(len(scale), dtype=torch.int32, device=weight.device)
         return torch.fake_quantize_per_channel_affine(weight, scale, zero_point, 0, -self.high, self.high)
 
@@ -42,7 +47,7 @@ def fake_quantized(model: nn.Module, policy: Policy, inputs: Mapping[str, Grid])
     for name in weights:
         module = model.get_submodule(name)
         parametrize.register_parametrization(
-            module, "weight", SymmetricWeight(policy.layer(name).weight_bits), unsafe=True
+            module, "weight", SymmetricWeight(policy.layer(name).weight_bits, policy.scheme), unsafe=True
         )
     hooks = [model.get_submodule(name).register_forward_pre_hook(_on_grid(grid)) for name, grid in inputs.items()]
     try:

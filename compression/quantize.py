@@ -15,7 +15,6 @@ from typing import Any, TypeGuard, cast
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torchao.quantization.pt2e import HistogramObserver, PerChannelMinMaxObserver
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from torchao.quantization.pt2e.quantizer import (
     QuantizationAnnotation,
@@ -39,8 +38,10 @@ from ..spaces.exported_graph import (
     scale_and_shift,
 )
 from ..spaces.policy import LayerPolicy, Policy
+from ..spaces.scheme import Scheme
 from ..workloads.workload import MapDataset, describe
 from .batches import input_batches
+from .observers import ACTIVATION_OBSERVERS, WEIGHT_OBSERVERS
 
 CONTAINER_BITS = 8
 CALIBRATION_BATCH = 50
@@ -69,7 +70,7 @@ def quantize(model: nn.Module, example_input: Tensor, policy: Policy, calibratio
         return Quantization()
     batch_size = min(CALIBRATION_BATCH, len(calibration))
     try:
-        prepared = _prepare(model, example_input.expand(batch_size, *example_input.shape[1:]), wanted)
+        prepared = _prepare(model, example_input.expand(batch_size, *example_input.shape[1:]), wanted, policy.scheme)
     except (RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:
         # The exporter raises whatever its tracing meets in a model it cannot capture.
         raise CompressionError(f"torch.export cannot capture the model: {describe(error)}") from error
@@ -94,10 +95,10 @@ def folded_norms(model: nn.Module, example_input: Tensor) -> dict[str, str]:
     return {module_path(cast("fx.Node", norm.args[0])): module_path(norm) for norm in norms if is_folded(norm)}
 
 
-def _prepare(model: nn.Module, inputs: Tensor, wanted: Mapping[str, LayerPolicy]) -> fx.GraphModule:
+def _prepare(model: nn.Module, inputs: Tensor, wanted: Mapping[str, LayerPolicy], scheme: Scheme) -> fx.GraphModule:
     exported = torch.export.export(model.eval(), (inputs.contiguous(),)).module()
     _spell_out_norms(exported)  # type: ignore[arg-type]
-    return prepare_pt2e(exported, PolicyQuantizer(wanted))  # type: ignore[arg-type]
+    return prepare_pt2e(exported, PolicyQuantizer(wanted, scheme))  # type: ignore[arg-type]
 
 
 def _spell_out_norms(exported: fx.GraphModule) -> None:
@@ -125,9 +126,9 @@ def _spell_out_norms(exported: fx.GraphModule) -> None:
 class PolicyQuantizer(Quantizer):
     """Annotates every layer's weight and input with the bits a policy gives it."""
 
-    def __init__(self, layers: Mapping[str, LayerPolicy]) -> None:
+    def __init__(self, layers: Mapping[str, LayerPolicy], scheme: Scheme = Scheme()) -> None:
         super().__init__()
-        self.layers = layers
+        self.layers, self.scheme = layers, scheme
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
         additions = set(residual_additions(model.graph))
@@ -136,9 +137,9 @@ class PolicyQuantizer(Quantizer):
         first: dict[str, fx.Node] = {}
         for node in model.graph.nodes:
             if node.target in WEIGHTED and (layer := self.layers.get(module_path(node))):
-                _annotate(node, _layer_specs(node, layer, first.setdefault(module_path(node), node)))
+                _annotate(node, _layer_specs(node, layer, first.setdefault(module_path(node), node), self.scheme))
             elif node in additions and module_path(node) not in again and self._on_integers(node):
-                _annotate(node, {operand: activation_spec(CONTAINER_BITS) for operand in node.args[:2]})
+                _annotate(node, {operand: activation_spec(CONTAINER_BITS, self.scheme) for operand in node.args[:2]})
         return model
 
     def validate(self, model: fx.GraphModule) -> None:
@@ -163,22 +164,26 @@ class PolicyQuantizer(Quantizer):
         return max(layer.weight_bits, layer.activation_bits) <= CONTAINER_BITS
 
 
-def weight_spec(bits: int) -> QuantizationSpec:
+def weight_spec(bits: int, scheme: Scheme = Scheme()) -> QuantizationSpec:
     """Symmetric per output channel; without the most negative integer, as runtimes' signed kernels want it."""
     high = 2 ** (bits - 1) - 1
     return QuantizationSpec(
-        torch.int8, PerChannelMinMaxObserver.with_args(), -high, high, torch.per_channel_symmetric, ch_axis=0
+        torch.int8, WEIGHT_OBSERVERS[scheme.weights].with_args(), -high, high, torch.per_channel_symmetric, ch_axis=0
     )
 
 
-def activation_spec(bits: int) -> QuantizationSpec:
-    """Affine per tensor on 0 .. 2^bits - 1."""
-    return QuantizationSpec(torch.uint8, HistogramObserver.with_args(), 0, 2**bits - 1, torch.per_tensor_affine)
+def activation_spec(bits: int, scheme: Scheme = Scheme()) -> QuantizationSpec:
+    """Per tensor on 0 .. 2^bits - 1, affine or with zero in the middle."""
+    observer = ACTIVATION_OBSERVERS[scheme.calibration].with_args()
+    kinds = {"affine": torch.per_tensor_affine, "symmetric": torch.per_tensor_symmetric}
+    return QuantizationSpec(torch.uint8, observer, 0, 2**bits - 1, kinds[scheme.activations])
 
 
-def _layer_specs(node: fx.Node, layer: LayerPolicy, first: fx.Node) -> dict[fx.Node, QuantizationSpecBase]:
+def _layer_specs(
+    node: fx.Node, layer: LayerPolicy, first: fx.Node, scheme: Scheme
+) -> dict[fx.Node, QuantizationSpecBase]:
     """Specs of a layer's input and weight; where it runs again, its grids are those of its `first` run."""
-    fresh = (activation_spec(layer.activation_bits), weight_spec(layer.weight_bits))
+    fresh = (activation_spec(layer.activation_bits, scheme), weight_spec(layer.weight_bits, scheme))
     offered = fresh if node is first else tuple(SharedQuantizationSpec((operand, first)) for operand in first.args[:2])
     bits = (layer.activation_bits, layer.weight_bits)
     return {

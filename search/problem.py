@@ -23,6 +23,7 @@ from ..spaces.blocks import find_removable_blocks
 from ..spaces.channel_groups import ChannelGroup, find_channel_groups
 from ..spaces.layers import Layer, find_layers
 from ..spaces.policy import Recovery
+from ..spaces.scheme import Scheme
 from ..spaces.space import Space, SpaceChoices
 from ..studies.spec import StudySpec
 from ..workloads.load import load_workload
@@ -86,7 +87,14 @@ def prepare(spec: StudySpec) -> Problem:
         Teacher(workload, defaults.teachers, None)
     # One epoch stands for any: only the other settings are read from it.
     recovery = Recovery(1, **defaults.model_dump(exclude={"batch_size"}))
-    space = Space(layers, groups, SpaceChoices(**spec.space.model_dump()), recovery, blocks)
+    space = Space(
+        layers,
+        groups,
+        SpaceChoices(**spec.space.model_dump()),
+        recovery,
+        blocks,
+        Scheme(**spec.quantization.model_dump()),
+    )
     if not space.knobs:
         raise StudyFileError(
             spec.file, "space", "nothing is left to choose: every layer is kept back or cannot be pruned"

@@ -22,6 +22,7 @@ from typing import Any, Literal
 from ..errors import PolicyError
 from .operators import DENSE, Operator
 from .pruning import Pruning
+from .scheme import Scheme
 
 SCHEMA = 1
 FULL_PRECISION = 32
@@ -211,6 +212,7 @@ class Policy:
         recovery: fine-tuning after pruning.
         pruning: by which criterion and in how many steps channels and weights go.
         removed_blocks: paths of whole blocks that are gone, sorted.
+        scheme: how the grids of quantized layers are chosen.
 
     Raises:
         PolicyError: a decision is out of range.
@@ -222,6 +224,7 @@ class Policy:
     recovery: Recovery = Recovery()
     pruning: Pruning = field(default_factory=Pruning)
     removed_blocks: tuple[str, ...] = ()
+    scheme: Scheme = field(default_factory=Scheme)
 
     def __post_init__(self) -> None:
         _require(
@@ -248,6 +251,8 @@ class Policy:
             anything=reduces or sparse, channels=reduces, weights=fractions, trained=self.recovery.epochs > 0
         )
         object.__setattr__(self, "pruning", pruning)
+        if all(min(layer.weight_bits, layer.activation_bits) > 8 for layer in layers.values()):
+            object.__setattr__(self, "scheme", Scheme())
         _require(
             self.pruning.steps == 1 or self.recovery.steps[0] == "prune",
             "pruning in steps has to be the first of recovery's steps",
@@ -288,6 +293,8 @@ class Policy:
             document["pruning"] = self.pruning.changes()
         if self.removed_blocks:
             document["removed_blocks"] = list(self.removed_blocks)
+        if self.scheme != Scheme():
+            document["scheme"] = self.scheme.changes()
         return json.dumps(document, sort_keys=True, separators=(",", ":"))
 
     @classmethod
@@ -319,6 +326,12 @@ class Policy:
             _known_keys(layer, LayerPolicy, f"layer {name}")
         _known_keys(recovery, Recovery, "recovery")
         _known_keys(pruning, Pruning, "pruning")
+        scheme = document.pop("scheme", {})
+        _known_keys(scheme, Scheme, "scheme")
+        try:
+            document["scheme"] = Scheme(**scheme)
+        except ValueError as error:
+            raise PolicyError(f"scheme: {error}") from error
         return cls(
             layers={name: LayerPolicy(**layer) for name, layer in layers.items()},
             recovery=Recovery(**recovery),

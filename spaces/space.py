@@ -13,6 +13,7 @@ from .layers import Layer
 from .operators import DENSE, Operator
 from .policy import DECIMALS, FULL_PRECISION, LayerPolicy, Policy, Recovery, Sparsity
 from .pruning import Pruning
+from .scheme import Scheme
 
 Choice = int | float | str
 KnobKind = Literal[
@@ -95,12 +96,13 @@ class Space:
         choices: SpaceChoices,
         recovery: Recovery = Recovery(),
         blocks: Sequence[str] = (),
+        scheme: Scheme = Scheme(),
     ) -> None:
         self.choices = choices
         self.layers = [layer for layer in layers if not _kept_back(layer.name, choices.keep)]
         self.groups = [group for group in groups if not any(_kept_back(name, choices.keep) for name in group.layers)]
         self.blocks = [name for name in blocks if not _kept_back(name, choices.keep)]
-        self.recovery = recovery
+        self.recovery, self.scheme = recovery, scheme
         decisions = list(self._decisions())
         digits = len(str(max(len(decisions) - 1, 0)))
         named = [
@@ -136,6 +138,7 @@ class Space:
             recovery=replace(self.recovery, epochs=single["recovery_epochs"]),
             pruning=Pruning(**pruning),
             removed_blocks=tuple(removed),
+            scheme=self.scheme,
         )
 
     def parameters(self, policy: Policy) -> dict[str, Choice]:

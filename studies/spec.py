@@ -42,7 +42,7 @@ SCHEMA = 1
 JUDGED = frozenset(name for name in METRICS if not name.startswith(("simulated_", "test_")))
 """Metrics an objective or a constraint may name: of the artifact, not a simulation, and never on the test split."""
 
-_FIXED = ("workload", "workload_options", "target", "objectives", "constraints", "space", "recovery")
+_FIXED = ("workload", "workload_options", "target", "objectives", "constraints", "space", "recovery", "quantization")
 _LIBRARY = resources.files(__package__ or "slimfront.studies").joinpath("library")
 
 T = TypeVar("T")
@@ -191,6 +191,14 @@ class RecoverySpec(_Part):
         return self
 
 
+class QuantizationSpec(_Part):
+    """How the grids of quantized layers are chosen, as in `spaces.scheme.Scheme`; their bits are knobs of the space."""
+
+    calibration: Literal["mse", "min_max", "percentile", "entropy"] = "mse"
+    weights: Literal["channel", "tensor"] = "channel"
+    activations: Literal["affine", "symmetric"] = "affine"
+
+
 class StudySpec(_Part):
     """One study as its file describes it, frozen.
 
@@ -218,6 +226,7 @@ class StudySpec(_Part):
     transfer: bool = True
     space: SpaceSpec
     recovery: RecoverySpec = RecoverySpec()
+    quantization: QuantizationSpec = QuantizationSpec()
 
     _base_folder: Path = PrivateAttr(default=Path())
     _file: str = PrivateAttr(default="")
