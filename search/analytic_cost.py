@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..compression.channels import remove_channels
 from ..spaces.channel_groups import ChannelGroup
 from ..spaces.layers import Layer, macs_by_module
-from ..spaces.policy import FULL_PRECISION
+from ..spaces.policy import DENSE, FULL_PRECISION
 from ..spaces.space import Space
 
 COUNTED = ("flops", "bops", "parameters", "packed_bytes")
@@ -69,6 +69,11 @@ class AnalyticCost:
         self._other_macs = macs_by_module(copy.deepcopy(model), example_input)[""] - self._macs.sum()
         self._other_weights = _other_parameters(model, layers)
         self._read_knobs()
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the space leaves every layer in place and of its kind, which is what is counted here."""
+        return self._space.choices.removed_blocks == (0,) and self._space.choices.operators == (DENSE,)
 
     def __call__(self, codes: np.ndarray) -> np.ndarray:
         """[n, 4], a column per `COUNTED`, of codes [n, knobs of the space]."""

@@ -45,10 +45,10 @@ def make_sampler(
     workload, space = problem.context.workload, problem.space
     cost = AnalyticCost(space, problem.layers, workload.model, workload.example_input)
     return PolicySampler(
-        [role_of(name) for name in spec.objectives],
+        [role_of(name, cost.is_exact) for name in spec.objectives],
         coordinates=space_coordinates(space),
         counted=cost,
-        keys=cost.keys,
+        keys=cost.keys if cost.is_exact else None,
         reference=worst_corner(baseline, spec.objectives, spec.constraints),
         implied=frozenset(str(c) for c in spec.constraints if c.metric in spec.objectives),
         earlier=earlier,
@@ -61,11 +61,11 @@ def space_coordinates(space: Space) -> list[Coordinate]:
     return [coordinate(knob.name, knob.kind, knob.choices, NEUTRAL[knob.kind]) for knob in space.knobs]
 
 
-def role_of(metric: str) -> Role:
-    """How the policy sampler knows a metric."""
+def role_of(metric: str, counts_are_exact: bool) -> Role:
+    """How the policy sampler knows a metric: counts that are not exact are features from which it is learned."""
     if metric in QUALITY:
         return "quality"
-    return COUNTED.index(metric) if metric in COUNTED else "measured"
+    return COUNTED.index(metric) if metric in COUNTED and counts_are_exact else "measured"
 
 
 def worst_corner(

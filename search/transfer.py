@@ -11,7 +11,7 @@ from ..studies.records import StudyRecord, TrialRecord
 from ..studies.spec import StudySpec
 from ..studies.store import Store
 from .policy_sampler import DAMAGE, Earlier
-from .sampler_of_study import role_of
+from .sampler_of_study import QUALITY
 
 MOST_TRIALS = 200
 """Earlier trials that are read, the newest: what a proposal takes grows with them."""
@@ -20,8 +20,8 @@ MOST_TRIALS = 200
 def earlier_trials(store: Store, spec: StudySpec, space: Space) -> list[Earlier]:
     """Trials of other studies with the same model and data whose policies are points of `space`.
 
-    Their divergence holds on any target; what was measured counts only where the target is the same. Costs that are
-    counted need no telling, and quality is left to be judged anew.
+    Their divergence holds on any target; what was measured counts only where the target is the same.
+    Quality is left to be judged anew.
     """
     study = store.get_study(spec.study)
     found: dict[str, Earlier] = {}
@@ -48,5 +48,5 @@ def _point(space: Space, policy: Policy) -> dict[str, Choice] | None:
 
 def _told(trial: TrialRecord, parameters: dict[str, Choice], spec: StudySpec, same_target: bool) -> Earlier:
     measured = {name: measurement.value for name, measurement in trial.measurements.items()}
-    values = [measured.get(name) if same_target and role_of(name) == "measured" else None for name in spec.objectives]
+    values = [measured.get(name) if same_target and name not in QUALITY else None for name in spec.objectives]
     return Earlier(parameters, measured.get(DAMAGE), tuple(values))

@@ -6,7 +6,7 @@ from slimfront.evaluators.evaluator import Subject
 from slimfront.search.analytic_cost import COUNTED, AnalyticCost
 from slimfront.search.coordinates import decode
 from slimfront.search.problem import prepare
-from slimfront.search.sampler_of_study import space_coordinates, worst_corner
+from slimfront.search.sampler_of_study import role_of, space_coordinates, worst_corner
 from slimfront.spaces.candidate import Candidate
 from slimfront.studies.constraint import Constraint
 
@@ -63,3 +63,13 @@ def test_the_worst_corner_is_tightened_by_constraints_on_objectives():
     assert corner == pytest.approx([0.8, 1.0, 2.2])
     bounds = [Constraint("latency_ms", "<=", 1.5), Constraint("speedup", ">=", 0.5), Constraint("flops", "<=", 9)]
     assert worst_corner(baseline, ["accuracy", "speedup", "latency_ms"], bounds) == pytest.approx([0.8, 1.0, 1.5])
+
+
+def test_where_layers_may_be_replaced_costs_are_learned_instead_of_counted(problem, cost, tiny_spec):
+    assert cost.is_exact
+    assert role_of("bops", cost.is_exact) == COUNTED.index("bops")
+    workload = problem.context.workload
+    other = prepare(tiny_spec(space={**SPACE, "operators": ["dense", "separable"]}))
+    replaced = AnalyticCost(other.space, other.layers, workload.model, workload.example_input)
+    assert not replaced.is_exact
+    assert role_of("bops", replaced.is_exact) == "measured"
