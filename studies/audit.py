@@ -77,7 +77,7 @@ def _audit(proxy: str, trials: Sequence[TrialRecord]) -> ProxyAudit:
     n = len(trials)
     if len(set(counts)) < 2 or len(set(latencies)) < 2:
         return ProxyAudit(proxy, n, math.nan, math.nan, math.nan, math.nan, None)
-    spearman, kendall = float(spearmanr(counts, latencies)[0]), float(kendalltau(counts, latencies)[0])
+    spearman, kendall = (float(rank(counts, latencies).statistic) for rank in (spearmanr, kendalltau))  # type: ignore[attr-defined]
     return ProxyAudit(proxy, n, spearman, *_interval(spearman, n), kendall, _misled(proxy, trials))
 
 
