@@ -32,7 +32,7 @@ from .torch_runtime import NOTES
 
 aten, grids = torch.ops.aten, torch.ops.quantized_decomposed
 INTEGER_KERNELS = ("qconv", "qlinear")
-FLOAT_KERNELS = ("convolution", "addmm", "mm", "bmm", "linear", "_linear_pointwise", "_mkl_linear")
+"""How Inductor names what integer convolutions and linear layers are lowered by; all other layers run in float32."""
 
 
 def lower(candidate: Candidate, inputs: Tensor, path: Path, device: str, compiled: bool) -> Path:
@@ -170,11 +170,15 @@ class _Inserter:
         node.args = tuple(arguments)
 
     def _buffer(self, name: str, values: Tensor) -> fx.Node:
-        name = f"grid_{name.replace('.', '_')}"
+        name = _constant_name(name)
         while hasattr(self.exported, name):
             name += "_"
         self.exported.register_buffer(name, values)
         return self.graph.get_attr(name)
+
+
+def _constant_name(of: str) -> str:
+    return f"grid_{of.replace('.', '_')}"
 
 
 def _simulated(program: ExportedProgram) -> dict[str, str]:
@@ -186,24 +190,18 @@ def _compile(program: ExportedProgram, inputs: Tensor) -> tuple[list[str], dict[
     """Files of the package that Inductor makes of `program`, and what its layers run in by the graph it compiled."""
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer  # noqa: F401  # registers integer fusions
 
-    precisions: dict[str, str] = {}
+    read: set[str] = set()
     options = {
         "freezing": True,
         "aot_inductor.package": True,
         "aot_inductor.compile_wrapper_opt_level": "O0",  # twice as fast to compile; kernels keep their own level
-        "post_grad_custom_post_pass": lambda graph: precisions.update(_kernels(graph)),
+        "post_grad_custom_post_pass": lambda graph: read.update(_integer_weights(graph)),
     }
     files = torch._inductor.aot_compile(program.module(check_guards=False), (inputs,), options=options)  # type: ignore[arg-type]
-    return files, precisions
+    return files, {name: "i8" if _constant_name(f"{name}_scale") in read else "f32" for name in _simulated(program)}
 
 
-def _kernels(graph: fx.Graph) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for node in graph.nodes:
-        kernel = str(node.target).partition(".")[2].partition(".")[0]
-        if path := module_path(node):
-            if kernel.startswith(INTEGER_KERNELS) and "prepack" not in kernel:
-                found[path] = "i8"
-            elif kernel.endswith(FLOAT_KERNELS):
-                found.setdefault(path, "f32")
-    return found
+def _integer_weights(graph: fx.Graph) -> set[str]:
+    """Names of the constants that integer kernels read, in the graph Inductor compiles."""
+    kernels = [n for n in graph.nodes if n.name.startswith(INTEGER_KERNELS) and "prepack" not in n.name]
+    return {source.name for node in kernels for source in node.all_input_nodes}
