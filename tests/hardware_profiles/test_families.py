@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from slimfront.compression.quantize import quantize
-from slimfront.hardware_profiles.runtime import get_runtime, runtimes
+from slimfront.hardware_profiles.runtime import get_runtime
 from slimfront.hardware_profiles.target import load_target
 from slimfront.spaces.candidate import Candidate
 from slimfront.spaces.layers import find_layers
