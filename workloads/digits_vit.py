@@ -24,7 +24,8 @@ class EncoderBlock(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention.attend(self.norm1(x))
+        normed = self.norm1(x)
+        x = x + self.attention(normed, normed, normed)[0]
         return x + self.fc2(self.activation(self.fc1(self.norm2(x))))
 
 

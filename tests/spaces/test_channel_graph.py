@@ -9,6 +9,7 @@ from slimfront.spaces.channel_graph import ChannelGraph, channels_lost
 from slimfront.spaces.channel_groups import find_channel_groups
 from slimfront.spaces.policy import Policy
 from slimfront.workloads.attention import explicit_attention
+from slimfront.workloads.digits_vit import DigitsViT
 from torch import Tensor, nn
 from torchvision.models.densenet import DenseNet
 from torchvision.models.shufflenetv2 import ShuffleNetV2
@@ -121,3 +122,17 @@ def test_every_partition_loses_the_same_numbers_by_hand():
     scores = torch.tensor([5.0, 1.0, 3.0, 1.0, 9.0, 2.0])  # means of the two halves: 3, 5, 2.5
     assert channels_lost(scores, 4, partitions=2) == [2, 5]
     assert channels_lost(scores, 4) == [1, 3]
+
+
+def test_the_width_of_a_transformer_is_a_group_where_its_forward_does_not_count():
+    torch.manual_seed(0)
+    model, digit = DigitsViT(width=32, depth=2, heads=4, hidden=64).eval(), torch.randn(1, 1, 16, 16)
+    groups, reasons = find_channel_groups(model, digit)
+    assert ("blocks.1.fc2", 32) in [(group.name, group.channels) for group in groups]
+    assert reasons == {"fc": "its channels are the model's output"}
+    slim = pruned_copy(model, digit, Policy(width=0.5), groups)
+    block = slim.blocks[0]
+    shapes = [layer.weight.shape for layer in (block.attention.in_proj, block.attention.out_proj, block.fc1, block.fc2)]
+    assert shapes == [(3 * 16, 16), (16, 16), (32, 16), (16, 32)]
+    assert slim.position.shape == (1, 16, 16)
+    assert slim(digit).shape == (1, 10)
