@@ -4,8 +4,9 @@
 2. How many of the intervals of repeated measurements hold the long-run value.
 3. Agreement with the runtime's own tool in the same minute (OpenVINO's benchmark_app), ResNet-18 and MobileNetV2.
 4. A killed holder frees the bench; two studies searching at once never time at once.
+5. How well a fitted table predicts random policies that it was not fitted to.
 
-`--quick` takes fewer repeats and leaves ResNet-18 out.
+`--quick` takes fewer repeats and policies and leaves ResNet-18 and MobileNetV2's table out.
 """
 
 import argparse
@@ -27,16 +28,19 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
+import yaml
 from filelock import FileLock
 from paired_latency import hammer, int8_artifact, summary
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import spearmanr
 from slimfront.compression.quantize import quantize
 from slimfront.hardware_profiles.bench import LOCK_FILE, Bench, bench_cores, worker_cores
 from slimfront.hardware_profiles.paired_timing import PairedTiming
 from slimfront.hardware_profiles.runtime import get_runtime
 from slimfront.hardware_profiles.target import load_target
 from slimfront.search.baseline import lower_reference
+from slimfront.search.latency_table import measure_table, random_policies, time_policies
 from slimfront.search.problem import Problem, prepare
 from slimfront.search.run import run_search
 from slimfront.spaces.candidate import Candidate
@@ -75,7 +79,10 @@ def main() -> None:
             *spread(problem, Path(folder), repeats=6 if options.quick else 12, many=12 if options.quick else 40),
             *exclusion(problem, Path(folder)),
             *agreement(Path(folder), ["mobilenet_v2"] if options.quick else ["mobilenet_v2", "resnet18"]),
+            *prediction("digits", problem, *((24, 10) if options.quick else (80, 30))),
         ]
+        if not options.quick:
+            bars += prediction("MobileNetV2", mobilenet_problem(Path(folder)), 80, 30)
     show(bars)
     if options.json:
         options.json.write_text(json.dumps([{**asdict(bar), "holds": bar.holds} for bar in bars], indent=2))
@@ -224,6 +231,46 @@ def _is_held(lock: FileLock) -> bool:
             return False
     except TimeoutError:
         return True
+
+
+# 5
+
+
+def prediction(name: str, problem: Problem, fitted: int, unseen: int) -> list[Bar]:
+    """Rank correlation and median error of a table on policies it was not fitted to."""
+    table = measure_table(problem, fitted)
+    _, units, timings = time_policies(problem, random_policies(problem, unseen, seed=1))
+    relative = np.array([1 / timing.speedup for timing in timings])
+    predicted = np.array([table.predict(each) for each in units]) / table.reference_ms
+    errors = np.abs(predicted / relative - 1)
+    noisy = sum(timing.noisy for timing in timings)
+    console.print(
+        f"{name}: table fitted to {fitted}; {noisy} of {unseen} timings it is held against are noisy", highlight=False
+    )
+    return [
+        Bar(
+            f"{name}: Spearman of {unseen} predictions",
+            float(spearmanr(predicted, relative).statistic),
+            0.95,
+            at_least=True,
+        ),
+        Bar(f"{name}: their median error", float(np.median(errors)), 0.1),
+    ]
+
+
+def mobilenet_problem(folder: Path) -> Problem:
+    """MobileNetV2 with random weights: blocks at 8 or 32 bits, channels and width."""
+    study = {
+        "study": "mobilenet", "workload": "torchvision:mobilenet_v2", "target": "cpu-openvino",
+        "workload_options": {"weights": "none", "image_size": 160, "data": {"name": "random"}},
+        "objectives": ["accuracy_drop", "latency_ms"], "budget": {"trials": 1},
+        "space": {
+            "granularity": "block", "weight_bits": [8, 32], "activation_bits": [8, 32],
+            "channel_sparsity": [0, 0.25, 0.5], "width": [1.0, 0.75, 0.5],
+        },
+    }  # fmt: skip
+    (folder / "mobilenet.yaml").write_text(yaml.safe_dump(study))
+    return prepare(load_study(str(folder / "mobilenet.yaml")))
 
 
 def show(bars: list[Bar]) -> None:

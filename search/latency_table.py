@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,24 +58,36 @@ def measure_table(
     Raises:
         TrialError: a policy of the space cannot be compressed, lowered or timed.
     """
+    reference_ms, units, timings = time_policies(problem, random_policies(problem, policies, seed), progress)
+    spread = [timing.high / timing.speedup - 1 for timing in timings]
+    relative = [1 / timing.speedup for timing in timings]
+    return fit_table(layers_of(problem.context.workload.model), units, relative, spread, reference_ms)
+
+
+def time_policies(
+    problem: Problem, policies: Sequence[Policy], progress: Callable[[int, int], None] = lambda *_: None
+) -> tuple[float, list[Costs], list[PairedTiming]]:
+    """The reference's latency in milliseconds, and for each policy what it is charged for and how fast it is.
+
+    Raises:
+        TrialError: a policy cannot be compressed, lowered or timed.
+    """
     model, example = problem.context.workload.model, problem.context.workload.example_input
     reference_calls = calls_of(model, example)
-    chosen = random_policies(problem, policies, seed)
     units: list[Costs] = []
     timings: list[PairedTiming] = []
     with tempfile.TemporaryDirectory(prefix="slimfront-table-") as folder:
         reference = lower_reference(problem.context, Path(folder) / "reference")
         with problem.bench(reference) as bench:
             reference_ms, *_ = bench.time_reference(QUIET_SECONDS)
-            for policy in chosen:
-                progress(len(units), policies)
+            for policy in policies:
+                progress(len(units), len(policies))
                 candidate = compress(problem, policy)
                 path = Path(folder) / f"candidate{problem.context.runtime.suffix}"
                 artifact = problem.context.runtime.lower(candidate, example, problem.target, path)
                 timings.append(bench.time(artifact.path, TIMING_SECONDS))
                 units.append(cost_units(policy, calls_of(candidate.model, example), reference_calls))
-    spread = [timing.high / timing.speedup - 1 for timing in timings]
-    return fit_table(layers_of(model), units, [1 / timing.speedup for timing in timings], spread, reference_ms)
+    return reference_ms, units, timings
 
 
 def random_policies(problem: Problem, count: int, seed: int) -> list[Policy]:
