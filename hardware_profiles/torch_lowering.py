@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -186,7 +187,7 @@ def _simulated(program: ExportedProgram) -> dict[str, str]:
     return {module_path(node): "f32" for node in program.graph.nodes if node.target in WEIGHTED}
 
 
-def _compile(program: ExportedProgram, inputs: Tensor) -> tuple[list[str], dict[str, str]]:
+def _compile(program: ExportedProgram, inputs: Tensor) -> tuple[list[Any], dict[str, str]]:
     """Files of the package that Inductor makes of `program`, and what its layers run in by the graph it compiled."""
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer  # noqa: F401  # registers integer fusions
 
@@ -198,6 +199,7 @@ def _compile(program: ExportedProgram, inputs: Tensor) -> tuple[list[str], dict[
         "post_grad_custom_post_pass": lambda graph: read.update(_integer_weights(graph)),
     }
     files = torch._inductor.aot_compile(program.module(check_guards=False), (inputs,), options=options)  # type: ignore[arg-type]
+    assert isinstance(files, list)  # of a package's files
     return files, {name: "i8" if _constant_name(f"{name}_scale") in read else "f32" for name in _simulated(program)}
 
 

@@ -86,7 +86,8 @@ def _open(artifact: Path) -> PT2ArchiveContents:
 
     try:
         contents = load_pt2(str(artifact), run_single_threaded=True)
-        _runnable(contents), _notes(contents)
+        _runnable(contents)
+        _notes(contents)
         return contents
     except (RuntimeError, ValueError, KeyError, OSError, AssertionError) as error:
         raise LoweringError(f"torch refuses {artifact.name}: {(str(error) or repr(error)).splitlines()[0]}") from error
