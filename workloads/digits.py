@@ -180,10 +180,10 @@ def train_digits(recipe: Recipe, progress: bool = True) -> State:
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    settings = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+    parameters, rate, decay = model.parameters(), recipe.learning_rate, recipe.weight_decay
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(model.parameters(), **settings)
-    return torch.optim.SGD(model.parameters(), momentum=0.9, nesterov=True, **settings)
+        return torch.optim.AdamW(parameters, rate, weight_decay=decay)
+    return torch.optim.SGD(parameters, rate, momentum=0.9, nesterov=True, weight_decay=decay)
 
 
 def _augmented(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
