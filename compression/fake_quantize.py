@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,15 +76,10 @@ def fold_norms(model: nn.Module, folded: Mapping[str, str]) -> None:
     The grids of a lowered model are those of the folded weights, so that is what has to be trained on them.
     """
     for layer_name, norm_name in folded.items():
-        layer, norm = model.get_submodule(layer_name), model.get_submodule(norm_name)
+        layer: Any = model.get_submodule(layer_name)
+        norm: Any = model.get_submodule(norm_name)
         fuse = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights
-        layer.weight, layer.bias = fuse(  # type: ignore[assignment]
-            layer.weight,
-            layer.bias,
-            norm.running_mean,
-            norm.running_var,
-            norm.eps,
-            norm.weight,
-            norm.bias,  # type: ignore[arg-type]
+        layer.weight, layer.bias = fuse(
+            layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )
         model.set_submodule(norm_name, nn.Identity())

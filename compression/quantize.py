@@ -183,11 +183,12 @@ def _layer_specs(
     node: fx.Node, layer: LayerPolicy, first: fx.Node, scheme: Scheme
 ) -> dict[fx.Node, QuantizationSpecBase]:
     """Specs of a layer's input and weight; where it runs again, its grids are those of its `first` run."""
+    operands, first_operands = (cast("list[fx.Node]", list(run.args[:2])) for run in (node, first))
     fresh = (activation_spec(layer.activation_bits, scheme), weight_spec(layer.weight_bits, scheme))
-    offered = fresh if node is first else tuple(SharedQuantizationSpec((operand, first)) for operand in first.args[:2])
+    offered = fresh if node is first else tuple(SharedQuantizationSpec((operand, first)) for operand in first_operands)
     bits = (layer.activation_bits, layer.weight_bits)
     return {
-        tensor: spec for tensor, spec, width in zip(node.args, offered, bits, strict=False) if width <= CONTAINER_BITS
+        tensor: spec for tensor, spec, width in zip(operands, offered, bits, strict=True) if width <= CONTAINER_BITS
     }
 
 

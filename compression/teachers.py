@@ -31,7 +31,8 @@ class Teacher:
     """
 
     def __init__(self, workload: Workload, others: Sequence[str], tap: Tap | None) -> None:
-        self.others, self.tap = tuple(others), tap
+        self.others = tuple(others)
+        self.tap: Tap | None = tap
         device = workload.example_input.device
         self.models = [workload.model.eval(), *(load_workload(name).model.to(device).eval() for name in others)]
         self.modules = tapped_modules(workload.model, workload.example_input, tap)

@@ -128,8 +128,9 @@ def _fold_linear_norms(model: ModelProto) -> None:
     trained = {tensor.name for tensor in model.graph.initializer}  # a batch-norm without weights has other constants
     for norm in [node for node in model.graph.node if node.op_type == "BatchNormalization"]:
         layer = linear.get(norm.input[0])
-        alone = layer is not None and readers[norm.input[0]] == readers[layer.input[1]] == 1
-        if alone and ranks[norm.input[0]] == 2 and trained.issuperset(norm.input[1:]):
+        if layer is None or ranks[norm.input[0]] != 2 or not trained.issuperset(norm.input[1:]):
+            continue
+        if readers[norm.input[0]] == readers[layer.input[1]] == 1:
             _fold(model.graph, layer, norm)
     _drop_unread(model.graph)
 
