@@ -87,7 +87,7 @@ def converted(candidate: Candidate, inputs: Tensor, calibration: Tensor) -> np.n
             weight.copy_(weight.half().float())
     if not layers:
         return model(inputs).numpy()
-    prepared = _prepare(model, inputs[:BATCH], layers)
+    prepared = _prepare(model, inputs[:BATCH], layers, candidate.policy.scheme)
     for batch in calibration.split(BATCH):
         prepared(batch)
     oracle = convert_pt2e(prepared)
