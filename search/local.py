@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .driver import Search
+from .interrupts import Interrupts
 from .worker import Worker
 
 
@@ -14,10 +15,12 @@ def run_local(search: Search) -> None:
     worker = Worker(search.worker_setup(0), search.problem.context.workload)
     try:
         search.try_uncompressed()
-        while proposal := search.propose():
-            for stage in worker.run(proposal.policy, proposal.folder):
-                search.record(proposal.number, stage)
-            search.finish(proposal.number)
+        with Interrupts() as interrupts:
+            while proposal := search.propose():
+                for stage in worker.run(proposal.policy, proposal.folder):
+                    search.record(proposal.number, stage)
+                    interrupts.check()
+                search.finish(proposal.number)
     finally:
         search.interrupt()
         worker.close()

@@ -189,7 +189,7 @@ def test_a_search_over_ray_and_postgresql_from_file_to_front_and_export(
 def start_and_wait(folder: Path, finished: int) -> subprocess.Popen[str]:
     """A search with so many trials finished and another one running."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "slimfront", "search", GIVEN],
+        [sys.executable, "-X", "faulthandler", "-m", "slimfront", "search", GIVEN],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -210,6 +210,15 @@ def start_and_wait(folder: Path, finished: int) -> subprocess.Popen[str]:
     raise AssertionError(f"{finished} trials never finished: {process.communicate()[0]}")
 
 
+def output_at_end(process: subprocess.Popen[str]) -> str:
+    """What it printed; with where it is, if it does not end within a minute."""
+    try:
+        return process.communicate(timeout=60)[0]
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)
+        return process.communicate()[0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_ctrl_c_loses_nothing_and_the_same_command_goes_on(workers: int, study: Callable[..., Path]) -> None:
@@ -217,7 +226,7 @@ def test_ctrl_c_loses_nothing_and_the_same_command_goes_on(workers: int, study: 
     folder = study(workers=workers, budget={"trials": 60}, space=space)
     process = start_and_wait(folder, finished=2)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
-    output = process.communicate(timeout=60)[0]
+    output = output_at_end(process)
     assert process.returncode == 130, output
     assert "the same command goes on" in output
     assert "Traceback" not in output

@@ -132,8 +132,8 @@ def test_status_of_a_new_study_offers_neither_front_nor_export(new_study: Store)
 
 def test_trial_shows_its_policy_per_layer(study: Store) -> None:
     lines = shown(trial_report(study, "demo", 1))
-    assert line_with(lines, "stem", "2:4").split() == ["stem", "8", "8", "2:4"]
-    assert line_with(lines, "fc[0]").split() == ["fc[0]", "4", "32", "0.5"]
+    assert line_with(lines, "stem", "2:4").split() == ["stem", "8", "8", "2:4", "not", "reported"]
+    assert line_with(lines, "fc[0]").split() == ["fc[0]", "4", "32", "0.5", "not", "reported"]
     # Half of the three quarters that the width left.
     assert line_with(lines, "stem", "0.375").split() == ["stem", "0.5", "0.375"]
     assert "0.75 of every channel group kept" in line_with(lines, "width  ")

@@ -1,0 +1,30 @@
+"""An interrupt that Python dropped is raised again."""
+
+import os
+import signal
+
+import pytest
+from slimfront.search.interrupts import Interrupts
+
+
+class InterruptedWhileDestroyed:
+    """Python prints what a destructor raises, and goes on."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_in_a_destructor_is_not_lost() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with Interrupts() as interrupts:
+        interrupts.check()
+        InterruptedWhileDestroyed()  # no KeyboardInterrupt comes out of this
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.check()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interrupt_elsewhere_is_raised_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt), Interrupts():
+        os.kill(os.getpid(), signal.SIGINT)
