@@ -59,6 +59,6 @@ def _paired(name: str, value: float, low: float, high: float, method: str, timin
 
 def _percentiles(timing: PairedTiming) -> list[Measurement]:
     return [
-        Measurement(f"latency_p{percent}_ms", p.value, p.low, p.high, "ms", timing.runs, "single runs, this session")
+        Measurement(f"latency_p{percent}_ms", p.value, p.low, p.high, "ms", timing.runs, "single runs of one timing")
         for percent, p in timing.percentiles.items()
     ]

@@ -109,7 +109,7 @@ def test_latency_from_a_timing_by_hand():
     target = load_target("cpu-onnxruntime").model_copy(update={"batch": 5, "threads": 4, "streams": 2})
     speedup, latency, throughput, *runs = latency_measurements(timing, 10.0, target)
     assert (speedup.value, speedup.low, speedup.high, speedup.n) == (2.0, 1.6, 2.5, 48)
-    # The reference's quiet latency over the speed-up, not what this session's noisy clock said.
+    # The reference's quiet latency over the speed-up, not what the noisy clock of this timing said.
     assert (latency.value, latency.low, latency.high) == (5.0, 4.0, 6.25)
     assert (throughput.value, throughput.low, throughput.high) == (2000, 1600, 2500)  # 10 samples in 5 ms
     assert {measured.noisy for measured in (speedup, latency, throughput)} == {True}
