@@ -59,12 +59,15 @@ class ProxyAudit:
 
 
 def audit(trials: Sequence[TrialRecord]) -> list[ProxyAudit]:
-    """One audit per proxy that was measured, over all trials that were timed, infeasible ones too.
+    """One audit per proxy that was measured, over all trials that were timed, infeasible ones too; a predicted latency
+    is itself computed from such counts, and says nothing of them.
 
     Raises:
         UserError: too few trials were timed.
     """
-    timed = [trial for trial in trials if LATENCY in trial.measurements]
+    timed = [
+        trial for trial in trials if LATENCY in trial.measurements and not trial.measurements[LATENCY].is_predicted
+    ]
     if len(timed) < FEWEST:
         raise UserError(f"{len(timed)} trials have a measured latency; an audit needs at least {FEWEST}")
     audits = (_audit(proxy, [trial for trial in timed if proxy in trial.measurements]) for proxy in PROXIES)

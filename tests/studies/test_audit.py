@@ -1,11 +1,12 @@
 """The proxy audit, on trials whose ranks can be counted by hand."""
 
 import math
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 from slimfront.errors import UserError
-from slimfront.measurement import METRICS, Measurement
+from slimfront.measurement import METRICS, PREDICTED, Measurement
 from slimfront.spaces.policy import Policy
 from slimfront.studies.audit import Misled, audit
 from slimfront.studies.audit_report import audit_figure
@@ -65,3 +66,12 @@ def test_a_proxy_that_is_the_same_for_all_has_no_correlation() -> None:
 def test_too_few_trials_are_refused() -> None:
     with pytest.raises(UserError, match="3 trials have a measured latency; an audit needs at least 4"):
         audit([trial(number, 10 * number, 1 + number) for number in range(3)])
+
+
+def test_predicted_latencies_are_not_taken_for_measured_ones() -> None:
+    trials = [trial(number, 10 * number, 1 + number) for number in range(4)]
+    for of in trials:
+        latency = of.measurements["latency_ms"]
+        of.measurements["latency_ms"] = replace(latency, method=f"{PREDICTED} by a latency table")
+    with pytest.raises(UserError, match="0 trials have a measured latency"):
+        audit(trials)
