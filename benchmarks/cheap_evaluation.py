@@ -21,13 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Subset
 
-SELECTION = 100
-"""Samples of the search-validation split that a search sees."""
-
 
 @dataclass(frozen=True)
 class Scores:
-    """KL from the uncompressed outputs in nats and accuracy, on samples the search sees; log2 BOPs."""
+    """KL from the uncompressed outputs in nats and accuracy, on the search-validation split; log2 BOPs."""
 
     kl: float
     accuracy: float
@@ -40,7 +37,7 @@ class CheapEvaluator:
     def __init__(self, problem: Problem, file: Path) -> None:
         self._problem, self._file = problem, file
         workload = problem.context.workload
-        self._data = {"validation": _stacked(workload.validation, SELECTION), "test": _stacked(workload.test)}
+        self._data = {"validation": _stacked(workload.validation), "test": _stacked(workload.test)}
         with torch.no_grad():
             model = workload.model.eval()
             self._reference = {split: model(inputs) for split, (inputs, _) in self._data.items()}
@@ -102,6 +99,6 @@ def _affine(inputs: Tensor, bits: int) -> Tensor:
     return torch.fake_quantize_per_tensor_affine(inputs, scale, round(-float(low) / scale), 0, 2**bits - 1)
 
 
-def _stacked(data: Sequence, most: int | None = None) -> tuple[Tensor, Tensor]:
-    samples = [data[index] for index in range(min(len(data), most or len(data)))]
+def _stacked(data: Sequence) -> tuple[Tensor, Tensor]:
+    samples = [data[index] for index in range(len(data))]
     return torch.stack([x for x, _ in samples]), torch.tensor([int(y) for _, y in samples])
