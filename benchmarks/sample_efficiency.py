@@ -83,10 +83,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.arms, options.trials, options.our_trials, options.seeds = "tpe-anchors,policy", 40, 40, 2
-    torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     problem = problem_of(options.task)
+    torch.set_num_threads(1)  # two threads on models this small spend four times the processor time
     options.cache.mkdir(parents=True, exist_ok=True)
     evaluator = CheapEvaluator(problem, options.cache / f"{options.task}.jsonl")
     runs, figures = [], {}
