@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..hardware_profiles.bench import Bench
 from ..hardware_profiles.runtime import Artifact, Runtime
 from ..hardware_profiles.target import Target
+from ..hardware_profiles.timer import Timer
 from ..measurement import Measurement
 from ..spaces.candidate import Candidate
 from ..workloads.workload import Workload
@@ -44,7 +44,7 @@ class Context:
     workload: Workload
     target: Target
     runtime: Runtime
-    bench: Bench | None = None
+    bench: Timer | None = None
     reference: Reference | None = None
     threads: int = 1
 

@@ -114,6 +114,15 @@ class Bench:
         """
         return self._call(_energy, str(candidate), seconds, repeats)
 
+    def executed_precisions(self, candidate: Path) -> dict[str, str]:
+        """Layer -> the precision it runs in, by the runtime's own report; loaded in the caller's process.
+
+        Raises:
+            LoweringError: the runtime refuses the artifact.
+        """
+        target = Target.model_validate_json(self._setup[0])
+        return get_runtime(target.runtime).load(candidate, target).executed_precisions()
+
     def pid(self) -> int:
         """Id of the bench's process."""
         return self._call(os.getpid)

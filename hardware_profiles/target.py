@@ -33,6 +33,8 @@ class Target(BaseModel):
         measured: what `slimfront profile` found; None in a template.
         latency_table: of one model, fitted where the target can be reached.
         predict: the target cannot be reached; latency is predicted by the table, and said to be.
+        remote: the target is a node of the Ray cluster, one that advertises the resource `target:NAME`, and measures for
+            everyone.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -49,11 +51,14 @@ class Target(BaseModel):
     measured: DeviceCard | None = None
     latency_table: LatencyTable | None = None
     predict: bool = False
+    remote: bool = False
 
     @model_validator(mode="after")
     def _check_table(self) -> Target:
         if self.predict and self.latency_table is None:
             raise ValueError("predict: needs a latency_table; `slimfront profile TARGET --table STUDY` fits one")
+        if self.predict and self.remote:
+            raise ValueError("remote: a target that a node measures on is not predicted; leave one of the two out")
         return self
 
     @field_validator("runtime")

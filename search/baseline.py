@@ -13,9 +13,9 @@ from ..evaluators.latency import latency_measurements, throughput
 from ..evaluators.on_request import requested
 from ..evaluators.predicted_latency import predicted_measurements
 from ..evaluators.size import ArtifactSize
-from ..hardware_profiles.bench import Bench
 from ..hardware_profiles.runtime import Artifact
 from ..hardware_profiles.target import Target
+from ..hardware_profiles.timer import Timer
 from ..measurement import METRICS, Measurement
 from ..spaces.candidate import Candidate
 from ..spaces.policy import Policy
@@ -32,7 +32,7 @@ def lower_reference(context: Context, folder: Path) -> Artifact:
 
 
 def measure_reference(
-    context: Context, artifact: Artifact, bench: Bench, metrics: Iterable[str] = ()
+    context: Context, artifact: Artifact, bench: Timer, metrics: Iterable[str] = ()
 ) -> list[Measurement]:
     """Everything measured of the uncompressed model, on the machine before any worker starts.
 
@@ -51,7 +51,7 @@ def measure_reference(
     ]
 
 
-def _timed(target: Target, artifact: Artifact, bench: Bench) -> list[Measurement]:
+def _timed(target: Target, artifact: Artifact, bench: Timer) -> list[Measurement]:
     latency_ms, low, high, blocks = bench.time_reference(QUIET_SECONDS)
     against_itself = bench.time(artifact.path, QUIET_SECONDS)
     unit = METRICS["latency_ms"].unit

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-# Read by Ray when it is imported or started.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # verbose=0 is silent only with the old output
+from .cluster import connect, ray  # before anything else of Ray
 
-import ray
-from ray import tune
-from ray.tune.search import Searcher
+from ray import tune  # isort: skip
+from ray.tune.search import Searcher  # isort: skip
 
 from .driver import Proposal, Search
 from .worker import Stage, Worker, WorkerSetup
-
-OBJECT_STORE_BYTES = 200 * 2**20
-"""Results are small and weights stay with their worker; Ray would take 30 % of the memory."""
 
 
 class TrialRunner(tune.Trainable):
@@ -94,7 +86,7 @@ def run_distributed(search: Search, workers: int) -> None:
     """
     try:
         search.try_uncompressed()
-        _start_ray(workers)
+        connect(workers)
         with tempfile.TemporaryDirectory(prefix="slimfront-tune-") as folder:
             trainable = tune.with_parameters(TrialRunner, setup=search.worker_setup(workers))
             tune.Tuner(
@@ -115,11 +107,3 @@ def run_distributed(search: Search, workers: int) -> None:
         ray.shutdown()
     if interrupted:
         raise KeyboardInterrupt
-
-
-def _start_ray(workers: int) -> None:
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
-    else:
-        ray.init(num_cpus=workers, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)

@@ -16,7 +16,6 @@ from optuna.samplers import BaseSampler
 from ..errors import StoreError, WorkloadError
 from ..evaluators.evaluator import Reference, Subject
 from ..hardware_profiles.bench import bench_cores, worker_cores
-from ..hardware_profiles.fingerprint import machine, versions
 from ..hardware_profiles.runtime import Artifact
 from ..measurement import Measurement
 from ..spaces.candidate import Candidate
@@ -175,7 +174,7 @@ class Search:
     def worker_setup(self, workers: int) -> WorkerSetup:
         """What workers need; with `workers` > 0 they are kept off the bench's cores and share the others."""
         target = self.problem.target
-        cores = worker_cores(target.threads) if workers else []
+        cores = worker_cores(0 if target.remote else target.threads) if workers else []
         return WorkerSetup(
             workload=self.spec.workload,
             workload_options=self.spec.workload_options,
@@ -240,7 +239,8 @@ class Search:
     def _open_study(self) -> None:
         fingerprint = workload_fingerprint(self.problem.context.workload)
         if not self.store.has_study(self.spec.study):
-            self.store.create_study(self.spec, fingerprint, versions(self.problem.context.runtime), machine())
+            machine, versions = self.problem.measured_with()
+            self.store.create_study(self.spec, fingerprint, versions, machine)
             return
         record = self.store.update_spec(self.spec)
         if record.workload_fingerprint != fingerprint:

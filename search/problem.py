@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from ..compression.batches import example_batch
 from ..compression.distil import get_distiller
 from ..compression.teachers import Teacher
 from ..errors import EvaluationError, PolicyError, StudyFileError, TargetError, WorkloadError
 from ..evaluators.evaluator import Context
 from ..evaluators.on_request import require_available
-from ..hardware_profiles.bench import Bench, bench_cores, worker_cores
-from ..hardware_profiles.fingerprint import require_fit
+from ..hardware_profiles.bench import bench_cores, worker_cores
+from ..hardware_profiles.fingerprint import machine, require_fit, versions
 from ..hardware_profiles.prediction import layers_of
 from ..hardware_profiles.runtime import Artifact, get_runtime
 from ..hardware_profiles.target import Target, load_target
+from ..hardware_profiles.timer import Timer
 from ..spaces.blocks import find_removable_blocks
 from ..spaces.channel_groups import ChannelGroup, find_channel_groups
 from ..spaces.layers import Layer, find_layers
@@ -27,6 +28,7 @@ from ..spaces.scheme import Scheme
 from ..spaces.space import Space, SpaceChoices
 from ..studies.spec import StudySpec
 from ..workloads.load import load_workload
+from .timer_of_target import timer_of
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,22 @@ class Problem:
         """Where candidates run."""
         return self.context.target
 
-    def bench(self, reference: Artifact) -> Bench:
-        """A bench for this target, its reference the uncompressed model's artifact."""
+    def bench(self, reference: Artifact) -> Timer:
+        """A timer of this target, its reference the uncompressed model's artifact."""
         example = self.context.workload.example_input
-        return Bench(
-            self.target, reference.path, example_batch(example, self.target.batch), bench_cores(self.target.threads)
-        )
+        return timer_of(self.target, reference.path, example, bench_cores(self.target.threads))
+
+    def measured_with(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """The machine that candidates are timed on, and its versions.
+
+        Raises:
+            TargetError: it is a node of the Ray cluster, and the cluster has none, or another than the card's.
+        """
+        if self.target.remote:
+            from .remote_bench import remote_machine  # only here: importing ray takes a second
+
+            return remote_machine(self.target)
+        return machine(), versions(self.context.runtime)
 
 
 def prepare(spec: StudySpec) -> Problem:
@@ -67,7 +79,8 @@ def prepare(spec: StudySpec) -> Problem:
     with _naming(spec, "target"):
         target = load_target(spec.target, spec.base_folder)
         runtime = get_runtime(target.runtime)
-        require_fit(target, runtime)
+        if not target.remote:  # where it is remote, the node sees to it
+            require_fit(target, runtime)
     _check_bits(spec, target)
     _check_metrics(spec, target)
     threads = len(worker_cores(0))

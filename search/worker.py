@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ..compression.batches import example_batch
 from ..compression.gradual import gradually_pruned
 from ..compression.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
 from ..compression.quantize import quantize
@@ -25,9 +24,9 @@ from ..evaluators.evaluator import Context, Reference, Subject
 from ..evaluators.on_request import requested
 from ..evaluators.predicted_latency import latency_evaluator
 from ..evaluators.size import ArtifactSize
-from ..hardware_profiles.bench import Bench
 from ..hardware_profiles.runtime import Artifact, get_runtime
 from ..hardware_profiles.target import Target
+from ..hardware_profiles.timer import Timer
 from ..measurement import Measurement
 from ..spaces.candidate import Candidate
 from ..spaces.channel_groups import ChannelGroup
@@ -37,6 +36,7 @@ from ..studies.constraint import Constraint
 from ..studies.executed import KIND as PRECISIONS
 from ..workloads.load import load_workload
 from ..workloads.workload import Workload
+from .timer_of_target import timer_of
 
 TIMING_SECONDS = 1.0
 
@@ -183,22 +183,24 @@ class Worker:
     def _precisions(self, subject: Subject, folder: Path) -> dict[str, Artifact]:
         """What every layer of the timed artifact runs in, by the runtime's own report."""
         assert subject.artifact is not None  # it was timed
-        session = self._context.runtime.load(subject.artifact.path, self.setup.target, self.setup.threads)
+        context, file = self._context, subject.artifact.path
+        if context.bench is not None:
+            precisions = context.bench.executed_precisions(file)
+        else:
+            precisions = context.runtime.load(file, self.setup.target).executed_precisions()
         path = folder / "precisions.json"
-        path.write_text(json.dumps(session.executed_precisions()), encoding="utf-8")
+        path.write_text(json.dumps(precisions), encoding="utf-8")
         return {PRECISIONS: Artifact.of(path)}
 
     def _out_of_bounds(self, measurements: Sequence[Measurement]) -> bool:
         values = {measurement.name: measurement.value for measurement in measurements}
         return any(c.metric in values and c.violation(values[c.metric]) > 0 for c in self.setup.constraints)
 
-    def _bench(self) -> Bench | None:
-        if self.setup.reference is None or self.setup.target.predict:
+    def _bench(self) -> Timer | None:
+        setup = self.setup
+        if setup.reference is None or setup.target.predict:
             return None
-        batch = example_batch(self.workload.example_input, self.setup.target.batch)
-        bench = Bench(self.setup.target, self.setup.reference.artifact.path, batch, self.setup.bench_cores)
-        bench.start()  # while the first trial is being compressed
-        return bench
+        return timer_of(setup.target, setup.reference.artifact.path, self.workload.example_input, setup.bench_cores)
 
 
 def keep(subject: Subject, folder: Path) -> dict[str, Artifact]:

@@ -1,0 +1,40 @@
+"""What times artifacts: a `Bench` on this machine, or one on the machine where a remote target is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol, Self
+
+from .paired_timing import PairedTiming
+
+
+class Timer(Protocol):
+    """Times artifacts of one target against the uncompressed model's; see `bench.Bench` for what its methods do."""
+
+    def time(self, candidate: Path, seconds: float = 2.0) -> PairedTiming:
+        """A candidate timed against the reference."""
+        ...
+
+    def time_reference(self, seconds: float = 1.0) -> tuple[float, float, float, int]:
+        """Median, 95 % interval and number of blocks of the reference's latency in milliseconds."""
+        ...
+
+    def peak_memory(self, candidate: Path) -> int:
+        """Bytes that loading and running `candidate` needs at its peak."""
+        ...
+
+    def energy(self, candidate: Path, seconds: float, repeats: int) -> tuple[str, list[float]]:
+        """Which counter was read, and joules of one batch in each of `repeats` stretches."""
+        ...
+
+    def executed_precisions(self, candidate: Path) -> dict[str, str]:
+        """Layer -> the precision it runs in, by the runtime's own report on the target's machine."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the processes behind it."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
