@@ -45,6 +45,14 @@ def far_spec(tiny_spec: Callable[..., StudySpec], tmp_path: Path) -> Callable[..
     return lambda **changes: tiny_spec(target="far.yaml", **changes)
 
 
+def test_without_a_cluster_one_line_says_how_to_make_one(
+    far_spec: Callable[..., StudySpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(TargetError, match="target far is remote, and no node"):
+        prepare(far_spec()).measured_with()
+
+
 @pytest.mark.slow
 def test_the_node_that_is_the_target_times_for_workers_elsewhere(
     two_nodes: str, far_spec: Callable[..., StudySpec], tmp_path: Path
@@ -88,12 +96,4 @@ def test_what_the_node_is_asked_for_must_be_there_and_fit(
     with pytest.raises(
         TargetError, match=r"no node .* advertises it; start Ray there with --resources .*target:nowhere"
     ):
-        prepare(far_spec()).measured_with()
-
-
-def test_without_a_cluster_one_line_says_how_to_make_one(
-    far_spec: Callable[..., StudySpec], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(TargetError, match="target far is remote, and no node"):
         prepare(far_spec()).measured_with()
