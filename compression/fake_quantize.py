@@ -17,8 +17,9 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from ..spaces.candidate import Grid
-from ..spaces.policy import Policy
+from ..spaces.policy import LayerPolicy, Policy
 from ..spaces.scheme import Scheme
+from .codebooks import SharedValues
 
 
 class SymmetricWeight(nn.Module):
@@ -44,11 +45,11 @@ def fake_quantized(model: nn.Module, policy: Policy, inputs: Mapping[str, Grid])
 
     Afterwards every quantized weight holds numbers of its grid, on which post-training quantization finds the same grid.
     """
-    weights = [name for name, layer in policy.layers.items() if layer.weight_bits <= 8]
+    weights = [name for name, layer in policy.layers.items() if layer.has_weight_grid or layer.has_codebook]
     for name in weights:
         module = model.get_submodule(name)
         parametrize.register_parametrization(
-            module, "weight", SymmetricWeight(policy.layer(name).weight_bits, policy.scheme), unsafe=True
+            module, "weight", _rounding(policy.layer(name), policy.scheme, module), unsafe=True
         )
     hooks = [model.get_submodule(name).register_forward_pre_hook(_on_grid(grid)) for name, grid in inputs.items()]
     try:
@@ -58,6 +59,12 @@ def fake_quantized(model: nn.Module, policy: Policy, inputs: Mapping[str, Grid])
             hook.remove()
         for name in weights:
             parametrize.remove_parametrizations(model.get_submodule(name), "weight", leave_parametrized=True)
+
+
+def _rounding(layer: LayerPolicy, scheme: Scheme, module: nn.Module) -> nn.Module:
+    if layer.has_codebook:
+        return SharedValues(module.weight, layer)  # type: ignore[arg-type]
+    return SymmetricWeight(layer.weight_bits, scheme)
 
 
 def _on_grid(grid: Grid):

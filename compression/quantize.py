@@ -64,7 +64,7 @@ def quantize(model: nn.Module, example_input: Tensor, policy: Policy, calibratio
         CompressionError: torch.export or PT2E cannot take the model.
     """
     wanted = {
-        name: layer for name, layer in policy.layers.items() if layer.weight_bits <= 8 or layer.activation_bits <= 8
+        name: layer for name, layer in policy.layers.items() if layer.has_weight_grid or layer.has_activation_grid
     }
     if not wanted:
         return Quantization()
@@ -161,7 +161,7 @@ class PolicyQuantizer(Quantizer):
 
     def _is_integer(self, name: str) -> bool:
         layer = self.layers.get(name, LayerPolicy())
-        return max(layer.weight_bits, layer.activation_bits) <= CONTAINER_BITS
+        return layer.has_weight_grid and layer.has_activation_grid
 
 
 def weight_spec(bits: int, scheme: Scheme = Scheme()) -> QuantizationSpec:
@@ -186,10 +186,8 @@ def _layer_specs(
     operands, first_operands = (cast("list[fx.Node]", list(run.args[:2])) for run in (node, first))
     fresh = (activation_spec(layer.activation_bits, scheme), weight_spec(layer.weight_bits, scheme))
     offered = fresh if node is first else tuple(SharedQuantizationSpec((operand, first)) for operand in first_operands)
-    bits = (layer.activation_bits, layer.weight_bits)
-    return {
-        tensor: spec for tensor, spec, width in zip(operands, offered, bits, strict=True) if width <= CONTAINER_BITS
-    }
+    has_grid = (layer.has_activation_grid, layer.has_weight_grid)
+    return {tensor: spec for tensor, spec, wanted in zip(operands, offered, has_grid, strict=True) if wanted}
 
 
 def _annotate(node: fx.Node, specs: dict) -> None:

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from ..spaces.candidate import Grid
 from ..spaces.policy import Policy
 from ..workloads.workload import Workload
+from .codebooks import coded_copy
 from .fake_quantize import fake_quantized, fold_norms
 from .prune import reestimate_batch_norm
 from .quantize import folded_norms, quantize
@@ -61,7 +62,8 @@ def recover(
 def _quantized(model: nn.Module, workload: Workload, policy: Policy) -> dict[str, Grid]:
     """Fold batch-norm where lowering will, in place; the grids of what layers read."""
     fold_norms(model, folded_norms(model, workload.example_input))
-    return dict(quantize(model, workload.example_input, policy, workload.calibration).inputs)
+    coded, _ = coded_copy(model, policy)
+    return dict(quantize(coded, workload.example_input, policy, workload.calibration).inputs)
 
 
 def _train(

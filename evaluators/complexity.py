@@ -7,7 +7,7 @@ from torch import Tensor
 from ..compression.packed import smallest_format
 from ..measurement import Measurement
 from ..spaces.layers import LAYER_KINDS, macs_by_module
-from ..spaces.policy import FULL_PRECISION
+from ..spaces.policy import FULL_PRECISION, LayerPolicy
 from .evaluator import Context, Subject
 
 
@@ -26,11 +26,12 @@ class Complexity:
         macs = macs_by_module(model, context.workload.example_input)
         layers = {name: module for name, module in model.named_modules() if type(module) in LAYER_KINDS}
         bops = sum(
-            macs.get(name, 0) * policy.layer(name).weight_bits * policy.layer(name).activation_bits for name in layers
+            macs.get(name, 0) * _arithmetic_bits(policy.layer(name)) * policy.layer(name).activation_bits
+            for name in layers
         )
         parameters = sum(parameter.numel() for parameter in model.parameters())
         weights: dict[str, Tensor] = {name: module.weight for name, module in layers.items()}  # type: ignore[misc]
-        packed = sum(_packed_bytes(weight, policy.layer(name).weight_bits) for name, weight in weights.items())
+        packed = sum(_packed_bytes(weight, policy.layer(name)) for name, weight in weights.items())
         packed += (parameters - sum(weight.numel() for weight in weights.values())) * FULL_PRECISION // 8
         return [
             Measurement.exact("flops", macs[""], "fvcore"),
@@ -40,6 +41,12 @@ class Complexity:
         ]
 
 
-def _packed_bytes(weight: Tensor, bits: int) -> int:
+def _arithmetic_bits(layer: LayerPolicy) -> int:
+    """Bits of the weight that is multiplied with; codes stand for float numbers."""
+    return FULL_PRECISION if layer.has_codebook else layer.weight_bits
+
+
+def _packed_bytes(weight: Tensor, layer: LayerPolicy) -> int:
     """Of one weight as `compression.packed` writes it; what rounding to its grid makes zero too is not counted as zero."""
-    return smallest_format(len(weight), weight[0].numel(), int(weight.count_nonzero()), bits)[1]
+    table = 2**layer.weight_bits * FULL_PRECISION // 8 if layer.has_codebook else 0
+    return table + smallest_format(len(weight), weight[0].numel(), int(weight.count_nonzero()), layer.weight_bits)[1]

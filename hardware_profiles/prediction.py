@@ -22,7 +22,6 @@ from ..spaces.layers import LAYER_KINDS, macs_by_module
 from ..spaces.policy import Policy
 from .latency_table import Costs, LatencyTable
 
-INTEGER_BITS = 8
 FOLDS = 5
 LAYER_PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0)
 """What a correction per layer costs against one shared by its kind; cross-validation picks."""
@@ -153,7 +152,7 @@ def _solve(
 
 def _precision(policy: Policy, name: str) -> str:
     layer = policy.layer(name)
-    integer = layer.weight_bits <= INTEGER_BITS and layer.activation_bits <= INTEGER_BITS
+    integer = layer.has_weight_grid and layer.has_activation_grid
     return "i8" if integer else "f32"
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..compression.channels import remove_channels
 from ..spaces.channel_groups import ChannelGroup
 from ..spaces.layers import Layer, macs_by_module
-from ..spaces.policy import DENSE, FULL_PRECISION
+from ..spaces.policy import DENSE, FULL_PRECISION, UNIFORM
 from ..spaces.space import Space
 
 COUNTED = ("flops", "bops", "parameters", "packed_bytes")
@@ -72,8 +72,9 @@ class AnalyticCost:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the space leaves every layer in place and of its kind, which is what is counted here."""
-        return self._space.choices.removed_blocks == (0,) and self._space.choices.operators == (DENSE,)
+        """Whether the space leaves every layer in place, of its kind and on integer grids, which is what is counted here."""
+        choices = self._space.choices
+        return choices.removed_blocks == (0,) and choices.operators == (DENSE,) and choices.codebooks == (UNIFORM,)
 
     def __call__(self, codes: np.ndarray) -> np.ndarray:
         """[n, 4], a column per `COUNTED`, of codes [n, knobs of the space]."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
+from ..compression.candidates import make_candidate
 from ..compression.prune import pruned_copy
-from ..compression.quantize import quantize
 from ..hardware_profiles.latency_table import Costs, LatencyTable
 from ..hardware_profiles.paired_timing import PairedTiming
 from ..hardware_profiles.prediction import calls_of, cost_units, fit_table, layers_of
@@ -101,4 +101,4 @@ def compress(problem: Problem, policy: Policy) -> Candidate:
     """The candidate of a policy as far as latency goes: weights are not recovered."""
     workload = problem.context.workload
     model = pruned_copy(workload.model, workload.example_input, policy, problem.groups)
-    return Candidate(policy, model, quantize(model, workload.example_input, policy, workload.calibration))
+    return make_candidate(model, workload.example_input, policy, workload.calibration)

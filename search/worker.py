@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from ..compression.candidates import make_candidate
 from ..compression.gradual import gradually_pruned
 from ..compression.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
-from ..compression.quantize import quantize
 from ..compression.recover import recover
 from ..errors import TrialError
 from ..evaluators.accuracy import Accuracy
@@ -174,8 +174,7 @@ class Worker:
 
     def _lower(self, policy: Policy, model: nn.Module, folder: Path) -> Subject:
         example = self.workload.example_input
-        quantization = quantize(model, example, policy, self.workload.calibration)
-        candidate = Candidate(policy, model, quantization)
+        candidate = make_candidate(model, example, policy, self.workload.calibration)
         runtime = self._context.runtime
         artifact = runtime.lower(candidate, example, self.setup.target, folder / f"model{runtime.suffix}")
         return Subject(candidate, artifact)

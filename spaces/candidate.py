@@ -37,18 +37,37 @@ class QuantizedWeight:
 
 
 @dataclass(frozen=True)
+class CodedWeight:
+    """A weight as codes of the few values it takes.
+
+    Attributes:
+        codes: int8, shape of the weight; -2^(bits - 1) .. 2^(bits - 1) - 1, and 0 for zero wherever zero is a value.
+        table: float32 [at most 2^bits]; `table[code]` is the value of a code, a negative one counted from the end.
+    """
+
+    codes: np.ndarray
+    table: np.ndarray
+
+    def values(self) -> np.ndarray:
+        """The weight, float32."""
+        return self.table[self.codes]
+
+
+@dataclass(frozen=True)
 class Quantization:
-    """Every tensor of a model that runs on an integer grid.
+    """Every tensor of a model that is stored as integers, or runs on an integer grid.
 
     Attributes:
         weights: layer -> its quantized weight.
         inputs: layer -> grid of the tensor it reads.
         additions: (module path, index among the additions in that module, operand 0 or 1) -> grid of a residual operand.
+        codes: layer -> its weight by a codebook; the candidate's model holds the same values.
     """
 
     weights: Mapping[str, QuantizedWeight] = field(default_factory=dict)
     inputs: Mapping[str, Grid] = field(default_factory=dict)
     additions: Mapping[tuple[str, int, int], Grid] = field(default_factory=dict)
+    codes: Mapping[str, CodedWeight] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,18 @@ from .scheme import Scheme
 
 SCHEMA = 1
 FULL_PRECISION = 32
+GRID_BITS = 8
+"""The most bits of an integer grid."""
+
 DECIMALS = 6
 """Fractions and settings are rounded to so many decimals: what differs less is the same policy."""
 
 WEIGHT_BITS = (2, 3, 4, 5, 6, 8, 16, 32)
 ACTIVATION_BITS = (4, 6, 8, 16, 32)
+
+UNIFORM = "uniform"
+CODEBOOKS = (UNIFORM, "power_of_two", "k_means")
+"""What values a weight of few bits may take; `compression.codebooks` has the handlers and the papers."""
 
 Sparsity = float | str
 """Fraction of a layer's weights set to zero; "2:4": two of every four along the input dimension; or "<0.5std": all whose
@@ -85,12 +92,14 @@ class LayerPolicy:
         activation_bits: one of `ACTIVATION_BITS`, of the tensor the layer reads.
         sparsity: fraction in [0, 1) of the weight set to zero, "2:4", or a threshold such as "<0.5std".
         operator: what stands in the layer's place, as `operators.Operator.parse` reads it.
+        codebook: one of `CODEBOOKS`; "uniform" is an integer grid. Above 8 bits there is none.
     """
 
     weight_bits: int = FULL_PRECISION
     activation_bits: int = FULL_PRECISION
     sparsity: Sparsity = 0.0
     operator: str = DENSE
+    codebook: str = UNIFORM
 
     def __post_init__(self) -> None:
         _require(
@@ -111,6 +120,24 @@ class LayerPolicy:
             Operator.parse(self.operator)
         except ValueError as error:
             raise PolicyError(f"operator: {error}") from error
+        _require(self.codebook in CODEBOOKS, f"codebook must be one of {', '.join(CODEBOOKS)}, not {self.codebook!r}")
+        if self.weight_bits > GRID_BITS:
+            object.__setattr__(self, "codebook", UNIFORM)
+
+    @property
+    def has_codebook(self) -> bool:
+        """Whether the weight is stored as codes of a few values, which no runtime here computes with."""
+        return self.codebook != UNIFORM
+
+    @property
+    def has_weight_grid(self) -> bool:
+        """Whether the weight lies on an integer grid."""
+        return self.weight_bits <= GRID_BITS and not self.has_codebook
+
+    @property
+    def has_activation_grid(self) -> bool:
+        """Whether what the layer reads lies on an integer grid."""
+        return self.activation_bits <= GRID_BITS
 
 
 RecoveryStep = Literal["prune", "quantize", "train"]
@@ -251,7 +278,7 @@ class Policy:
             anything=reduces or sparse, channels=reduces, weights=fractions, trained=self.recovery.epochs > 0
         )
         object.__setattr__(self, "pruning", pruning)
-        if all(min(layer.weight_bits, layer.activation_bits) > 8 for layer in layers.values()):
+        if not any(layer.has_weight_grid or layer.has_activation_grid for layer in layers.values()):
             object.__setattr__(self, "scheme", Scheme())
         _require(
             self.pruning.steps == 1 or self.recovery.steps[0] == "prune",

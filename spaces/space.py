@@ -11,17 +11,17 @@ from ..errors import PolicyError
 from .channel_groups import ChannelGroup
 from .layers import Layer
 from .operators import DENSE, Operator
-from .policy import DECIMALS, FULL_PRECISION, LayerPolicy, Policy, Recovery, Sparsity
+from .policy import DECIMALS, FULL_PRECISION, UNIFORM, LayerPolicy, Policy, Recovery, Sparsity
 from .pruning import Pruning
 from .scheme import Scheme
 
 Choice = int | float | str
 KnobKind = Literal[
     "width", "channels", "weight_bits", "activation_bits", "sparsity", "recovery_epochs",
-    "criterion", "scope", "steps", "reduction", "removed", "operator",
+    "criterion", "scope", "steps", "reduction", "removed", "operator", "codebook",
 ]  # fmt: skip
 Granularity = Literal["layer", "block", "type", "model"]
-LAYER_KNOBS: tuple[KnobKind, ...] = ("weight_bits", "activation_bits", "sparsity", "operator")
+LAYER_KNOBS: tuple[KnobKind, ...] = ("weight_bits", "activation_bits", "sparsity", "operator", "codebook")
 PRUNING_KNOBS: tuple[KnobKind, ...] = ("criterion", "scope", "steps", "reduction")
 NEUTRAL: dict[KnobKind, Choice] = {
     "width": 1.0,
@@ -36,6 +36,7 @@ NEUTRAL: dict[KnobKind, Choice] = {
     "reduction": "drop",
     "removed": 0,
     "operator": DENSE,
+    "codebook": UNIFORM,
 }
 """What each kind of knob is set to in the uncompressed model."""
 
@@ -75,6 +76,7 @@ class SpaceChoices:
     channel_reduction: tuple[str, ...] = ("drop",)
     removed_blocks: tuple[int, ...] = (0,)
     operators: tuple[str, ...] = (DENSE,)
+    codebooks: tuple[str, ...] = (UNIFORM,)
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -165,6 +167,10 @@ class Space:
         for reduced in self.choices.weight_bits:
             if reduced < FULL_PRECISION:
                 wishes.append({**bits, "weight_bits": reduced})
+        fewest: dict[KnobKind, Choice] = {**bits, "weight_bits": min(self.choices.weight_bits)}
+        for name in self.choices.codebooks:
+            if name != UNIFORM:
+                wishes.append({**fewest, "codebook": name})
         # Removing the same share of every group is a width; the architecture need not be tried twice.
         widths = {round(1 - width, 6) for width in self.choices.width}
         kinds: dict[KnobKind, tuple[Choice, ...]] = {
@@ -226,6 +232,9 @@ class Space:
         if self.choices.operators != (DENSE,):
             for layer in self.layers:
                 yield layer.name, "operator", _fitting(layer, self.choices.operators), (layer.name,)
+        if self.choices.codebooks != (UNIFORM,):
+            for subject, members in self._shared().items():
+                yield subject, "codebook", self.choices.codebooks, tuple(layer.name for layer in members)
 
     def _shared(self) -> dict[str, list[Layer]]:
         """Layers by the knob they share."""
@@ -274,7 +283,9 @@ def _decision(knob: Knob, policy: Policy) -> Choice:
         return policy.recovery.epochs
     if knob.kind == "channels":
         return policy.channels.get(knob.governs[0], 0.0)
-    return getattr(policy.layer(knob.governs[0]), knob.kind)
+    decided = getattr(policy.layer(knob.governs[0]), knob.kind)
+    # Where weights have full precision no codebook decides anything, and any choice describes that.
+    return decided if decided in knob.choices or knob.kind != "codebook" else knob.choices[0]
 
 
 def _nearest(knob: Knob, wanted: Choice) -> Choice:

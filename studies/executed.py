@@ -32,6 +32,8 @@ def ran_in(layer: LayerPolicy, precision: str | None) -> str:
     if precision is None:
         return "not reported"
     narrowest = min(layer.weight_bits, layer.activation_bits)
+    if layer.has_codebook:  # decoded when the artifact was made
+        return f"{precision}, {narrowest} bits storage-only"
     return f"{precision}, {narrowest} bits storage-only" if narrowest < BITS.get(precision, 0) else precision
 
 

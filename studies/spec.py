@@ -29,7 +29,16 @@ from pydantic import (
 from ..errors import PolicyError, StudyFileError
 from ..measurement import METRICS
 from ..spaces.operators import Operator
-from ..spaces.policy import ACTIVATION_BITS, WEIGHT_BITS, Recovery, RecoveryStep, Sparsity, threshold_of
+from ..spaces.policy import (
+    ACTIVATION_BITS,
+    CODEBOOKS,
+    UNIFORM,
+    WEIGHT_BITS,
+    Recovery,
+    RecoveryStep,
+    Sparsity,
+    threshold_of,
+)
 from ..spaces.pruning import CRITERIA, REDUCTIONS, SCOPES
 from .constraint import Constraint
 from .suggest import suggestion
@@ -122,6 +131,7 @@ class SpaceSpec(_Part):
         channel_reduction: whether removed channels are dropped or merged into the most similar ones kept.
         removed_blocks: per block that may go whole, 1 to remove it.
         operators: what may stand in place of a dense layer.
+        codebooks: what values weights of 8 bits and fewer may take.
         keep: `fnmatch` patterns of layers left at full precision and density, their channels never removed.
     """
 
@@ -138,6 +148,7 @@ class SpaceSpec(_Part):
     channel_reduction: Choices[Annotated[str, _one_of(REDUCTIONS)]] = ("drop",)
     removed_blocks: Choices[Annotated[int, _one_of((0, 1))]] = (0,)
     operators: Choices[Annotated[str, PlainValidator(_operator)]] = ("dense",)
+    codebooks: Choices[Annotated[str, _one_of(CODEBOOKS)]] = (UNIFORM,)
     keep: Listed[Text] = ()
 
     @model_validator(mode="after")

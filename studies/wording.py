@@ -75,7 +75,7 @@ def layer_rows(policy: Policy, executed: Mapping[str, str] | None = None) -> lis
     With the precisions it `executed` in, what each layer ran in comes last.
     """
     rows = {
-        name: (name, str(layer.weight_bits), str(layer.activation_bits), _sparsity(layer))
+        name: (name, _weight_bits(layer), str(layer.activation_bits), _sparsity(layer))
         for name, layer in policy.layers.items()
     }
     if executed is None:
@@ -111,6 +111,10 @@ def recovery_text(policy: Policy) -> str:
 def moment(when: datetime) -> str:
     """A moment on this machine's clock."""
     return when.astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+
+
+def _weight_bits(layer: LayerPolicy) -> str:
+    return f"{layer.weight_bits}, {layer.codebook}" if layer.has_codebook else str(layer.weight_bits)
 
 
 def _sparsity(layer: LayerPolicy) -> str:

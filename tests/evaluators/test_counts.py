@@ -58,6 +58,13 @@ def test_mixed_bits_by_hand(counted):
     assert told["flops"] == CONV + GROUPED + LINEAR
 
 
+def test_codes_take_their_bits_and_their_table_and_are_multiplied_with_as_floats(counted):
+    told = counted(Policy(layers={"2": LayerPolicy(3, 8, codebook="k_means")}))
+    bits = 3 * (16 * 18) + 32 * 8 + 32 * (8 * 27 + 8 + 2560 + 10)  # eight values
+    assert told["packed_bytes"] == bits / 8
+    assert told["bops"] == CONV * 32 * 32 + GROUPED * 32 * 8 + LINEAR * 32 * 32
+
+
 def test_packed_bits_are_rounded_up_to_bytes(context):
     model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3, bias=False)).eval()
     subject = Subject(Candidate(Policy(layers={"2": LayerPolicy(weight_bits=3)}), model))

@@ -277,3 +277,13 @@ def test_anchors_try_every_operator_where_it_fits():
     anchors = Space(layers, [], STRUCTURAL).anchors()
     assert {anchor.layer("conv").operator for anchor in anchors} == {"dense", "separable", "groups=4", "rank=0.5"}
     assert {anchor.layer("fc").operator for anchor in anchors} == {"dense", "rank=0.5"}
+
+
+def test_a_codebook_is_a_knob_that_decides_nothing_at_full_precision():
+    space = Space(LAYERS, [], SpaceChoices("model", weight_bits=(3, 32), codebooks=("uniform", "k_means")))
+    assert names(space) == ["2.model.weight_bits", "5.model.codebook"]
+    coded = space.policy({"2.model.weight_bits": 3, "5.model.codebook": "k_means"})
+    assert set(coded.layers.values()) == {LayerPolicy(3, codebook="k_means")}
+    assert space.parameters(coded) == {"2.model.weight_bits": 3, "5.model.codebook": "k_means"}
+    assert space.policy({"2.model.weight_bits": 32, "5.model.codebook": "k_means"}).is_uncompressed
+    assert coded in space.anchors()

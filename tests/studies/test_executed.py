@@ -28,3 +28,9 @@ def test_the_layers_whose_bits_no_kernel_computes_with():
     policy = Policy(layers={"a": LayerPolicy(8, 8), "b": LayerPolicy(4, 8), "c": LayerPolicy(8, 8)})
     assert storage_only(policy, {"a": "i8", "b": "i8", "c": "f32"}) == ["b", "c"]
     assert storage_only(policy, {}) == []
+
+
+def test_weights_by_a_codebook_are_storage_only_whatever_runs_them():
+    layer = LayerPolicy(8, 8, codebook="k_means")
+    assert ran_in(layer, "i8") == "i8, 8 bits storage-only"
+    assert storage_only(Policy(layers={"a": layer}), {"a": "f32"}) == ["a"]

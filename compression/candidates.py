@@ -1,0 +1,31 @@
+"""The last step of compression: from a model's float weights to the numbers that its artifact will hold."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from ..spaces.candidate import Candidate
+from ..spaces.policy import Policy
+from ..workloads.workload import MapDataset
+from .codebooks import coded_copy
+from .quantize import quantize
+
+
+def make_candidate(model: nn.Module, example_input: Tensor, policy: Policy, calibration: MapDataset) -> Candidate:
+    """`model`, pruned and recovered, with its weights and what its layers read at the policy's bits.
+
+    Weights that share values come first, so that grids are calibrated on what the artifact computes.
+
+    Args:
+        model: float32, eval mode; left as it is.
+        example_input: shape [1, ...].
+        policy: in terms of the layers the model has.
+
+    Raises:
+        CompressionError: torch.export or PT2E cannot take the model.
+    """
+    model, codes = coded_copy(model, policy)
+    quantization = quantize(model, example_input, policy, calibration)
+    return Candidate(policy, model, replace(quantization, codes=codes))
