@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from rich.table import Table
 from slimfront.search.analytic_cost import COUNTED
 from slimfront.search.policy_sampler import PolicySampler
 from slimfront.search.problem import Problem, prepare
-from slimfront.search.sampler_of_study import space_coordinates
+from slimfront.search.sampler_of_study import KnownDamage, greedy_policies, space_coordinates
+from slimfront.search.sensitivity import known_damage, measured, probes
 from slimfront.spaces.policy import Policy
 from slimfront.studies.spec import StudySpec
 
@@ -54,7 +56,18 @@ TASKS: dict[str, dict[str, Any]] = {
 SEEDED_ONLY = ("random", "nsgaii", "tpe")
 """Arms without anchors, constraint and refusal of duplicates: footnotes."""
 
-ARMS = (*SEEDED_ONLY, "tpe-anchors", "policy", "policy-no-residual", "policy-no-anchors", "policy-no-kl")
+BY_SENSITIVITY = ("tpe-greedy", "policy-sensitivity")
+"""Arms that measure single choices first, charged as trials by processor time, and start on the greedy path."""
+
+ARMS = (
+    *SEEDED_ONLY,
+    "tpe-anchors",
+    *BY_SENSITIVITY,
+    "policy",
+    "policy-no-residual",
+    "policy-no-anchors",
+    "policy-no-kl",
+)
 
 
 @dataclass
@@ -67,6 +80,11 @@ class Run:
     values: list[tuple[float, float]] = field(default_factory=list)
     duplicates: int = 0
     ask_s: list[float] = field(default_factory=list)
+    charge: int = 0
+
+    def first(self, count: int) -> int:
+        """How many policies were evaluated when `count` trials were spent."""
+        return max(0, count - self.charge)
 
 
 def main() -> None:
@@ -114,13 +132,14 @@ def problem_of(task: str) -> Problem:
 def search(problem: Problem, evaluator: CheapEvaluator, arm: str, seed: int, trials: int) -> Run:
     """Run one arm until it has evaluated `trials` policies; a duplicate costs plain arms a trial and others nothing."""
     plain = arm in SEEDED_ONLY
-    study = optuna.create_study(directions=["minimize"] * 2, sampler=sampler_of(arm, seed, problem, evaluator))
-    if not plain and not arm.endswith("no-anchors"):
-        for policy in problem.space.anchors()[:ANCHORS]:
-            study.enqueue_trial(dict(problem.space.parameters(policy)))
-    coordinates, run, seen = space_coordinates(problem.space), Run(arm, seed), set()
+    known, charge = sensitivity(problem, evaluator) if arm in BY_SENSITIVITY else ({}, 0)
+    study = optuna.create_study(directions=["minimize"] * 2, sampler=sampler_of(arm, seed, problem, evaluator, known))
+    anchors = problem.space.anchors()[:ANCHORS] if not plain and not arm.endswith("no-anchors") else []
+    for policy in [*anchors, *(greedy_policies(problem, known) if known else [])]:
+        study.enqueue_trial(dict(problem.space.parameters(policy)))
+    coordinates, run, seen = space_coordinates(problem.space), Run(arm, seed, charge=charge), set()
     reference = None
-    while len(run.policies) < trials:
+    while len(run.policies) < run.first(trials):
         started = time.process_time()
         trial = study.ask()
         _ = trial.relative_params
@@ -146,7 +165,17 @@ def search(problem: Problem, evaluator: CheapEvaluator, arm: str, seed: int, tri
     return run
 
 
-def sampler_of(arm: str, seed: int, problem: Problem, evaluator: CheapEvaluator) -> BaseSampler:
+@cache
+def sensitivity(problem: Problem, evaluator: CheapEvaluator) -> tuple[KnownDamage, int]:
+    """What single choices damage, and the trials that is charged as: processor time over that of a median evaluation."""
+    started = time.process_time()
+    known = known_damage(problem.space, list(measured(problem, probes(problem.space))))
+    return known, math.ceil((time.process_time() - started) / evaluator.seconds(problem.space.anchors()[1:10]))
+
+
+def sampler_of(
+    arm: str, seed: int, problem: Problem, evaluator: CheapEvaluator, known: KnownDamage | None = None
+) -> BaseSampler:
     if arm == "random":
         return RandomSampler(seed=seed)
     if arm == "nsgaii":
@@ -156,7 +185,7 @@ def sampler_of(arm: str, seed: int, problem: Problem, evaluator: CheapEvaluator)
     full = evaluator.cost(np.array([[c.neutral for c in space_coordinates(problem.space)]]))[0]
     return PolicySampler(
         ["quality", COUNTED.index("bops")],
-        coordinates=space_coordinates(problem.space),
+        coordinates=space_coordinates(problem.space, known),
         counted=evaluator.cost,
         keys=evaluator.cost.keys,
         reference=(FLOOR, full[COUNTED.index("bops")]),
@@ -172,15 +201,15 @@ def judged(runs: Sequence[Run], evaluator: CheapEvaluator) -> dict[str, Any]:
     ceiling, whole = full.values[0][1], evaluator.test_accuracy(Policy())
     tested: dict[tuple[int, int], np.ndarray] = {}
     for index, run in enumerate(runs):
-        for count in (c for c in CHECKPOINTS if c <= len(run.policies)):
-            chosen = front_of(np.array(run.values[:count]))
+        for count in (c for c in CHECKPOINTS if run.first(c) <= len(run.policies)):
+            chosen = front_of(np.array(run.values[: run.first(count)]).reshape(-1, 2))
             points = [(whole - evaluator.test_accuracy(run.policies[i]), run.values[i][1]) for i in chosen]
-            tested[index, count] = np.array(points)
+            tested[index, count] = np.array(points).reshape(-1, 2)
     union = np.concatenate(list(tested.values()))
     best = {name: volume(union, drop, ceiling) for name, drop in REFERENCES.items()}
     rows = [
         {
-            "arm": run.arm, "seed": run.seed, "duplicates": run.duplicates, "ask_s": statistics.median(run.ask_s),
+            "arm": run.arm, "seed": run.seed, "charge": run.charge, "duplicates": run.duplicates, "ask_s": statistics.median(run.ask_s),
             "slowest_ask_s": max(run.ask_s),
             **{name: {count: volume(tested[index, count], drop, ceiling) / best[name]
                       for count in CHECKPOINTS if (index, count) in tested} for name, drop in REFERENCES.items()},
@@ -191,11 +220,11 @@ def judged(runs: Sequence[Run], evaluator: CheapEvaluator) -> dict[str, Any]:
 
 
 def front_of(values: np.ndarray) -> list[int]:
-    return [int(i) for i in np.flatnonzero(moocore.is_nondominated(values))]
+    return [int(i) for i in np.flatnonzero(moocore.is_nondominated(values))] if len(values) else []
 
 
 def volume(points: np.ndarray, drop: float, ceiling: float) -> float:
-    return float(moocore.hypervolume(points, ref=np.array([drop, ceiling])))
+    return float(moocore.hypervolume(points, ref=np.array([drop, ceiling]))) if len(points) else 0.0
 
 
 def medians(figures: Mapping[str, Any], arm: str, reference: str) -> dict[int, float]:
@@ -232,7 +261,8 @@ def show(figures: Mapping[str, Any], options: argparse.Namespace) -> None:
         mine = [run for run in figures["runs"] if run["arm"] == arm]
         ask, slowest = (statistics.median(run[key] for run in mine) * 1e3 for key in ("ask_s", "slowest_ask_s"))
         Console().print(
-            f"{arm}: ask {ask:.0f} ms of CPU, slowest {slowest:.0f} ms, duplicates {[r['duplicates'] for r in mine]}",
+            f"{arm}: ask {ask:.0f} ms of CPU, slowest {slowest:.0f} ms, duplicates {[r['duplicates'] for r in mine]}, "
+            f"charged before the first {mine[0]['charge']}",
             highlight=False,
         )
 

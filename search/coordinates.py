@@ -13,7 +13,10 @@ HEALING = "recovery_epochs"
 """Kind of the knob whose choices heal damage instead of doing any."""
 
 LIGHTEST_DAMAGE = 1e-3
-"""Least prior damage of a choice that is not neutral, in nats."""
+"""Least guessed damage of a choice that is not neutral, in nats."""
+
+LEAST_MEASURED = 1e-6
+"""Least damage that measurements tell apart: single precision, hardly more."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Coordinate:
         choices: what it offers.
         neutral: index of the choice that does no damage; None where no choice is known to.
         prior: log of the damage in nats that each choice is guessed to do alone; at `neutral` it is not read.
+        measured: whether the prior comes from measuring this very knob.
     """
 
     name: str
@@ -33,6 +37,7 @@ class Coordinate:
     choices: tuple[Any, ...]
     neutral: int | None
     prior: tuple[float, ...]
+    measured: bool = False
 
     @property
     def positions(self) -> np.ndarray:
@@ -45,23 +50,33 @@ class Coordinate:
 def coordinate(
     name: str, kind: str, choices: Sequence[Any], neutral: Any = None, known: Mapping[Any, float] | None = None
 ) -> Coordinate:
-    """A knob with guesses of its damage: `known` where it was measured, else by its kind.
+    """A knob with guesses of its damage: by its kind, and scaled to what was measured of the knob.
 
     Quantization noise falls fourfold per bit; what pruning removes is guessed to hurt as the square of the fraction.
 
     Args:
         kind: ends in "bits" for bit-widths; "width" is a kept fraction; "channels" and "sparsity" are removed ones.
         neutral: the choice that does no damage, one of `choices`; None where there is none.
-        known: choice -> damage measured with this knob alone, in nats.
+        known: choice -> damage measured with this knob alone, in nats; other choices are scaled like the nearest of these.
     """
     index = list(choices).index(neutral) if neutral in choices else None
-    guesses = [_guess(kind, choice, choices, index) for choice in choices]
-    measured = known or {}
-    prior = [
-        math.log(max(measured[choice], LIGHTEST_DAMAGE / 10)) if choice in measured else math.log(guess)
-        for choice, guess in zip(choices, guesses, strict=True)
-    ]
-    return Coordinate(name, kind, tuple(choices), index, tuple(prior))
+    guesses = {choice: math.log(guess) for choice, guess in guessed_damage(kind, choices, neutral).items()}
+    scales = {
+        choice: math.log(max(damage, LEAST_MEASURED)) - guesses[choice] for choice, damage in (known or {}).items()
+    }
+
+    def scale(choice: Any) -> float:
+        nearest = min(scales, key=lambda other: abs(guesses[other] - guesses[choice]), default=None)
+        return scales[nearest] if nearest is not None else 0.0
+
+    prior = tuple(guesses[choice] + scale(choice) for choice in choices)
+    return Coordinate(name, kind, tuple(choices), index, prior, bool(scales))
+
+
+def guessed_damage(kind: str, choices: Sequence[Any], neutral: Any = None) -> dict[Any, float]:
+    """Choice -> nats it is guessed to do alone, whatever the layer; arguments as for `coordinate`."""
+    index = list(choices).index(neutral) if neutral in choices else None
+    return {choice: _guess(kind, choice, choices, index) for choice in choices}
 
 
 def encode(coordinates: Sequence[Coordinate], parameters: Mapping[str, Any]) -> np.ndarray:

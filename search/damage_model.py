@@ -5,7 +5,7 @@ Damage is y = log(KL + 1e-3), KL from the uncompressed model's outputs in nats. 
     y = b + (1 + a) log(1e-3 + sum_d theta[d, x_d]),   log theta = prior + kind + knob + option offset
 
 theta is 0 at the neutral choice; recovery multiplies the theta of each kind by a factor of its own. Offsets are found by
-maximum a posteriori with standard deviations 1.5, 1.0 and 0.5, and 0.3 for a and b.
+maximum a posteriori with standard deviations 1.5, 1.0 (0.5 for a knob whose prior was measured) and 0.5, and 0.3 for a and b.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BROKEN = 0.0
 """Damage, log nats, beyond which a model is broken and only its being broken is worth learning."""
 
 BROKEN_WEIGHT = 0.1
-DEVIATIONS = {"kind": 1.5, "knob": 1.0, "option": 0.5, "map": 0.3, "healing": 1.0}
+DEVIATIONS = {"kind": 1.5, "knob": 1.0, "measured": 0.5, "option": 0.5, "map": 0.3, "healing": 1.0}
 FIRST_STEPS = 60
 NEXT_STEPS = 20
 """Of the optimiser, from scratch and from the last fit."""
@@ -108,6 +108,7 @@ class StructuredMean:
         shared = {key: place for place, key in enumerate(dict.fromkeys((k.kind, k.choices[o]) for _, k, o in options))}
         self._shared_of = np.array([shared[k.kind, k.choices[o]] for _, k, o in options])
         self._knob_of = np.array([index for index, _, _ in options])
+        self._knob_deviations = np.array([DEVIATIONS["measured" if knob.measured else "knob"] for knob in knobs])
         self._prior = np.array([-np.inf if o == k.neutral else k.prior[o] for _, k, o in options])
         self._counts = len(shared), len(knobs), len(options)
         self._offsets = sum(self._counts)
@@ -128,7 +129,7 @@ class StructuredMean:
         theta = (
             self._prior
             + DEVIATIONS["kind"] * shared[self._shared_of]
-            + DEVIATIONS["knob"] * knob[self._knob_of]
+            + (self._knob_deviations * knob)[self._knob_of]
             + DEVIATIONS["option"] * option
         )
         free = scaled[2 + self._offsets :].reshape(self._levels, self._kinds) * self._healing_free
@@ -158,7 +159,7 @@ class StructuredMean:
             return np.concatenate([
                 [DEVIATIONS["map"] * errors.sum(), DEVIATIONS["map"] * (errors * logs).sum()],
                 DEVIATIONS["kind"] * np.bincount(self._shared_of, by_option, minlength=shared),
-                DEVIATIONS["knob"] * np.bincount(self._knob_of, by_option, minlength=knobs),
+                self._knob_deviations * np.bincount(self._knob_of, by_option, minlength=knobs),
                 DEVIATIONS["option"] * by_option,
                 (DEVIATIONS["healing"] * by_level * self._healing_free).ravel(),
             ])  # fmt: skip

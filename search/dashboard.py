@@ -32,6 +32,7 @@ from ..studies.heatmap import policy_heatmap
 from ..studies.newest_front import front_points, objectives_of
 from ..studies.notes import study_note, trial_note
 from ..studies.records import TrialRecord
+from ..studies.sensitivity_figure import sensitivity_heatmap
 from ..studies.store import Store
 from ..studies.wording import channel_rows, layer_rows
 from .optuna_study import open_storage
@@ -229,6 +230,8 @@ class Publisher:
         if members:
             names = [layer.name for layer in problem.layers], [group.name for group in problem.groups]
             self._save_figure("policies", policy_heatmap(members, objectives_of(study)[0], *names))
+        if sensitivities := store.sensitivities(study.name):
+            self._save_figure("sensitivity", sensitivity_heatmap(sensitivities))
         for trial in members:
             number = trial.number
             self._write(

@@ -20,15 +20,18 @@ from ..hardware_profiles.runtime import Artifact
 from ..measurement import Measurement
 from ..spaces.candidate import Candidate
 from ..spaces.policy import Policy
+from ..spaces.space import Choice
 from ..studies.convergence import stalled
 from ..studies.front import Objective, Point, hypervolume, pareto_front, reference_point
-from ..studies.records import INTERRUPTED, TrialRecord
+from ..studies.progress import charged_trials, ran
+from ..studies.records import INTERRUPTED, SensitivityRecord, State, TrialRecord
 from ..studies.store import Store
 from ..workloads.load import workload_fingerprint
 from .baseline import lower_reference, measure_reference, with_scores
 from .optuna_study import OptunaStudy
 from .problem import Problem
-from .sampler_of_study import make_sampler
+from .sampler_of_study import greedy_policies, make_sampler
+from .sensitivity import known_damage, measured, probes, taken_over, why_not
 from .transfer import earlier_trials
 from .worker import Stage, WorkerSetup, keep
 
@@ -55,7 +58,7 @@ class _Running:
 
 
 Listener = Callable[[str, int, str], None]
-"""(event, trial number, text): "stage", "complete", "infeasible", "failed", "duplicate" or "front"."""
+"""(event, trial number, text): "stage", "complete", "infeasible", "failed", "duplicate" or "front"; "sensitivity" with how many are measured."""
 
 
 class Search:
@@ -78,6 +81,7 @@ class Search:
         self._listener = listener
         self._open_study()
         self.reference = self._reference()
+        self._sensitivities = self._measure_sensitivity()
         self._optuna = OptunaStudy(self.spec, problem.space, store, self._sampler)
         self._running: dict[int, _Running] = {}
         self._load_trials()
@@ -146,21 +150,20 @@ class Search:
         reason = f"violates {broken[0]}: {values[broken[0].split()[0]]:.4g}" if broken else ""
         self._optuna.annotate(number, {**values, "reason": reason} if broken else values)
         self._optuna.tell(number, told, violations)
-        self._finished += 1
-        if broken:
-            self.store.finish_trial(self.spec.study, number, "infeasible", reason, violations)
-            self._listener("infeasible", number, reason)
-        else:
-            self.store.finish_trial(self.spec.study, number, "complete", violations=violations)
-            self._listener("complete", number, "")
-            self._add_point(self.store.get_trial(self.spec.study, number))
+        state: State = "infeasible" if broken else "complete"
+        self.store.finish_trial(self.spec.study, number, state, reason or None, violations)
+        trial = self.store.get_trial(self.spec.study, number)
+        self._ended(trial)
+        self._listener(state, number, reason)
+        if not broken:
+            self._add_point(trial)
 
     def fail(self, number: int, reason: str) -> None:
         """End a trial that broke; it counts against the budget."""
         del self._running[number]
         self._optuna.fail(number, reason)
         self.store.finish_trial(self.spec.study, number, "failed", reason)
-        self._finished += 1
+        self._ended(self.store.get_trial(self.spec.study, number))
         self._listener("failed", number, reason)
 
     def interrupt(self) -> None:
@@ -197,9 +200,15 @@ class Search:
     def is_over(self) -> bool:
         """Whether the budget of trials, time or patience is spent, counting trials that still run."""
         budget = self.spec.budget
-        trials_spent = budget.trials is not None and self._finished + len(self._running) >= budget.trials
+        spent = self._finished + len(self._running) + self.charged
+        trials_spent = budget.trials is not None and spent >= budget.trials
         time_spent = budget.timeout_s is not None and time.monotonic() - self._started >= budget.timeout_s
         return trials_spent or time_spent or self._exhausted or self._converged
+
+    @property
+    def charged(self) -> int:
+        """Trials of the budget that measuring the sensitivity stands for."""
+        return charged_trials(self._sensitivities, self._durations, self.spec.workers)
 
     @property
     def _converged(self) -> bool:
@@ -286,7 +295,26 @@ class Search:
         baseline = self.store.get_study(self.spec.study).baseline
         values = {name: measurement.value for name, measurement in baseline.items()}
         earlier = earlier_trials(self.store, self.spec, self.problem.space) if self.spec.transfer else []
-        return make_sampler(self.problem, values, trials_so_far, earlier)
+        return make_sampler(self.problem, values, trials_so_far, earlier, self._known_damage())
+
+    def _known_damage(self) -> dict[str, dict[Choice, float]]:
+        return known_damage(self.problem.space, self._sensitivities)
+
+    def _measure_sensitivity(self) -> list[SensitivityRecord]:
+        """What single choices damage: as stored, as another study of the workload found, else measured now."""
+        if not self.spec.sensitivity:
+            return []
+        if (stored := self.store.sensitivities(self.spec.study)) or why_not(self.problem):
+            return stored
+        wanted = probes(self.problem.space)
+        known = taken_over(self.store, self.problem, wanted)
+        missing = [probe for probe in wanted if probe.policy.digest not in known]
+        for record in measured(self.problem, missing) if missing else ():
+            known[record.digest] = record
+            self._listener("sensitivity", len(known), f"{len(known)} of {len(wanted)}")
+        found = [known[probe.policy.digest] for probe in wanted if probe.policy.digest in known]
+        self.store.add_sensitivities(self.spec.study, found)
+        return found
 
     def _load_trials(self) -> None:
         """Take up what earlier runs left: finished trials, and orphans to try again."""
@@ -294,21 +322,27 @@ class Search:
         self._points: dict[int, Point] = {}
         self._seen: dict[str, int] = {}
         self._finished = 0
+        self._durations: list[float] = []
         self._is_new = self._optuna.is_new
         if self._is_new:
-            for policy in self.problem.space.anchors()[:MAX_ANCHORS]:
+            for policy in self._first_policies():
                 self._optuna.enqueue(self.problem.space.parameters(policy), {})
         self.interrupt()  # what a driver that was killed left running
         trials = self.store.trials(self.spec.study)
         retried = {trial.retry_of for trial in trials}
         for trial in trials:
             if trial.reason != INTERRUPTED:
-                self._finished += 1
+                self._ended(trial)
                 self._seen[trial.digest] = trial.number
                 if trial.state == "complete":
                     self._points[trial.number] = Point.of(trial, self.objectives)
             elif trial.number not in retried:
                 self._optuna.enqueue(self.problem.space.parameters(trial.policy), {"retry_of": trial.number})
+
+    def _first_policies(self) -> list[Policy]:
+        """The anchors, and the greedy path where single damages are known."""
+        path = greedy_policies(self.problem, self._known_damage()) if self._sensitivities else []
+        return list(dict.fromkeys([*self.problem.space.anchors()[:MAX_ANCHORS], *path]))
 
     def _start(self, number: int, policy: Policy, attributes: Mapping[str, object]) -> Proposal:
         retry_of = attributes.get("retry_of")
@@ -319,6 +353,12 @@ class Search:
         self._running[number] = _Running(policy)
         self._optuna.annotate(number, {"policy": policy.to_json(), "digest": policy.digest})
         return Proposal(number, policy, self.folder / f"trial-{number:05d}")
+
+    def _ended(self, trial: TrialRecord) -> None:
+        """Charge a trial to the budget."""
+        self._finished += 1
+        if ran(trial):
+            self._durations.append(trial.seconds)
 
     def _add_point(self, trial: TrialRecord) -> None:
         before = {point.trial for point in self.front}

@@ -5,17 +5,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 
 from ..measurement import METRICS
-from ..spaces.space import NEUTRAL, Space
+from ..spaces.policy import Policy
+from ..spaces.space import NEUTRAL, Choice, Space
 from ..studies.constraint import Constraint
 from ..studies.front import Objective, reference_point
 from .analytic_cost import COUNTED, AnalyticCost
-from .coordinates import Coordinate, coordinate
+from .coordinates import Coordinate, coordinate, decode, encode
+from .knapsack import path_policies
 from .policy_sampler import Earlier, PolicySampler
 from .problem import Problem
 from .surrogate import Role
+
+KnownDamage = Mapping[str, Mapping[Choice, float]]
+"""Knob -> choice -> nats that choice does alone."""
 
 QUALITY = ("accuracy", "accuracy_drop", "cross_entropy", "kl")
 """Metrics that follow the damage."""
@@ -25,13 +31,18 @@ WIDEST_DROP = 0.1
 
 
 def make_sampler(
-    problem: Problem, baseline: Mapping[str, float], trials_so_far: int, earlier: Sequence[Earlier] = ()
+    problem: Problem,
+    baseline: Mapping[str, float],
+    trials_so_far: int,
+    earlier: Sequence[Earlier] = (),
+    known: KnownDamage | None = None,
 ) -> BaseSampler:
     """The study's sampler. Its seed depends on how far the study is: the same one would propose the same trials again.
 
     Args:
         baseline: metric -> value of the uncompressed model.
         earlier: trials of other studies; only the policy sampler learns from them.
+        known: damage of single choices, which it starts from.
     """
     spec = problem.spec
     digest = hashlib.sha256(f"{spec.seed}/{trials_so_far}".encode()).digest()
@@ -42,11 +53,10 @@ def make_sampler(
         return RandomSampler(seed=seed)
     if spec.sampler == "tpe":
         return TPESampler(seed=seed, multivariate=True, constant_liar=spec.workers > 1, n_startup_trials=10)
-    workload, space = problem.context.workload, problem.space
-    cost = AnalyticCost(space, problem.layers, workload.model, workload.example_input)
+    space, cost = problem.space, cost_of(problem)
     return PolicySampler(
         [role_of(name, cost.is_exact) for name in spec.objectives],
-        coordinates=space_coordinates(space),
+        coordinates=space_coordinates(space, known),
         counted=cost,
         keys=cost.keys if cost.is_exact else None,
         reference=worst_corner(baseline, spec.objectives, spec.constraints),
@@ -56,9 +66,28 @@ def make_sampler(
     )
 
 
-def space_coordinates(space: Space) -> list[Coordinate]:
+def cost_of(problem: Problem) -> AnalyticCost:
+    """What is counted of the points of a problem's space."""
+    workload = problem.context.workload
+    return AnalyticCost(problem.space, problem.layers, workload.model, workload.example_input)
+
+
+def space_coordinates(space: Space, known: KnownDamage | None = None) -> list[Coordinate]:
     """The knobs of a space as the policy sampler sees them, in their order."""
-    return [coordinate(knob.name, knob.kind, knob.choices, NEUTRAL[knob.kind]) for knob in space.knobs]
+    known = known or {}
+    return [
+        coordinate(knob.name, knob.kind, knob.choices, NEUTRAL[knob.kind], known.get(knob.name)) for knob in space.knobs
+    ]
+
+
+def greedy_policies(problem: Problem, known: KnownDamage) -> list[Policy]:
+    """Policies along the greedy path of what single choices damage, against the objectives that are counted, else BOPs."""
+    space, cost = problem.space, cost_of(problem)
+    columns = [COUNTED.index(name) for name in problem.spec.objectives if name in COUNTED] or [COUNTED.index("bops")]
+    coordinates = space_coordinates(space, known)
+    start = encode(coordinates, space.parameters(space.uniform({})))
+    path = path_policies(coordinates, start, lambda codes: np.log(cost(codes)[:, columns]).sum(axis=1))
+    return [space.policy(decode(coordinates, codes)) for codes in path]
 
 
 def role_of(metric: str, counts_are_exact: bool) -> Role:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ..errors import PolicyError
 from ..spaces.policy import Policy
 from ..spaces.space import Choice, Space
-from ..studies.records import StudyRecord, TrialRecord
+from ..studies.records import SensitivityRecord, StudyRecord, TrialRecord
 from ..studies.spec import StudySpec
 from ..studies.store import Store
 from .policy_sampler import DAMAGE, Earlier
@@ -31,6 +32,16 @@ def earlier_trials(store: Store, spec: StudySpec, space: Space) -> list[Earlier]
                 found[trial.digest] = _told(trial, parameters, spec, same_target=other.spec.target == spec.target)
     useful = [trial for trial in found.values() if trial.kl is not None or any(v is not None for v in trial.values)]
     return useful[-MOST_TRIALS:]
+
+
+def earlier_sensitivities(store: Store, spec: StudySpec) -> dict[tuple[str, int], SensitivityRecord]:
+    """(policy digest, samples) -> what other studies of the same model and data measured of it, the newest."""
+    study = store.get_study(spec.study)
+    return {
+        (record.digest, record.kl.n): replace(record, seconds=0.0, source=record.source or other.name)
+        for other in _same_workload(store, study)
+        for record in store.sensitivities(other.name)
+    }
 
 
 def _same_workload(store: Store, study: StudyRecord) -> Iterator[StudyRecord]:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import re
+import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 
 from .convergence import hypervolume_at, outlook
 from .newest_front import excesses, why_no_front
-from .records import INTERRUPTED, FrontRecord, StudyRecord, TrialRecord
+from .records import INTERRUPTED, FrontRecord, SensitivityRecord, StudyRecord, TrialRecord
 from .spec import BudgetSpec
 from .tables import STATES
 from .terminal import sparkline
 from .wording import count_text, excess_text
 
 MOST_REASONS = 12
+TELLING_TRIALS = 5
+"""Trials whose median duration is taken for what a trial takes."""
+
 LONGEST_LINE = 40
 """Characters of the sparkline."""
 
@@ -32,9 +37,48 @@ def states_text(trials: Sequence[TrialRecord]) -> str:
     return f"{text}; retries among them: {retries}" if retries else text
 
 
-def budget_text(budget: BudgetSpec, trials: Sequence[TrialRecord]) -> str:
-    """What was spent of the budget."""
-    parts = [f"{ended(trials)} of {budget.trials} trials"] if budget.trials else [f"{ended(trials)} trials so far"]
+def charged_trials(sensitivities: Sequence[SensitivityRecord], trial_seconds: Sequence[float], workers: int) -> int:
+    """Trials that measuring the sensitivity is charged as: its seconds over the median trial's, rounded up.
+
+    No worker runs meanwhile, so each of `workers` counts. Nothing is charged before `TELLING_TRIALS` have ended.
+
+    Args:
+        trial_seconds: of trials that a worker ran.
+    """
+    seconds = sum(record.seconds for record in sensitivities)
+    if len(trial_seconds) < TELLING_TRIALS or not seconds:
+        return 0
+    return math.ceil(seconds * max(1, workers) / statistics.median(trial_seconds))
+
+
+def ran(trial: TrialRecord) -> bool:
+    """Whether a worker ran the trial to its end; the uncompressed model's takes the baseline's figures over."""
+    return trial.state != "running" and trial.reason != INTERRUPTED and not trial.policy.is_uncompressed
+
+
+def charged(study: StudyRecord, trials: Sequence[TrialRecord], sensitivities: Sequence[SensitivityRecord]) -> int:
+    """`charged_trials` of a study."""
+    return charged_trials(sensitivities, [trial.seconds for trial in trials if ran(trial)], study.spec.workers)
+
+
+def sensitivity_text(sensitivities: Sequence[SensitivityRecord], charge: int) -> str:
+    """What was measured before the first trial, and what it cost."""
+    if not sensitivities:
+        return "not measured"
+    taken = sum(record.source is not None for record in sensitivities)
+    seconds = sum(record.seconds for record in sensitivities)
+    text = (
+        f"{count_text(len(sensitivities), 'choice')} alone, {seconds:.1f} s, charged as {count_text(charge, 'trial')}"
+    )
+    return f"{text}; {taken} of them known from earlier studies" if taken else text
+
+
+def budget_text(budget: BudgetSpec, trials: Sequence[TrialRecord], charge: int = 0) -> str:
+    """What was spent of the budget; `charge` trials of it before the first one."""
+    spent = ended(trials) + charge
+    parts = [f"{spent} of {budget.trials} trials"] if budget.trials else [f"{spent} trials so far"]
+    if charge:
+        parts.append(f"{charge} of them for the sensitivity")
     if budget.timeout_s:
         parts.append(f"at most {budget.timeout_s:g} s a run")
     if budget.patience:
@@ -77,12 +121,12 @@ def reason_rows(trials: Sequence[TrialRecord]) -> list[tuple[str, str, str]]:
 
 
 def next_commands(
-    study: StudyRecord, trials: Sequence[TrialRecord], fronts: Sequence[FrontRecord]
+    study: StudyRecord, trials: Sequence[TrialRecord], fronts: Sequence[FrontRecord], charge: int = 0
 ) -> list[tuple[str, str]]:
     """(command, what it does) that make sense now."""
     name, budget = study.name, study.spec.budget.trials
     commands = []
-    if budget is None or ended(trials) < budget:
+    if budget is None or ended(trials) + charge < budget:
         commands.append(("slimfront search STUDY.yaml", "goes on, if no other process is at it"))
     if fronts and fronts[-1].members:
         commands.append((f"slimfront front {name}", "the front as a table"))

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal
 
-from ..measurement import Measurement
+from ..measurement import METRICS, Measurement
 from ..spaces.policy import Policy
 from . import tables
 from .spec import StudySpec
 
 INTERRUPTED = "interrupted before it ended"
 """Reason of a trial whose driver stopped; its policy is tried again, and it is not charged to the budget."""
+
+SIMULATED = "one choice alone, simulated in float"
+"""Method of a sensitivity's divergence."""
 
 State = Literal["running", "complete", "infeasible", "failed"]
 
@@ -66,6 +70,11 @@ class TrialRecord:
     violations: Mapping[str, float]
     measurements: Mapping[str, Measurement]
 
+    @property
+    def seconds(self) -> float:
+        """From its start to its end; 0 while it runs."""
+        return (self.finished - self.started).total_seconds() if self.finished else 0.0
+
     @cached_property
     def policy(self) -> Policy:
         """The policy the trial compressed with."""
@@ -80,6 +89,25 @@ class FrontRecord:
     hypervolume: float
     trials: int
     made_at: datetime
+
+
+@dataclass(frozen=True)
+class SensitivityRecord:
+    """The damage that one choice of one knob does alone.
+
+    Attributes:
+        choice: an int, a float or a text, as the knob offers it.
+        digest: of the policy that was simulated.
+        kl: divergence from the uncompressed outputs, in nats.
+        seconds: it took; 0 where it was measured by an earlier study, whose name is `source`.
+    """
+
+    knob: str
+    choice: int | float | str
+    digest: str
+    kl: Measurement
+    seconds: float
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +147,12 @@ def study_of(row: tables.Study, baseline: Iterable[tables.MeasurementRow]) -> St
         created=row.created,
         baseline={measured.name: measurement_of(measured) for measured in baseline},
     )
+
+
+def sensitivity_of(row: tables.Sensitivity) -> SensitivityRecord:
+    """The sensitivity in a row."""
+    kl = Measurement("kl", row.kl, row.low, row.high, METRICS["kl"].unit, row.n, SIMULATED)
+    return SensitivityRecord(row.knob, json.loads(row.choice), row.digest, kl, row.seconds, row.source)
 
 
 def trial_of(study: str, row: tables.Trial, measured: Mapping[str, Measurement]) -> TrialRecord:

@@ -15,7 +15,16 @@ from .front_table import front_document, front_frame
 from .honesty import doubts
 from .newest_front import front_points, objectives_of, why_no_front
 from .picks import pick
-from .progress import budget_text, ended, growth_text, next_commands, reason_rows, states_text
+from .progress import (
+    budget_text,
+    charged,
+    ended,
+    growth_text,
+    next_commands,
+    reason_rows,
+    sensitivity_text,
+    states_text,
+)
 from .records import MeasurementRecord, TrialRecord
 from .store import Store
 from .terminal import add_row, commands, facts, rows_table
@@ -65,6 +74,8 @@ def status_report(store: Store, name: str) -> RenderableType:
         StoreError: there is no such study.
     """
     study, trials, fronts = store.get_study(name), store.trials(name), store.fronts(name)
+    sensitivities = store.sensitivities(name)
+    charge = charged(study, trials, sensitivities)
     spec = study.spec
     workers = f"{spec.workers} workers" if spec.workers else "in one process"
     known = facts(
@@ -74,7 +85,8 @@ def status_report(store: Store, name: str) -> RenderableType:
             ("objectives", ", ".join(spec.objectives)),
             ("constraints", ", ".join(map(str, spec.constraints)) or "none"),
             ("search", f"{spec.sampler}, seed {spec.seed}, {workers}, since {moment(study.created)}"),
-            ("budget", budget_text(spec.budget, trials)),
+            *([("sensitivity", sensitivity_text(sensitivities, charge))] if spec.sensitivity else []),
+            ("budget", budget_text(spec.budget, trials, charge)),
             ("trials", states_text(trials)),
             ("front", growth_text(fronts, trials)),
         ]
@@ -82,7 +94,7 @@ def status_report(store: Store, name: str) -> RenderableType:
     parts: list[RenderableType] = [Text(name, style="bold"), known]
     if reasons := reason_rows(trials):
         parts += ["", rows_table(("trials>", "ended", "because"), reasons)]
-    return Group(*parts, commands("Next", next_commands(study, trials, fronts)))
+    return Group(*parts, commands("Next", next_commands(study, trials, fronts, charge)))
 
 
 def trial_report(store: Store, name: str, number: int) -> RenderableType:

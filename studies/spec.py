@@ -222,6 +222,7 @@ class StudySpec(_Part):
         constraints: bounds a trial must keep to be on the front.
         workers: 0 runs the trials in this process, without Ray.
         transfer: the policy sampler also learns from other studies of the same workload in the database.
+        sensitivity: measure what single choices damage before the first trial, and start from the policies that suggests.
     """
 
     study: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=128)]
@@ -235,6 +236,7 @@ class StudySpec(_Part):
     budget: BudgetSpec
     sampler: Literal["policy", "tpe", "nsgaii", "random"] = "policy"
     transfer: bool = True
+    sensitivity: bool = True
     space: SpaceSpec
     recovery: RecoverySpec = RecoverySpec()
     quantization: QuantizationSpec = QuantizationSpec()

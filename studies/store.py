@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -27,11 +28,13 @@ from .records import (
     ArtifactRecord,
     FrontRecord,
     MeasurementRecord,
+    SensitivityRecord,
     State,
     StudyRecord,
     TargetRecord,
     TrialRecord,
     measurement_of,
+    sensitivity_of,
     study_of,
 )
 from .spec import StudySpec, incompatible_changes
@@ -145,6 +148,34 @@ class Store:
             if baseline_rows(session, row):
                 raise StoreError(f"study {study!r} has its baseline already")
             session.add_all(_measurement_rows(measurements, study_id=row.id, rung=0, target=target))
+
+    # Sensitivities
+
+    def add_sensitivities(self, study: str, records: Iterable[SensitivityRecord]) -> None:
+        """Add what single choices were found to damage."""
+        with self._database.writing() as session:
+            study_id = find_study(session, study).id
+            session.add_all(
+                tables.Sensitivity(
+                    study_id=study_id,
+                    knob=record.knob,
+                    choice=json.dumps(record.choice),
+                    digest=record.digest,
+                    kl=record.kl.value,
+                    low=record.kl.low,
+                    high=record.kl.high,
+                    n=record.kl.n,
+                    seconds=record.seconds,
+                    source=record.source,
+                )
+                for record in records
+            )
+
+    def sensitivities(self, study: str) -> list[SensitivityRecord]:
+        """What single choices were found to damage, in the order of the space's knobs."""
+        with self._database.reading() as session:
+            wanted = select(tables.Sensitivity).filter_by(study_id=find_study(session, study).id)
+            return [sensitivity_of(row) for row in session.scalars(wanted.order_by(tables.Sensitivity.id))]
 
     # Trials
 

@@ -26,7 +26,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 PREFIX = "slimfront_"
 VERSION_TABLE = "slimfront_alembic_version"
-REVISION = "0001"
+REVISION = "0002"
 """The newest migration, which these models describe; revisions are zero-padded and so sort as text."""
 
 STATES = ("running", "complete", "infeasible", "failed")
@@ -155,6 +155,26 @@ class Artifact(Base):
     path: Mapped[str] = mapped_column(String(1024))
     sha256: Mapped[str] = mapped_column(String(64))
     bytes: Mapped[int] = mapped_column(BigInteger)
+    made_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Sensitivity(Base):
+    """The damage that one choice of one knob does alone."""
+
+    __tablename__ = "slimfront_sensitivity"
+    __table_args__ = (Index(None, "study_id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey(Study.id))
+    knob: Mapped[str] = mapped_column(Text)
+    choice: Mapped[str] = mapped_column(Text)
+    digest: Mapped[str] = mapped_column(String(64))
+    kl: Mapped[float]
+    low: Mapped[float]
+    high: Mapped[float]
+    n: Mapped[int] = mapped_column(BigInteger)
+    seconds: Mapped[float]
+    source: Mapped[str | None] = mapped_column(Text)
     made_at: Mapped[datetime] = mapped_column(default=now)
 
 

@@ -11,7 +11,8 @@ from slimfront.spaces.policy import LayerPolicy, Policy
 from slimfront.studies.figures import MOST_POINTS, front_figure
 from slimfront.studies.front import Objective
 from slimfront.studies.heatmap import BIT_COLOURS, MOST_COLUMNS, policy_heatmap
-from slimfront.studies.records import StudyRecord, TrialRecord
+from slimfront.studies.records import SensitivityRecord, StudyRecord, TrialRecord
+from slimfront.studies.sensitivity_figure import sensitivity_heatmap
 from slimfront.studies.spec import StudySpec
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -209,3 +210,22 @@ def test_a_long_front_is_spread_over_the_columns():
     assert (columns[0], columns[-1]) == ("#0", "#99")
     assert "40 of 100 front trials" in figure.layout.title.text
     assert figure.data[0].texttemplate is None  # too narrow for numbers
+
+
+# Sensitivity
+
+
+def test_single_damages_are_cells_by_layer_and_kind_of_knob():
+    def record(knob: str, choice: float, nats: float) -> SensitivityRecord:
+        return SensitivityRecord(knob, choice, "digest", Measurement("kl", nats, nats, nats, "nats", 64), 0.1)
+
+    records = [
+        record("0.student.width", 0.5, 0.1),
+        record("1.blocks.0.fc1.weight_bits", 3, 0.001),
+        record("2.blocks.0.fc1.activation_bits", 4, 0.0),
+    ]
+    (cells,) = sensitivity_heatmap(records).data
+    assert list(cells.y) == ["student", "blocks.0.fc1"]
+    assert list(cells.x) == ["width", "weight bits", "activation bits"]
+    assert [list(row) for row in cells.z] == [[-1, None, None], [None, -3, -6]]  # nothing is fainter than 1e-6
+    assert list(cells.text[1]) == ["", "3: 0.001", "4: 0"]

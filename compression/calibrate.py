@@ -1,0 +1,48 @@
+"""Grids of what layers read, for many bit-widths at once and without exporting the model: for simulations only."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..spaces.candidate import Grid
+from ..spaces.scheme import Scheme
+from ..workloads.workload import MapDataset
+from .batches import input_batches
+from .quantize import CALIBRATION_BATCH, activation_spec
+
+
+@torch.no_grad()
+def input_grids(
+    model: nn.Module, layers: Collection[str], bits: Collection[int], calibration: MapDataset, scheme: Scheme
+) -> dict[tuple[str, int], Grid]:
+    """(layer, bits) -> grid of the layer's input, each calibrated on the float model as `quantize` would alone."""
+    observers = {(name, width): _observer(width, scheme) for name in layers for width in bits}
+
+    def watch(name: str):
+        return lambda _module, inputs: [observers[name, width](inputs[0]) for width in bits] and None
+
+    hooks = [model.get_submodule(name).register_forward_pre_hook(watch(name)) for name in layers]
+    try:
+        for batch in input_batches(calibration, min(CALIBRATION_BATCH, len(calibration))):
+            model(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {key: _grid(observer, key[1]) for key, observer in observers.items()}
+
+
+def _observer(bits: int, scheme: Scheme) -> nn.Module:
+    spec = activation_spec(bits, scheme)
+    make = spec.observer_or_fake_quant_ctr.with_args(  # type: ignore[union-attr]
+        dtype=spec.dtype, quant_min=spec.quant_min, quant_max=spec.quant_max, qscheme=spec.qscheme
+    )
+    return make()
+
+
+def _grid(observer: nn.Module, bits: int) -> Grid:
+    scale, zero_point = observer.calculate_qparams()  # type: ignore[operator]
+    return Grid(np.array(scale.item(), np.float32), np.array(zero_point.item(), np.uint8), 0, 2**bits - 1)

@@ -1,0 +1,160 @@
+"""How much one choice damages the model alone: one knob changed at a time, the rest of the model whole.
+
+The damage is the KL divergence from the uncompressed model's class probabilities on a part of the search-validation
+split (Dong et al. 2020, HAWQ-V2, arXiv:1911.03852, add up such single damages; the KL is that of Cai et al. 2020, ZeroQ,
+arXiv:2001.00281). Bits are simulated in float, without recovery and without an artifact. Of each knob one choice is
+measured: its other choices are guessed from it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..compression.calibrate import input_grids
+from ..compression.fake_quantize import fake_quantized
+from ..compression.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
+from ..errors import CompressionError
+from ..evaluators.accuracy import kl_divergence
+from ..evaluators.scores import Scores
+from ..measurement import Measurement
+from ..spaces.effective import effective_policy
+from ..spaces.policy import FULL_PRECISION, Policy
+from ..spaces.space import NEUTRAL, Choice, Knob, Space
+from ..studies.records import SIMULATED, SensitivityRecord
+from ..studies.store import Store
+from .coordinates import guessed_damage
+from .problem import Problem
+from .transfer import earlier_sensitivities
+
+SAMPLES = 64
+"""Of the search-validation split, evenly spread over it."""
+
+DAMAGING = ("width", "channels", "weight_bits", "activation_bits", "sparsity", "removed", "operator")
+"""Kinds of knobs that do damage alone; the others only change what these do."""
+
+TELLING = 0.3
+"""The choice measured is the one guessed to do most damage below this, in nats: more than noise, and not yet broken."""
+
+
+LEAST_TRIALS = 24
+"""Below so many the anchors are half the budget or more, and there is little left to save."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A policy in which a single knob is not as near to neutral as it can be."""
+
+    knob: Knob
+    choice: Choice
+    policy: Policy
+
+
+def probes(space: Space) -> list[Probe]:
+    """One per knob that does damage alone."""
+    base = space.parameters(space.uniform({}))
+    found = []
+    for knob in space.knobs:
+        offered = [choice for choice in knob.choices if choice not in (NEUTRAL[knob.kind], base[knob.name])]
+        if knob.kind in DAMAGING and offered:
+            choice = _telling(knob, offered)
+            found.append(Probe(knob, choice, space.policy({**base, knob.name: choice})))
+    return found
+
+
+def measured(problem: Problem, wanted: Sequence[Probe]) -> Iterator[SensitivityRecord]:
+    """Measure probe by probe; those whose policy does not fit the model are left out: a trial of it would say why.
+
+    Calibration is charged to the first one.
+    """
+    started = time.monotonic()
+    simulation = Simulation(problem)
+    for probe in wanted:
+        try:
+            divergence = simulation.divergence(probe.policy)
+        except CompressionError:
+            continue
+        ended = time.monotonic()
+        yield SensitivityRecord(probe.knob.name, probe.choice, probe.policy.digest, divergence, ended - started)
+        started = ended
+
+
+def taken_over(store: Store, problem: Problem, wanted: Sequence[Probe]) -> dict[str, SensitivityRecord]:
+    """Digest -> what another study of the same workload measured of it already, on as many samples."""
+    if not problem.spec.transfer:
+        return {}
+    samples = min(SAMPLES, len(problem.context.workload.validation))
+    earlier = earlier_sensitivities(store, problem.spec)
+    found = {probe: earlier.get((probe.policy.digest, samples)) for probe in wanted}
+    return {p.policy.digest: replace(r, knob=p.knob.name, choice=p.choice) for p, r in found.items() if r is not None}
+
+
+def why_not(problem: Problem) -> str | None:
+    """Why no sensitivity can be measured here; None where it can."""
+    trials = problem.spec.budget.trials
+    if trials is not None and trials < LEAST_TRIALS:
+        return f"a budget below {LEAST_TRIALS} trials is mostly anchors"
+    if problem.context.workload.loss is not None:
+        return "the workload has a loss of its own, and perhaps no classes"
+    return None if probes(problem.space) else "no knob does damage alone"
+
+
+def known_damage(space: Space, records: Sequence[SensitivityRecord]) -> dict[str, dict[Choice, float]]:
+    """Knob -> choice -> damage in nats, beyond what a space without the uncompressed model does at its mildest."""
+    least = min((record.kl.value for record in records), default=0.0)
+    base = 0.0 if space.uniform({}).is_uncompressed else least
+    found: dict[str, dict[Choice, float]] = {}
+    for record in records:
+        found.setdefault(record.knob, {})[record.choice] = max(record.kl.value - base, 0.0)
+    return found
+
+
+class Simulation:
+    """The workload's model under a policy, in float: what is removed is removed, bits are rounding."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem, workload = problem, problem.context.workload
+        count = min(SAMPLES, len(workload.validation))
+        chosen = np.linspace(0, len(workload.validation) - 1, count).round().astype(int)
+        pairs = [workload.validation[int(index)] for index in chosen]
+        self._inputs = torch.stack([inputs for inputs, _ in pairs])
+        self._targets = torch.tensor([int(target) for _, target in pairs])
+        self._reference = self._scores(workload.model.eval())
+        widths = [bits for bits in problem.space.choices.activation_bits if bits < FULL_PRECISION // 2]
+        names = [layer.name for layer in problem.space.layers]
+        self._grids = input_grids(workload.model, names, widths, workload.calibration, problem.space.scheme)
+
+    def divergence(self, policy: Policy) -> Measurement:
+        """KL from the uncompressed outputs, in nats.
+
+        Raises:
+            CompressionError: the policy does not fit the model.
+        """
+        workload, groups = self._problem.context.workload, self._problem.groups
+        model = pruned_copy(workload.model, workload.example_input, policy, groups, workload, self._problem.spec.seed)
+        if is_structurally_changed(policy, groups):
+            reestimate_batch_norm(model, workload.calibration)
+        policy = effective_policy(policy)
+        grids = {
+            name: self._grids[name, layer.activation_bits]
+            for name, layer in policy.layers.items()
+            if (name, layer.activation_bits) in self._grids
+        }
+        with fake_quantized(model, policy, grids):
+            return replace(kl_divergence(self._scores(model), self._reference), method=SIMULATED)
+
+    @torch.no_grad()
+    def _scores(self, model: nn.Module) -> Scores:
+        outputs: Tensor = model(self._inputs)
+        return Scores(outputs, self._targets, self._problem.context.workload.metric)
+
+
+def _telling(knob: Knob, offered: Sequence[Choice]) -> Choice:
+    guesses: Mapping[Choice, float] = guessed_damage(knob.kind, knob.choices, NEUTRAL[knob.kind])
+    mild = [choice for choice in offered if guesses[choice] <= TELLING]
+    return max(mild, key=lambda choice: guesses[choice]) if mild else min(offered, key=lambda c: guesses[c])

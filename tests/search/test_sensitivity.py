@@ -1,0 +1,154 @@
+"""What single choices damage, held against models changed by hand, and the greedy path against all paths."""
+
+import copy
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from slimfront.search.coordinates import coordinate
+from slimfront.search.driver import MAX_ANCHORS, Search
+from slimfront.search.knapsack import LEVELS, path_policies
+from slimfront.search.problem import Problem, prepare
+from slimfront.search.sampler_of_study import greedy_policies, space_coordinates
+from slimfront.search.sensitivity import known_damage, measured, probes, why_not
+from slimfront.studies.progress import charged_trials, sensitivity_text
+from slimfront.studies.spec import StudySpec
+from slimfront.studies.store import Store
+from torch.nn import functional
+
+SPACE = {"weight_bits": [2, 3, 8, 32], "activation_bits": [4, 32], "channel_sparsity": [0, 0.5]}
+
+
+@pytest.fixture(scope="module")
+def problem(tmp_path_factory: pytest.TempPathFactory) -> Problem:
+    document = {
+        "study": "tiny", "workload": f"{Path(__file__).with_name('tiny_workload.py')}:workload", "target": "cpu-openvino",
+        "objectives": ["accuracy_drop", "latency_ms"], "space": SPACE, "budget": {"trials": 30},
+    }  # fmt: skip
+    return prepare(StudySpec.from_document(document, "here", tmp_path_factory.mktemp("sensitivity")))
+
+
+@pytest.fixture
+def store(tmp_path: Path):
+    with Store(f"sqlite:///{tmp_path / 'study.db'}") as opened:
+        yield opened
+
+
+def on_grid(weight: torch.Tensor, bits: int) -> torch.Tensor:
+    high = 2 ** (bits - 1) - 1
+    step = weight.flatten(1).abs().amax(1).reshape(-1, *[1] * (weight.ndim - 1)) / high
+    return (weight / step).round() * step
+
+
+def test_each_knob_is_measured_alone(problem) -> None:
+    found = probes(problem.space)
+    assert [probe.knob for probe in found] == problem.space.knobs
+    for probe in found:
+        parameters = problem.space.parameters(probe.policy)
+        whole = problem.space.parameters(problem.space.uniform({}))
+        assert {name for name in whole if parameters[name] != whole[name]} == {probe.knob.name}
+    assert {probe.choice for probe in found} == {3, 4, 0.5}  # guessed at 0.25, 1/16 and 0.25 nats; 2 bits at 1
+
+
+def test_a_weight_s_damage_is_that_of_the_model_rounded_by_hand(problem) -> None:
+    probe = next(probe for probe in probes(problem.space) if probe.knob.name.endswith("fc.weight_bits"))
+    workload = problem.context.workload
+    rounded = copy.deepcopy(workload.model)
+    rounded.fc.weight.data = on_grid(rounded.fc.weight.data, 3)
+    chosen = torch.linspace(0, len(workload.validation) - 1, 64).round().long()
+    inputs = torch.stack([workload.validation[int(index)][0] for index in chosen])
+    with torch.no_grad():
+        expected, outputs = (model(inputs).double().log_softmax(1) for model in (workload.model, rounded))
+    by_hand = functional.kl_div(outputs, expected, log_target=True, reduction="batchmean")
+    (record,) = measured(problem, [probe])
+    assert record.kl.value == pytest.approx(float(by_hand), rel=1e-3)
+    assert (record.kl.n, record.choice, record.digest) == (64, 3, probe.policy.digest)
+    assert workload.model.fc.weight.unique().numel() > 7 * 2  # the workload's own model keeps its weights
+
+
+def test_other_choices_are_scaled_like_the_measured_one() -> None:
+    knob = coordinate("0.fc.weight_bits", "weight_bits", (2, 4, 32), 32, known={4: 0.5})
+    assert np.exp(knob.prior[:2]) == pytest.approx([16 * 0.5, 0.5])  # a fourth per bit
+    assert knob.measured
+    assert not coordinate("0.fc.weight_bits", "weight_bits", (2, 4, 32), 32).measured
+
+
+def test_the_greedy_path_is_as_good_as_any_where_steps_are_even() -> None:
+    """Eight knobs that save the same: at each level the least harmful ones are switched, as trying all subsets finds."""
+    harms = np.array([0.004, 0.3, 0.02, 0.08, 0.006, 0.15, 0.5, 0.04])
+    knobs = [coordinate(f"{i}.k", "k", (0, 1), 0, known={1: harm}) for i, harm in enumerate(harms)]
+    path = path_policies(knobs, np.zeros(8, dtype=int), lambda codes: -codes.sum(axis=1).astype(float))
+    subsets = np.array(list(product((0, 1), repeat=8)))
+    for codes in path:
+        rivals = subsets[subsets.sum(axis=1) == codes.sum()]
+        assert codes @ harms == pytest.approx((rivals @ harms).min())
+    for level in LEVELS:
+        most = max((codes.sum() for codes in path if codes @ harms <= level), default=0)
+        assert most == subsets[subsets @ harms <= level].sum(axis=1).max()
+
+
+def test_knobs_that_were_not_measured_stay_as_they_are() -> None:
+    knobs = [coordinate("0.k", "k", (0, 1), 0, known={1: 0.01}), coordinate("1.k", "k", (0, 1), 0)]
+    path = path_policies(knobs, np.zeros(2, dtype=int), lambda codes: -codes.sum(axis=1).astype(float))
+    assert [codes.tolist() for codes in path] == [[1, 0]]
+
+
+def test_the_path_s_policies_are_cheaper_one_after_the_other(problem) -> None:
+    known = known_damage(problem.space, list(measured(problem, probes(problem.space))))
+    assert any(knob.measured for knob in space_coordinates(problem.space, known))
+    policies = greedy_policies(problem, known)
+    bits = [
+        sum(layer.weight_bits * layer.activation_bits for layer in map(policy.layer, ("stem", "conv", "fc")))
+        for policy in policies
+    ]
+    assert bits == sorted(bits, reverse=True)
+    assert len(policies) >= 2
+
+
+@pytest.mark.slow
+def test_it_is_measured_once_and_known_to_later_studies(problem: Problem, store: Store, tmp_path: Path) -> None:
+    first = Search(problem, store, tmp_path / "artifacts")
+    records = store.sensitivities("tiny")
+    assert len(records) == len(problem.space.knobs)
+    assert sum(record.seconds for record in records) > 0
+    Search(problem, store, tmp_path / "artifacts")  # goes on
+    assert store.sensitivities("tiny") == records
+    count = MAX_ANCHORS + 4
+    proposals = [first.propose() for _ in range(count)]
+    first.interrupt()
+    anchors = problem.space.anchors()[:MAX_ANCHORS]
+    path = greedy_policies(problem, known_damage(problem.space, records))
+    expected = list(dict.fromkeys([*anchors, *path]))[:count]
+    assert [proposal.policy for proposal in proposals][: len(expected)] == expected
+    renamed = problem.spec.model_copy(update={"study": "later"})
+    Search(replace(problem, spec=renamed), store, tmp_path / "artifacts")
+    later = store.sensitivities("later")
+    assert {record.source for record in later} == {"tiny"}
+    assert [record.kl for record in later] == [record.kl for record in records]
+    assert sensitivity_text(later, 0).endswith(f"{len(later)} of them known from earlier studies")
+
+
+@pytest.mark.slow
+def test_it_is_left_out_where_it_makes_no_sense_or_is_not_wanted(
+    problem: Problem, store: Store, tmp_path: Path
+) -> None:
+    unwanted = replace(problem, spec=problem.spec.model_copy(update={"sensitivity": False}))
+    Search(unwanted, store, tmp_path / "artifacts")
+    assert store.sensitivities("tiny") == []
+    short = replace(problem, spec=problem.spec.replaced(trials=23))
+    assert why_not(short) == "a budget below 24 trials is mostly anchors"
+    workload = replace(problem.context.workload, loss=functional.mse_loss)
+    own_loss = replace(problem, context=replace(problem.context, workload=workload))
+    assert why_not(own_loss) == "the workload has a loss of its own, and perhaps no classes"
+
+
+def test_it_is_charged_by_the_median_trial(problem) -> None:
+    records = list(measured(problem, probes(problem.space)[:2]))
+    seconds = sum(record.seconds for record in records)
+    trials = [seconds / 10, seconds / 2.5, seconds / 2.5, seconds / 2.5, seconds]
+    assert charged_trials(records, trials, workers=0) == 3  # 2.5 trials long
+    assert charged_trials(records, trials, workers=2) == 5  # two workers wait
+    assert charged_trials(records, trials[:4], workers=0) == 0  # too few to know what a trial takes
