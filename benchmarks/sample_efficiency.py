@@ -14,7 +14,6 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +106,14 @@ def main() -> None:
     torch.set_num_threads(1)  # two threads on models this small spend four times the processor time
     options.cache.mkdir(parents=True, exist_ok=True)
     evaluator = CheapEvaluator(problem, options.cache / f"{options.task}.jsonl")
+    arms = options.arms.split(",")
+    known, charge = sensitivity(problem, evaluator) if set(arms) & set(BY_SENSITIVITY) else ({}, 0)
     runs, figures = [], {}
     for seed in range(options.seeds):
-        for arm in options.arms.split(","):
+        for arm in arms:
             trials = options.our_trials if arm.startswith("policy") else options.trials
-            runs.append(search(problem, evaluator, arm, seed, trials))
+            first = (known, charge) if arm in BY_SENSITIVITY else ({}, 0)
+            runs.append(search(problem, evaluator, arm, seed, trials, *first))
             Console(stderr=True).print(f"{arm} seed {seed}: {len(runs[-1].policies)} trials", highlight=False)
         figures = judged(runs, evaluator)
         if options.json:
@@ -129,10 +131,15 @@ def problem_of(task: str) -> Problem:
     return prepare(StudySpec.from_document(document, "benchmark", Path()))
 
 
-def search(problem: Problem, evaluator: CheapEvaluator, arm: str, seed: int, trials: int) -> Run:
-    """Run one arm until it has evaluated `trials` policies; a duplicate costs plain arms a trial and others nothing."""
+def search(
+    problem: Problem, evaluator: CheapEvaluator, arm: str, seed: int, trials: int, known: KnownDamage, charge: int
+) -> Run:
+    """Run one arm until it has evaluated `trials` policies; a duplicate costs plain arms a trial and others nothing.
+
+    Args:
+        known: what single choices damage, which took the time of `charge` trials.
+    """
     plain = arm in SEEDED_ONLY
-    known, charge = sensitivity(problem, evaluator) if arm in BY_SENSITIVITY else ({}, 0)
     study = optuna.create_study(directions=["minimize"] * 2, sampler=sampler_of(arm, seed, problem, evaluator, known))
     anchors = problem.space.anchors()[:ANCHORS] if not plain and not arm.endswith("no-anchors") else []
     for policy in [*anchors, *(greedy_policies(problem, known) if known else [])]:
@@ -165,7 +172,6 @@ def search(problem: Problem, evaluator: CheapEvaluator, arm: str, seed: int, tri
     return run
 
 
-@cache
 def sensitivity(problem: Problem, evaluator: CheapEvaluator) -> tuple[KnownDamage, int]:
     """What single choices damage, and the trials that is charged as: processor time over that of a median evaluation."""
     started = time.process_time()
@@ -173,9 +179,7 @@ def sensitivity(problem: Problem, evaluator: CheapEvaluator) -> tuple[KnownDamag
     return known, math.ceil((time.process_time() - started) / evaluator.seconds(problem.space.anchors()[1:10]))
 
 
-def sampler_of(
-    arm: str, seed: int, problem: Problem, evaluator: CheapEvaluator, known: KnownDamage | None = None
-) -> BaseSampler:
+def sampler_of(arm: str, seed: int, problem: Problem, evaluator: CheapEvaluator, known: KnownDamage) -> BaseSampler:
     if arm == "random":
         return RandomSampler(seed=seed)
     if arm == "nsgaii":
