@@ -23,7 +23,7 @@ import optuna
 import plotly.graph_objects as go
 import torch
 from cheap_evaluation import CheapEvaluator
-from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from rich.console import Console
 from rich.table import Table
 from slimfront.search.analytic_cost import COUNTED
@@ -55,6 +55,9 @@ TASKS: dict[str, dict[str, Any]] = {
 SEEDED_ONLY = ("random", "nsgaii", "tpe")
 """Arms without anchors, constraint and refusal of duplicates: footnotes."""
 
+GP_TRIALS = 50
+"""Of Optuna's Gaussian process, a proposal of which takes seconds."""
+
 BY_SENSITIVITY = ("tpe-greedy", "policy-sensitivity")
 """Arms that measure single choices first, charged as trials by processor time, and start on the greedy path."""
 
@@ -62,6 +65,7 @@ ARMS = (
     *SEEDED_ONLY,
     "tpe-anchors",
     *BY_SENSITIVITY,
+    "gp-anchors",
     "policy",
     "policy-no-residual",
     "policy-no-anchors",
@@ -112,6 +116,7 @@ def main() -> None:
     for seed in range(options.seeds):
         for arm in arms:
             trials = options.our_trials if arm.startswith("policy") else options.trials
+            trials = min(trials, GP_TRIALS) if arm == "gp-anchors" else trials
             first = (known, charge) if arm in BY_SENSITIVITY else ({}, 0)
             runs.append(search(problem, evaluator, arm, seed, trials, *first))
             Console(stderr=True).print(f"{arm} seed {seed}: {len(runs[-1].policies)} trials", highlight=False)
@@ -180,6 +185,8 @@ def sensitivity(problem: Problem, evaluator: CheapEvaluator) -> tuple[KnownDamag
 
 
 def sampler_of(arm: str, seed: int, problem: Problem, evaluator: CheapEvaluator, known: KnownDamage) -> BaseSampler:
+    if arm == "gp-anchors":
+        return GPSampler(seed=seed, n_startup_trials=10)
     if arm == "random":
         return RandomSampler(seed=seed)
     if arm == "nsgaii":

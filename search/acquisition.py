@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from optuna._hypervolume.box_decomposition import get_non_dominated_box_bounds
 from scipy.stats import norm, qmc
 
 MOST_CELLS = 6_000_000
@@ -24,19 +23,55 @@ def expected_improvement(draws: np.ndarray, front: np.ndarray, reference: np.nda
         front: shape [points, objectives], none worse than the reference.
         reference: worst corner, shape [objectives].
     """
-    lows, highs = _free_boxes(front, reference)
+    lows, highs = free_boxes(front, reference)
     count, candidates, objectives = draws.shape
     chunk = max(1, MOST_CELLS // (count * len(lows) * objectives))
     gains = [_gains(draws[:, start : start + chunk], lows, highs).mean(axis=0) for start in range(0, candidates, chunk)]
     return np.concatenate(gains)
 
 
-def _free_boxes(front: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Corners of disjoint boxes that fill what no point of the front dominates, below the reference."""
-    if not len(front):
-        return np.full((1, len(reference)), -np.inf), reference[None]
-    lows, highs = get_non_dominated_box_bounds(front, reference)
-    return lows, np.minimum(highs, reference)
+def free_boxes(front: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Corners of disjoint boxes that fill what no point of the front dominates, below the reference.
+
+    Every local upper bound of the front is the best corner that a new point may have to be worse than; what they dominate,
+    seen from minus infinity, is what is still free (Lacour, Klamroth & Fonseca 2017, doi 10.1016/j.cor.2016.06.021).
+    """
+    bounds, _ = _local_upper_bounds(front, reference)
+    if len(reference) == 2:  # a staircase, cheaper
+        bounds = bounds[np.argsort(bounds[:, 0])]
+        lefts = np.concatenate([[-np.inf], bounds[:-1, 0]])
+        return np.stack([lefts, np.full(len(bounds), -np.inf)], axis=1), bounds
+    infinity = np.full(len(reference), np.inf)
+    uppers, defining = _local_upper_bounds(-bounds, infinity)
+    lows = [defining[:, 0, 0], *(defining[:, :j, j].max(axis=1) for j in range(1, len(reference)))]
+    highs = np.concatenate([np.full((len(uppers), 1), np.inf), uppers[:, 1:]], axis=1)
+    mirrored = -highs, -np.stack(lows, axis=1)
+    filled = (mirrored[0] < mirrored[1]).all(axis=1)
+    return mirrored[0][filled], mirrored[1][filled]
+
+
+def _local_upper_bounds(points: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Corners [bounds, objectives] below which no point lies, and the points [bounds, objectives, objectives] they rest on.
+
+    Algorithm 5 of Klamroth, Lacour & Vanderpooten 2015, doi 10.1016/j.ejor.2015.03.031.
+    """
+    size = len(reference)
+    bounds = reference[None].astype(float)
+    defining = np.where(np.eye(size, dtype=bool), bounds, -np.inf)[None]
+    for point in points:
+        above = (point < bounds).all(axis=1)
+        if not above.any():
+            continue
+        parts, rests = [bounds[~above]], [defining[~above]]
+        for axis in range(size):
+            others = np.delete(defining[above][:, :, axis], axis, axis=1)
+            kept = (point[axis] >= others).all(axis=1)
+            lowered, resting = bounds[above][kept], defining[above][kept]
+            lowered[:, axis], resting[:, axis] = point[axis], point
+            parts.append(lowered)
+            rests.append(resting)
+        bounds, defining = np.concatenate(parts), np.concatenate(rests)
+    return bounds, defining
 
 
 def _gains(draws: np.ndarray, lows: np.ndarray, highs: np.ndarray) -> np.ndarray:

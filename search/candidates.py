@@ -13,30 +13,24 @@ MUTANTS = 400
 CROSSED = 200
 SWEEPS = 2
 
-Score = Callable[[np.ndarray], np.ndarray]
-"""codes [n, knobs] -> a figure [n], less is better."""
+Score = Callable[[np.ndarray, int], np.ndarray]
+"""(codes [chains, knobs], knob) -> what each chain minimises, for each of the knob's choices [chains, choices]."""
 
 
-def descend(start: np.ndarray, sizes: np.ndarray, score: Callable[[np.ndarray, np.ndarray], np.ndarray],
-            generator: np.random.Generator) -> np.ndarray:  # fmt: skip
+def descend(start: np.ndarray, sizes: np.ndarray, score: Score, generator: np.random.Generator) -> np.ndarray:
     """Coordinate descent of many chains at once.
 
     Args:
         start: codes the chains begin with, shape [chains, knobs].
         sizes: number of choices of each knob.
-        score: (codes [n, knobs], chain of each row [n]) -> what chain minimises.
 
     Returns:
         every state a sweep ended in, shape [chains x sweeps, knobs].
     """
     codes, visited = start.copy(), []
-    chains = np.arange(len(codes))
     for _ in range(SWEEPS):
         for knob in generator.permutation(len(sizes)):
-            options = np.repeat(codes[:, None], sizes[knob], axis=1)
-            options[:, :, knob] = np.arange(int(sizes[knob]))
-            scores = score(options.reshape(-1, len(sizes)), np.repeat(chains, sizes[knob]))
-            codes[:, knob] = scores.reshape(len(codes), -1).argmin(axis=1)
+            codes[:, knob] = score(codes, int(knob)).argmin(axis=1)
         visited.append(codes.copy())
     return np.concatenate(visited)
 

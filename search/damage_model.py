@@ -16,7 +16,6 @@ from itertools import product
 import numpy as np
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.optimize import minimize
-from scipy.spatial.distance import cdist
 
 from .coordinates import HEALING, Coordinate
 
@@ -89,12 +88,36 @@ class StructuredMean:
 
     def predict_shifted(self, codes: np.ndarray, shifts: np.ndarray, which: np.ndarray) -> np.ndarray:
         """Damage [n] where row i is judged by `theta` + shifts[which[i]]; shifts [any, options] make perturbed models."""
-        theta, healing, slope, offset = self._fitted
-        options = self._starts + codes[:, self._harming]
-        logs = (theta + shifts)[which[:, None], options]
+        return self._mapped(self._parts(codes, self._single(shifts), which).sum(axis=1))
+
+    def predict_options(
+        self, codes: np.ndarray, knob: int, size: int, shifts: np.ndarray, which: np.ndarray
+    ) -> np.ndarray:
+        """Damage [n, size] of each row with each of the `size` choices of one knob; otherwise as `predict_shifted`."""
+        if knob == self._healer:
+            options = np.repeat(codes, size, axis=0)
+            options[:, knob] = np.tile(np.arange(size), len(codes))
+            return self.predict_shifted(options, shifts, np.repeat(which, size)).reshape(-1, size)
+        single, place = self._single(shifts), self._harming.index(knob)
+        parts = self._parts(codes, single, which)
+        offered = single[which[:, None], self._starts[place] + np.arange(size)]
         if self._healer is not None:
-            logs = logs + healing[codes[:, self._healer]][:, self._kind_of_knob]
-        return offset + slope * np.log(FLOOR + np.exp(np.minimum(logs, 20.0)).sum(axis=1))
+            offered *= np.exp(self._fitted[1])[codes[:, self._healer], self._kind_of_knob[place]][:, None]
+        return self._mapped(np.maximum(parts.sum(axis=1) - parts[:, place], 0.0)[:, None] + offered)
+
+    def _single(self, shifts: np.ndarray) -> np.ndarray:
+        """Nats of every option in each perturbed model [any, options]: few, so that exponentials are taken here."""
+        return np.exp(np.minimum(self._fitted[0] + shifts, 20.0))
+
+    def _parts(self, codes: np.ndarray, single: np.ndarray, which: np.ndarray) -> np.ndarray:
+        parts = single[which[:, None], self._starts + codes[:, self._harming]]
+        if self._healer is not None:
+            parts *= np.exp(self._fitted[1])[codes[:, self._healer]][:, self._kind_of_knob]
+        return parts
+
+    def _mapped(self, total: np.ndarray) -> np.ndarray:
+        _, _, slope, offset = self._fitted
+        return offset + slope * np.log(FLOOR + total)
 
     def _lay_out(self, knobs: Sequence[Coordinate]) -> None:
         """Give every option a place in theta, and every offset one in the parameter vector."""
@@ -181,13 +204,13 @@ class Residual:
         self, positions: np.ndarray, residuals: np.ndarray, noise: np.ndarray, grid: Sequence[Scales] = GRID
     ) -> None:
         self._positions = positions
-        squared = cdist(positions, positions, "sqeuclidean") / positions.shape[1]
+        squared = _squared(positions, positions)
         fits = [self._try(squared, residuals, noise, scales) for scales in grid]
         _, self._factor, self._weights, self.scales = max(fits, key=lambda fit: fit[0])
 
     def predict(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation at positions [m, knobs], each [m]."""
-        squared = cdist(positions, self._positions, "sqeuclidean") / positions.shape[1]
+        squared = _squared(positions, self._positions)
         kernel = _rbf(squared, self.scales)
         reduced = solve_triangular(self._factor, kernel.T, lower=True, check_finite=False)
         variance = self.scales[1] ** 2 - (reduced**2).sum(axis=0)
@@ -201,6 +224,12 @@ class Residual:
         weights = cho_solve((factor, True), residuals, check_finite=False)
         likelihood = -0.5 * residuals @ weights - np.log(np.diag(factor)).sum()
         return likelihood, factor, weights, scales
+
+
+def _squared(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Mean squared distances [n, m] of rows [n, d] and [m, d], by one matrix product, which is what takes time."""
+    norms = (first**2).sum(axis=1)[:, None] + (second**2).sum(axis=1)
+    return np.maximum(norms - 2 * first @ second.T, 0.0) / first.shape[1]
 
 
 def _rbf(squared: np.ndarray, scales: Scales) -> np.ndarray:

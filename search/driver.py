@@ -58,7 +58,8 @@ class _Running:
 
 
 Listener = Callable[[str, int, str], None]
-"""(event, trial number, text): "stage", "complete", "infeasible", "failed", "duplicate" or "front"; "sensitivity" with how many are measured."""
+"""(event, trial number, text): "stage", "complete", "infeasible", "failed", "duplicate" or "front"; "sensitivity" with how many are
+measured, "fallback" once another sampler takes over."""
 
 
 class Search:
@@ -84,6 +85,7 @@ class Search:
         self._sensitivities = self._measure_sensitivity()
         self._optuna = OptunaStudy(self.spec, problem.space, store, self._sampler)
         self._running: dict[int, _Running] = {}
+        self._fell_back = False
         self._load_trials()
         self._started = time.monotonic()
 
@@ -95,6 +97,7 @@ class Search:
             return None
         for _ in range(MAX_DUPLICATES):
             number, parameters, attributes = self._optuna.ask()
+            self._note_fallback(number)
             policy = self.problem.space.policy(parameters)
             if policy.digest not in self._seen:
                 return self._start(number, policy, attributes)
@@ -252,6 +255,7 @@ class Search:
             self.store.create_study(self.spec, fingerprint, versions, machine)
             return
         record = self.store.update_spec(self.spec)
+        self.store.set_remark(self.spec.study, None)  # of an earlier run
         if record.workload_fingerprint != fingerprint:
             raise StoreError(
                 f"study {self.spec.study!r} was searched with another model or data behind workload "
@@ -343,6 +347,13 @@ class Search:
         """The anchors, and the greedy path where single damages are known."""
         path = greedy_policies(self.problem, self._known_damage()) if self._sensitivities else []
         return list(dict.fromkeys([*self.problem.space.anchors()[:MAX_ANCHORS], *path]))
+
+    def _note_fallback(self, number: int) -> None:
+        """Say once, where the study is looked at, that the sampler left proposing to another one."""
+        if (fallback := self._optuna.fallback) is not None and not self._fell_back:
+            self._fell_back = True
+            self.store.set_remark(self.spec.study, fallback)
+            self._listener("fallback", number, fallback)
 
     def _start(self, number: int, policy: Policy, attributes: Mapping[str, object]) -> Proposal:
         retry_of = attributes.get("retry_of")

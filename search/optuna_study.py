@@ -96,6 +96,11 @@ class OptunaStudy:
             self._study.tell(trial.number, state=TrialState.FAIL)
 
     @property
+    def fallback(self) -> str | None:
+        """What the sampler says of having left proposing to another one; None where it did not."""
+        return getattr(self._study.sampler, "fallback", None)
+
+    @property
     def is_new(self) -> bool:
         """Whether nothing was ever asked or enqueued."""
         return not self._study.get_trials(deepcopy=False)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,9 @@ class PolicySampler(BaseSampler):
         earlier: trials of other studies that damage and measured costs are learned from too.
         residual: whether to model what the structured mean leaves unexplained.
         seed: of all randomness.
+
+    Attributes:
+        fallback: why TPE proposes; None where it does not.
     """
 
     def __init__(
@@ -105,8 +108,9 @@ class PolicySampler(BaseSampler):
         self._random = RandomSampler(seed=seed)
         self._tpe = TPESampler(seed=seed, multivariate=True, n_startup_trials=10, constant_liar=True)
         self._surrogate: Surrogate | None = None
+        self._codes: dict[int, np.ndarray] = {}
         self._threads = ThreadpoolController()
-        self._gave_up = False
+        self.fallback: str | None = None
 
     def reseed_rng(self) -> None:
         self._generator = np.random.default_rng()
@@ -115,16 +119,16 @@ class PolicySampler(BaseSampler):
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The parameters of all finished trials, those of some branches only too."""
-        if self._gave_up or (reason := self._unfit(study)) is not None:
-            if not self._gave_up:
-                self._give_up(study, str(reason))
+        if self.fallback is None and (reason := self._unfit(study)) is not None:
+            self._give_up(study, reason)
+        if self.fallback is not None:
             return self._tpe.infer_relative_search_space(study, trial)
         return _distributions(study)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        if self._gave_up:
+        if self.fallback is not None:
             return self._tpe.sample_relative(study, trial, search_space)
         if not search_space or "fixed_params" in trial.system_attrs:  # enqueued: what is proposed would not be read
             return {}
@@ -134,7 +138,7 @@ class PolicySampler(BaseSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        sampler = self._tpe if self._gave_up else self._random
+        sampler = self._tpe if self.fallback is not None else self._random
         return sampler.sample_independent(study, trial, param_name, param_distribution)
 
     def _propose(self, study: Study, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
@@ -143,8 +147,7 @@ class PolicySampler(BaseSampler):
         if np.sum(~np.isnan(history.damage)) < STARTUP or np.isnan(history.values).any(axis=1).all():
             return {}
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        asked = [encode(surrogate.coordinates, trial.params) for trial in running if trial.params]
-        pending = np.array(asked, dtype=int).reshape(-1, len(surrogate.coordinates))
+        pending = self._encoded([trial for trial in running if trial.params], surrogate)
         surrogate.fit(self._with_earlier(history, surrogate), pending)
         if len(history.codes) >= JUDGED_AFTER and surrogate.explained < LEAST_EXPLAINED:
             self._give_up(study, f"single choices explain {surrogate.explained:.0%} of the damage")
@@ -157,7 +160,7 @@ class PolicySampler(BaseSampler):
         objectives = len(self._roles)
         normals = normal_draws(DRAWS[objectives], objectives + 2, int(self._generator.integers(2**31)))
         reference = self._scaled_reference(surrogate, history)
-        front, parents = self._front(history, reference)
+        front, parents = self._front(replace(history, values=surrogate.sobered(history)), reference)
         if len(pending):
             believed = np.nanmedian(surrogate.draws(pending, normals), axis=0)
             front = np.concatenate([front, believed[(believed < reference).all(axis=1)]])
@@ -183,9 +186,12 @@ class PolicySampler(BaseSampler):
         shares /= shares[:, [role != "quality" for role in self._roles]].sum(axis=1, keepdims=True)
         weights = np.tile(TRADE_OFFS, PERTURBED)[:, None] * shares
 
-        def score(codes: np.ndarray, chain: np.ndarray) -> np.ndarray:
-            damage = surrogate.mean.predict_shifted(codes, shifts, model[chain])
-            return damage + surrogate.log_cost(codes, weights[chain])
+        def score(codes: np.ndarray, knob: int) -> np.ndarray:
+            size = int(sizes[knob])
+            options = np.repeat(codes, size, axis=0)
+            options[:, knob] = np.tile(np.arange(size), len(codes))
+            costs = surrogate.log_cost(options, np.repeat(weights, size, axis=0))
+            return surrogate.mean.predict_options(codes, knob, size, shifts, model) + costs.reshape(-1, size)
 
         start = parents[self._generator.integers(len(parents), size=chains)]
         return np.concatenate([
@@ -221,13 +227,19 @@ class PolicySampler(BaseSampler):
         values = surrogate.scaled(raw.reshape(-1, len(self._roles)))
         constraints = {name for trial in ended for name in trial.constraints} - self._implied
         return History(
-            np.array([encode(surrogate.coordinates, trial.params) for trial in ended], dtype=int).reshape(
-                len(ended), -1
-            ),
+            self._encoded(ended, surrogate),
             self._damage(ended, values),
             values,
             {name: np.array([trial.constraints.get(name, np.nan) for trial in ended]) for name in sorted(constraints)},
         )
+
+    def _encoded(self, trials: Sequence[FrozenTrial], surrogate: Surrogate) -> np.ndarray:
+        """Codes [trials, knobs], each trial's found once."""
+        for trial in trials:
+            if trial.number not in self._codes or trial.state == TrialState.RUNNING:  # it may still ask for more
+                self._codes[trial.number] = encode(surrogate.coordinates, trial.params)
+        codes = [self._codes[trial.number] for trial in trials]
+        return np.array(codes, dtype=int).reshape(-1, len(surrogate.coordinates))
 
     def _with_earlier(self, history: History, surrogate: Surrogate) -> History:
         """`history` and what earlier studies found: they teach, but are neither on the front nor seen."""
@@ -263,6 +275,7 @@ class PolicySampler(BaseSampler):
                 for name, distribution in space.items()
             ]
             signs = [-1 if direction == StudyDirection.MAXIMIZE else 1 for direction in study.directions]
+            self._codes = {}
             self._surrogate = Surrogate(knobs, self._roles, signs, self._counted, self._residual)
         return self._surrogate
 
@@ -278,8 +291,8 @@ class PolicySampler(BaseSampler):
         return None
 
     def _give_up(self, study: Study, reason: str) -> None:
-        self._gave_up = True
-        study.set_user_attr(FALLBACK, f"TPE proposes: {reason}")
+        self.fallback = f"TPE proposes in place of the policy sampler: {reason}"
+        study.set_user_attr(FALLBACK, self.fallback)
         warnings.warn(f"the policy sampler leaves proposing to TPE: {reason}", stacklevel=2)
 
 

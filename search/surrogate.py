@@ -26,6 +26,9 @@ Regression = TypeVar("Regression", AdditiveModel, CostModel)
 SCALES_LAST = 1.1
 """The residual's scales are chosen anew when there are so many times as many trials."""
 
+COSTS_LAST = 1.02
+"""Measured costs and constraints are fitted anew when there are so many times as many trials: from 50 on not at each."""
+
 
 @dataclass(frozen=True)
 class History:
@@ -62,7 +65,9 @@ class Surrogate:
     ) -> None:
         self.coordinates, self.roles, self.signs = coordinates, roles, np.array(signs)
         self._counted, self._grid = counted, GRID if residual else ((1.0, NOISE / 2),)
-        self._scales_due = 0
+        self._scales_due = self._costs_due = 0.0
+        self._measured: dict[int, CostModel | None] = {}
+        self._constraints: dict[str, AdditiveModel | None] = {}
         self._positions = [knob.positions for knob in coordinates]
         self.mean = StructuredMean(coordinates)
 
@@ -92,10 +97,20 @@ class Surrogate:
         if due:
             self._scales_due = len(codes) * SCALES_LAST
         self._explained = 1 - float(np.var(residuals[: len(codes)]) / max(np.var(damage), 1e-12))
-        self._fit_objectives(history, known)
-        self._constraints = {
-            name: self._regression(AdditiveModel, history.codes, v) for name, v in history.violations.items()
-        }
+        self._fit_quality(history, known)
+        if len(history.codes) >= self._costs_due or set(history.violations) != set(self._constraints):
+            self._costs_due = len(history.codes) * COSTS_LAST
+            self._fit_costs(history)
+
+    def sobered(self, history: History) -> np.ndarray:
+        """Values of `history` whose quality is no better than its damage makes likely: luck is not taken for quality.
+
+        The damage is a mean over samples, and says more of what other samples would show than a count of mistakes does.
+        """
+        values, known = history.values.copy(), ~np.isnan(history.damage)
+        for index, model in self._quality.items():
+            values[known, index] = np.maximum(values[known, index], model.predict(history.damage[known]))
+        return values
 
     @property
     def explained(self) -> float:
@@ -139,17 +154,22 @@ class Surrogate:
         columns = [table[codes[:, index]] for index, table in enumerate(self._positions)]
         return np.stack(columns, axis=1)
 
-    def _fit_objectives(self, history: History, known: np.ndarray) -> None:
+    def _fit_quality(self, history: History, known: np.ndarray) -> None:
         self._quality: dict[int, IsotonicRegression] = {}
-        self._measured: dict[int, CostModel | None] = {}
-        for index, role in enumerate(self.roles):
+        for index in (index for index, role in enumerate(self.roles) if role == "quality"):
             values = history.values[:, index]
-            if role == "quality":
-                both = known & ~np.isnan(values)
-                model = IsotonicRegression(out_of_bounds="clip")
-                self._quality[index] = model.fit(history.damage[both], values[both])
-            elif role == "measured":
-                self._measured[index] = self._regression(CostModel, history.codes, values)
+            both = known & ~np.isnan(values)
+            self._quality[index] = IsotonicRegression(out_of_bounds="clip").fit(history.damage[both], values[both])
+
+    def _fit_costs(self, history: History) -> None:
+        self._measured = {
+            index: self._regression(CostModel, history.codes, history.values[:, index])
+            for index, role in enumerate(self.roles)
+            if role == "measured"
+        }
+        self._constraints = {
+            name: self._regression(AdditiveModel, history.codes, v) for name, v in history.violations.items()
+        }
 
     def _regression(self, kind: type[Regression], codes: np.ndarray, values: np.ndarray) -> Regression | None:
         """A regression on the codes where values [n] are known; None with fewer than two different ones."""

@@ -47,6 +47,7 @@ def study_note(
         f"- Objectives: {', '.join(_objective(objective) for objective in objectives)}",
         f"- Constraints: {', '.join(f'`{constraint}`' for constraint in spec.constraints) or 'none'}",
         f"- Trials: {states_text(trials)}",
+        *([f"- {study.remark}"] if study.remark else []),
     ]
     if front is None or not points:
         return _page(f"# {study.name}", "\n".join(facts), f"No front yet: {why_no_front(trials)}.")

@@ -36,7 +36,12 @@ class MeasurementRecord:
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """A study; `baseline` is the uncompressed model's measurements, empty until they are made."""
+    """A study.
+
+    Attributes:
+        baseline: the uncompressed model's measurements, empty until they are made.
+        remark: what is to be known of how it is searched, such as that another sampler had to take over.
+    """
 
     name: str
     spec: StudySpec
@@ -45,6 +50,7 @@ class StudyRecord:
     machine: Mapping[str, Any]
     created: datetime
     baseline: Mapping[str, Measurement]
+    remark: str | None = None
 
 
 @dataclass(frozen=True)
@@ -146,6 +152,7 @@ def study_of(row: tables.Study, baseline: Iterable[tables.MeasurementRow]) -> St
         machine=row.machine,
         created=row.created,
         baseline={measured.name: measurement_of(measured) for measured in baseline},
+        remark=row.remark,
     )
 
 

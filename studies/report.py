@@ -86,6 +86,7 @@ def status_report(store: Store, name: str) -> RenderableType:
             ("constraints", ", ".join(map(str, spec.constraints)) or "none"),
             ("search", f"{spec.sampler}, seed {spec.seed}, {workers}, since {moment(study.created)}"),
             *([("sensitivity", sensitivity_text(sensitivities, charge))] if spec.sensitivity else []),
+            *([("remark", study.remark)] if study.remark else []),
             ("budget", budget_text(spec.budget, trials, charge)),
             ("trials", states_text(trials)),
             ("front", growth_text(fronts, trials)),

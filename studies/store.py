@@ -149,6 +149,11 @@ class Store:
                 raise StoreError(f"study {study!r} has its baseline already")
             session.add_all(_measurement_rows(measurements, study_id=row.id, rung=0, target=target))
 
+    def set_remark(self, study: str, remark: str | None) -> None:
+        """Say what is to be known of how a study is searched, in place of what was said before."""
+        with self._database.writing() as session:
+            find_study(session, study).remark = remark
+
     # Sensitivities
 
     def add_sensitivities(self, study: str, records: Iterable[SensitivityRecord]) -> None:

@@ -26,7 +26,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 PREFIX = "slimfront_"
 VERSION_TABLE = "slimfront_alembic_version"
-REVISION = "0002"
+REVISION = "0003"
 """The newest migration, which these models describe; revisions are zero-padded and so sort as text."""
 
 STATES = ("running", "complete", "infeasible", "failed")
@@ -77,6 +77,7 @@ class Study(Base):
     workload_fingerprint: Mapped[str] = mapped_column(String(255))
     versions: Mapped[dict[str, Any]]
     machine: Mapped[dict[str, Any]]
+    remark: Mapped[str | None] = mapped_column(Text)
     created: Mapped[datetime] = mapped_column(default=now)
 
 

@@ -13,7 +13,9 @@ from slimfront.search.lock import sole_driver
 from slimfront.search.problem import Problem, prepare
 from slimfront.search.run import run_search
 from slimfront.studies.front import Objective, Point, dominates
+from slimfront.studies.notes import study_note
 from slimfront.studies.records import INTERRUPTED
+from slimfront.studies.report import status_report
 from slimfront.studies.spec import StudySpec
 from slimfront.studies.store import Store
 
@@ -114,6 +116,20 @@ def test_every_sampler_tries_the_anchors_first(sampler: str, tiny_spec: Spec, st
     proposals = [search.propose() for _ in range(4)]
     search.interrupt()
     assert [proposal.policy for proposal in proposals] == problem.space.anchors()[:4]
+
+
+def test_a_sampler_that_gave_up_is_told_of_where_the_study_is_looked_at(
+    tiny_spec: Spec, store: Store, tmp_path: Path
+) -> None:
+    spec = tiny_spec(objectives=["flops", "artifact_bytes"], budget={"trials": 2})
+    with pytest.warns(UserWarning, match="leaves proposing to TPE"):
+        searched(prepare(spec), store, tmp_path)
+    reason = "TPE proposes in place of the policy sampler: no objective follows the damage"
+    assert store.get_study("tiny").remark == reason
+    console = Console(record=True, width=120)
+    console.print(status_report(store, "tiny"))
+    assert reason in console.export_text()
+    assert f"- {reason}" in study_note(store.get_study("tiny"), store.trials("tiny"), None, [])
 
 
 def test_interrupted_trials_are_closed_and_tried_again(tiny_spec: Spec, store: Store, tmp_path: Path) -> None:

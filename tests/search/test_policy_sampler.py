@@ -4,11 +4,12 @@ import moocore
 import numpy as np
 import optuna
 import pytest
-from slimfront.search.acquisition import expected_improvement
+from slimfront.search.acquisition import expected_improvement, free_boxes
 from slimfront.search.coordinates import coordinate, decode, encode
 from slimfront.search.cost_model import CostModel
 from slimfront.search.damage_model import Residual, StructuredMean
 from slimfront.search.policy_sampler import FALLBACK, Earlier, PolicySampler
+from slimfront.search.surrogate import History, Surrogate
 
 KNOBS = 12
 BITS = (2, 3, 4, 6, 8, 32)
@@ -226,6 +227,51 @@ def test_earlier_trials_teach_damage_and_cost_but_are_no_trials_of_this_study():
         )
 
     assert found(told) > found([])
+
+
+@pytest.mark.parametrize("objectives", [2, 3, 4])
+@pytest.mark.parametrize("count", [0, 1, 5, 25])
+def test_free_boxes_fill_all_that_a_front_leaves(objectives: int, count: int):
+    draw = np.random.default_rng(count)
+    points = draw.random((count, objectives))
+    points = 1 - points / np.linalg.norm(points, axis=1, keepdims=True)
+    points = np.concatenate([points, points[:1]])  # one twice
+    reference, ideal = np.full(objectives, 1.1), -0.5
+    lows, highs = free_boxes(points, reference)
+    volumes = np.prod(np.maximum(highs - np.maximum(lows, ideal), 0), axis=1)
+    taken = moocore.hypervolume(points, ref=reference) if count else 0.0
+    assert volumes.sum() == pytest.approx(1.6**objectives - taken)
+    inside = draw.uniform(ideal, 1.1, size=(200, objectives))
+    held = ((inside[:, None] > lows) & (inside[:, None] < highs)).all(axis=2).sum(axis=1)
+    free = ~(points[None] <= inside[:, None]).all(axis=2).any(axis=1)
+    assert (held == free).all()  # in one box each, and none in what is dominated
+
+
+def test_one_knob_s_choices_are_judged_as_whole_policies_are():
+    knobs = [*(coordinate(name, "weight_bits", BITS, 32) for name in NAMES[:4]),
+             coordinate("r.recovery_epochs", "recovery_epochs", (0, 1, 3), 0)]  # fmt: skip
+    draw = np.random.default_rng(0)
+    codes = np.stack([draw.integers(len(knob.choices), size=30) for knob in knobs], axis=1)
+    mean = StructuredMean(knobs)
+    mean.fit(codes, draw.normal(-2, 1, 30))
+    shifts, which = draw.normal(size=(2, len(mean.theta))), draw.integers(2, size=30)
+    for index, knob in enumerate(knobs):
+        found = mean.predict_options(codes, index, len(knob.choices), shifts, which)
+        for option in range(len(knob.choices)):
+            changed = codes.copy()
+            changed[:, index] = option
+            assert found[:, option] == pytest.approx(mean.predict_shifted(changed, shifts, which))
+
+
+def test_a_lucky_quality_counts_as_its_damage_makes_likely():
+    surrogate = Surrogate([coordinate("a.weight_bits", "weight_bits", BITS, 32)], ["quality", "measured"], [1, 1], None)
+    damage = np.log(np.array([0.001, 0.01, 0.1, 0.1, 0.1, np.nan]))
+    drops = np.array([0.0, 0.01, 0.08, 0.02, 0.11, 0.05])  # the fourth is lucky, the fifth is not
+    codes = np.array([[5], [4], [1], [2], [3], [0]])
+    history = History(codes, damage, np.stack([drops, np.arange(6.0)], axis=1), {})
+    surrogate.fit(history, np.zeros((0, 1), dtype=int))
+    assert surrogate.sobered(history)[:, 0] == pytest.approx([0.0, 0.01, 0.08, 0.07, 0.11, 0.05])
+    assert surrogate.sobered(history)[:, 1] == pytest.approx(np.arange(6.0))
 
 
 @pytest.mark.parametrize("adds", [True, False])
