@@ -207,9 +207,10 @@ def verify(
         checks = list(verify_bundle(bundle, base))
     table = rows_table(("claim", "card>", "here>", "allowed>", ""))
     for check in checks:
-        add_row(table, (check.claim, check.recorded, check.found, check.allowed, "holds" if check.holds else "DIFFERS"))
+        verdict = {True: "holds", False: "DIFFERS", None: "not checked"}[check.holds]
+        add_row(table, (check.claim, check.recorded, check.found, check.allowed, verdict))
     out.print(table)
-    if broken := [check.claim for check in checks if not check.holds]:
+    if broken := [check.claim for check in checks if check.holds is False]:
         _fail(f"{bundle} is not what its card says: {', '.join(broken)}", 1)
 
 

@@ -29,5 +29,6 @@ def timer_of(target: Target, reference: Path, example_input: Tensor, cores: Sequ
 
         return RemoteBench(target, reference, inputs)
     bench = Bench(target, reference, inputs, cores)
-    bench.start()  # in the background, while the first candidate is compressed
+    if not target.predict:
+        bench.start()  # in the background, while the first candidate is compressed
     return bench

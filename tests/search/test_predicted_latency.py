@@ -15,8 +15,10 @@ from slimfront.search.driver import Search
 from slimfront.search.latency_table import add_table
 from slimfront.search.problem import prepare
 from slimfront.search.run import run_search
+from slimfront.studies.export import export_bundle
 from slimfront.studies.report import front_table
 from slimfront.studies.store import Store
+from slimfront.studies.verify import verify_bundle
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +70,10 @@ def test_a_predicted_search_never_times_and_says_that_it_predicts(card, tiny_spe
         assert uncompressed.measurements["accuracy"].value == store.get_study("tiny").baseline["accuracy"].value
         shown = io.StringIO()
         Console(file=shown, width=200).print(front_table(store, "tiny"))
+        export_bundle(store, "tiny", tmp_path / "bundle", trial=None, rule="knee")
     assert "^ predicted by a latency table, median error" in shown.getvalue()
+    verdicts = {check.claim: check.holds for check in verify_bundle(tmp_path / "bundle", tmp_path)}
+    assert verdicts == {"files, by sha256": True, "artifact_bytes": True, "accuracy": True, "speedup": None}
 
 
 def test_measured_and_predicted_latencies_are_never_mixed(card, tiny_spec, tmp_path):
