@@ -51,7 +51,9 @@ def fake_quantized(model: nn.Module, policy: Policy, inputs: Mapping[str, Grid])
         parametrize.register_parametrization(
             module, "weight", _rounding(policy.layer(name), policy.scheme, module), unsafe=True
         )
-    hooks = [model.get_submodule(name).register_forward_pre_hook(_on_grid(grid)) for name, grid in inputs.items()]
+    roundings = {name: _on_grid(grid) for name, grid in inputs.items()}
+    roundings |= {name: _on_own_range for name, layer in policy.layers.items() if layer.is_dynamic}
+    hooks = [model.get_submodule(name).register_forward_pre_hook(hook) for name, hook in roundings.items()]
     try:
         yield
     finally:
@@ -75,6 +77,22 @@ def _on_grid(grid: Grid):
         return rounded, *inputs[1:]
 
     return hook
+
+
+def _on_own_range(_module: nn.Module, inputs: tuple) -> tuple:
+    """What a layer with a dynamic range reads, on the 8-bit grid of this very tensor, as ONNX's DynamicQuantizeLinear puts it."""
+    scale, zero_point = dynamic_grid(inputs[0].detach())
+    return torch.fake_quantize_per_tensor_affine(inputs[0], scale, zero_point, 0, 255), *inputs[1:]
+
+
+def dynamic_grid(tensor: Tensor) -> tuple[float, int]:
+    """Scale and zero point of the uint8 grid that spans zero and all of `tensor`.
+
+    https://onnx.ai/onnx/operators/onnx__DynamicQuantizeLinear.html
+    """
+    low, high = min(0.0, float(tensor.min())), max(0.0, float(tensor.max()))
+    scale = max((high - low) / 255, float(torch.finfo(torch.float32).tiny))
+    return scale, round(-low / scale)
 
 
 def fold_norms(model: nn.Module, folded: Mapping[str, str]) -> None:

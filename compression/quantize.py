@@ -68,6 +68,9 @@ def quantize(model: nn.Module, example_input: Tensor, policy: Policy, calibratio
     }
     if not wanted:
         return Quantization()
+    for name, layer in wanted.items():
+        if layer.is_dynamic and not isinstance(model.get_submodule(name), nn.Linear):
+            raise CompressionError(f"layer {name!r} is not linear; only linear layers take ranges computed at run time")
     batch_size = min(CALIBRATION_BATCH, len(calibration))
     try:
         prepared = _prepare(model, example_input.expand(batch_size, *example_input.shape[1:]), wanted, policy.scheme)

@@ -18,11 +18,15 @@ from torch import Tensor
 from ..errors import LoweringError
 from ..spaces.candidate import Candidate, Grid, Quantization, QuantizedWeight
 from .graph_cache import GraphCache
+from .integer_products import write_integer_products
 from .node_names import WEIGHTED, layer_of, module_of_node
 from .onnx_export import export_float
 
 float_graphs = GraphCache(export_float)
 """Of this process."""
+
+DYNAMIC = "slimfront.dynamic"
+"""Key of a file's metadata; see `lower`."""
 
 PASSED_ON = ("Identity", "Cast", "Dropout")
 """Operations that give the model's input on as it is."""
@@ -36,6 +40,7 @@ def lower(
     *,
     bound_float_layers: bool = False,
     integer_biases: bool = False,
+    integer_products: bool = False,
 ) -> Path:
     """Write `candidate` as an ONNX file with the input "input" of shape [batch, ...] and the output "output".
 
@@ -44,6 +49,8 @@ def lower(
             otherwise quantize that weight too.
         integer_biases: write the bias of a linear layer on integers as int32, for a runtime that would otherwise compute
             the layer in float.
+        integer_products: spell layers with dynamic ranges out in integer operations; else they are left to a runtime that
+            quantizes their inputs itself, which the file's metadata ask for under `DYNAMIC`.
 
     Raises:
         LoweringError: the model cannot be exported, or a quantized layer is not found in the exported graph.
@@ -51,6 +58,11 @@ def lower(
     model = ModelProto()
     model.CopyFrom(float_graphs.graph_of(candidate.model, example_input.expand(batch, *example_input.shape[1:])))
     insert_grids(model, candidate.quantization, bound_float_layers)
+    dynamic = [name for name, layer in candidate.policy.layers.items() if layer.is_dynamic]
+    if integer_products:
+        write_integer_products(model.graph, [node for name in dynamic for node in layer_nodes(model.graph, name)])
+    elif dynamic:
+        helper.set_model_props(model, {DYNAMIC: "true"})
     if integer_biases:
         write_integer_biases(model, candidate.quantization)
     halves = [name for name, layer in candidate.policy.layers.items() if layer.weight_bits == 16]

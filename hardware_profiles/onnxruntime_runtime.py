@@ -29,6 +29,7 @@ INTEGER_TYPES = (
     "MatMulInteger",
     "ConvInteger",
     "MatMulIntegerToFloat",
+    "DynamicQuantizeMatMul",
     "MatMulNBits",
 )
 FLOAT_TYPES = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
@@ -61,7 +62,15 @@ class OnnxRuntime:
 
         # ONNX Runtime quantizes the weight of a convolution between two integer tensors whatever the policy says.
         return Artifact.of(
-            lower(candidate, example_input, target.batch, path, bound_float_layers=True, integer_biases=True)
+            lower(
+                candidate,
+                example_input,
+                target.batch,
+                path,
+                bound_float_layers=True,
+                integer_biases=True,
+                integer_products=True,
+            )
         )
 
     def signature(self, artifact: Path) -> tuple[TensorInfo, TensorInfo]:

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
     from ..spaces.candidate import Candidate
 
+DYNAMIC = ["framework", "slimfront.dynamic"]
+"""Where OpenVINO keeps what a file's metadata say; see `lowering.DYNAMIC`."""
+
+GROUP_SIZE = 32
+"""Inputs of a linear layer that share one step found at run time."""
+
 WEIGHTED_TYPES = ("Convolution", "FullyConnected", "MatMul")
 
 
@@ -55,6 +61,8 @@ class OpenVinoRuntime:
         }
         try:
             model = core.read_model(artifact)
+            # OpenVINO would quantize what linear layers with integer weights read, in every file.
+            config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = GROUP_SIZE if model.has_rt_info(DYNAMIC) else 0
             return OpenVinoSession(model, core.compile_model(model, "CPU", config))
         except RuntimeError as error:
             raise LoweringError(f"OpenVINO refuses {artifact.name}: {str(error).strip().splitlines()[-1]}") from error

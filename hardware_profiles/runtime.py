@@ -111,6 +111,7 @@ class RuntimeEntry:
         module, cls: where it is: a module here, and the class in it.
         install: what to install for it.
         weight_bits, activation_bits: what it can be given; a card that offers more is refused.
+        dynamic: whether it takes 8-bit activations whose range is computed at run time.
         options: what the card's `options` may hold, name -> type.
     """
 
@@ -119,13 +120,14 @@ class RuntimeEntry:
     install: str
     weight_bits: tuple[int, ...] = WEIGHT_BITS
     activation_bits: tuple[int, ...] = ACTIVATION_BITS
+    dynamic: bool = False
     options: Mapping[str, type] = field(default_factory=dict)
 
 
 RUNTIMES = {
-    "openvino": RuntimeEntry("openvino_runtime", "OpenVinoRuntime", "slimfront[openvino]"),
-    "onnxruntime": RuntimeEntry("onnxruntime_runtime", "OnnxRuntime", "slimfront[onnxruntime]"),
-    "torch": RuntimeEntry("torch_runtime", "TorchRuntime", "torch", options={"compile": bool}),
+    "openvino": RuntimeEntry("openvino_runtime", "OpenVinoRuntime", "slimfront[openvino]", dynamic=True),
+    "onnxruntime": RuntimeEntry("onnxruntime_runtime", "OnnxRuntime", "slimfront[onnxruntime]", dynamic=True),
+    "torch": RuntimeEntry("torch_runtime", "TorchRuntime", "torch", dynamic=True, options={"compile": bool}),
 }
 
 

@@ -7,6 +7,7 @@ stands between them into oneDNN's integer convolutions and matrix products.
 from __future__ import annotations
 
 import json
+import operator
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,8 @@ class _Inserter:
         for name, node in layers:
             if name in self.quantization.inputs:
                 self._quantize_operand(node, 0, self.quantization.inputs[name])
+            if self.candidate.policy.layer(name).is_dynamic:
+                self._quantize_at_run_time(node)
             if name in self.quantization.weights:
                 self._quantize_weight(name, node, self.quantization.weights[name])
             elif name in self.candidate.policy.layers and self.candidate.policy.layers[name].weight_bits == 16:
@@ -130,6 +133,21 @@ class _Inserter:
                     grids.dequantize_per_tensor.default, (integers, *affine)
                 )
         node.update_arg(operand, self.pairs[tensor, affine])
+
+    def _quantize_at_run_time(self, node: fx.Node) -> None:
+        tensor = node.args[0]
+        if (tensor, "dynamic") not in self.pairs:
+            bounds = (0, 255, torch.uint8)
+            with self.graph.inserting_before(node):
+                found = self.graph.call_function(
+                    grids.choose_qparams.tensor, (tensor, 0, 255, torch.finfo(torch.float32).tiny, torch.uint8)
+                )
+                affine = tuple(self.graph.call_function(operator.getitem, (found, index)) for index in (0, 1))
+                integers = self.graph.call_function(grids.quantize_per_tensor.tensor, (tensor, *affine, *bounds))
+                self.pairs[tensor, "dynamic"] = self.graph.call_function(
+                    grids.dequantize_per_tensor.tensor, (integers, *affine, *bounds)
+                )
+        node.update_arg(0, self.pairs[tensor, "dynamic"])
 
     def _quantize_weight(self, name: str, node: fx.Node, weight: QuantizedWeight) -> None:
         if name not in self.weights:

@@ -17,7 +17,7 @@ from ..evaluators.on_request import require_available
 from ..hardware_profiles.bench import bench_cores, worker_cores
 from ..hardware_profiles.fingerprint import machine, require_fit, versions
 from ..hardware_profiles.prediction import layers_of
-from ..hardware_profiles.runtime import Artifact, get_runtime
+from ..hardware_profiles.runtime import RUNTIMES, Artifact, get_runtime
 from ..hardware_profiles.target import Target, load_target
 from ..hardware_profiles.timer import Timer
 from ..spaces.blocks import find_removable_blocks
@@ -134,6 +134,9 @@ def _check_metrics(spec: StudySpec, target: Target) -> None:
 
 
 def _check_bits(spec: StudySpec, target: Target) -> None:
+    if "dynamic" in spec.space.activation_ranges and not RUNTIMES[target.runtime].dynamic:
+        problem = f"target {target.name} runs on {target.runtime}, which computes no ranges at run time"
+        raise StudyFileError(spec.file, "space.activation_ranges", problem)
     for key in ("weight_bits", "activation_bits"):
         allowed = getattr(target, key)
         for index, bits in enumerate(getattr(spec.space, key)):

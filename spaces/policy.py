@@ -39,6 +39,11 @@ UNIFORM = "uniform"
 CODEBOOKS = (UNIFORM, "power_of_two", "k_means")
 """What values a weight of few bits may take; `compression.codebooks` has the handlers and the papers."""
 
+STATIC = "static"
+RANGES = (STATIC, "dynamic")
+"""Whether the range of an activation's grid is calibrated, or computed at run time of each tensor (ONNX's
+DynamicQuantizeLinear; torch.ao's dynamic quantization)."""
+
 Sparsity = float | str
 """Fraction of a layer's weights set to zero; "2:4": two of every four along the input dimension; or "<0.5std": all whose
 magnitude is below so many standard deviations of the layer's weights (Han et al. 2015, arXiv:1506.02626)."""
@@ -93,6 +98,8 @@ class LayerPolicy:
         sparsity: fraction in [0, 1) of the weight set to zero, "2:4", or a threshold such as "<0.5std".
         operator: what stands in the layer's place, as `operators.Operator.parse` reads it.
         codebook: one of `CODEBOOKS`; "uniform" is an integer grid. Above 8 bits there is none.
+        activation_range: one of `RANGES`; "dynamic" is for linear layers with 8-bit activations and a weight on a grid, and
+            "static" takes its place elsewhere.
     """
 
     weight_bits: int = FULL_PRECISION
@@ -100,6 +107,7 @@ class LayerPolicy:
     sparsity: Sparsity = 0.0
     operator: str = DENSE
     codebook: str = UNIFORM
+    activation_range: str = STATIC
 
     def __post_init__(self) -> None:
         _require(
@@ -123,6 +131,12 @@ class LayerPolicy:
         _require(self.codebook in CODEBOOKS, f"codebook must be one of {', '.join(CODEBOOKS)}, not {self.codebook!r}")
         if self.weight_bits > GRID_BITS:
             object.__setattr__(self, "codebook", UNIFORM)
+        _require(
+            self.activation_range in RANGES,
+            f"activation_range must be one of {', '.join(RANGES)}, not {self.activation_range!r}",
+        )
+        if self.activation_bits != GRID_BITS or not self.has_weight_grid:
+            object.__setattr__(self, "activation_range", STATIC)
 
     @property
     def has_codebook(self) -> bool:
@@ -136,8 +150,13 @@ class LayerPolicy:
 
     @property
     def has_activation_grid(self) -> bool:
-        """Whether what the layer reads lies on an integer grid."""
-        return self.activation_bits <= GRID_BITS
+        """Whether what the layer reads lies on a calibrated integer grid."""
+        return self.activation_bits <= GRID_BITS and not self.is_dynamic
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether what the layer reads lies on an integer grid whose range is computed at run time."""
+        return self.activation_range != STATIC
 
 
 RecoveryStep = Literal["prune", "quantize", "train"]

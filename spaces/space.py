@@ -11,17 +11,27 @@ from ..errors import PolicyError
 from .channel_groups import ChannelGroup
 from .layers import Layer
 from .operators import DENSE, Operator
-from .policy import DECIMALS, FULL_PRECISION, UNIFORM, LayerPolicy, Policy, Recovery, Sparsity
+from .policy import DECIMALS, FULL_PRECISION, STATIC, UNIFORM, LayerPolicy, Policy, Recovery, Sparsity
 from .pruning import Pruning
 from .scheme import Scheme
 
 Choice = int | float | str
 KnobKind = Literal[
     "width", "channels", "weight_bits", "activation_bits", "sparsity", "recovery_epochs",
-    "criterion", "scope", "steps", "reduction", "removed", "operator", "codebook",
+    "criterion", "scope", "steps", "reduction", "removed", "operator", "codebook", "activation_range",
 ]  # fmt: skip
 Granularity = Literal["layer", "block", "type", "model"]
-LAYER_KNOBS: tuple[KnobKind, ...] = ("weight_bits", "activation_bits", "sparsity", "operator", "codebook")
+LAYER_KNOBS: tuple[KnobKind, ...] = (
+    "weight_bits",
+    "activation_bits",
+    "sparsity",
+    "operator",
+    "codebook",
+    "activation_range",
+)
+FOLLOWING_BITS: tuple[KnobKind, ...] = ("codebook", "activation_range")
+"""Those that some bit-widths leave nothing to decide."""
+
 PRUNING_KNOBS: tuple[KnobKind, ...] = ("criterion", "scope", "steps", "reduction")
 NEUTRAL: dict[KnobKind, Choice] = {
     "width": 1.0,
@@ -37,6 +47,7 @@ NEUTRAL: dict[KnobKind, Choice] = {
     "removed": 0,
     "operator": DENSE,
     "codebook": UNIFORM,
+    "activation_range": STATIC,
 }
 """What each kind of knob is set to in the uncompressed model."""
 
@@ -77,6 +88,7 @@ class SpaceChoices:
     removed_blocks: tuple[int, ...] = (0,)
     operators: tuple[str, ...] = (DENSE,)
     codebooks: tuple[str, ...] = (UNIFORM,)
+    activation_ranges: tuple[str, ...] = (STATIC,)
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -171,6 +183,8 @@ class Space:
         for name in self.choices.codebooks:
             if name != UNIFORM:
                 wishes.append({**fewest, "codebook": name})
+        for name in self.choices.activation_ranges:
+            wishes.append({**bits, "activation_range": name})
         # Removing the same share of every group is a width; the architecture need not be tried twice.
         widths = {round(1 - width, 6) for width in self.choices.width}
         kinds: dict[KnobKind, tuple[Choice, ...]] = {
@@ -235,6 +249,10 @@ class Space:
         if self.choices.codebooks != (UNIFORM,):
             for subject, members in self._shared().items():
                 yield subject, "codebook", self.choices.codebooks, tuple(layer.name for layer in members)
+        if self.choices.activation_ranges != (STATIC,):
+            for subject, members in self._shared().items():
+                if linear := tuple(layer.name for layer in members if layer.kind == "linear"):
+                    yield subject, "activation_range", self.choices.activation_ranges, linear
 
     def _shared(self) -> dict[str, list[Layer]]:
         """Layers by the knob they share."""
@@ -284,8 +302,8 @@ def _decision(knob: Knob, policy: Policy) -> Choice:
     if knob.kind == "channels":
         return policy.channels.get(knob.governs[0], 0.0)
     decided = getattr(policy.layer(knob.governs[0]), knob.kind)
-    # Where weights have full precision no codebook decides anything, and any choice describes that.
-    return decided if decided in knob.choices or knob.kind != "codebook" else knob.choices[0]
+    # Where a layer's bits leave a codebook or a range nothing to decide, any choice describes that.
+    return decided if decided in knob.choices or knob.kind not in FOLLOWING_BITS else knob.choices[0]
 
 
 def _nearest(knob: Knob, wanted: Choice) -> Choice:

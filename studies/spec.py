@@ -32,6 +32,8 @@ from ..spaces.operators import Operator
 from ..spaces.policy import (
     ACTIVATION_BITS,
     CODEBOOKS,
+    RANGES,
+    STATIC,
     UNIFORM,
     WEIGHT_BITS,
     Recovery,
@@ -132,6 +134,7 @@ class SpaceSpec(_Part):
         removed_blocks: per block that may go whole, 1 to remove it.
         operators: what may stand in place of a dense layer.
         codebooks: what values weights of 8 bits and fewer may take.
+        activation_ranges: whether ranges of 8-bit activations of linear layers are calibrated or computed at run time.
         keep: `fnmatch` patterns of layers left at full precision and density, their channels never removed.
     """
 
@@ -149,6 +152,7 @@ class SpaceSpec(_Part):
     removed_blocks: Choices[Annotated[int, _one_of((0, 1))]] = (0,)
     operators: Choices[Annotated[str, PlainValidator(_operator)]] = ("dense",)
     codebooks: Choices[Annotated[str, _one_of(CODEBOOKS)]] = (UNIFORM,)
+    activation_ranges: Choices[Annotated[str, _one_of(RANGES)]] = (STATIC,)
     keep: Listed[Text] = ()
 
     @model_validator(mode="after")

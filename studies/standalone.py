@@ -40,7 +40,10 @@ def load_openvino(path: str, threads: int) -> Run:
         "ENABLE_CPU_PINNING": False,
         "SNIPPETS_MODE": "DISABLE",  # or OpenVINO 2026.4 computes nonsense for some quantized models at small batches
     }
-    request = core.compile_model(core.read_model(path), "CPU", config).create_infer_request()
+    model = core.read_model(path)
+    # Whether inputs of linear layers are quantized at run time: OpenVINO would, whatever was decided.
+    config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 32 if model.has_rt_info(["framework", "slimfront.dynamic"]) else 0
+    request = core.compile_model(model, "CPU", config).create_infer_request()
     return lambda inputs: request.infer({0: inputs}, share_inputs=True, share_outputs=True)[0]
 
 

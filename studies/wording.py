@@ -75,7 +75,7 @@ def layer_rows(policy: Policy, executed: Mapping[str, str] | None = None) -> lis
     With the precisions it `executed` in, what each layer ran in comes last.
     """
     rows = {
-        name: (name, _weight_bits(layer), str(layer.activation_bits), _sparsity(layer))
+        name: (name, _weight_bits(layer), _activation_bits(layer), _sparsity(layer))
         for name, layer in policy.layers.items()
     }
     if executed is None:
@@ -115,6 +115,10 @@ def moment(when: datetime) -> str:
 
 def _weight_bits(layer: LayerPolicy) -> str:
     return f"{layer.weight_bits}, {layer.codebook}" if layer.has_codebook else str(layer.weight_bits)
+
+
+def _activation_bits(layer: LayerPolicy) -> str:
+    return f"{layer.activation_bits}, {layer.activation_range}" if layer.is_dynamic else str(layer.activation_bits)
 
 
 def _sparsity(layer: LayerPolicy) -> str:

@@ -222,7 +222,11 @@ def test_the_golden_file_of_structural_decisions():
 
 QUANTIZATION = GOLDEN.with_name("policy-schema-1-quantization.json")
 QUANTIZATION_POLICY = Policy(
-    layers={"fc": LayerPolicy(4, 8, codebook="k_means"), "stem": LayerPolicy(3, codebook="power_of_two")}
+    layers={
+        "fc": LayerPolicy(4, 8, codebook="k_means"),
+        "stem": LayerPolicy(3, codebook="power_of_two"),
+        "head": LayerPolicy(4, 8, activation_range="dynamic"),
+    }
 )
 
 
@@ -241,6 +245,7 @@ def test_the_golden_file_of_ways_to_quantize():
         ('{"schema":1,"removed_blocks":"a"}', "removed_blocks must be a list of module paths, not 'a'"),
         ('{"schema":1,"layers":{"a":{"operator":"rank=2"}}}', "operator: 'rank=2' is not dense, separable, groups=G"),
         ('{"schema":1,"layers":{"a":{"operator":"groups=1"}}}', "operator: 'groups=1' is not dense"),
+        ('{"schema":1,"layers":{"a":{"activation_range":"wide"}}}', "activation_range must be one of static, dynamic"),
         ('{"schema":1,"layers":{"a":{"codebook":"gray"}}}', "codebook must be one of uniform, power_of_two, k_means"),
         ('{"schema":1,"layers":{"a":{"sparsity":"<0std"}}}', "sparsity must be a number in [0, 1)"),
     ],

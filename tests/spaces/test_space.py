@@ -287,3 +287,15 @@ def test_a_codebook_is_a_knob_that_decides_nothing_at_full_precision():
     assert space.parameters(coded) == {"2.model.weight_bits": 3, "5.model.codebook": "k_means"}
     assert space.policy({"2.model.weight_bits": 32, "5.model.codebook": "k_means"}).is_uncompressed
     assert coded in space.anchors()
+
+
+def test_ranges_at_run_time_are_a_knob_of_linear_layers():
+    choices = SpaceChoices(weight_bits=(8, 32), activation_bits=(8, 32), activation_ranges=("static", "dynamic"))
+    space = Space(LAYERS, [], choices)
+    ranged = [knob for knob in space.knobs if knob.kind == "activation_range"]
+    assert [knob.governs for knob in ranged] == [("fc",)]
+    policy = space.uniform({"weight_bits": 8, "activation_bits": 8, "activation_range": "dynamic"})
+    assert [name for name, layer in policy.layers.items() if layer.is_dynamic] == ["fc"]
+    assert policy in space.anchors()
+    for bits in ((32, 8), (8, 32), (8, 4)):  # which leave it nothing to decide
+        assert LayerPolicy(*bits, activation_range="dynamic") == LayerPolicy(*bits)

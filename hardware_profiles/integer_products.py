@@ -1,0 +1,81 @@
+"""Linear layers whose input is quantized at run time, spelled out as ONNX's integer operations.
+
+DynamicQuantizeLinear finds the uint8 grid that spans a tensor and zero, MatMulInteger multiplies, and the product is scaled
+back: the form that ONNX Runtime fuses into one integer kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+
+
+def write_integer_products(graph: GraphProto, layers: Iterable[NodeProto]) -> None:
+    """Replace `layers`, Gemm or MatMul nodes whose weight is dequantized per channel, in place.
+
+    Layers that read the same tensor share its grid.
+    """
+    products = _Products(graph)
+    names = {node.name for node in layers}
+    ordered: list[NodeProto] = []
+    for node in graph.node:
+        ordered += products.of(node) if node.name in names else [node]
+    copies = [NodeProto.FromString(node.SerializeToString()) for node in ordered]
+    del graph.node[:]
+    graph.node.extend(copies)
+    _drop_unread(graph)
+
+
+class _Products:
+    def __init__(self, graph: GraphProto) -> None:
+        self.graph = graph
+        self.producers = {output: node for node in graph.node for output in node.output}
+        self.constants = {tensor.name: tensor for tensor in graph.initializer}
+        self.ranged: set[str] = set()
+
+    def of(self, node: NodeProto) -> list[NodeProto]:
+        """The nodes that stand for a linear layer."""
+        tensor, made = node.input[0], node.output[0]
+        grid = [f"{tensor}.{part}" for part in ("integers", "step", "origin")]
+        nodes = [] if tensor in self.ranged else [_node("DynamicQuantizeLinear", [tensor], grid)]
+        self.ranged.add(tensor)
+        weight, step = self._weight(node)
+        has_bias = len(node.input) > 2
+        scaled = f"{made}.scaled" if has_bias else made
+        nodes += [
+            helper.make_node("MatMulInteger", [grid[0], weight, grid[2]], [f"{made}.product"], name=node.name),
+            _node("Cast", [f"{made}.product"], [f"{made}.float"], to=TensorProto.FLOAT),
+            _node("Mul", [grid[1], step], [f"{made}.step"]),
+            _node("Mul", [f"{made}.float", f"{made}.step"], [scaled]),
+        ]
+        return [*nodes, _node("Add", [scaled, node.input[2]], [made])] if has_bias else nodes
+
+    def _weight(self, node: NodeProto) -> tuple[str, str]:
+        """Names of a layer's integers [in, out] and of their steps [out]."""
+        integers, step, _ = self.producers[node.input[1]].input
+        if node.op_type == "MatMul":
+            return integers, step
+        turned = f"{integers}.turned"  # a Gemm of the exporter's holds them as [out, in]
+        if turned not in self.constants:
+            array = np.ascontiguousarray(numpy_helper.to_array(self.constants[integers]).T)
+            self.constants[turned] = numpy_helper.from_array(array, turned)
+            self.graph.initializer.append(self.constants[turned])
+        return turned, step
+
+
+def _node(operation: str, inputs: list[str], outputs: list[str], **attributes: int) -> NodeProto:
+    return helper.make_node(operation, inputs, outputs, name=f"{outputs[0]}.{operation}", **attributes)
+
+
+def _drop_unread(graph: GraphProto) -> None:
+    """Remove the dequantization of weights that only integer products read now, and what it alone read."""
+    read = {name for node in graph.node for name in node.input}
+    kept = [n for n in graph.node if n.op_type != "DequantizeLinear" or not read.isdisjoint(n.output)]
+    copies = [NodeProto.FromString(node.SerializeToString()) for node in kept]
+    del graph.node[:]
+    graph.node.extend(copies)
+    read = {name for node in graph.node for name in node.input}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
+        graph.initializer.remove(tensor)
