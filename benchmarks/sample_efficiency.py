@@ -58,15 +58,16 @@ SEEDED_ONLY = ("random", "nsgaii", "tpe")
 GP_TRIALS = 50
 """Of Optuna's Gaussian process, a proposal of which takes seconds."""
 
-BY_SENSITIVITY = ("tpe-greedy", "policy-sensitivity")
-"""Arms that measure single choices first, charged as trials by processor time, and start on the greedy path."""
+WITHOUT_SENSITIVITY = (*SEEDED_ONLY, "tpe-anchors", "gp-anchors", "policy-no-sensitivity")
+"""All others measure single choices first, charged as trials by processor time, and go on from the greedy path."""
 
 ARMS = (
     *SEEDED_ONLY,
     "tpe-anchors",
-    *BY_SENSITIVITY,
+    "tpe-greedy",
     "gp-anchors",
     "policy",
+    "policy-no-sensitivity",
     "policy-no-residual",
     "policy-no-anchors",
     "policy-no-kl",
@@ -111,13 +112,13 @@ def main() -> None:
     options.cache.mkdir(parents=True, exist_ok=True)
     evaluator = CheapEvaluator(problem, options.cache / f"{options.task}.jsonl")
     arms = options.arms.split(",")
-    known, charge = sensitivity(problem, evaluator) if set(arms) & set(BY_SENSITIVITY) else ({}, 0)
+    known, charge = sensitivity(problem, evaluator) if set(arms) - set(WITHOUT_SENSITIVITY) else ({}, 0)
     runs, figures = [], {}
     for seed in range(options.seeds):
         for arm in arms:
             trials = options.our_trials if arm.startswith("policy") else options.trials
             trials = min(trials, GP_TRIALS) if arm == "gp-anchors" else trials
-            first = (known, charge) if arm in BY_SENSITIVITY else ({}, 0)
+            first = ({}, 0) if arm in WITHOUT_SENSITIVITY else (known, charge)
             runs.append(search(problem, evaluator, arm, seed, trials, *first))
             Console(stderr=True).print(f"{arm} seed {seed}: {len(runs[-1].policies)} trials", highlight=False)
         figures = judged(runs, evaluator)
