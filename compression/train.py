@@ -23,7 +23,7 @@ HELD_OUT = 10
 """Early stopping holds every tenth sample of the training data out: no other split may steer training."""
 
 MAX_NORM = 1.0
-"""Largest norm of the gradients in pipelines that train on grids."""
+"""Largest norm of the gradients with AdamW, and in pipelines that train on grids."""
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +42,7 @@ def train(
 ) -> None:
     """Train `student` in place for `epochs` as `recovery` says; it ends in eval mode. The same seed gives the same weights.
 
-    The loss is alpha x distillation + (1 - alpha) x the workload's own, or distillation alone without labels; SGD with
-    Nesterov momentum under the recovery's schedule.
+    The loss is alpha x distillation + (1 - alpha) x the workload's own, or distillation alone without labels.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -93,9 +92,7 @@ class _Training:
         batches = loader(self.teacher.beside(data), self.batch_size, shuffle_seed=seed)
         learners = [self.student, self.projections, *([self.peer] if self.peer else [])]
         parameters = [parameter for learner in learners for parameter in learner.parameters()]
-        optimizer = torch.optim.SGD(
-            parameters, lr=self.recovery.learning_rate, momentum=0.9, nesterov=True, weight_decay=5e-4
-        )
+        optimizer = _optimizer(parameters, self.recovery)
         schedule = _schedule(optimizer, self.recovery, epochs * len(batches))
         stopping = _EarlyStopping(self.recovery.patience)
         for _ in range(epochs):
@@ -104,8 +101,8 @@ class _Training:
                 loss = self._loss(*batch)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-                if self.recovery.steps.count("quantize"):
-                    # Without batch-norm, which is folded by then, a large step is not undone by the next one.
+                if self.recovery.optimizer == "adamw" or self.recovery.steps.count("quantize"):
+                    # Without batch-norm, or once it is folded, a large step is not undone by the next one.
                     nn.utils.clip_grad_norm_(parameters, MAX_NORM)
                 optimizer.step()
                 self._mask()
@@ -171,6 +168,13 @@ class _EarlyStopping:
     def restore(self, student: nn.Module) -> None:
         if self.state is not None:
             student.load_state_dict(self.state)
+
+
+def _optimizer(parameters: list[nn.Parameter], recovery: Recovery) -> torch.optim.Optimizer:
+    rate = recovery.learning_rate
+    if recovery.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, rate, weight_decay=0.01)
+    return torch.optim.SGD(parameters, rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
 
 def _schedule(optimizer: torch.optim.Optimizer, recovery: Recovery, steps: int) -> LRScheduler:

@@ -74,7 +74,8 @@ class AnalyticCost:
     def is_exact(self) -> bool:
         """Whether the space leaves every layer in place, of its kind and on integer grids, which is what is counted here."""
         choices = self._space.choices
-        return choices.removed_blocks == (0,) and choices.operators == (DENSE,) and choices.codebooks == (UNIFORM,)
+        in_place = choices.removed_blocks == (0,) and choices.depth == (1.0,)
+        return in_place and choices.operators == (DENSE,) and choices.codebooks == (UNIFORM,)
 
     def __call__(self, codes: np.ndarray) -> np.ndarray:
         """[n, 4], a column per `COUNTED`, of codes [n, knobs of the space]."""

@@ -55,7 +55,7 @@ def coordinate(
     Quantization noise falls fourfold per bit; what pruning removes is guessed to hurt as the square of the fraction.
 
     Args:
-        kind: ends in "bits" for bit-widths; "width" is a kept fraction; "channels" and "sparsity" are removed ones.
+        kind: ends in "bits" for bit-widths; "width" and "depth" are kept fractions; "channels" and "sparsity" are removed ones.
         neutral: the choice that does no damage, one of `choices`; None where there is none.
         known: choice -> damage measured with this knob alone, in nats; other choices are scaled like the nearest of these.
     """
@@ -99,8 +99,8 @@ def decode(coordinates: Sequence[Coordinate], codes: np.ndarray) -> dict[str, An
 def _guess(kind: str, choice: Any, choices: Sequence[Any], neutral: int | None) -> float:
     if kind.endswith("bits"):
         return max(LIGHTEST_DAMAGE, 4.0 ** (2 - float(choice)))
-    if kind in ("width", "channels", "sparsity"):
+    if kind in ("width", "depth", "channels", "sparsity"):
         removed = 0.5 if isinstance(choice, str) else float(choice)
-        return max(LIGHTEST_DAMAGE, (1 - removed if kind == "width" else removed) ** 2)
+        return max(LIGHTEST_DAMAGE, (1 - removed if kind in ("width", "depth") else removed) ** 2)
     steps = abs(list(choices).index(choice) - (neutral or 0)) / max(1, len(choices) - 1)
     return max(LIGHTEST_DAMAGE, 0.25 * steps**2)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..compression.batches import input_batches
 from ..compression.distil import get_distiller
 from ..compression.teachers import Teacher
 from ..errors import EvaluationError, PolicyError, StudyFileError, TargetError, WorkloadError
@@ -20,15 +21,20 @@ from ..hardware_profiles.prediction import layers_of
 from ..hardware_profiles.runtime import RUNTIMES, Artifact, get_runtime
 from ..hardware_profiles.target import Target, load_target
 from ..hardware_profiles.timer import Timer
-from ..spaces.blocks import find_removable_blocks
+from ..spaces.blocks import block_influence, find_removable_blocks, least_influential_first
 from ..spaces.channel_groups import ChannelGroup, find_channel_groups
+from ..spaces.families import family_of
 from ..spaces.layers import Layer, find_layers
 from ..spaces.policy import Recovery
 from ..spaces.scheme import Scheme
 from ..spaces.space import Space, SpaceChoices
 from ..studies.spec import StudySpec
 from ..workloads.load import load_workload
+from ..workloads.workload import Workload
 from .timer_of_target import timer_of
+
+BITS = ("weight_bits", "activation_bits")
+"""Keys of a space that a target's card has too."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +96,11 @@ def prepare(spec: StudySpec) -> Problem:
     model, example = workload.model.eval(), workload.example_input
     if target.predict and target.latency_table is not None and target.latency_table.model != layers_of(model):
         raise StudyFileError(spec.file, "target", f"the latency table of {target.name} was fitted to another model")
+    spec = spec.with_preset(family_of(model, example), {key: getattr(target, key) for key in BITS})
     layers = find_layers(model, example)
     groups, unprunable = find_channel_groups(model, example)
-    blocks = find_removable_blocks(model, example) if spec.space.removed_blocks != (0,) else []
+    removable = spec.space.removed_blocks != (0,) or spec.space.depth != (1.0,)
+    blocks = find_removable_blocks(model, example) if removable else []
     defaults = spec.recovery
     with _naming(spec, "recovery.distiller"):
         get_distiller(defaults.distiller, defaults.temperature)
@@ -103,16 +111,23 @@ def prepare(spec: StudySpec) -> Problem:
     space = Space(
         layers,
         groups,
-        SpaceChoices(**spec.space.model_dump()),
+        SpaceChoices(**spec.space.model_dump(exclude={"preset"})),
         recovery,
         blocks,
         Scheme(**spec.quantization.model_dump()),
+        _ranked(workload, blocks) if spec.space.depth != (1.0,) else (),
     )
     if not space.knobs:
         raise StudyFileError(
             spec.file, "space", "nothing is left to choose: every layer is kept back or cannot be pruned"
         )
     return Problem(spec, Context(workload, target, runtime, threads=threads), layers, groups, unprunable, space)
+
+
+def _ranked(workload: Workload, blocks: Sequence[str]) -> list[str]:
+    device = workload.example_input.device
+    batches = (batch.to(device) for batch in input_batches(workload.calibration, 50))
+    return least_influential_first(block_influence(workload.model, batches, blocks))
 
 
 @contextmanager
@@ -137,7 +152,10 @@ def _check_bits(spec: StudySpec, target: Target) -> None:
     if "dynamic" in spec.space.activation_ranges and not RUNTIMES[target.runtime].dynamic:
         problem = f"target {target.name} runs on {target.runtime}, which computes no ranges at run time"
         raise StudyFileError(spec.file, "space.activation_ranges", problem)
-    for key in ("weight_bits", "activation_bits"):
+    given = (
+        spec.space.model_fields_set if spec.space.preset != "none" else BITS
+    )  # a preset offers what the target takes
+    for key in (key for key in BITS if key in given):
         allowed = getattr(target, key)
         for index, bits in enumerate(getattr(spec.space, key)):
             if bits not in allowed:

@@ -7,10 +7,12 @@ arXiv:2011.14356; of transformers: Men et al. 2024, arXiv:2403.03853).
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .effective import is_within
 from .layers import LAYER_KINDS
@@ -52,3 +54,38 @@ def find_removable_blocks(model: nn.Module, example_input: Tensor) -> list[str]:
         if calls[module] == 1 == keeps[module] and not is_within(name, found):
             found.append(name)
     return found
+
+
+@torch.no_grad()
+def block_influence(model: nn.Module, batches: Iterable[Tensor], blocks: Sequence[str]) -> dict[str, float]:
+    """Block -> 1 - the mean cosine of what it reads and what it makes: near 0 where it changes nothing (block influence of
+    Men et al. 2024, ShortGPT, arXiv:2403.03853, equation 1). The model ends in eval mode.
+
+    Args:
+        batches: inputs of the model, shape [batch, ...].
+        blocks: as `find_removable_blocks` finds them. Cosines are of tokens where tensors are [batch, tokens, width], else
+            of whole samples.
+    """
+    cosines: dict[str, list[Tensor]] = {name: [] for name in blocks}
+
+    def watch(name: str):
+        def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            read, made = (t if t.ndim == 3 else t.flatten(1) for t in (inputs[0], output))
+            cosines[name].append(functional.cosine_similarity(read, made, dim=-1).flatten())
+
+        return model.get_submodule(name).register_forward_hook(hook)
+
+    hooks = [watch(name) for name in blocks]
+    try:
+        for batch in batches:
+            model.eval()(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: 1 - float(torch.cat(found).mean()) for name, found in cosines.items()}
+
+
+def least_influential_first(influence: dict[str, float]) -> list[str]:
+    """The blocks in the order in which depth is taken away; equal ones from the back of the model."""
+    order = {name: index for index, name in enumerate(influence)}
+    return sorted(influence, key=lambda name: (influence[name], -order[name]))

@@ -49,11 +49,11 @@ def find_layers(model: nn.Module, example_input: Tensor) -> list[Layer]:
     a convolution that runs twice is not folded into it alike. The model ends in eval mode.
     """
     macs = macs_by_module(model, example_input)
-    calls = _calls(model, example_input)
+    runs = runs_of_modules(model, example_input)
     return [
         _describe(name, module, macs[name])
         for name, module in model.named_modules()
-        if type(module) in LAYER_KINDS and (calls[name] == 1 or (calls[name] and isinstance(module, nn.Linear)))
+        if type(module) in LAYER_KINDS and (runs[name] == 1 or (runs[name] and isinstance(module, nn.Linear)))
     ]
 
 
@@ -70,7 +70,7 @@ def flop_analysis(model: nn.Module, example_input: Tensor) -> FlopCountAnalysis:
 
 
 @torch.no_grad()
-def _calls(model: nn.Module, example_input: Tensor) -> Counter[str]:
+def runs_of_modules(model: nn.Module, example_input: Tensor) -> Counter[str]:
     """How often each module runs on `example_input`."""
     calls: Counter[str] = Counter()
     hooks = [

@@ -164,6 +164,7 @@ RECOVERY_CHOICES: dict[str, tuple[str, ...]] = {
     "steps": ("prune", "quantize", "train"),
     "data": ("train", "unlabelled", "synthetic"),
     "schedule": ("one_cycle", "cosine", "constant"),
+    "optimizer": ("sgd", "adamw"),
 }
 """What a setting of recovery is one of, or what its parts are."""
 
@@ -185,6 +186,8 @@ class Recovery:
         data: "train", "unlabelled" (the training inputs, their labels never read) or "synthetic" (no data at all).
         mutual: a second student learns beside this one, and each from the other.
         schedule: of the learning rate, "one_cycle", "cosine" or "constant".
+        optimizer: "sgd" with Nesterov momentum 0.9, or "adamw" (Loshchilov & Hutter 2019, arXiv:1711.05101), which Transformers
+            and recurrent networks learn faster with.
         patience: training ends after so many epochs without a lower loss on a tenth of the training data held out of it,
             with the best weights; 0 trains to the end.
         mixed_precision: train in bfloat16 where the machine computes in it.
@@ -200,6 +203,7 @@ class Recovery:
     data: Literal["train", "unlabelled", "synthetic"] = "train"
     mutual: bool = False
     schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     patience: int = 0
     mixed_precision: bool = False
 

@@ -19,6 +19,7 @@ Choice = int | float | str
 KnobKind = Literal[
     "width", "channels", "weight_bits", "activation_bits", "sparsity", "recovery_epochs",
     "criterion", "scope", "steps", "reduction", "removed", "operator", "codebook", "activation_range",
+    "depth",
 ]  # fmt: skip
 Granularity = Literal["layer", "block", "type", "model"]
 LAYER_KNOBS: tuple[KnobKind, ...] = (
@@ -48,6 +49,7 @@ NEUTRAL: dict[KnobKind, Choice] = {
     "operator": DENSE,
     "codebook": UNIFORM,
     "activation_range": STATIC,
+    "depth": 1.0,
 }
 """What each kind of knob is set to in the uncompressed model."""
 
@@ -60,8 +62,8 @@ class Knob:
         name: unique and sortable, e.g. "07.blocks.2.conv1.weight_bits".
         kind: what the choice decides.
         choices: at least two distinct values.
-        governs: layers (or the one group for "channels", the one block for "removed") the choice applies to; empty for the
-            whole model.
+        governs: layers (or the one group for "channels", the one block for "removed", the blocks for "depth") the choice
+            applies to; empty for the whole model.
     """
 
     name: str
@@ -89,10 +91,11 @@ class SpaceChoices:
     operators: tuple[str, ...] = (DENSE,)
     codebooks: tuple[str, ...] = (UNIFORM,)
     activation_ranges: tuple[str, ...] = (STATIC,)
+    depth: tuple[float, ...] = (1.0,)
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("channel_sparsity", "weight_sparsity", "width"):
+        for name in ("channel_sparsity", "weight_sparsity", "width", "depth"):
             object.__setattr__(self, name, tuple(map(_canonical, getattr(self, name))))
 
 
@@ -101,6 +104,10 @@ class Space:
 
     A parameter mapping {knob name: choice} and a `Policy` describe the same point. Decisions with a single choice are no
     knobs; they hold in every policy.
+
+    Args:
+        blocks: those that may be removed whole, in module order.
+        ranking: the same, least important first; what `depth` removes.
     """
 
     def __init__(
@@ -111,11 +118,13 @@ class Space:
         recovery: Recovery = Recovery(),
         blocks: Sequence[str] = (),
         scheme: Scheme = Scheme(),
+        ranking: Sequence[str] = (),
     ) -> None:
         self.choices = choices
         self.layers = [layer for layer in layers if not _kept_back(layer.name, choices.keep)]
         self.groups = [group for group in groups if not any(_kept_back(name, choices.keep) for name in group.layers)]
         self.blocks = [name for name in blocks if not _kept_back(name, choices.keep)]
+        self.ranking = [name for name in ranking if not _kept_back(name, choices.keep)]
         self.recovery, self.scheme = recovery, scheme
         decisions = list(self._decisions())
         digits = len(str(max(len(decisions) - 1, 0)))
@@ -145,6 +154,7 @@ class Space:
         single = {knob.kind: value for knob, value in values.items() if knob.kind in ("width", "recovery_epochs")}
         pruning = {knob.kind: value for knob, value in values.items() if knob.kind in PRUNING_KNOBS}
         removed = [knob.governs[0] for knob, value in values.items() if knob.kind == "removed" and value]
+        removed += [name for knob, value in values.items() if knob.kind == "depth" for name in self._beyond(value)]
         return Policy(
             width=single["width"],
             channels={knob.governs[0]: value for knob, value in values.items() if knob.kind == "channels"},
@@ -161,7 +171,10 @@ class Space:
         Raises:
             PolicyError: the policy decides something this space does not offer.
         """
-        parameters = {knob.name: _decision(knob, policy) for knob in self.knobs}
+        parameters = {
+            knob.name: self._depth_of(policy) if knob.kind == "depth" else _decision(knob, policy)
+            for knob in self.knobs
+        }
         if self.policy(parameters) != policy:
             raise PolicyError(f"policy {policy.digest} is not a point of this space")
         return parameters
@@ -173,7 +186,8 @@ class Space:
         )
 
     def anchors(self) -> list[Policy]:
-        """Distinct uniform policies a search starts from: the uncompressed model first, then each technique over the int8 model."""
+        """Distinct uniform policies a search starts from: the uncompressed model first, then int8 and what is below it, then
+        each structural choice recovered, in float and over int8: which of them is faster depends on the machine."""
         bits = self._lightest_real_bits()
         wishes: list[dict[KnobKind, Choice]] = [{}, bits]
         for reduced in self.choices.weight_bits:
@@ -192,12 +206,13 @@ class Space:
             "channels": tuple(share for share in self.choices.channel_sparsity if share not in widths),
             "sparsity": self.choices.weight_sparsity,
             "operator": self.choices.operators,
+            "depth": self.choices.depth,
         }
         longest = max(self.choices.recovery_epochs)
         for kind, offered in kinds.items():
             for value in offered:
                 if value != NEUTRAL[kind]:
-                    wishes.append({**bits, kind: value})
+                    wishes.append({kind: value, "recovery_epochs": longest})
                     wishes.append({**bits, kind: value, "recovery_epochs": longest})
         return list(dict.fromkeys(self.uniform(wish) for wish in wishes))
 
@@ -253,6 +268,22 @@ class Space:
             for subject, members in self._shared().items():
                 if linear := tuple(layer.name for layer in members if layer.kind == "linear"):
                     yield subject, "activation_range", self.choices.activation_ranges, linear
+        if self.choices.depth != (1.0,):
+            yield "student", "depth", self._depths(), tuple(self.ranking)
+
+    def _depths(self) -> tuple[float, ...]:
+        """Those of the depths offered that keep different blocks."""
+        kept = {len(self._beyond(depth)): depth for depth in reversed(self.choices.depth)}
+        return tuple(depth for depth in self.choices.depth if depth in kept.values())
+
+    def _beyond(self, depth: float) -> list[str]:
+        """The blocks that a depth, the fraction kept of those that may go, removes."""
+        return self.ranking[: round((1 - depth) * len(self.ranking))]
+
+    def _depth_of(self, policy: Policy) -> float:
+        """The least depth offered all of whose removed blocks `policy` removes."""
+        gone = set(policy.removed_blocks)
+        return min((d for d in self._depths() if gone.issuperset(self._beyond(d))), default=self.choices.depth[0])
 
     def _shared(self) -> dict[str, list[Layer]]:
         """Layers by the knob they share."""

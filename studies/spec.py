@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -41,6 +41,7 @@ from ..spaces.policy import (
     Sparsity,
     threshold_of,
 )
+from ..spaces.presets import PRESETS, Family
 from ..spaces.pruning import CRITERIA, REDUCTIONS, SCOPES
 from .constraint import Constraint
 from .suggest import suggestion
@@ -119,9 +120,10 @@ class _Part(BaseModel):
 
 
 class SpaceSpec(_Part):
-    """The choices of each knob; a knob not named is off, which is its only choice.
+    """The choices of each knob; a knob not named is off, which is its only choice, or as the preset has it.
 
     Attributes:
+        preset: a family of `spaces.presets` whose choices hold where none are given, "auto" for the model's own, or "none".
         granularity: how many layers share one knob for weight bits, activation bits and weight sparsity.
         channel_sparsity: per channel group, fraction of the channels removed.
         weight_sparsity: fraction of a layer's weights set to zero, or "2:4".
@@ -135,9 +137,11 @@ class SpaceSpec(_Part):
         operators: what may stand in place of a dense layer.
         codebooks: what values weights of 8 bits and fewer may take.
         activation_ranges: whether ranges of 8-bit activations of linear layers are calibrated or computed at run time.
+        depth: fraction kept of the blocks that may go whole; those that change their input least go first.
         keep: `fnmatch` patterns of layers left at full precision and density, their channels never removed.
     """
 
+    preset: Literal["none", "auto", "cnn", "transformer", "recurrent"] = "none"
     granularity: Literal["layer", "block", "type", "model"] = "layer"
     weight_bits: Choices[WeightBits] = (32,)
     activation_bits: Choices[ActivationBits] = (32,)
@@ -153,12 +157,13 @@ class SpaceSpec(_Part):
     operators: Choices[Annotated[str, PlainValidator(_operator)]] = ("dense",)
     codebooks: Choices[Annotated[str, _one_of(CODEBOOKS)]] = (UNIFORM,)
     activation_ranges: Choices[Annotated[str, _one_of(RANGES)]] = (STATIC,)
+    depth: Choices[Width] = (1.0,)
     keep: Listed[Text] = ()
 
     @model_validator(mode="after")
     def _not_empty(self) -> SpaceSpec:
-        knobs = [name for name in type(self).model_fields if name not in ("granularity", "keep")]
-        if all(len(getattr(self, name)) == 1 for name in knobs):
+        knobs = [name for name in type(self).model_fields if name not in ("preset", "granularity", "keep")]
+        if self.preset == "none" and all(len(getattr(self, name)) == 1 for name in knobs):
             raise ValueError(f"empty space: give at least one of {', '.join(knobs)} more than one choice")
         return self
 
@@ -194,6 +199,7 @@ class RecoverySpec(_Part):
     data: Literal["train", "unlabelled", "synthetic"] = "train"
     mutual: bool = False
     schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     patience: Annotated[int, Field(ge=0)] = 0
     mixed_precision: bool = False
 
@@ -241,7 +247,7 @@ class StudySpec(_Part):
     sampler: Literal["policy", "tpe", "nsgaii", "random"] = "policy"
     transfer: bool = True
     sensitivity: bool = True
-    space: SpaceSpec
+    space: SpaceSpec = SpaceSpec(preset="auto")
     recovery: RecoverySpec = RecoverySpec()
     quantization: QuantizationSpec = QuantizationSpec()
 
@@ -294,12 +300,33 @@ class StudySpec(_Part):
         Raises:
             StudyFileError: a value the file could not hold either.
         """
-        document = self.model_dump(mode="json")
+        document = self.model_dump(mode="json", exclude_unset=True)  # a preset fills in what is not set
         document["budget"].update(_given(trials=trials, timeout_s=timeout_s))
         document.update(_given(workers=workers, seed=seed))
         spec = self.from_document(document, "command line", self.base_folder)
         spec._file = self._file
         return spec
+
+    def with_preset(self, family: Family, bits: Mapping[str, Collection[int]]) -> StudySpec:
+        """This spec with everything its preset leaves to a family written out; itself where there is no preset.
+
+        Args:
+            family: the model's own, for "auto".
+            bits: key of a space -> bit-widths that the target takes; a preset offers no others.
+        """
+        if self.space.preset == "none":
+            return self
+        chosen = family if self.space.preset == "auto" else self.space.preset
+        preset = PRESETS[chosen]
+        offered = {
+            key: tuple(value for value in values if value in bits[key]) if key in bits else values
+            for key, values in preset.space.items()
+        }
+        space = {**offered, **self.space.model_dump(exclude_unset=True), "preset": chosen}
+        recovery = {**preset.recovery, **self.recovery.model_dump(exclude_unset=True)}
+        full = self.model_copy(update={"space": SpaceSpec(**space), "recovery": RecoverySpec(**recovery)})
+        full._base_folder, full._file = self._base_folder, self._file
+        return full
 
     def to_json(self) -> str:
         """Versioned JSON for the database."""

@@ -39,7 +39,7 @@ HELD_OUT = {"test": 400, "validation": 400, "calibration": 100}  # cut off in th
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet": DigitsResNet,
     "vit": DigitsViT,
-    "gru": partial(DigitsRNN, GRU),
+    "gru": partial(DigitsRNN, GRU, 192),
     "lstm": partial(DigitsRNN, LSTM),
 }
 
@@ -85,7 +85,7 @@ RECURRENT = Recipe("gru", epochs=15, optimizer="adamw", learning_rate=5e-3, weig
 RECIPES = {
     "digits": Recipe(),
     "digits-vit": Recipe("vit", version=2, epochs=30, optimizer="adamw", learning_rate=4e-3, weight_decay=0.1),
-    "digits-gru": RECURRENT,
+    "digits-gru": replace(RECURRENT, version=2),
     "digits-lstm": replace(RECURRENT, network="lstm"),
 }
 """Built-in workload -> how its network is trained."""

@@ -105,6 +105,7 @@ def test_fake_quantization_is_what_the_grids_say():
         {"mutual": True},
         {"schedule": "cosine"},
         {"schedule": "constant"},
+        {"optimizer": "adamw"},
         {"patience": 1},
     ],
     ids=lambda settings: (

@@ -12,7 +12,7 @@ from slimfront.compression.gradual import cubic, gradually_pruned
 from slimfront.compression.operators import grouped, low_rank, separable
 from slimfront.compression.prune import global_masks, mask_weight, pruned_copy
 from slimfront.errors import CompressionError
-from slimfront.spaces.blocks import find_removable_blocks
+from slimfront.spaces.blocks import block_influence, find_removable_blocks, least_influential_first
 from slimfront.spaces.channel_groups import find_channel_groups
 from slimfront.spaces.effective import effective_policy
 from slimfront.spaces.policy import LayerPolicy, Policy, Recovery
@@ -124,6 +124,24 @@ def test_a_threshold_is_in_standard_deviations():
 
 def test_blocks_are_those_an_identity_may_stand_for(digits):
     assert find_removable_blocks(digits.model, DIGIT) == ["blocks.0", "blocks.1", "blocks.3", "blocks.5"]
+
+
+def test_block_influence_is_one_minus_the_mean_cosine():
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)) for _ in range(3)))
+    batches = torch.randn(4, 5, 3, 6).unbind(0)  # four batches of five samples of three tokens
+    found = block_influence(model, batches, ["0", "2"])
+    read = torch.cat(batches)
+    with torch.no_grad():
+        pairs = {"0": (read, model[0](read)), "2": (model[:2](read), model(read))}
+    for name, (a, b) in pairs.items():
+        a, b = a.numpy().reshape(-1, 6), b.detach().numpy().reshape(-1, 6)
+        cosines = (a * b).sum(1) / (a**2).sum(1) ** 0.5 / (b**2).sum(1) ** 0.5
+        assert found[name] == pytest.approx(1 - cosines.mean(), abs=1e-5)
+
+
+def test_of_equally_idle_blocks_the_last_goes_first():
+    assert least_influential_first({"a": 0.2, "b": 0.1, "c": 0.2, "d": 0.0}) == ["d", "b", "c", "a"]
 
 
 def test_a_removed_block_takes_its_layers_and_groups_along(digits, groups):

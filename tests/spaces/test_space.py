@@ -168,7 +168,7 @@ def test_a_single_choice_is_no_knob_and_holds_everywhere():
     assert space.anchors() == [fixed]
 
 
-def test_anchors_start_uncompressed_and_try_each_technique_over_eight_bits():
+def test_anchors_start_uncompressed_and_try_each_structure_in_float_and_over_eight_bits():
     choices = SpaceChoices(weight_bits=(4, 8, 32), activation_bits=(8, 32), width=(0.5, 1.0), recovery_epochs=(0, 1, 3))
     space = Space(LAYERS[:1], [], choices)
     eight, four = {"stem": LayerPolicy(8, 8)}, {"stem": LayerPolicy(4, 8)}
@@ -176,7 +176,7 @@ def test_anchors_start_uncompressed_and_try_each_technique_over_eight_bits():
         Policy(),
         Policy(layers=eight),
         Policy(layers=four),
-        Policy(width=0.5, layers=eight),
+        Policy(width=0.5, recovery=Recovery(3)),
         Policy(width=0.5, layers=eight, recovery=Recovery(3)),
     ]
 
@@ -240,6 +240,7 @@ STRUCTURAL = SpaceChoices(
     channel_reduction=("drop", "merge"),
     removed_blocks=(0, 1),
     operators=("dense", "separable", "groups=4", "rank=0.5"),
+    depth=(1.0, 0.5),
 )
 
 
@@ -250,8 +251,8 @@ def test_structural_knobs_come_last_and_only_where_they_fit():
         Layer("a.deep", "conv2d", "a", 72, 1, False, (8, 1, 3, 3), groups=8),
         Layer("fc", "linear", "", 80, 1, True, (10, 8)),
     ]
-    knobs = Space(layers, GROUPS, STRUCTURAL, blocks=("a",)).knobs
-    offered = {knob.name.split(".", 1)[1]: knob.choices for knob in knobs[-8:]}
+    knobs = Space(layers, GROUPS, STRUCTURAL, blocks=("a",), ranking=("b", "a")).knobs
+    offered = {knob.name.split(".", 1)[1]: knob.choices for knob in knobs[-9:]}
     assert offered == {
         "pruning.criterion": ("l1", "taylor"),
         "pruning.scope": ("layer", "global"),
@@ -261,12 +262,14 @@ def test_structural_knobs_come_last_and_only_where_they_fit():
         "a.conv.operator": ("dense", "separable", "groups=4", "rank=0.5"),
         "a.point.operator": ("dense", "rank=0.5"),
         "fc.operator": ("dense", "rank=0.5"),
+        "student.depth": (1.0, 0.5),
     }
 
 
 @given(st.data())
 def test_structural_choices_survive_the_way_to_a_policy_and_back(data):
-    space = Space([Layer("a.conv", "conv2d", "a", 576, 1, True, (8, 8, 3, 3))], GROUPS, STRUCTURAL, blocks=("a",))
+    layers = [Layer("a.conv", "conv2d", "a", 576, 1, True, (8, 8, 3, 3))]
+    space = Space(layers, GROUPS, STRUCTURAL, blocks=("a", "b"), ranking=("b", "a"))
     policy = space.policy({knob.name: data.draw(st.sampled_from(knob.choices)) for knob in space.knobs})
     assert Policy.from_json(policy.to_json()) == policy
     assert space.policy(space.parameters(policy)) == policy
@@ -299,3 +302,26 @@ def test_ranges_at_run_time_are_a_knob_of_linear_layers():
     assert policy in space.anchors()
     for bits in ((32, 8), (8, 32), (8, 4)):  # which leave it nothing to decide
         assert LayerPolicy(*bits, activation_range="dynamic") == LayerPolicy(*bits)
+
+
+def test_depth_removes_the_least_important_blocks_first():
+    choices = SpaceChoices(depth=(1.0, 0.75, 0.5, 0.4), recovery_epochs=(0, 1))
+    space = Space(LAYERS, [], choices, ranking=("c", "a", "d", "b"))
+    depth = space.knobs[-1]
+    assert depth.choices == (1.0, 0.75, 0.5)  # 0.4 of four blocks keeps as many as 0.5
+    removed = [space.policy({space.knobs[0].name: 0, depth.name: d}).removed_blocks for d in depth.choices]
+    assert removed == [(), ("c",), ("a", "c")]
+    assert [anchor.removed_blocks for anchor in space.anchors()] == [(), ("c",), ("a", "c")]
+
+
+def test_depth_stands_beside_single_blocks():
+    space = Space(
+        LAYERS, [], SpaceChoices(depth=(1.0, 0.5), removed_blocks=(0, 1)), blocks=("a", "b"), ranking=("b", "a")
+    )
+    policy = Policy(removed_blocks=("a",))
+    assert space.policy(space.parameters(policy)) == policy
+    assert space.parameters(Policy(removed_blocks=("b",)))[space.knobs[-1].name] == 0.5
+
+
+def test_without_blocks_depth_is_no_knob():
+    assert Space(LAYERS, [], SpaceChoices(depth=(1.0, 0.5))).knobs == []

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from slimfront.errors import StudyFileError
+from slimfront.spaces.presets import PRESETS
 from slimfront.studies.constraint import Constraint
 from slimfront.studies.spec import JUDGED, StudySpec, incompatible_changes, load_study, shipped_studies
 
@@ -69,6 +70,30 @@ def test_knobs_not_named_are_off(tmp_path):
     assert (space.width, space.recovery_epochs, space.keep) == ((1.0,), (0,), ())
 
 
+BITS = {"weight_bits": (8, 32), "activation_bits": (8, 32)}
+
+
+def test_a_file_without_a_space_takes_the_preset_of_the_models_family(tmp_path):
+    spec = load_study(write(tmp_path, SMALL.replace("space: {weight_bits: [4, 32]}\n", "")))
+    full = spec.replaced(trials=3).with_preset("transformer", BITS)
+    assert full.space.preset == "transformer"
+    assert (full.space.depth, full.space.weight_bits) == ((1.0, 0.75, 0.5), (8, 32))  # the target takes no 4 bits
+    assert full.recovery.optimizer == "adamw"
+    assert StudySpec.from_json(full.to_json()) == full == full.with_preset("cnn", BITS)
+    assert full.base_folder == tmp_path
+
+
+def test_what_a_file_says_goes_before_the_preset(make_spec):
+    spec = make_spec(space={"preset": "recurrent", "width": [1.0, 0.5]}, recovery={"learning_rate": 0.1})
+    full = spec.with_preset("cnn", BITS)
+    assert (full.space.width, full.recovery.learning_rate, full.recovery.optimizer) == ((1.0, 0.5), 0.1, "adamw")
+    assert full.space.recovery_epochs == PRESETS["recurrent"].space["recovery_epochs"]
+
+
+def test_a_space_without_a_preset_stays_as_it_is(make_spec):
+    assert make_spec().with_preset("cnn", BITS) == make_spec()
+
+
 def test_a_spec_is_frozen(make_spec):
     with pytest.raises(ValueError, match="frozen"):
         make_spec().seed = 3
@@ -92,7 +117,7 @@ BAD = {
     "key that only the database has": ("study: small", "study: small\nbase_folder: /", "base_folder", "unknown key"),
     "key that is a number": ("study: small", "study: small\n3: x", "3", "keys must be text"),
     "missing study": ("study: small\n", "", "study", "is missing"),
-    "missing space": ("space: {weight_bits: [4, 32]}", "", "space", "is missing"),
+    "unknown preset": ("{weight_bits: [4, 32]}", "{preset: gan}", "space.preset", "'gan' is not one of 'none', 'auto'"),
     "missing budget": ("budget: {trials: 40}", "", "budget", "is missing"),
     "name with a space": ("study: small", "study: my study", "study", "may only hold letters"),
     "name that is a number": ("study: small", "study: 2024", "study", "must be text, not 2024"),

@@ -1,0 +1,45 @@
+"""Which family a model is of."""
+
+import pytest
+import torch
+from slimfront.spaces.families import family_of
+from slimfront.spaces.presets import PRESETS
+from slimfront.spaces.space import SpaceChoices
+from slimfront.workloads.digits_model import DigitsResNet
+from slimfront.workloads.digits_rnn import DigitsRNN
+from slimfront.workloads.digits_vit import DigitsViT
+from torch import Tensor, nn
+
+
+class Library(nn.Module):
+    """A recurrent layer of torch behind a flattening."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(16, 8, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rnn(x.squeeze(1))[0][:, -1]
+
+
+MODELS = {
+    "residual": (lambda: DigitsResNet(8), "cnn"),
+    "perceptron": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(256, 4)), "cnn"),
+    "vit": (lambda: DigitsViT(16, 1, 2, 16), "transformer"),
+    "encoder": (lambda: nn.Sequential(nn.Flatten(1, 2), nn.TransformerEncoderLayer(16, 2, 16)), "transformer"),
+    "gru": (lambda: DigitsRNN(hidden=8), "recurrent"),
+    "library": (Library, "recurrent"),
+}
+
+
+@pytest.mark.parametrize(("build", "family"), MODELS.values(), ids=MODELS)
+def test_a_models_family(build, family):
+    assert family_of(build(), torch.zeros(1, 1, 16, 16)) == family
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_a_preset_can_leave_everything_as_it_is(preset):
+    choices, neutral = SpaceChoices(**preset.space), SpaceChoices()
+    for key in preset.space:
+        if key != "granularity":
+            assert getattr(neutral, key)[0] in getattr(choices, key)
