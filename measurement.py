@@ -62,7 +62,8 @@ METRICS: dict[str, Metric] = {
             "packed_bytes",
             "bytes",
             "minimize",
-            "parameters packed at the policy's bit-widths, each weight dense, as a bitmap or as CSR, whichever is smallest",
+            "tensors of the packed file: weights at the policy's bit-widths, dense, as a bitmap or as CSR, whichever is smallest, "
+            "with scales and tables; until it is written, parameters alone are counted",
         ),
         Metric("latency_ms", "ms", "minimize", "paired ratio x the reference's quiet latency on the target, one batch"),
         Metric(

@@ -69,6 +69,8 @@ def pack(array: np.ndarray, bits: int) -> Packed:
     held = codes != 0
     count = int(held.sum())
     name, _ = smallest_format(*codes.shape, count, bits)
+    if name == "dense" and bits % 8 == 0:  # whole bytes: nothing to shift
+        return Packed(name, array.shape, bits, count, codes.astype(f"<u{bits // 8}").tobytes())
     if name == "dense":
         parts = [_bits(codes.ravel(), bits)]
     elif name == "bitmap":
@@ -87,6 +89,9 @@ def pack(array: np.ndarray, bits: int) -> Packed:
 def unpack(packed: Packed, dtype: np.dtype | type) -> np.ndarray:
     """The array that was packed, bit for bit, of the `dtype` it had."""
     rows, columns = packed.shape[0], int(np.prod(packed.shape[1:]))
+    if packed.format == "dense" and packed.bits % 8 == 0:
+        whole = np.frombuffer(packed.payload, f"<u{packed.bits // 8}").astype(np.uint64)
+        return _decoded(whole.reshape(packed.shape), packed.bits, np.dtype(dtype))
     stream = np.unpackbits(np.frombuffer(packed.payload, np.uint8), bitorder="little")
     codes = np.zeros((rows, columns), np.uint64)
     if packed.format == "dense":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, TypeGuard, cast
 
 import numpy as np
@@ -73,14 +74,17 @@ def quantize(model: nn.Module, example_input: Tensor, policy: Policy, calibratio
             raise CompressionError(f"layer {name!r} is not linear; only linear layers take ranges computed at run time")
     batch_size = min(CALIBRATION_BATCH, len(calibration))
     try:
-        prepared = _prepare(model, example_input.expand(batch_size, *example_input.shape[1:]), wanted, policy.scheme)
+        exported = _export(model, example_input.expand(batch_size, *example_input.shape[1:]))
+        norms = _folded(exported.graph)
+        prepared = prepare_pt2e(exported, PolicyQuantizer(wanted, policy.scheme))  # type: ignore[arg-type]
     except (RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:
         # The exporter raises whatever its tracing meets in a model it cannot capture.
         raise CompressionError(f"torch.export cannot capture the model: {describe(error)}") from error
     with torch.no_grad():
         for batch in input_batches(calibration, batch_size):
             prepared(batch)
-    return _read(convert_pt2e(prepared), wanted)
+    found = _read(convert_pt2e(prepared), wanted)
+    return replace(found, norms={layer: norm for layer, norm in norms.items() if layer in found.weights})
 
 
 def folded_norms(model: nn.Module, example_input: Tensor) -> dict[str, str]:
@@ -93,15 +97,18 @@ def folded_norms(model: nn.Module, example_input: Tensor) -> dict[str, str]:
         exported = torch.export.export(model.eval(), (example_input.expand(2, *example_input.shape[1:]).contiguous(),))
     except (RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:  # as above
         raise CompressionError(f"torch.export cannot capture the model: {describe(error)}") from error
-    graph = cast("fx.GraphModule", exported.module()).graph
+    return _folded(cast("fx.GraphModule", exported.module()).graph)
+
+
+def _folded(graph: fx.Graph) -> dict[str, str]:
     norms = graph.find_nodes(op="call_function", target=aten.batch_norm.default)
     return {module_path(cast("fx.Node", norm.args[0])): module_path(norm) for norm in norms if is_folded(norm)}
 
 
-def _prepare(model: nn.Module, inputs: Tensor, wanted: Mapping[str, LayerPolicy], scheme: Scheme) -> fx.GraphModule:
-    exported = torch.export.export(model.eval(), (inputs.contiguous(),)).module()
-    _spell_out_norms(exported)  # type: ignore[arg-type]
-    return prepare_pt2e(exported, PolicyQuantizer(wanted, scheme))  # type: ignore[arg-type]
+def _export(model: nn.Module, inputs: Tensor) -> fx.GraphModule:
+    exported = cast("fx.GraphModule", torch.export.export(model.eval(), (inputs.contiguous(),)).module())
+    _spell_out_norms(exported)
+    return exported
 
 
 def _spell_out_norms(exported: fx.GraphModule) -> None:

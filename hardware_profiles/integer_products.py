@@ -7,6 +7,7 @@ back: the form that ONNX Runtime fuses into one integer kernel.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
@@ -65,7 +66,7 @@ class _Products:
         return turned, step
 
 
-def _node(operation: str, inputs: list[str], outputs: list[str], **attributes: int) -> NodeProto:
+def _node(operation: str, inputs: list[str], outputs: list[str], **attributes: Any) -> NodeProto:
     return helper.make_node(operation, inputs, outputs, name=f"{outputs[0]}.{operation}", **attributes)
 
 

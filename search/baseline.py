@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from ..compression.packed_file import save_packed
 from ..evaluators.accuracy import Accuracy, score
 from ..evaluators.complexity import Complexity
 from ..evaluators.evaluator import Context, Reference, Subject
 from ..evaluators.latency import latency_measurements, throughput
 from ..evaluators.on_request import requested
 from ..evaluators.predicted_latency import predicted_measurements
-from ..evaluators.size import ArtifactSize
+from ..evaluators.size import ArtifactSize, packed_size
 from ..hardware_profiles.runtime import Artifact
 from ..hardware_profiles.target import Target
 from ..hardware_profiles.timer import Timer
@@ -43,7 +44,8 @@ def measure_reference(
     """
     subject = Subject(Candidate(Policy(), context.workload.model.eval()), artifact)
     return [
-        *Complexity().evaluate(subject, context),
+        *(counted for counted in Complexity().evaluate(subject, context) if counted.name != "packed_bytes"),
+        packed_size(save_packed(subject.candidate, artifact.path.with_name("packed.safetensors"))),
         *ArtifactSize().evaluate(subject, context),
         *Accuracy().evaluate(subject, context),
         *(_predicted(context.target) if context.target.predict else _timed(context.target, artifact, bench)),

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..compression.candidates import make_candidate
 from ..compression.gradual import gradually_pruned
+from ..compression.packed_file import save_packed
 from ..compression.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
 from ..compression.recover import recover
 from ..errors import TrialError
@@ -23,7 +24,7 @@ from ..evaluators.complexity import Complexity
 from ..evaluators.evaluator import Context, Reference, Subject
 from ..evaluators.on_request import requested
 from ..evaluators.predicted_latency import latency_evaluator
-from ..evaluators.size import ArtifactSize
+from ..evaluators.size import ArtifactSize, packed_size
 from ..hardware_profiles.runtime import Artifact, get_runtime
 from ..hardware_profiles.target import Target
 from ..hardware_profiles.timer import Timer
@@ -152,7 +153,8 @@ class Worker:
             return
         scored = Accuracy().evaluate(subject, self._context)
         if not policy.recovery.epochs:
-            yield Stage("scored", measurements=scored, artifacts=keep(subject, folder))
+            files = keep(subject, folder)
+            yield Stage("scored", measurements=[*scored, packed_size(files["packed"].path)], artifacts=files)
             return
         yield Stage("scored", measurements=scored)
 
@@ -166,7 +168,8 @@ class Worker:
         model = recover(model, self.workload, policy, seed, self.setup.batch_size, prune)
         subject = self._lower(policy, model, folder)
         recovered = [*ArtifactSize().evaluate(subject, self._context), *Accuracy().evaluate(subject, self._context)]
-        yield Stage("recovered", 1, recovered, keep(subject, folder))
+        files = keep(subject, folder)
+        yield Stage("recovered", 1, [*recovered, packed_size(files["packed"].path)], files)
 
     def _train_an_epoch(self, model: nn.Module, policy: Policy) -> None:
         policy = replace(policy, recovery=replace(policy.recovery, epochs=1, steps=("prune", "train")))
@@ -203,9 +206,10 @@ class Worker:
 
 
 def keep(subject: Subject, folder: Path) -> dict[str, Artifact]:
-    """Files of a trial: the artifact, and the float weights it was made from, without pickle."""
+    """Files of a trial: the artifact, the float weights it was made from and the packed ones it stands for, without pickle."""
     weights = folder / "weights.safetensors"
     state = {name: tensor.contiguous() for name, tensor in subject.candidate.model.state_dict().items()}
     save_file(state, weights)
     assert subject.artifact is not None  # a subject is kept only after it was lowered
-    return {"model": subject.artifact, "weights": Artifact.of(weights)}
+    packed = save_packed(subject.candidate, folder / "packed.safetensors")
+    return {"model": subject.artifact, "weights": Artifact.of(weights), "packed": Artifact.of(packed)}

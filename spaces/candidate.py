@@ -62,12 +62,14 @@ class Quantization:
         inputs: layer -> grid of the tensor it reads.
         additions: (module path, index among the additions in that module, operand 0 or 1) -> grid of a residual operand.
         codes: layer -> its weight by a codebook; the candidate's model holds the same values.
+        norms: layer -> batch-norm that is folded into its quantized weight.
     """
 
     weights: Mapping[str, QuantizedWeight] = field(default_factory=dict)
     inputs: Mapping[str, Grid] = field(default_factory=dict)
     additions: Mapping[tuple[str, int, int], Grid] = field(default_factory=dict)
     codes: Mapping[str, CodedWeight] = field(default_factory=dict)
+    norms: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,9 @@ from .store import Store
 BUNDLED = ("model", "weights")
 """Kinds of a trial's artifacts that are bundled, under their own names."""
 
+PACKED = "packed"
+"""Bundled too where the trial has it; older ones have not."""
+
 REFERENCE = Path("..", "reference")
 """Where the uncompressed model's artifact lies, from the folder of a trial, called as the trial's."""
 
@@ -71,7 +74,7 @@ def _picked(store: Store, study: StudyRecord, rule: str) -> int:
 
 
 def _artifacts(store: Store, trial: TrialRecord) -> dict[str, ArtifactRecord]:
-    """The trial's newest file of each kind in `BUNDLED`."""
+    """The trial's newest file of each kind in `BUNDLED`, and the packed one if there is one."""
     if trial.state == "running":
         raise UserError(f"trial {trial.number} is still running; there is nothing to export yet")
     if trial.state == "failed":
@@ -81,7 +84,7 @@ def _artifacts(store: Store, trial: TrialRecord) -> dict[str, ArtifactRecord]:
     if missing:
         ended = f"{trial.state}: {trial.reason}" if trial.reason else trial.state
         raise UserError(f"trial {trial.number} kept no {missing[0]} to export; it ended {ended}")
-    return {kind: found[kind] for kind in BUNDLED}
+    return {kind: found[kind] for kind in (*BUNDLED, PACKED) if kind in found}
 
 
 def _contents(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..compression.batches import example_batch
+from ..compression.packed_file import digest, load_packed, packed_bytes, recorded_digest
 from ..errors import UserError
 from ..evaluators.accuracy import score
 from ..evaluators.evaluator import Context
@@ -37,7 +38,7 @@ class Check:
 
 
 def verify_bundle(folder: Path, base: Path) -> Iterator[Check]:
-    """Check what the card claims, one by one: the files, their size, the accuracy and the paired speed-up.
+    """Check what the card claims, one by one: the files, their sizes, the accuracy and the paired speed-up.
 
     Args:
         folder: as `export_bundle` wrote it.
@@ -53,6 +54,8 @@ def verify_bundle(folder: Path, base: Path) -> Iterator[Check]:
     measured = card["measurements"]
     bytes_ = measured["artifact_bytes"]["value"]
     yield Check("artifact_bytes", f"{bytes_:.0f}", str(model.bytes), "none", model.bytes == bytes_)
+    if (packed := folder / "packed.safetensors").name in card["files"]:
+        yield from _packed(packed, measured["packed_bytes"]["value"])
     provenance = card["provenance"]
     workload = load_workload(provenance["workload"], provenance["workload_options"], base)
     context = Context(workload, target, get_runtime(target.runtime))
@@ -69,6 +72,14 @@ def verify_bundle(folder: Path, base: Path) -> Iterator[Check]:
     yield Check(
         "speedup", f"{speedup:.3f}", f"{found:.3f}", f"{SPEEDUP_TOLERANCE:.0%}", abs(found / speedup - 1) <= SPEEDUP_TOLERANCE
     )  # fmt: skip
+
+
+def _packed(path: Path, recorded: float) -> Iterator[Check]:
+    """Whether the packed file takes what was measured, and comes back as the weights that were packed."""
+    found = packed_bytes(path)
+    yield Check("packed_bytes", f"{recorded:.0f}", str(found), "none", found == recorded)
+    before, after = recorded_digest(path), digest(load_packed(path))
+    yield Check("packed weights, by digest", before, after, "none", before == after)
 
 
 def _card(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from slimfront.compression.quantize import _prepare, convert_pt2e, quantize
+from slimfront.compression.quantize import PolicyQuantizer, _export, convert_pt2e, prepare_pt2e, quantize
 from slimfront.errors import LoweringError, TargetError
 from slimfront.hardware_profiles.runtime import RUNTIMES, Artifact, Runtime, get_runtime, runtimes
 from slimfront.hardware_profiles.target import Target, load_target
@@ -87,7 +87,7 @@ def converted(candidate: Candidate, inputs: Tensor, calibration: Tensor) -> np.n
             weight.copy_(weight.half().float())
     if not layers:
         return model(inputs).numpy()
-    prepared = _prepare(model, inputs[:BATCH], layers, candidate.policy.scheme)
+    prepared = prepare_pt2e(_export(model, inputs[:BATCH]), PolicyQuantizer(layers, candidate.policy.scheme))
     for batch in calibration.split(BATCH):
         prepared(batch)
     oracle = convert_pt2e(prepared)

@@ -1,0 +1,163 @@
+"""A candidate's weights as one packed file: safetensors whose tensors take the bits the policy gave them.
+
+The file holds, by name:
+
+| tensor | what |
+|---|---|
+| `LAYER.weight` | a weight packed as `compression.packed` writes it, uint8; its shape, bits and format stand in the metadata |
+| `LAYER.weight.scale` | steps of an integer grid, float32, [channels], or [1] where all have one |
+| `LAYER.weight.table` | values of a codebook, float32 |
+| `LAYER.input.scale`, `.zero_point` | the grid of what a layer reads; `MODULE.addition0.1.scale` that of an addition's operand |
+| any other name | a parameter or buffer as it is |
+
+A batch-norm that follows a quantized layer is folded into it. The metadata also hold a digest of the weights that the file
+stands for, taken before they were packed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from ..spaces.candidate import Candidate
+from ..spaces.layers import LAYER_KINDS
+from .packed import FLOATS, Packed, pack, unpack
+
+SCHEMA = "1"
+
+
+def save_packed(candidate: Candidate, path: Path) -> Path:
+    """Write the packed file of `candidate`."""
+    packed, grids = _packed(candidate), _grids(candidate)
+    payloads = {name: np.frombuffer(weight.payload, np.uint8) for name, weight in packed.items()}
+    about = {name: [w.format, list(w.shape), w.bits, w.values] for name, w in packed.items()}
+    metadata = {
+        "schema": SCHEMA,
+        "packed": json.dumps(about),
+        "grids": json.dumps(sorted(grids)),
+        "digest": digest(weights_of(candidate)),
+    }
+    save_file({**payloads, **grids, **_state(candidate)}, path, metadata)
+    return path
+
+
+def packed_bytes(path: Path) -> int:
+    """Bytes of a packed file but its header, which is a word and as many bytes as it says."""
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    return path.stat().st_size - 8 - header
+
+
+def load_packed(path: Path) -> dict[str, np.ndarray]:
+    """The weights, biases and other tensors of the model that a packed file stands for, by name, bit for bit.
+
+    Raises:
+        ValueError: another schema.
+    """
+    with safe_open(path, "np") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+    if metadata["schema"] != SCHEMA:
+        raise ValueError(f"{path.name} has schema {metadata['schema']}, this slimfront reads {SCHEMA}")
+    grids = {name: tensors.pop(name) for name in json.loads(metadata["grids"])}
+    for name, (form, shape, bits, values) in json.loads(metadata["packed"]).items():
+        packed = Packed(form, tuple(shape), bits, values, tensors[name].tobytes())
+        tensors[name] = _decoded(packed, grids.get(f"{name}.scale"), grids.get(f"{name}.table"))
+    return tensors
+
+
+def recorded_digest(path: Path) -> str:
+    """The digest that a packed file's metadata hold."""
+    with safe_open(path, "np") as file:
+        return file.metadata()["digest"]
+
+
+def digest(weights: Mapping[str, np.ndarray]) -> str:
+    """First 16 hex digits of the SHA-256 of names, types, shapes and bytes."""
+    content = hashlib.sha256()
+    for name in sorted(weights):
+        array = np.ascontiguousarray(weights[name])
+        content.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+    return content.hexdigest()[:16]
+
+
+def weights_of(candidate: Candidate) -> dict[str, np.ndarray]:
+    """The numbers that `candidate` computes with, by name: what its grids and codes stand for."""
+    real = {name: array.astype(np.float32) for name, array in _float_weights(candidate).items()}
+    for name, weight in candidate.quantization.weights.items():
+        real[name] = _real(weight.integers, weight.grid.scale)
+    for name, coded in candidate.quantization.codes.items():
+        real[name] = coded.values()
+    return {**_state(candidate), **{f"{name}.weight": array for name, array in real.items()}}
+
+
+def _packed(candidate: Candidate) -> dict[str, Packed]:
+    """Every layer's weight, packed."""
+    arrays = _float_weights(candidate)
+    arrays |= {name: weight.integers for name, weight in candidate.quantization.weights.items()}
+    arrays |= {name: weight.codes for name, weight in candidate.quantization.codes.items()}
+    return {f"{name}.weight": pack(array, candidate.policy.layer(name).weight_bits) for name, array in arrays.items()}
+
+
+def _float_weights(candidate: Candidate) -> dict[str, np.ndarray]:
+    """Layer -> weight as it is stored, of those neither on a grid nor on a codebook."""
+    quantization, policy = candidate.quantization, candidate.policy
+    return {
+        name: weight.detach().cpu().numpy().astype(FLOATS[policy.layer(name).weight_bits])
+        for name, weight in _layer_weights(candidate).items()
+        if name not in quantization.weights and name not in quantization.codes
+    }
+
+
+def _layer_weights(candidate: Candidate) -> dict[str, Tensor]:
+    modules = candidate.model.named_modules()
+    return {name: module.weight for name, module in modules if type(module) in LAYER_KINDS}  # type: ignore[misc]
+
+
+def _state(candidate: Candidate) -> dict[str, np.ndarray]:
+    """What is stored as it is: all of the model but layers' weights, folded batch-norms and the counts of training."""
+    packed = {f"{name}.weight" for name in _layer_weights(candidate)}
+    folded = tuple(f"{norm}." for norm in candidate.quantization.norms.values())
+    kept = {
+        name: tensor.detach().cpu().contiguous().numpy()
+        for name, tensor in candidate.model.state_dict().items()
+        if name not in packed and not name.startswith(folded) and not name.endswith(".num_batches_tracked")
+    }
+    weights = candidate.quantization.weights.items()
+    return kept | {
+        f"{name}.bias": weight.bias.astype(np.float32) for name, weight in weights if weight.bias is not None
+    }
+
+
+def _grids(candidate: Candidate) -> dict[str, np.ndarray]:
+    """Steps, zero points and tables."""
+    quantization = candidate.quantization
+    scales = {f"{name}.weight.scale": weight.grid.scale for name, weight in quantization.weights.items()}
+    read = {f"{name}.input": grid for name, grid in quantization.inputs.items()}
+    read |= {f"{path}.addition{n}.{operand}": grid for (path, n, operand), grid in quantization.additions.items()}
+    return {
+        **{name: scale[:1] if (scale == scale[0]).all() else scale for name, scale in scales.items()},
+        **{f"{name}.weight.table": coded.table for name, coded in quantization.codes.items()},
+        **{f"{name}.scale": np.atleast_1d(grid.scale) for name, grid in read.items()},
+        **{f"{name}.zero_point": np.atleast_1d(grid.zero_point) for name, grid in read.items()},
+    }
+
+
+def _decoded(packed: Packed, scale: np.ndarray | None, table: np.ndarray | None) -> np.ndarray:
+    if scale is not None:
+        return _real(unpack(packed, np.int8), scale)
+    if table is not None:
+        return table[unpack(packed, np.int8)]
+    return unpack(packed, FLOATS[packed.bits]).astype(np.float32)
+
+
+def _real(integers: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Integers times their steps in float32, as DequantizeLinear multiplies them."""
+    return integers.astype(np.float32) * scale.astype(np.float32).reshape(-1, *[1] * (integers.ndim - 1))

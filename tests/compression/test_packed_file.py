@@ -1,0 +1,130 @@
+"""The packed file: it takes what is said, and gives back the very weights that the artifact computes with."""
+
+import math
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from safetensors.numpy import load_file
+from slimfront.compression.candidates import make_candidate
+from slimfront.compression.packed_file import (
+    digest,
+    load_packed,
+    packed_bytes,
+    recorded_digest,
+    save_packed,
+    weights_of,
+)
+from slimfront.hardware_profiles.runtime import get_runtime
+from slimfront.hardware_profiles.target import load_target
+from slimfront.spaces.candidate import Candidate
+from slimfront.spaces.policy import LayerPolicy, Policy
+from torch import nn
+from torch.utils.data import TensorDataset
+
+SHAPE = (2, 4, 4)
+EVERY_WAY = {
+    "conv1": LayerPolicy(4, 8),
+    "conv2": LayerPolicy(3, 32),
+    "fc1": LayerPolicy(4, 32, codebook="k_means"),
+    "fc2": LayerPolicy(16),
+}
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    model.add_module("conv1", nn.Conv2d(2, 6, 3, padding=1, bias=False))
+    model.add_module("norm1", nn.BatchNorm2d(6))
+    model.add_module("conv2", nn.Conv2d(6, 8, 3, padding=1))
+    model.add_module("norm2", nn.BatchNorm2d(8))
+    model.add_module("flatten", nn.Flatten())
+    model.add_module("fc1", nn.Linear(128, 16))
+    model.add_module("norm3", nn.BatchNorm1d(16))
+    model.add_module("fc2", nn.Linear(16, 8))
+    model.add_module("fc3", nn.Linear(8, 4))
+    for norm in (model.norm1, model.norm2, model.norm3):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    return model.eval()
+
+
+def made(model: nn.Module, **layers: LayerPolicy) -> Candidate:
+    inputs = torch.randn(60, *SHAPE, generator=torch.Generator().manual_seed(0))
+    return make_candidate(model, inputs[:1], Policy(layers=layers), TensorDataset(inputs, torch.zeros(60)))
+
+
+def test_the_file_takes_what_is_counted_by_hand(network, tmp_path):
+    path = save_packed(made(network, **EVERY_WAY), tmp_path / "packed.safetensors")
+    bytes_ = {
+        "conv1": math.ceil(6 * 18 * 4 / 8)
+        + 4 * 6
+        + 4 * 6
+        + 4
+        + 1,  # codes, steps, bias with its norm, grid of the input
+        "conv2": math.ceil(8 * 54 * 3 / 8) + 4 * 8 + 4 * 8,
+        "fc1": math.ceil(16 * 128 * 4 / 8) + 4 * 16 + 4 * 16 + 4 * 4 * 16,  # codes, table, bias, a norm of its own
+        "fc2": 2 * 16 * 8 + 4 * 8,
+        "fc3": 4 * (8 * 4 + 4),
+    }
+    found = load_file(path)
+    for name, expected in bytes_.items():
+        norm = {"fc1": "norm3."}.get(name, "none")
+        assert sum(array.nbytes for key, array in found.items() if key.startswith((f"{name}.", norm))) == expected, name
+    assert packed_bytes(path) == sum(bytes_.values()) == sum(array.nbytes for array in found.values())
+
+
+def test_the_weights_come_back_as_the_artifact_holds_them(network, tmp_path):
+    candidate = made(network, **EVERY_WAY)
+    path = save_packed(candidate, tmp_path / "packed.safetensors")
+    back = load_packed(path)
+    assert digest(back) == recorded_digest(path) == digest(weights_of(candidate))
+    artifact = get_runtime("onnxruntime").lower(
+        candidate, torch.zeros(1, *SHAPE), load_target("cpu-onnxruntime"), tmp_path / "model.onnx"
+    )
+    held = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(artifact.path).graph.initializer}
+    for name in ("conv1", "conv2"):
+        stem = next(
+            key.removesuffix(".q")
+            for key in held
+            if key.endswith(".q") and held[key].shape == back[f"{name}.weight"].shape
+        )
+        real = held[f"{stem}.q"].astype(np.float32) * held[f"{stem}.scale"].reshape(-1, 1, 1, 1)
+        assert np.array_equal(real, back[f"{name}.weight"])
+        assert any(np.array_equal(back[f"{name}.bias"], array) for array in held.values())
+    assert not {name for name in back if name.startswith(("norm1", "norm2"))}  # folded into the layer before them
+    codes = candidate.quantization.codes["fc1"]
+    assert np.array_equal(back["fc1.weight"], codes.values())
+    assert np.array_equal(back["norm3.running_var"], network.norm3.running_var.numpy())
+    assert np.array_equal(back["fc2.weight"], candidate.model.fc2.weight.detach().half().float().numpy())
+
+
+def test_an_uncompressed_model_comes_back_whole(network, tmp_path):
+    back = load_packed(save_packed(Candidate(Policy(), network), tmp_path / "packed.safetensors"))
+    state = {name: tensor.numpy() for name, tensor in network.state_dict().items() if "num_batches" not in name}
+    assert back.keys() == state.keys()
+    assert all(np.array_equal(back[name], state[name]) for name in state)
+
+
+def test_masked_weights_take_a_bit_each(network, tmp_path):
+    with torch.no_grad():
+        network.fc1.weight[:, ::2] = 0
+    dense, sparse = (
+        packed_bytes(save_packed(made(network, fc1=layer), tmp_path / "packed.safetensors"))
+        for layer in (LayerPolicy(8), LayerPolicy(4, codebook="power_of_two"))
+    )
+    codes = load_packed(tmp_path / "packed.safetensors")["fc1.weight"]
+    assert (codes[:, ::2] == 0).all()
+    # Both a bitmap; 1024 weights of 8 and of at most 4 bits, 16 steps, 15 values, and a norm that stays beside codes.
+    assert sparse <= dense - (1024 // 2 + 4 * 16 - 4 * 15 - 4 * 4 * 16)
+
+
+def test_what_was_changed_has_another_digest(network, tmp_path):
+    path = save_packed(made(network, conv1=LayerPolicy(4, 8)), tmp_path / "packed.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-40] ^= 1
+    path.write_bytes(content)
+    assert digest(load_packed(path)) != recorded_digest(path)
