@@ -49,9 +49,9 @@ CALIBRATION_BATCH = 50
 aten = torch.ops.aten
 TRANSPARENT = {
     aten.relu.default, aten.relu_.default, aten.relu6.default, aten.hardtanh.default, aten.hardtanh_.default,
-    aten.dropout.default, aten.add.Tensor, aten.add_.Tensor,
+    aten.dropout.default, aten.add.Tensor, aten.add_.Tensor, aten.max_pool2d.default,
 }  # fmt: skip
-"""Operations a runtime fuses into the layer before them: looked through when asking which layers feed a tensor."""
+"""Operations a runtime fuses into the layer before them, or computes on its grid: looked through when asking which layers feed a tensor."""
 
 
 def quantize(model: nn.Module, example_input: Tensor, policy: Policy, calibration: MapDataset) -> Quantization:

@@ -10,15 +10,18 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, NodeProto, TensorProto, helper
+
+from .onnx_file import WeightsApart
 
 
-def write_integer_products(graph: GraphProto, layers: Iterable[NodeProto]) -> None:
+def write_integer_products(lowered: WeightsApart, layers: Iterable[NodeProto]) -> None:
     """Replace `layers`, Gemm or MatMul nodes whose weight is dequantized per channel, in place.
 
     Layers that read the same tensor share its grid.
     """
-    products = _Products(graph)
+    graph = lowered.model.graph
+    products = _Products(graph, lowered.weights)
     names = {node.name for node in layers}
     ordered: list[NodeProto] = []
     for node in graph.node:
@@ -26,14 +29,13 @@ def write_integer_products(graph: GraphProto, layers: Iterable[NodeProto]) -> No
     copies = [NodeProto.FromString(node.SerializeToString()) for node in ordered]
     del graph.node[:]
     graph.node.extend(copies)
-    _drop_unread(graph)
+    _drop_unread(lowered)
 
 
 class _Products:
-    def __init__(self, graph: GraphProto) -> None:
-        self.graph = graph
+    def __init__(self, graph: GraphProto, weights: dict[str, np.ndarray]) -> None:
+        self.weights = weights
         self.producers = {output: node for node in graph.node for output in node.output}
-        self.constants = {tensor.name: tensor for tensor in graph.initializer}
         self.ranged: set[str] = set()
 
     def of(self, node: NodeProto) -> list[NodeProto]:
@@ -59,10 +61,7 @@ class _Products:
         if node.op_type == "MatMul":
             return integers, step
         turned = f"{integers}.turned"  # a Gemm of the exporter's holds them as [out, in]
-        if turned not in self.constants:
-            array = np.ascontiguousarray(numpy_helper.to_array(self.constants[integers]).T)
-            self.constants[turned] = numpy_helper.from_array(array, turned)
-            self.graph.initializer.append(self.constants[turned])
+        self.weights.setdefault(turned, self.weights[integers].T)
         return turned, step
 
 
@@ -70,8 +69,9 @@ def _node(operation: str, inputs: list[str], outputs: list[str], **attributes: A
     return helper.make_node(operation, inputs, outputs, name=f"{outputs[0]}.{operation}", **attributes)
 
 
-def _drop_unread(graph: GraphProto) -> None:
+def _drop_unread(lowered: WeightsApart) -> None:
     """Remove the dequantization of weights that only integer products read now, and what it alone read."""
+    graph = lowered.model.graph
     read = {name for node in graph.node for name in node.input}
     kept = [n for n in graph.node if n.op_type != "DequantizeLinear" or not read.isdisjoint(n.output)]
     copies = [NodeProto.FromString(node.SerializeToString()) for node in kept]
@@ -80,3 +80,5 @@ def _drop_unread(graph: GraphProto) -> None:
     read = {name for node in graph.node for name in node.input}
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
         graph.initializer.remove(tensor)
+    for name in lowered.weights.keys() - read:
+        del lowered.weights[name]

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor
 
@@ -21,8 +20,9 @@ from .graph_cache import GraphCache
 from .integer_products import write_integer_products
 from .node_names import WEIGHTED, layer_of, module_of_node
 from .onnx_export import export_float
+from .onnx_file import WeightsApart, weights_apart, write
 
-float_graphs = GraphCache(export_float)
+float_graphs = GraphCache(lambda model, example_input: weights_apart(export_float(model, example_input)))
 """Of this process."""
 
 DYNAMIC = "slimfront.dynamic"
@@ -55,30 +55,32 @@ def lower(
     Raises:
         LoweringError: the model cannot be exported, or a quantized layer is not found in the exported graph.
     """
+    exported = float_graphs.graph_of(candidate.model, example_input.expand(batch, *example_input.shape[1:]))
     model = ModelProto()
-    model.CopyFrom(float_graphs.graph_of(candidate.model, example_input.expand(batch, *example_input.shape[1:])))
-    insert_grids(model, candidate.quantization, bound_float_layers)
+    model.CopyFrom(exported.model)
+    lowered = WeightsApart(model, dict(exported.weights))
+    insert_grids(lowered, candidate.quantization, bound_float_layers)
     dynamic = [name for name, layer in candidate.policy.layers.items() if layer.is_dynamic]
     if integer_products:
-        write_integer_products(model.graph, [node for name in dynamic for node in layer_nodes(model.graph, name)])
+        write_integer_products(lowered, [node for name in dynamic for node in layer_nodes(model.graph, name)])
     elif dynamic:
         helper.set_model_props(model, {DYNAMIC: "true"})
     if integer_biases:
         write_integer_biases(model, candidate.quantization)
     halves = [name for name, layer in candidate.policy.layers.items() if layer.weight_bits == 16]
-    store_as_half(model, halves)
-    onnx.save(model, path)
+    store_as_half(lowered, halves)
+    write(model, lowered.weights, path)
     return path
 
 
-def insert_grids(model: ModelProto, quantization: Quantization, bound_float_layers: bool = False) -> None:
-    """Put Q/DQ pairs for every grid of `quantization` into `model`, in place; see `lower`.
+def insert_grids(lowered: WeightsApart, quantization: Quantization, bound_float_layers: bool = False) -> None:
+    """Put Q/DQ pairs for every grid of `quantization` into the graph and its weights, in place; see `lower`.
 
     Raises:
         LoweringError: a layer or addition with a grid is not in the graph.
     """
-    graph = model.graph
-    inserter = _Inserter(graph)
+    graph = lowered.model.graph
+    inserter = _Inserter(graph, lowered.weights)
     operands = [
         (node, 0, grid, bound_float_layers and name not in quantization.weights)
         for name, grid in quantization.inputs.items()
@@ -134,16 +136,16 @@ def _dequantized_bias(graph: GraphProto, name: str, bias: np.ndarray, scale: np.
     return made
 
 
-def store_as_half(model: ModelProto, layers: Iterable[str]) -> None:
+def store_as_half(lowered: WeightsApart, layers: Iterable[str]) -> None:
     """Store the weights of `layers` as float16, cast back to float32 where they are used, in place."""
+    graph = lowered.model.graph
     for name in layers:
-        nodes = layer_nodes(model.graph, name)
-        weight = _initializer(model.graph, nodes[0].input[1])
-        half = f"{weight.name}.half"
-        model.graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(weight).astype(np.float16), half))
-        model.graph.initializer.remove(weight)
+        nodes = layer_nodes(graph, name)
+        weight = nodes[0].input[1]
+        half = f"{weight}.half"
+        lowered.weights[half] = _taken(lowered.weights, weight).astype(np.float16)
         cast = helper.make_node("Cast", [half], [f"{half}.float"], name=f"{half}.cast", to=TensorProto.FLOAT)
-        model.graph.node.insert(0, cast)
+        graph.node.insert(0, cast)
         for node in nodes:
             node.input[1] = cast.output[0]
 
@@ -191,8 +193,8 @@ def _computed(graph: GraphProto) -> set[str]:
 class _Inserter:
     """Inserts Q/DQ pairs into a graph; one pair per tensor and grid, shared by all its readers."""
 
-    def __init__(self, graph: GraphProto) -> None:
-        self.graph = graph
+    def __init__(self, graph: GraphProto, weights: dict[str, np.ndarray]) -> None:
+        self.graph, self.weights = graph, weights
         self.before: dict[int, list[NodeProto]] = {}
         self.pairs: dict[tuple, str] = {}
         self.producer = {output: index for index, node in enumerate(graph.node) for output in node.output}
@@ -207,13 +209,13 @@ class _Inserter:
         node.input[operand] = self.pairs[key]
 
     def _add_pair(self, tensor: str, grid: Grid, bounded: bool, number: int) -> str:
-        name = f"{tensor}.grid{number}"
+        name, limits = f"{tensor}.grid{number}", np.iinfo(grid.zero_point.dtype)
         affine = [self._constant(f"{name}.scale", grid.scale), self._constant(f"{name}.zero_point", grid.zero_point)]
         steps = [("QuantizeLinear", affine), ("DequantizeLinear", affine)]
         if bounded:
             steps.append(("Clip", self._ends(name, grid)))
-        elif (grid.low, grid.high) != (0, 255):
-            # The container saturates at 0 and 255; a narrower grid has to saturate before it.
+        elif (grid.low, grid.high) != (limits.min, limits.max):
+            # The container saturates at its own ends; a narrower grid has to saturate before it.
             steps.insert(0, ("Clip", self._ends(name, grid)))
         nodes, read = [], tensor
         for operation, constants in steps:
@@ -233,19 +235,14 @@ class _Inserter:
     def quantize_weight(self, nodes: list[NodeProto], weight: QuantizedWeight) -> None:
         """Let `nodes`, the runs of one layer, read their weight on its grid."""
         node = nodes[0]
-        original = _initializer(self.graph, node.input[1])
+        name = node.input[1]
         # MatMul holds the transpose of a linear layer's weight.
         transposed = node.op_type == "MatMul"
         integers = weight.integers.T if transposed else weight.integers
-        if list(integers.shape) != list(original.dims):
-            raise LoweringError(
-                f"{node.name}: weight of shape {list(original.dims)} where {list(integers.shape)} was expected"
-            )
-        _check_same(node.name, numpy_helper.to_array(original), integers, weight.grid.scale, axis=int(transposed))
-        name = original.name
-        self.graph.initializer.remove(original)
+        check_same(node.name, _taken(self.weights, name), integers, weight.grid.scale, axis=int(transposed))
+        self.weights[f"{name}.q"] = integers
         inputs = [
-            self._constant(f"{name}.q", np.ascontiguousarray(integers)),
+            f"{name}.q",
             self._constant(f"{name}.scale", weight.grid.scale),
             self._constant(f"{name}.zero_point", weight.grid.zero_point),
         ]
@@ -274,15 +271,26 @@ class _Inserter:
         return name
 
 
-def _check_same(name: str, values: np.ndarray, integers: np.ndarray, scale: np.ndarray, axis: int) -> None:
+def check_same(name: str, values: np.ndarray, integers: np.ndarray, scale: np.ndarray, axis: int) -> None:
     """Hold the integers against the exported weight, which differs by half a step at most unless batch-norm was folded
     into one of them only. That scales whole channels, so some weights of each are enough.
+
+    Raises:
+        LoweringError: they differ by more, or in shape.
     """
+    if integers.shape != values.shape:
+        raise LoweringError(f"{name}: weight of shape {list(values.shape)} where {list(integers.shape)} was expected")
     some = tuple(slice(None) if dimension == axis else slice(4) for dimension in range(values.ndim))
     values, integers = values[some], integers[some]
     step = scale.reshape([-1 if dimension == axis else 1 for dimension in range(values.ndim)])
     if (np.abs(values - integers * step) > 0.51 * step).any():
         raise LoweringError(f"{name}: the exported weight is not the one that was quantized")
+
+
+def _taken(weights: dict[str, np.ndarray], name: str) -> np.ndarray:
+    if name not in weights:
+        raise LoweringError(f"weight {name} is not a constant of the exported graph")
+    return weights.pop(name)
 
 
 def _initializer(graph: GraphProto, name: str) -> TensorProto:

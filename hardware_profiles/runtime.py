@@ -127,7 +127,15 @@ class RuntimeEntry:
 RUNTIMES = {
     "openvino": RuntimeEntry("openvino_runtime", "OpenVinoRuntime", "slimfront[openvino]", dynamic=True),
     "onnxruntime": RuntimeEntry("onnxruntime_runtime", "OnnxRuntime", "slimfront[onnxruntime]", dynamic=True),
+    "litert": RuntimeEntry("litert_runtime", "LiteRtRuntime", "slimfront[litert]", dynamic=True),
+    "tensorrt": RuntimeEntry(
+        "tensorrt_runtime",
+        "TensorRtRuntime",
+        "slimfront[tensorrt]",
+        options={"optimization_level": int, "workspace_mib": int},
+    ),
     "torch": RuntimeEntry("torch_runtime", "TorchRuntime", "torch", dynamic=True, options={"compile": bool}),
+    "torch-cuda": RuntimeEntry("torch_cuda_runtime", "TorchCudaRuntime", "torch", dynamic=True),
 }
 
 

@@ -46,13 +46,13 @@ class TorchRuntime:
         return Artifact.of(lower(candidate, batch, path, self.device, bool(target.options.get("compile"))))
 
     def signature(self, artifact: Path) -> tuple[TensorInfo, TensorInfo]:
-        given, made = _notes(_open(artifact))["signature"]
+        given, made = _notes(open_archive(artifact))["signature"]
         return TensorInfo("input", tuple(given), "float32"), TensorInfo("output", tuple(made), "float32")
 
     def load(self, artifact: Path, target: Target, threads: int | None = None) -> TorchSession:
         # The number of threads is the process's, and the runtime of a process has one target.
         torch.set_num_threads(threads or target.threads)
-        return TorchSession(_open(artifact), self.device)
+        return TorchSession(open_archive(artifact), self.device)
 
 
 class TorchSession:
@@ -81,7 +81,12 @@ def _notes(contents: PT2ArchiveContents) -> dict[str, Any]:
     return json.loads(contents.extra_files[NOTES])
 
 
-def _open(artifact: Path) -> PT2ArchiveContents:
+def open_archive(artifact: Path) -> PT2ArchiveContents:
+    """The archive at `artifact`.
+
+    Raises:
+        LoweringError: torch cannot load it.
+    """
     import torch.ao.quantization.fx._decomposed  # noqa: F401  # registers the operations of grids
 
     try:

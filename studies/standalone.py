@@ -59,6 +59,21 @@ def load_onnxruntime(path: str, threads: int) -> Run:
     return lambda inputs: session.run(None, {name: inputs})[0]
 
 
+def load_litert(path: str, threads: int) -> Run:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=path, num_threads=threads)
+    interpreter.allocate_tensors()
+    given, made = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+
+    def run(inputs: np.ndarray) -> np.ndarray:
+        interpreter.set_tensor(given, inputs)
+        interpreter.invoke()
+        return interpreter.get_tensor(made)
+
+    return run
+
+
 def load_torch(path: str, threads: int) -> Run:
     import torch
     import torch.ao.quantization.fx._decomposed  # registers the operations of grids
@@ -75,6 +90,7 @@ def load_torch(path: str, threads: int) -> Run:
 LOADERS: dict[str, Callable[[str, int], Run]] = {
     "openvino": load_openvino,
     "onnxruntime": load_onnxruntime,
+    "litert": load_litert,
     "torch": load_torch,
 }
 

@@ -10,6 +10,7 @@ import torch
 from slimfront.compression.quantize import quantize
 from slimfront.spaces.candidate import Candidate
 from slimfront.spaces.policy import LayerPolicy, Policy
+from slimfront.spaces.scheme import Scheme
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
@@ -234,10 +235,10 @@ def inputs() -> Callable[..., Tensor]:
 
 @pytest.fixture
 def candidate() -> Callable[..., Candidate]:
-    """(model, {layer: LayerPolicy}) -> candidate, calibrated on 100 random inputs."""
+    """(model, {layer: LayerPolicy}, scheme) -> candidate, calibrated on 100 random inputs."""
 
-    def make(model: nn.Module, layers: Mapping[str, LayerPolicy]) -> Candidate:
-        policy = Policy(layers=dict(layers))
+    def make(model: nn.Module, layers: Mapping[str, LayerPolicy], scheme: Scheme = Scheme()) -> Candidate:
+        policy = Policy(layers=dict(layers), scheme=scheme)
         data = TensorDataset(inputs_of(model.shape, 100, 0), torch.zeros(100))
         return Candidate(policy, model, quantize(model, torch.zeros(1, *model.shape), policy, data))
 

@@ -1,0 +1,29 @@
+"""A search runs to its end on every runtime that this machine can have, by the target's line of the study file alone."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from slimfront.hardware_profiles.target import load_target
+from slimfront.search.driver import Search
+from slimfront.search.local import run_local
+from slimfront.search.problem import prepare
+from slimfront.studies.store import Store
+
+TRIALS = {"cpu-litert": 3, "cpu-onnxruntime": 3, "cpu-openvino": 3, "cpu-torch": 3, "cpu-torch-compile": 2}
+"""Compiling ahead of time takes its time."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TRIALS)
+def test_a_search_runs_to_its_end(target, tiny_spec, tmp_path: Path):
+    if target == "cpu-torch-compile" and not shutil.which("g++"):
+        pytest.skip("Inductor compiles with g++, which is not here")
+    with Store(f"sqlite:///{tmp_path / 'study.db'}") as store:
+        run_local(Search(prepare(tiny_spec(target=target, budget={"trials": TRIALS[target]})), store, tmp_path))
+        trials = store.trials("tiny")
+        assert [trial.state for trial in trials] == ["complete"] * TRIALS[target], [trial.reason for trial in trials]
+        assert all(trial.measurements["speedup"].value > 0 for trial in trials)
+        suffixes = {Path(a.path).suffix for t in trials for a in store.artifacts("tiny", t.number) if a.kind == "model"}
+    expected = {"litert": ".tflite", "torch": ".pt2"}.get(load_target(target).runtime, ".onnx")
+    assert suffixes == {expected}
