@@ -28,7 +28,7 @@ from ..errors import EvaluationError
 from .energy import EnergyMeter, energy_meter
 from .paired_timing import PairedTiming, fastest_blocks, median_interval, paired_timing, warm_up
 from .peak_memory import peak_growth
-from .runtime import Session, get_runtime
+from .runtime import DeviceSession, Session, get_runtime
 from .streams import load_streams
 from .target import Target
 
@@ -226,6 +226,8 @@ def _joules_of_a_run(run: Callable[[], object], seconds: float, meter: EnergyMet
 
 
 def _runner(session: Session) -> Callable[[], object]:
+    if isinstance(session, DeviceSession):
+        return session.on_device(_state.inputs)
     return lambda: session.run(_state.inputs)
 
 

@@ -184,11 +184,12 @@ class LiteGraph:
 
     def bounded(self, value: Value) -> Value:
         """`value` within its grid, which the eight bits it is in may be wider than."""
-        assert value.grid is not None
-        for kind, end, furthest in (("MAXIMUM", value.grid.low, LOWEST), ("MINIMUM", value.grid.high, HIGHEST)):
+        grid = value.grid
+        assert grid is not None
+        for kind, end, furthest in (("MAXIMUM", grid.low, LOWEST), ("MINIMUM", grid.high, HIGHEST)):
             if end != furthest:
-                limit = self.flat.constant("limit", np.full((), end - 128, np.int8), affine_of(value.grid))
-                value = self.emit(kind, [value, limit], kind.lower(), value.shape, value.order, value.grid)
+                limit = self.flat.constant("limit", np.full((), end - 128, np.int8), affine_of(grid))
+                value = self.emit(kind, [value, limit], kind.lower(), value.shape, value.order, grid)
         return value
 
     def ordered(self, value: Value, order: Order) -> Value:

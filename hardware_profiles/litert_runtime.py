@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ai_edge_litert
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert import schema_py_generated
 from ai_edge_litert.interpreter import Interpreter
 
 from ..errors import LoweringError
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..spaces.candidate import Candidate
+
+schema: Any = schema_py_generated  # its annotations do not know what a valid file always has
 
 WEIGHTED = (
     schema.BuiltinOperator.CONV_2D,

@@ -7,11 +7,11 @@ exported is always that file.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -67,6 +67,15 @@ class Session(Protocol):
         ...
 
 
+@runtime_checkable
+class DeviceSession(Protocol):
+    """A session on a device with memory and a clock of its own."""
+
+    def on_device(self, inputs: np.ndarray) -> Callable[[], object]:
+        """Runs of one batch, copied there beforehand; a `paired_timing.SelfTimed`."""
+        ...
+
+
 class Runtime(Protocol):
     """Lowers candidates and loads artifacts.
 
@@ -112,6 +121,7 @@ class RuntimeEntry:
         install: what to install for it.
         weight_bits, activation_bits: what it can be given; a card that offers more is refused.
         dynamic: whether it takes 8-bit activations whose range is computed at run time.
+        symmetric: whether it takes activation grids with zero in their middle only.
         options: what the card's `options` may hold, name -> type.
     """
 
@@ -121,6 +131,7 @@ class RuntimeEntry:
     weight_bits: tuple[int, ...] = WEIGHT_BITS
     activation_bits: tuple[int, ...] = ACTIVATION_BITS
     dynamic: bool = False
+    symmetric: bool = False
     options: Mapping[str, type] = field(default_factory=dict)
 
 
@@ -132,6 +143,7 @@ RUNTIMES = {
         "tensorrt_runtime",
         "TensorRtRuntime",
         "slimfront[tensorrt]",
+        symmetric=True,
         options={"optimization_level": int, "workspace_mib": int},
     ),
     "torch": RuntimeEntry("torch_runtime", "TorchRuntime", "torch", dynamic=True, options={"compile": bool}),

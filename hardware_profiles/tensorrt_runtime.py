@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import platformdirs
-import tensorrt
+import tensorrt  # type: ignore[import-not-found]  # of machines with a GPU
 import torch
 from filelock import FileLock
 

@@ -12,7 +12,10 @@ from typing import Any
 
 import flatbuffers
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert import schema_py_generated
+
+schema: Any = schema_py_generated
+"""Its annotations know neither that it takes arrays nor what a valid file always has."""
 
 FILE_IDENTIFIER = b"TFL3"
 SCHEMA_VERSION = 3

@@ -152,6 +152,9 @@ def _check_bits(spec: StudySpec, target: Target) -> None:
     if "dynamic" in spec.space.activation_ranges and not RUNTIMES[target.runtime].dynamic:
         problem = f"target {target.name} runs on {target.runtime}, which computes no ranges at run time"
         raise StudyFileError(spec.file, "space.activation_ranges", problem)
+    if RUNTIMES[target.runtime].symmetric and spec.quantization.activations != "symmetric":
+        problem = f"must be symmetric: target {target.name} runs on {target.runtime}, which takes no other grids"
+        raise StudyFileError(spec.file, "quantization.activations", problem)
     given = (
         spec.space.model_fields_set if spec.space.preset != "none" else BITS
     )  # a preset offers what the target takes

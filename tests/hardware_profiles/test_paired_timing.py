@@ -41,11 +41,32 @@ class Clock:
         return run
 
 
+class OnDevice:
+    """A run on a device that is through in `milliseconds`, while the machine's clock goes on by ten times as much."""
+
+    def __init__(self, clock: Clock, milliseconds: float) -> None:
+        self.clock, self.milliseconds = clock, milliseconds
+
+    def __call__(self) -> None:
+        self.clock.now += self.milliseconds / 100
+
+    def seconds(self) -> float:
+        self()
+        return self.milliseconds / 1e3
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     monkeypatch.setattr(module, "time", made)
     return made
+
+
+def test_a_device_is_timed_by_its_own_clock(clock):
+    timing = paired_timing(OnDevice(clock, 0.5), OnDevice(clock, 2), 1.0)
+    assert timing.speedup == pytest.approx(4)
+    assert (timing.candidate_ms, timing.reference_ms) == (pytest.approx(0.5), pytest.approx(2))
+    assert set(fastest_blocks(OnDevice(clock, 3), 0.2)) == {0.003}
 
 
 def test_a_steady_machine_by_hand(clock):

@@ -50,7 +50,7 @@ MIXED = {
 }
 
 
-@pytest.fixture(params=runtimes())
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow if name in EAGER else ()) for name in runtimes()])
 def runtime(request: pytest.FixtureRequest) -> Runtime:
     try:
         return get_runtime(request.param)

@@ -76,7 +76,7 @@ REPORT = {
             "Metadata": "[ONNX Layer: /stem/Conv]\u001e[ONNX Layer: /Relu]",
         },
         {
-            "Name": "/blocks/blocks.0/conv1/Conv",
+            "Name": "/blocks.0/blocks.0.conv1/Conv",
             "LayerType": "CaskConvolution",
             "Inputs": [{"Name": "y", "Dimensions": [1, 16, 8, 8], "Format/Datatype": "Row major linear FP32"}],
             "Outputs": [],
