@@ -33,7 +33,8 @@ WANTED = 0.4
 
 def main() -> None:
     arguments = read_arguments()
-    rows = [pruned(name, arguments.share) for name in (QUICK if arguments.quick else MODELS)]
+    names = arguments.models or (QUICK if arguments.quick else MODELS)
+    rows = [pruned(name, arguments.share) for name in names]
     reached = sum(row["parameters_removed"] >= WANTED for row in rows)
     print(f"{reached} of {len(rows)} lose at least {WANTED:.0%} of their parameters; all of them run")
     if arguments.json:
@@ -43,6 +44,7 @@ def main() -> None:
 def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}")
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="these instead")
     parser.add_argument("--share", type=float, default=0.5, help="of every group's channels, removed (default 0.5)")
     parser.add_argument("--json", type=Path, help="write the rows to this file too")
     return parser.parse_args()

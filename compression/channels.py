@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from ..errors import CompressionError
 from ..spaces.channel_graph import ChannelGraph, channels_lost, out_channels
 from .criteria import Criterion, Scoring, get_criterion
 from .merge import merge_channels
+from .reconstruct import reconstruct_channels
 
 
 def remove_channels(
@@ -19,7 +20,8 @@ def remove_channels(
     kept: Mapping[str, int],
     criterion: str = "l2",
     scoring: Scoring = Scoring(),
-    merge: bool = False,
+    reduction: str = "drop",
+    batches: Iterable[Tensor] | None = None,
 ) -> None:
     """Prune `model` in place to `kept` channels or heads per group, those that score lowest first.
 
@@ -29,10 +31,12 @@ def remove_channels(
         kept: group name, or that of any layer in it -> channels to keep; groups not named stay whole.
         criterion: a name of `criteria.criteria()`.
         scoring: what the criterion may use beside the weights.
-        merge: what reads a removed channel reads the most similar one kept instead.
+        reduction: one of `pruning.REDUCTIONS`; what those who read a removed channel read instead.
+        batches: inputs of the model, shape [batch, ...], of the calibration data; for "reconstruct".
 
     Raises:
-        CompressionError: Torch-Pruning cannot prune the model, or left another number of channels than asked for.
+        CompressionError: Torch-Pruning cannot prune the model, or left another number of channels than asked for; or there
+            are no batches to reconstruct channels from.
     """
     if not kept:
         return
@@ -40,14 +44,24 @@ def remove_channels(
     rule = get_criterion(criterion)
     kept = {graph.root_of(name): channels for name, channels in kept.items()}
     lost = {name: _lost(graph, name, channels, rule, scoring) for name, channels in kept.items()}
-    if merge:
-        for name in (name for name in lost if name not in graph.heads):
-            merge_channels(graph, name, lost[name])
+    _redirect_readers(graph, {name: lost[name] for name in lost if name not in graph.heads}, reduction, batches)
     graph.remove(lost)
     for name, channels in kept.items():
         left = _count(graph, name)
         if left != channels:
             raise CompressionError(f"{name}: {left} channels left instead of {channels}")
+
+
+def _redirect_readers(
+    graph: ChannelGraph, lost: Mapping[str, list[int]], reduction: str, batches: Iterable[Tensor] | None
+) -> None:
+    if reduction == "merge":
+        for name, channels in lost.items():
+            merge_channels(graph, name, channels)
+    elif reduction == "reconstruct":
+        if batches is None:
+            raise CompressionError("reconstructing channels needs the calibration data of a workload")
+        reconstruct_channels(graph, lost, batches)
 
 
 @torch.no_grad()

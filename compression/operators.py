@@ -1,33 +1,52 @@
-"""Compact operators in place of dense layers, set to the nearest they can come to the weights they stand for."""
+"""Compact operators in place of dense layers, set to the nearest they can come to the weights they stand for, or to what those
+make of the calibration data."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CompressionError
 from ..spaces.operators import Operator
+from .moments import Moments, moments_of
 
 
 @torch.no_grad()
-def replace_operator(model: nn.Module, name: str, choice: str) -> None:
-    """Put the operator `choice` names in the place of the layer `name`, in place.
+def replace_operators(model: nn.Module, choices: Mapping[str, str], batches: Iterable[Tensor] | None = None) -> None:
+    """Put the operators `choices` names (layer -> text) in the places of layers, in place.
+
+    Args:
+        batches: inputs of the model, shape [batch, ...], of the calibration data; for "pca".
 
     Raises:
-        CompressionError: no such operator, or it cannot stand for this layer.
+        CompressionError: an operator cannot stand for its layer, or there are no batches to find components in.
     """
+    operators = {name: Operator.parse(choice) for name, choice in choices.items()}
+    layers = {name: model.get_submodule(name) for name in choices}
+    for name, operator in operators.items():
+        shape = tuple(layers[name].weight.shape)  # type: ignore[union-attr,arg-type]
+        if problem := operator.why_not(shape, getattr(layers[name], "groups", 1)):
+            raise CompressionError(f"{choices[name]} cannot stand for {name}: {problem}")
+    by_data = [layers[name] for name, operator in operators.items() if operator.kind == "pca"]
+    if by_data and batches is None:
+        raise CompressionError("principal components need the calibration data of a workload")
+    made = moments_of(model, by_data, batches or (), "made") if by_data else {}
+    for name, operator in operators.items():
+        _replace(model, name, operator, made)
+
+
+def _replace(model: nn.Module, name: str, operator: Operator, made: Mapping[nn.Module, Moments]) -> None:
     layer = model.get_submodule(name)
-    weight: Tensor = layer.weight  # type: ignore[assignment]
-    operator = Operator.parse(choice)
-    problem = operator.why_not(tuple(weight.shape), getattr(layer, "groups", 1))
-    if problem:
-        raise CompressionError(f"{choice} cannot stand for {name}: {problem}")
     if operator.kind == "separable":
         model.set_submodule(name, separable(layer))
     elif operator.kind == "groups":
         model.set_submodule(name, grouped(layer, int(operator.amount)))
     elif operator.kind == "rank":
         model.set_submodule(name, low_rank(layer, operator.amount))
+    elif operator.kind == "pca":
+        model.set_submodule(name, principal(layer, operator.amount, made[layer]))
 
 
 @torch.no_grad()
@@ -65,21 +84,43 @@ def low_rank(layer: nn.Module, fraction: float) -> nn.Sequential:
 
     Of a convolution, the first has its kernel and the second is 1x1 (Zhang et al. 2015, arXiv:1505.06798).
     """
-    weight: Tensor = layer.weight  # type: ignore[assignment]
-    rows = weight.flatten(1)
+    rows: Tensor = layer.weight.flatten(1)  # type: ignore[operator,union-attr]
     rank = max(1, round(fraction * min(rows.shape)))
     left, values, right = torch.linalg.svd(rows, full_matrices=False)
     root = values[:rank].sqrt()
-    if isinstance(layer, nn.Linear):
-        first = nn.Linear(layer.in_features, rank, bias=False)
-        second = nn.Linear(rank, layer.out_features, bias=layer.bias is not None)
-        if layer.bias is not None:
-            second.bias.copy_(layer.bias)
-    else:
-        first, second = _convolution(layer, weight.shape[1], rank), _pointwise(layer, rank, weight.shape[0])
+    first, second = _factors(layer, rank, layer.bias is not None)
     _set(first, (root[:, None] * right[:rank]))
-    _set(second, (left[:, :rank] * root))  # type: ignore[operator,union-attr]
+    _set(second, (left[:, :rank] * root))
+    if layer.bias is not None:
+        second.bias.copy_(layer.bias)  # type: ignore[operator,union-attr]
     return nn.Sequential(first, second)
+
+
+@torch.no_grad()
+def principal(layer: nn.Module, fraction: float, made: Moments) -> nn.Sequential:
+    """Two layers: the first makes the principal components of what the dense one makes, the second what they stand for.
+
+    The nearest of its rank to the layer's outputs, which vary in fewer directions than its weights (Zhang et al. 2015,
+    arXiv:1505.06798, section 3.1): y is replaced by its mean + U U^T (y - its mean), U the strongest eigenvectors of y's covariance.
+    """
+    rows: Tensor = layer.weight.flatten(1)  # type: ignore[operator,union-attr]
+    rank = max(1, round(fraction * min(rows.shape)))
+    components = torch.linalg.eigh(made.covariance).eigenvectors[:, -rank:].flip(1)  # [outputs, rank], strongest first
+    bias = torch.zeros(len(rows)) if layer.bias is None else layer.bias  # type: ignore[assignment]
+    first, second = _factors(layer, rank, bias=True)
+    _set(first, (components.T @ rows.double()))
+    _set(second, components)
+    beyond = made.mean - components @ (components.T @ (made.mean - bias.to(made.mean)))  # type: ignore[operator,union-attr]
+    second.bias.copy_(beyond)  # type: ignore[operator,union-attr]
+    return nn.Sequential(first, second)
+
+
+def _factors(layer: nn.Module, rank: int, bias: bool) -> tuple[nn.Module, nn.Module]:
+    """The layers before and behind `rank` channels that together move over the input as `layer` does."""
+    if isinstance(layer, nn.Linear):
+        return nn.Linear(layer.in_features, rank, bias=False), nn.Linear(rank, layer.out_features, bias)
+    inputs, outputs = layer.weight.shape[1], layer.weight.shape[0]  # type: ignore[index,union-attr]
+    return _convolution(layer, inputs, rank), type(layer)(rank, outputs, 1, bias=bias)  # type: ignore[call-arg,arg-type]
 
 
 def _convolution(layer: nn.Module, inputs: int, outputs: int, groups: int = 1, bias: bool = False) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,9 @@ from .batches import input_batches
 from .channels import remove_channels
 from .criteria import Scoring, get_criterion
 from .gradients import accumulate_gradients
-from .operators import replace_operator
+from .operators import replace_operators
 
+CALIBRATION_BATCH = 50
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -57,7 +58,7 @@ def pruned_copy(
     Args:
         example_input: shape [1, ...]; traces the dependencies of channels.
         groups: of `model` before anything was pruned.
-        workload: the loss and the calibration data of criteria that use gradients.
+        workload: the loss and the calibration data, for what reads more than weights.
         seed: of the random criterion.
 
     Raises:
@@ -70,14 +71,18 @@ def pruned_copy(
     kept = _surviving(slim, kept_channels(policy, groups), groups)
     sparse = any(layer.sparsity for layer in policy.layers.values())
     scoring = _scoring(slim, policy.pruning.criterion, workload if kept or sparse else None, seed)
-    merge = policy.pruning.reduction == "merge"
-    remove_channels(slim, example_input, kept, policy.pruning.criterion, scoring, merge)
-    for name, layer in policy.layers.items():
-        if layer.operator != DENSE and name in dict(slim.named_modules()):
-            replace_operator(slim, name, layer.operator)
+    rule, reduction = policy.pruning.criterion, policy.pruning.reduction
+    remove_channels(slim, example_input, kept, rule, scoring, reduction, _batches(workload))
+    present = dict(slim.named_modules())
+    operators = {name: layer.operator for name, layer in policy.layers.items() if name in present}
+    replace_operators(slim, operators, _batches(workload))
     _mask_weights(slim, effective_policy(policy), scoring)
     slim.zero_grad(set_to_none=True)
     return slim
+
+
+def _batches(workload: Workload | None) -> Iterable[Tensor] | None:
+    return None if workload is None else input_batches(workload.calibration, CALIBRATION_BATCH)
 
 
 def _require_module(model: nn.Module, name: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from .operators import DENSE, Operator
 from .policy import LayerPolicy, Policy
 
-FACTORED = ("separable", "rank")
+FACTORED = ("separable", "rank", "pca")
 """Operators of two layers, called "0" and "1" within the path of the layer they stand for."""
 
 

@@ -5,7 +5,8 @@
 | dense | the layer itself | |
 | separable | a depthwise convolution and a 1x1 convolution behind it | Howard et al. 2017, arXiv:1704.04861 |
 | groups=G | a convolution in G groups, each reading its own channels | Xie et al. 2017, arXiv:1611.05431 |
-| rank=F | two layers with fraction F of the full rank between them | Jaderberg et al. 2014, arXiv:1405.3866 |
+| rank=F | two layers with fraction F of the full rank between them, nearest to the weights | Jaderberg et al. 2014, arXiv:1405.3866 |
+| pca=F | the same, nearest to what the layer makes of the calibration data | Zhang et al. 2015, arXiv:1505.06798 |
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 DENSE = "dense"
-_FORM = re.compile(r"separable|groups=(?P<groups>[1-9]\d*)|rank=(?P<rank>0\.\d+)")
+_FORM = re.compile(r"separable|groups=(?P<groups>[1-9]\d*)|(?P<kind>rank|pca)=(?P<rank>0\.\d+)")
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,10 @@ class Operator:
 
     Attributes:
         kind: what stands in place of the layer.
-        amount: groups of "groups", fraction of the full rank of "rank"; 0 for the others.
+        amount: groups of "groups", fraction of the full rank of "rank" and "pca"; 0 for the others.
     """
 
-    kind: Literal["dense", "separable", "groups", "rank"]
+    kind: Literal["dense", "separable", "groups", "rank", "pca"]
     amount: float = 0.0
 
     @classmethod
@@ -42,10 +43,12 @@ class Operator:
             return cls("dense")
         form = _FORM.fullmatch(text) if isinstance(text, str) else None
         if form is None or form["groups"] == "1" or (form["rank"] and float(form["rank"]) == 0):
-            raise ValueError(f"{text!r} is not dense, separable, groups=G with G > 1, or rank=F with 0 < F < 1")
+            raise ValueError(
+                f"{text!r} is not dense, separable, groups=G with G > 1, or rank=F or pca=F with 0 < F < 1"
+            )
         if form["groups"]:
             return cls("groups", int(form["groups"]))
-        return cls("rank", float(form["rank"])) if form["rank"] else cls("separable")
+        return cls(form["kind"], float(form["rank"])) if form["rank"] else cls("separable")  # type: ignore[arg-type]
 
     def why_not(self, shape: Sequence[int], groups: int) -> str | None:
         """Why it cannot stand for a layer, or None where it can.
@@ -58,7 +61,7 @@ class Operator:
             return None
         if groups > 1:
             return "the layer has groups already"
-        if self.kind == "rank":
+        if self.kind in ("rank", "pca"):
             return None
         if len(shape) < 3:
             return "the layer is no convolution"

@@ -34,7 +34,8 @@ class Preset:
 
 def _preset(recovery: Mapping[str, Any], **space: Any) -> Preset:
     bits = {"granularity": "block", "weight_bits": (4, 8, 32), "activation_bits": (8, 32)}
-    return Preset(MappingProxyType({**bits, **space}), MappingProxyType(recovery))
+    channels = {"channel_reduction": ("reconstruct",)}  # keeps the most before recovery, in every family
+    return Preset(MappingProxyType({**bits, **channels, **space}), MappingProxyType(recovery))
 
 
 PRESETS: Mapping[Family, Preset] = MappingProxyType({

@@ -11,7 +11,7 @@ CRITERIA = ("l2", "l1", "taylor", "bn_scale", "random")
 """What channels, heads and weights are ranked by; `compression.criteria` has the handlers and the papers."""
 
 SCOPES = ("layer", "global")
-REDUCTIONS = ("drop", "merge")
+REDUCTIONS = ("drop", "merge", "reconstruct")
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Pruning:
         scope: "layer" takes each layer's fraction of weights from that layer; "global" takes as many weights in all, wherever
             they are worth least.
         steps: 1 prunes at once; more prune gradually during recovery, along a cubic (Zhu & Gupta 2017, arXiv:1710.01878).
-        reduction: "drop" removes channels; "merge" adds what reads them to what reads the most similar channel kept.
+        reduction: "drop" removes channels; "merge" adds what reads them to what reads the most similar channel kept;
+            "reconstruct" to what reads all that are kept, by least squares on the calibration data.
 
     Raises:
         PolicyError: a setting is unknown or out of range.

@@ -6,10 +6,12 @@ import sys
 
 import pytest
 import torch
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LinearRegression
 from slimfront.compression.channels import remove_channels
 from slimfront.compression.criteria import Magnitude, criteria, get_criterion, register_criterion
 from slimfront.compression.gradual import cubic, gradually_pruned
-from slimfront.compression.operators import grouped, low_rank, separable
+from slimfront.compression.operators import grouped, low_rank, replace_operators, separable
 from slimfront.compression.prune import global_masks, mask_weight, pruned_copy
 from slimfront.errors import CompressionError
 from slimfront.spaces.blocks import block_influence, find_removable_blocks, least_influential_first
@@ -205,11 +207,87 @@ def test_merging_a_multiple_changes_nothing():
         inputs = torch.randn(5, 4)
         expected = model(inputs)
     merged, dropped = copy.deepcopy(model), copy.deepcopy(model)
-    remove_channels(merged, inputs[:1], {"0": 8}, merge=True)
+    remove_channels(merged, inputs[:1], {"0": 8}, reduction="merge")
     remove_channels(dropped, inputs[:1], {"0": 8})
     with torch.no_grad():
         torch.testing.assert_close(merged(inputs), expected)
         assert (dropped(inputs) - expected).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("kind", ["linear", "convolution", "recurrent"])
+def test_reconstruction_is_the_least_squares_of_what_readers_read(kind):
+    torch.manual_seed(0)
+    if kind == "linear":
+        model, inputs = nn.Sequential(nn.Linear(6, 16), nn.GELU(), nn.Linear(16, 3)), torch.randn(60, 6)
+    elif kind == "convolution":
+        model = nn.Sequential(nn.Conv2d(2, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 3, 3, padding=1))
+        inputs = torch.randn(8, 2, 6, 6)
+    else:  # every run of a layer counts
+        model, inputs = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)), torch.randn(20, 3, 6)
+    model.eval()
+    with torch.no_grad():
+        read = model[:-1](inputs)
+    first, last = model[0].weight.detach().clone(), model[-1].weight.detach().clone()
+    slim = copy.deepcopy(model)
+    remove_channels(slim, inputs[:1], {"0": 8}, reduction="reconstruct", batches=inputs.split(4))
+    kept = [row for row in range(16) if any(torch.equal(first[row], left) for left in slim[0].weight)]
+    gone = [row for row in range(16) if row not in kept]
+    rows = read.transpose(0, 1).flatten(1).T if kind == "convolution" else read.flatten(0, -2)
+    fitted = LinearRegression(fit_intercept=False).fit(rows[:, kept].numpy(), rows[:, gone].numpy())
+    share = torch.tensor(fitted.coef_)  # [gone, kept]
+    expected = last[:, kept] + torch.einsum("og...,gk->ok...", last[:, gone], share)
+    torch.testing.assert_close(slim[-1].weight, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_channels_that_are_combinations_of_others_are_gone_without_a_trace():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16, bias=False), nn.Identity(), nn.Linear(16, 3)).eval()  # of rank 8
+    inputs = torch.randn(30, 8)
+    slim, dropped = copy.deepcopy(model), copy.deepcopy(model)
+    remove_channels(slim, inputs[:1], {"0": 8}, reduction="reconstruct", batches=[inputs])
+    remove_channels(dropped, inputs[:1], {"0": 8})
+    with torch.no_grad():
+        torch.testing.assert_close(slim(inputs), model(inputs), rtol=1e-3, atol=1e-4)
+        assert (dropped(inputs) - model(inputs)).abs().max() > 0.1
+
+
+def test_reconstruction_asks_for_data(digits, groups):
+    policy = Policy(width=0.5, pruning=Pruning(reduction="reconstruct"))
+    with pytest.raises(CompressionError, match=r"^reconstructing channels needs the calibration data of a workload$"):
+        pruned_copy(digits.model, DIGIT, policy, groups)
+    assert pruned_copy(digits.model, DIGIT, policy, groups, digits)(DIGIT).shape == (1, 10)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_principal_components_are_those_of_the_layers_outputs(bias):
+    torch.manual_seed(0)
+    layer = nn.Linear(12, 8, bias=bias)
+    model, inputs = nn.Sequential(nn.Flatten(), layer).eval(), torch.randn(100, 12) @ torch.randn(12, 12) + 1
+    with torch.no_grad():
+        made = model(inputs)
+    replace_operators(model, {"1": "pca=0.5"}, inputs.split(30))
+    components = PCA(4).fit(made.numpy())
+    expected = components.inverse_transform(components.transform(made.numpy()))
+    with torch.no_grad():
+        torch.testing.assert_close(model(inputs), torch.tensor(expected, dtype=torch.float32), rtol=1e-3, atol=1e-3)
+    assert [model[1][0].out_features, model[1][0].bias, model[1][1].in_features] == [4, None, 4]
+
+
+def test_principal_components_lose_less_than_singular_values_where_inputs_vary_little(digits):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, stride=2, bias=False)).eval()
+    inputs = torch.randn(20, 2, 9, 9).repeat_interleave(2, 1)[:, :3]  # two of the three channels are one
+    with torch.no_grad():
+        expected = model(inputs)
+    losses = {}
+    for choice in ("rank=0.25", "pca=0.25"):
+        compact = copy.deepcopy(model)
+        replace_operators(compact, {"0": choice}, [inputs])
+        with torch.no_grad():
+            losses[choice] = (compact(inputs) - expected).square().mean()
+    assert losses["pca=0.25"] < 0.8 * losses["rank=0.25"]
+    with pytest.raises(CompressionError, match=r"^principal components need the calibration data"):
+        pruned_copy(digits.model, DIGIT, Policy(layers={"fc": LayerPolicy(operator="pca=0.5")}), [])
 
 
 def test_the_cubic_by_hand():
@@ -244,6 +322,11 @@ POLICIES = {
         layers={"blocks.0.conv2": LayerPolicy(sparsity=0.5), "blocks.5.conv2": LayerPolicy(sparsity=0.25)},
         pruning=Pruning("random", "global"),
     ),
+    "by data": Policy(
+        width=0.75,
+        layers={"blocks.2.conv2": LayerPolicy(operator="pca=0.5")},
+        pruning=Pruning(reduction="reconstruct"),
+    ),
     "compact": Policy(
         layers={
             "blocks.0.conv1": LayerPolicy(operator="separable"),
@@ -258,11 +341,16 @@ from slimfront.spaces.channel_groups import find_channel_groups
 from slimfront.spaces.policy import Policy
 from slimfront.workloads.cache import state_digest
 from slimfront.workloads.digits_model import DigitsResNet
+from slimfront.workloads.workload import Workload
+from torch.utils.data import TensorDataset
 torch.set_num_threads(1)
 for text in sys.argv[1:]:
     torch.manual_seed(0)
     model, example = DigitsResNet(16).eval(), torch.zeros(1, 1, 16, 16)
-    slim = pruned_copy(model, example, Policy.from_json(text), find_channel_groups(model, example)[0], seed=3)
+    data = TensorDataset(torch.randn(50, 1, 16, 16), torch.zeros(50, dtype=torch.int64))
+    workload = Workload(model, data, data, data, data, example)
+    groups = find_channel_groups(model, example)[0]
+    slim = pruned_copy(model, example, Policy.from_json(text), groups, workload, seed=3)
     print(state_digest(slim.state_dict()))
 """
 

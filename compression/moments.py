@@ -1,0 +1,70 @@
+"""First and second moments of what layers read or make, over the calibration data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class Moments:
+    """Sums over every sample and position, in float64.
+
+    Attributes:
+        count: how many vectors were added.
+        total: their sum, shape [channels].
+        gram: the sum of their outer products, shape [channels, channels].
+    """
+
+    count: int
+    total: Tensor
+    gram: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """Shape [channels]."""
+        return self.total / self.count
+
+    @property
+    def covariance(self) -> Tensor:
+        """Shape [channels, channels]."""
+        return self.gram / self.count - torch.outer(self.mean, self.mean)
+
+
+@torch.no_grad()
+def moments_of(
+    model: nn.Module, layers: Iterable[nn.Module], batches: Iterable[Tensor], side: Literal["read", "made"]
+) -> Mapping[nn.Module, Moments]:
+    """Moments of what convolutions and linear layers of `model` read or make; it ends in eval mode.
+
+    Args:
+        batches: inputs of the model, shape [batch, ...].
+    """
+    found: dict[nn.Module, Moments] = {}
+
+    def watch(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        rows = _vectors(module, inputs[0] if side == "read" else output).double()
+        added = Moments(len(rows), rows.sum(0), rows.T @ rows)
+        if module in found:
+            before = found[module]
+            added = Moments(before.count + added.count, before.total + added.total, before.gram + added.gram)
+        found[module] = added
+
+    hooks = [layer.register_forward_hook(watch) for layer in layers]
+    device = next(model.parameters()).device
+    try:
+        for batch in batches:
+            model.eval()(batch.to(device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _vectors(module: nn.Module, tensor: Tensor) -> Tensor:
+    """[samples and positions, channels]."""
+    return tensor.flatten(0, -2) if isinstance(module, nn.Linear) else tensor.transpose(0, 1).flatten(1).T
