@@ -39,7 +39,7 @@ class CheapEvaluator:
     def __init__(self, problem: Problem, file: Path) -> None:
         self._problem, self._file = problem, file
         workload = problem.context.workload
-        self._data = {"validation": _stacked(workload.validation), "test": _stacked(workload.test)}
+        self._data = {"validation": stacked(workload.validation), "test": stacked(workload.test)}
         with torch.no_grad():
             model = workload.model.eval()
             self._reference = {split: model(inputs) for split, (inputs, _) in self._data.items()}
@@ -110,6 +110,6 @@ def _affine(inputs: Tensor, bits: int) -> Tensor:
     return torch.fake_quantize_per_tensor_affine(inputs, scale, round(-float(low) / scale), 0, 2**bits - 1)
 
 
-def _stacked(data: Sequence) -> tuple[Tensor, Tensor]:
+def stacked(data: Sequence) -> tuple[Tensor, Tensor]:
     samples = [data[index] for index in range(len(data))]
     return torch.stack([x for x, _ in samples]), torch.tensor([int(y) for _, y in samples])

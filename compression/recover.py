@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
 
 from torch import nn
@@ -16,7 +16,7 @@ from .codebooks import coded_copy
 from .fake_quantize import fake_quantized, fold_norms
 from .prune import reestimate_batch_norm
 from .quantize import folded_norms, quantize
-from .train import Masks, train
+from .train import Masks, train, training
 
 Prune = Callable[[nn.Module], nn.Module]
 
@@ -57,6 +57,23 @@ def recover(
             is_pruned = "prune" in recovery.steps[: index + 1]
             _train(model, workload, policy, epochs, seed + trainings - len(shares) - 1, batch_size, grids, is_pruned)
     return model
+
+
+def recover_by_rungs(
+    student: nn.Module, workload: Workload, policy: Policy, seed: int, batch_size: int, marks: Collection[int]
+) -> Iterator[tuple[nn.Module, int]]:
+    """`recover` for pipelines that prune and then train, with a look at the model after so many epochs as in `marks`.
+
+    Training goes on from where it was, under the schedule of the whole recovery: the last model is the one `recover` makes.
+
+    Yields:
+        the model in eval mode, not to be changed, and the epochs behind it.
+    """
+    epochs, masks = policy.recovery.epochs, _masks(student, policy)
+    for done in training(student, workload, policy.recovery, epochs, seed, batch_size, masks):
+        if done in marks and done < epochs:
+            yield student, done
+    yield student, epochs
 
 
 def _quantized(model: nn.Module, workload: Workload, policy: Policy) -> dict[str, Grid]:

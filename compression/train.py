@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -44,10 +44,31 @@ def train(
 
     The loss is alpha x distillation + (1 - alpha) x the workload's own, or distillation alone without labels.
     """
+    for _ in training(student, workload, recovery, epochs, seed, batch_size, masks):
+        pass
+
+
+def training(
+    student: nn.Module,
+    workload: Workload,
+    recovery: Recovery,
+    epochs: int,
+    seed: int,
+    batch_size: int,
+    masks: Masks = (),
+) -> Iterator[int]:
+    """`train`, one epoch a step: yields how many are done. In between the student is in eval mode, to be looked at only.
+
+    Whatever is drawn at random in between, it ends with the weights of `train`.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         data, held_out = _data(workload, recovery, seed)
-        _Training(student, workload, recovery, batch_size, masks).run(data, held_out, epochs, seed)
+        for done in _Training(student, workload, recovery, batch_size, masks).run(data, held_out, epochs, seed):
+            state = torch.get_rng_state()
+            student.eval()
+            yield done
+            torch.set_rng_state(state)
     student.eval()
 
 
@@ -88,14 +109,15 @@ class _Training:
             self.student.eval()(example)
         return projections(own, self.teacher(example)[1:], self.distiller.tap)
 
-    def run(self, data: MapDataset, held_out: MapDataset | None, epochs: int, seed: int) -> None:
+    def run(self, data: MapDataset, held_out: MapDataset | None, epochs: int, seed: int) -> Iterator[int]:
+        """Yields how many epochs are done, after each."""
         batches = loader(self.teacher.beside(data), self.batch_size, shuffle_seed=seed)
         learners = [self.student, self.projections, *([self.peer] if self.peer else [])]
         parameters = [parameter for learner in learners for parameter in learner.parameters()]
         optimizer = _optimizer(parameters, self.recovery)
         schedule = _schedule(optimizer, self.recovery, epochs * len(batches))
         stopping = _EarlyStopping(self.recovery.patience)
-        for _ in range(epochs):
+        for epoch in range(epochs):
             self.student.train()
             for batch in batches:
                 loss = self._loss(*batch)
@@ -109,6 +131,7 @@ class _Training:
                 schedule.step()
             if held_out is not None and stopping.is_over(self.student, self._held_out_loss(held_out)):
                 break
+            yield epoch + 1
         stopping.restore(self.student)
 
     def _loss(self, inputs: Tensor, targets: Tensor, *said: Tensor) -> Tensor:

@@ -10,10 +10,7 @@ from ..evaluators.latency import latency_measurements
 from ..hardware_profiles.runtime import Artifact
 from ..measurement import Measurement
 from .baseline import with_test_scores
-from .driver import Search
-
-CONFIRMED_RUNG = 2
-"""Rung of the figures made here; recovery ends at rung 1."""
+from .driver import Search, confirmed_rung
 
 SECONDS = 2.0
 
@@ -40,7 +37,7 @@ def confirm_front(search: Search, progress: Callable[[int, int], None] = lambda 
                 measured += latency_measurements(timing, reference.latency_ms, context.target)
             scores = score(artifact, context.workload.test, context)
             measured += accuracy_measurements(scores, reference.test, prefix="test_")
-            search.remeasured(number, measured, CONFIRMED_RUNG)
+            search.remeasured(number, measured, confirmed_rung(search.spec))
             confirmed.add(number)
             progress(len(confirmed), len(confirmed) + len(waiting) - 1)
 

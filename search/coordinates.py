@@ -91,6 +91,12 @@ def encode(coordinates: Sequence[Coordinate], parameters: Mapping[str, Any]) -> 
     ])  # fmt: skip
 
 
+def most_below(choices: Sequence[float], bound: float) -> int:
+    """Index of the largest choice that is not above `bound`, else of the smallest."""
+    fitting = [choice for choice in choices if choice <= bound]
+    return list(choices).index(max(fitting) if fitting else min(choices))
+
+
 def decode(coordinates: Sequence[Coordinate], codes: np.ndarray) -> dict[str, Any]:
     """Parameters of one row of codes; the inverse of `encode`."""
     return {knob.name: knob.choices[int(code)] for knob, code in zip(coordinates, codes, strict=True)}

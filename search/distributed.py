@@ -9,6 +9,7 @@ from typing import Any
 from .cluster import connect, ray  # before anything else of Ray
 
 from ray import tune  # isort: skip
+from ray.tune.schedulers import FIFOScheduler  # isort: skip
 from ray.tune.search import Searcher  # isort: skip
 
 from .driver import Proposal, Search
@@ -35,7 +36,34 @@ class TrialRunner(tune.Trainable):
 
     def _begin(self, config: dict[str, Any]) -> None:
         proposal: Proposal = config["proposal"]
-        self._stages: Iterator[Stage] = self._worker.run(proposal.policy, proposal.folder)
+        self._stages: Iterator[Stage] = self._worker.run(proposal.policy, proposal.folder, proposal.recovered)
+
+
+class RungScheduler(FIFOScheduler):
+    """Stops a trial of Tune's where the driver's successive halving says that more training is not worth it.
+
+    No trial is ever paused: the state of its training stays in its worker, and goes on from there.
+    """
+
+    def __init__(self, search: Search) -> None:
+        super().__init__()
+        self._search = search
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        stage: Stage | None = result["stage"]
+        if stage is None or stage.reason is not None:
+            return self.CONTINUE
+        number = trial.config["proposal"].number
+        verdict = self._search.verdict(number, stage)
+        if verdict is None or verdict.is_promising:
+            return self.CONTINUE
+        self._search.record(number, stage)  # the searcher is not told of results that stop a trial
+        self._search.stop(number, stage, verdict)
+        return self.STOP
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles schedulers for checkpoints of its own; here the database is the truth."""
+        return {}
 
 
 class StudySearcher(Searcher):
@@ -92,7 +120,11 @@ def run_distributed(search: Search, workers: int) -> None:
             tune.Tuner(
                 tune.with_resources(trainable, {"cpu": 1}),
                 tune_config=tune.TuneConfig(
-                    search_alg=StudySearcher(search), num_samples=-1, max_concurrent_trials=workers, reuse_actors=True
+                    search_alg=StudySearcher(search),
+                    scheduler=RungScheduler(search),
+                    num_samples=-1,
+                    max_concurrent_trials=workers,
+                    reuse_actors=True,
                 ),
                 run_config=tune.RunConfig(
                     storage_path=folder,

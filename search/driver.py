@@ -6,6 +6,7 @@ It is the only writer: of Optuna's tables through `OptunaStudy`, of slimfront's 
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,29 +25,41 @@ from ..spaces.space import Choice
 from ..studies.convergence import stalled
 from ..studies.front import Objective, Point, hypervolume, pareto_front, reference_point
 from ..studies.progress import charged_trials, ran
-from ..studies.records import INTERRUPTED, SensitivityRecord, State, TrialRecord
+from ..studies.records import INTERRUPTED, STOPPED_AT, SensitivityRecord, State, TrialRecord
+from ..studies.spec import StudySpec
 from ..studies.store import Store
 from ..workloads.load import workload_fingerprint
 from .baseline import lower_reference, measure_reference, with_scores
+from .halving import SuccessiveHalving, Verdict
 from .optuna_study import OptunaStudy
+from .policy_sampler import STOPPED, STOPPED_EPOCHS, STOPPED_VALUES
 from .problem import Problem
-from .sampler_of_study import greedy_policies, make_sampler
+from .recovered import structure
+from .sampler_of_study import QUALITY, greedy_policies, make_sampler
 from .sensitivity import known_damage, measured, probes, taken_over, why_not
 from .transfer import earlier_trials
 from .worker import Stage, WorkerSetup, keep
 
 MAX_ANCHORS = 12
 MAX_DUPLICATES = 20
-"""Consecutive proposals of known policies after which the space counts as exhausted."""
+"""Consecutive proposals of known policies after which the space counts as exhausted; after half, one is drawn at random."""
+
+UNTRIED_DRAWS = 1000
+"""Random policies looked at for one that was not tried yet."""
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A policy to try; its files go to `folder`."""
+    """A policy to try; its files go to `folder`.
+
+    Attributes:
+        recovered: weights of the same structure after the same recovery, which need not be done again; None without.
+    """
 
     number: int
     policy: Policy
     folder: Path
+    recovered: Path | None = None
 
 
 @dataclass
@@ -55,10 +68,16 @@ class _Running:
 
     policy: Policy
     measurements: dict[str, Measurement] = field(default_factory=dict)
+    remark: str | None = None
+
+
+def confirmed_rung(spec: StudySpec) -> int:
+    """Rung of the figures made at the end of a search: one beyond the last of recovery."""
+    return 2 if spec.rungs is None else len([fraction for fraction in spec.rungs.recovery if fraction]) + 1
 
 
 Listener = Callable[[str, int, str], None]
-"""(event, trial number, text): "stage", "complete", "infeasible", "failed", "duplicate" or "front"; "sensitivity" with how many are
+"""(event, trial number, text): "stage", "complete", "infeasible", "stopped", "failed", "duplicate" or "front"; "sensitivity" with how many are
 measured, "fallback" once another sampler takes over."""
 
 
@@ -85,6 +104,10 @@ class Search:
         self._sensitivities = self._measure_sensitivity()
         self._optuna = OptunaStudy(self.spec, problem.space, store, self._sampler)
         self._running: dict[int, _Running] = {}
+        self._recovered: dict[Policy, int] = {}
+        self._rungs = self.spec.rungs.recovery if self.spec.rungs else ()
+        signs = [objective.sign for objective in self.objectives]
+        self._halving = SuccessiveHalving(signs, self.spec.rungs.reduction) if self.spec.rungs else None
         self._fell_back = False
         self._load_trials()
         self._started = time.monotonic()
@@ -95,7 +118,9 @@ class Search:
         """The next policy to try, stored as running; None where the budget is spent or the space exhausted."""
         if self.is_over:
             return None
-        for _ in range(MAX_DUPLICATES):
+        for attempt in range(MAX_DUPLICATES):
+            if attempt == MAX_DUPLICATES // 2:
+                self._enqueue_untried()
             number, parameters, attributes = self._optuna.ask()
             self._note_fallback(number)
             policy = self.problem.space.policy(parameters)
@@ -105,6 +130,15 @@ class Search:
             self._listener("duplicate", number, f"same policy as trial {self._seen[policy.digest]}")
         self._exhausted = True
         return None
+
+    def _enqueue_untried(self) -> None:
+        """Have a random policy asked next that was not tried: the sampler keeps to those that were."""
+        draw = random.Random(f"{self.spec.seed}/{len(self._seen)}")
+        for _ in range(UNTRIED_DRAWS):
+            parameters = {knob.name: draw.choice(knob.choices) for knob in self.problem.space.knobs}
+            if self.problem.space.policy(parameters).digest not in self._seen:
+                self._optuna.enqueue(parameters, {})
+                return
 
     def try_uncompressed(self) -> None:
         """Make the uncompressed model the first trial of a new study, if the space holds it.
@@ -137,6 +171,34 @@ class Search:
         if stage.reason is not None:
             self.fail(number, stage.reason)
 
+    def verdict(self, number: int, stage: Stage) -> Verdict | None:
+        """How a trial stands among those that got as far; None where nothing is to be decided.
+
+        To be asked once a stage, before or after it is recorded.
+        """
+        if self._halving is None or stage.name not in ("scored", "recovered"):
+            return None
+        measured = {**self._running[number].measurements, **{m.name: m for m in stage.measurements}}
+        if (stage.rung == 0 and 0 not in self._rungs) or any(name not in measured for name in self.spec.objectives):
+            return None
+        verdict = self._halving.arrive(stage.rung, [measured[name].value for name in self.spec.objectives])
+        return None if stage.final else verdict
+
+    def stop(self, number: int, stage: Stage, verdict: Verdict) -> None:
+        """End a trial that is not worth more training, all its stages recorded so far."""
+        running = self._running.pop(number)
+        values = {name: measurement.value for name, measurement in running.measurements.items()}
+        trained = f"{stage.epochs} of {running.policy.recovery.epochs} epochs"
+        reason = f"{STOPPED_AT} {stage.rung}, {trained}: place {verdict.place} of {verdict.of}, {verdict.kept} go on"
+        told = [values[name] for name in self.spec.objectives]
+        attributes = {"reason": reason, "rung": stage.rung, STOPPED_EPOCHS: stage.epochs, STOPPED_VALUES: told}
+        self._optuna.annotate(number, {**values, **attributes})
+        violations = {str(c): c.violation(values[c.metric]) for c in self.spec.constraints if c.metric in values}
+        self._optuna.tell(number, None, {**violations, STOPPED: 1.0})
+        self.store.finish_trial(self.spec.study, number, "infeasible", reason, violations)
+        self._ended(self.store.get_trial(self.spec.study, number))
+        self._listener("stopped", number, reason)
+
     def finish(self, number: int) -> None:
         """End a trial whose stages have all been recorded, unless it failed."""
         if number not in self._running:
@@ -154,7 +216,7 @@ class Search:
         self._optuna.annotate(number, {**values, "reason": reason} if broken else values)
         self._optuna.tell(number, told, violations)
         state: State = "infeasible" if broken else "complete"
-        self.store.finish_trial(self.spec.study, number, state, reason or None, violations)
+        self.store.finish_trial(self.spec.study, number, state, reason or running.remark, violations)
         trial = self.store.get_trial(self.spec.study, number)
         self._ended(trial)
         self._listener(state, number, reason)
@@ -195,6 +257,7 @@ class Search:
             threads=max(1, len(cores) // workers) if workers else self.problem.context.threads,
             bench_cores=bench_cores(target.threads),
             metrics=self.spec.metrics,
+            rungs=self.spec.rungs,
         )
 
     # What reports ask
@@ -337,6 +400,7 @@ class Search:
         for trial in trials:
             if trial.reason != INTERRUPTED:
                 self._ended(trial)
+                self._arrived(trial)
                 self._seen[trial.digest] = trial.number
                 if trial.state == "complete":
                     self._points[trial.number] = Point.of(trial, self.objectives)
@@ -361,15 +425,40 @@ class Search:
             self.spec.study, number, policy, retry_of=int(str(retry_of)) if retry_of is not None else None
         )
         self._seen[policy.digest] = number
-        self._running[number] = _Running(policy)
+        self._running[number] = running = _Running(policy)
         self._optuna.annotate(number, {"policy": policy.to_json(), "digest": policy.digest})
-        return Proposal(number, policy, self.folder / f"trial-{number:05d}")
+        folder = self.folder / f"trial-{number:05d}"
+        source = self._recovered.get(kept) if (kept := structure(policy)) is not None else None
+        if source is None:
+            return Proposal(number, policy, folder)
+        running.remark = f"recovered weights of trial {source}"
+        self._optuna.annotate(number, {"recovered_weights_of": source})
+        return Proposal(number, policy, folder, self._weights(source))
+
+    def _weights(self, number: int) -> Path:
+        files = {record.kind: record.path for record in self.store.artifacts(self.spec.study, number)}
+        return Path(files["weights"])
 
     def _ended(self, trial: TrialRecord) -> None:
-        """Charge a trial to the budget."""
+        """Charge a trial to the budget, and keep what later ones may start from."""
         self._finished += 1
+        kept = structure(trial.policy) if self.spec.reuse_recovered and trial.state == "complete" else None
+        if kept is not None:
+            self._recovered.setdefault(kept, trial.number)
         if ran(trial):
             self._durations.append(trial.seconds)
+
+    def _arrived(self, trial: TrialRecord) -> None:
+        """Note what a trial of an earlier run had at each rung it was at."""
+        if self._halving is None or trial.state == "failed":
+            return
+        history = self.store.measurement_history(self.spec.study, trial.number)
+        values: dict[str, float] = {}
+        for rung in sorted({record.rung for record in history if record.measurement.name in QUALITY}):
+            values.update({r.measurement.name: r.measurement.value for r in history if r.rung == rung})
+            judged = rung > 0 or 0 in self._rungs
+            if judged and rung < confirmed_rung(self.spec) and all(name in values for name in self.spec.objectives):
+                self._halving.arrive(rung, [values[name] for name in self.spec.objectives])
 
     def _add_point(self, trial: TrialRecord) -> None:
         before = {point.trial for point in self.front}

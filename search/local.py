@@ -17,10 +17,15 @@ def run_local(search: Search) -> None:
         search.try_uncompressed()
         with Interrupts() as interrupts:
             while proposal := search.propose():
-                for stage in worker.run(proposal.policy, proposal.folder):
+                for stage in worker.run(proposal.policy, proposal.folder, proposal.recovered):
                     search.record(proposal.number, stage)
                     interrupts.check()
-                search.finish(proposal.number)
+                    verdict = search.verdict(proposal.number, stage)
+                    if verdict is not None and not verdict.is_promising:
+                        search.stop(proposal.number, stage, verdict)
+                        break
+                else:
+                    search.finish(proposal.number)
     finally:
         search.interrupt()
         worker.close()

@@ -24,11 +24,20 @@ from threadpoolctl import ThreadpoolController
 
 from .acquisition import expected_improvement, normal_draws
 from .candidates import CROSSED, MUTANTS, TRADE_OFFS, cross, descend, distinct, mutate
-from .coordinates import Coordinate, coordinate, decode, encode
+from .coordinates import HEALING, Coordinate, coordinate, decode, encode, most_below
 from .surrogate import Counted, History, Role, Surrogate, damage_of_drop, log_damage
 
 DAMAGE = "kl"
 """Trial attribute that holds the KL divergence to the uncompressed outputs, in nats."""
+
+STOPPED = "stopped early"
+"""Constraint that a trial breaks which was stopped before its recovery ended: other samplers keep away from it."""
+
+STOPPED_EPOCHS = "stopped_epochs"
+"""Trial attribute: epochs of recovery behind the divergence of a trial that was stopped."""
+
+STOPPED_VALUES = "stopped_values"
+"""Trial attribute: objectives of a trial that was stopped, as they were then."""
 
 FALLBACK = "sampler_fallback"
 """Study attribute that says why TPE proposes instead."""
@@ -102,7 +111,7 @@ class PolicySampler(BaseSampler):
         self._roles, self._neutral, self._counted = tuple(roles), dict(neutral or {}), counted
         self._coordinates = list(coordinates) if coordinates is not None else None
         self._keys = keys or (lambda codes: [row.tobytes() for row in codes])
-        self._reference, self._implied, self._residual = reference, implied, residual
+        self._reference, self._implied, self._residual = reference, implied | {STOPPED}, residual
         self._earlier = tuple(earlier)
         self._generator = np.random.default_rng(seed)
         self._random = RandomSampler(seed=seed)
@@ -164,7 +173,7 @@ class PolicySampler(BaseSampler):
         if len(pending):
             believed = np.nanmedian(surrogate.draws(pending, normals), axis=0)
             front = np.concatenate([front, believed[(believed < reference).all(axis=1)]])
-        seen = set(self._keys(np.concatenate([history.codes, pending])))
+        seen = set(self._keys(np.concatenate([self._seen, pending])))
         candidates = distinct(self._candidates(surrogate, parents), self._keys, seen)
         if not len(candidates):
             return None
@@ -220,18 +229,22 @@ class PolicySampler(BaseSampler):
     def _history(self, study: Study, surrogate: Surrogate) -> History:
         ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
         ended = [trial for trial in ended if trial.params]
-        missing = [np.nan] * len(self._roles)
-        raw = np.array(
-            [trial.values if trial.state == TrialState.COMPLETE else missing for trial in ended], dtype=float
-        )
+        raw = np.array([self._told(trial) for trial in ended], dtype=float)
         values = surrogate.scaled(raw.reshape(-1, len(self._roles)))
         constraints = {name for trial in ended for name in trial.constraints} - self._implied
         return History(
-            self._encoded(ended, surrogate),
+            self._as_trained(ended, surrogate),
             self._damage(ended, values),
             values,
             {name: np.array([trial.constraints.get(name, np.nan) for trial in ended]) for name in sorted(constraints)},
         )
+
+    def _told(self, trial: FrozenTrial) -> Sequence[float]:
+        """A trial's objectives; of one that was stopped what recovery would not have changed."""
+        if trial.state == TrialState.COMPLETE:
+            return trial.values
+        known = trial.user_attrs.get(STOPPED_VALUES, [np.nan] * len(self._roles))
+        return [np.nan if role == "quality" else value for role, value in zip(self._roles, known, strict=True)]
 
     def _encoded(self, trials: Sequence[FrozenTrial], surrogate: Surrogate) -> np.ndarray:
         """Codes [trials, knobs], each trial's found once."""
@@ -240,6 +253,17 @@ class PolicySampler(BaseSampler):
                 self._codes[trial.number] = encode(surrogate.coordinates, trial.params)
         codes = [self._codes[trial.number] for trial in trials]
         return np.array(codes, dtype=int).reshape(-1, len(surrogate.coordinates))
+
+    def _as_trained(self, trials: Sequence[FrozenTrial], surrogate: Surrogate) -> np.ndarray:
+        """Codes [trials, knobs] that damages are learned at: of a trial that was stopped with as much recovery as it had."""
+        self._seen = self._encoded(trials, surrogate)
+        codes = self._seen.copy()
+        for index, knob in enumerate(surrogate.coordinates):
+            if knob.kind == HEALING:
+                for row, trial in enumerate(trials):
+                    if (epochs := trial.user_attrs.get(STOPPED_EPOCHS)) is not None:
+                        codes[row, index] = most_below(knob.choices, epochs)
+        return codes
 
     def _with_earlier(self, history: History, surrogate: Surrogate) -> History:
         """`history` and what earlier studies found: they teach, but are neither on the front nor seen."""

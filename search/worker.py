@@ -10,14 +10,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..compression.candidates import make_candidate
 from ..compression.gradual import gradually_pruned
 from ..compression.packed_file import save_packed
 from ..compression.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
-from ..compression.recover import recover
+from ..compression.recover import recover, recover_by_rungs
 from ..errors import TrialError
 from ..evaluators.accuracy import Accuracy
 from ..evaluators.complexity import Complexity
@@ -35,6 +35,7 @@ from ..spaces.effective import effective_policy
 from ..spaces.policy import Policy
 from ..studies.constraint import Constraint
 from ..studies.executed import KIND as PRECISIONS
+from ..studies.spec import RungsSpec
 from ..workloads.load import load_workload
 from ..workloads.workload import Workload
 from .timer_of_target import timer_of
@@ -56,6 +57,7 @@ class WorkerSetup:
         threads: for training and scoring.
         bench_cores: the bench is pinned to these.
         metrics: that the study names; some are measured only then.
+        rungs: where recovery is looked at before its end.
     """
 
     workload: str
@@ -71,6 +73,7 @@ class WorkerSetup:
     threads: int = 1
     bench_cores: Sequence[int] = ()
     metrics: Sequence[str] = ()
+    rungs: RungsSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -79,10 +82,12 @@ class Stage:
 
     Attributes:
         name: "counted", "timed", "scored", "recovered" or "failed".
-        rung: fidelity: 0 without recovery, 1 after it.
+        rung: fidelity: 0 without recovery, then one more at each look at it.
         measurements: made in this step.
         artifacts: files written so far that are worth keeping, kind -> file.
         reason: why the trial failed, else None.
+        final: whether no more training follows.
+        epochs: of recovery behind it.
         worker: host name and process id of who ran it.
     """
 
@@ -91,6 +96,8 @@ class Stage:
     measurements: Sequence[Measurement] = ()
     artifacts: Mapping[str, Artifact] = field(default_factory=dict)
     reason: str | None = None
+    final: bool = True
+    epochs: int = 0
     worker: str = field(default_factory=lambda: f"{platform.node()}:{os.getpid()}")
 
 
@@ -112,13 +119,18 @@ class Worker:
             threads=setup.threads,
         )
 
-    def run(self, policy: Policy, folder: Path) -> Iterator[Stage]:
+    def run(self, policy: Policy, folder: Path, recovered: Path | None = None) -> Iterator[Stage]:
         """Compress and score `policy`, stage by stage; files go to `folder`.
+
+        Whoever does not ask for the next stage stops the trial: its training goes no further.
+
+        Args:
+            recovered: weights of the same structure after the same recovery, which is then left out.
 
         A trial that breaks ends with a "failed" stage; nothing it does ends the search.
         """
         try:
-            yield from self._stages(policy, folder)
+            yield from self._stages(policy, folder, recovered)
         except TrialError as error:
             yield Stage("failed", reason=str(error))
         except Exception as error:  # a user's model, metric or loss may raise anything, and other trials may be fine
@@ -129,7 +141,7 @@ class Worker:
         if self._context.bench is not None:
             self._context.bench.close()
 
-    def _stages(self, policy: Policy, folder: Path) -> Iterator[Stage]:
+    def _stages(self, policy: Policy, folder: Path, recovered: Path | None) -> Iterator[Stage]:
         folder.mkdir(parents=True, exist_ok=True)
         example = self.workload.example_input
         groups, seed, original = self.setup.groups, self.setup.seed, policy
@@ -156,20 +168,39 @@ class Worker:
             files = keep(subject, folder)
             yield Stage("scored", measurements=[*scored, packed_size(files["packed"].path)], artifacts=files)
             return
-        yield Stage("scored", measurements=scored)
+        yield Stage("scored", measurements=scored, final=False)
 
         def prune(trained: nn.Module) -> nn.Module:
             if policy.pruning.steps == 1:
                 return pruned_copy(trained, example, original, groups, self.workload, seed)
             return gradually_pruned(replace(self.workload, model=trained), original, groups, self._train_an_epoch, seed)
 
+        if recovered is not None:
+            model.load_state_dict(load_file(recovered))
+            yield self._recovered(policy, model, folder, 1, policy.recovery.epochs)
+            return
         if policy.pruning.steps > 1 and policy.recovery.steps[0] == "prune":
             model = prune(self.workload.model)
-        model = recover(model, self.workload, policy, seed, self.setup.batch_size, prune)
+        if self.setup.rungs is None:
+            model = recover(model, self.workload, policy, seed, self.setup.batch_size, prune)
+            yield self._recovered(policy, model, folder, 1, policy.recovery.epochs)
+            return
+        marks = self.setup.rungs.marks(policy.recovery.epochs)
+        looks = recover_by_rungs(model, self.workload, policy, seed, self.setup.batch_size, marks)
+        for rung, (model, epochs) in enumerate(looks, start=1):
+            yield self._recovered(policy, model, folder, rung, epochs)
+
+    def _recovered(self, policy: Policy, model: nn.Module, folder: Path, rung: int, epochs: int) -> Stage:
+        """The stage of a model with so many epochs of recovery behind it."""
         subject = self._lower(policy, model, folder)
-        recovered = [*ArtifactSize().evaluate(subject, self._context), *Accuracy().evaluate(subject, self._context)]
         files = keep(subject, folder)
-        yield Stage("recovered", 1, [*recovered, packed_size(files["packed"].path)], files)
+        measured = [
+            *ArtifactSize().evaluate(subject, self._context),
+            *Accuracy().evaluate(subject, self._context),
+            packed_size(files["packed"].path),
+        ]
+        final = epochs == policy.recovery.epochs
+        return Stage("recovered", rung, measured, files, final=final, epochs=epochs)
 
     def _train_an_epoch(self, model: nn.Module, policy: Policy) -> None:
         policy = replace(policy, recovery=replace(policy.recovery, epochs=1, steps=("prune", "train")))

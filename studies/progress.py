@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from .convergence import hypervolume_at, outlook
 from .newest_front import excesses, why_no_front
-from .records import INTERRUPTED, FrontRecord, SensitivityRecord, StudyRecord, TrialRecord
+from .records import INTERRUPTED, STOPPED_AT, FrontRecord, SensitivityRecord, StudyRecord, TrialRecord
 from .spec import BudgetSpec
 from .tables import STATES
 from .terminal import sparkline
@@ -107,6 +107,10 @@ def reason_rows(trials: Sequence[TrialRecord]) -> list[tuple[str, str, str]]:
         (len(beyond), "infeasible", f"{constraint} violated; the nearest by {excess_text(constraint, min(beyond))}")
         for constraint, beyond in excesses(trials).items()
     ]
+    stopped = [trial.reason or "" for trial in trials if (trial.reason or "").startswith(STOPPED_AT)]
+    if stopped:
+        rungs = sorted({reason.removeprefix(STOPPED_AT).split(",")[0].strip() for reason in stopped})
+        rows.append((len(stopped), "infeasible", f"{STOPPED_AT} {' or '.join(rungs)}: more training was not worth it"))
     failures: dict[str, list[str]] = defaultdict(list)
     for trial in trials:
         if trial.state == "failed":

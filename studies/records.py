@@ -20,6 +20,9 @@ INTERRUPTED = "interrupted before it ended"
 SIMULATED = "one choice alone, simulated in float"
 """Method of a sensitivity's divergence."""
 
+STOPPED_AT = "stopped at rung"
+"""What the reason of a trial begins with whose recovery was not worth finishing; its state is "infeasible"."""
+
 State = Literal["running", "complete", "infeasible", "failed"]
 
 

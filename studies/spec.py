@@ -220,6 +220,28 @@ class QuantizationSpec(_Part):
     activations: Literal["affine", "symmetric"] = "affine"
 
 
+class RungsSpec(_Part):
+    """Where a trial's recovery is looked at, and stopped unless it is among the best one in `reduction` that came so far.
+
+    Attributes:
+        recovery: rising fractions of the recovery's epochs; 0 looks at the model before any, and the last is 1.
+    """
+
+    recovery: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], BeforeValidator(_as_tuple)] = (0.0, 0.25, 1.0)
+    reduction: Annotated[int, Field(ge=2)] = 3
+
+    @model_validator(mode="after")
+    def _rising(self) -> RungsSpec:
+        if not self.recovery or list(self.recovery) != sorted(set(self.recovery)) or self.recovery[-1] != 1:
+            raise ValueError("fractions of the recovery rise and end with 1, as in [0, 0.25, 1]")
+        return self
+
+    def marks(self, epochs: int) -> tuple[int, ...]:
+        """Epochs after which a recovery of so many is looked at, the whole one left out."""
+        found = (max(1, round(fraction * epochs)) for fraction in self.recovery if 0 < fraction < 1)
+        return tuple(sorted({mark for mark in found if mark < epochs}))
+
+
 class StudySpec(_Part):
     """One study as its file describes it, frozen.
 
@@ -232,6 +254,8 @@ class StudySpec(_Part):
         constraints: bounds a trial must keep to be on the front.
         workers: 0 runs the trials in this process, without Ray.
         transfer: the policy sampler also learns from other studies of the same workload in the database.
+        rungs: stop recoveries that do not look promising; None lets every trial recover to its end.
+        reuse_recovered: a policy that differs from a finished one in bits only takes its recovered weights over.
         sensitivity: measure what single choices damage before the first trial, and start from the policies that suggests.
     """
 
@@ -247,6 +271,8 @@ class StudySpec(_Part):
     sampler: Literal["policy", "tpe", "nsgaii", "random"] = "policy"
     transfer: bool = True
     sensitivity: bool = True
+    rungs: RungsSpec | None = None
+    reuse_recovered: bool = False
     space: SpaceSpec = SpaceSpec(preset="auto")
     recovery: RecoverySpec = RecoverySpec()
     quantization: QuantizationSpec = QuantizationSpec()
@@ -258,6 +284,15 @@ class StudySpec(_Part):
     def metrics(self) -> tuple[str, ...]:
         """Every metric that objectives and constraints name."""
         return (*self.objectives, *(constraint.metric for constraint in self.constraints))
+
+    @model_validator(mode="after")
+    def _plain_recovery(self) -> StudySpec:
+        for key, wanted in (("rungs", self.rungs is not None), ("reuse_recovered", self.reuse_recovered)):
+            if wanted and self.recovery.steps != ("prune", "train"):
+                raise ValueError(
+                    f"{key} needs recovery.steps to be [prune, train]; training on grids depends on the bits"
+                )
+        return self
 
     @field_validator("objectives")
     @classmethod

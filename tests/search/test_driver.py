@@ -7,11 +7,13 @@ import optuna
 import pytest
 from rich.console import Console
 from slimfront.errors import StoreError, StudyFileError
+from slimfront.measurement import METRICS, Measurement
 from slimfront.search.driver import Search
 from slimfront.search.local import run_local
 from slimfront.search.lock import sole_driver
 from slimfront.search.problem import Problem, prepare
 from slimfront.search.run import run_search
+from slimfront.search.worker import Stage
 from slimfront.studies.front import Objective, Point, dominates
 from slimfront.studies.notes import study_note
 from slimfront.studies.records import INTERRUPTED
@@ -107,6 +109,21 @@ def test_policies_are_never_tried_twice(tiny_spec: Spec, store: Store, tmp_path:
     digests = [trial.digest for trial in store.trials("tiny")]
     assert len(digests) == len(set(digests)) == 4  # two knobs of two choices: the space is exhausted
     assert search.is_over
+
+
+@pytest.mark.parametrize("sampler", ["policy", "tpe", "nsgaii", "random"])
+def test_every_sampler_tries_every_policy_of_a_small_space_once(
+    sampler: str, tiny_spec: Spec, store: Store, tmp_path: Path
+) -> None:
+    space = {"granularity": "model", "weight_bits": [4, 6, 8, 32], "activation_bits": [4, 8, 32]}
+    search = Search(prepare(tiny_spec(sampler=sampler, space=space, budget={"trials": 23})), store, tmp_path / "files")
+    search.try_uncompressed()
+    while proposal := search.propose():
+        for name, value in (("accuracy_drop", 0.01), ("latency_ms", 1.0), ("kl", 0.1)):
+            measured = Measurement(name, value, value, value, METRICS[name].unit)
+            search.record(proposal.number, Stage("scored", measurements=[measured]))
+        search.finish(proposal.number)
+    assert len({trial.digest for trial in store.trials("tiny")}) == len(store.trials("tiny")) == 12
 
 
 @pytest.mark.parametrize("sampler", ["policy", "tpe", "nsgaii", "random"])

@@ -1,0 +1,226 @@
+"""How much training successive halving saves: the hypervolume of fully recovered policies over the seconds of training.
+
+Random policies (channels, width, weight bits) of a digits workload are recovered for eight epochs each, and scored after
+none, two and eight. Without rungs the first third of them is recovered to the end. With rungs all come by in the same
+order, and those that do not look promising stop. A front is selected on validation and judged on the test split, from a
+drop of 0.10 and the uncompressed model's BOPs, by fully recovered policies alone. Every curve is trained once and kept on
+disk; the orders are drawn anew for each seed. Bits are simulated, activations stay whole. `--quick` takes under two minutes.
+"""
+
+import argparse
+import copy
+import json
+import random
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import moocore
+import numpy as np
+import torch
+from cheap_evaluation import stacked
+from rich.console import Console
+from rich.table import Table
+from slimfront.compression.fake_quantize import fake_quantized
+from slimfront.compression.prune import pruned_copy, reestimate_batch_norm
+from slimfront.compression.recover import recover_by_rungs
+from slimfront.search.halving import SuccessiveHalving
+from slimfront.search.problem import Problem, prepare
+from slimfront.search.sampler_of_study import cost_of, space_coordinates
+from slimfront.spaces.policy import Policy
+from slimfront.studies.spec import RungsSpec, StudySpec
+from torch import nn
+
+FLOOR = 0.10
+EPOCHS = 8
+RUNGS = RungsSpec(recovery=(0.0, 0.25, 1.0), reduction=3)
+SPACE = {
+    "granularity": "layer",
+    "weight_bits": [3, 4, 6, 8],
+    "channel_sparsity": [0, 0.25, 0.5],
+    "width": [1.0, 0.75, 0.5, 0.25],
+    "recovery_epochs": [EPOCHS],
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A policy over its recovery: at each look the drops and the seconds of training up to it; BOPs as their log2."""
+
+    digest: str
+    log2_bops: float
+    validation_drops: list[float]
+    test_drops: list[float]
+    seconds: list[float]
+
+
+@dataclass(frozen=True)
+class Race:
+    """One order of policies, with or without rungs: hypervolume after so many seconds of training."""
+
+    seconds: list[float]
+    volumes: list[float]
+
+    def seconds_to(self, goal: float) -> float | None:
+        """When `goal` was reached; None where it never was."""
+        return next((s for s, volume in zip(self.seconds, self.volumes, strict=True) if volume >= goal), None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="18 policies instead of 60")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    parser.add_argument("--cache", type=Path, default=Path("rungs-cache"), help="folder of curves trained before")
+    parser.add_argument("--workload", default="digits-gru")
+    parser.add_argument("--seeds", type=int, default=9, help="orders of the policies")
+    options = parser.parse_args()
+    problem = problem_of(options.workload)
+    torch.set_num_threads(1)
+    options.cache.mkdir(parents=True, exist_ok=True)
+    curves = list(trained(problem, 18 if options.quick else 60, options.cache / f"{options.workload}.jsonl"))
+    figures = compare(curves, whole_log2_bops(problem), options.seeds)
+    if options.json:
+        options.json.write_text(json.dumps({"workload": options.workload, **figures}, indent=1))
+    show(figures, options.workload, len(curves))
+
+
+def problem_of(workload: str) -> Problem:
+    document = {
+        "study": "rungs", "workload": workload, "target": "cpu-openvino", "objectives": ["accuracy_drop", "bops"],
+        "space": SPACE, "budget": {"trials": 1},
+    }  # fmt: skip
+    return prepare(StudySpec.from_document(document, "benchmark", Path()))
+
+
+def trained(problem: Problem, count: int, file: Path) -> Iterator[Curve]:
+    """The curves of `count` random policies, those in `file` read and the others trained and added to it."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    known = {row["digest"]: Curve(**row) for row in map(json.loads, lines)}
+    draw, space = random.Random(0), problem.space
+    for _ in range(count):
+        policy = space.policy({knob.name: draw.choice(knob.choices) for knob in space.knobs})
+        if policy.digest not in known:
+            known[policy.digest] = curve_of(problem, policy)
+            with file.open("a") as opened:
+                opened.write(json.dumps(asdict(known[policy.digest])) + "\n")
+        yield known[policy.digest]
+
+
+def curve_of(problem: Problem, policy: Policy) -> Curve:
+    workload = problem.context.workload
+    data = {split: stacked(getattr(workload, split)) for split in ("validation", "test")}
+    whole = {split: accuracy(workload.model.eval(), Policy(), *pair) for split, pair in data.items()}
+    model = pruned_copy(workload.model, workload.example_input, policy, problem.groups)
+    reestimate_batch_norm(model, workload.calibration)
+    drops: dict[str, list[float]] = {split: [] for split in data}
+    seconds = [0.0]
+
+    def look(model: nn.Module) -> None:
+        for split, pair in data.items():
+            drops[split].append(whole[split] - accuracy(model, policy, *pair))
+
+    look(model)
+    started = time.process_time()
+    for trained_model, _ in recover_by_rungs(model, workload, policy, 0, 64, RUNGS.marks(EPOCHS)):
+        seconds.append(seconds[-1] + time.process_time() - started)
+        look(trained_model)
+        started = time.process_time()
+    return Curve(policy.digest, log2_bops(problem, policy), drops["validation"], drops["test"], seconds)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, policy: Policy, inputs: torch.Tensor, targets: torch.Tensor) -> float:
+    rounded = copy.deepcopy(model)
+    with fake_quantized(rounded, policy, {}):
+        return float((rounded(inputs).argmax(1) == targets).double().mean())
+
+
+def log2_bops(problem: Problem, policy: Policy) -> float:
+    parameters = problem.space.parameters(policy)
+    codes = np.array([[c.choices.index(parameters[c.name]) for c in space_coordinates(problem.space)]])
+    return float(np.log2(cost_of(problem)(codes)[0, 1]))
+
+
+def whole_log2_bops(problem: Problem) -> float:
+    """Of the uncompressed model, which the space does not hold."""
+    return float(np.log2(sum(layer.macs for layer in problem.layers) * 32 * 32))
+
+
+def compare(curves: Sequence[Curve], ceiling: float, seeds: int) -> dict[str, Any]:
+    """For each order of the policies: the share of training in which rungs reach what a third of them, all finished, reach."""
+    rows = []
+    for seed in range(seeds):
+        order = list(curves)
+        random.Random(seed).shuffle(order)
+        full, rungs = race(order[: len(order) // 3], ceiling, None), race(order, ceiling, RUNGS)
+        reached = rungs.seconds_to(full.volumes[-1])
+        rows.append({
+            "seed": seed,
+            "share_to_reach": None if reached is None else reached / full.seconds[-1],
+            "volume_at_a_third": at(rungs, full.seconds[-1] / 3) / full.volumes[-1],
+            "full_at_a_third": at(full, full.seconds[-1] / 3) / full.volumes[-1],
+            "volume_at_the_end": rungs.volumes[-1] / full.volumes[-1],
+            "share_at_the_end": rungs.seconds[-1] / full.seconds[-1],
+        })  # fmt: skip
+    return {"orders": rows}
+
+
+def race(order: Sequence[Curve], ceiling: float, rungs: RungsSpec | None) -> Race:
+    halving = SuccessiveHalving([1, 1], rungs.reduction) if rungs else None
+    spent, finished, found = 0.0, [], Race([], [])
+    for curve in order:
+        last = len(curve.seconds) - 1
+        for rung in range(last + 1):
+            verdict = halving.arrive(rung, (curve.validation_drops[rung], curve.log2_bops)) if halving else None
+            if rung == last:
+                finished.append(curve)
+            elif verdict is not None and not verdict.is_promising:
+                last = rung
+                break
+        spent += curve.seconds[last]
+        found.seconds.append(spent)
+        found.volumes.append(volume(finished, ceiling))
+    return found
+
+
+def volume(finished: Sequence[Curve], ceiling: float) -> float:
+    """On the test split, of the front selected on validation."""
+    if not finished:
+        return 0.0
+    chosen = moocore.is_nondominated(np.array([(c.validation_drops[-1], c.log2_bops) for c in finished]))
+    tested = np.array([(c.test_drops[-1], c.log2_bops) for c in finished])[chosen]
+    return float(moocore.hypervolume(tested, ref=np.array([FLOOR, ceiling])))
+
+
+def at(race: Race, seconds: float) -> float:
+    """The hypervolume after so many seconds of training."""
+    return max((v for s, v in zip(race.seconds, race.volumes, strict=True) if s <= seconds), default=0.0)
+
+
+def show(figures: dict[str, Any], workload: str, count: int) -> None:
+    table = Table("", "median", "worst", title=f"{workload}, {count} policies, {len(figures['orders'])} orders")
+    rows = figures["orders"]
+    shares = [row["share_to_reach"] for row in rows]
+    reached = [share for share in shares if share is not None]
+    table.add_row(
+        "training to reach what full recovery of a third of the policies reaches / its training",
+        f"{statistics.median(share if share is not None else float('inf') for share in shares):.2f}",
+        f"{max(reached):.2f}, never in {len(rows) - len(reached)}"
+        if len(reached) < len(rows)
+        else f"{max(reached):.2f}",
+    )
+    for key, text in (
+        ("volume_at_a_third", "hypervolume at a third of that training / full's at its end"),
+        ("full_at_a_third", "full recovery at a third of its training / at its end"),
+        ("volume_at_the_end", "hypervolume when all policies came by / full's at its end"),
+    ):
+        values = [row[key] for row in rows]
+        table.add_row(text, f"{statistics.median(values):.3f}", f"{min(values):.3f}")
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    main()

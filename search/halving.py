@@ -1,0 +1,80 @@
+"""Multi-objective asynchronous successive halving: which trials are worth more training.
+
+At each rung a trial is compared with all that have been there before; it goes on if it is among the best 1 / reduction of
+them. The order is by non-dominated rank, and within a rank by an epsilon-net: the point farthest from those before it comes
+next, so that those that go on are spread over the front (Schmucker, Donini, Zafar, Salinas & Archambeau 2021, "Multi-objective
+Asynchronous Successive Halving", arXiv:2106.12639). Nobody waits for anybody: a trial stops or goes on the moment it arrives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import moocore
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a trial stands at a rung.
+
+    Attributes:
+        place: from 1, among the `of` trials that have been there; the best `kept` go on.
+    """
+
+    place: int
+    of: int
+    kept: int
+
+    @property
+    def is_promising(self) -> bool:
+        """Whether the trial goes on."""
+        return self.place <= self.kept
+
+
+class SuccessiveHalving:
+    """The results at each rung, and the verdict on whoever arrives.
+
+    Args:
+        signs: -1 for each maximised objective, else 1.
+        reduction: one of so many goes on; the first so many at a rung always do.
+    """
+
+    def __init__(self, signs: Sequence[int], reduction: int) -> None:
+        self._signs, self._reduction = np.array(signs), reduction
+        self._rungs: dict[int, list[np.ndarray]] = defaultdict(list)
+
+    def arrive(self, rung: int, values: Sequence[float]) -> Verdict:
+        """Note a trial's objectives at a rung, and judge it against those noted before."""
+        results = self._rungs[rung]
+        results.append(self._signs * np.asarray(values, dtype=float))
+        place, of = int(priorities(np.stack(results))[-1]) + 1, len(results)
+        return Verdict(place, of, of if of <= self._reduction else math.ceil(of / self._reduction))
+
+
+def priorities(points: np.ndarray) -> np.ndarray:
+    """Place of each point, from 0, in the order of non-dominated ranks and of the epsilon-net within them.
+
+    Args:
+        points: shape [n, objectives], less is better.
+    """
+    span = np.ptp(points, axis=0)
+    scaled = (points - points.min(axis=0)) / np.where(span > 0, span, 1.0)
+    ranks = moocore.pareto_rank(points)
+    order = [index for rank in np.unique(ranks) for index in _spread_out(scaled, np.flatnonzero(ranks == rank))]
+    places = np.empty(len(points), dtype=int)
+    places[order] = np.arange(len(points))
+    return places
+
+
+def _spread_out(scaled: np.ndarray, members: np.ndarray) -> list[int]:
+    """`members` in the order of an epsilon-net that begins with the one nearest to the best of all objectives."""
+    left = members.tolist()
+    taken = [left.pop(int(np.linalg.norm(scaled[members], axis=1).argmin()))]
+    while left:
+        distances = np.linalg.norm(scaled[left][:, None] - scaled[taken][None], axis=2).min(axis=1)
+        taken.append(left.pop(int(distances.argmax())))
+    return taken

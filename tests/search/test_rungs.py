@@ -1,0 +1,209 @@
+"""Successive halving: who goes on, by hand and in real searches."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+import torch
+from slimfront.compression.prune import pruned_copy
+from slimfront.compression.recover import recover, recover_by_rungs
+from slimfront.errors import StudyFileError
+from slimfront.search.driver import Search
+from slimfront.search.halving import SuccessiveHalving, priorities
+from slimfront.search.local import run_local
+from slimfront.search.policy_sampler import STOPPED, STOPPED_EPOCHS, PolicySampler
+from slimfront.search.problem import prepare
+from slimfront.search.recovered import structure
+from slimfront.spaces.policy import LayerPolicy, Policy, Recovery
+from slimfront.studies.progress import reason_rows
+from slimfront.studies.spec import RungsSpec, StudySpec
+from slimfront.studies.store import Store
+
+Spec = Callable[..., StudySpec]
+SPACE = {
+    "granularity": "model",
+    "weight_bits": [4, 6, 8, 32],
+    "activation_bits": [8, 32],
+    "width": [1.0, 0.75, 0.5, 0.25],
+    "recovery_epochs": [4],
+}
+
+
+@pytest.fixture
+def store(tmp_path: Path):
+    with Store(f"sqlite:///{tmp_path / 'study.db'}") as opened:
+        yield opened
+
+
+# The order, and the rule
+
+
+def test_ranks_come_first_and_points_far_from_one_another_within_a_rank() -> None:
+    front = [(0.0, 1.0), (0.1, 0.8), (0.5, 0.4), (1.0, 0.0)]
+    beaten = [(1.0, 1.0), (0.6, 0.6)]
+    places = priorities(np.array([*front, *beaten]))
+    # (0.5, 0.4) is nearest to the best corner; (0, 1) is 0.78 from it and (1, 0) 0.64, the last 0.22 from (0, 1).
+    assert places.tolist() == [1, 3, 0, 2, 5, 4]
+
+
+def test_the_order_does_not_depend_on_units() -> None:
+    points = np.random.default_rng(0).random((12, 3))
+    assert priorities(points * [1.0, 1e9, 1e-6]).tolist() == priorities(points).tolist()
+
+
+def test_one_in_three_goes_on_once_three_have_come() -> None:
+    halving = SuccessiveHalving([1, 1], 3)
+    verdicts = [halving.arrive(0, (value, value)) for value in (5.0, 6.0, 7.0, 8.0, 4.0, 5.5, 4.5)]
+    assert [verdict.is_promising for verdict in verdicts] == [True, True, True, False, True, False, True]
+    assert (verdicts[3].place, verdicts[3].of, verdicts[3].kept) == (4, 4, 2)
+    assert halving.arrive(1, (9.0, 9.0)).is_promising  # each rung by itself
+
+
+def test_maximised_objectives_are_mirrored() -> None:
+    halving = SuccessiveHalving([-1, 1], 2)
+    assert [halving.arrive(0, (a, 1.0)).is_promising for a in (0.9, 0.8, 0.7, 0.95)] == [True, True, False, True]
+
+
+# The study file
+
+
+def test_marks_are_epochs_of_the_recovery_at_hand() -> None:
+    rungs = RungsSpec(recovery=(0.0, 0.25, 0.5, 1.0))
+    assert [rungs.marks(epochs) for epochs in (0, 1, 2, 8)] == [(), (), (1,), (2, 4)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"rungs": {"recovery": [0, 0.5]}}, "fractions of the recovery rise and end with 1"),
+        ({"rungs": {"recovery": [0.5, 0.25, 1]}}, "fractions of the recovery rise and end with 1"),
+        ({"rungs": {}, "recovery": {"steps": ["quantize", "prune", "train"]}}, "rungs needs recovery.steps"),
+        ({"reuse_recovered": True, "recovery": {"steps": ["train", "prune"]}}, "reuse_recovered needs recovery.steps"),
+    ],
+)
+def test_rungs_that_make_no_sense_are_refused(tiny_spec: Spec, changes: dict, problem: str) -> None:
+    with pytest.raises(StudyFileError, match=problem):
+        tiny_spec(**changes)
+
+
+# Training goes on from where it was
+
+
+def test_looking_at_a_recovery_does_not_change_it(tiny_spec: Spec) -> None:
+    workload = prepare(tiny_spec()).context.workload
+    policy = Policy(layers={"conv": LayerPolicy(sparsity=0.5)}, recovery=Recovery(4, patience=0))
+
+    def student() -> torch.nn.Module:
+        return pruned_copy(workload.model, workload.example_input, policy, [])
+
+    whole = recover(student(), workload, policy, seed=3).state_dict()
+    looks = []
+    for model, epochs in recover_by_rungs(student(), workload, policy, 3, 64, marks=(1, 2)):
+        assert not model.training
+        torch.rand(7)  # whatever is drawn meanwhile
+        looks.append((epochs, model.conv.weight.detach().clone()))
+    assert [epochs for epochs, _ in looks] == [1, 2, 4]
+    assert not torch.equal(looks[0][1], looks[1][1])
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in model.state_dict().items())
+
+
+# Searches
+
+
+def test_structure_is_all_but_bits() -> None:
+    int8, int4 = ({"conv": LayerPolicy(bits, bits, 0.5)} for bits in (8, 4))
+    assert structure(Policy(0.5, layers=int8, recovery=Recovery(2))) == structure(
+        Policy(0.5, layers=int4, recovery=Recovery(2))
+    )
+    assert structure(Policy(0.5, layers=int8, recovery=Recovery(2))) != structure(
+        Policy(0.5, layers=int8, recovery=Recovery(1))
+    )
+    assert structure(Policy(0.5, layers=int8)) is None
+
+
+def stopped_properly(store: Store) -> None:
+    """What must hold of every study with rungs, however it ran."""
+    trials = store.trials("tiny")
+    stopped = [trial for trial in trials if (trial.reason or "").startswith("stopped at rung")]
+    finished = [trial for trial in trials if trial.state == "complete" and trial.policy.recovery.epochs]
+    assert stopped
+    assert finished
+    assert {trial.state for trial in stopped} == {"infeasible"}
+    for trial in finished:
+        rungs = [r.rung for r in store.measurement_history("tiny", trial.number) if r.measurement.name == "kl"]
+        assert rungs == [0, 1, 2]
+    for trial in stopped:
+        rungs = [r.rung for r in store.measurement_history("tiny", trial.number) if r.measurement.name == "kl"]
+        assert trial.reason.startswith(f"stopped at rung {rungs[-1]}, {(0, 2)[rungs[-1]]} of 4 epochs: place ")
+    told = {trial.number: trial for trial in optuna.load_study(study_name="tiny", storage=store.url).trials}
+    for trial in stopped:
+        assert told[trial.number].state.name == "PRUNED"
+        assert told[trial.number].constraints[STOPPED] > 0
+        assert told[trial.number].user_attrs["kl"] == trial.measurements["kl"].value
+        assert told[trial.number].user_attrs[STOPPED_EPOCHS] in (0, 2)
+    assert not {trial.number for trial in stopped} & set(store.current_front("tiny").members)
+    assert any("more training was not worth it" in text for _, _, text in reason_rows(trials))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.alone)])
+def test_unpromising_trials_stop_and_are_learned_from(
+    workers: int, tiny_spec: Spec, store: Store, tmp_path: Path
+) -> None:
+    spec = tiny_spec(
+        space=SPACE, objectives=["kl", "bops"], budget={"trials": 11}, workers=workers, sampler="tpe",
+        rungs={"recovery": [0, 0.5, 1], "reduction": 2},
+    )  # fmt: skip
+    search = Search(prepare(spec), store, tmp_path / "artifacts")
+    if workers:
+        from slimfront.search.distributed import run_distributed
+
+        run_distributed(search, workers)
+    else:
+        run_local(search)
+    assert not store.running_trials("tiny")
+    assert len(store.trials("tiny")) == 11
+    stopped_properly(store)
+
+
+@pytest.mark.slow
+def test_bits_only_changes_start_from_the_same_recovered_weights(tiny_spec: Spec, store: Store, tmp_path: Path) -> None:
+    space = {"granularity": "model", "weight_bits": [4, 8], "width": [0.5], "recovery_epochs": [2]}
+    runs = {}
+    for reuse in (True, False):
+        name = f"reuse-{reuse}"
+        spec = tiny_spec(
+            study=name, space=space, objectives=["kl", "bops"], budget={"trials": 2}, reuse_recovered=reuse
+        )
+        run_local(Search(prepare(spec), store, tmp_path / "artifacts"))
+        runs[reuse] = store.trials(name)
+    assert [trial.reason for trial in runs[True]] == [None, "recovered weights of trial 0"]
+    assert [trial.reason for trial in runs[False]] == [None, None]
+    for reused, trained in zip(runs[True], runs[False], strict=True):
+        assert reused.policy == trained.policy
+        assert reused.measurements["kl"].value == pytest.approx(trained.measurements["kl"].value, rel=1e-4)
+
+
+def test_a_stopped_trial_teaches_the_damage_of_the_recovery_it_had() -> None:
+    """Epochs 0, 2 and 4 heal to 1, 1/2 and 1/4 of the damage; stopped at 2 of 4, a policy's divergence is that of 2."""
+    sampler = PolicySampler(["quality", "measured"], neutral={"a.weight_bits": 32, "r.recovery_epochs": 0}, seed=0)
+    study = optuna.create_study(directions=["minimize"] * 2, sampler=sampler)
+    for number in range(12):
+        trial = study.ask()
+        bits = trial.suggest_categorical("a.weight_bits", (2, 4, 8, 32))
+        epochs = trial.suggest_categorical("r.recovery_epochs", (0, 2, 4))
+        stopped = epochs == 4 and number % 2 == 0
+        kl = 4.0 ** (2 - bits) / (1 + (2 if stopped else epochs) / 2)
+        trial.set_user_attr("kl", kl)
+        if stopped:
+            trial.set_user_attr(STOPPED_EPOCHS, 2)
+            trial.set_constraint(STOPPED, 1.0)
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        else:
+            study.tell(trial, [kl, bits])
+    assert len({tuple(trial.params.values()) for trial in study.trials[4:]}) >= 7  # those stopped are not asked again
+    history = sampler._history(study, sampler._surrogate)
+    for trial, codes in zip(study.trials, history.codes, strict=True):
+        assert (0, 2, 4)[codes[1]] == trial.user_attrs.get(STOPPED_EPOCHS, trial.params["r.recovery_epochs"])
