@@ -153,7 +153,7 @@ def test_unpromising_trials_stop_and_are_learned_from(
     workers: int, tiny_spec: Spec, store: Store, tmp_path: Path
 ) -> None:
     spec = tiny_spec(
-        space=SPACE, objectives=["kl", "bops"], budget={"trials": 11}, workers=workers, sampler="tpe",
+        space=SPACE, objectives=["kl", "bops"], budget={"trials": 9}, workers=workers, sampler="tpe",
         rungs={"recovery": [0, 0.5, 1], "reduction": 2},
     )  # fmt: skip
     search = Search(prepare(spec), store, tmp_path / "artifacts")
@@ -164,7 +164,7 @@ def test_unpromising_trials_stop_and_are_learned_from(
     else:
         run_local(search)
     assert not store.running_trials("tiny")
-    assert len(store.trials("tiny")) == 11
+    assert len(store.trials("tiny")) == 9
     stopped_properly(store)
 
 
