@@ -35,7 +35,7 @@ from .transfer import earlier_sensitivities
 SAMPLES = 64
 """Of the search-validation split, evenly spread over it."""
 
-DAMAGING = ("width", "channels", "weight_bits", "activation_bits", "sparsity", "removed", "operator")
+DAMAGING = ("width", "channels", "weight_bits", "activation_bits", "sparsity", "removed", "operator", "depth")
 """Kinds of knobs that do damage alone; the others only change what these do."""
 
 TELLING = 0.3
