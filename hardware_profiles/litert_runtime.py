@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,8 +71,9 @@ class LiteRtSession:
 
     def __init__(self, artifact: Path, threads: int) -> None:
         self._artifact = artifact
-        self._interpreter = Interpreter(model_path=str(artifact), num_threads=threads)
-        self._interpreter.allocate_tensors()
+        with _silence():
+            self._interpreter = Interpreter(model_path=str(artifact), num_threads=threads)
+            self._interpreter.allocate_tensors()
         self._input = self._interpreter.get_input_details()[0]["index"]
         self._output = self._interpreter.get_output_details()[0]["index"]
 
@@ -89,3 +93,16 @@ class LiteRtSession:
                 # A weight of integers is multiplied as such; one that is to be multiplied in floats is dequantized before.
                 precisions[layer] = PRECISIONS[graph.Tensors(operation.Inputs(1)).Type()]
         return precisions
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """LiteRT announces its kernels on the process's error stream, and has no setting against it; errors are raised, too."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.export.pt2_archive._package import PT2ArchiveContents
 
 from .cuda_timing import CudaRun, require_gpu
-from .torch_runtime import TorchRuntime, TorchSession, open_archive
+from .torch_runtime import Archive, TorchRuntime, TorchSession, open_archive
 
 if TYPE_CHECKING:
     from .target import Target
@@ -38,8 +37,8 @@ class TorchCudaRuntime(TorchRuntime):
 class TorchCudaSession(TorchSession):
     """See `Session`."""
 
-    def __init__(self, contents: PT2ArchiveContents) -> None:
-        super().__init__(contents, TorchCudaRuntime.device)
+    def __init__(self, archive: Archive) -> None:
+        super().__init__(archive, TorchCudaRuntime.device)
 
     def on_device(self, inputs: np.ndarray) -> CudaRun:
         """Runs of one batch that is copied to the GPU beforehand."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,7 @@ class TorchRuntime:
         return Artifact.of(lower(candidate, batch, path, self.device, bool(target.options.get("compile"))))
 
     def signature(self, artifact: Path) -> tuple[TensorInfo, TensorInfo]:
-        given, made = _notes(open_archive(artifact))["signature"]
+        given, made = open_archive(artifact).notes["signature"]
         return TensorInfo("input", tuple(given), "float32"), TensorInfo("output", tuple(made), "float32")
 
     def load(self, artifact: Path, target: Target, threads: int | None = None) -> TorchSession:
@@ -55,12 +56,19 @@ class TorchRuntime:
         return TorchSession(open_archive(artifact), self.device)
 
 
+@dataclass(frozen=True)
+class Archive:
+    """A loaded archive: the model, and the notes that lowering left of it."""
+
+    model: Callable[[Tensor], Tensor]
+    notes: dict[str, Any]
+
+
 class TorchSession:
     """See `Session`."""
 
-    def __init__(self, contents: PT2ArchiveContents, device: str = "cpu") -> None:
-        self._notes = _notes(contents)
-        self._model = _runnable(contents)
+    def __init__(self, archive: Archive, device: str = "cpu") -> None:
+        self._model, self._notes = archive.model, archive.notes
         self._device = torch.device(device)
 
     @torch.inference_mode()
@@ -71,17 +79,7 @@ class TorchSession:
         return dict(self._notes["precisions"])
 
 
-def _runnable(contents: PT2ArchiveContents) -> Callable[[Tensor], Tensor]:
-    if contents.aoti_runners:
-        return contents.aoti_runners["model"]
-    return contents.exported_programs["model"].module(check_guards=False)
-
-
-def _notes(contents: PT2ArchiveContents) -> dict[str, Any]:
-    return json.loads(contents.extra_files[NOTES])
-
-
-def open_archive(artifact: Path) -> PT2ArchiveContents:
+def open_archive(artifact: Path) -> Archive:
     """The archive at `artifact`.
 
     Raises:
@@ -91,8 +89,12 @@ def open_archive(artifact: Path) -> PT2ArchiveContents:
 
     try:
         contents = load_pt2(str(artifact), run_single_threaded=True)
-        _runnable(contents)
-        _notes(contents)
-        return contents
+        return Archive(_runnable(contents), json.loads(contents.extra_files[NOTES]))
     except (RuntimeError, ValueError, KeyError, OSError, AssertionError) as error:
         raise LoweringError(f"torch refuses {artifact.name}: {(str(error) or repr(error)).splitlines()[0]}") from error
+
+
+def _runnable(contents: PT2ArchiveContents) -> Callable[[Tensor], Tensor]:
+    if contents.aoti_runners:
+        return contents.aoti_runners["model"]
+    return contents.exported_programs["model"].module(check_guards=False)

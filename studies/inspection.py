@@ -16,13 +16,13 @@ from ..spaces.operators import Operator
 from ..spaces.policy import FULL_PRECISION, Policy
 from ..workloads.load import load_workload
 from ..workloads.workload import Workload
+from .kernel_answers import CONTAINER_BITS, bits_on
 from .spec import StudySpec, load_study, shipped_studies
 
 SHARE = 0.5
 """Of every group's channels: what the bound on structural gain removes."""
 
 OPERATORS = ("separable", "groups=4", "rank=0.25")
-CONTAINER_BITS = 8
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def inspect_workload(workload: Workload, target: Target | None = None) -> Inspec
         unprunable=unprunable,
         blocks=find_removable_blocks(model, example),
         target=target.name if target else None,
-        bits=_bits(target) if target else {},
+        bits=bits_on(workload, target) if target else {},
         gains=_gains(workload, layers, groups, target),
     )
 
@@ -145,23 +145,6 @@ def _layer(layer: Layer, macs: int, group: str) -> LayerReport:
         if problem := Operator.parse(choice).why_not(layer.shape, layer.groups):
             refused[choice] = problem
     return LayerReport(layer.name, layer.kind, layer.weights, layer.macs, layer.macs / max(1, macs), group, refused)
-
-
-def _bits(target: Target) -> dict[str, str]:
-    """What each bit-width is good for on the target, as its card and its runtime's container tell."""
-    said = {}
-    for kind, offered in (("weight", target.weight_bits), ("activation", target.activation_bits)):
-        for bits in sorted(offered):
-            if bits == FULL_PRECISION:
-                use = "float32, as it is"
-            elif bits > CONTAINER_BITS:
-                use = "storage only: computed in float32"
-            elif bits < CONTAINER_BITS:
-                use = "storage only: computed in 8-bit integers, no faster than 8"
-            else:
-                use = "computed in integers"
-            said[f"{kind} {bits}"] = use
-    return said
 
 
 def _gains(

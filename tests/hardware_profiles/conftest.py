@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
-from slimfront.compression.quantize import quantize
+from slimfront.compression.quantize import PolicyQuantizer, _export, convert_pt2e, prepare_pt2e, quantize
 from slimfront.spaces.candidate import Candidate
 from slimfront.spaces.policy import LayerPolicy, Policy
 from slimfront.spaces.scheme import Scheme
@@ -243,3 +245,31 @@ def candidate() -> Callable[..., Candidate]:
         return Candidate(policy, model, quantize(model, torch.zeros(1, *model.shape), policy, data))
 
     return make
+
+
+ORACLE_BATCH = 50
+
+
+@torch.no_grad()
+def _converted(candidate: Candidate, inputs: Tensor, calibration: Tensor) -> np.ndarray:
+    """Outputs of the model as torchao converts it: the slow oracle, which computes on the same grids in torch."""
+    layers = {
+        n: layer for n, layer in candidate.policy.layers.items() if min(layer.weight_bits, layer.activation_bits) <= 8
+    }
+    model = deepcopy(candidate.model)
+    for name, layer in candidate.policy.layers.items():
+        if layer.weight_bits == 16:
+            weight = model.get_submodule(name).weight
+            weight.copy_(weight.half().float())
+    if not layers:
+        return model(inputs).numpy()
+    prepared = prepare_pt2e(_export(model, inputs[:ORACLE_BATCH]), PolicyQuantizer(layers, candidate.policy.scheme))
+    for batch in calibration.split(ORACLE_BATCH):
+        prepared(batch)
+    oracle = convert_pt2e(prepared)
+    return torch.cat([oracle(batch) for batch in inputs.split(ORACLE_BATCH)]).numpy()
+
+
+@pytest.fixture(scope="session")
+def converted() -> Callable[[Candidate, Tensor, Tensor], np.ndarray]:
+    return _converted

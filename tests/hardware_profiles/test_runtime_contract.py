@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Hashable
-from copy import deepcopy
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from ai_edge_litert import schema_py_generated as schema
-from slimfront.compression.quantize import PolicyQuantizer, _export, convert_pt2e, prepare_pt2e, quantize
+from slimfront.compression.quantize import quantize
 from slimfront.errors import LoweringError, TargetError
 from slimfront.hardware_profiles.runtime import RUNTIMES, Artifact, Runtime, get_runtime, runtimes
 from slimfront.hardware_profiles.target import Target, load_target
@@ -112,26 +111,6 @@ def once() -> Callable[..., Any]:
     return compute
 
 
-@torch.no_grad()
-def converted(candidate: Candidate, inputs: Tensor, calibration: Tensor) -> np.ndarray:
-    """Outputs of the model as torchao converts it: the slow oracle, which computes on the same grids in torch."""
-    layers = {
-        n: layer for n, layer in candidate.policy.layers.items() if min(layer.weight_bits, layer.activation_bits) <= 8
-    }
-    model = deepcopy(candidate.model)
-    for name, layer in candidate.policy.layers.items():
-        if layer.weight_bits == 16:
-            weight = model.get_submodule(name).weight
-            weight.copy_(weight.half().float())
-    if not layers:
-        return model(inputs).numpy()
-    prepared = prepare_pt2e(_export(model, inputs[:BATCH]), PolicyQuantizer(layers, candidate.policy.scheme))
-    for batch in calibration.split(BATCH):
-        prepared(batch)
-    oracle = convert_pt2e(prepared)
-    return torch.cat([oracle(batch) for batch in inputs.split(BATCH)]).numpy()
-
-
 def integers(runtime: Runtime) -> str:
     """What a quantized layer runs in: eagerly, torch only simulates grids."""
     return "f32" if runtime.name in EAGER else "i8"
@@ -172,7 +151,7 @@ def test_an_uncompressed_candidate_computes_what_the_model_does(network, runtime
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", [(8, 8), (4, 8), (8, 4), (4, 32), (16, 32), (32, 8), (16, 8)], ids=str)
 def test_a_quantized_candidate_computes_what_torchao_converts(
-    bits, network, runtime, target, lowered, candidate, scheme, inputs, once
+    bits, network, runtime, target, lowered, candidate, scheme, inputs, once, converted
 ):
     if runtime.name in EAGER and bits not in ((8, 8), (16, 8)):
         pytest.skip("takes seconds to export, for code that the other bits run too")
@@ -186,7 +165,7 @@ def test_a_quantized_candidate_computes_what_torchao_converts(
     agrees(run(runtime, lowered(made), target, samples), expected, min(8, *bits))
 
 
-def test_every_layer_may_have_its_own_bits(runtime, target, lowered, candidate, inputs, make_network):
+def test_every_layer_may_have_its_own_bits(runtime, target, lowered, candidate, inputs, make_network, converted):
     made = candidate(make_network("residual"), MIXED)
     samples = inputs(made.model.shape, SAMPLES, 1)
     outputs = run(runtime, lowered(made), target, samples)
@@ -200,7 +179,7 @@ def test_every_layer_may_have_its_own_bits(runtime, target, lowered, candidate, 
     ids=str,
 )
 def test_the_digits_are_told_apart_as_by_the_converted_model(
-    bits, agreement, runtime, target, digits_workload, scheme, tmp_path, once
+    bits, agreement, runtime, target, digits_workload, scheme, tmp_path, once, converted
 ):
     model, example = digits_workload.model, digits_workload.example_input
     samples = digits_workload.validation.tensors[0][:SAMPLES]

@@ -7,6 +7,7 @@ from slimfront.cli import app
 from slimfront.errors import StudyFileError, WorkloadError
 from slimfront.hardware_profiles.target import load_target
 from slimfront.studies.inspection import inspect_reference, inspect_workload
+from slimfront.studies.kernel_answers import bits_on
 from typer.testing import CliRunner
 
 
@@ -20,12 +21,20 @@ def test_the_digits_network(digits_workload):
     assert stem.refused["2:4"] == "its input dimension is no multiple of 4"
     assert stem.group == next(group.name for group in found.groups if "stem.conv" in group.layers)
     assert fc.refused["separable"] == "the layer is no convolution"
-    assert found.bits["weight 8"] == "computed in integers"
-    assert found.bits["weight 4"].startswith("storage only")
-    assert found.bits["weight 16"].startswith("storage only")
+    assert found.bits["weight 8"] == found.bits["activation 8"] == "i8 in 16 of 16"
+    assert found.bits["weight 4"] == "storage only: i8 in 16 of 16"
+    assert found.bits["weight 16"] == "storage only: f32 in 16 of 16"
     assert {gain.metric: gain.after < gain.before for gain in found.gains} == dict.fromkeys(
         ("parameters", "flops", "packed_bytes"), True
     )
+
+
+def test_bits_are_what_the_runtime_reports_and_not_what_one_would_guess(digits_workload):
+    simulated = load_target("cpu-torch").model_copy(update={"weight_bits": [8, 32], "activation_bits": [8, 32]})
+    assert bits_on(digits_workload, simulated)["weight 8"] == "storage only: f32 in 16 of 16"
+    compiled = bits_on(digits_workload, load_target("cpu-torch-compile"))
+    assert compiled["weight 8"].startswith("not asked: every answer takes a compilation")
+    assert compiled["weight 32"] == "float32, as it is"
 
 
 @pytest.mark.slow
