@@ -31,12 +31,16 @@ class SymmetricWeight(nn.Module):
         self.high = 2 ** (bits - 1) - 1
 
     def forward(self, weight: Tensor) -> Tensor:
-        largest = weight.detach().flatten(1).abs().amax(dim=1)
-        if self.scheme.weights == "tensor":
-            largest = largest.amax().expand_as(largest)
-        scale = (largest / self.high).clamp_min(torch.finfo(torch.float32).eps)
+        scale = self.step(weight.detach())
         zero_point = torch.zeros(len(scale), dtype=torch.int32, device=weight.device)
         return torch.fake_quantize_per_channel_affine(weight, scale, zero_point, 0, -self.high, self.high)
+
+    def step(self, weight: Tensor) -> Tensor:
+        """The step of each output channel, [out]."""
+        largest = weight.flatten(1).abs().amax(dim=1)
+        if self.scheme.weights == "tensor":
+            largest = largest.amax().expand_as(largest)
+        return (largest / self.high).clamp_min(torch.finfo(torch.float32).eps)
 
 
 @contextmanager

@@ -12,10 +12,9 @@ from torch.nn.utils import parametrize
 from ..spaces.candidate import Grid
 from ..spaces.policy import Policy
 from ..workloads.workload import Workload
-from .codebooks import coded_copy
-from .fake_quantize import fake_quantized, fold_norms
+from .fake_quantize import fake_quantized
+from .post_training import POST_TRAINING, calibrated
 from .prune import reestimate_batch_norm
-from .quantize import folded_norms, quantize
 from .train import Masks, train, training
 
 Prune = Callable[[nn.Module], nn.Module]
@@ -37,10 +36,10 @@ def recover(
         prune: makes the pruned copy of a model, where pruning is not the first step.
 
     "quantize" folds batch-norm and calibrates grids, and all training behind it computes on them (quantization-aware
-    training, Jacob et al. 2018, arXiv:1712.05877). Weights that `policy` masked stay zero from pruning on.
+    training, Jacob et al. 2018, arXiv:1712.05877). The steps of `POST_TRAINING` only read the calibration split. Weights that `policy` masked stay zero from pruning on.
     """
     recovery = policy.recovery
-    if recovery.epochs == 0:
+    if not recovery.changes_weights:
         return student
     trainings = recovery.steps.count("train")
     shares = [recovery.epochs // trainings + (i < recovery.epochs % trainings) for i in range(trainings)]
@@ -52,7 +51,9 @@ def recover(
             model = prune(model)
             reestimate_batch_norm(model, workload.calibration)
         elif step == "quantize":
-            grids = _quantized(model, workload, policy)
+            grids = calibrated(model, workload, policy)
+        elif step in POST_TRAINING:
+            POST_TRAINING[step](model, workload, policy, seed)
         elif step == "train" and (epochs := shares.pop(0)):
             is_pruned = "prune" in recovery.steps[: index + 1]
             _train(model, workload, policy, epochs, seed + trainings - len(shares) - 1, batch_size, grids, is_pruned)
@@ -74,13 +75,6 @@ def recover_by_rungs(
         if done in marks and done < epochs:
             yield student, done
     yield student, epochs
-
-
-def _quantized(model: nn.Module, workload: Workload, policy: Policy) -> dict[str, Grid]:
-    """Fold batch-norm where lowering will, in place; the grids of what layers read."""
-    fold_norms(model, folded_norms(model, workload.example_input))
-    coded, _ = coded_copy(model, policy)
-    return dict(quantize(coded, workload.example_input, policy, workload.calibration).inputs)
 
 
 def _train(

@@ -164,7 +164,7 @@ class Worker:
         if self._out_of_bounds(timed):
             return
         scored = Accuracy().evaluate(subject, self._context)
-        if not policy.recovery.epochs:
+        if not policy.recovery.changes_weights:
             files = keep(subject, folder)
             yield Stage("scored", measurements=[*scored, packed_size(files["packed"].path)], artifacts=files)
             return

@@ -15,7 +15,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -159,9 +159,12 @@ class LayerPolicy:
         return self.activation_range != STATIC
 
 
-RecoveryStep = Literal["prune", "quantize", "train"]
+RecoveryStep = Literal["prune", "quantize", "train", "equalize", "adaround", "correct_bias"]
+POST_TRAINING: tuple[RecoveryStep, ...] = ("equalize", "adaround", "correct_bias")
+"""Steps that read the calibration split without its labels; `compression.post_training` has the handlers and the papers."""
+
 RECOVERY_CHOICES: dict[str, tuple[str, ...]] = {
-    "steps": ("prune", "quantize", "train"),
+    "steps": ("prune", "quantize", "train", *POST_TRAINING),
     "data": ("train", "unlabelled", "synthetic"),
     "schedule": ("one_cycle", "cosine", "constant"),
     "optimizer": ("sgd", "adamw"),
@@ -180,7 +183,8 @@ class Recovery:
         temperature: of the softened targets.
         alpha: weight of the distillation term in [0, 1]; 1 - alpha goes to the workload's own loss.
         steps: in order; the "train" steps share the epochs. "prune" is there once. From "quantize" on, which is there once
-            or not at all, training is aware of the grids; without it quantization follows training.
+            or not at all, training is aware of the grids; without it quantization follows training. Those of
+            `POST_TRAINING` work without epochs too.
         distiller: name of what is imitated, see `compression.distil`.
         teachers: workloads whose models teach beside the uncompressed one, their probabilities averaged.
         data: "train", "unlabelled" (the training inputs, their labels never read) or "synthetic" (no data at all).
@@ -230,7 +234,9 @@ class Recovery:
             value = getattr(self, name)
             for part in value if isinstance(value, tuple) else (value,):
                 _require(part in known, f"recovery {name}: {part!r} is not one of {', '.join(known)}")
-        for step, least, most in (("prune", 1, 1), ("quantize", 0, 1), ("train", 1, len(self.steps))):
+        trainings = 0 if self.is_calibrated else 1
+        bounds = {"prune": (1, 1), "quantize": (0, 1), "train": (trainings, len(self.steps))}
+        for step, (least, most) in {**bounds, **dict.fromkeys(POST_TRAINING, (0, 1))}.items():
             count = self.steps.count(step)
             _require(least <= count <= most, f"recovery steps: {step!r} is there {count} times in {list(self.steps)}")
         _require(
@@ -239,6 +245,24 @@ class Recovery:
         for name in ("mutual", "mixed_precision"):
             _require(isinstance(getattr(self, name), bool), f"recovery {name} must be true or false")
         _require(_is_whole(self.patience) and self.patience >= 0, "recovery patience must be a whole number >= 0")
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether a step reads the calibration split."""
+        return any(step in POST_TRAINING for step in self.steps)
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether there is anything to do after pruning."""
+        return self.epochs > 0 or self.is_calibrated
+
+    def reduced(self, quantized: bool) -> Recovery:
+        """These settings without what decides nothing: training without epochs, grids where no layer is `quantized`."""
+        steps = tuple(step for step in self.steps if quantized or step not in POST_TRAINING)
+        if self.epochs and "train" in steps:
+            return replace(self, steps=steps)
+        calibrated: tuple[RecoveryStep, ...] = tuple(step for step in steps if step not in ("quantize", "train"))
+        return replace(Recovery(), steps=calibrated) if calibrated != ("prune",) else Recovery()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; what came with later versions only where it says anything."""
@@ -291,8 +315,8 @@ class Policy:
         object.__setattr__(self, "width", _rounded(self.width))
         object.__setattr__(self, "channels", MappingProxyType(channels))
         object.__setattr__(self, "layers", MappingProxyType(layers))
-        if self.recovery.epochs == 0:
-            object.__setattr__(self, "recovery", Recovery())
+        quantized = any(layer.has_weight_grid or layer.has_activation_grid for layer in layers.values())
+        object.__setattr__(self, "recovery", self.recovery.reduced(quantized))
         object.__setattr__(self, "removed_blocks", tuple(sorted(set(self.removed_blocks))))
         reduces = self.width < 1 or bool(channels)
         fractions = any(layer.sparsity and not isinstance(layer.sparsity, str) for layer in layers.values())
@@ -301,7 +325,7 @@ class Policy:
             anything=reduces or sparse, channels=reduces, weights=fractions, trained=self.recovery.epochs > 0
         )
         object.__setattr__(self, "pruning", pruning)
-        if not any(layer.has_weight_grid or layer.has_activation_grid for layer in layers.values()):
+        if not quantized:
             object.__setattr__(self, "scheme", Scheme())
         _require(
             self.pruning.steps == 1 or self.recovery.steps[0] == "prune",
@@ -337,7 +361,7 @@ class Policy:
             document["channels"] = dict(self.channels)
         if self.layers:
             document["layers"] = {name: _changes(layer) for name, layer in self.layers.items()}
-        if self.recovery.epochs:
+        if self.recovery != Recovery():
             document["recovery"] = self.recovery.to_dict()
         if self.pruning != Pruning():
             document["pruning"] = self.pruning.changes()

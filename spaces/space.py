@@ -329,7 +329,8 @@ def _decision(knob: Knob, policy: Policy) -> Choice:
     if knob.kind == "width":
         return policy.width
     if knob.kind == "recovery_epochs":
-        return policy.recovery.epochs
+        epochs = policy.recovery.epochs
+        return epochs if epochs in knob.choices else knob.choices[0]  # a pipeline without training has none
     if knob.kind == "channels":
         return policy.channels.get(knob.governs[0], 0.0)
     decided = getattr(policy.layer(knob.governs[0]), knob.kind)

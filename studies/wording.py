@@ -100,8 +100,10 @@ def width_text(policy: Policy) -> str:
 def recovery_text(policy: Policy) -> str:
     """The fine-tuning in words."""
     recovery = policy.recovery
-    if not recovery.epochs:
+    if not recovery.changes_weights:
         return "none"
+    if not recovery.epochs:
+        return f"{', '.join(recovery.steps)}, without training"
     return (
         f"{recovery.epochs} epochs at learning rate {recovery.learning_rate:g}, "
         f"distilled at temperature {recovery.temperature:g} with alpha {recovery.alpha:g}"

@@ -1,0 +1,49 @@
+"""Steps of a recovery pipeline that read the calibration split without its labels, and train nothing.
+
+| step | what |
+|---|---|
+| equalize | `equalize.equalize` |
+| adaround | `rounding.round_adaptively` |
+| correct_bias | `rounding.correct_biases` |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import nn
+
+from ..spaces.candidate import Grid
+from ..spaces.policy import Policy
+from ..workloads.workload import Workload
+from .codebooks import coded_copy
+from .equalize import equalize
+from .fake_quantize import fold_norms
+from .quantize import folded_norms, quantize
+from .rounding import correct_biases, round_adaptively
+
+Step = Callable[[nn.Module, Workload, Policy, int], None]
+"""Changes a model, batch-norm folded, in place; the same seed gives the same weights."""
+
+
+def calibrated(model: nn.Module, workload: Workload, policy: Policy) -> dict[str, Grid]:
+    """Fold batch-norm where lowering will, in place; the grids of what layers read."""
+    fold_norms(model, folded_norms(model, workload.example_input))
+    coded, _ = coded_copy(model, policy)
+    return dict(quantize(coded, workload.example_input, policy, workload.calibration).inputs)
+
+
+def _equalize(model: nn.Module, workload: Workload, _policy: Policy, _seed: int) -> None:
+    fold_norms(model, folded_norms(model, workload.example_input))
+    equalize(model, workload.example_input)
+
+
+def _adaround(model: nn.Module, workload: Workload, policy: Policy, seed: int) -> None:
+    round_adaptively(model, policy, calibrated(model, workload, policy), workload.calibration, seed)
+
+
+def _correct_bias(model: nn.Module, workload: Workload, policy: Policy, _seed: int) -> None:
+    correct_biases(model, policy, calibrated(model, workload, policy), workload.calibration)
+
+
+POST_TRAINING: Mapping[str, Step] = {"equalize": _equalize, "adaround": _adaround, "correct_bias": _correct_bias}
