@@ -2,7 +2,8 @@
 
 Median of three seeds of recovery. The student trained from scratch has the same architecture, random weights, the labels
 alone, and the same epochs, schedule and best of three learning rates on the validation split; distilled ones start from
-the teacher's most important channels. `--quick` takes one seed and fewer epochs.
+the teacher's most important channels. What takes neither labels nor training reads a calibration split drawn from the training
+data for each seed. `--quick` takes one seed and fewer epochs, `--only TEXT` the cases whose name has that text.
 """
 
 import argparse
@@ -11,27 +12,31 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from slimfront.compression.candidates import make_candidate
 from slimfront.compression.prune import pruned_copy, reestimate_batch_norm
-from slimfront.compression.quantize import quantize
 from slimfront.compression.recover import recover
 from slimfront.evaluators.accuracy import score
 from slimfront.evaluators.evaluator import Context
 from slimfront.hardware_profiles.runtime import get_runtime
 from slimfront.hardware_profiles.target import load_target
-from slimfront.spaces.candidate import Candidate
 from slimfront.spaces.channel_groups import ChannelGroup, find_channel_groups
 from slimfront.spaces.layers import find_layers, macs_by_module
-from slimfront.spaces.policy import LayerPolicy, Policy, Recovery
+from slimfront.spaces.policy import LayerPolicy, Policy, Recovery, RecoveryStep
 from slimfront.workloads.load import load_workload
+from slimfront.workloads.workload import Workload
 from torch import nn
+from torch.utils.data import Subset
 
 RATES = (0.01, 0.03, 0.1)
+STEPS: tuple[tuple[RecoveryStep, ...], ...] = (
+    (), ("equalize",), ("correct_bias",), ("equalize", "correct_bias"), ("adaround",), ("adaround", "correct_bias"),
+)  # fmt: skip
 TARGET = load_target("cpu-openvino")
 
 
@@ -46,8 +51,7 @@ class Bench:
     def accuracy(self, policy: Policy, model: nn.Module, split: str = "test") -> float:
         """Of the artifact on OpenVINO."""
         workload = self.context.workload
-        quantization = quantize(model, workload.example_input, policy, workload.calibration)
-        candidate = Candidate(policy, model, quantization)
+        candidate = make_candidate(model, workload.example_input, policy, workload.calibration)
         artifact = self.context.runtime.lower(candidate, workload.example_input, TARGET, self.folder / "model.onnx")
         return score(artifact, getattr(workload, split), self.context).value()
 
@@ -78,6 +82,7 @@ class Bench:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed, two epochs instead of five")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only the cases whose name has this text")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
     parser.add_argument("--folder", type=Path, default=Path("."), help="where the artifact in work is written")
     options = parser.parse_args()
@@ -89,7 +94,8 @@ def main() -> None:
     bench = Bench(context, groups, options.folder)
     float32 = bench.accuracy(Policy(), workload.model)
     print(f"float32: {float32:.4f} on {len(workload.test)} images", flush=True)
-    rows = [measure(name, make, bench, seeds, float32) for name, make in cases(bench, epochs).items()]
+    made = {**cases(bench, epochs), **without_training(bench)}
+    rows = [measure(name, make, bench, seeds, float32) for name, make in made.items() if options.only in name]
     show(rows, float32)
     if options.json:
         options.json.write_text(
@@ -112,6 +118,29 @@ def cases(bench: Bench, epochs: int) -> dict[str, Callable[[int], tuple[Policy, 
         made[f"width {width}, distilled"] = lambda seed, policy=policy: (policy, bench.recovered(policy, seed))
         made[f"width {width}, from scratch"] = lambda seed, policy=policy: (policy, bench.from_scratch(policy, seed))
     return made
+
+
+def without_training(bench: Bench) -> dict[str, Callable[[int], tuple[Policy, nn.Module]]]:
+    """As `cases`: few bits with nothing but a calibration split."""
+    workload = bench.context.workload
+    names = [layer.name for layer in find_layers(workload.model, workload.example_input)]
+
+    def case(bits: tuple[int, int], steps: tuple[RecoveryStep, ...]) -> Callable[[int], tuple[Policy, nn.Module]]:
+        layers = {name: LayerPolicy(*bits) for name in names}
+        policy = Policy(layers=layers, recovery=Recovery(steps=("prune", *steps)))
+        return lambda seed: (policy, recover(copy.deepcopy(workload.model), drawn(workload, seed), policy, seed))
+
+    return {
+        f"{bits[0]}/{bits[1]} bits, {' and '.join(steps) or 'rounded to nearest'}": case(bits, steps)
+        for bits in ((4, 4), (3, 8))
+        for steps in STEPS
+    }
+
+
+def drawn(workload: Workload, seed: int) -> Workload:
+    """The workload with a calibration split of the same size drawn from its training data."""
+    order = torch.randperm(len(workload.train), generator=torch.Generator().manual_seed(seed)).tolist()
+    return replace(workload, calibration=Subset(workload.train, order[: len(workload.calibration)]))
 
 
 def measure(

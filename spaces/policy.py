@@ -261,8 +261,8 @@ class Recovery:
         steps = tuple(step for step in self.steps if quantized or step not in POST_TRAINING)
         if self.epochs and "train" in steps:
             return replace(self, steps=steps)
-        calibrated: tuple[RecoveryStep, ...] = tuple(step for step in steps if step not in ("quantize", "train"))
-        return replace(Recovery(), steps=calibrated) if calibrated != ("prune",) else Recovery()
+        calibrated: tuple[RecoveryStep, ...] = tuple(step for step in steps if step == "prune" or step in POST_TRAINING)
+        return Recovery(steps=calibrated) if len(calibrated) > 1 else Recovery()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; what came with later versions only where it says anything."""

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from slimfront.compression import rounding
 from slimfront.compression.equalize import equalize
 from slimfront.compression.fake_quantize import fake_quantized
 from slimfront.compression.post_training import POST_TRAINING, calibrated
@@ -102,7 +103,8 @@ def test_adaptive_rounding_comes_near_the_best_of_all_roundings():
 
 
 @pytest.mark.parametrize("scheme", ["channel", "tensor"])
-def test_quantization_finds_the_weights_as_they_were_rounded(scheme):
+def test_quantization_finds_the_weights_as_they_were_rounded(scheme, monkeypatch):
+    monkeypatch.setattr(rounding, "STEPS", 30)
     workload = task()
     with torch.no_grad():
         workload.model.fc1.weight[:, ::2] = 0
@@ -137,7 +139,8 @@ def test_the_network_s_outputs_come_nearer_without_labels(step):
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_each_comes_back_from_json_and_follows_the_seed(step):
+def test_each_comes_back_from_json_and_follows_the_seed(step, monkeypatch):
+    monkeypatch.setattr(rounding, "STEPS", 30)
     policy = Policy(layers=LAYERS, recovery=Recovery(steps=("prune", step)))
     assert Policy.from_json(policy.to_json()) == policy
     digests = [state_digest(recover(Network().eval(), task(), policy, seed).state_dict()) for seed in (0, 0)]
