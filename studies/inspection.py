@@ -7,14 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..compression.prune import pruned_copy
+from ..compression.batches import input_batches
+from ..compression.prune import CALIBRATION_BATCH, pruned_copy
 from ..hardware_profiles.target import Target, load_target
-from ..spaces.blocks import find_removable_blocks
+from ..spaces.blocks import block_influence, find_removable_blocks
 from ..spaces.channel_groups import ChannelGroup, find_channel_groups
+from ..spaces.families import family_of
 from ..spaces.layers import LAYER_KINDS, Layer, find_layers, macs_by_module
 from ..spaces.operators import Operator
 from ..spaces.policy import FULL_PRECISION, Policy
-from ..workloads.load import load_workload
+from ..workloads.load import TORCHVISION, load_workload
 from ..workloads.workload import Workload
 from .kernel_answers import CONTAINER_BITS, bits_on
 from .spec import StudySpec, load_study, shipped_studies
@@ -23,6 +25,8 @@ SHARE = 0.5
 """Of every group's channels: what the bound on structural gain removes."""
 
 OPERATORS = ("separable", "groups=4", "rank=0.25")
+FEWEST_SAMPLES = 20
+"""Random images an inspection has made; the least `workloads.torchvision_data.DataOptions` takes."""
 
 
 @dataclass(frozen=True)
@@ -68,19 +72,21 @@ class Inspection:
     Attributes:
         layers: those a policy may touch; `skipped` maps every other convolution and linear layer to the reason.
         groups: channel groups and heads that can be pruned; `unprunable` maps the others to the reason.
-        blocks: paths of blocks that may be removed whole.
+        blocks: path of each block that may be removed whole -> its influence, see `spaces.blocks.block_influence`.
+        family: whose preset a study without a space takes.
         bits: weight and activation bits of the target -> what they are good for there; empty without a target.
         gains: upper bounds of what one technique alone can gain, from counts.
     """
 
     workload: str
+    family: str
     parameters: int
     macs: int
     layers: Sequence[LayerReport]
     skipped: Mapping[str, str]
     groups: Sequence[ChannelGroup]
     unprunable: Mapping[str, str]
-    blocks: Sequence[str]
+    blocks: Mapping[str, float]
     target: str | None
     bits: Mapping[str, str]
     gains: Sequence[Gain]
@@ -105,7 +111,7 @@ def inspect_reference(reference: str, target: str | None = None) -> Inspection:
     name, options = (spec.workload, spec.workload_options) if spec else (reference, {})
     wanted = target or (spec.target if spec else None)
     card = load_target(wanted, Path.cwd() if target else base) if wanted else None
-    return inspect_workload(load_workload(name, options, base), card)
+    return inspect_workload(load_workload(name, _little_data(name, options), base), card)
 
 
 def inspect_workload(workload: Workload, target: Target | None = None) -> Inspection:
@@ -116,9 +122,11 @@ def inspect_workload(workload: Workload, target: Target | None = None) -> Inspec
     groups, unprunable = find_channel_groups(model, example)
     makers = {layer: group.name for group in groups for layer in group.layers}
     known = {layer.name for layer in layers}
+    batches = (batch.to(example.device) for batch in input_batches(workload.calibration, CALIBRATION_BATCH))
     others = [n for n, m in model.named_modules() if type(m) in LAYER_KINDS and n not in known]
     return Inspection(
         workload=workload.name,
+        family=family_of(model, example),
         parameters=_parameters(model),
         macs=macs,
         layers=[_layer(layer, macs, makers.get(layer.name, "")) for layer in layers],
@@ -127,11 +135,19 @@ def inspect_workload(workload: Workload, target: Target | None = None) -> Inspec
         ),
         groups=groups,
         unprunable=unprunable,
-        blocks=find_removable_blocks(model, example),
+        blocks=block_influence(model, batches, find_removable_blocks(model, example)),
         target=target.name if target else None,
         bits=bits_on(workload, target) if target else {},
-        gains=_gains(workload, layers, groups, target),
+        gains=_gains(workload, macs, layers, groups, target),
     )
+
+
+def _little_data(workload: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`options` with as few random images as there may be, where a model of torchvision has no other data: it would label
+    them all, and only a few are looked at."""
+    if not workload.startswith(TORCHVISION) or "data" in options:
+        return options
+    return {**options, "data": {"name": "random", "samples": FEWEST_SAMPLES}}
 
 
 def _study(reference: str) -> StudySpec | None:
@@ -148,11 +164,11 @@ def _layer(layer: Layer, macs: int, group: str) -> LayerReport:
 
 
 def _gains(
-    workload: Workload, layers: Sequence[Layer], groups: Sequence[ChannelGroup], target: Target | None
+    workload: Workload, macs: int, layers: Sequence[Layer], groups: Sequence[ChannelGroup], target: Target | None
 ) -> list[Gain]:
     """Bounds from counts: nothing here was timed, and time seldom falls as far as counts do."""
     model, example = workload.model, workload.example_input
-    parameters, macs = _parameters(model), macs_by_module(model, example)[""]
+    parameters = _parameters(model)
     slim = pruned_copy(model, example, Policy(width=1 - SHARE), groups)
     half = f"{SHARE:.0%} of every group's channels removed"
     weights = sum(layer.weights for layer in layers)

@@ -21,7 +21,9 @@ def inspection_tables(inspection: Inspection) -> RenderableType:
         *_part("Layers no policy may touch", _reasons(inspection.skipped)),
         *_part("Channel groups", _groups(inspection.groups)),
         *_part("Groups that cannot be pruned", _reasons(inspection.unprunable)),
-        *_part("Blocks that may be removed whole", rows_table(("block",), [(name,) for name in inspection.blocks])),
+        *_part(
+            "Blocks that may be removed whole, those of least influence first by `depth`", _blocks(inspection.blocks)
+        ),
         *_part(f"Bits on {inspection.target}", rows_table(("bits", "what they are good for"), inspection.bits.items())),
         *_part("Upper bound of gain", _gains(inspection)),
         Text(f"\n{inspection.workload}", style="bold"),
@@ -58,6 +60,10 @@ def _groups(groups: Iterable[ChannelGroup]) -> RenderableType:
     return rows_table(header, rows)
 
 
+def _blocks(influence: Mapping[str, float]) -> RenderableType:
+    return rows_table(("block", "influence>"), ((name, f"{share:.3f}") for name, share in influence.items()))
+
+
 def _reasons(reasons: Mapping[str, str]) -> RenderableType:
     return rows_table(("name", "why not"), reasons.items())
 
@@ -77,6 +83,7 @@ def _facts(inspection: Inspection) -> Iterable[tuple[str, str]]:
         "size",
         f"{short_text(inspection.parameters, 'count')} parameters, {short_text(inspection.macs, 'FLOPs')} FLOPs",
     )
+    yield "family", f"{inspection.family}: what a study without a space searches, see docs/families.md"
     yield "layers", count_text(len(inspection.layers), "layer")
     yield "groups", f"{len(inspection.groups)} can be pruned, {len(inspection.unprunable)} cannot"
     refused = {f"{name}: {why}" for layer in inspection.layers for name, why in layer.refused.items()}

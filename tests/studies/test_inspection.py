@@ -6,6 +6,7 @@ import pytest
 from slimfront.cli import app
 from slimfront.errors import StudyFileError, WorkloadError
 from slimfront.hardware_profiles.target import load_target
+from slimfront.studies import inspection
 from slimfront.studies.inspection import inspect_reference, inspect_workload
 from slimfront.studies.kernel_answers import bits_on
 from typer.testing import CliRunner
@@ -17,6 +18,8 @@ def test_the_digits_network(digits_workload):
     assert sum(layer.macs for layer in found.layers) <= found.macs
     assert found.unprunable == {"fc": "its channels are the model's output"}
     assert list(found.blocks) == ["blocks.0", "blocks.1", "blocks.3", "blocks.5"]
+    assert all(0 < influence < 1 for influence in found.blocks.values())
+    assert found.family == "cnn"
     stem, fc = found.layers[0], found.layers[-1]
     assert stem.refused["2:4"] == "its input dimension is no multiple of 4"
     assert stem.group == next(group.name for group in found.groups if "stem.conv" in group.layers)
@@ -55,3 +58,12 @@ def test_the_command_prints_tables_and_json():
 def test_what_is_not_there_is_one_line(reference, error):
     with pytest.raises(error, match="nowhere"):
         inspect_reference(reference)
+
+
+@pytest.mark.slow
+def test_random_images_are_few_unless_the_study_says_how_many(monkeypatch):
+    found = []
+    real = inspection.load_workload
+    monkeypatch.setattr(inspection, "load_workload", lambda *args: found.append(real(*args)) or found[-1])
+    inspect_reference("torchvision:squeezenet1_1")
+    assert len(found[0].train) + len(found[0].test) + len(found[0].validation) + len(found[0].calibration) == 20
