@@ -10,7 +10,8 @@ from ..evaluators.latency import latency_measurements
 from ..hardware_profiles.runtime import Artifact
 from ..measurement import Measurement
 from .baseline import with_test_scores
-from .driver import Search, confirmed_rung
+from .driver import Search
+from .rungs import confirmed_rung
 
 SECONDS = 2.0
 

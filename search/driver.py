@@ -25,18 +25,18 @@ from ..spaces.space import Choice
 from ..studies.convergence import stalled
 from ..studies.front import Objective, Point, hypervolume, pareto_front, reference_point
 from ..studies.progress import charged_trials, ran
-from ..studies.records import INTERRUPTED, STOPPED_AT, SensitivityRecord, State, TrialRecord
-from ..studies.spec import StudySpec
+from ..studies.records import INTERRUPTED, State, TrialRecord
 from ..studies.store import Store
 from ..workloads.load import workload_fingerprint
 from .baseline import lower_reference, measure_reference, with_scores
-from .halving import SuccessiveHalving, Verdict
+from .halving import Verdict
 from .optuna_study import OptunaStudy
 from .policy_sampler import STOPPED, STOPPED_EPOCHS, STOPPED_VALUES
 from .problem import Problem
-from .recovered import structure
-from .sampler_of_study import QUALITY, greedy_policies, make_sampler
-from .sensitivity import known_damage, measured, probes, taken_over, why_not
+from .recovered import RecoveredWeights
+from .rungs import Rungs, stopped_text
+from .sampler_of_study import greedy_policies, make_sampler
+from .sensitivity import known_damage, single_damages
 from .transfer import earlier_trials
 from .worker import Stage, WorkerSetup, keep
 
@@ -71,11 +71,6 @@ class _Running:
     remark: str | None = None
 
 
-def confirmed_rung(spec: StudySpec) -> int:
-    """Rung of the figures made at the end of a search: one beyond the last of recovery."""
-    return 2 if spec.rungs is None else len([fraction for fraction in spec.rungs.recovery if fraction]) + 1
-
-
 Listener = Callable[[str, int, str], None]
 """(event, trial number, text): "stage", "complete", "infeasible", "stopped", "failed", "duplicate" or "front"; "sensitivity" with how many are
 measured, "fallback" once another sampler takes over."""
@@ -101,13 +96,11 @@ class Search:
         self._listener = listener
         self._open_study()
         self.reference = self._reference()
-        self._sensitivities = self._measure_sensitivity()
+        self._sensitivities = single_damages(store, problem, listener)
         self._optuna = OptunaStudy(self.spec, problem.space, store, self._sampler)
         self._running: dict[int, _Running] = {}
-        self._recovered: dict[Policy, int] = {}
-        self._rungs = self.spec.rungs.recovery if self.spec.rungs else ()
-        signs = [objective.sign for objective in self.objectives]
-        self._halving = SuccessiveHalving(signs, self.spec.rungs.reduction) if self.spec.rungs else None
+        self._recovered = RecoveredWeights(store, self.spec)
+        self._rungs = Rungs(self.spec)
         self._fell_back = False
         self._load_trials()
         self._started = time.monotonic()
@@ -176,20 +169,16 @@ class Search:
 
         To be asked once a stage, before or after it is recorded.
         """
-        if self._halving is None or stage.name not in ("scored", "recovered"):
+        running = self._running.get(number)
+        if running is None or running.remark is not None:  # failed; or its weights are recovered already
             return None
-        measured = {**self._running[number].measurements, **{m.name: m for m in stage.measurements}}
-        if (stage.rung == 0 and 0 not in self._rungs) or any(name not in measured for name in self.spec.objectives):
-            return None
-        verdict = self._halving.arrive(stage.rung, [measured[name].value for name in self.spec.objectives])
-        return None if stage.final else verdict
+        return self._rungs.verdict(stage, {**running.measurements, **{m.name: m for m in stage.measurements}})
 
     def stop(self, number: int, stage: Stage, verdict: Verdict) -> None:
         """End a trial that is not worth more training, all its stages recorded so far."""
         running = self._running.pop(number)
         values = {name: measurement.value for name, measurement in running.measurements.items()}
-        trained = f"{stage.epochs} of {running.policy.recovery.epochs} epochs"
-        reason = f"{STOPPED_AT} {stage.rung}, {trained}: place {verdict.place} of {verdict.of}, {verdict.kept} go on"
+        reason = stopped_text(stage, verdict, running.policy.recovery.epochs)
         told = [values[name] for name in self.spec.objectives]
         attributes = {"reason": reason, "rung": stage.rung, STOPPED_EPOCHS: stage.epochs, STOPPED_VALUES: told}
         self._optuna.annotate(number, {**values, **attributes})
@@ -367,22 +356,6 @@ class Search:
     def _known_damage(self) -> dict[str, dict[Choice, float]]:
         return known_damage(self.problem.space, self._sensitivities)
 
-    def _measure_sensitivity(self) -> list[SensitivityRecord]:
-        """What single choices damage: as stored, as another study of the workload found, else measured now."""
-        if not self.spec.sensitivity:
-            return []
-        if (stored := self.store.sensitivities(self.spec.study)) or why_not(self.problem):
-            return stored
-        wanted = probes(self.problem.space)
-        known = taken_over(self.store, self.problem, wanted)
-        missing = [probe for probe in wanted if probe.policy.digest not in known]
-        for record in measured(self.problem, missing) if missing else ():
-            known[record.digest] = record
-            self._listener("sensitivity", len(known), f"{len(known)} of {len(wanted)}")
-        found = [known[probe.policy.digest] for probe in wanted if probe.policy.digest in known]
-        self.store.add_sensitivities(self.spec.study, found)
-        return found
-
     def _load_trials(self) -> None:
         """Take up what earlier runs left: finished trials, and orphans to try again."""
         self._exhausted = False
@@ -400,7 +373,7 @@ class Search:
         for trial in trials:
             if trial.reason != INTERRUPTED:
                 self._ended(trial)
-                self._arrived(trial)
+                self._rungs.resume(trial, self.store.measurement_history(self.spec.study, trial.number))
                 self._seen[trial.digest] = trial.number
                 if trial.state == "complete":
                     self._points[trial.number] = Point.of(trial, self.objectives)
@@ -428,37 +401,19 @@ class Search:
         self._running[number] = running = _Running(policy)
         self._optuna.annotate(number, {"policy": policy.to_json(), "digest": policy.digest})
         folder = self.folder / f"trial-{number:05d}"
-        source = self._recovered.get(kept) if (kept := structure(policy)) is not None else None
+        source = self._recovered.of(policy)
         if source is None:
             return Proposal(number, policy, folder)
-        running.remark = f"recovered weights of trial {source}"
-        self._optuna.annotate(number, {"recovered_weights_of": source})
-        return Proposal(number, policy, folder, self._weights(source))
-
-    def _weights(self, number: int) -> Path:
-        files = {record.kind: record.path for record in self.store.artifacts(self.spec.study, number)}
-        return Path(files["weights"])
+        running.remark = f"recovered weights of trial {source.trial}"
+        self._optuna.annotate(number, {"recovered_weights_of": source.trial})
+        return Proposal(number, policy, folder, source.path)
 
     def _ended(self, trial: TrialRecord) -> None:
         """Charge a trial to the budget, and keep what later ones may start from."""
         self._finished += 1
-        kept = structure(trial.policy) if self.spec.reuse_recovered and trial.state == "complete" else None
-        if kept is not None:
-            self._recovered.setdefault(kept, trial.number)
+        self._recovered.offer(trial)
         if ran(trial):
             self._durations.append(trial.seconds)
-
-    def _arrived(self, trial: TrialRecord) -> None:
-        """Note what a trial of an earlier run had at each rung it was at."""
-        if self._halving is None or trial.state == "failed":
-            return
-        history = self.store.measurement_history(self.spec.study, trial.number)
-        values: dict[str, float] = {}
-        for rung in sorted({record.rung for record in history if record.measurement.name in QUALITY}):
-            values.update({r.measurement.name: r.measurement.value for r in history if r.rung == rung})
-            judged = rung > 0 or 0 in self._rungs
-            if judged and rung < confirmed_rung(self.spec) and all(name in values for name in self.spec.objectives):
-                self._halving.arrive(rung, [values[name] for name in self.spec.objectives])
 
     def _add_point(self, trial: TrialRecord) -> None:
         before = {point.trial for point in self.front}

@@ -9,7 +9,7 @@ measured: its other choices are guessed from it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -92,6 +92,30 @@ def taken_over(store: Store, problem: Problem, wanted: Sequence[Probe]) -> dict[
     earlier = earlier_sensitivities(store, problem.spec)
     found = {probe: earlier.get((probe.policy.digest, samples)) for probe in wanted}
     return {p.policy.digest: replace(r, knob=p.knob.name, choice=p.choice) for p, r in found.items() if r is not None}
+
+
+def single_damages(
+    store: Store, problem: Problem, tell: Callable[[str, int, str], None] = lambda *_: None
+) -> list[SensitivityRecord]:
+    """What single choices damage: as stored, as another study of the workload found, else measured now and stored.
+
+    Args:
+        tell: told ("sensitivity", measured so far, how many of how many).
+    """
+    study = problem.spec.study
+    if not problem.spec.sensitivity:
+        return []
+    if (stored := store.sensitivities(study)) or why_not(problem):
+        return stored
+    wanted = probes(problem.space)
+    known = taken_over(store, problem, wanted)
+    missing = [probe for probe in wanted if probe.policy.digest not in known]
+    for record in measured(problem, missing) if missing else ():
+        known[record.digest] = record
+        tell("sensitivity", len(known), f"{len(known)} of {len(wanted)}")
+    found = [known[probe.policy.digest] for probe in wanted if probe.policy.digest in known]
+    store.add_sensitivities(study, found)
+    return found
 
 
 def why_not(problem: Problem) -> str | None:

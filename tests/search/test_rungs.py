@@ -10,12 +10,15 @@ import torch
 from slimfront.compression.prune import pruned_copy
 from slimfront.compression.recover import recover, recover_by_rungs
 from slimfront.errors import StudyFileError
+from slimfront.measurement import METRICS, Measurement
 from slimfront.search.driver import Search
 from slimfront.search.halving import SuccessiveHalving, priorities
 from slimfront.search.local import run_local
 from slimfront.search.policy_sampler import STOPPED, STOPPED_EPOCHS, PolicySampler
 from slimfront.search.problem import prepare
 from slimfront.search.recovered import structure
+from slimfront.search.rungs import Rungs
+from slimfront.search.worker import Stage
 from slimfront.spaces.policy import LayerPolicy, Policy, Recovery
 from slimfront.studies.progress import reason_rows
 from slimfront.studies.spec import RungsSpec, StudySpec
@@ -64,6 +67,20 @@ def test_one_in_three_goes_on_once_three_have_come() -> None:
 def test_maximised_objectives_are_mirrored() -> None:
     halving = SuccessiveHalving([-1, 1], 2)
     assert [halving.arrive(0, (a, 1.0)).is_promising for a in (0.9, 0.8, 0.7, 0.95)] == [True, True, False, True]
+
+
+def test_a_recovery_that_has_ended_is_compared_with_nobody(tiny_spec: Spec) -> None:
+    rungs = Rungs(tiny_spec(objectives=["kl", "bops"], rungs={"recovery": [0.5, 1], "reduction": 2}))
+
+    def verdict(kl: float, rung: int = 1, final: bool = False, name: str = "recovered"):
+        measured = {n: Measurement(n, v, v, v, METRICS[n].unit) for n, v in (("kl", kl), ("bops", 1.0))}
+        return rungs.verdict(Stage(name, rung, final=final), measured)
+
+    assert verdict(0.1, final=True) is None
+    assert verdict(0.1, rung=0, name="scored") is None  # the study does not look before the first epoch
+    found = [verdict(kl) for kl in (0.2, 0.3, 0.4)]
+    assert [(v.place, v.of, v.is_promising) for v in found] == [(1, 1, True), (2, 2, True), (3, 3, False)]
+    assert verdict(0.5, name="timed") is None
 
 
 # The study file
