@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import BuiltinFunctionType, FunctionType
 from typing import Generic, TypeVar
 
 import torch
@@ -48,12 +49,12 @@ class GraphCache(Generic[G]):
 
 
 def _architecture(model: nn.Module) -> tuple:
-    """Every module's path, type and plain settings, such as strides and numbers of heads."""
+    """Every module's path, type and plain settings, such as strides, numbers of heads and functions it calls."""
     return tuple((path, type(module), _settings(module)) for path, module in model.named_modules())
 
 
 def _settings(module: nn.Module) -> str:
-    plain = (bool, int, float, str, tuple, list, type(None))
+    plain = (bool, int, float, str, tuple, list, type(None), FunctionType, BuiltinFunctionType)
     return repr(sorted((name, value) for name, value in vars(module).items() if type(value) in plain))
 
 

@@ -99,12 +99,12 @@ def _unite_gelu(graph: GraphProto, constants: dict[str, np.ndarray]) -> None:
             readers.setdefault(name, []).append(node)
     makers = {node.output[0]: node for node in graph.node}
     for error_function in [node for node in graph.node if node.op_type == "Erf"]:
-        chain = list(_gelu_chain(makers[error_function.input[0]], readers))
-        last, source = chain[-1], chain[0].input[0]
-        constant = [constants[name].item() for node in chain for name in node.input if name in constants]
-        kinds = [node.op_type for node in chain]
-        if kinds != ["Div", "Erf", "Add", "Mul", "Mul"] or not np.allclose(constant, [2**0.5, 1, 0.5]):
+        chain = list(_gelu_chain(makers.get(error_function.input[0], error_function), readers))
+        numbers = [constants[name] for node in chain for name in node.input if name in constants]
+        is_gelu = [node.op_type for node in chain] == ["Div", "Erf", "Add", "Mul", "Mul"] and len(numbers) == 3
+        if not is_gelu or not all(map(np.allclose, numbers, (2**0.5, 1, 0.5))):
             raise LoweringError(f"{error_function.name}: an error function that is not of a GELU has no counterpart")
+        last, source = chain[-1], chain[0].input[0]
         last.CopyFrom(helper.make_node("Gelu", [source], [last.output[0]], name=last.name))
         for node in chain[:-1]:
             graph.node.remove(node)
