@@ -82,7 +82,9 @@ class Bench:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed, two epochs instead of five")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only the cases whose name has this text")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], metavar="TEXT", help="only the cases whose name has one of these"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
     parser.add_argument("--folder", type=Path, default=Path("."), help="where the artifact in work is written")
     options = parser.parse_args()
@@ -95,7 +97,11 @@ def main() -> None:
     float32 = bench.accuracy(Policy(), workload.model)
     print(f"float32: {float32:.4f} on {len(workload.test)} images", flush=True)
     made = {**cases(bench, epochs), **without_training(bench)}
-    rows = [measure(name, make, bench, seeds, float32) for name, make in made.items() if options.only in name]
+    rows = [
+        measure(name, make, bench, seeds, float32)
+        for name, make in made.items()
+        if any(text in name for text in options.only)
+    ]
     show(rows, float32)
     if options.json:
         options.json.write_text(
@@ -127,7 +133,7 @@ def without_training(bench: Bench) -> dict[str, Callable[[int], tuple[Policy, nn
 
     def case(bits: tuple[int, int], steps: tuple[RecoveryStep, ...]) -> Callable[[int], tuple[Policy, nn.Module]]:
         layers = {name: LayerPolicy(*bits) for name in names}
-        policy = Policy(layers=layers, recovery=Recovery(steps=("prune", *steps)))
+        policy = Policy(layers=layers, recovery=Recovery(steps=("prune", *steps)) if steps else Recovery())
         return lambda seed: (policy, recover(copy.deepcopy(workload.model), drawn(workload, seed), policy, seed))
 
     return {
