@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch.utils.data import Subset
-
 from ..compression.quantize import quantize
 from ..errors import TargetError, TrialError
 from ..hardware_profiles.runtime import RUNTIMES, get_runtime
@@ -92,7 +90,7 @@ def _executed(workload: Workload, target: Target, pair: Pair) -> dict[str, str]:
     layers = {layer.name: LayerPolicy(*pair) for layer in find_layers(model, example)}
     symmetric = RUNTIMES[target.runtime].symmetric
     policy = Policy(layers=layers, scheme=Scheme(activations="symmetric") if symmetric else Scheme())
-    some = Subset(workload.calibration, range(min(SAMPLES, len(workload.calibration))))
+    some = [workload.calibration[index] for index in range(min(SAMPLES, len(workload.calibration)))]
     candidate = Candidate(policy, model, quantize(model, example, policy, some))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"model{runtime.suffix}"
