@@ -173,27 +173,27 @@ def test_every_layer_may_have_its_own_bits(runtime, target, lowered, candidate, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("bits", "agreement"),
-    [((8, 8), 1), ((4, 8), 1), ((8, 4), 0.99), ((4, 32), 1), ((16, 32), 1)],  # a step of 4 bits decides a close sample
-    ids=str,
-)
+@pytest.mark.parametrize("bits", [(8, 8), (4, 8), (8, 4), (4, 32), (16, 32)], ids=str)
 def test_the_digits_are_told_apart_as_by_the_converted_model(
-    bits, agreement, runtime, target, digits_workload, scheme, tmp_path, once, converted
+    bits, runtime, target, digits_workload, scheme, tmp_path, once, converted
 ):
     model, example = digits_workload.model, digits_workload.example_input
     samples = digits_workload.validation.tensors[0][:SAMPLES]
 
     def prepare() -> tuple[Candidate, np.ndarray]:
-        policy = Policy({layer.name: LayerPolicy(*bits) for layer in find_layers(model, example)}, scheme=scheme)
+        policy = Policy(layers={layer.name: LayerPolicy(*bits) for layer in find_layers(model, example)}, scheme=scheme)
         made = Candidate(policy, model, quantize(model, example, policy, digits_workload.calibration))
         return made, converted(made, samples, digits_workload.calibration.tensors[0])
 
     made, expected = once(("digits", bits, scheme), prepare)
     artifact = runtime.lower(made, example, target, tmp_path / f"model{runtime.suffix}")
     outputs = run(runtime, artifact, target, samples)
-    assert np.abs(outputs - expected).max() <= np.ptp(expected) / (2 ** min(8, *bits) - 1)
-    assert (outputs.argmax(1) == expected.argmax(1)).mean() >= agreement
+    step = np.ptp(expected) / (2 ** min(8, *bits) - 1)
+    assert np.abs(outputs - expected).max() <= step
+    second, first = np.sort(expected, axis=1)[:, -2:].T
+    clear = first - second > step  # a sample whose two best classes are nearer than that is told apart by rounding
+    assert clear.mean() >= 0.9
+    assert (outputs.argmax(1) == expected.argmax(1))[clear].all()
 
 
 def test_a_batch_is_its_samples_one_by_one(network, runtime, target, lowered, candidate, inputs):
