@@ -1,5 +1,7 @@
 """What is particular to OpenVINO."""
 
+from collections import Counter
+
 import numpy as np
 import openvino
 import pytest
@@ -20,6 +22,23 @@ def scaled(make_network, candidate, tmp_path):
     samples = torch.linspace(-1, 1, 40).reshape(4, 10)
     with torch.no_grad():
         return artifact.path, target, samples.numpy(), model(samples).numpy()
+
+
+def test_batch_norm_activations_and_residual_additions_are_fused_into_integer_convolutions(
+    make_network, candidate, tmp_path
+):
+    model = make_network("residual")
+    convolutions = ["stem", *(f"blocks.{block}.conv{layer}" for block in (0, 1) for layer in (1, 2))]
+    made = candidate(model, dict.fromkeys((*convolutions, "fc"), LayerPolicy(8, 8)))
+    target = load_target("cpu-openvino")
+    artifact = OpenVinoRuntime().lower(made, torch.zeros(1, *model.shape), target, tmp_path / "model.onnx")
+    session = OpenVinoRuntime().load(artifact.path, target)
+    assert session.executed_precisions() == dict.fromkeys((*convolutions, "fc"), "i8")
+    executed = [operation.get_rt_info() for operation in session._compiled.get_runtime_model().get_ordered_ops()]
+    kinds = Counter(information["layerType"].astype(str) for information in executed)
+    assert (kinds["Convolution"], kinds["FakeQuantize"]) == (5, 1)  # the latter quantizes the input
+    # Nothing of the five batch-norms, five ReLUs and two additions is left to run by itself.
+    assert not set(kinds) & {"Eltwise", "Relu", "ReLU", "Math", "BatchNormInference", "ScaleShift"}, kinds
 
 
 def test_a_multiplication_between_quantized_linear_layers_is_right_at_small_batches(scaled):
