@@ -58,7 +58,7 @@ def _gone(graph: ChannelGraph, lost: Mapping[str, Sequence[int]]) -> dict[nn.Mod
     for name, channels in lost.items():
         for reader, own, root in graph.readers(name):
             plain = isinstance(reader, (*CONVOLUTIONS, nn.Linear)) and getattr(reader, "groups", 1) == 1
-            if plain and reader.weight.shape[1] <= WIDEST:
+            if plain and reader.weight.shape[1] <= WIDEST:  # type: ignore[index]  # a tensor, of a layer
                 numbers = {number for number, channel in zip(own, root, strict=True) if channel in set(channels)}
                 gone.setdefault(reader, set()).update(numbers)
     return gone
