@@ -19,7 +19,7 @@ from ..workloads.workload import Workload
 from .executed import BITS
 
 CONTAINER_BITS = 8
-SAMPLES = 8
+SAMPLES = 1
 """Of the calibration split: precisions do not depend on how well a range was found."""
 
 Pair = tuple[int, int]
