@@ -26,7 +26,10 @@ def replace_operators(model: nn.Module, choices: Mapping[str, str], batches: Ite
     operators = {name: Operator.parse(choice) for name, choice in choices.items()}
     layers = {name: model.get_submodule(name) for name in choices}
     for name, operator in operators.items():
-        shape = tuple(layers[name].weight.shape)  # type: ignore[union-attr,arg-type]
+        weight = getattr(layers[name], "weight", None)
+        if not isinstance(weight, Tensor):
+            raise CompressionError(f"no layer {name!r} in the model")
+        shape = tuple(weight.shape)
         if problem := operator.why_not(shape, getattr(layers[name], "groups", 1)):
             raise CompressionError(f"{choices[name]} cannot stand for {name}: {problem}")
     by_data = [layers[name] for name, operator in operators.items() if operator.kind == "pca"]

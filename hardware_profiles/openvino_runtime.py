@@ -78,7 +78,7 @@ class OpenVinoSession:
 
     def run(self, inputs: np.ndarray) -> np.ndarray:
         if inputs is not self._bound:  # binding takes longer than the rest of what Python does around a run
-            shared = np.ascontiguousarray(inputs)
+            shared = np.require(inputs, requirements=["C", "W"])  # OpenVINO shares no memory that may not be written
             self._request.set_input_tensor(openvino.Tensor(shared, shared_memory=True))
             self._bound = shared if shared is inputs else None
         return self._request.infer(share_outputs=True)[0]

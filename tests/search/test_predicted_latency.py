@@ -73,7 +73,8 @@ def test_a_predicted_search_never_times_and_says_that_it_predicts(card, tiny_spe
         export_bundle(store, "tiny", tmp_path / "bundle", trial=None, rule="knee")
     assert "^ predicted by a latency table, median error" in shown.getvalue()
     verdicts = {check.claim: check.holds for check in verify_bundle(tmp_path / "bundle", tmp_path)}
-    assert verdicts == {"files, by sha256": True, "artifact_bytes": True, "accuracy": True, "speedup": None}
+    assert verdicts.pop("speedup") is None
+    assert all(verdicts.values())
 
 
 def test_measured_and_predicted_latencies_are_never_mixed(card, tiny_spec, tmp_path):
