@@ -101,7 +101,7 @@ def load_torch_cuda(path: str, threads: int) -> Run:
 
 
 def load_tensorrt(path: str, threads: int) -> Run:
-    import tensorrt
+    import tensorrt  # pyright: ignore[reportMissingImports]  # there only with a GPU
     import torch  # for memory on the GPU
 
     engine = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.WARNING)).deserialize_cuda_engine(Path(path).read_bytes())
