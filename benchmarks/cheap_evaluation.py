@@ -6,18 +6,18 @@ the figures compare samplers and say nothing of a target.
 """
 
 import json
-import math
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from slimfront.compression.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
 from slimfront.search.analytic_cost import COUNTED, AnalyticCost
+from slimfront.search.coordinates import encode
 from slimfront.search.problem import Problem
+from slimfront.search.sampler_of_study import space_coordinates
 from slimfront.spaces.policy import FULL_PRECISION, Policy
 from torch import Tensor, nn
 from torch.nn import functional
@@ -26,11 +26,10 @@ from torch.utils.data import Subset
 
 @dataclass(frozen=True)
 class Scores:
-    """KL from the uncompressed outputs in nats and accuracy, on the search-validation split; log2 BOPs."""
+    """KL from the uncompressed outputs in nats and accuracy, on the search-validation split."""
 
     kl: float
     accuracy: float
-    log2_bops: float
 
 
 class CheapEvaluator:
@@ -47,11 +46,16 @@ class CheapEvaluator:
         lines = file.read_text().splitlines() if file.exists() else []
         self._known = {(row["digest"], row["split"]): row for row in map(json.loads, lines)}
 
-    def scores(self, policy: Policy, codes: np.ndarray) -> Scores:
-        """What a search is told of `policy`, whose codes in the space are `codes`."""
+    def scores(self, policy: Policy) -> Scores:
+        """What a search is told of `policy`."""
         row = self._row(policy, "validation")
-        bops = self.cost(codes[None])[0, COUNTED.index("bops")]
-        return Scores(row["kl"], row["accuracy"], math.log2(bops))
+        return Scores(row["kl"], row["accuracy"])
+
+    def bops(self, policy: Policy) -> float:
+        """Of a point of the problem's space."""
+        space = self._problem.space
+        codes = encode(space_coordinates(space), space.parameters(policy))
+        return float(self.cost(codes[None])[0, COUNTED.index("bops")])
 
     def test_accuracy(self, policy: Policy) -> float:
         """Accuracy on the test split, which no search sees."""

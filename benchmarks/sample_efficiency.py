@@ -1,6 +1,8 @@
 """How many trials each sampler needs: hypervolume over trials, on paired seeds, from cached evaluations.
 
-Objectives are the accuracy drop and log2 BOPs. A front is selected on validation samples and judged on the test split, as
+Objectives are the accuracy drop and log2 BOPs, or, with `--cost latency`, log2 of the latency over the uncompressed model's:
+every policy is then lowered for its target and timed by the paired bench. A front is selected on validation samples, and on one timing,
+and judged on the test split, and on another timing, as
 the fraction of the hypervolume of the union of all fronts found, from three reference points: a drop of 0.10 (the floor that
 constrained arms are told), 0.50 (wide) and 0.02 (tight). The baseline to name is `tpe-anchors`: multivariate TPE with the
 floor as a constraint, ten uniform anchors and no policy tried twice. `--quick` takes under two minutes.
@@ -12,7 +14,8 @@ import math
 import statistics
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ import optuna
 import plotly.graph_objects as go
 import torch
 from cheap_evaluation import CheapEvaluator
+from measured_latency import MeasuredLatency
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from rich.console import Console
 from rich.table import Table
@@ -31,6 +35,7 @@ from slimfront.search.policy_sampler import PolicySampler
 from slimfront.search.problem import Problem, prepare
 from slimfront.search.sampler_of_study import KnownDamage, greedy_policies, space_coordinates
 from slimfront.search.sensitivity import known_damage, measured, probes
+from slimfront.search.surrogate import Role
 from slimfront.spaces.policy import Policy
 from slimfront.studies.spec import StudySpec
 
@@ -74,9 +79,25 @@ ARMS = (
 )
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What the accuracy drop is traded against; positive, less is better.
+
+    Attributes:
+        role: how the policy sampler knows it.
+        told: of a policy, what a search sees. judged: what its front is judged by.
+        whole: of the uncompressed model.
+    """
+
+    role: Role
+    told: Callable[[Policy], float]
+    judged: Callable[[Policy], float]
+    whole: float
+
+
 @dataclass
 class Run:
-    """One search: policies in the order they were evaluated."""
+    """One search: policies in the order they were evaluated; `values` are drops and log2 costs as told."""
 
     arm: str
     seed: int
@@ -93,24 +114,45 @@ class Run:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="2 seeds, 40 trials, baseline and policy only")
+    parser.add_argument("--quick", action="store_true", help="baseline and policy only, few trials")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="write the curves as HTML here")
     parser.add_argument("--cache", type=Path, default=Path("sample-efficiency-cache"), help="folder of past scores")
     parser.add_argument("--task", choices=TASKS, default="digits-cnn")
+    parser.add_argument("--cost", choices=("bops", "latency"), default="bops")
     parser.add_argument("--arms", default=",".join(ARMS), help="comma-separated")
     parser.add_argument("--trials", type=int, default=400, help="of arms that are not ours")
     parser.add_argument("--our-trials", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
     if options.quick:
-        options.arms, options.trials, options.our_trials, options.seeds = "tpe-anchors,policy", 40, 40, 2
+        trials, seeds = (40, 2) if options.cost == "bops" else (16, 1)
+        options.arms, options.trials, options.our_trials, options.seeds = "tpe-anchors,policy", trials, trials, seeds
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     problem = problem_of(options.task)
     torch.set_num_threads(1)  # two threads on models this small spend four times the processor time
     options.cache.mkdir(parents=True, exist_ok=True)
     evaluator = CheapEvaluator(problem, options.cache / f"{options.task}.jsonl")
+    with cost_of(options.cost, problem, evaluator, options.cache / f"{options.task}.latency.jsonl") as cost:
+        figures = compared(problem, evaluator, cost, options)
+    show(figures, options)
+    if options.figure:
+        curves(figures, options.task).write_html(options.figure, include_plotlyjs="cdn")
+
+
+@contextmanager
+def cost_of(name: str, problem: Problem, evaluator: CheapEvaluator, file: Path) -> Iterator[Cost]:
+    if name == "bops":
+        yield Cost(COUNTED.index("bops"), evaluator.bops, evaluator.bops, evaluator.bops(Policy()))
+        return
+    with MeasuredLatency(problem, file) as latency:
+        yield Cost("measured", lambda p: latency.of(p, "search"), lambda p: latency.of(p, "judge"), 1.0)
+        Console().print(f"intervals of timings: {latency.spread():.1%} on either side, the median", highlight=False)
+
+
+def compared(problem: Problem, evaluator: CheapEvaluator, cost: Cost, options: argparse.Namespace) -> dict[str, Any]:
+    """The figures of all arms and seeds asked for, written out after every seed."""
     arms = options.arms.split(",")
     known, charge = sensitivity(problem, evaluator) if set(arms) - set(WITHOUT_SENSITIVITY) else ({}, 0)
     runs, figures = [], {}
@@ -119,14 +161,13 @@ def main() -> None:
             trials = options.our_trials if arm.startswith("policy") else options.trials
             trials = min(trials, GP_TRIALS) if arm == "gp-anchors" else trials
             first = ({}, 0) if arm in WITHOUT_SENSITIVITY else (known, charge)
-            runs.append(search(problem, evaluator, arm, seed, trials, *first))
+            runs.append(search(problem, evaluator, cost, arm, seed, trials, *first))
             Console(stderr=True).print(f"{arm} seed {seed}: {len(runs[-1].policies)} trials", highlight=False)
-        figures = judged(runs, evaluator)
+        figures = judged(runs, evaluator, cost)
         if options.json:
-            options.json.write_text(json.dumps({"task": options.task, "space": SPACE, **figures}, indent=1))
-    show(figures, options)
-    if options.figure:
-        curves(figures, options.task).write_html(options.figure, include_plotlyjs="cdn")
+            about = {"task": options.task, "cost": options.cost, "space": SPACE}
+            options.json.write_text(json.dumps({**about, **figures}, indent=1))
+    return figures
 
 
 def problem_of(task: str) -> Problem:
@@ -138,7 +179,14 @@ def problem_of(task: str) -> Problem:
 
 
 def search(
-    problem: Problem, evaluator: CheapEvaluator, arm: str, seed: int, trials: int, known: KnownDamage, charge: int
+    problem: Problem,
+    evaluator: CheapEvaluator,
+    cost: Cost,
+    arm: str,
+    seed: int,
+    trials: int,
+    known: KnownDamage,
+    charge: int,
 ) -> Run:
     """Run one arm until it has evaluated `trials` policies; a duplicate costs plain arms a trial and others nothing.
 
@@ -146,12 +194,13 @@ def search(
         known: what single choices damage, which took the time of `charge` trials.
     """
     plain = arm in SEEDED_ONLY
-    study = optuna.create_study(directions=["minimize"] * 2, sampler=sampler_of(arm, seed, problem, evaluator, known))
+    sampler = sampler_of(arm, seed, problem, evaluator, cost, known)
+    study = optuna.create_study(directions=["minimize"] * 2, sampler=sampler)
     anchors = problem.space.anchors()[:ANCHORS] if not plain and not arm.endswith("no-anchors") else []
     for policy in [*anchors, *(greedy_policies(problem, known) if known else [])]:
         study.enqueue_trial(dict(problem.space.parameters(policy)))
-    coordinates, run, seen = space_coordinates(problem.space), Run(arm, seed, charge=charge), set()
-    reference = None
+    run, seen = Run(arm, seed, charge=charge), set()
+    whole = evaluator.scores(Policy()).accuracy
     while len(run.policies) < run.first(trials):
         started = time.process_time()
         trial = study.ask()
@@ -164,17 +213,15 @@ def search(
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
             continue
         seen.add(policy.digest)
-        codes = np.array([c.choices.index(parameters[c.name]) for c in coordinates])
-        scores = evaluator.scores(policy, codes)
-        reference = reference or evaluator.scores(Policy(), np.array([c.neutral for c in coordinates]))
-        drop = reference.accuracy - scores.accuracy
+        scores, told = evaluator.scores(policy), cost.told(policy)
+        drop = whole - scores.accuracy
         if arm != "policy-no-kl":
             trial.set_user_attr("kl", scores.kl)
         if not plain:
             trial.set_constraint("accuracy_drop <= 0.1", drop - FLOOR)
-        study.tell(trial, [drop, 2**scores.log2_bops])
+        study.tell(trial, [drop, told])
         run.policies.append(policy)
-        run.values.append((drop, scores.log2_bops))
+        run.values.append((drop, math.log2(told)))
     return run
 
 
@@ -185,7 +232,9 @@ def sensitivity(problem: Problem, evaluator: CheapEvaluator) -> tuple[KnownDamag
     return known, math.ceil((time.process_time() - started) / evaluator.seconds(problem.space.anchors()[1:10]))
 
 
-def sampler_of(arm: str, seed: int, problem: Problem, evaluator: CheapEvaluator, known: KnownDamage) -> BaseSampler:
+def sampler_of(
+    arm: str, seed: int, problem: Problem, evaluator: CheapEvaluator, cost: Cost, known: KnownDamage
+) -> BaseSampler:
     if arm == "gp-anchors":
         return GPSampler(seed=seed, n_startup_trials=10)
     if arm == "random":
@@ -194,28 +243,27 @@ def sampler_of(arm: str, seed: int, problem: Problem, evaluator: CheapEvaluator,
         return NSGAIISampler(seed=seed, population_size=20)
     if arm.startswith("tpe"):
         return TPESampler(seed=seed, multivariate=True, n_startup_trials=10)
-    full = evaluator.cost(np.array([[c.neutral for c in space_coordinates(problem.space)]]))[0]
     return PolicySampler(
-        ["quality", COUNTED.index("bops")],
+        ["quality", cost.role],
         coordinates=space_coordinates(problem.space, known),
         counted=evaluator.cost,
         keys=evaluator.cost.keys,
-        reference=(FLOOR, full[COUNTED.index("bops")]),
+        reference=(FLOOR, cost.whole),
         implied=frozenset({"accuracy_drop <= 0.1"}),
         residual=arm != "policy-no-residual",
         seed=seed,
     )
 
 
-def judged(runs: Sequence[Run], evaluator: CheapEvaluator) -> dict[str, Any]:
+def judged(runs: Sequence[Run], evaluator: CheapEvaluator, cost: Cost) -> dict[str, Any]:
     """Hypervolume fractions of every run at every checkpoint and reference, on the test split."""
-    full = next(run for run in runs if run.arm not in SEEDED_ONLY)
-    ceiling, whole = full.values[0][1], evaluator.test_accuracy(Policy())
+    ceiling, whole = math.log2(cost.whole), evaluator.test_accuracy(Policy())
     tested: dict[tuple[int, int], np.ndarray] = {}
     for index, run in enumerate(runs):
         for count in (c for c in CHECKPOINTS if run.first(c) <= len(run.policies)):
             chosen = front_of(np.array(run.values[: run.first(count)]).reshape(-1, 2))
-            points = [(whole - evaluator.test_accuracy(run.policies[i]), run.values[i][1]) for i in chosen]
+            front = [run.policies[i] for i in chosen]
+            points = [(whole - evaluator.test_accuracy(p), math.log2(cost.judged(p))) for p in front]
             tested[index, count] = np.array(points).reshape(-1, 2)
     union = np.concatenate(list(tested.values()))
     best = {name: volume(union, drop, ceiling) for name, drop in REFERENCES.items()}

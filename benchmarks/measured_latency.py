@@ -1,0 +1,72 @@
+"""Policies lowered for their target and timed by the paired bench, for comparing samplers; every timing is kept on disk.
+
+Policies whose artifacts differ in the values of their weights and grids only share a timing: the runtime does the same work.
+"""
+
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from types import TracebackType
+
+from slimfront.compression.prune import kept_channels
+from slimfront.search.baseline import lower_reference
+from slimfront.search.latency_table import compress
+from slimfront.search.problem import Problem
+from slimfront.spaces.policy import Policy
+
+SECONDS = {"search": 1.0, "judge": 2.0}
+"""Of one timing: what a search sees, and what its front is judged by, from another loading of the artifact."""
+
+
+class MeasuredLatency:
+    """Latency of policies over the uncompressed model's, 1 / speed-up, on the target of one problem.
+
+    Args:
+        file: JSON lines of what was timed before, on this machine, by artifact and purpose.
+    """
+
+    def __init__(self, problem: Problem, file: Path) -> None:
+        self._problem, self._file = problem, file
+        self._folder = tempfile.TemporaryDirectory(prefix="slimfront-latency-")
+        self._bench = problem.bench(lower_reference(problem.context, Path(self._folder.name) / "reference"))
+        lines = file.read_text().splitlines() if file.exists() else []
+        self._known = {(row["artifact"], row["purpose"]): row for row in map(json.loads, lines)}
+
+    def __enter__(self) -> "MeasuredLatency":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:  # fmt: skip
+        self._bench.close()
+        self._folder.cleanup()
+
+    def of(self, policy: Policy, purpose: str) -> float:
+        """Relative latency of `policy`; the first timing for a purpose of `SECONDS` is the one that counts.
+
+        Raises:
+            TrialError: the policy cannot be compressed, lowered or timed.
+        """
+        key = self._work_of(policy), purpose
+        if key not in self._known:
+            self._known[key] = {"artifact": key[0], "purpose": purpose, **self._timed(policy, SECONDS[purpose])}
+            with self._file.open("a") as file:
+                file.write(json.dumps(self._known[key]) + "\n")
+        return 1 / self._known[key]["speedup"]
+
+    def spread(self) -> float:
+        """Half of the median timing's 95 % interval, relative."""
+        return statistics.median((row["high"] - row["low"]) / 2 / row["speedup"] for row in self._known.values())
+
+    def _timed(self, policy: Policy, seconds: float) -> dict[str, float]:
+        problem = self._problem
+        path = Path(self._folder.name) / f"candidate{problem.context.runtime.suffix}"
+        example = problem.context.workload.example_input
+        artifact = problem.context.runtime.lower(compress(problem, policy), example, problem.target, path)
+        timing = self._bench.time(artifact.path, seconds)
+        return {"speedup": timing.speedup, "low": timing.low, "high": timing.high}
+
+    def _work_of(self, policy: Policy) -> str:
+        """What the artifact does: channels kept and each layer's grids; a weight of fewer than 8 bits is stored as int8 too."""
+        layers = [policy.layer(layer.name) for layer in self._problem.layers]
+        grids = [(max(8, layer.weight_bits), layer.activation_bits) for layer in layers]
+        return json.dumps([kept_channels(policy, self._problem.groups), grids])
