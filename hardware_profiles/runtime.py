@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -32,18 +33,24 @@ class Artifact:
     Attributes:
         path: absolute.
         bytes: its size.
-        sha256: hex digest of its content.
     """
 
     path: Path
     bytes: int
-    sha256: str
 
     @classmethod
     def of(cls, path: Path) -> Artifact:
         """Describe the file at `path`."""
-        content = path.read_bytes()
-        return cls(path.resolve(), len(content), hashlib.sha256(content).hexdigest())
+        return cls(path.resolve(), path.stat().st_size)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hex digest of the content, read when first asked for: half of what lowering would take, of files not always kept."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """With the digest: when it arrives in another process, the file may have been written anew."""
+        return {**self.__dict__, "sha256": self.sha256}
 
 
 @dataclass(frozen=True)

@@ -250,9 +250,12 @@ def candidate() -> Callable[..., Candidate]:
 ORACLE_BATCH = 50
 
 
-@torch.no_grad()
-def _converted(candidate: Candidate, inputs: Tensor, calibration: Tensor) -> np.ndarray:
-    """Outputs of the model as torchao converts it: the slow oracle, which computes on the same grids in torch."""
+def _converted_graph(candidate: Candidate, inputs: Tensor, calibration: Tensor) -> nn.Module:
+    """The model as torchao converts it: the slow oracle, which computes on the same grids in torch.
+
+    Args:
+        inputs: of the shape the graph is for, and the batches of the calibration.
+    """
     layers = {
         n: layer for n, layer in candidate.policy.layers.items() if min(layer.weight_bits, layer.activation_bits) <= 8
     }
@@ -260,14 +263,26 @@ def _converted(candidate: Candidate, inputs: Tensor, calibration: Tensor) -> np.
     for name, layer in candidate.policy.layers.items():
         if layer.weight_bits == 16:
             weight = model.get_submodule(name).weight
-            weight.copy_(weight.half().float())
+            weight.data.copy_(weight.half().float())
     if not layers:
-        return model(inputs).numpy()
-    prepared = prepare_pt2e(_export(model, inputs[:ORACLE_BATCH]), PolicyQuantizer(layers, candidate.policy.scheme))
-    for batch in calibration.split(ORACLE_BATCH):
-        prepared(batch)
-    oracle = convert_pt2e(prepared)
+        return model
+    prepared = prepare_pt2e(_export(model, inputs), PolicyQuantizer(layers, candidate.policy.scheme))
+    with torch.no_grad():
+        for batch in calibration.split(len(inputs)):
+            prepared(batch)
+    return convert_pt2e(prepared)
+
+
+@torch.no_grad()
+def _converted(candidate: Candidate, inputs: Tensor, calibration: Tensor) -> np.ndarray:
+    """Outputs of the converted graph."""
+    oracle = _converted_graph(candidate, inputs[:ORACLE_BATCH], calibration)
     return torch.cat([oracle(batch) for batch in inputs.split(ORACLE_BATCH)]).numpy()
+
+
+@pytest.fixture(scope="session")
+def converted_graph() -> Callable[[Candidate, Tensor, Tensor], nn.Module]:
+    return _converted_graph
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import re
 import subprocess
 import sys
@@ -136,7 +137,9 @@ def test_an_artifact_describes_its_file(lowered, make_network, candidate):
     content = artifact.path.read_bytes()
     assert artifact.path.is_absolute()
     assert artifact.bytes == len(content)
-    assert artifact.sha256 == hashlib.sha256(content).hexdigest()
+    travelled = pickle.dumps(artifact)
+    artifact.path.write_bytes(b"written anew")
+    assert pickle.loads(travelled).sha256 == artifact.sha256 == hashlib.sha256(content).hexdigest()
 
 
 def test_an_uncompressed_candidate_computes_what_the_model_does(network, runtime, target, lowered, candidate, inputs):
