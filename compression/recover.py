@@ -61,9 +61,10 @@ def recover(
 
 
 def recover_by_rungs(
-    student: nn.Module, workload: Workload, policy: Policy, seed: int, batch_size: int, marks: Collection[int]
-) -> Iterator[tuple[nn.Module, int]]:
-    """`recover` for pipelines that prune and then train, with a look at the model after so many epochs as in `marks`.
+    student: nn.Module, workload: Workload, policy: Policy, seed: int, batch_size: int, marks: Collection[float]
+) -> Iterator[tuple[nn.Module, float]]:
+    """`recover` for pipelines that prune and then train, with a look at the model after so many epochs as in `marks`;
+    one below 1 is that part of the training data.
 
     Training goes on from where it was, under the schedule of the whole recovery: the last model is the one `recover` makes.
 
@@ -71,7 +72,7 @@ def recover_by_rungs(
         the model in eval mode, not to be changed, and the epochs behind it.
     """
     epochs, masks = policy.recovery.epochs, _masks(student, policy)
-    for done in training(student, workload, policy.recovery, epochs, seed, batch_size, masks):
+    for done in training(student, workload, policy.recovery, epochs, seed, batch_size, masks, marks):
         if done in marks and done < epochs:
             yield student, done
     yield student, epochs

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -56,15 +57,19 @@ def training(
     seed: int,
     batch_size: int,
     masks: Masks = (),
-) -> Iterator[int]:
+    looks: Collection[float] = (),
+) -> Iterator[float]:
     """`train`, one epoch a step: yields how many are done. In between the student is in eval mode, to be looked at only.
 
     Whatever is drawn at random in between, it ends with the weights of `train`.
+
+    Args:
+        looks: parts of the first epoch to yield too, each once that part of the data was seen.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         data, held_out = _data(workload, recovery, seed)
-        for done in _Training(student, workload, recovery, batch_size, masks).run(data, held_out, epochs, seed):
+        for done in _Training(student, workload, recovery, batch_size, masks).run(data, held_out, epochs, seed, looks):
             state = torch.get_rng_state()
             student.eval()
             yield done
@@ -109,17 +114,20 @@ class _Training:
             self.student.eval()(example)
         return projections(own, self.teacher(example)[1:], self.distiller.tap)
 
-    def run(self, data: MapDataset, held_out: MapDataset | None, epochs: int, seed: int) -> Iterator[int]:
-        """Yields how many epochs are done, after each."""
+    def run(
+        self, data: MapDataset, held_out: MapDataset | None, epochs: int, seed: int, looks: Collection[float]
+    ) -> Iterator[float]:
+        """Yields how many epochs are done, after each and at `looks` into the first."""
         batches = loader(self.teacher.beside(data), self.batch_size, shuffle_seed=seed)
         learners = [self.student, self.projections, *([self.peer] if self.peer else [])]
         parameters = [parameter for learner in learners for parameter in learner.parameters()]
         optimizer = _optimizer(parameters, self.recovery)
         schedule = _schedule(optimizer, self.recovery, epochs * len(batches))
         stopping = _EarlyStopping(self.recovery.patience)
+        part_at = {math.ceil(part * len(batches)): part for part in looks if part < 1}
         for epoch in range(epochs):
             self.student.train()
-            for batch in batches:
+            for step, batch in enumerate(batches, start=1):
                 loss = self._loss(*batch)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -129,6 +137,9 @@ class _Training:
                 optimizer.step()
                 self._mask()
                 schedule.step()
+                if epoch == 0 and step in part_at:
+                    yield part_at[step]
+                    self.student.train()
             if held_out is not None and stopping.is_over(self.student, self._held_out_loss(held_out)):
                 break
             yield epoch + 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,7 +113,9 @@ class Search:
         if self.is_over:
             return None
         for attempt in range(MAX_DUPLICATES):
-            if attempt == MAX_DUPLICATES // 2:
+            if self._first:
+                self._optuna.enqueue(*self._first.popleft())
+            elif attempt == MAX_DUPLICATES // 2:
                 self._enqueue_untried()
             number, parameters, attributes = self._optuna.ask()
             self._note_fallback(number)
@@ -363,10 +366,8 @@ class Search:
         self._seen: dict[str, int] = {}
         self._finished = 0
         self._durations: list[float] = []
+        self._first: deque[tuple[Mapping[str, Choice], Mapping[str, object]]] = deque()
         self._is_new = self._optuna.is_new
-        if self._is_new:
-            for policy in self._first_policies():
-                self._optuna.enqueue(self.problem.space.parameters(policy), {})
         self.interrupt()  # what a driver that was killed left running
         trials = self.store.trials(self.spec.study)
         retried = {trial.retry_of for trial in trials}
@@ -378,7 +379,9 @@ class Search:
                 if trial.state == "complete":
                     self._points[trial.number] = Point.of(trial, self.objectives)
             elif trial.number not in retried:
-                self._optuna.enqueue(self.problem.space.parameters(trial.policy), {"retry_of": trial.number})
+                self._first.append((self.problem.space.parameters(trial.policy), {"retry_of": trial.number}))
+        again = {trial.digest for trial in trials}
+        self._first += [(self.problem.space.parameters(p), {}) for p in self._first_policies() if p.digest not in again]
 
     def _first_policies(self) -> list[Policy]:
         """The anchors, and the greedy path where single damages are known."""

@@ -42,8 +42,7 @@ class Rungs:
             return
         values: dict[str, float] = {}
         looks = sorted({record.rung for record in history if record.measurement.name in QUALITY})
-        was_stopped = (trial.reason or "").startswith(STOPPED_AT)
-        for rung in looks if was_stopped else looks[: max(1, len(looks) - 1)]:
+        for rung in looks if trial.outcome == "stopped" else looks[: max(1, len(looks) - 1)]:
             values.update({r.measurement.name: r.measurement.value for r in history if r.rung <= rung})
             self._arrive(rung, values)
 
@@ -55,7 +54,7 @@ class Rungs:
 
 def stopped_text(stage: Stage, verdict: Verdict, epochs: int) -> str:
     """Why a trial whose recovery would have taken `epochs` was stopped after `stage`."""
-    trained = f"{stage.epochs} of {epochs} epochs"
+    trained = f"{stage.epochs:g} of {epochs} epochs"
     return f"{STOPPED_AT} {stage.rung}, {trained}: place {verdict.place} of {verdict.of}, {verdict.kept} go on"
 
 

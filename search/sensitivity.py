@@ -55,14 +55,14 @@ class Probe:
     policy: Policy
 
 
-def probes(space: Space) -> list[Probe]:
-    """One per knob that does damage alone."""
+def probes(space: Space, limit: float = TELLING) -> list[Probe]:
+    """One per knob that does damage alone: of the choice guessed to do most damage below `limit`, in nats."""
     base = space.parameters(space.uniform({}))
     found = []
     for knob in space.knobs:
         offered = [choice for choice in knob.choices if choice not in (NEUTRAL[knob.kind], base[knob.name])]
         if knob.kind in DAMAGING and offered:
-            choice = _telling(knob, offered)
+            choice = _telling(knob, offered, limit)
             found.append(Probe(knob, choice, space.policy({**base, knob.name: choice})))
     return found
 
@@ -178,7 +178,7 @@ class Simulation:
         return Scores(outputs, self._targets, self._problem.context.workload.metric)
 
 
-def _telling(knob: Knob, offered: Sequence[Choice]) -> Choice:
+def _telling(knob: Knob, offered: Sequence[Choice], limit: float) -> Choice:
     guesses: Mapping[Choice, float] = guessed_damage(knob.kind, knob.choices, NEUTRAL[knob.kind])
-    mild = [choice for choice in offered if guesses[choice] <= TELLING]
+    mild = [choice for choice in offered if guesses[choice] < limit]
     return max(mild, key=lambda choice: guesses[choice]) if mild else min(offered, key=lambda c: guesses[c])

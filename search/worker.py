@@ -87,7 +87,7 @@ class Stage:
         artifacts: files written so far that are worth keeping, kind -> file.
         reason: why the trial failed, else None.
         final: whether no more training follows.
-        epochs: of recovery behind it.
+        epochs: of recovery behind it; below 1 it is the part of the training data.
         worker: host name and process id of who ran it.
     """
 
@@ -97,7 +97,7 @@ class Stage:
     artifacts: Mapping[str, Artifact] = field(default_factory=dict)
     reason: str | None = None
     final: bool = True
-    epochs: int = 0
+    epochs: float = 0
     worker: str = field(default_factory=lambda: f"{platform.node()}:{os.getpid()}")
 
 
@@ -190,7 +190,7 @@ class Worker:
         for rung, (model, epochs) in enumerate(looks, start=1):
             yield self._recovered(policy, model, folder, rung, epochs)
 
-    def _recovered(self, policy: Policy, model: nn.Module, folder: Path, rung: int, epochs: int) -> Stage:
+    def _recovered(self, policy: Policy, model: nn.Module, folder: Path, rung: int, epochs: float) -> Stage:
         """The stage of a model with so many epochs of recovery behind it."""
         subject = self._lower(policy, model, folder)
         files = keep(subject, folder)

@@ -131,6 +131,8 @@ def _notes(trial: TrialRecord, executed: Mapping[str, str]) -> list[str]:
         for constraint, excess in trial.violations.items()
         if excess > 0
     ]
+    if trial.outcome == "stopped":
+        notes.append(f"Recovered in part only, and not on the front: {trial.reason}.")
     if "test_accuracy" not in trial.measurements:
         notes.append("Not scored on the test split: only points of the front are, at the end of a search.")
     if is_lucky(trial.measurements):

@@ -82,8 +82,7 @@ def _artifacts(store: Store, trial: TrialRecord) -> dict[str, ArtifactRecord]:
     found = {artifact.kind: artifact for artifact in store.artifacts(trial.study, trial.number)}
     missing = [kind for kind in BUNDLED if kind not in found]
     if missing:
-        ended = f"{trial.state}: {trial.reason}" if trial.reason else trial.state
-        raise UserError(f"trial {trial.number} kept no {missing[0]} to export; it ended {ended}")
+        raise UserError(f"trial {trial.number} kept no {missing[0]} to export; it ended {trial.account}")
     return {kind: found[kind] for kind in (*BUNDLED, PACKED) if kind in found}
 
 

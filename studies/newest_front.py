@@ -35,7 +35,7 @@ def excesses(trials: Sequence[TrialRecord]) -> Mapping[str, list[float]]:
 
 def why_no_front(trials: Sequence[TrialRecord]) -> str:
     """One sentence on a study whose front is empty."""
-    states = Counter(trial.state for trial in trials if trial.state != "running")
+    states = Counter(trial.outcome for trial in trials if trial.state != "running")
     if not states:
         return "no trial has ended"
     counts = ", ".join(f"{count} {state}" for state, count in states.most_common())

@@ -71,10 +71,9 @@ def study_note(
 def trial_note(trial: TrialRecord) -> str:
     """One trial's policy per layer and all that was measured of it."""
     policy = trial.policy
-    ended = f"{trial.state}: {trial.reason}" if trial.reason else trial.state
     parts = [
         f"# Trial {trial.number}",
-        f"{ended}. Policy `{trial.digest}`. Width: {width_text(policy)}. Recovery: {recovery_text(policy)}.",
+        f"{trial.account}. Policy `{trial.digest}`. Width: {width_text(policy)}. Recovery: {recovery_text(policy)}.",
     ]
     parts.append("## Policy")
     if layers := layer_rows(policy):

@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from .convergence import hypervolume_at, outlook
 from .newest_front import excesses, why_no_front
-from .records import INTERRUPTED, STOPPED_AT, FrontRecord, SensitivityRecord, StudyRecord, TrialRecord
+from .records import INTERRUPTED, STOPPED_AT, FrontRecord, Outcome, SensitivityRecord, StudyRecord, TrialRecord
 from .spec import BudgetSpec
-from .tables import STATES
 from .terminal import sparkline
 from .wording import count_text, excess_text
 
 MOST_REASONS = 12
+OUTCOMES: tuple[Outcome, ...] = ("running", "complete", "infeasible", "stopped", "failed")
+"""In the order they are told in."""
+
 TELLING_TRIALS = 5
 """Trials whose median duration is taken for what a trial takes."""
 
@@ -30,9 +32,9 @@ def ended(trials: Sequence[TrialRecord]) -> int:
 
 
 def states_text(trials: Sequence[TrialRecord]) -> str:
-    """How many trials are in which state, and how many of all are retries."""
-    counts = [(sum(trial.state == state for trial in trials), state) for state in STATES]
-    text = ", ".join(f"{count} {state}" for count, state in counts if count) or "none yet"
+    """How many trials came out in which way, and how many of all are retries."""
+    counts = Counter(trial.outcome for trial in trials)
+    text = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome]) or "none yet"
     retries = sum(trial.retry_of is not None for trial in trials)
     return f"{text}; retries among them: {retries}" if retries else text
 
@@ -107,10 +109,10 @@ def reason_rows(trials: Sequence[TrialRecord]) -> list[tuple[str, str, str]]:
         (len(beyond), "infeasible", f"{constraint} violated; the nearest by {excess_text(constraint, min(beyond))}")
         for constraint, beyond in excesses(trials).items()
     ]
-    stopped = [trial.reason or "" for trial in trials if (trial.reason or "").startswith(STOPPED_AT)]
+    stopped = [trial.reason or "" for trial in trials if trial.outcome == "stopped"]
     if stopped:
         rungs = sorted({reason.removeprefix(STOPPED_AT).split(",")[0].strip() for reason in stopped})
-        rows.append((len(stopped), "infeasible", f"{STOPPED_AT} {' or '.join(rungs)}: more training was not worth it"))
+        rows.append((len(stopped), "stopped", f"{STOPPED_AT} {' or '.join(rungs)}: more training was not worth it"))
     failures: dict[str, list[str]] = defaultdict(list)
     for trial in trials:
         if trial.state == "failed":

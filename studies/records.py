@@ -24,6 +24,7 @@ STOPPED_AT = "stopped at rung"
 """What the reason of a trial begins with whose recovery was not worth finishing; its state is "infeasible"."""
 
 State = Literal["running", "complete", "infeasible", "failed"]
+Outcome = State | Literal["stopped"]
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,18 @@ class TrialRecord:
     def seconds(self) -> float:
         """From its start to its end; 0 while it runs."""
         return (self.finished - self.started).total_seconds() if self.finished else 0.0
+
+    @property
+    def outcome(self) -> Outcome:
+        """The state, told apart from "infeasible" where a recovery was not worth finishing: no constraint need be violated."""
+        return "stopped" if (self.reason or "").startswith(STOPPED_AT) else self.state
+
+    @property
+    def account(self) -> str:
+        """How the trial ended and why, in words."""
+        if self.outcome == "stopped" or not self.reason:
+            return self.reason or self.state
+        return f"{self.state}: {self.reason}"
 
     @cached_property
     def policy(self) -> Policy:

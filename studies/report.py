@@ -178,7 +178,7 @@ def _legend(shown: Sequence[Measurement]) -> str:
 
 
 def _trial_facts(trial: TrialRecord) -> list[tuple[str, str]]:
-    known = [("state", f"{trial.state}: {trial.reason}" if trial.reason else trial.state)]
+    known = [("state", trial.account)]
     known += [
         (
             constraint,

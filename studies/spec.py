@@ -224,7 +224,8 @@ class RungsSpec(_Part):
     """Where a trial's recovery is looked at, and stopped unless it is among the best one in `reduction` that came so far.
 
     Attributes:
-        recovery: rising fractions of the recovery's epochs; 0 looks at the model before any, and the last is 1.
+        recovery: rising fractions of the recovery's epochs; 0 looks at the model before any, and the last is 1. One that is
+            less than an epoch looks at it after that part of the training data.
     """
 
     recovery: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], BeforeValidator(_as_tuple)] = (0.0, 0.25, 1.0)
@@ -236,10 +237,11 @@ class RungsSpec(_Part):
             raise ValueError("fractions of the recovery rise and end with 1, as in [0, 0.25, 1]")
         return self
 
-    def marks(self, epochs: int) -> tuple[int, ...]:
-        """Epochs after which a recovery of so many is looked at, the whole one left out."""
-        found = (max(1, round(fraction * epochs)) for fraction in self.recovery if 0 < fraction < 1)
-        return tuple(sorted({mark for mark in found if mark < epochs}))
+    def marks(self, epochs: int) -> tuple[float, ...]:
+        """Epochs, or a part of the first, after which a recovery of so many is looked at, the whole one left out."""
+        wanted = (fraction * epochs for fraction in self.recovery)
+        found = (mark if mark < 1 else round(mark) for mark in wanted)
+        return tuple(sorted({mark for mark in found if 0 < mark < epochs}))
 
 
 class StudySpec(_Part):

@@ -1,6 +1,7 @@
 """Successive halving: who goes on, by hand and in real searches."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from slimfront.search.recovered import structure
 from slimfront.search.rungs import Rungs
 from slimfront.search.worker import Stage
 from slimfront.spaces.policy import LayerPolicy, Policy, Recovery
-from slimfront.studies.progress import reason_rows
+from slimfront.studies.progress import reason_rows, states_text
 from slimfront.studies.spec import RungsSpec, StudySpec
 from slimfront.studies.store import Store
 
@@ -88,7 +89,12 @@ def test_a_recovery_that_has_ended_is_compared_with_nobody(tiny_spec: Spec) -> N
 
 def test_marks_are_epochs_of_the_recovery_at_hand() -> None:
     rungs = RungsSpec(recovery=(0.0, 0.25, 0.5, 1.0))
-    assert [rungs.marks(epochs) for epochs in (0, 1, 2, 8)] == [(), (), (1,), (2, 4)]
+    assert [rungs.marks(epochs) for epochs in (0, 1, 2, 8)] == [
+        (),
+        (0.25, 0.5),  # of the training data
+        (0.5, 1),
+        (2, 4),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -117,12 +123,12 @@ def test_looking_at_a_recovery_does_not_change_it(tiny_spec: Spec) -> None:
 
     whole = recover(student(), workload, policy, seed=3).state_dict()
     looks = []
-    for model, epochs in recover_by_rungs(student(), workload, policy, 3, 64, marks=(1, 2)):
+    for model, epochs in recover_by_rungs(student(), workload, policy, 3, 64, marks=(0.3, 1, 2)):
         assert not model.training
         torch.rand(7)  # whatever is drawn meanwhile
         looks.append((epochs, model.conv.weight.detach().clone()))
-    assert [epochs for epochs, _ in looks] == [1, 2, 4]
-    assert not torch.equal(looks[0][1], looks[1][1])
+    assert [epochs for epochs, _ in looks] == [0.3, 1, 2, 4]
+    assert not any(torch.equal(before, after) for (_, before), (_, after) in pairwise(looks))
     assert all(torch.equal(tensor, whole[name]) for name, tensor in model.state_dict().items())
 
 
@@ -147,7 +153,8 @@ def stopped_properly(store: Store) -> None:
     finished = [trial for trial in trials if trial.state == "complete" and trial.policy.recovery.epochs]
     assert stopped
     assert finished
-    assert {trial.state for trial in stopped} == {"infeasible"}
+    assert {trial.outcome for trial in stopped} == {"stopped"}
+    assert f"{len(stopped)} stopped" in states_text(trials)
     for trial in finished:
         rungs = [r.rung for r in store.measurement_history("tiny", trial.number) if r.measurement.name == "kl"]
         assert rungs == [0, 1, 2]
