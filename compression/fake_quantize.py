@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from ..spaces.candidate import Grid
-from ..spaces.policy import LayerPolicy, Policy
+from ..spaces.policy import FULL_PRECISION, LayerPolicy, Policy
 from ..spaces.scheme import Scheme
+from .bfloat16 import BFloat16Weight, rounded_input, rounded_output
 from .codebooks import SharedValues
 
 
@@ -48,8 +47,9 @@ def fake_quantized(model: nn.Module, policy: Policy, inputs: Mapping[str, Grid])
     """Let `model` compute on the weight bits of `policy` and on the grids `inputs` (layer -> grid of what it reads).
 
     Afterwards every quantized weight holds numbers of its grid, on which post-training quantization finds the same grid.
+    Biases are left in float32: those of layers in bfloat16 are rounded once, when the candidate is made.
     """
-    weights = [name for name, layer in policy.layers.items() if layer.has_weight_grid or layer.has_codebook]
+    weights = [name for name, layer in policy.layers.items() if layer.weight_bits < FULL_PRECISION]
     for name in weights:
         module = model.get_submodule(name)
         parametrize.register_parametrization(
@@ -57,7 +57,10 @@ def fake_quantized(model: nn.Module, policy: Policy, inputs: Mapping[str, Grid])
         )
     roundings = {name: _on_grid(grid) for name, grid in inputs.items()}
     roundings |= {name: _on_own_range for name, layer in policy.layers.items() if layer.is_dynamic}
+    halves = [name for name, layer in policy.layers.items() if layer.is_bfloat16]
+    roundings |= dict.fromkeys(halves, rounded_input)
     hooks = [model.get_submodule(name).register_forward_pre_hook(hook) for name, hook in roundings.items()]
+    hooks += [model.get_submodule(name).register_forward_hook(rounded_output) for name in halves]
     try:
         yield
     finally:
@@ -70,6 +73,8 @@ def fake_quantized(model: nn.Module, policy: Policy, inputs: Mapping[str, Grid])
 def _rounding(layer: LayerPolicy, scheme: Scheme, module: nn.Module) -> nn.Module:
     if layer.has_codebook:
         return SharedValues(module.weight, layer)  # type: ignore[arg-type]
+    if layer.has_bfloat16_weight:
+        return BFloat16Weight()
     return SymmetricWeight(layer.weight_bits, scheme)
 
 
@@ -97,18 +102,3 @@ def dynamic_grid(tensor: Tensor) -> tuple[float, int]:
     low, high = min(0.0, float(tensor.min())), max(0.0, float(tensor.max()))
     scale = max((high - low) / 255, float(torch.finfo(torch.float32).tiny))
     return scale, round(-low / scale)
-
-
-def fold_norms(model: nn.Module, folded: Mapping[str, str]) -> None:
-    """Fold batch-norms into the layers before them, in place: {layer: batch-norm}, which becomes the identity.
-
-    The grids of a lowered model are those of the folded weights, so that is what has to be trained on them.
-    """
-    for layer_name, norm_name in folded.items():
-        layer: Any = model.get_submodule(layer_name)
-        norm: Any = model.get_submodule(norm_name)
-        fuse = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights
-        layer.weight, layer.bias = fuse(
-            layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-        )
-        model.set_submodule(norm_name, nn.Identity())

@@ -15,10 +15,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import ml_dtypes
 import numpy as np
 
 Format = Literal["dense", "bitmap", "csr"]
-FLOATS = {16: np.float16, 32: np.float32}
+FLOATS = {16: np.dtype(ml_dtypes.bfloat16), 32: np.dtype(np.float32)}
+"""Bits of a value that is no integer -> its type."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def pack(array: np.ndarray, bits: int) -> Packed:
     """`array` packed into the smallest format.
 
     Args:
-        array: float32 or float16 where `bits` is 32 or 16 and the type is a float; else integers that fit `bits` bits, signed.
+        array: float32 or bfloat16 where `bits` is 32 or 16 and the type is a float; else integers that fit `bits` bits, signed.
 
     Raises:
         ValueError: a value needs more bits.
@@ -115,7 +117,7 @@ def _width(columns: int) -> int:
 
 def _codes(array: np.ndarray, bits: int) -> np.ndarray:
     """Each value's bits as an unsigned number, shape of the array."""
-    if array.dtype.kind == "f":
+    if array.dtype.kind not in "iu":
         if array.dtype != FLOATS.get(bits):
             raise ValueError(f"{array.dtype} values are not stored at {bits} bits")
         return array.view(f"u{bits // 8}").astype(np.uint64)
@@ -126,7 +128,7 @@ def _codes(array: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _decoded(codes: np.ndarray, bits: int, dtype: np.dtype) -> np.ndarray:
-    if dtype.kind == "f":
+    if dtype in FLOATS.values():
         return codes.astype(f"u{bits // 8}").view(dtype)
     signed = codes.astype(np.int64)
     return np.where(signed >= 2 ** (bits - 1), signed - 2**bits, signed).astype(dtype)

@@ -10,7 +10,7 @@ The file holds, by name:
 | `LAYER.input.scale`, `.zero_point` | the grid of what a layer reads; `MODULE.addition0.1.scale` that of an addition's operand |
 | any other name | a parameter or buffer as it is |
 
-A batch-norm that follows a quantized layer is folded into it. The metadata also hold a digest of the weights that the file
+A batch-norm that follows a layer of integers or in bfloat16 is folded into it. The metadata also hold a digest of the weights that the file
 stands for, taken before they were packed.
 """
 
@@ -30,7 +30,7 @@ from ..spaces.candidate import Candidate
 from ..spaces.layers import LAYER_KINDS
 from .packed import FLOATS, Packed, pack, unpack
 
-SCHEMA = "1"
+SCHEMA = "2"
 
 
 def save_packed(candidate: Candidate, path: Path) -> Path:
@@ -90,7 +90,8 @@ def digest(weights: Mapping[str, np.ndarray]) -> str:
 
 def weights_of(candidate: Candidate) -> dict[str, np.ndarray]:
     """The numbers that `candidate` computes with, by name: what its grids and codes stand for."""
-    real = {name: array.astype(np.float32) for name, array in _float_weights(candidate).items()}
+    real = _float_weights(candidate)
+    real |= {name: weight.values.astype(np.float32) for name, weight in candidate.quantization.bfloat16.items()}
     for name, weight in candidate.quantization.weights.items():
         real[name] = _real(weight.integers, weight.grid.scale)
     for name, coded in candidate.quantization.codes.items():
@@ -101,19 +102,18 @@ def weights_of(candidate: Candidate) -> dict[str, np.ndarray]:
 def _packed(candidate: Candidate) -> dict[str, Packed]:
     """Every layer's weight, packed."""
     arrays = _float_weights(candidate)
+    arrays |= {name: weight.values for name, weight in candidate.quantization.bfloat16.items()}
     arrays |= {name: weight.integers for name, weight in candidate.quantization.weights.items()}
     arrays |= {name: weight.codes for name, weight in candidate.quantization.codes.items()}
     return {f"{name}.weight": pack(array, candidate.policy.layer(name).weight_bits) for name, array in arrays.items()}
 
 
 def _float_weights(candidate: Candidate) -> dict[str, np.ndarray]:
-    """Layer -> weight as it is stored, of those neither on a grid nor on a codebook."""
-    quantization, policy = candidate.quantization, candidate.policy
-    return {
-        name: weight.detach().cpu().numpy().astype(FLOATS[policy.layer(name).weight_bits])
-        for name, weight in _layer_weights(candidate).items()
-        if name not in quantization.weights and name not in quantization.codes
-    }
+    """Layer -> weight, of those that stay in float32."""
+    quantization = candidate.quantization
+    changed = quantization.weights.keys() | quantization.codes.keys() | quantization.bfloat16.keys()
+    weights = _layer_weights(candidate).items()
+    return {name: weight.detach().cpu().numpy() for name, weight in weights if name not in changed}
 
 
 def _layer_weights(candidate: Candidate) -> dict[str, Tensor]:
@@ -130,10 +130,9 @@ def _state(candidate: Candidate) -> dict[str, np.ndarray]:
         for name, tensor in candidate.model.state_dict().items()
         if name not in packed and not name.startswith(folded) and not name.endswith(".num_batches_tracked")
     }
-    weights = candidate.quantization.weights.items()
-    return kept | {
-        f"{name}.bias": weight.bias.astype(np.float32) for name, weight in weights if weight.bias is not None
-    }
+    stored = {**candidate.quantization.weights, **candidate.quantization.bfloat16}
+    biases = {f"{name}.bias": weight.bias for name, weight in stored.items() if weight.bias is not None}
+    return kept | {name: bias.astype(np.float32) for name, bias in biases.items()}
 
 
 def _grids(candidate: Candidate) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ from ..spaces.policy import Policy
 from ..workloads.workload import Workload
 from .codebooks import coded_copy
 from .equalize import equalize
-from .fake_quantize import fold_norms
+from .folding import fold_norms
 from .quantize import folded_norms, quantize
 from .rounding import correct_biases, round_adaptively
 

@@ -19,11 +19,11 @@ from ..workloads.workload import MapDataset, Workload
 from .batches import input_batches
 from .channels import remove_channels
 from .criteria import Scoring, get_criterion
+from .folding import BATCH_NORMS
 from .gradients import accumulate_gradients
 from .operators import replace_operators
 
 CALIBRATION_BATCH = 50
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def kept_channels(policy: Policy, groups: Sequence[ChannelGroup]) -> dict[str, int]:

@@ -42,6 +42,8 @@ from ..spaces.policy import LayerPolicy, Policy
 from ..spaces.scheme import Scheme
 from ..workloads.workload import MapDataset, describe
 from .batches import input_batches
+from .bfloat16 import rounded_weights
+from .folding import BATCH_NORMS
 from .observers import ACTIVATION_OBSERVERS, WEIGHT_OBSERVERS
 
 CONTAINER_BITS = 8
@@ -55,7 +57,7 @@ TRANSPARENT = {
 
 
 def quantize(model: nn.Module, example_input: Tensor, policy: Policy, calibration: MapDataset) -> Quantization:
-    """The grids of `model` under `policy`, calibrated on `calibration`; the model itself is not changed.
+    """The grids of `model` under `policy`, calibrated on `calibration`, and its weights in bfloat16; the model is not changed.
 
     Args:
         model: float32, eval mode; batch-norm after a convolution is folded into the grids' weights and bias.
@@ -68,7 +70,9 @@ def quantize(model: nn.Module, example_input: Tensor, policy: Policy, calibratio
         name: layer for name, layer in policy.layers.items() if layer.has_weight_grid or layer.has_activation_grid
     }
     if not wanted:
-        return Quantization()
+        has_halves = any(layer.has_bfloat16_weight for layer in policy.layers.values())
+        norms = folded_norms(model, example_input) if has_halves else {}
+        return _with_bfloat16(Quantization(), model, policy, norms)
     for name, layer in wanted.items():
         if layer.is_dynamic and not isinstance(model.get_submodule(name), nn.Linear):
             raise CompressionError(f"layer {name!r} is not linear; only linear layers take ranges computed at run time")
@@ -83,8 +87,14 @@ def quantize(model: nn.Module, example_input: Tensor, policy: Policy, calibratio
     with torch.no_grad():
         for batch in input_batches(calibration, batch_size):
             prepared(batch)
-    found = _read(convert_pt2e(prepared), wanted)
-    return replace(found, norms={layer: norm for layer, norm in norms.items() if layer in found.weights})
+    return _with_bfloat16(_read(convert_pt2e(prepared), wanted), model, policy, norms)
+
+
+def _with_bfloat16(found: Quantization, model: nn.Module, policy: Policy, norms: Mapping[str, str]) -> Quantization:
+    """`found` with the weights in bfloat16, and of `norms` (layer -> batch-norm) those folded into a weight of either kind."""
+    rounded = rounded_weights(model, policy, norms)
+    stored = found.weights.keys() | rounded.keys()
+    return replace(found, bfloat16=rounded, norms={layer: norm for layer, norm in norms.items() if layer in stored})
 
 
 def folded_norms(model: nn.Module, example_input: Tensor) -> dict[str, str]:
@@ -93,6 +103,8 @@ def folded_norms(model: nn.Module, example_input: Tensor) -> dict[str, str]:
     Raises:
         CompressionError: torch.export cannot take the model.
     """
+    if not any(isinstance(module, BATCH_NORMS) for module in model.modules()):
+        return {}
     try:
         exported = torch.export.export(model.eval(), (example_input.expand(2, *example_input.shape[1:]).contiguous(),))
     except (RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:  # as above

@@ -22,7 +22,10 @@ class PredictedLatency:
             raise EvaluationError("predicting latency needs a latency table in the target's card")
         example, candidate = context.workload.example_input, subject.candidate
         reference = calls_of(context.workload.model, example)
-        milliseconds = table.predict(cost_units(candidate.policy, calls_of(candidate.model, example), reference))
+        costs = cost_units(candidate.policy, calls_of(candidate.model, example), reference)
+        if missing := table.missing(costs):
+            raise EvaluationError(f"the target's latency table was fitted to no layers in {', '.join(missing)}")
+        milliseconds = table.predict(costs)
         return predicted_measurements(milliseconds, table.reference_ms, context.target)
 
 

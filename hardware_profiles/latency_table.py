@@ -30,6 +30,13 @@ class LatencyTable(BaseModel):
     error_95: float
     policies: int
 
+    def missing(self, costs: Mapping[str, float]) -> list[str]:
+        """Precisions of a candidate with these amounts of each cost that the table holds nothing of, so that layers in them
+        would seem to take no time."""
+        precisions = {name.split(".")[1] for name in costs if name.endswith(".calls")}
+        known = [p for p in precisions if any(f".{p}." in name or name.endswith(f":{p}") for name in self.costs)]
+        return sorted(precisions.difference(known))
+
     def predict(self, costs: Mapping[str, float]) -> float:
         """Latency in milliseconds of a candidate with these amounts of each cost."""
         return self.reference_ms * sum(self.costs.get(name, 0.0) * amount for name, amount in costs.items())

@@ -154,6 +154,18 @@ class LiteGraph:
             self._values[rounded] = self.emit("DEQUANTIZE", [source], name, source.shape, source.order)
         return self._values[rounded]
 
+    def get_rounded(self, name: str) -> Value:
+        """The ONNX tensor `name` in float32, rounded to bfloat16."""
+        if (name, "bfloat16") not in self._values:
+            self._values[name, "bfloat16"] = self.rounded(self.get(name), name)
+        return self._values[name, "bfloat16"]
+
+    def rounded(self, value: Value, name: str) -> Value:
+        """A value in float32, rounded to bfloat16."""
+        half = self.flat.tensor(name, value.shape, "bfloat16")
+        self.flat.operation("CAST", [value.tensor], [half])
+        return self.emit("CAST", [half], name, value.shape, value.order)
+
     def constant(
         self, name: str, values: np.ndarray, affine: Affine | None = None, order: Order | None = None
     ) -> Value:

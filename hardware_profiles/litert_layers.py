@@ -10,7 +10,8 @@ from ai_edge_litert.schema_py_generated import ActivationFunctionType, Padding
 from onnx import NodeProto, helper
 
 from ..errors import LoweringError
-from ..spaces.candidate import Candidate, Grid, QuantizedWeight
+from ..spaces.candidate import Candidate, Grid, QuantizedWeight, RoundedWeight
+from .bfloat16_casts import check_rounded
 from .litert_graph import LiteGraph, Value, channels_last, natural
 from .lowering import check_same
 from .node_names import WEIGHTED, layer_of
@@ -38,7 +39,12 @@ class Layers:
             made = self._convolution(node, end, bias, activation)
         else:
             made = self._linear(node, end, bias, activation)
+        if self._is_bfloat16(node):
+            made = self.graph.rounded(made, end)
         self.graph.put(end, self.graph.bounded(made) if made.grid else made)
+
+    def _is_bfloat16(self, node: NodeProto) -> bool:
+        return node.op_type != "Add" and self.candidate.policy.layer(layer_of(node.name) or "").is_bfloat16
 
     def _grid_of_result(self, node: NodeProto, end: str) -> Grid | None:
         """The grid that a layer or addition writes; None where it computes in float32."""
@@ -55,18 +61,18 @@ class Layers:
         if node.op_type == "Add":
             return np.zeros(0), end
         channels = graph.constant_of(node.input[1]).shape[0 if node.op_type != "MatMul" else -1]
-        quantized = self.candidate.quantization.weights.get(layer_of(node.name) or "")
+        quantization, layer = self.candidate.quantization, layer_of(node.name) or ""
+        stored = quantization.weights.get(layer) or quantization.bfloat16.get(layer)
+        own = stored.bias if stored is not None else None
         if len(node.input) > 2:
-            if quantized is not None and quantized.bias is not None:
-                return quantized.bias, end
-            return graph.constant_of(node.input[2]), end
+            return graph.constant_of(node.input[2]) if own is None else own, end
         following = graph.readers.get(end, [])
         if node.op_type == "MatMul" and len(following) == 1 and following[0][0].op_type == "Add":
             addition, operand = following[0]
             bias = graph.static.constants.get(addition.input[1 - operand])
             if bias is not None and bias.shape == (channels,):
                 graph.fused.add(addition.output[0])
-                return bias, addition.output[0]
+                return bias if own is None else own, addition.output[0]
         return np.zeros(channels), end
 
     def _add(self, node: NodeProto, end: str, activation: int) -> Value:
@@ -132,6 +138,8 @@ class Layers:
         return self.graph.emit(kind, inputs, node.name, stored, order, grid, **options)
 
     def _input(self, node: NodeProto, grid: Grid | None) -> Value:
+        if self._is_bfloat16(node):
+            return self.graph.get_rounded(node.input[0])
         if grid is None:
             return self.graph.get_read(node, 0)
         return self.graph.get_on(node.input[0], self.graph.grids[node.output[0], 0])
@@ -146,11 +154,10 @@ class Layers:
             stored = self._quantized(node, quantized, arrange, axis)
         else:
             values = np.ascontiguousarray(arrange(self.graph.constant_of(name)))
-            policy = self.candidate.policy.layers.get(layer)
-            halved = policy is not None and policy.weight_bits == 16
-            stored = self.graph.constant(name, values.astype(np.float16) if halved else values)
-            if not halved:
-                return self._weights.setdefault(name, stored)
+            rounded = self.candidate.quantization.bfloat16.get(layer)
+            if rounded is None:
+                return self._weights.setdefault(name, self.graph.constant(name, values))
+            stored = self._rounded(node, rounded, arrange)
         if not integers:
             stored = self.graph.emit("DEQUANTIZE", [stored], name, stored.shape)
         return self._weights.setdefault(name, stored)
@@ -162,6 +169,17 @@ class Layers:
         check_same(node.name, values, integers, weight.grid.scale, axis=int(transposed))
         affine = Affine(weight.grid.scale, weight.grid.zero_point, axis)
         return self.graph.constant(node.input[1], np.ascontiguousarray(arrange(integers)), affine)
+
+    def _rounded(self, node: NodeProto, weight: RoundedWeight, arrange) -> Value:
+        """A weight in bfloat16 as float16, which LiteRT widens once as it loads the file, where it would widen bfloat16 at
+        every run; the two differ by 2^-25 at most, and only below 2^-14."""
+        values = weight.values.T if node.op_type == "MatMul" else weight.values
+        check_rounded(node.name, self.graph.constant_of(node.input[1]), values)
+        with np.errstate(over="ignore"):
+            stored = np.ascontiguousarray(arrange(values.astype(np.float16)))
+        if np.isinf(stored).any():
+            raise LoweringError(f"{node.name}: a weight beyond 65504, which LiteRT stores no half of")
+        return self.graph.constant(node.input[1], stored)
 
     def _bias_tensor(self, node: NodeProto, bias: np.ndarray, grid: Grid | None) -> Value:
         """In int32 on the grid of the layer's sums where it computes in integers (arXiv:1712.05877, section 2.4)."""

@@ -7,7 +7,6 @@ seconds, and keeps the file small: weights are stored as int8.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from ..errors import LoweringError
 from ..spaces.candidate import Candidate, Grid, Quantization, QuantizedWeight
+from .bfloat16_casts import insert_bfloat16
 from .graph_cache import GraphCache
 from .integer_products import write_integer_products
 from .node_names import WEIGHTED, layer_of, module_of_node
@@ -27,6 +27,10 @@ float_graphs = GraphCache(lambda model, example_input: weights_apart(export_floa
 
 DYNAMIC = "slimfront.dynamic"
 """Key of a file's metadata; see `lower`."""
+
+BFLOAT16 = "slimfront.bfloat16"
+"""Key of the metadata of a file whose layers are all in bfloat16 or on integers: a runtime that computes all floats of a file
+alike may take bfloat16 for it."""
 
 PASSED_ON = ("Identity", "Cast", "Dropout")
 """Operations that give the model's input on as it is."""
@@ -64,11 +68,10 @@ def lower(
     if integer_products:
         write_integer_products(lowered, [node for name in dynamic for node in layer_nodes(model.graph, name)])
     elif dynamic:
-        helper.set_model_props(model, {DYNAMIC: "true"})
+        model.metadata_props.add(key=DYNAMIC, value="true")
     if integer_biases:
         write_integer_biases(model, candidate.quantization)
-    halves = [name for name, layer in candidate.policy.layers.items() if layer.weight_bits == 16]
-    store_as_half(lowered, halves)
+    _insert_bfloat16(lowered, candidate)
     write(model, lowered.weights, path)
     return path
 
@@ -80,7 +83,7 @@ def insert_grids(lowered: WeightsApart, quantization: Quantization, bound_float_
         LoweringError: a layer or addition with a grid is not in the graph.
     """
     graph = lowered.model.graph
-    inserter = _Inserter(graph, lowered.weights)
+    inserter = _Inserter(lowered)
     operands = [
         (node, 0, grid, bound_float_layers and name not in quantization.weights)
         for name, grid in quantization.inputs.items()
@@ -95,6 +98,19 @@ def insert_grids(lowered: WeightsApart, quantization: Quantization, bound_float_
     for name, weight in quantization.weights.items():
         inserter.quantize_weight(layer_nodes(graph, name), weight)
     inserter.finish()
+
+
+def _insert_bfloat16(lowered: WeightsApart, candidate: Candidate) -> None:
+    weights, policy = candidate.quantization.bfloat16, candidate.policy
+    if not weights:
+        return
+    model = lowered.model
+    whole = {name for name in weights if policy.layer(name).is_bfloat16}
+    insert_bfloat16(lowered, weights, {name: layer_nodes(model.graph, name) for name in weights}, whole)
+    others = {layer_of(node.name) for node in model.graph.node if node.op_type in WEIGHTED} - whole - {None}
+    integers = candidate.quantization.weights.keys() & candidate.quantization.inputs.keys()
+    if whole and others <= integers:
+        model.metadata_props.add(key=BFLOAT16, value="true")
 
 
 def write_integer_biases(model: ModelProto, quantization: Quantization) -> None:
@@ -134,20 +150,6 @@ def _dequantized_bias(graph: GraphProto, name: str, bias: np.ndarray, scale: np.
         0, helper.make_node("DequantizeLinear", [f"{name}.{key}" for key in stored], [made], made, axis=0)
     )
     return made
-
-
-def store_as_half(lowered: WeightsApart, layers: Iterable[str]) -> None:
-    """Store the weights of `layers` as float16, cast back to float32 where they are used, in place."""
-    graph = lowered.model.graph
-    for name in layers:
-        nodes = layer_nodes(graph, name)
-        weight = nodes[0].input[1]
-        half = f"{weight}.half"
-        lowered.weights[half] = _taken(lowered.weights, weight).astype(np.float16)
-        cast = helper.make_node("Cast", [half], [f"{half}.float"], name=f"{half}.cast", to=TensorProto.FLOAT)
-        graph.node.insert(0, cast)
-        for node in nodes:
-            node.input[1] = cast.output[0]
 
 
 def layer_nodes(graph: GraphProto, layer: str) -> list[NodeProto]:
@@ -193,12 +195,12 @@ def _computed(graph: GraphProto) -> set[str]:
 class _Inserter:
     """Inserts Q/DQ pairs into a graph; one pair per tensor and grid, shared by all its readers."""
 
-    def __init__(self, graph: GraphProto, weights: dict[str, np.ndarray]) -> None:
-        self.graph, self.weights = graph, weights
+    def __init__(self, lowered: WeightsApart) -> None:
+        self.lowered, self.graph = lowered, lowered.model.graph
         self.before: dict[int, list[NodeProto]] = {}
         self.pairs: dict[tuple, str] = {}
-        self.producer = {output: index for index, node in enumerate(graph.node) for output in node.output}
-        self.nodes = list(graph.node)
+        self.producer = {output: index for index, node in enumerate(self.graph.node) for output in node.output}
+        self.nodes = list(self.graph.node)
 
     def quantize_input(self, node: NodeProto, operand: int, grid: Grid, bounded: bool) -> None:
         """Let `node` read its operand on `grid`, through a Clip where `bounded`."""
@@ -239,8 +241,8 @@ class _Inserter:
         # MatMul holds the transpose of a linear layer's weight.
         transposed = node.op_type == "MatMul"
         integers = weight.integers.T if transposed else weight.integers
-        check_same(node.name, _taken(self.weights, name), integers, weight.grid.scale, axis=int(transposed))
-        self.weights[f"{name}.q"] = integers
+        check_same(node.name, self.lowered.take(name), integers, weight.grid.scale, axis=int(transposed))
+        self.lowered.weights[f"{name}.q"] = integers
         inputs = [
             f"{name}.q",
             self._constant(f"{name}.scale", weight.grid.scale),
@@ -285,12 +287,6 @@ def check_same(name: str, values: np.ndarray, integers: np.ndarray, scale: np.nd
     step = scale.reshape([-1 if dimension == axis else 1 for dimension in range(values.ndim)])
     if (np.abs(values - integers * step) > 0.51 * step).any():
         raise LoweringError(f"{name}: the exported weight is not the one that was quantized")
-
-
-def _taken(weights: dict[str, np.ndarray], name: str) -> np.ndarray:
-    if name not in weights:
-        raise LoweringError(f"weight {name} is not a constant of the exported graph")
-    return weights.pop(name)
 
 
 def _initializer(graph: GraphProto, name: str) -> TensorProto:

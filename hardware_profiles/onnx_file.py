@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from ..errors import LoweringError
 from .node_names import WEIGHTED
 
 GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9
@@ -26,6 +27,16 @@ class WeightsApart:
 
     model: ModelProto
     weights: dict[str, np.ndarray]
+
+    def take(self, name: str) -> np.ndarray:
+        """A weight, which is no longer among them then.
+
+        Raises:
+            LoweringError: there is none of that name.
+        """
+        if name not in self.weights:
+            raise LoweringError(f"weight {name} is not a constant of the exported graph")
+        return self.weights.pop(name)
 
 
 def weights_apart(model: ModelProto) -> WeightsApart:

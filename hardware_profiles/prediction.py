@@ -152,8 +152,9 @@ def _solve(
 
 def _precision(policy: Policy, name: str) -> str:
     layer = policy.layer(name)
-    integer = layer.has_weight_grid and layer.has_activation_grid
-    return "i8" if integer else "f32"
+    if layer.is_bfloat16:
+        return "bf16"
+    return "i8" if layer.has_weight_grid and layer.has_activation_grid else "f32"
 
 
 def _kind(layer: nn.Module) -> str:

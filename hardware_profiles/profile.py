@@ -18,9 +18,9 @@ import torchvision
 from torch import Tensor, nn
 
 from ..errors import LoweringError
-from ..spaces.candidate import Candidate, Grid, Quantization, QuantizedWeight
+from ..spaces.candidate import Candidate, Grid, Quantization, QuantizedWeight, RoundedWeight
 from ..spaces.layers import find_layers
-from ..spaces.policy import FULL_PRECISION, LayerPolicy, Policy
+from ..spaces.policy import BFLOAT16_BITS, FULL_PRECISION, LayerPolicy, Policy
 from .bench import Bench, bench_cores
 from .device_card import DeviceCard, Kernel, Throughput
 from .fingerprint import machine, versions
@@ -139,7 +139,14 @@ def synthetic_candidate(model: nn.Module, example: Tensor, weight_bits: int, act
     # Behind a ReLU calibration finds a zero point of 0, which is what lets a runtime fuse the two.
     grid = Grid(np.array(0.05, np.float32), np.array(0, np.uint8), 0, 2 ** min(activation_bits, 8) - 1)
     inputs = {name: grid for name in layers if activation_bits <= 8}
-    return Candidate(policy, model, Quantization(weights, inputs))
+    has_halves, rounds_biases = weight_bits == BFLOAT16_BITS, activation_bits == BFLOAT16_BITS
+    halves = {name: _rounded(model.get_submodule(name), rounds_biases) for name in layers if has_halves}
+    return Candidate(policy, model, Quantization(weights, inputs, bfloat16=halves))
+
+
+def _rounded(layer: nn.Module, rounds_bias: bool) -> RoundedWeight:
+    bias = None if layer.bias is None else layer.bias.detach().numpy()  # type: ignore[operator]
+    return RoundedWeight.of(layer.weight.detach().numpy(), bias, rounds_bias)  # type: ignore[operator]
 
 
 def _weight(layer: nn.Module, bits: int) -> QuantizedWeight:
@@ -157,6 +164,7 @@ def _kernels(operation: Operation, target: Target, runtime: Runtime, folder: Pat
     pairs = {(weights, FULL_PRECISION) for weights in target.weight_bits}
     pairs |= {(weights, 8) for weights in target.weight_bits if 8 in target.activation_bits}
     pairs |= {(8, activations) for activations in target.activation_bits if 8 in target.weight_bits}
+    pairs = {pair for pair in pairs if pair[1] != BFLOAT16_BITS} | _bfloat16(target)
     found = []
     for weight_bits, activation_bits in sorted(pairs, reverse=True):
         candidate = synthetic_candidate(model, example, weight_bits, activation_bits)
@@ -173,8 +181,14 @@ def _kernels(operation: Operation, target: Target, runtime: Runtime, folder: Pat
     return found
 
 
+def _bfloat16(target: Target) -> set[tuple[int, int]]:
+    """The pair of bits of layers that compute in bfloat16, where the target offers both."""
+    both = BFLOAT16_BITS in target.weight_bits and BFLOAT16_BITS in target.activation_bits
+    return {(BFLOAT16_BITS, BFLOAT16_BITS)} if both else set()
+
+
 def _throughput(operation: Operation, target: Target, runtime: Runtime, folder: Path) -> list[Throughput]:
-    """Multiply-adds a second at full precision, with 16-bit weights and in integers, each timed against the first."""
+    """Multiply-adds a second at full precision, with bfloat16 weights, in bfloat16 and in integers, each timed against the first."""
     model, shape = operation.chain(operation.channels), operation.shape(operation.channels)
     example = torch.zeros(1, *shape)
     gmacs = sum(layer.macs for layer in find_layers(model, example)) * target.batch * target.streams / 1e9
@@ -183,7 +197,7 @@ def _throughput(operation: Operation, target: Target, runtime: Runtime, folder: 
     found = []
     with Bench(target, float_path, inputs, bench_cores(target.threads)) as bench:
         reference_ms, *_ = bench.time_reference(SECONDS)
-        for bits in ((FULL_PRECISION, FULL_PRECISION), (16, FULL_PRECISION), (8, 8)):
+        for bits in ((FULL_PRECISION, FULL_PRECISION), (16, FULL_PRECISION), *_bfloat16(target), (8, 8)):
             if bits[0] not in target.weight_bits or bits[1] not in target.activation_bits:
                 continue
             timing = bench.time(_lowered(model, example, *bits, target, runtime, folder), SECONDS)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from ..errors import TargetError
-from ..spaces.policy import ACTIVATION_BITS, WEIGHT_BITS
+from ..spaces.policy import ACTIVATION_BITS, BFLOAT16_BITS, WEIGHT_BITS
 
 if TYPE_CHECKING:  # the bench's process loads artifacts without torch
     from torch import Tensor
@@ -150,6 +150,7 @@ RUNTIMES = {
         "tensorrt_runtime",
         "TensorRtRuntime",
         "slimfront[tensorrt]",
+        activation_bits=tuple(bits for bits in ACTIVATION_BITS if bits != BFLOAT16_BITS),
         symmetric=True,
         options={"optimization_level": int, "workspace_mib": int},
     ),

@@ -28,6 +28,7 @@ ROOM = 1024
 TYPES = {
     "float32": schema.TensorType.FLOAT32,
     "float16": schema.TensorType.FLOAT16,
+    "bfloat16": schema.TensorType.BFLOAT16,
     "int8": schema.TensorType.INT8,
     "int32": schema.TensorType.INT32,
 }

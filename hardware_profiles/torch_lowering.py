@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 from torch.export.pt2_archive._package import package_pt2
 
 from ..errors import LoweringError
-from ..spaces.candidate import Candidate, Grid, QuantizedWeight
+from ..spaces.candidate import Candidate, Grid, QuantizedWeight, RoundedWeight
 from ..spaces.exported_graph import (
     WEIGHTED,
     constant,
@@ -48,7 +48,7 @@ def lower(candidate: Candidate, inputs: Tensor, path: Path, device: str, compile
             program = _program(candidate, inputs.contiguous(), device)
             signature = [list(inputs.shape), list(program.module(check_guards=False)(inputs.to(device)).shape)]
             if not compiled:
-                notes = {"signature": signature, "precisions": _simulated(program)}
+                notes = {"signature": signature, "precisions": _eager(program)}
                 package_pt2(str(path), exported_programs=program, extra_files={NOTES: json.dumps(notes)})
                 return path
             files, precisions = _compile(program, inputs.to(device))
@@ -104,8 +104,8 @@ class _Inserter:
                 self._quantize_at_run_time(node)
             if name in self.quantization.weights:
                 self._quantize_weight(name, node, self.quantization.weights[name])
-            elif name in self.candidate.policy.layers and self.candidate.policy.layers[name].weight_bits == 16:
-                self._halve_weight(name, node)
+            if name in self.quantization.bfloat16:
+                self._round_weight(name, node, self.quantization.bfloat16[name])
         self._quantize_additions(additions)
 
     def _fold(self, norm: fx.Node) -> None:
@@ -166,11 +166,23 @@ class _Inserter:
         if weight.bias is not None:
             self._replace(node, 2, torch.from_numpy(weight.bias.astype(np.float32)), f"{name}_bias")
 
-    def _halve_weight(self, name: str, node: fx.Node) -> None:
-        half = torch.from_numpy(constant(self.exported, node.args[1])).half()
-        with self.graph.inserting_before(node):
-            stored = self._buffer(f"{name}_half", half)
-            node.update_arg(1, self.graph.call_function(aten.to.dtype, (stored, torch.float32)))
+    def _round_weight(self, name: str, node: fx.Node, weight: RoundedWeight) -> None:
+        """Let a layer read its weight in bfloat16, and compute in it where it reads and makes such numbers."""
+        is_whole = self.candidate.policy.layer(name).is_bfloat16
+        values = torch.from_numpy(weight.values.astype(np.float32)).bfloat16()
+        self._replace(node, 1, values, f"{name}_bf16")
+        if weight.bias is not None:
+            bias = torch.from_numpy(weight.bias)
+            self._replace(node, 2, bias.bfloat16() if is_whole else bias, f"{name}_bias")
+        if is_whole:
+            with self.graph.inserting_before(node):
+                node.update_arg(0, self.graph.call_function(aten.to.dtype, (node.args[0], torch.bfloat16)))
+            with self.graph.inserting_after(node):
+                made = self.graph.call_function(aten.to.dtype, (node, torch.float32))
+            node.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
+        else:
+            with self.graph.inserting_before(node):
+                node.update_arg(1, self.graph.call_function(aten.to.dtype, (node.args[1], torch.float32)))
 
     def _quantize_additions(self, additions: list[fx.Node]) -> None:
         seen: Counter[str] = Counter()
@@ -200,9 +212,13 @@ def _constant_name(of: str) -> str:
     return f"grid_{of.replace('.', '_')}"
 
 
-def _simulated(program: ExportedProgram) -> dict[str, str]:
-    """Run eagerly, every layer computes in float32, whatever its grids."""
-    return {module_path(node): "f32" for node in program.graph.nodes if node.target in WEIGHTED}
+def _eager(program: ExportedProgram) -> dict[str, str]:
+    """What layers compute in by the types they read: float32, whatever their grids, or bfloat16."""
+    return {
+        module_path(node): "bf16" if node.meta["val"].dtype == torch.bfloat16 else "f32"
+        for node in program.graph.nodes
+        if node.target in WEIGHTED
+    }
 
 
 def _compile(program: ExportedProgram, inputs: Tensor) -> tuple[list[Any], dict[str, str]]:
@@ -218,7 +234,8 @@ def _compile(program: ExportedProgram, inputs: Tensor) -> tuple[list[Any], dict[
     }
     files = torch._inductor.aot_compile(program.module(check_guards=False), (inputs,), options=options)  # type: ignore[arg-type]
     assert isinstance(files, list)  # of a package's files
-    return files, {name: "i8" if _constant_name(f"{name}_scale") in read else "f32" for name in _simulated(program)}
+    floats = _eager(program).items()
+    return files, {name: "i8" if _constant_name(f"{name}_scale") in read else precision for name, precision in floats}
 
 
 def _integer_weights(graph: fx.Graph) -> set[str]:

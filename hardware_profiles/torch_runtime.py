@@ -76,7 +76,16 @@ class TorchSession:
         return self._model(torch.from_numpy(inputs).to(self._device)).cpu().numpy()
 
     def executed_precisions(self) -> dict[str, str]:
-        return dict(self._notes["precisions"])
+        """What layers compute in; torch widens bfloat16 to float32 on a machine without it."""
+        real = "bf16" if computes_bfloat16(self._device) else "f32"
+        return {layer: real if told == "bf16" else told for layer, told in self._notes["precisions"].items()}
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether `device` multiplies bfloat16 itself."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def open_archive(artifact: Path) -> Archive:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..compression.channels import remove_channels
 from ..spaces.channel_groups import ChannelGroup
 from ..spaces.layers import Layer, macs_by_module
-from ..spaces.policy import DENSE, FULL_PRECISION, UNIFORM
+from ..spaces.policy import BFLOAT16_BITS, DENSE, FULL_PRECISION, UNIFORM
 from ..spaces.space import Space
 
 COUNTED = ("flops", "bops", "parameters", "packed_bytes")
@@ -83,6 +83,9 @@ class AnalyticCost:
         outputs = 1 - (1 - kept) @ self._shares.outputs.T
         fraction = outputs * (1 - (1 - kept) @ self._shares.inputs.T)
         weight_bits, activation_bits = (self._bits(kind, codes) for kind in ("weight_bits", "activation_bits"))
+        # Activations in bfloat16 are so beside such weights only, see `LayerPolicy`.
+        alone = (activation_bits == BFLOAT16_BITS) & (weight_bits != BFLOAT16_BITS)
+        activation_bits = np.where(alone, FULL_PRECISION, activation_bits)
         macs, weights, rest = self._macs * fraction, self._weights * fraction, 1 - (1 - kept) @ self._shares.others
         others = self._other_weights * rest
         return np.stack([

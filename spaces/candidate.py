@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import ml_dtypes
 import numpy as np
 from torch import nn
 
@@ -54,21 +55,39 @@ class CodedWeight:
 
 
 @dataclass(frozen=True)
+class RoundedWeight:
+    """A weight in bfloat16: `values` of ml_dtypes.bfloat16, shape of the weight, batch-norm folded in; `bias` float32
+    [channels] with batch-norm folded in, its numbers bfloat16 where the layer's activations are; None where it has none."""
+
+    values: np.ndarray
+    bias: np.ndarray | None
+
+    @classmethod
+    def of(cls, weight: np.ndarray, bias: np.ndarray | None, rounds_bias: bool) -> RoundedWeight:
+        """Round `weight`, float32, and perhaps `bias`."""
+        if bias is not None and rounds_bias:
+            bias = bias.astype(ml_dtypes.bfloat16).astype(np.float32)
+        return cls(weight.astype(ml_dtypes.bfloat16), bias)
+
+
+@dataclass(frozen=True)
 class Quantization:
-    """Every tensor of a model that is stored as integers, or runs on an integer grid.
+    """Every tensor of a model that is stored in fewer bits, or runs on an integer grid.
 
     Attributes:
         weights: layer -> its quantized weight.
         inputs: layer -> grid of the tensor it reads.
         additions: (module path, index among the additions in that module, operand 0 or 1) -> grid of a residual operand.
         codes: layer -> its weight by a codebook; the candidate's model holds the same values.
-        norms: layer -> batch-norm that is folded into its quantized weight.
+        bfloat16: layer -> its weight in bfloat16.
+        norms: layer -> batch-norm that is folded into its quantized or rounded weight.
     """
 
     weights: Mapping[str, QuantizedWeight] = field(default_factory=dict)
     inputs: Mapping[str, Grid] = field(default_factory=dict)
     additions: Mapping[tuple[str, int, int], Grid] = field(default_factory=dict)
     codes: Mapping[str, CodedWeight] = field(default_factory=dict)
+    bfloat16: Mapping[str, RoundedWeight] = field(default_factory=dict)
     norms: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -29,6 +29,10 @@ FULL_PRECISION = 32
 GRID_BITS = 8
 """The most bits of an integer grid."""
 
+BFLOAT16_BITS = 16
+"""bfloat16 is the upper half of a float32, rounded to the nearest, of two to the even one (Kalamkar et al. 2019,
+arXiv:1905.12322)."""
+
 DECIMALS = 6
 """Fractions and settings are rounded to so many decimals: what differs less is the same policy."""
 
@@ -93,8 +97,10 @@ class LayerPolicy:
     """What happens to one layer's weight and to the activations it reads.
 
     Attributes:
-        weight_bits: one of `WEIGHT_BITS`; 32 leaves the weight alone, 16 stores it as float16.
-        activation_bits: one of `ACTIVATION_BITS`, of the tensor the layer reads.
+        weight_bits: one of `WEIGHT_BITS`; 32 leaves the weight alone, 16 rounds it to bfloat16.
+        activation_bits: one of `ACTIVATION_BITS`, of the tensor the layer reads. 16 makes a layer whose weight has 16 bits one
+            in bfloat16: bias, input and output are rounded too. No hardware multiplies bfloat16 with other numbers, and 32
+            takes its place elsewhere.
         sparsity: fraction in [0, 1) of the weight set to zero, "2:4", or a threshold such as "<0.5std".
         operator: what stands in the layer's place, as `operators.Operator.parse` reads it.
         codebook: one of `CODEBOOKS`; "uniform" is an integer grid. Above 8 bits there is none.
@@ -131,6 +137,8 @@ class LayerPolicy:
         _require(self.codebook in CODEBOOKS, f"codebook must be one of {', '.join(CODEBOOKS)}, not {self.codebook!r}")
         if self.weight_bits > GRID_BITS:
             object.__setattr__(self, "codebook", UNIFORM)
+        if self.activation_bits == BFLOAT16_BITS != self.weight_bits:
+            object.__setattr__(self, "activation_bits", FULL_PRECISION)
         _require(
             self.activation_range in RANGES,
             f"activation_range must be one of {', '.join(RANGES)}, not {self.activation_range!r}",
@@ -152,6 +160,16 @@ class LayerPolicy:
     def has_activation_grid(self) -> bool:
         """Whether what the layer reads lies on a calibrated integer grid."""
         return self.activation_bits <= GRID_BITS and not self.is_dynamic
+
+    @property
+    def has_bfloat16_weight(self) -> bool:
+        """Whether the weight is stored in bfloat16."""
+        return self.weight_bits == BFLOAT16_BITS
+
+    @property
+    def is_bfloat16(self) -> bool:
+        """Whether the layer reads, multiplies and writes bfloat16."""
+        return self.weight_bits == self.activation_bits == BFLOAT16_BITS
 
     @property
     def is_dynamic(self) -> bool:

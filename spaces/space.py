@@ -11,7 +11,7 @@ from ..errors import PolicyError
 from .channel_groups import ChannelGroup
 from .layers import Layer
 from .operators import DENSE, Operator
-from .policy import DECIMALS, FULL_PRECISION, STATIC, UNIFORM, LayerPolicy, Policy, Recovery, Sparsity
+from .policy import BFLOAT16_BITS, DECIMALS, FULL_PRECISION, STATIC, UNIFORM, LayerPolicy, Policy, Recovery, Sparsity
 from .pruning import Pruning
 from .scheme import Scheme
 
@@ -192,7 +192,7 @@ class Space:
         wishes: list[dict[KnobKind, Choice]] = [{}, bits]
         for reduced in self.choices.weight_bits:
             if reduced < FULL_PRECISION:
-                wishes.append({**bits, "weight_bits": reduced})
+                wishes.append({**bits, **self._beside(reduced)})
         fewest: dict[KnobKind, Choice] = {**bits, "weight_bits": min(self.choices.weight_bits)}
         for name in self.choices.codebooks:
             if name != UNIFORM:
@@ -228,6 +228,13 @@ class Space:
             if reduced:
                 bits[kind] = 8 if 8 in reduced else max(reduced)
         return bits
+
+    def _beside(self, weight_bits: int) -> dict[KnobKind, Choice]:
+        """Weight bits with the activation bits they are best tried with: bfloat16 is multiplied with nothing else."""
+        if weight_bits != BFLOAT16_BITS:
+            return {"weight_bits": weight_bits}
+        offered = BFLOAT16_BITS in self.choices.activation_bits
+        return {"weight_bits": weight_bits, "activation_bits": BFLOAT16_BITS if offered else FULL_PRECISION}
 
     def _decisions(self) -> Iterable[tuple[str, KnobKind, tuple[Choice, ...], tuple[str, ...]]]:
         yield "student", "width", self.choices.width, ()
@@ -334,6 +341,8 @@ def _decision(knob: Knob, policy: Policy) -> Choice:
     if knob.kind == "channels":
         return policy.channels.get(knob.governs[0], 0.0)
     decided = getattr(policy.layer(knob.governs[0]), knob.kind)
+    if knob.kind == "activation_bits" and decided not in knob.choices and BFLOAT16_BITS in knob.choices:
+        return BFLOAT16_BITS  # beside weights of other bits it is full precision
     # Where a layer's bits leave a codebook or a range nothing to decide, any choice describes that.
     return decided if decided in knob.choices or knob.kind not in FOLLOWING_BITS else knob.choices[0]
 

@@ -13,7 +13,7 @@ from ..hardware_profiles.runtime import RUNTIMES, get_runtime
 from ..hardware_profiles.target import Target
 from ..spaces.candidate import Candidate
 from ..spaces.layers import find_layers
-from ..spaces.policy import FULL_PRECISION, LayerPolicy, Policy
+from ..spaces.policy import BFLOAT16_BITS, FULL_PRECISION, LayerPolicy, Policy
 from ..spaces.scheme import Scheme
 from ..workloads.workload import Workload
 from .executed import BITS
@@ -50,6 +50,8 @@ def bits_on(workload: Workload, target: Target) -> dict[str, str]:
 
 def _pair(kind: str, bits: int, target: Target) -> Pair:
     """The weight and activation bits that are asked for a width of one of them."""
+    if (kind, bits) == ("activation", BFLOAT16_BITS):
+        return bits, bits  # it is nothing beside other weights
     offered = target.weight_bits if kind == "weight" else target.activation_bits
     asked = min(offered) if bits < CONTAINER_BITS else bits
     other_offered = target.activation_bits if kind == "weight" else target.weight_bits

@@ -31,6 +31,7 @@ from ..measurement import METRICS
 from ..spaces.operators import Operator
 from ..spaces.policy import (
     ACTIVATION_BITS,
+    BFLOAT16_BITS,
     CODEBOOKS,
     RANGES,
     STATIC,
@@ -159,6 +160,15 @@ class SpaceSpec(_Part):
     activation_ranges: Choices[Annotated[str, _one_of(RANGES)]] = (STATIC,)
     depth: Choices[Width] = (1.0,)
     keep: Listed[Text] = ()
+
+    @model_validator(mode="after")
+    def _whole_bfloat16(self) -> SpaceSpec:
+        given = self.preset == "none" or "weight_bits" in self.model_fields_set
+        if BFLOAT16_BITS in self.activation_bits and given and BFLOAT16_BITS not in self.weight_bits:
+            raise ValueError(
+                f"activation_bits: {BFLOAT16_BITS} is bfloat16, of layers whose weights are too; add it to weight_bits"
+            )
+        return self
 
     @model_validator(mode="after")
     def _not_empty(self) -> SpaceSpec:

@@ -52,7 +52,7 @@ BAD: dict[str, tuple[object, str, str]] = {
     "wrong type": ({**GOOD, "workers": "two"}, "workers", "number|integer"),
     "fractional workers": ({**GOOD, "workers": 1.5}, "workers", "number|integer"),
     "impossible bits": ({**GOOD, "space": {"weight_bits": [7, 8]}}, r"space\.weight_bits\.0", "7 is not one of"),
-    "bits the target lacks": ({**GOOD, "space": {"activation_bits": [8, 16]}}, r"space\.activation_bits\.1", "target"),
+    "bfloat16 activations alone": ({**GOOD, "space": {"activation_bits": [16, 32]}}, "space", "add it to weight_bits"),
     "empty choices": ({**GOOD, "space": {"weight_bits": []}}, r"space\.weight_bits", "at least 1|empty"),
     "repeated choice": ({**GOOD, "space": {"weight_bits": [8, 8]}}, r"space\.weight_bits", "twice"),
     "empty space": ({**GOOD, "space": {"weight_bits": [8]}}, "space", "empty"),

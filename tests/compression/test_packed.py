@@ -1,5 +1,6 @@
 """Packed weights: sizes by hand, and every bit back."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -38,7 +39,7 @@ def test_integers_come_back_and_fill_what_was_said(seed, bits, density, shape):
     assert len(packed.payload) == smallest_format(shape[0], columns, int((array != 0).sum()), bits)[1]
 
 
-@pytest.mark.parametrize(("dtype", "bits"), [(np.float32, 32), (np.float16, 16)])
+@pytest.mark.parametrize(("dtype", "bits"), [(np.float32, 32), (ml_dtypes.bfloat16, 16)])
 @pytest.mark.parametrize(("density", "name"), [(1.0, "dense"), (0.5, "bitmap"), (0.001, "csr")])
 def test_floats_come_back_bit_for_bit(dtype, bits, density, name):
     random = np.random.default_rng(0)

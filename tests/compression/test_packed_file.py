@@ -99,7 +99,7 @@ def test_the_weights_come_back_as_the_artifact_holds_them(network, tmp_path):
     codes = candidate.quantization.codes["fc1"]
     assert np.array_equal(back["fc1.weight"], codes.values())
     assert np.array_equal(back["norm3.running_var"], network.norm3.running_var.numpy())
-    assert np.array_equal(back["fc2.weight"], candidate.model.fc2.weight.detach().half().float().numpy())
+    assert np.array_equal(back["fc2.weight"], candidate.model.fc2.weight.detach().bfloat16().float().numpy())
 
 
 def test_an_uncompressed_model_comes_back_whole(network, tmp_path):

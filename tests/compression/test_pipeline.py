@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from slimfront.compression.fake_quantize import SymmetricWeight, fake_quantized, fold_norms
+from slimfront.compression.fake_quantize import SymmetricWeight, fake_quantized
+from slimfront.compression.folding import fold_norms
 from slimfront.compression.prune import pruned_copy
 from slimfront.compression.quantize import folded_norms, quantize
 from slimfront.compression.recover import recover

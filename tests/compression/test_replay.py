@@ -40,6 +40,10 @@ FAMILIES = {
     "a block removed": Policy(removed_blocks=("block",)),
     "grids": Policy(layers=GRIDS, scheme=Scheme("entropy", "tensor", "symmetric")),
     "dynamic": Policy(layers={"fc": LayerPolicy(8, 8, activation_range="dynamic"), "conv1": LayerPolicy(16)}),
+    "bfloat16": Policy(
+        layers={"conv1": LayerPolicy(16, 16), "fc": LayerPolicy(16, 16), "conv2": LayerPolicy(8, 8)},
+        recovery=replace(TRAINED, steps=("prune", "quantize", "train")),
+    ),
     "codebooks": Policy(
         layers={"fc": LayerPolicy(3, codebook="k_means"), "conv1": LayerPolicy(3, codebook="power_of_two")}
     ),

@@ -9,6 +9,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
+from slimfront.compression.folding import fold_norms
 from slimfront.compression.quantize import PolicyQuantizer, _export, convert_pt2e, prepare_pt2e, quantize
 from slimfront.spaces.candidate import Candidate
 from slimfront.spaces.policy import LayerPolicy, Policy
@@ -259,11 +260,7 @@ def _converted_graph(candidate: Candidate, inputs: Tensor, calibration: Tensor) 
     layers = {
         n: layer for n, layer in candidate.policy.layers.items() if min(layer.weight_bits, layer.activation_bits) <= 8
     }
-    model = deepcopy(candidate.model)
-    for name, layer in candidate.policy.layers.items():
-        if layer.weight_bits == 16:
-            weight = model.get_submodule(name).weight
-            weight.data.copy_(weight.half().float())
+    model = _in_bfloat16(candidate)
     if not layers:
         return model
     prepared = prepare_pt2e(_export(model, inputs), PolicyQuantizer(layers, candidate.policy.scheme))
@@ -278,6 +275,30 @@ def _converted(candidate: Candidate, inputs: Tensor, calibration: Tensor) -> np.
     """Outputs of the converted graph."""
     oracle = _converted_graph(candidate, inputs[:ORACLE_BATCH], calibration)
     return torch.cat([oracle(batch) for batch in inputs.split(ORACLE_BATCH)]).numpy()
+
+
+@torch.no_grad()
+def _in_bfloat16(candidate: Candidate) -> nn.Module:
+    """A copy of the model whose layers of 16 bits are torch's own in bfloat16, batch-norm folded."""
+    model, layers = deepcopy(candidate.model), candidate.policy.layers
+    norms = {name: norm for name, norm in candidate.quantization.norms.items() if layers[name].weight_bits == 16}
+    fold_norms(model, norms)
+    for name, layer in layers.items():
+        module = model.get_submodule(name)
+        if (layer.weight_bits, layer.activation_bits) == (16, 16):
+            model.set_submodule(name, Half(module))
+        elif layer.weight_bits == 16:
+            module.weight.copy_(module.weight.bfloat16().float())
+    return model
+
+
+class Half(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer.bfloat16()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.bfloat16()).float()
 
 
 @pytest.fixture(scope="session")

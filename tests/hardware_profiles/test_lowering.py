@@ -1,5 +1,6 @@
 """The ONNX file a candidate becomes: its nodes, its constants, its size, and what cannot be lowered."""
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -42,7 +43,7 @@ def shape(value: onnx.ValueInfoProto) -> list[int]:
     return [dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
 
 
-@pytest.mark.parametrize("bits", [(32, 32), (16, 32), (8, 8), (4, 6), (2, 32), (32, 8)], ids=str)
+@pytest.mark.parametrize("bits", [(32, 32), (16, 32), (16, 16), (8, 8), (4, 6), (2, 32), (32, 8)], ids=str)
 def test_every_network_lowers_to_a_valid_file(network, bits, candidate, lowered):
     model = lowered(candidate(network, everywhere(network, *bits)), batch=3)
     (given,), (made,) = model.graph.input, model.graph.output
@@ -52,7 +53,7 @@ def test_every_network_lowers_to_a_valid_file(network, bits, candidate, lowered)
 
 
 def test_nothing_in_the_file_is_unread(network, candidate, lowered):
-    for bits in ((32, 32), (8, 8), (32, 4), (16, 4)):
+    for bits in ((32, 32), (8, 8), (32, 4), (16, 4), (16, 16)):
         model = lowered(candidate(network, everywhere(network, *bits)))
         read = {name for node in model.graph.node for name in node.input}
         assert set(constants(model)) <= read
@@ -104,7 +105,9 @@ def test_half_weights_are_the_rounded_ones_and_cast_back(make_network, candidate
     network = make_network("signal")
     model = lowered(candidate(network, {"conv2": LayerPolicy(16, 32)}))
     (cast,) = operations(model, "Cast")
-    np.testing.assert_array_equal(constants(model)[cast.input[0]], network.conv2.weight.detach().half().numpy())
+    stored = constants(model)[cast.input[0]]
+    assert stored.dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(stored.astype(np.float32), network.conv2.weight.detach().bfloat16().float().numpy())
     assert layer_nodes(model.graph, "conv2")[0].input[1] == cast.output[0]
 
 
@@ -205,7 +208,7 @@ def test_layers_of_equal_weights_are_lowered_each_by_itself(candidate, lowered):
     assert {name: value.dtype for name, value in stored.items() if value.ndim == 2} == {
         "/first/Gemm/weight.q": np.int8,
         "/second/Gemm/weight.q": np.int8,
-        "/tied/Gemm/weight.half": np.float16,
+        "/tied/Gemm/weight.bf16": ml_dtypes.bfloat16,
         "/last/Gemm/weight": np.float32,
     }
     assert np.abs(stored["/first/Gemm/weight.q"]).max() == 127

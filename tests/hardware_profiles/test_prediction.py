@@ -130,3 +130,17 @@ def test_a_table_travels_as_json():
     table = LatencyTable(model=["a"], costs={"run": 0.5}, reference_ms=2.0, error=0.01, error_95=0.05, policies=9)
     assert LatencyTable.model_validate_json(table.model_dump_json()) == table
     assert table.predict({"run": 1.0, "something new": 9.0}) == 1.0
+
+
+def test_layers_in_a_precision_that_the_table_holds_nothing_of_are_not_taken_to_be_free():
+    calls = {"a": Call("conv2d", 10, 20, 5, 100)}
+    table = LatencyTable(
+        model=["a"],
+        costs={"conv2d.f32.macs": 0.5, "a:i8": 0.1},
+        reference_ms=2.0,
+        error=0.01,
+        error_95=0.05,
+        policies=9,
+    )
+    units = {bits: cost_units(Policy(layers={"a": LayerPolicy(bits, bits)}), calls, calls) for bits in (8, 16, 32)}
+    assert {bits: table.missing(each) for bits, each in units.items()} == {8: [], 16: ["bf16"], 32: []}

@@ -35,7 +35,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory):
         patched.setattr(module, "OPERATIONS", (dataclasses.replace(OPERATIONS[0], channels=32),))
         steps = []
         target = load_target("cpu-onnxruntime").model_copy(
-            update={"weight_bits": [4, 8, 16, 32], "activation_bits": [8, 32]}
+            update={"weight_bits": [4, 8, 16, 32], "activation_bits": [8, 16, 32]}
         )
         found = profile_target(target, lambda *step: steps.append(step))
         return target, found, steps
@@ -46,11 +46,11 @@ def test_a_profile_says_which_bits_have_a_kernel(measured):
     _, found, _ = measured
     executed = {(kernel.weight_bits, kernel.activation_bits): kernel.executed for kernel in found.kernels}
     assert executed == {
-        (32, 32): "f32", (16, 32): "f32", (8, 32): "f32", (4, 32): "f32",
+        (32, 32): "f32", (16, 32): "f32", (16, 16): "f32", (8, 32): "f32", (4, 32): "f32",
         (32, 8): "f32", (16, 8): "f32", (8, 8): "i8", (4, 8): "i8",
     }  # fmt: skip
     storage = {(k.weight_bits, k.activation_bits) for k in found.kernels if k.storage_only}
-    assert storage == {(16, 32), (8, 32), (4, 32), (32, 8), (16, 8)}
+    assert storage == {(16, 32), (16, 16), (8, 32), (4, 32), (32, 8), (16, 8)}
 
 
 @pytest.mark.slow
@@ -59,6 +59,7 @@ def test_a_profile_is_full_of_numbers_and_tells_its_progress(measured):
     assert [(reached.weight_bits, reached.activation_bits) for reached in found.throughput] == [
         (32, 32),
         (16, 32),
+        (16, 16),
         (8, 8),
     ]
     assert all(0 < reached.low <= reached.gmac_per_s <= reached.high for reached in found.throughput)

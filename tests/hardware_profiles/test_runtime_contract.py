@@ -152,11 +152,11 @@ def test_an_uncompressed_candidate_computes_what_the_model_does(network, runtime
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bits", [(8, 8), (4, 8), (8, 4), (4, 32), (16, 32), (32, 8), (16, 8)], ids=str)
+@pytest.mark.parametrize("bits", [(8, 8), (4, 8), (8, 4), (4, 32), (16, 32), (32, 8), (16, 8), (16, 16)], ids=str)
 def test_a_quantized_candidate_computes_what_torchao_converts(
     bits, network, runtime, target, lowered, candidate, scheme, inputs, once, converted
 ):
-    if runtime.name in EAGER and bits not in ((8, 8), (16, 8)):
+    if runtime.name in EAGER and bits not in ((8, 8), (16, 8), (16, 16)):
         pytest.skip("takes seconds to export, for code that the other bits run too")
     samples = inputs(network.shape, SAMPLES, 1)
 
@@ -165,7 +165,8 @@ def test_a_quantized_candidate_computes_what_torchao_converts(
         return made, converted(made, samples, inputs(network.shape, 100, 0))
 
     made, expected = once((type(network), bits, scheme), prepare)
-    agrees(run(runtime, lowered(made), target, samples), expected, min(8, *bits))
+    # Grids are calibrated on weights before they are rounded to bfloat16, which the oracle does the other way round.
+    agrees(run(runtime, lowered(made), target, samples), expected, 7 if 16 in bits else min(8, *bits))
 
 
 def test_every_layer_may_have_its_own_bits(runtime, target, lowered, candidate, inputs, make_network, converted):
@@ -226,7 +227,7 @@ def test_quantized_convolutions_run_in_integers_by_the_runtimes_own_report(
     assert set(report) == CONVOLUTIONS | {"fc"}
 
 
-@pytest.mark.parametrize("bits", [(32, 32), (16, 32), (4, 32), (32, 8), (16, 8)], ids=str)
+@pytest.mark.parametrize("bits", [(32, 32), (16, 32), (4, 32), (32, 8), (16, 8), (16, 16)], ids=str)
 def test_float_convolutions_run_in_float_by_the_runtimes_own_report(
     bits, runtime, target, lowered, candidate, make_network
 ):

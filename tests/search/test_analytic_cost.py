@@ -12,8 +12,8 @@ from slimfront.studies.constraint import Constraint
 
 SPACE = {
     "granularity": "layer",
-    "weight_bits": [4, 8, 32],
-    "activation_bits": [8, 32],
+    "weight_bits": [4, 16, 32],
+    "activation_bits": [8, 16, 32],
     "channel_sparsity": [0, 0.5],
     "width": [1.0, 0.5],
     "keep": ["fc"],

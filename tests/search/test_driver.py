@@ -7,6 +7,7 @@ import optuna
 import pytest
 from rich.console import Console
 from slimfront.errors import StoreError, StudyFileError
+from slimfront.hardware_profiles.target import card_text, load_target
 from slimfront.measurement import METRICS, Measurement
 from slimfront.search.driver import Search
 from slimfront.search.local import run_local
@@ -193,11 +194,12 @@ def test_a_study_may_not_change_its_meaning(tiny_spec: Spec, store: Store, tmp_p
         Search(changed, store, tmp_path / "artifacts")
 
 
-def test_bits_that_the_target_does_not_take_name_the_key(tiny_spec: Spec) -> None:
-    with pytest.raises(
-        StudyFileError, match=r"space\.activation_bits\.1: target cpu-openvino takes 4, 6, 8, 32, not 16"
-    ):
-        prepare(tiny_spec(space={"activation_bits": [8, 16]}))
+def test_bits_that_the_target_does_not_take_name_the_key(tiny_spec: Spec, tmp_path: Path) -> None:
+    card = tmp_path / "narrow.yaml"
+    target = load_target("cpu-openvino").model_copy(update={"name": "narrow", "activation_bits": [4, 6, 8, 32]})
+    card.write_text(card_text(target), encoding="utf-8")
+    with pytest.raises(StudyFileError, match=r"space\.activation_bits\.1: target narrow takes 4, 6, 8, 32, not 16"):
+        prepare(tiny_spec(space={"weight_bits": [8, 16], "activation_bits": [8, 16]}, target=str(card)))
 
 
 def test_a_space_whose_layers_are_all_kept_back_is_empty(tiny_spec: Spec) -> None:

@@ -63,8 +63,11 @@ def points(draw) -> tuple[Space, dict]:
 def test_parameters_are_the_inverse_of_policy(point):
     space, parameters = point
     policy = space.policy(parameters)
-    assert space.parameters(policy) == parameters
-    assert space.policy(space.parameters(policy)) == policy
+    back = space.parameters(policy)
+    # Beside weights of other bits, activations in bfloat16 are full precision, which another choice may describe.
+    halves = [name for name, choice in parameters.items() if name.endswith(".activation_bits") and choice == 16]
+    assert {**back, **dict.fromkeys(halves, 16)} == parameters
+    assert space.policy(back) == policy
 
 
 @given(points())
@@ -325,3 +328,18 @@ def test_depth_stands_beside_single_blocks():
 
 def test_without_blocks_depth_is_no_knob():
     assert Space(LAYERS, [], SpaceChoices(depth=(1.0, 0.5))).knobs == []
+
+
+def test_bfloat16_is_of_weights_and_activations_together():
+    space = Space(LAYERS[:1], [], SpaceChoices(weight_bits=(8, 16, 32), activation_bits=(8, 16, 32)))
+    weights, activations = names(space)
+    offered = (8, 16, 32)
+    found = {(w, a): space.policy({weights: w, activations: a}).layer(LAYERS[0].name) for w in offered for a in offered}
+    told = {pair: (layer.weight_bits, layer.activation_bits) for pair, layer in found.items()}
+    assert {pair: layer for pair, layer in told.items() if pair != layer} == {(8, 16): (8, 32), (32, 16): (32, 32)}
+    assert [pair for pair, layer in found.items() if layer.is_bfloat16] == [(16, 16)]
+    assert LayerPolicy(16, 16) in [anchor.layer(LAYERS[0].name) for anchor in space.anchors()]
+    assert LayerPolicy(16, 8) not in [anchor.layer(LAYERS[0].name) for anchor in space.anchors()]
+    only = Space(LAYERS[:1], [], SpaceChoices(weight_bits=(8, 16), activation_bits=(8, 16)))
+    policy = only.policy(dict.fromkeys(names(only), 8) | {names(only)[1]: 16})
+    assert only.policy(only.parameters(policy)) == policy

@@ -15,6 +15,8 @@ from slimfront.studies.executed import ran_in, storage_only
         ((4, 32), "f32", "f32, 4 bits storage-only"),
         ((16, 32), "f32", "f32, 16 bits storage-only"),
         ((16, 32), "bf16", "bf16"),
+        ((16, 16), "f32", "f32, 16 bits storage-only"),
+        ((16, 16), "bf16", "bf16"),
         ((32, 32), "f32", "f32"),
         ((8, 8), None, "not reported"),
     ],

@@ -222,6 +222,12 @@ BAD = {
         "space.activation_bits.0",
         "2 is not one of 4, 6, 8, 16, 32",
     ),
+    "bfloat16 activations alone": (
+        "weight_bits: [4, 32]",
+        "weight_bits: [8, 32], activation_bits: [8, 16, 32]",
+        "space",
+        "activation_bits: 16 is bfloat16, of layers whose weights are too; add it to weight_bits",
+    ),
     "bits in words": ("[4, 32]", "[four, 32]", "space.weight_bits.0", "must be a whole number, not 'four'"),
     "bits that are no list": ("[4, 32]", "4", "space.weight_bits", "must be a list, not 4"),
     "no bits": ("[4, 32]", "[]", "space.weight_bits", "must not be empty"),

@@ -1,0 +1,55 @@
+"""Numbers in bfloat16: the upper half of a float32, rounded to the nearest, of two to the even one.
+
+Kalamkar et al. 2019, "A Study of BFLOAT16 for Deep Learning Training", arXiv:1905.12322: the range of float32 at 8 bits of
+significand, so that nothing is calibrated. Sums are kept in float32, and what a layer makes of them is rounded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..spaces.candidate import RoundedWeight
+from ..spaces.policy import Policy
+from .folding import folded_parameters
+
+
+def rounded(tensor: Tensor) -> Tensor:
+    """`tensor` with the numbers of bfloat16; gradients pass straight through (Bengio et al. 2013, arXiv:1308.3432)."""
+    held = tensor.detach()
+    return tensor + (held.to(torch.bfloat16).to(tensor.dtype) - held)
+
+
+class BFloat16Weight(nn.Module):
+    """A weight in bfloat16 while it is trained."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return rounded(weight)
+
+
+def rounded_input(_module: nn.Module, inputs: tuple) -> tuple:
+    """Forward pre-hook: what a layer reads, in bfloat16."""
+    return rounded(inputs[0]), *inputs[1:]
+
+
+def rounded_output(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
+    """Forward hook: what a layer makes, in bfloat16."""
+    return rounded(output)
+
+
+@torch.no_grad()
+def rounded_weights(model: nn.Module, policy: Policy, norms: Mapping[str, str]) -> dict[str, RoundedWeight]:
+    """Layer -> its weight, of those that `policy` has in bfloat16.
+
+    Args:
+        norms: layer -> batch-norm that lowering folds into it.
+    """
+    found = {}
+    for name, layer in policy.layers.items():
+        if not layer.has_bfloat16_weight:
+            continue
+        arrays = [None if p is None else p.cpu().numpy() for p in folded_parameters(model, name, norms.get(name))]
+        found[name] = RoundedWeight.of(*arrays, layer.is_bfloat16)  # type: ignore[arg-type]  # a layer has a weight
+    return found
