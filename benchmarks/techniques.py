@@ -3,7 +3,8 @@
 Median of three seeds of recovery. The student trained from scratch has the same architecture, random weights, the labels
 alone, and the same epochs, schedule and best of three learning rates on the validation split; distilled ones start from
 the teacher's most important channels. What takes neither labels nor training reads a calibration split drawn from the training
-data for each seed. `--quick` takes one seed and fewer epochs, `--only TEXT` the cases whose name has that text.
+data for each seed. `--quick` takes one seed, fewer epochs, one learning rate and the cases that bars are held against,
+`--only TEXT` the cases whose name has that text, `--seeds` others than the three.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import copy
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -47,6 +48,7 @@ class Bench:
     context: Context
     groups: list[ChannelGroup]
     folder: Path
+    rates: tuple[float, ...] = RATES
 
     def accuracy(self, policy: Policy, model: nn.Module, split: str = "test") -> float:
         """Of the artifact on OpenVINO."""
@@ -65,9 +67,9 @@ class Bench:
         return recover(self.pruned(policy), self.context.workload, policy, seed)
 
     def from_scratch(self, policy: Policy, seed: int) -> nn.Module:
-        """The architecture of `policy` from random weights and labels alone, at the best of `RATES` on validation."""
+        """The architecture of `policy` from random weights and labels alone, at the best of `rates` on validation."""
         students = []
-        for rate in RATES:
+        for rate in self.rates:
             student = self.pruned(policy)
             torch.manual_seed(seed)
             for module in student.modules():
@@ -81,7 +83,8 @@ class Bench:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one seed, two epochs instead of five")
+    parser.add_argument("--quick", action="store_true", help="one seed, two epochs instead of five, fewer cases")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="0 1 2 unless given")
     parser.add_argument(
         "--only", nargs="+", default=[""], metavar="TEXT", help="only the cases whose name has one of these"
     )
@@ -89,14 +92,16 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("."), help="where the artifact in work is written")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    seeds, epochs = (1, 2) if options.quick else (3, 5)
+    seeds = options.seeds or ([0] if options.quick else [0, 1, 2])
+    epochs = 2 if options.quick else 5
     workload = load_workload("digits")
     groups, _ = find_channel_groups(workload.model, workload.example_input)
     context = Context(workload, TARGET, get_runtime(TARGET.runtime), threads=1)
-    bench = Bench(context, groups, options.folder)
+    bench = Bench(context, groups, options.folder, RATES[1:2] if options.quick else RATES)
     float32 = bench.accuracy(Policy(), workload.model)
     print(f"float32: {float32:.4f} on {len(workload.test)} images", flush=True)
-    made = {**cases(bench, epochs), **without_training(bench)}
+    grids = {(3, 8): ((), ("adaround",))} if options.quick else dict.fromkeys(((4, 4), (3, 8)), STEPS)
+    made = {**cases(bench, epochs), **without_training(bench, grids)}
     rows = [
         measure(name, make, bench, seeds, float32)
         for name, make in made.items()
@@ -126,8 +131,10 @@ def cases(bench: Bench, epochs: int) -> dict[str, Callable[[int], tuple[Policy, 
     return made
 
 
-def without_training(bench: Bench) -> dict[str, Callable[[int], tuple[Policy, nn.Module]]]:
-    """As `cases`: few bits with nothing but a calibration split."""
+def without_training(
+    bench: Bench, grids: Mapping[tuple[int, int], Sequence[tuple[RecoveryStep, ...]]]
+) -> dict[str, Callable[[int], tuple[Policy, nn.Module]]]:
+    """As `cases`: few bits with nothing but a calibration split; `grids` are (weight, activation) bits -> steps to try."""
     workload = bench.context.workload
     names = [layer.name for layer in find_layers(workload.model, workload.example_input)]
 
@@ -138,8 +145,8 @@ def without_training(bench: Bench) -> dict[str, Callable[[int], tuple[Policy, nn
 
     return {
         f"{bits[0]}/{bits[1]} bits, {' and '.join(steps) or 'rounded to nearest'}": case(bits, steps)
-        for bits in ((4, 4), (3, 8))
-        for steps in STEPS
+        for bits, each in grids.items()
+        for steps in each
     }
 
 
@@ -150,11 +157,11 @@ def drawn(workload: Workload, seed: int) -> Workload:
 
 
 def measure(
-    name: str, make: Callable[[int], tuple[Policy, nn.Module]], bench: Bench, seeds: int, float32: float
+    name: str, make: Callable[[int], tuple[Policy, nn.Module]], bench: Bench, seeds: Sequence[int], float32: float
 ) -> dict[str, object]:
-    """Accuracies of `seeds` seeds, the drop of their median, and the share of multiply-adds that is gone."""
+    """Accuracies of each of `seeds`, the drop of their median, and the share of multiply-adds that is gone."""
     workload, start = bench.context.workload, time.perf_counter()
-    policies, models = zip(*(make(seed) for seed in range(seeds)), strict=True)
+    policies, models = zip(*(make(seed) for seed in seeds), strict=True)
     accuracies = [bench.accuracy(policy, model) for policy, model in zip(policies, models, strict=True)]
     macs = [macs_by_module(model, workload.example_input)[""] for model in (models[0], workload.model)]
     row = {

@@ -3,12 +3,14 @@
 | calibration | range | source |
 |---|---|---|
 | min_max | all that was seen | Jacob et al. 2018, arXiv:1712.05877 |
-| mse | shrunk while the squared error of rounding and clipping falls: torchao's histogram observer | Shin et al. 2016, arXiv:1512.01322 |
+| mse | shrunk while the squared error of rounding and clipping falls: torchao's histogram observer, which takes every grid for one of 256 levels unless told otherwise | Shin et al. 2016, arXiv:1512.01322 |
 | percentile | without the outermost 0.01 % at either end | Li et al. 2019, arXiv:1906.04721 names the practice; McKinstry et al. 2018, arXiv:1809.04191 |
 | entropy | the least Kullback-Leibler divergence of the rounded histogram from the one seen | Migacz 2017, "8-bit inference with TensorRT" |
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +21,14 @@ TAIL = 1e-4
 
 CANDIDATES = 64
 """Ranges "entropy" compares, from half of what was seen to all of it."""
+
+
+class MseObserver(HistogramObserver):
+    """See the table above."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.dst_nbins = int(self.quant_max - self.quant_min) + 1
 
 
 class PercentileObserver(HistogramObserver):
@@ -81,7 +91,7 @@ class PerTensorWeightObserver(PerChannelMinMaxObserver):
 
 
 ACTIVATION_OBSERVERS = {
-    "mse": HistogramObserver,
+    "mse": MseObserver,
     "min_max": MinMaxObserver,
     "percentile": PercentileObserver,
     "entropy": EntropyObserver,

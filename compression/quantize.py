@@ -1,7 +1,7 @@
 """Post-training quantization per layer at the policy's bits, by torchao's PT2E with a quantizer of our own.
 
 Weights are symmetric per output channel in an int8 container; activations are affine per tensor in a uint8 container,
-calibrated by torchao's histogram observer. Grids below 8 bits use part of the container, which is what runtimes have
+calibrated as `observers` says. Grids below 8 bits use part of the container, which is what runtimes have
 integer kernels for. Both operands of a residual addition are put on 8-bit grids where every layer feeding it computes on
 integers, so that a runtime can stay in integers across the addition.
 """

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from slimfront.compression.distil import distillers, feature_loss, get_distiller, register
+from slimfront.compression.distil import _angles, distillers, feature_loss, get_distiller, register, relation_loss
 from slimfront.compression.taps import projections, tapped_modules, tapping
 from slimfront.compression.teachers import Teacher
 from slimfront.errors import PolicyError
@@ -62,6 +62,18 @@ def test_relations_ignore_scale_and_rotation():
     expected = 2 * (0.5 * 0.25**2 + 0.5 * 0.25**2) / 9
     logits = logits[:3]
     assert distiller.loss([logits, own], [logits, even], NONE).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_angles_by_hand():
+    # A right angle at the first of three points and 45 degrees at the others, against three points on a line, where the
+    # cosines are 1 at the ends and -1 in the middle. A sample's angle with itself is 0 on both sides.
+    corner, line = (
+        torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]),
+        torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]),
+    )
+    gaps = [0 - (-1), math.sqrt(0.5) - 1, math.sqrt(0.5) - 1]  # at each point, between the directions to the two others
+    expected = sum(2 * 0.5 * gap**2 for gap in gaps) / 27
+    assert relation_loss(_angles(corner), _angles(line)).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_attention_is_where_activations_are_strong_whatever_the_channels():

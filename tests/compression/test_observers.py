@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from slimfront.compression.observers import EntropyObserver, PercentileObserver, divergence
+from slimfront.compression.observers import ACTIVATION_OBSERVERS, EntropyObserver, PercentileObserver, divergence
 from slimfront.compression.quantize import quantize
 from slimfront.errors import PolicyError
 from slimfront.spaces.policy import LayerPolicy, Policy
@@ -80,3 +80,23 @@ def test_a_scheme_is_kept_in_the_policy_only_where_it_decides_something():
         PolicyError, match=r"^scheme: calibration must be one of mse, min_max, percentile, entropy, not 'best'$"
     ):
         Policy.from_json('{"schema":1,"scheme":{"calibration":"best"}}')
+
+
+def test_the_range_of_least_error_is_near_the_best_of_many():
+    """Against every range that a search by hand finds, on a normal tensor with outliers at 4 bits."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(20_000, generator=generator).abs()
+    values[:4] = 12.0
+    errors = {}
+    for name in ("mse", "min_max"):
+        observer = ACTIVATION_OBSERVERS[name](dtype=torch.uint8, quant_min=0, quant_max=15)
+        observer(values)
+        errors[name] = error(values, float(observer.calculate_qparams()[0]))
+    best = min(error(values, top / 15) for top in np.linspace(1, 12, 200))
+    assert errors["mse"] <= 1.1 * best
+    assert errors["min_max"] > 2 * best
+
+
+def error(values: torch.Tensor, step: float) -> float:
+    """Mean square of rounding to 0 .. 15 steps."""
+    return float(((values / step).round().clamp(0, 15) * step - values).square().mean())
