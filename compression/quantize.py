@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, TypeGuard, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao.quantization.pt2e.observer import ObserverBase
+from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 from torchao.quantization.pt2e.quantizer import (
     QuantizationAnnotation,
     QuantizationSpec,
@@ -43,6 +44,7 @@ from ..spaces.scheme import Scheme
 from ..workloads.workload import MapDataset, describe
 from .batches import input_batches
 from .bfloat16 import rounded_weights
+from .captured import captured
 from .folding import BATCH_NORMS
 from .observers import ACTIVATION_OBSERVERS, WEIGHT_OBSERVERS
 
@@ -87,7 +89,7 @@ def quantize(model: nn.Module, example_input: Tensor, policy: Policy, calibratio
     with torch.no_grad():
         for batch in input_batches(calibration, batch_size):
             prepared(batch)
-    return _with_bfloat16(_read(convert_pt2e(prepared), wanted), model, policy, norms)
+    return _with_bfloat16(_read(prepared, wanted), model, policy, norms)
 
 
 def _with_bfloat16(found: Quantization, model: nn.Module, policy: Policy, norms: Mapping[str, str]) -> Quantization:
@@ -106,10 +108,10 @@ def folded_norms(model: nn.Module, example_input: Tensor) -> dict[str, str]:
     if not any(isinstance(module, BATCH_NORMS) for module in model.modules()):
         return {}
     try:
-        exported = torch.export.export(model.eval(), (example_input.expand(2, *example_input.shape[1:]).contiguous(),))
+        exported = captured(model, example_input.expand(2, *example_input.shape[1:]))
     except (RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:  # as above
         raise CompressionError(f"torch.export cannot capture the model: {describe(error)}") from error
-    return _folded(cast("fx.GraphModule", exported.module()).graph)
+    return _folded(exported.graph)
 
 
 def _folded(graph: fx.Graph) -> dict[str, str]:
@@ -118,7 +120,7 @@ def _folded(graph: fx.Graph) -> dict[str, str]:
 
 
 def _export(model: nn.Module, inputs: Tensor) -> fx.GraphModule:
-    exported = cast("fx.GraphModule", torch.export.export(model.eval(), (inputs.contiguous(),)).module())
+    exported = captured(model, inputs)
     _spell_out_norms(exported)
     return exported
 
@@ -228,46 +230,59 @@ def _feeding_layers(node: object) -> set[str]:
     return {""}
 
 
-def _read(converted: fx.GraphModule, wanted: Mapping[str, LayerPolicy]) -> Quantization:
-    """Read the grids off a converted PT2E graph."""
+def _read(prepared: fx.GraphModule, wanted: Mapping[str, LayerPolicy]) -> Quantization:
+    """Read the grids off the observers of a calibrated PT2E graph, as `convert_pt2e` would, which takes seconds."""
     weights: dict[str, QuantizedWeight] = {}
     inputs: dict[str, Grid] = {}
-    for node in converted.graph.nodes:
-        if node.target not in WEIGHTED or (name := module_path(node)) not in wanted:
+    for node in prepared.graph.nodes:
+        name = module_path(node)
+        if node.target not in WEIGHTED or name not in wanted or name in weights or name in inputs:  # or runs again
             continue
         tensor, weight, bias = (*node.args, None)[:3]
-        if _is_dequantize(tensor):
-            inputs[name] = _grid(converted, tensor)
-        if _is_dequantize(weight):
-            integers = constant(converted, weight.args[0])
-            folded_bias = None if bias is None else constant(converted, bias)
-            weights[name] = QuantizedWeight(integers, _grid(converted, weight), folded_bias)
-    return Quantization(weights, inputs, dict(_addition_grids(converted)))
+        if (observer := _observer(prepared, tensor)) is not None:
+            inputs[name] = _grid(observer)
+        if (observer := _observer(prepared, weight)) is not None:
+            folded_bias = None if bias is None else constant(prepared, bias)
+            values = torch.from_numpy(constant(prepared, weight.args[0]))
+            weights[name] = _on_grid(values, _grid(observer), folded_bias)
+    return Quantization(weights, inputs, dict(_addition_grids(prepared)))
 
 
-def _addition_grids(converted: fx.GraphModule) -> Iterator[tuple[tuple[str, int, int], Grid]]:
+def _addition_grids(prepared: fx.GraphModule) -> Iterator[tuple[tuple[str, int, int], Grid]]:
     seen: dict[str, int] = {}
-    for node in residual_additions(converted.graph):
+    for node in residual_additions(prepared.graph):
         path = module_path(node)
         index = seen[path] = seen.get(path, -1) + 1
         for operand, tensor in enumerate(node.args[:2]):
-            if _is_dequantize(tensor):
-                yield (path, index, operand), _grid(converted, tensor)
+            if (observer := _observer(prepared, tensor)) is not None:
+                yield (path, index, operand), _grid(observer)
 
 
-def _is_dequantize(node: object) -> TypeGuard[fx.Node]:
-    return isinstance(node, fx.Node) and "dequantize" in str(node.target)
+def _observer(graph: fx.GraphModule, node: object) -> ObserverBase | None:
+    """The observer that is `node`; None where it is anything else."""
+    if not isinstance(node, fx.Node) or node.op != "call_module":
+        return None
+    module = graph.get_submodule(str(node.target))
+    return module if isinstance(module, ObserverBase) else None
 
 
-def _grid(graph: fx.GraphModule, dequantize: fx.Node) -> Grid:
-    """The grid of a `dequantize_per_tensor` or `dequantize_per_channel` node."""
-    per_channel = "per_channel" in str(dequantize.target)
-    scale, zero_point, *rest = cast("list[Any]", dequantize.args[1:])
-    low, high = rest[1:3] if per_channel else rest[:2]
-    container = np.int8 if per_channel else np.uint8
+def _grid(observer: Any) -> Grid:
+    """The grid that an observer has found, of a whole tensor or of each channel along axis 0."""
+    scale, zero_point = observer.calculate_qparams()
+    per_channel = observer.qscheme == torch.per_channel_symmetric
+    container, shape = (np.int8, (-1,)) if per_channel else (np.uint8, ())
     return Grid(
-        constant(graph, scale).astype(np.float32),
-        constant(graph, zero_point).astype(container),
-        int(low),
-        int(high),
+        scale.detach().cpu().numpy().astype(np.float32).reshape(shape),
+        zero_point.detach().cpu().numpy().astype(container).reshape(shape),
+        observer.quant_min,
+        observer.quant_max,
     )
+
+
+def _on_grid(values: Tensor, grid: Grid, bias: np.ndarray | None) -> QuantizedWeight:
+    """A weight [out, ...] rounded to the nearest integers of its grid, by PT2E's own operation."""
+    steps, origins = torch.from_numpy(grid.scale), torch.from_numpy(grid.zero_point)
+    rounded = torch.ops.quantized_decomposed.quantize_per_channel(
+        values, steps, origins, 0, grid.low, grid.high, torch.int8
+    )
+    return QuantizedWeight(rounded.numpy(), grid, bias)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import BuiltinFunctionType, FunctionType
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from ..spaces.architecture import architecture
 
 G = TypeVar("G")
 
@@ -36,7 +37,7 @@ class GraphCache(Generic[G]):
 
     def graph_of(self, model: nn.Module, example_input: Tensor) -> G:
         """The graph of `model`, which ends in eval mode."""
-        key = (_architecture(model.eval()), tuple(example_input.shape))
+        key = (architecture(model.eval()), tuple(example_input.shape))
         weights = model.state_dict()
         entry = self._entries.pop(key, None)
         if entry is None or not _equal(entry.weights, weights):
@@ -46,16 +47,6 @@ class GraphCache(Generic[G]):
         while len(self._entries) > ENTRIES:
             self._entries.popitem(last=False)
         return entry.graph
-
-
-def _architecture(model: nn.Module) -> tuple:
-    """Every module's path, type and plain settings, such as strides, numbers of heads and functions it calls."""
-    return tuple((path, type(module), _settings(module)) for path, module in model.named_modules())
-
-
-def _settings(module: nn.Module) -> str:
-    plain = (bool, int, float, str, tuple, list, type(None), FunctionType, BuiltinFunctionType)
-    return repr(sorted((name, value) for name, value in vars(module).items() if type(value) in plain))
 
 
 def _equal(stored: dict[str, Tensor], weights: dict[str, Tensor]) -> bool:

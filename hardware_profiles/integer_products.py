@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
+from .joined_products import drop_unread
 from .onnx_file import WeightsApart
 
 
@@ -29,7 +30,7 @@ def write_integer_products(lowered: WeightsApart, layers: Iterable[NodeProto]) -
     copies = [NodeProto.FromString(node.SerializeToString()) for node in ordered]
     del graph.node[:]
     graph.node.extend(copies)
-    _drop_unread(lowered)
+    drop_unread(lowered)
 
 
 class _Products:
@@ -67,18 +68,3 @@ class _Products:
 
 def _node(operation: str, inputs: list[str], outputs: list[str], **attributes: Any) -> NodeProto:
     return helper.make_node(operation, inputs, outputs, name=f"{outputs[0]}.{operation}", **attributes)
-
-
-def _drop_unread(lowered: WeightsApart) -> None:
-    """Remove the dequantization of weights that only integer products read now, and what it alone read."""
-    graph = lowered.model.graph
-    read = {name for node in graph.node for name in node.input}
-    kept = [n for n in graph.node if n.op_type != "DequantizeLinear" or not read.isdisjoint(n.output)]
-    copies = [NodeProto.FromString(node.SerializeToString()) for node in kept]
-    del graph.node[:]
-    graph.node.extend(copies)
-    read = {name for node in graph.node for name in node.input}
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
-        graph.initializer.remove(tensor)
-    for name in lowered.weights.keys() - read:
-        del lowered.weights[name]

@@ -18,6 +18,7 @@ from ..spaces.candidate import Candidate, Grid, Quantization, QuantizedWeight
 from .bfloat16_casts import insert_bfloat16
 from .graph_cache import GraphCache
 from .integer_products import write_integer_products
+from .joined_products import join_products
 from .node_names import WEIGHTED, layer_of, module_of_node
 from .onnx_export import export_float
 from .onnx_file import WeightsApart, weights_apart, write
@@ -45,6 +46,7 @@ def lower(
     bound_float_layers: bool = False,
     integer_biases: bool = False,
     integer_products: bool = False,
+    joined_products: bool = False,
 ) -> Path:
     """Write `candidate` as an ONNX file with the input "input" of shape [batch, ...] and the output "output".
 
@@ -55,6 +57,7 @@ def lower(
             the layer in float.
         integer_products: spell layers with dynamic ranges out in integer operations; else they are left to a runtime that
             quantizes their inputs itself, which the file's metadata ask for under `DYNAMIC`.
+        joined_products: compute linear layers that read the same tensor as one.
 
     Raises:
         LoweringError: the model cannot be exported, or a quantized layer is not found in the exported graph.
@@ -72,6 +75,8 @@ def lower(
     if integer_biases:
         write_integer_biases(model, candidate.quantization)
     _insert_bfloat16(lowered, candidate)
+    if joined_products:
+        join_products(lowered)
     write(model, lowered.weights, path)
     return path
 

@@ -7,6 +7,9 @@ import re
 WEIGHTED = ("Conv", "Gemm", "MatMul")
 """ONNX operations that a layer becomes."""
 
+TOGETHER = "+"
+"""Between layers that are computed as one product, in the name of its node."""
+
 _NAME = re.compile(rf"(?:.*/)?([^/]*)/(?:{'|'.join(WEIGHTED)})(?=/|$)")
 _AGAIN = re.compile(r"/\d+$")
 
@@ -28,3 +31,9 @@ def layer_of(name: str) -> str | None:
     """
     found = _NAME.match(name)
     return found[1] if found else None
+
+
+def layers_of(name: str) -> set[str]:
+    """The layers in such a name: one, several that are computed as one product, or none."""
+    layer = layer_of(name)
+    return set() if layer is None else set(layer.split(TOGETHER))

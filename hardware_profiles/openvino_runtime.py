@@ -10,7 +10,7 @@ import numpy as np
 import openvino
 
 from ..errors import LoweringError
-from .node_names import layer_of
+from .node_names import layers_of
 from .onnx_signature import onnx_signature
 from .runtime import Artifact, TensorInfo
 from .target import Target
@@ -44,7 +44,7 @@ class OpenVinoRuntime:
     def lower(self, candidate: Candidate, example_input: Tensor, target: Target, path: Path) -> Artifact:
         from .lowering import lower  # imports torch, which sessions do without
 
-        return Artifact.of(lower(candidate, example_input, target.batch, path))
+        return Artifact.of(lower(candidate, example_input, target.batch, path, joined_products=True))
 
     def signature(self, artifact: Path) -> tuple[TensorInfo, TensorInfo]:
         return onnx_signature(artifact)
@@ -97,12 +97,11 @@ class OpenVinoSession:
             precision = _information(operation, "runtimePrecision").replace("u8", "i8")
             names = _information(operation, "originalLayersNames").split(",")
             # Fully connected operations may be named after what was fused to them; their weights are not.
-            found = {
-                layer_of(name) for name in [*names, _constant_behind(operation.input_value(1)).get_friendly_name()]
-            }
-            if found == {None}:  # what followed the layer was folded into its weight, and only that is named
-                found = {_layer_before(original.get(name)) for name in names}
-            precisions |= {layer: precision for layer in found if layer is not None}
+            names_of_layers = [*names, _constant_behind(operation.input_value(1)).get_friendly_name()]
+            found = set().union(*map(layers_of, names_of_layers))
+            if not found:  # what followed the layer was folded into its weight, and only that is named
+                found = set().union(*(_layers_before(original.get(name)) for name in names))
+            precisions |= dict.fromkeys(found, precision)
         return precisions
 
 
@@ -117,11 +116,11 @@ def _information(operation: openvino.Node, key: str) -> str:
     return str(operation.get_rt_info()[key].astype(str))
 
 
-def _layer_before(node: openvino.Node | None) -> str | None:
-    """The nearest layer up the first inputs from `node` of the model as it was read."""
-    while node is not None and layer_of(node.get_friendly_name()) is None:
+def _layers_before(node: openvino.Node | None) -> set[str]:
+    """The nearest layers up the first inputs from `node` of the model as it was read."""
+    while node is not None and not layers_of(node.get_friendly_name()):
         node = node.input_value(0).get_node() if node.get_input_size() else None
-    return None if node is None else layer_of(node.get_friendly_name())
+    return set() if node is None else layers_of(node.get_friendly_name())
 
 
 def _constant_behind(output: openvino.Output) -> openvino.Node:

@@ -49,7 +49,8 @@ def residual_additions(graph: fx.Graph) -> list[fx.Node]:
 
 def _passes_on(node: fx.Node) -> bool:
     name = getattr(node.target, "__name__", "").partition(".")[0]
-    return name in PASSED_ON or name.startswith(("quantize_per_", "dequantize_per_"))
+    is_observer = node.op == "call_module"  # nothing else is one there
+    return is_observer or name in PASSED_ON or name.startswith(("quantize_per_", "dequantize_per_"))
 
 
 def is_folded(norm: fx.Node) -> bool:

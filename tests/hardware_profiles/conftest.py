@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from slimfront.compression.folding import fold_norms
-from slimfront.compression.quantize import PolicyQuantizer, _export, convert_pt2e, prepare_pt2e, quantize
+from slimfront.compression.quantize import PolicyQuantizer, _export, prepare_pt2e, quantize
 from slimfront.spaces.candidate import Candidate
 from slimfront.spaces.policy import LayerPolicy, Policy
 from slimfront.spaces.scheme import Scheme
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,48 @@
+"""A model as a graph of torch.export, captured once per architecture: tracing takes seconds, and bits and weights do not change it."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from typing import cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..spaces.architecture import architecture
+
+ENTRIES = 2
+"""Graphs kept: the uncompressed model's and the newest candidate's."""
+
+_graphs: OrderedDict[tuple, fx.GraphModule] = OrderedDict()
+
+
+def captured(model: nn.Module, inputs: Tensor) -> fx.GraphModule:
+    """The graph of `model`, which ends in eval mode, for inputs of this shape; the caller's to change.
+
+    Raises:
+        RuntimeError, ValueError, TypeError, AssertionError, KeyError: whatever torch.export meets in a model it cannot trace.
+    """
+    if _has_hidden_tensors(model.eval()):
+        return _traced(model, inputs)
+    state = model.state_dict()
+    shapes = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in state.items())
+    key = (architecture(model), shapes, tuple(inputs.shape), inputs.dtype, inputs.device)
+    _graphs[key] = _graphs.pop(key, None) or _traced(model, inputs)
+    while len(_graphs) > ENTRIES:
+        _graphs.popitem(last=False)
+    graph = copy.deepcopy(_graphs[key])
+    graph.load_state_dict(state, strict=False)  # constants of the graph are not in it
+    return graph
+
+
+def _traced(model: nn.Module, inputs: Tensor) -> fx.GraphModule:
+    return cast("fx.GraphModule", torch.export.export(model, (inputs.contiguous(),)).module())
+
+
+def _has_hidden_tensors(model: nn.Module) -> bool:
+    """Whether a tensor that is not in its state might differ between two models of one architecture."""
+    return any(
+        module._non_persistent_buffers_set or any(isinstance(value, Tensor) for value in vars(module).values())
+        for module in model.modules()
+    )
