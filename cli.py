@@ -160,14 +160,15 @@ def audit(
     from .studies.audit_report import audit_document, audit_figure, audit_report
 
     with _store(storage) as store:
-        if format == "json":
-            sys.stdout.write(json.dumps(audit_document(store, name), indent=2) + "\n")
-        else:
-            out.print(audit_report(store, name))
-        if plot is not None:
-            trials = store.trials(name)
-            _write(plot, audit_figure(trials, audit_trials(trials)).to_html())
-            err.print(f"figure written to {plot}", highlight=False)
+        target, trials = store.get_study(name).spec.target, store.trials(name)
+    audits = audit_trials(trials)
+    if format == "json":
+        sys.stdout.write(json.dumps(audit_document(name, target, audits), indent=2) + "\n")
+    else:
+        out.print(audit_report(name, target, audits))
+    if plot is not None:
+        _write(plot, audit_figure(trials, audits).to_html())
+        err.print(f"figure written to {plot}", highlight=False)
 
 
 @app.command()

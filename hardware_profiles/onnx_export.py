@@ -121,12 +121,15 @@ def _fold_linear_norms(model: ModelProto) -> None:
 
     It is faster, and OpenVINO 2026.4 computes nonsense where one stands between two quantized linear layers.
     """
+    norms = [node for node in model.graph.node if node.op_type == "BatchNormalization"]
+    if not norms:
+        return
     graph = onnx.shape_inference.infer_shapes(model).graph
     ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in graph.value_info}
     readers = Counter(name for node in graph.node for name in node.input)
     linear = {node.output[0]: node for node in model.graph.node if node.op_type in ("Gemm", "MatMul")}
     trained = {tensor.name for tensor in model.graph.initializer}  # a batch-norm without weights has other constants
-    for norm in [node for node in model.graph.node if node.op_type == "BatchNormalization"]:
+    for norm in norms:
         layer = linear.get(norm.input[0])
         if layer is None or ranks[norm.input[0]] != 2 or not trained.issuperset(norm.input[1:]):
             continue

@@ -24,6 +24,7 @@ from ..spaces.candidate import Candidate
 from ..spaces.policy import Policy
 from ..spaces.space import Choice
 from ..studies.convergence import stalled
+from ..studies.executed import KIND as PRECISIONS
 from ..studies.front import Objective, Point, hypervolume, pareto_front, reference_point
 from ..studies.progress import charged_trials, ran
 from ..studies.records import INTERRUPTED, State, TrialRecord
@@ -39,7 +40,7 @@ from .rungs import Rungs, stopped_text
 from .sampler_of_study import greedy_policies, make_sampler
 from .sensitivity import known_damage, single_damages
 from .transfer import earlier_trials
-from .worker import Stage, WorkerSetup, keep
+from .worker import PRECISIONS_FILE, Stage, WorkerSetup, keep, keep_precisions
 
 MAX_ANCHORS = 12
 MAX_DUPLICATES = 20
@@ -148,7 +149,8 @@ class Search:
             return
         baseline = self.store.get_study(self.spec.study).baseline
         subject = Subject(Candidate(proposal.policy, self.problem.context.workload.model), self.reference.artifact)
-        files = keep(subject, self.reference.artifact.path.parent)
+        folder = self.reference.artifact.path.parent
+        files = keep(subject, folder) | {PRECISIONS: Artifact.of(folder / PRECISIONS_FILE)}
         self.record(proposal.number, Stage("scored", measurements=list(baseline.values()), artifacts=files))
         self.finish(proposal.number)
 
@@ -329,6 +331,7 @@ class Search:
             try:
                 with self.problem.bench(artifact) as bench:
                     measurements = measure_reference(context, artifact, bench, self.spec.metrics)
+                    keep_precisions(bench.executed_precisions(artifact.path), path.parent)
             except (
                 Exception
             ) as error:  # the workload's metric or loss may raise anything; no candidate could be compared

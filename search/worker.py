@@ -41,6 +41,7 @@ from ..workloads.workload import Workload
 from .timer_of_target import timer_of
 
 TIMING_SECONDS = 1.0
+PRECISIONS_FILE = "precisions.json"
 
 
 @dataclass(frozen=True)
@@ -221,9 +222,7 @@ class Worker:
             precisions = context.bench.executed_precisions(file)
         else:
             precisions = context.runtime.load(file, self.setup.target).executed_precisions()
-        path = folder / "precisions.json"
-        path.write_text(json.dumps(precisions), encoding="utf-8")
-        return {PRECISIONS: Artifact.of(path)}
+        return {PRECISIONS: keep_precisions(precisions, folder)}
 
     def _out_of_bounds(self, measurements: Sequence[Measurement]) -> bool:
         values = {measurement.name: measurement.value for measurement in measurements}
@@ -234,6 +233,13 @@ class Worker:
         if setup.reference is None or setup.target.predict:
             return None
         return timer_of(setup.target, setup.reference.artifact.path, self.workload.example_input, setup.bench_cores)
+
+
+def keep_precisions(precisions: Mapping[str, str], folder: Path) -> Artifact:
+    """The file of a trial that tells what every layer runs in."""
+    path = folder / PRECISIONS_FILE
+    path.write_text(json.dumps(precisions), encoding="utf-8")
+    return Artifact.of(path)
 
 
 def keep(subject: Subject, folder: Path) -> dict[str, Artifact]:

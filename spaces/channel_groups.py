@@ -64,9 +64,11 @@ def find_channel_groups(model: nn.Module, example_input: Tensor) -> tuple[list[C
     groups = _all_groups(graph)
     reasons = {group.name: reason for group in groups if (reason := _why_fixed(group, outputs, graph))}
     safe = [group for group in groups if group.name not in reasons]
-    while unsafe := _find_unsafe(model, example_input, safe):  # until what is left is safe together
+    reason = _why_unsafe(model, example_input, safe, graph) if safe else None
+    while unsafe := _find_unsafe(model, example_input, safe, reason):  # until what is left is safe together
         reasons |= unsafe
         safe = [group for group in safe if group.name not in unsafe]
+        reason = _why_unsafe(model, example_input, safe) if safe else None
     return safe, reasons
 
 
@@ -82,9 +84,10 @@ def _why_fixed(group: ChannelGroup, outputs: set[str], graph: ChannelGraph) -> s
     return None
 
 
-def _find_unsafe(model: nn.Module, example_input: Tensor, groups: list[ChannelGroup]) -> dict[str, str]:
-    """{group: reason} of those that break the model, by bisection: one trial prune where all are safe."""
-    reason = _why_unsafe(model, example_input, groups) if groups else None
+def _find_unsafe(
+    model: nn.Module, example_input: Tensor, groups: list[ChannelGroup], reason: str | None
+) -> dict[str, str]:
+    """{group: reason} of those that break the model, by bisection, where all together break it for this `reason`."""
     if reason is None:
         return {}
     if len(groups) == 1:
@@ -94,18 +97,26 @@ def _find_unsafe(model: nn.Module, example_input: Tensor, groups: list[ChannelGr
     coupled = sum(len(group.layers) > 1 for group in groups)
     middle = coupled if 0 < coupled < len(groups) else len(groups) // 2
     first, second = ordered[:middle], ordered[middle:]
-    unsafe = {**_find_unsafe(model, example_input, first), **_find_unsafe(model, example_input, second)}
+    unsafe: dict[str, str] = {}
+    for half in (first, second):
+        unsafe |= _find_unsafe(model, example_input, half, _why_unsafe(model, example_input, half))
     # Two halves that are safe alone and not together: one of them has to stay whole.
     return unsafe or {group.name: f"not together with {second[0].name}: {reason}" for group in first}
 
 
-def _why_unsafe(model: nn.Module, example_input: Tensor, groups: list[ChannelGroup]) -> str | None:
-    """Why pruning these groups to half breaks the model, or None where it does not."""
-    pruned = copy.deepcopy(model).eval()
+def _why_unsafe(
+    model: nn.Module, example_input: Tensor, groups: list[ChannelGroup], graph: ChannelGraph | None = None
+) -> str | None:
+    """Why pruning these groups to half breaks the model, or None where it does not.
+
+    Args:
+        graph: of a copy of the model, which is used up; made where there is none, which takes seconds for a large model.
+    """
     try:
+        graph = graph or ChannelGraph(copy.deepcopy(model), example_input)
+        pruned = graph.model
         with torch.no_grad():
             expected = pruned(example_input).shape
-        graph = ChannelGraph(pruned, example_input)
         graph.remove({g.name: channels_lost(torch.zeros(g.channels), g.kept(0.5), _parts(g, graph)) for g in groups})
         with torch.no_grad():
             shape = pruned(example_input).shape

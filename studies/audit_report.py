@@ -13,42 +13,29 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ..measurement import METRICS
-from .audit import LATENCY, ProxyAudit, audit
+from .audit import LATENCY, ProxyAudit
 from .figures import LAYOUT
 from .records import TrialRecord
-from .store import Store
 from .terminal import rows_table
 
 GREY, BLUE, RED = "#c4c4c4", "#8fb8de", "#d1495b"
 
 
-def audit_report(store: Store, name: str) -> RenderableType:
-    """How proxies rank the study's trials against measured latency, and whom they mislead.
-
-    Raises:
-        StoreError: there is no such study.
-        UserError: too few trials were timed.
-    """
-    study = store.get_study(name)
-    audits = audit(store.trials(name))
+def audit_report(study: str, target: str, audits: Sequence[ProxyAudit]) -> RenderableType:
+    """How proxies rank the study's trials against measured latency, and whom they mislead."""
     header = ("proxy", "trials>", "Spearman>", "95 % interval>", "Kendall>")
-    title = f"{name}: how proxies rank trials against latency measured on {study.spec.target}"
+    title = f"{study}: how proxies rank trials against latency measured on {target}"
     lines = [Text(_sentence(found)) for found in audits if found.misled]
     return Group(Text(title, style="bold"), "", rows_table(header, map(_row, audits)), "", *lines)
 
 
-def audit_document(store: Store, name: str) -> dict[str, Any]:
-    """The audit as plain JSON values: {"study", "target", "proxies": [fields of `ProxyAudit`]}; NaN becomes null.
-
-    Raises:
-        As `audit_report`.
-    """
-    study = store.get_study(name)
+def audit_document(study: str, target: str, audits: Sequence[ProxyAudit]) -> dict[str, Any]:
+    """The audit as plain JSON values: {"study", "target", "proxies": [fields of `ProxyAudit`]}; NaN becomes null."""
     proxies = [
         {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in asdict(found).items()}
-        for found in audit(store.trials(name))
+        for found in audits
     ]
-    return {"study": name, "target": study.spec.target, "proxies": proxies}
+    return {"study": study, "target": target, "proxies": proxies}
 
 
 def audit_figure(trials: Sequence[TrialRecord], audits: Sequence[ProxyAudit]) -> go.Figure:

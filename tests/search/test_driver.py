@@ -15,6 +15,7 @@ from slimfront.search.lock import sole_driver
 from slimfront.search.problem import Problem, prepare
 from slimfront.search.run import run_search
 from slimfront.search.worker import Stage
+from slimfront.studies.executed import executed_precisions
 from slimfront.studies.front import Objective, Point, dominates
 from slimfront.studies.notes import study_note
 from slimfront.studies.records import INTERRUPTED
@@ -125,6 +126,12 @@ def test_every_sampler_tries_every_policy_of_a_small_space_once(
             search.record(proposal.number, Stage("scored", measurements=[measured]))
         search.finish(proposal.number)
     assert len({trial.digest for trial in store.trials("tiny")}) == len(store.trials("tiny")) == 12
+
+
+def test_the_uncompressed_trial_tells_what_its_layers_ran_in(tiny_spec: Spec, store: Store, tmp_path: Path) -> None:
+    problem = prepare(tiny_spec())
+    Search(problem, store, tmp_path / "artifacts").try_uncompressed()
+    assert executed_precisions(store, "tiny", 0) == {layer.name: "f32" for layer in problem.layers}
 
 
 @pytest.mark.parametrize("sampler", ["policy", "tpe", "nsgaii", "random"])
