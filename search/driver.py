@@ -69,6 +69,7 @@ class _Running:
     """A trial that was proposed and has not ended."""
 
     policy: Policy
+    retry_of: int | None = None
     measurements: dict[str, Measurement] = field(default_factory=dict)
     remark: str | None = None
 
@@ -113,6 +114,8 @@ class Search:
         """The next policy to try, stored as running; None where the budget is spent or the space exhausted."""
         if self.is_over:
             return None
+        if self._is_spent:
+            return self._take_up()
         for attempt in range(MAX_DUPLICATES):
             if self._first:
                 self._optuna.enqueue(*self._first.popleft())
@@ -126,7 +129,17 @@ class Search:
             self._optuna.fail(number, f"same policy as trial {self._seen[policy.digest]}, not tried again")
             self._listener("duplicate", number, f"same policy as trial {self._seen[policy.digest]}")
         self._exhausted = True
-        return None
+        return self.propose()
+
+    def _take_up(self) -> Proposal:
+        """A stopped trial that would go on now, its policy run again; it is charged to the budget once."""
+        number = self._rungs.promoted()
+        assert number is not None  # the search would be over
+        self._rungs.take_up(number)
+        policy = self.store.get_trial(self.spec.study, number).policy
+        self._optuna.enqueue(self.problem.space.parameters(policy), {"retry_of": number})
+        retry, _, attributes = self._optuna.ask()
+        return self._start(retry, policy, attributes)
 
     def _enqueue_untried(self) -> None:
         """Have a random policy asked next that was not tried: the sampler keeps to those that were."""
@@ -177,11 +190,13 @@ class Search:
         running = self._running.get(number)
         if running is None or running.remark is not None:  # failed; or its weights are recovered already
             return None
-        return self._rungs.verdict(stage, {**running.measurements, **{m.name: m for m in stage.measurements}})
+        measured = {**running.measurements, **{m.name: m for m in stage.measurements}}
+        return self._rungs.verdict(number, stage, measured, running.retry_of)
 
     def stop(self, number: int, stage: Stage, verdict: Verdict) -> None:
         """End a trial that is not worth more training, all its stages recorded so far."""
         running = self._running.pop(number)
+        self._rungs.stop(number, stage.rung)
         values = {name: measurement.value for name, measurement in running.measurements.items()}
         reason = stopped_text(stage, verdict, running.policy.recovery.epochs)
         told = [values[name] for name in self.spec.objectives]
@@ -258,12 +273,18 @@ class Search:
 
     @property
     def is_over(self) -> bool:
-        """Whether the budget of trials, time or patience is spent, counting trials that still run."""
-        budget = self.spec.budget
+        """Whether the budget is spent, counting trials that still run, and no stopped trial would go on now."""
+        timeout = self.spec.budget.timeout_s
+        if timeout is not None and time.monotonic() - self._started >= timeout:
+            return True
+        return self._is_spent and self._rungs.promoted() is None
+
+    @property
+    def _is_spent(self) -> bool:
+        """Whether no new policy is to be tried: the budget of trials or patience is spent, or the space exhausted."""
+        trials = self.spec.budget.trials
         spent = self._finished + len(self._running) + self.charged
-        trials_spent = budget.trials is not None and spent >= budget.trials
-        time_spent = budget.timeout_s is not None and time.monotonic() - self._started >= budget.timeout_s
-        return trials_spent or time_spent or self._exhausted or self._converged
+        return (trials is not None and spent >= trials) or self._exhausted or self._converged
 
     @property
     def charged(self) -> int:
@@ -381,7 +402,7 @@ class Search:
                 self._seen[trial.digest] = trial.number
                 if trial.state == "complete":
                     self._points[trial.number] = Point.of(trial, self.objectives)
-            elif trial.number not in retried:
+            elif trial.number not in retried and self._rungs.passed(trial.retry_of) < 0:
                 self._first.append((self.problem.space.parameters(trial.policy), {"retry_of": trial.number}))
         again = {trial.digest for trial in trials}
         self._first += [(self.problem.space.parameters(p), {}) for p in self._first_policies() if p.digest not in again]
@@ -399,12 +420,10 @@ class Search:
             self._listener("fallback", number, fallback)
 
     def _start(self, number: int, policy: Policy, attributes: Mapping[str, object]) -> Proposal:
-        retry_of = attributes.get("retry_of")
-        self.store.start_trial(
-            self.spec.study, number, policy, retry_of=int(str(retry_of)) if retry_of is not None else None
-        )
+        retry_of = int(str(attributes["retry_of"])) if "retry_of" in attributes else None
+        self.store.start_trial(self.spec.study, number, policy, retry_of=retry_of)
         self._seen[policy.digest] = number
-        self._running[number] = running = _Running(policy)
+        self._running[number] = running = _Running(policy, retry_of)
         self._optuna.annotate(number, {"policy": policy.to_json(), "digest": policy.digest})
         folder = self.folder / f"trial-{number:05d}"
         source = self._recovered.of(policy)
@@ -416,7 +435,7 @@ class Search:
 
     def _ended(self, trial: TrialRecord) -> None:
         """Charge a trial to the budget, and keep what later ones may start from."""
-        self._finished += 1
+        self._finished += self._rungs.passed(trial.retry_of) < 0  # who goes on after all was charged before
         self._recovered.offer(trial)
         if ran(trial):
             self._durations.append(trial.seconds)

@@ -4,6 +4,8 @@ At each rung a trial is compared with all that have been there before; it goes o
 them. The order is by non-dominated rank, and within a rank by an epsilon-net: the point farthest from those before it comes
 next, so that those that go on are spread over the front (Schmucker, Donini, Zafar, Salinas & Archambeau 2021, "Multi-objective
 Asynchronous Successive Halving", arXiv:2106.12639). Nobody waits for anybody: a trial stops or goes on the moment it arrives.
+Who stopped early on may turn out to be among the best once more have come: `best` tells who would go on now (promotion, as in
+Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning", arXiv:1810.05934, at any time one asks).
 """
 
 from __future__ import annotations
@@ -51,8 +53,15 @@ class SuccessiveHalving:
         """Note a trial's objectives at a rung, and judge it against those noted before."""
         results = self._rungs[rung]
         results.append(self._signs * np.asarray(values, dtype=float))
-        place, of = int(priorities(np.stack(results))[-1]) + 1, len(results)
-        return Verdict(place, of, of if of <= self._reduction else math.ceil(of / self._reduction))
+        return Verdict(int(priorities(np.stack(results))[-1]) + 1, len(results), self._kept(len(results)))
+
+    def best(self, rung: int) -> list[int]:
+        """Of all that have been at a rung, in the order they came (from 0), those that would go on now, the best first."""
+        results = self._rungs[rung]
+        return np.argsort(priorities(np.stack(results)))[: self._kept(len(results))].tolist() if results else []
+
+    def _kept(self, of: int) -> int:
+        return of if of <= self._reduction else math.ceil(of / self._reduction)
 
 
 def priorities(points: np.ndarray) -> np.ndarray:

@@ -27,8 +27,10 @@ LONGEST_LINE = 40
 
 
 def ended(trials: Sequence[TrialRecord]) -> int:
-    """Trials charged to the budget: those that ended and were not interrupted."""
-    return sum(trial.state != "running" and trial.reason != INTERRUPTED for trial in trials)
+    """Trials charged to the budget: those that ended and were not interrupted; one that went on after it was stopped once."""
+    stopped = {trial.number for trial in trials if trial.outcome == "stopped"}
+    done = (trial for trial in trials if trial.state != "running" and trial.reason != INTERRUPTED)
+    return sum(trial.retry_of not in stopped for trial in done)
 
 
 def states_text(trials: Sequence[TrialRecord]) -> str:

@@ -21,7 +21,7 @@ from slimfront.search.recovered import structure
 from slimfront.search.rungs import Rungs
 from slimfront.search.worker import Stage
 from slimfront.spaces.policy import LayerPolicy, Policy, Recovery
-from slimfront.studies.progress import reason_rows, states_text
+from slimfront.studies.progress import ended, reason_rows, states_text
 from slimfront.studies.spec import RungsSpec, StudySpec
 from slimfront.studies.store import Store
 
@@ -70,12 +70,32 @@ def test_maximised_objectives_are_mirrored() -> None:
     assert [halving.arrive(0, (a, 1.0)).is_promising for a in (0.9, 0.8, 0.7, 0.95)] == [True, True, False, True]
 
 
+def measured(kl: float) -> dict[str, Measurement]:
+    return {n: Measurement(n, v, v, v, METRICS[n].unit) for n, v in (("kl", kl), ("bops", 1.0))}
+
+
+def test_who_was_stopped_goes_on_once_it_is_among_the_best(tiny_spec: Spec) -> None:
+    rungs = Rungs(tiny_spec(objectives=["kl", "bops"], rungs={"recovery": [0, 0.5, 1], "reduction": 2}))
+    for number, kl in enumerate((0.5, 0.6, 0.7, 0.8)):  # 0 and 1 are the best half of all four
+        verdict = rungs.verdict(number, Stage("scored", 0, final=False), measured(kl))
+        assert verdict.is_promising == (number < 2)
+        if number >= 2:
+            rungs.stop(number, 0)
+    assert rungs.promoted() is None
+    rungs.verdict(4, Stage("scored", 0, final=False), measured(0.9))
+    rungs.stop(4, 0)
+    assert rungs.promoted() == 2  # the third of five, of whom three go on
+    rungs.take_up(2)
+    assert rungs.promoted() is None
+    assert rungs.verdict(5, Stage("scored", 0, final=False), measured(0.7), retry_of=2) is None  # it was there before
+    assert rungs.verdict(5, Stage("recovered", 1, final=False), measured(0.4), retry_of=2).of == 1
+
+
 def test_a_recovery_that_has_ended_is_compared_with_nobody(tiny_spec: Spec) -> None:
     rungs = Rungs(tiny_spec(objectives=["kl", "bops"], rungs={"recovery": [0.5, 1], "reduction": 2}))
 
     def verdict(kl: float, rung: int = 1, final: bool = False, name: str = "recovered"):
-        measured = {n: Measurement(n, v, v, v, METRICS[n].unit) for n, v in (("kl", kl), ("bops", 1.0))}
-        return rungs.verdict(Stage(name, rung, final=final), measured)
+        return rungs.verdict(0, Stage(name, rung, final=final), measured(kl))
 
     assert verdict(0.1, final=True) is None
     assert verdict(0.1, rung=0, name="scored") is None  # the study does not look before the first epoch
@@ -188,8 +208,15 @@ def test_unpromising_trials_stop_and_are_learned_from(
     else:
         run_local(search)
     assert not store.running_trials("tiny")
-    assert len(store.trials("tiny")) == 9
     stopped_properly(store)
+    trials = store.trials("tiny")
+    assert len({trial.digest for trial in trials}) == 9
+    again = [trial for trial in trials if trial.retry_of is not None]
+    assert len(trials) - len(again) == search.finished == ended(trials) == 9  # who goes on is charged once
+    assert search.is_over
+    assert Search(search.problem, store, tmp_path / "artifacts").is_over  # also when it is opened again
+    for trial in again:
+        assert store.get_trial("tiny", trial.retry_of).outcome == "stopped"
 
 
 @pytest.mark.slow
