@@ -63,7 +63,7 @@ METRICS: dict[str, Metric] = {
             "bytes",
             "minimize",
             "tensors of the packed file: weights at the policy's bit-widths, dense, as a bitmap or as CSR, whichever is smallest, "
-            "with scales and tables; until it is written, parameters alone are counted",
+            "with scales and tables; counted until it is written, at first without grids of additions and with every batch-norm",
         ),
         Metric("latency_ms", "ms", "minimize", "paired ratio x the reference's quiet latency on the target, one batch"),
         Metric(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from ..compression.packed import smallest_format
 from ..measurement import Measurement
 from ..spaces.layers import LAYER_KINDS, macs_by_module
 from ..spaces.policy import FULL_PRECISION, LayerPolicy
 from .evaluator import Context, Subject
+from .size import counted_size
 
 
 class Complexity:
@@ -30,23 +28,14 @@ class Complexity:
             for name in layers
         )
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        weights: dict[str, Tensor] = {name: module.weight for name, module in layers.items()}  # type: ignore[misc]
-        packed = sum(_packed_bytes(weight, policy.layer(name)) for name, weight in weights.items())
-        packed += (parameters - sum(weight.numel() for weight in weights.values())) * FULL_PRECISION // 8
         return [
             Measurement.exact("flops", macs[""], "fvcore"),
             Measurement.exact("bops", bops, "fvcore x bits"),
             Measurement.exact("parameters", parameters, "count"),
-            Measurement.exact("packed_bytes", packed, "dense, bitmap or CSR"),
+            counted_size(subject.candidate),
         ]
 
 
 def _arithmetic_bits(layer: LayerPolicy) -> int:
     """Bits of the weight that is multiplied with; codes stand for float numbers."""
     return FULL_PRECISION if layer.has_codebook else layer.weight_bits
-
-
-def _packed_bytes(weight: Tensor, layer: LayerPolicy) -> int:
-    """Of one weight as `compression.packed` writes it; what rounding to its grid makes zero too is not counted as zero."""
-    table = 2**layer.weight_bits * FULL_PRECISION // 8 if layer.has_codebook else 0
-    return table + smallest_format(len(weight), weight[0].numel(), int(weight.count_nonzero()), layer.weight_bits)[1]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..compression.packed_file import packed_bytes
+from ..compression.packed_file import counted_bytes, packed_bytes
 from ..errors import EvaluationError
 from ..measurement import Measurement
+from ..spaces.candidate import Candidate
 from .evaluator import Context, Subject
 
 
@@ -20,6 +21,13 @@ class ArtifactSize:
         if subject.artifact is None:
             raise EvaluationError("artifact_bytes needs an artifact")
         return [Measurement.exact("artifact_bytes", subject.artifact.bytes, "file size")]
+
+
+def counted_size(candidate: Candidate) -> Measurement:
+    """What the tensors of a candidate's packed file will take; see `counted_bytes` for what is not known before its grids."""
+    return Measurement.exact(
+        "packed_bytes", counted_bytes(candidate), "counted: dense, bitmap or CSR, steps and tables"
+    )
 
 
 def packed_size(packed: Path) -> Measurement:

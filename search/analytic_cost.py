@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..compression.channels import remove_channels
 from ..spaces.channel_groups import ChannelGroup
 from ..spaces.layers import Layer, macs_by_module
-from ..spaces.policy import BFLOAT16_BITS, DENSE, FULL_PRECISION, UNIFORM
+from ..spaces.policy import BFLOAT16_BITS, DENSE, FULL_PRECISION, GRID_BITS, UNIFORM
 from ..spaces.space import Space
 
 COUNTED = ("flops", "bops", "parameters", "packed_bytes")
@@ -21,11 +21,13 @@ COUNTED = ("flops", "bops", "parameters", "packed_bytes")
 
 @dataclass(frozen=True)
 class Shares:
-    """Which part a channel group owns: of each layer's outputs and inputs, shape [layers, groups]; of all other parameters, [groups]."""
+    """Which part a channel group owns: of each layer's outputs and inputs, shape [layers, groups]; of all other parameters and of
+    what is stored beside parameters, [groups]."""
 
     outputs: np.ndarray
     inputs: np.ndarray
     others: np.ndarray
+    buffers: np.ndarray
 
 
 def channel_shares(model: nn.Module, example_input: Tensor, layers: Sequence[Layer], groups: Sequence[ChannelGroup]) -> Shares:  # fmt: skip
@@ -37,6 +39,7 @@ def channel_shares(model: nn.Module, example_input: Tensor, layers: Sequence[Lay
     outputs, inputs = np.zeros((2, len(layers), len(groups)))
     full = [_weight(model, layer.name).shape for layer in layers]
     others, every = np.zeros(len(groups)), _other_parameters(model, layers)
+    buffers, stored = np.zeros(len(groups)), _buffer_bytes(model)
     for column, group in enumerate(groups):
         kept = group.kept(0.5)
         pruned = copy.deepcopy(model).eval()
@@ -47,13 +50,15 @@ def channel_shares(model: nn.Module, example_input: Tensor, layers: Sequence[Lay
             outputs[row, column] = (1 - after[0] / before[0]) / removed
             inputs[row, column] = (1 - after[1] / before[1]) / removed
         others[column] = (1 - _other_parameters(pruned, layers) / max(1, every)) / removed
-    return Shares(outputs, inputs, others)
+        buffers[column] = (1 - _buffer_bytes(pruned) / max(1, stored)) / removed
+    return Shares(outputs, inputs, others, buffers)
 
 
 class AnalyticCost:
     """Costs of a space's points from their codes.
 
-    BOPs, parameters and, without masks and to a byte per layer, packed bytes are exact where every other parameter (batch-norm's,
+    BOPs, parameters and, without masks, to a byte per layer and to five where its activations' range is dynamic, packed bytes as
+    counted of a policy are exact where every other parameter (batch-norm's,
     biases) has one channel dimension. Operators and removed blocks are not counted here; FLOPs outside the layers are scaled like those parameters. Trials store what is counted of the built model.
 
     Args:
@@ -68,6 +73,9 @@ class AnalyticCost:
         self._weights = np.array([layer.weights for layer in layers], dtype=float)
         self._other_macs = macs_by_module(copy.deepcopy(model), example_input)[""] - self._macs.sum()
         self._other_weights = _other_parameters(model, layers)
+        self._channels = np.array([_weight(model, layer.name).shape[0] for layer in layers], dtype=float)
+        self._buffers = _buffer_bytes(model)
+        self._per_tensor = space.scheme.weights == "tensor"
         self._read_knobs()
 
     @property
@@ -92,8 +100,15 @@ class AnalyticCost:
             macs.sum(axis=1) + self._other_macs * rest,
             (macs * weight_bits * activation_bits).sum(axis=1),
             weights.sum(axis=1) + others,
-            ((weights * weight_bits).sum(axis=1) + others * FULL_PRECISION) / 8,
+            ((weights * weight_bits).sum(axis=1) + others * FULL_PRECISION) / 8
+            + self._buffers * (1 - (1 - kept) @ self._shares.buffers.T)
+            + self._grid_bytes(outputs, weight_bits, activation_bits),
         ], axis=1)  # fmt: skip
+
+    def _grid_bytes(self, outputs: np.ndarray, weight_bits: np.ndarray, activation_bits: np.ndarray) -> np.ndarray:
+        """Bytes [n] of steps and zero points, from the fraction of each layer's outputs kept and its bits, all [n, layers]."""
+        steps = 1 if self._per_tensor else self._channels * outputs
+        return (4 * steps * (weight_bits <= GRID_BITS) + 5 * (activation_bits <= GRID_BITS)).sum(axis=1)
 
     def keys(self, codes: np.ndarray) -> list[bytes]:
         """What tells points apart: those of equal channels, bits, masks and recovery are one model."""
@@ -151,6 +166,13 @@ def _other_parameters(model: nn.Module, layers: Sequence[Layer]) -> int:
     """Parameters that are no layer's weight."""
     weights = sum(_weight(model, layer.name).numel() for layer in layers)
     return sum(parameter.numel() for parameter in model.parameters()) - weights
+
+
+def _buffer_bytes(model: nn.Module) -> int:
+    """What a packed file holds beside parameters, such as the statistics of batch-norm."""
+    parameters = dict(model.named_parameters())
+    stored = {name: tensor for name, tensor in model.state_dict().items() if name not in parameters}
+    return sum(tensor.nbytes for name, tensor in stored.items() if not name.endswith(".num_batches_tracked"))
 
 
 def _weight(model: nn.Module, name: str) -> Tensor:

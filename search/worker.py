@@ -24,7 +24,7 @@ from ..evaluators.complexity import Complexity
 from ..evaluators.evaluator import Context, Reference, Subject
 from ..evaluators.on_request import requested
 from ..evaluators.predicted_latency import latency_evaluator
-from ..evaluators.size import ArtifactSize, packed_size
+from ..evaluators.size import ArtifactSize, counted_size, packed_size
 from ..hardware_profiles.runtime import Artifact, get_runtime
 from ..hardware_profiles.target import Target
 from ..hardware_profiles.timer import Timer
@@ -157,6 +157,7 @@ class Worker:
         subject = self._lower(policy, model, folder)
         # Before recovery: latency needs no trained weights, and a trial that is too slow ends here.
         timed = [
+            counted_size(subject.candidate),  # its grids are known now
             *ArtifactSize().evaluate(subject, self._context),
             *latency_evaluator(self.setup.target, TIMING_SECONDS).evaluate(subject, self._context),
             *(m for evaluator in requested(self.setup.metrics) for m in evaluator.evaluate(subject, self._context)),

@@ -50,8 +50,8 @@ def bits_on(workload: Workload, target: Target) -> dict[str, str]:
 
 def _pair(kind: str, bits: int, target: Target) -> Pair:
     """The weight and activation bits that are asked for a width of one of them."""
-    if (kind, bits) == ("activation", BFLOAT16_BITS):
-        return bits, bits  # it is nothing beside other weights
+    if bits == BFLOAT16_BITS:  # nothing multiplies it with other numbers
+        return bits, bits if bits in target.activation_bits else FULL_PRECISION
     offered = target.weight_bits if kind == "weight" else target.activation_bits
     asked = min(offered) if bits < CONTAINER_BITS else bits
     other_offered = target.activation_bits if kind == "weight" else target.weight_bits

@@ -10,6 +10,7 @@ from onnx import numpy_helper
 from safetensors.numpy import load_file
 from slimfront.compression.candidates import make_candidate
 from slimfront.compression.packed_file import (
+    counted_bytes,
     digest,
     load_packed,
     packed_bytes,
@@ -20,6 +21,7 @@ from slimfront.compression.packed_file import (
 from slimfront.hardware_profiles.runtime import get_runtime
 from slimfront.hardware_profiles.target import load_target
 from slimfront.spaces.candidate import Candidate
+from slimfront.spaces.layers import find_layers
 from slimfront.spaces.policy import LayerPolicy, Policy
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -100,6 +102,27 @@ def test_the_weights_come_back_as_the_artifact_holds_them(network, tmp_path):
     assert np.array_equal(back["fc1.weight"], codes.values())
     assert np.array_equal(back["norm3.running_var"], network.norm3.running_var.numpy())
     assert np.array_equal(back["fc2.weight"], candidate.model.fc2.weight.detach().bfloat16().float().numpy())
+
+
+def test_what_is_counted_is_what_the_file_takes(network, tmp_path):
+    for layers in (EVERY_WAY, {**EVERY_WAY, "fc3": LayerPolicy(16, 16), "conv2": LayerPolicy(5, 6)}, {}):
+        candidate = made(network, **layers)
+        assert counted_bytes(candidate) == packed_bytes(save_packed(candidate, tmp_path / "packed.safetensors"))
+
+
+def test_before_grids_are_known_it_is_counted_to_what_the_graph_decides(digits_workload, tmp_path):
+    model, example = digits_workload.model, digits_workload.example_input
+    layers = [layer.name for layer in find_layers(model, example)]
+    policy = Policy(layers=dict.fromkeys(layers, LayerPolicy(8, 8)))
+    candidate = make_candidate(model, example, policy, digits_workload.calibration)
+    file = packed_bytes(save_packed(candidate, tmp_path / "packed.safetensors"))
+    assert counted_bytes(candidate) == file
+    early, quantization = counted_bytes(Candidate(policy, model)), candidate.quantization
+    # Batch-norm's four numbers a channel become a bias; its convolutions have none of their own.
+    folded = sum(12 * model.get_submodule(norm).num_features for norm in quantization.norms.values())
+    assert folded > 0
+    assert early - file == folded - 5 * len(quantization.additions)
+    assert 0 < early - file < 0.1 * file
 
 
 def test_an_uncompressed_model_comes_back_whole(network, tmp_path):

@@ -54,14 +54,15 @@ def test_mixed_bits_by_hand(counted):
     told = counted(policy)
     assert told["bops"] == CONV * 8 * 8 + GROUPED * 3 * 6 + LINEAR * 16 * 32
     bits = 8 * (8 * 27) + 3 * (16 * 18) + 16 * 2560 + 32 * (8 + 10)
-    assert told["packed_bytes"] == bits / 8
+    steps, inputs = 4 * (8 + 16), 2 * (4 + 1)
+    assert told["packed_bytes"] == bits / 8 + steps + inputs
     assert told["flops"] == CONV + GROUPED + LINEAR
 
 
 def test_codes_take_their_bits_and_their_table_and_are_multiplied_with_as_floats(counted):
     told = counted(Policy(layers={"2": LayerPolicy(3, 8, codebook="k_means")}))
     bits = 3 * (16 * 18) + 32 * 8 + 32 * (8 * 27 + 8 + 2560 + 10)  # eight values
-    assert told["packed_bytes"] == bits / 8
+    assert told["packed_bytes"] == bits / 8 + 5  # the grid of its input
     assert told["bops"] == CONV * 32 * 32 + GROUPED * 32 * 8 + LINEAR * 32 * 32
 
 
@@ -69,7 +70,7 @@ def test_packed_bits_are_rounded_up_to_bytes(context):
     model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3, bias=False)).eval()
     subject = Subject(Candidate(Policy(layers={"2": LayerPolicy(weight_bits=3)}), model))
     told = {m.name: m.value for m in Complexity().evaluate(subject, context)}
-    assert told["packed_bytes"] == 4  # 27 bits
+    assert told["packed_bytes"] == 4 + 3 * 4  # 27 bits, and a step for each channel
 
 
 def test_masked_weights_count_and_removed_channels_do_not(counted, model):
