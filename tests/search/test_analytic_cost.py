@@ -31,11 +31,14 @@ def cost(problem):
     return AnalyticCost(problem.space, problem.layers, workload.model, workload.example_input)
 
 
-def test_what_is_counted_at_once_is_what_complexity_counts_of_the_built_model(problem, cost):
+@pytest.mark.parametrize("weights", ["channel", "tensor"])
+def test_what_is_counted_at_once_is_what_complexity_counts_of_the_built_model(weights, tiny_spec):
+    problem = prepare(tiny_spec(space=SPACE, quantization={"weights": weights}))
+    workload = problem.context.workload
+    cost = AnalyticCost(problem.space, problem.layers, workload.model, workload.example_input)
     coordinates = space_coordinates(problem.space)
     sizes = [len(knob.choices) for knob in coordinates]
     codes = np.random.default_rng(0).integers(sizes, size=(12, len(sizes)))
-    workload = problem.context.workload
     for row, found in zip(codes, cost(codes), strict=True):
         policy = problem.space.policy(decode(coordinates, row))
         model = pruned_copy(workload.model, workload.example_input, policy, problem.groups)
