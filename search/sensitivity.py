@@ -39,7 +39,8 @@ DAMAGING = ("width", "channels", "weight_bits", "activation_bits", "sparsity", "
 """Kinds of knobs that do damage alone; the others only change what these do."""
 
 TELLING = 0.3
-"""The choice measured is the one guessed to do most damage below this, in nats: more than noise, and not yet broken."""
+"""The choice measured is the one guessed to do most damage below this, in nats: more than noise, and not yet broken.
+`benchmarks/sensitivity_choice.py`: any two of its tasks choose it for the third."""
 
 
 LEAST_TRIALS = 24
