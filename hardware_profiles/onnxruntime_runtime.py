@@ -30,9 +30,8 @@ INTEGER_TYPES = (
     "ConvInteger",
     "MatMulIntegerToFloat",
     "DynamicQuantizeMatMul",
-    "MatMulNBits",
 )
-FLOAT_TYPES = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
+FLOAT_TYPES = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "MatMulNBits")
 REFUSALS = (
     errors.Fail,
     errors.InvalidArgument,
@@ -46,6 +45,10 @@ REFUSALS = (
 
 ERRORS_ONLY = 3
 """ONNX Runtime's log severity: it warns about graph optimisations that are none of the user's business."""
+
+FLOAT_ACTIVATIONS = ("session.qdq_matmulnbits_accuracy_level", "1")
+"""What MatMulNBits, a linear layer of integer weights, computes in: 1 is float32. By itself ONNX Runtime takes int8 and quantizes
+what the layer reads, whatever was decided."""
 
 
 class OnnxRuntime:
@@ -113,6 +116,7 @@ class OnnxRuntimeSession:
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.log_severity_level = ERRORS_ONLY
+        options.add_session_config_entry(*FLOAT_ACTIVATIONS)
         return options
 
 

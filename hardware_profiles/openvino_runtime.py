@@ -90,11 +90,15 @@ class OpenVinoSession:
 
     def executed_precisions(self) -> dict[str, str]:
         precisions: dict[str, str] = {}
+        ranged = self._model.has_rt_info(DYNAMIC)
         original = {node.get_friendly_name(): node for node in self._model.get_ops()}
         for operation in self._compiled.get_runtime_model().get_ordered_ops():
             if _information(operation, "layerType") not in WEIGHTED_TYPES:
                 continue
             precision = _information(operation, "runtimePrecision").replace("u8", "i8")
+            if precision == "i8" and not ranged:
+                # A linear layer whose weight alone is stored as integers is reported so too; it computes in what it reads.
+                precision = operation.get_input_element_type(0).get_type_name().replace("u8", "i8")
             names = _information(operation, "originalLayersNames").split(",")
             # Fully connected operations may be named after what was fused to them; their weights are not.
             names_of_layers = [*names, _constant_behind(operation.input_value(1)).get_friendly_name()]

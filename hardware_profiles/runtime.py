@@ -129,6 +129,8 @@ class RuntimeEntry:
         weight_bits, activation_bits: what it can be given; a card that offers more is refused.
         dynamic: whether it takes 8-bit activations whose range is computed at run time.
         symmetric: whether it takes activation grids with zero in their middle only.
+        spins: its threads spin for one another at every operation, so that more than a target has pay on an idle machine
+            only: on a busy one, two took 17 times as long as one for an image of digits.
         options: what the card's `options` may hold, name -> type.
     """
 
@@ -139,6 +141,7 @@ class RuntimeEntry:
     activation_bits: tuple[int, ...] = ACTIVATION_BITS
     dynamic: bool = False
     symmetric: bool = False
+    spins: bool = False
     options: Mapping[str, type] = field(default_factory=dict)
 
 
@@ -154,7 +157,9 @@ RUNTIMES = {
         symmetric=True,
         options={"optimization_level": int, "workspace_mib": int},
     ),
-    "torch": RuntimeEntry("torch_runtime", "TorchRuntime", "torch", dynamic=True, options={"compile": bool}),
+    "torch": RuntimeEntry(
+        "torch_runtime", "TorchRuntime", "torch", dynamic=True, spins=True, options={"compile": bool}
+    ),
     "torch-cuda": RuntimeEntry("torch_cuda_runtime", "TorchCudaRuntime", "torch", dynamic=True),
 }
 

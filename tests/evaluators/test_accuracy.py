@@ -8,8 +8,13 @@ import pytest
 import torch
 from slimfront.evaluators.accuracy import Accuracy, accuracy_measurements, cross_entropy, kl_divergence, score
 from slimfront.evaluators.scores import Scores
+from slimfront.hardware_profiles.runtime import get_runtime
+from slimfront.hardware_profiles.target import load_target
+from slimfront.spaces.candidate import Candidate
 from slimfront.spaces.policy import LayerPolicy, Policy
+from torch import Tensor
 from torch.nn import functional
+from torch.utils.data import TensorDataset
 
 INTEGERS = Policy(layers={"0": LayerPolicy(8, 8), "5": LayerPolicy(4, 8)})
 
@@ -40,6 +45,25 @@ def test_the_outputs_of_earlier_batches_are_not_overwritten(context, lowered):
     at = dataclasses.replace(context, target=context.target.model_copy(update={"batch": 1}))
     scores = score(lowered(Policy(), 1).artifact, context.workload.validation, at)
     assert len({tuple(row.tolist()) for row in scores.outputs}) == 53
+
+
+class Watched(TensorDataset):
+    """Remembers how many threads torch had whenever a sample was asked for."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        self.threads.add(torch.get_num_threads())
+        return super().__getitem__(index)
+
+
+def test_torch_scores_on_the_targets_threads_and_gives_the_process_its_own_back(context, tmp_path):
+    at = dataclasses.replace(context, target=load_target("cpu-torch"), runtime=get_runtime("torch"), threads=2)
+    candidate = Candidate(Policy(), context.workload.model)
+    artifact = at.runtime.lower(candidate, context.workload.example_input, at.target, tmp_path / "model.pt2")
+    data = Watched(*context.workload.validation.tensors)
+    data.threads = set()
+    assert len(score(artifact, data, at).outputs) == 53
+    assert data.threads == {1}
+    assert torch.get_num_threads() == 2
 
 
 def test_the_drop_is_against_the_reference(complete, lowered):

@@ -236,6 +236,21 @@ def test_float_convolutions_run_in_float_by_the_runtimes_own_report(
     assert {layer: report[layer] for layer in CONVOLUTIONS} == dict.fromkeys(CONVOLUTIONS, "f32")
 
 
+@pytest.mark.parametrize("name", ["tokens", "heads"])
+def test_linear_layers_of_integer_weights_compute_in_float_where_nothing_else_was_decided(
+    name, runtime, target, lowered, candidate, inputs, make_network, converted
+):
+    network = make_network(name)
+    made = candidate(network, everywhere(network, 8, 32))
+    samples = inputs(network.shape, SAMPLES, 1)
+    artifact = lowered(made)
+    expected = converted(made, samples, inputs(network.shape, 100, 0))
+    outputs = run(runtime, artifact, target, samples)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    report = runtime.load(artifact.path, target).executed_precisions()
+    assert report == dict.fromkeys(made.policy.layers, "f32")
+
+
 def test_every_layer_of_an_uncompressed_model_is_reported(network, runtime, target, lowered, candidate):
     report = runtime.load(lowered(candidate(network, {})).path, target).executed_precisions()
     assert report == {layer.name: "f32" for layer in find_layers(network, torch.zeros(1, *network.shape))}
