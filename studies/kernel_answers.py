@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..compression.quantize import quantize
@@ -82,14 +82,15 @@ def _of_runtime(workload: Workload, target: Target) -> dict[Pair, dict[str, str]
         return "every answer takes a compilation of half a minute; `slimfront profile` asks for them"
     widths = [("weight", bits) for bits in target.weight_bits] + [("activation", b) for b in target.activation_bits]
     pairs = {_pair(kind, bits, target) for kind, bits in widths if bits != FULL_PRECISION}
-    return {pair: _executed(workload, target, pair) for pair in sorted(pairs)}
+    layers = [layer.name for layer in find_layers(workload.model, workload.example_input)]
+    return {pair: _executed(workload, target, layers, pair) for pair in sorted(pairs)}
 
 
-def _executed(workload: Workload, target: Target, pair: Pair) -> dict[str, str]:
+def _executed(workload: Workload, target: Target, names: Sequence[str], pair: Pair) -> dict[str, str]:
     """Layer -> precision with every layer at this pair of widths."""
     runtime = get_runtime(target.runtime)
     model, example = workload.model.eval(), workload.example_input
-    layers = {layer.name: LayerPolicy(*pair) for layer in find_layers(model, example)}
+    layers = {name: LayerPolicy(*pair) for name in names}
     symmetric = RUNTIMES[target.runtime].symmetric
     policy = Policy(layers=layers, scheme=Scheme(activations="symmetric") if symmetric else Scheme())
     some = [workload.calibration[index] for index in range(min(SAMPLES, len(workload.calibration)))]
