@@ -26,7 +26,7 @@ import optuna
 import plotly.graph_objects as go
 import torch
 from cheap_evaluation import CheapEvaluator
-from measured_latency import MeasuredLatency
+from measured_latency import SECONDS, MeasuredLatency
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from rich.console import Console
 from rich.table import Table
@@ -148,7 +148,8 @@ def cost_of(name: str, problem: Problem, evaluator: CheapEvaluator, file: Path) 
         return
     with MeasuredLatency(problem, file) as latency:
         yield Cost("measured", lambda p: latency.of(p, "search"), lambda p: latency.of(p, "judge"), 1.0)
-        Console().print(f"intervals of timings: {latency.spread():.1%} on either side, the median", highlight=False)
+        spreads = ", ".join(f"{latency.spread(purpose):.1%} for the {purpose}" for purpose in SECONDS)
+        Console().print(f"intervals of timings, on either side, the median: {spreads}", highlight=False)
 
 
 def compared(problem: Problem, evaluator: CheapEvaluator, cost: Cost, options: argparse.Namespace) -> dict[str, Any]:
