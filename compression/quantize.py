@@ -243,7 +243,7 @@ def _read(prepared: fx.GraphModule, wanted: Mapping[str, LayerPolicy]) -> Quanti
             inputs[name] = _grid(observer)
         if (observer := _observer(prepared, weight)) is not None:
             folded_bias = None if bias is None else constant(prepared, bias)
-            values = torch.from_numpy(constant(prepared, weight.args[0]))
+            values = torch.from_numpy(constant(prepared, cast("fx.Node", weight).args[0]))
             weights[name] = _on_grid(values, _grid(observer), folded_bias)
     return Quantization(weights, inputs, dict(_addition_grids(prepared)))
 
