@@ -7,6 +7,7 @@ seconds, and keeps the file small: weights are stored as int8.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,7 @@ def lower(
     integer_biases: bool = False,
     integer_products: bool = False,
     joined_products: bool = False,
+    folded_weights: bool = False,
 ) -> Path:
     """Write `candidate` as an ONNX file with the input "input" of shape [batch, ...] and the output "output".
 
@@ -58,6 +60,8 @@ def lower(
         integer_products: spell layers with dynamic ranges out in integer operations; else they are left to a runtime that
             quantizes their inputs itself, which the file's metadata ask for under `DYNAMIC`.
         joined_products: compute linear layers that read the same tensor as one.
+        folded_weights: dequantize the weights of layers that compute in float by operations that a runtime folds when it
+            loads the file, for one that would otherwise do so at every run.
 
     Raises:
         LoweringError: the model cannot be exported, or a quantized layer is not found in the exported graph.
@@ -74,6 +78,9 @@ def lower(
         model.metadata_props.add(key=DYNAMIC, value="true")
     if integer_biases:
         write_integer_biases(model, candidate.quantization)
+    if folded_weights:
+        on_integers = candidate.quantization.inputs.keys() | set(dynamic)
+        spell_out_weights(lowered, sorted(candidate.quantization.weights.keys() - on_integers))
     _insert_bfloat16(lowered, candidate)
     if joined_products:
         join_products(lowered)
@@ -116,6 +123,26 @@ def _insert_bfloat16(lowered: WeightsApart, candidate: Candidate) -> None:
     integers = candidate.quantization.weights.keys() & candidate.quantization.inputs.keys()
     if whole and others <= integers:
         model.metadata_props.add(key=BFLOAT16, value="true")
+
+
+def spell_out_weights(lowered: WeightsApart, layers: Iterable[str]) -> None:
+    """Dequantize the weights of `layers` by a Cast and a Mul, in place."""
+    graph = lowered.model.graph
+    makers = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for name in layers:
+        dequantize = makers[layer_nodes(graph, name)[0].input[1]]
+        integers, scale, zero_point = dequantize.input
+        shape = [-1 if axis == dequantize.attribute[0].i else 1 for axis in range(lowered.weights[integers].ndim)]
+        steps = numpy_helper.to_array(constants[scale]).reshape(shape)
+        constants[scale].CopyFrom(numpy_helper.from_array(steps, scale))
+        graph.initializer.remove(constants[zero_point])
+        cast = helper.make_node(
+            "Cast", [integers], [f"{integers}.float"], name=f"{integers}.cast", to=TensorProto.FLOAT
+        )
+        made = dequantize.output[0]
+        dequantize.CopyFrom(helper.make_node("Mul", [cast.output[0], scale], [made], name=made))
+        graph.node.insert(0, cast)
 
 
 def write_integer_biases(model: ModelProto, quantization: Quantization) -> None:

@@ -73,6 +73,7 @@ class OnnxRuntime:
                 bound_float_layers=True,
                 integer_biases=True,
                 integer_products=True,
+                folded_weights=True,
             )
         )
 

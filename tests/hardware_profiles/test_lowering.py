@@ -1,5 +1,7 @@
 """The ONNX file a candidate becomes: its nodes, its constants, its size, and what cannot be lowered."""
 
+from collections import Counter
+
 import ml_dtypes
 import numpy as np
 import onnx
@@ -8,6 +10,8 @@ import torch
 from onnx import numpy_helper
 from slimfront.errors import LoweringError
 from slimfront.hardware_profiles.lowering import layer_nodes, lower
+from slimfront.hardware_profiles.runtime import get_runtime
+from slimfront.hardware_profiles.target import load_target
 from slimfront.spaces.candidate import Candidate, Grid, Quantization, QuantizedWeight
 from slimfront.spaces.layers import find_layers
 from slimfront.spaces.policy import LayerPolicy, Policy
@@ -99,6 +103,23 @@ def test_eight_bit_weights_shrink_the_file_about_four_times(make_network, candid
     assert sizes[8] == pytest.approx(weights, rel=0.05)
     assert 3.7 < sizes[32] / sizes[8] < 4
     assert sizes[4] == pytest.approx(sizes[8], rel=0.01)  # eight-bit containers
+
+
+@pytest.mark.parametrize("name", ["residual", "tokens", "heads"])
+def test_onnx_runtime_runs_integer_weights_of_float_layers_as_it_runs_the_float_model(
+    name, make_network, candidate, tmp_path
+):
+    network, runtime, target = make_network(name), get_runtime("onnxruntime"), load_target("cpu-onnxruntime")
+    executed = []
+    for layers in ({}, everywhere(network, 8, 32)):
+        path = runtime.lower(
+            candidate(network, layers), torch.zeros(1, *network.shape), target, tmp_path / "m.onnx"
+        ).path
+        session = runtime.load(path, target)
+        executed.append(Counter(node.op_type for node in session._optimised_nodes()))
+    assert executed[0] == executed[1]
+    stored = {tensor.name for tensor in onnx.load(path).graph.initializer}
+    assert stored <= {tensor for node in onnx.load(path).graph.node for tensor in node.input}
 
 
 def test_half_weights_are_the_rounded_ones_and_cast_back(make_network, candidate, lowered):

@@ -236,12 +236,12 @@ def test_float_convolutions_run_in_float_by_the_runtimes_own_report(
     assert {layer: report[layer] for layer in CONVOLUTIONS} == dict.fromkeys(CONVOLUTIONS, "f32")
 
 
-@pytest.mark.parametrize("name", ["tokens", "heads"])
+@pytest.mark.parametrize(("name", "bits"), [("tokens", 8), ("heads", 4)])
 def test_linear_layers_of_integer_weights_compute_in_float_where_nothing_else_was_decided(
-    name, runtime, target, lowered, candidate, inputs, make_network, converted
+    name, bits, runtime, target, lowered, candidate, inputs, make_network, converted
 ):
     network = make_network(name)
-    made = candidate(network, everywhere(network, 8, 32))
+    made = candidate(network, everywhere(network, bits, 32))
     samples = inputs(network.shape, SAMPLES, 1)
     artifact = lowered(made)
     expected = converted(made, samples, inputs(network.shape, 100, 0))
