@@ -52,7 +52,7 @@ from torch.utils.data import TensorDataset
 
 console = Console()
 
-ROUNDS = 4
+ROUNDS = 8
 """Of a second each, in which the runtime's own tool and the bench take turns."""
 
 
@@ -140,12 +140,15 @@ def agreement(folder: Path, names: list[str]) -> list[Bar]:
         with Bench(load_target("cpu-openvino"), paths["fp32"], inputs, bench_cores(1)) as bench:
             for kind, path in paths.items():
                 ours, told = [], []
-                for _ in range(ROUNDS):  # in turns, so that a drift of the machine reaches both
+                for _ in range(ROUNDS):  # in turns and compared turn by turn: a drift of the machine reaches both
                     told.append(benchmark_app(tool, path))
                     ours.append(bench.time_reference(1)[0] / bench.time(path, 1).speedup)
-                here, there = min(ours), min(told)  # each in the calmest of its rounds
-                console.print(f"{name} {kind}: {here:.2f} ms here, {there:.2f} ms benchmark_app", highlight=False)
-                bars.append(Bar(f"{name} {kind}: off from benchmark_app", abs(here / there - 1), 0.05))
+                off = statistics.median(here / there for here, there in zip(ours, told, strict=True)) - 1
+                here, there = statistics.median(ours), statistics.median(told)
+                console.print(
+                    f"{name} {kind}: {here:.2f} ms here, {there:.2f} ms benchmark_app, {off:+.1%}", highlight=False
+                )
+                bars.append(Bar(f"{name} {kind}: off from benchmark_app", abs(off), 0.05))
     return bars
 
 
