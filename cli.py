@@ -197,15 +197,16 @@ def verify(
     bundle: Annotated[Path, typer.Argument(help="Folder that `slimfront export` wrote.")],
     base: Annotated[Path, typer.Option(help="Folder of a workload given as file.py:function.")] = Path(),
 ) -> None:
-    """Hold a bundle against its card on this machine: files, size, accuracy and paired speed-up.
+    """Hold a bundle against its card: files, size, accuracy on this machine, paired speed-up where the target is.
 
     The exit code is 1 where something does not hold. A speed-up may well differ on another kind of machine.
     """
+    from .search.timer_of_target import timer_of
     from .studies.terminal import add_row, rows_table
     from .studies.verify import verify_bundle
 
     with err.status(f"verifying {bundle}"):
-        checks = list(verify_bundle(bundle, base))
+        checks = list(verify_bundle(bundle, base, timer_of))
     table = rows_table(("claim", "card>", "here>", "allowed>", ""))
     for check in checks:
         verdict = {True: "holds", False: "DIFFERS", None: "not checked"}[check.holds]

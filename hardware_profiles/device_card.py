@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 FLOAT = ("f32", "fp32")
 """How runtimes call the precision of an uncompressed model."""
 
-DECISIVE = ("cpu", "architecture", "cores", "flags", "governor")
+DECISIVE = ("cpu", "gpu", "architecture", "cores", "flags", "governor")
 """What of a machine's fingerprint decides how fast it is."""
 
 

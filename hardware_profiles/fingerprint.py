@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 import psutil
+import torch
 
 from ..errors import TargetError
 from .runtime import Runtime
@@ -35,6 +36,7 @@ def machine() -> dict[str, Any]:
     cpu, flags = _cpu()
     return {
         "cpu": cpu,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cores": len(os.sched_getaffinity(0)),
         "flags": [flag for flag in RELEVANT_FLAGS if flag in flags],
         "governor": _read(GOVERNOR),

@@ -185,15 +185,6 @@ def publish(search: Search) -> None:
     Publisher(search).publish(force=True)
 
 
-def note_trial(search: Search, number: int) -> None:
-    """Write a trial's note: its policy per layer and its measurements.
-
-    8 ms on SQLite with few notes in the study, 130 ms with a thousand, as the dashboard's library reads them all back:
-    meant for trials of the front.
-    """
-    _save_trial_note(search, number, trial_note(search.store.get_trial(search.spec.study, number)))
-
-
 class Publisher:
     """Keeps a study's page up to date while it is searched; call `publish` as often as you like.
 

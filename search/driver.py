@@ -15,10 +15,8 @@ from pathlib import Path
 
 from optuna.samplers import BaseSampler
 
-from ..errors import StoreError, WorkloadError
-from ..evaluators.evaluator import Reference, Subject
+from ..evaluators.evaluator import Subject
 from ..hardware_profiles.bench import bench_cores, worker_cores
-from ..hardware_profiles.runtime import Artifact
 from ..measurement import Measurement
 from ..spaces.candidate import Candidate
 from ..spaces.policy import Policy
@@ -29,9 +27,8 @@ from ..studies.front import Objective, Point, hypervolume, pareto_front, referen
 from ..studies.progress import charged_trials, ran
 from ..studies.records import INTERRUPTED, State, TrialRecord
 from ..studies.store import Store
-from ..workloads.load import workload_fingerprint
-from .baseline import lower_reference, measure_reference, with_scores
 from .halving import Verdict
+from .opening import open_reference, open_study
 from .optuna_study import OptunaStudy
 from .policy_sampler import STOPPED, STOPPED_EPOCHS, STOPPED_VALUES
 from .problem import Problem
@@ -40,7 +37,7 @@ from .rungs import Rungs, stopped_text
 from .sampler_of_study import greedy_policies, make_sampler
 from .sensitivity import known_damage, single_damages
 from .transfer import earlier_trials
-from .worker import PRECISIONS_FILE, Stage, WorkerSetup, keep, keep_precisions
+from .worker import PRECISIONS_FILE, Stage, WorkerSetup, keep
 
 MAX_ANCHORS = 12
 MAX_DUPLICATES = 20
@@ -97,8 +94,9 @@ class Search:
         self.folder = artifacts.resolve() / self.spec.study
         self.objectives = [Objective.of(name) for name in self.spec.objectives]
         self._listener = listener
-        self._open_study()
-        self.reference = self._reference()
+        open_study(problem, store)
+        self.reference = open_reference(problem, store, self.folder / "reference")
+        self._reference_point = reference_point(self._baseline(), self.objectives, self.spec.constraints)
         self._sensitivities = single_damages(store, problem, listener)
         self._optuna = OptunaStudy(self.spec, problem.space, store, self._sampler)
         self._running: dict[int, _Running] = {}
@@ -326,59 +324,13 @@ class Search:
 
     # How it starts
 
-    def _open_study(self) -> None:
-        fingerprint = workload_fingerprint(self.problem.context.workload)
-        if not self.store.has_study(self.spec.study):
-            machine, versions = self.problem.measured_with()
-            self.store.create_study(self.spec, fingerprint, versions, machine)
-            return
-        record = self.store.update_spec(self.spec)
-        self.store.set_remark(self.spec.study, None)  # of an earlier run
-        if record.workload_fingerprint != fingerprint:
-            raise StoreError(
-                f"study {self.spec.study!r} was searched with another model or data behind workload "
-                f"{self.spec.workload!r}; give the study another name"
-            )
-
-    def _reference(self) -> Reference:
-        """The uncompressed model, measured when the study was new and read back ever after."""
-        context = self.problem.context
-        path = self.folder / "reference" / f"model{context.runtime.suffix}"
-        baseline = self.store.get_study(self.spec.study).baseline
-        # A file without a baseline is another study's leftover under the same name.
-        artifact = Artifact.of(path) if baseline and path.is_file() else lower_reference(context, path.parent)
-        self._refuse_mixed_latencies(baseline)
-        if not baseline:
-            try:
-                with self.problem.bench(artifact) as bench:
-                    measurements = measure_reference(context, artifact, bench, self.spec.metrics)
-                    keep_precisions(bench.executed_precisions(artifact.path), path.parent)
-            except (
-                Exception
-            ) as error:  # the workload's metric or loss may raise anything; no candidate could be compared
-                raise WorkloadError(
-                    f"the uncompressed model cannot be measured: {type(error).__name__}: {error}"
-                ) from error
-            self.store.set_baseline(self.spec.study, measurements, self.problem.target.name)
-            baseline = {measurement.name: measurement for measurement in measurements}
-        values = {name: measurement.value for name, measurement in baseline.items()}
-        self._reference_point = reference_point(values, self.objectives, self.spec.constraints)
-        return with_scores(context, artifact, values["latency_ms"])
-
-    def _refuse_mixed_latencies(self, baseline: Mapping[str, Measurement]) -> None:
-        """See that a study continues as it began: with measured latencies, or with predicted ones."""
-        if baseline and baseline["latency_ms"].is_predicted != self.problem.target.predict:
-            had, has = ("predicted", "measured") if baseline["latency_ms"].is_predicted else ("measured", "predicted")
-            raise StoreError(
-                f"study {self.spec.study!r} has {had} latencies and its target's card now asks for {has} ones, "
-                "which no front may mix; give the study another name"
-            )
+    def _baseline(self) -> dict[str, float]:
+        """What was measured of the uncompressed model."""
+        return {name: m.value for name, m in self.store.get_study(self.spec.study).baseline.items()}
 
     def _sampler(self, trials_so_far: int) -> BaseSampler:
-        baseline = self.store.get_study(self.spec.study).baseline
-        values = {name: measurement.value for name, measurement in baseline.items()}
         earlier = earlier_trials(self.store, self.spec, self.problem.space) if self.spec.transfer else []
-        return make_sampler(self.problem, values, trials_so_far, earlier, self._known_damage())
+        return make_sampler(self.problem, self._baseline(), trials_so_far, earlier, self._known_damage())
 
     def _known_damage(self) -> dict[str, dict[Choice, float]]:
         return known_damage(self.problem.space, self._sensitivities)

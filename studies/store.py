@@ -38,7 +38,6 @@ from .records import (
     study_of,
 )
 from .spec import StudySpec, incompatible_changes
-from .suggest import suggestion
 
 
 class Store:
@@ -359,17 +358,6 @@ class Store:
             row = session.scalar(select(tables.Target).filter_by(name=name)) or tables.Target(name=name)
             row.card, row.fingerprint, row.measured_at = dict(card), dict(fingerprint), tables.now()
             session.add(row)
-
-    def get_target(self, name: str) -> TargetRecord:
-        """The target of that name.
-
-        Raises:
-            StoreError: there is none.
-        """
-        known = {target.name: target for target in self.targets()}
-        if name not in known:
-            raise StoreError(f"no target {name!r} in {self._database.name}; {suggestion(name, known)}")
-        return known[name]
 
     def targets(self) -> list[TargetRecord]:
         """All profiled targets, by name."""

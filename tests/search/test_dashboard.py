@@ -19,17 +19,15 @@ from pathlib import Path
 
 import optuna
 import pytest
-from optuna_dashboard import get_note
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.wait import WebDriverWait
 from slimfront.search import dashboard
-from slimfront.search.dashboard import Publisher, feasible_front, note_trial, publish
+from slimfront.search.dashboard import Publisher, feasible_front, publish
 from slimfront.search.driver import Search
 from slimfront.search.local import run_local
 from slimfront.search.problem import prepare
 from slimfront.studies.newest_front import front_points, objectives_of
-from slimfront.studies.notes import trial_note
 from slimfront.studies.picks import pick
 from slimfront.studies.spec import StudySpec
 from slimfront.studies.store import Store
@@ -290,15 +288,6 @@ def test_what_is_published_is_small(search: Search):
 
     assert sum(size.values()) < 20_000
     assert max(size.values()) <= 4096  # what MySQL and older schemas of Optuna take
-
-
-def test_any_trial_can_be_given_its_note(search: Search):
-    number = numbers(search, "infeasible", measured=False)[0]
-    note_trial(search, number)
-
-    study = search.optuna.optuna_study
-    trial_id = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
-    assert get_note(optuna.Trial(study, trial_id)) == trial_note(search.store.get_trial("tiny", number))
 
 
 # In the browser

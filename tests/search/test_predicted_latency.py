@@ -15,6 +15,7 @@ from slimfront.search.driver import Search
 from slimfront.search.latency_table import add_table
 from slimfront.search.problem import prepare
 from slimfront.search.run import run_search
+from slimfront.search.timer_of_target import timer_of
 from slimfront.studies.export import export_bundle
 from slimfront.studies.report import front_table
 from slimfront.studies.store import Store
@@ -72,7 +73,7 @@ def test_a_predicted_search_never_times_and_says_that_it_predicts(card, tiny_spe
         Console(file=shown, width=200).print(front_table(store, "tiny"))
         export_bundle(store, "tiny", tmp_path / "bundle", trial=None, rule="knee")
     assert "^ predicted by a latency table, median error" in shown.getvalue()
-    verdicts = {check.claim: check.holds for check in verify_bundle(tmp_path / "bundle", tmp_path)}
+    verdicts = {check.claim: check.holds for check in verify_bundle(tmp_path / "bundle", tmp_path, timer_of)}
     assert verdicts.pop("speedup") is None
     assert all(verdicts.values())
 

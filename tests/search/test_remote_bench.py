@@ -15,8 +15,11 @@ from slimfront.hardware_profiles.runtime import Artifact
 from slimfront.search.cluster import ray
 from slimfront.search.problem import prepare
 from slimfront.search.run import run_search
+from slimfront.search.timer_of_target import timer_of
+from slimfront.studies.export import export_bundle
 from slimfront.studies.spec import StudySpec
 from slimfront.studies.store import Store
+from slimfront.studies.verify import verify_bundle
 
 CARD = {
     "name": "far", "runtime": "openvino", "weight_bits": [4, 8, 32], "activation_bits": [8, 32], "remote": True,
@@ -55,7 +58,7 @@ def test_without_a_cluster_one_line_says_how_to_make_one(
 
 @pytest.mark.slow
 def test_the_node_that_is_the_target_times_for_workers_elsewhere(
-    two_nodes: str, far_spec: Callable[..., StudySpec], tmp_path: Path
+    two_nodes: str, far_spec: Callable[..., StudySpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = f"sqlite:///{tmp_path}/far.db"
     run_search(far_spec(workers=1, budget={"trials": 2}), url, tmp_path / "artifacts", Console(quiet=True))
@@ -64,6 +67,7 @@ def test_the_node_that_is_the_target_times_for_workers_elsewhere(
         assert [trial.state for trial in trials].count("complete") == 2
         assert all(trial.measurements["speedup"].n > 1 for trial in trials)
         assert store.get_study("tiny").machine["cpu"] == machine()["cpu"]
+        export_bundle(store, "tiny", tmp_path / "bundle", trial=None, rule="knee")
     problem = prepare(far_spec())
     with problem.bench(Artifact.of(tmp_path / "artifacts" / "tiny" / "reference" / "model.onnx")) as bench:
         assert bench.time_reference(0.2)[0] > 0
@@ -71,6 +75,12 @@ def test_the_node_that_is_the_target_times_for_workers_elsewhere(
         assert actors
         for actor in actors:
             assert any(two_nodes in argument for parent in actor.parents() for argument in cmdline(parent))
+    speedup = list(verify_bundle(tmp_path / "bundle", tmp_path, timer_of))[-1]
+    assert (speedup.claim, float(speedup.found) > 0) == ("speedup", True)
+    ray.shutdown()
+    monkeypatch.delenv("RAY_ADDRESS")
+    unreachable = list(verify_bundle(tmp_path / "bundle", tmp_path, timer_of))[-1]
+    assert (unreachable.holds, unreachable.found[:47]) == (None, "not measured: target far is remote, and no node")
 
 
 def cmdline(process: psutil.Process) -> list[str]:
