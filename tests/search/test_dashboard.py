@@ -185,6 +185,22 @@ def test_best_trials_are_feasible(server: str, search: Search):
     assert best == list(search.store.current_front("tiny").members)
 
 
+def test_a_study_in_postgresql_is_served_too(postgresql_url: str, tmp_path: Path):
+    spec = StudySpec.from_document({**STUDY, "budget": {"trials": 3}}, "tiny.yaml", tmp_path)
+    with Store(postgresql_url) as store:
+        search = Search(prepare(spec), store, tmp_path / "artifacts")
+        run_local(search)
+        publish(search)
+        members = list(store.current_front("tiny").members)
+    port = free_port()
+    with serving(tmp_path, port, "tiny", "--storage", postgresql_url):
+        study = json.loads(get(f"http://127.0.0.1:{port}/api/studies/1"))
+
+    assert members
+    assert [trial["number"] for trial in study["best_trials"]] == members
+    assert "tiny" in study["note"]["body"]
+
+
 def test_feasible_front_leaves_out_what_violates_a_constraint():
     study = optuna.create_study(directions=["minimize", "maximize"])
     for values, excess in (((1.0, 1.0), 0.0), ((0.0, 2.0), 0.1), ((2.0, 3.0), -1.0), ((2.0, 2.0), -1.0)):
