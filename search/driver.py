@@ -17,6 +17,7 @@ from optuna.samplers import BaseSampler
 
 from ..evaluators.evaluator import Subject
 from ..hardware_profiles.bench import bench_cores, worker_cores
+from ..hardware_profiles.runtime import Artifact
 from ..measurement import Measurement
 from ..spaces.candidate import Candidate
 from ..spaces.policy import Policy
