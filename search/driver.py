@@ -162,7 +162,9 @@ class Search:
         baseline = self.store.get_study(self.spec.study).baseline
         subject = Subject(Candidate(proposal.policy, self.problem.context.workload.model), self.reference.artifact)
         folder = self.reference.artifact.path.parent
-        files = keep(subject, folder) | {PRECISIONS: Artifact.of(folder / PRECISIONS_FILE)}
+        files = keep(subject, folder)
+        if (precisions := folder / PRECISIONS_FILE).is_file():  # gone with its folder, or never there in an old study
+            files[PRECISIONS] = Artifact.of(precisions)
         self.record(proposal.number, Stage("scored", measurements=list(baseline.values()), artifacts=files))
         self.finish(proposal.number)
 
