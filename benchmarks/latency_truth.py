@@ -52,7 +52,7 @@ from torch.utils.data import TensorDataset
 
 console = Console()
 
-ROUNDS = 8
+ROUNDS = 16
 """Of a second each, in which the runtime's own tool and the bench take turns."""
 
 
@@ -81,7 +81,7 @@ def main() -> None:
         bars = [
             *spread(problem, Path(folder), repeats=6 if options.quick else 12, many=12 if options.quick else 40),
             *exclusion(problem, Path(folder)),
-            *agreement(Path(folder), ["mobilenet_v2"] if options.quick else ["mobilenet_v2", "resnet18"]),
+            *agreement(Path(folder), *((["mobilenet_v2"], ROUNDS // 2) if options.quick else (["mobilenet_v2", "resnet18"], ROUNDS))),
         ]
         if not options.quick:
             bars += prediction("digits", problem, 80, 30)
@@ -127,7 +127,7 @@ def spread(problem: Problem, folder: Path, repeats: int, many: int) -> list[Bar]
 # 3
 
 
-def agreement(folder: Path, names: list[str]) -> list[Bar]:
+def agreement(folder: Path, names: list[str], rounds: int) -> list[Bar]:
     """`latency_ms` as a search reports it beside the median that benchmark_app tells, on the bench's core."""
     tool = shutil.which("benchmark_app", path=str(Path(sys.executable).parent))
     if tool is None:
@@ -140,7 +140,7 @@ def agreement(folder: Path, names: list[str]) -> list[Bar]:
         with Bench(load_target("cpu-openvino"), paths["fp32"], inputs, bench_cores(1)) as bench:
             for kind, path in paths.items():
                 ours, told = [], []
-                for _ in range(ROUNDS):  # in turns and compared turn by turn: a drift of the machine reaches both
+                for _ in range(rounds):  # in turns and compared turn by turn: a drift of the machine reaches both
                     told.append(benchmark_app(tool, path))
                     ours.append(bench.time_reference(1)[0] / bench.time(path, 1).speedup)
                 off = statistics.median(here / there for here, there in zip(ours, told, strict=True)) - 1

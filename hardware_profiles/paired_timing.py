@@ -1,7 +1,7 @@
 """The paired protocol: a candidate and a reference run alternately, and what the ratios of their times say.
 
-A B B A, in short blocks; the fastest run of a block stands for it, since what a machine does to a program only ever makes
-it slower. Each pair of neighbouring blocks gives one ratio. Pairs are ranked by how slow both of their halves were
+A B B A, in short blocks. The first run of a block finds the other model in the caches and does not count; the fastest of
+the others stands for the block, since what a machine does to a program only ever makes it slower. Each pair of neighbouring blocks gives one ratio. Pairs are ranked by how slow both of their halves were
 together, which favours neither half, and the median ratio of the calmest third is the speed-up: that of the undisturbed
 machine, as far as it was undisturbed at all. Pairs are added until the 95 % interval is narrow enough or the time budget
 ends; an interval still too wide is flagged as noisy.
@@ -19,7 +19,10 @@ import numpy as np
 from scipy.stats import quantile_test, t
 
 BLOCK_SECONDS = 0.01
-"""Duration of one block of inferences: long enough for caches to hold the block's model and for one undisturbed run."""
+"""Duration of one block of inferences: long enough for one undisturbed run."""
+
+MIN_RUNS = 3
+"""In a block, besides the first, however slow the model is."""
 
 MIN_PAIRS = 12
 """Fewer say too little of their own spread; a budget that does not allow them ends in a figure flagged as noisy."""
@@ -190,8 +193,7 @@ def _summarise(blocks: Sequence[tuple[list[float], list[float]]], calm_reference
     slowdown = max(0.0, math.log(reference_s / calm_reference_s)) if calm_reference_s < math.inf else 0.0
     if slowdown > DISTURBED:
         low, high = low * math.exp(-SENSITIVITY * slowdown), high * math.exp(SENSITIVITY * slowdown)
-    # The first run of a block finds the other model in the caches.
-    single = [seconds * 1e3 for candidate, _ in blocks for seconds in candidate[len(candidate) > 1 :]]
+    single = [seconds * 1e3 for candidate, _ in blocks for seconds in candidate]
     wide = max(high / ratio, ratio / low) - 1 > RELATIVE_HALF_WIDTH
     return PairedTiming(
         speedup=ratio,
@@ -224,8 +226,8 @@ def _calm_count(pairs: int) -> int:
 
 
 def _runs_in_block(seconds_per_run: float, budget: float) -> int:
-    """Runs that fill a block; two where one is longer than a block, unless the budget would not hold `MIN_PAIRS` then."""
-    wanted = max(2, round(BLOCK_SECONDS / seconds_per_run))
+    """Runs that fill a block, or `MIN_RUNS`, and the first; fewer where the budget would not hold `MIN_PAIRS` of them."""
+    wanted = 1 + max(MIN_RUNS, round(BLOCK_SECONDS / seconds_per_run))
     room = int(budget * (1 - 2 * WARM_UP_SHARE) / (2 * MIN_PAIRS) / seconds_per_run)
     return max(1, min(wanted, room))
 
@@ -241,12 +243,15 @@ def _stretch(run: Run, seconds: float) -> float:
 
 
 def _block(run: Run, count: int) -> list[float]:
-    """Seconds of each of `count` runs."""
+    """Seconds of each of `count` runs but the first, which is only left in where it is alone."""
     if isinstance(run, SelfTimed):
-        return [run.seconds() for _ in range(count)]
-    seconds = []
-    for _ in range(count):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return seconds
+        seconds = [run.seconds() for _ in range(count)]
+    else:
+        seconds = [_wall_seconds(run) for _ in range(count)]
+    return seconds[1:] or seconds
+
+
+def _wall_seconds(run: Run) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
