@@ -24,7 +24,7 @@ from ..spaces.policy import BFLOAT16_BITS, FULL_PRECISION, LayerPolicy, Policy
 from .bench import Bench, bench_cores
 from .device_card import DeviceCard, Kernel, Throughput
 from .fingerprint import machine, versions
-from .runtime import Runtime, get_runtime
+from .runtime import RUNTIMES, Runtime, get_runtime
 from .target import Target
 
 REFERENCES = ("mobilenet_v2", "resnet18")
@@ -131,13 +131,21 @@ def memory_bandwidth(cores: list[int], repeats: int = 8) -> float:
     return 2 * COPY_BYTES * len(cores) / min(seconds) / 1e9
 
 
-def synthetic_candidate(model: nn.Module, example: Tensor, weight_bits: int, activation_bits: int) -> Candidate:
-    """`model` with every layer at these bits, on grids that no data calibrated: for timing, not for scoring."""
+def synthetic_candidate(
+    model: nn.Module, example: Tensor, weight_bits: int, activation_bits: int, symmetric: bool = False
+) -> Candidate:
+    """`model` with every layer at these bits, on grids that no data calibrated: for timing, not for scoring.
+
+    Args:
+        symmetric: the runtime takes activation grids with zero in their middle only.
+    """
     layers = [layer.name for layer in find_layers(model, example)]
     policy = Policy(layers={name: LayerPolicy(weight_bits, activation_bits) for name in layers})
     weights = {name: _weight(model.get_submodule(name), weight_bits) for name in layers if weight_bits <= 8}
+    levels = 2 ** min(activation_bits, 8)
     # Behind a ReLU calibration finds a zero point of 0, which is what lets a runtime fuse the two.
-    grid = Grid(np.array(0.05, np.float32), np.array(0, np.uint8), 0, 2 ** min(activation_bits, 8) - 1)
+    zero = levels // 2 if symmetric else 0
+    grid = Grid(np.array(0.05, np.float32), np.array(zero, np.uint8), 0, levels - 1)
     inputs = {name: grid for name in layers if activation_bits <= 8}
     has_halves, rounds_biases = weight_bits == BFLOAT16_BITS, activation_bits == BFLOAT16_BITS
     halves = {name: _rounded(model.get_submodule(name), rounds_biases) for name in layers if has_halves}
@@ -165,9 +173,9 @@ def _kernels(operation: Operation, target: Target, runtime: Runtime, folder: Pat
     pairs |= {(weights, 8) for weights in target.weight_bits if 8 in target.activation_bits}
     pairs |= {(8, activations) for activations in target.activation_bits if 8 in target.weight_bits}
     pairs = {pair for pair in pairs if pair[1] != BFLOAT16_BITS} | _bfloat16(target)
-    found = []
+    found, symmetric = [], RUNTIMES[target.runtime].symmetric
     for weight_bits, activation_bits in sorted(pairs, reverse=True):
-        candidate = synthetic_candidate(model, example, weight_bits, activation_bits)
+        candidate = synthetic_candidate(model, example, weight_bits, activation_bits, symmetric)
         try:
             artifact = runtime.lower(candidate, example, target, folder / f"kernel{runtime.suffix}")
             executed = runtime.load(artifact.path, target).executed_precisions().get("2")
@@ -223,7 +231,8 @@ def _lowered(
     runtime: Runtime,
     folder: Path,
 ) -> Path:
-    candidate = synthetic_candidate(model, example, weight_bits, activation_bits)
+    symmetric = RUNTIMES[target.runtime].symmetric
+    candidate = synthetic_candidate(model, example, weight_bits, activation_bits, symmetric)
     return runtime.lower(candidate, example, target, folder / f"{weight_bits}-{activation_bits}{runtime.suffix}").path
 
 
@@ -240,5 +249,7 @@ def _few_threads() -> Iterator[None]:
     """torch on one thread: it only exports here."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

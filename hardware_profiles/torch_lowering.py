@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import operator
 from collections import Counter
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,10 @@ def lower(candidate: Candidate, inputs: Tensor, path: Path, device: str, compile
 
 def _program(candidate: Candidate, inputs: Tensor, device: str) -> ExportedProgram:
     """The exported program of `candidate`, batch-norm folded, every grid in it."""
-    exported = torch.export.export(candidate.model.eval(), (inputs,)).module(check_guards=False)
+    model = candidate.model.eval()
+    if device != "cpu":  # what is exported holds the model's own parameters, and would take them along
+        model = deepcopy(model)
+    exported = torch.export.export(model, (inputs,)).module(check_guards=False)
     assert isinstance(exported, fx.GraphModule)
     _Inserter(exported, candidate).insert()
     exported.graph.eliminate_dead_code()

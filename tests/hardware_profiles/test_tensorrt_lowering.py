@@ -12,6 +12,7 @@ import torch
 from onnx import numpy_helper
 from slimfront.compression.quantize import quantize
 from slimfront.errors import LoweringError, TargetError
+from slimfront.hardware_profiles.profile import OPERATIONS, synthetic_candidate
 from slimfront.hardware_profiles.runtime import get_runtime
 from slimfront.hardware_profiles.target import load_target
 from slimfront.hardware_profiles.tensorrt_lowering import executed_precisions, lower
@@ -62,6 +63,16 @@ def test_affine_grids_are_refused_with_the_key_to_set(make_network, candidate, t
     made = candidate(make_network("residual"), {"blocks.0.conv1": LayerPolicy(8, 8)})
     with pytest.raises(LoweringError, match=r"^blocks\.0\.conv1: TensorRT takes symmetric .*activations: symmetric"):
         lower(made, torch.zeros(1, 3, 8, 8), 1, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("bits", [(8, 8), (8, 4), (4, 8), (8, 32)], ids=str)
+def test_what_a_profile_times_can_be_lowered(bits, tmp_path: Path):
+    operation = OPERATIONS[0]
+    example = torch.zeros(1, *operation.shape(operation.small))
+    made = synthetic_candidate(operation.chain(operation.small), example, *bits, symmetric=True)
+    model = onnx.load(lower(made, example, 1, tmp_path / "model.onnx"))
+    integers = {n.op_type for n in model.graph.node if n.op_type.endswith("uantizeLinear")}
+    assert integers == ({"QuantizeLinear", "DequantizeLinear"} if bits[1] <= 8 else {"DequantizeLinear"})
 
 
 REPORT = {

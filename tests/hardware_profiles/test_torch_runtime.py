@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from slimfront.hardware_profiles.target import load_target
+from slimfront.hardware_profiles.torch_lowering import _program
 from slimfront.hardware_profiles.torch_runtime import TorchRuntime
 from slimfront.spaces.layers import find_layers
 from slimfront.spaces.policy import LayerPolicy
 from slimfront.studies.standalone import load_torch
+from torch import fx, nn
 
 
 def everywhere(model, *bits):
@@ -39,6 +41,22 @@ def test_integer_weights_replace_the_float_ones_in_the_file(make_network, candid
     weights = sum(layer.weights for layer in find_layers(wide, torch.zeros(1, *wide.shape)))
     assert sizes[0] - sizes[1] == pytest.approx(2 * weights, rel=0.05)
     assert sizes[0] - sizes[2] == pytest.approx(3 * weights, rel=0.05)
+
+
+def test_lowering_for_another_device_leaves_the_model_where_it_is(make_network, candidate, monkeypatch):
+    model, moved = make_network("residual"), []
+    made = candidate(model, everywhere(model, 8, 32))
+
+    def to(module: fx.GraphModule, device: str) -> fx.GraphModule:
+        moved.extend([*module.parameters(), *module.buffers()])
+        return nn.Module.to(module, device)
+
+    monkeypatch.setattr(fx.GraphModule, "to", to)
+    program = _program(made, torch.zeros(1, *model.shape), "meta")  # a GPU is not there everywhere
+    assert {weight.device.type for weight in program.state_dict.values()} == {"meta"}
+    ours = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    assert moved
+    assert not ours.intersection(tensor.data_ptr() for tensor in moved)
 
 
 @pytest.mark.slow
