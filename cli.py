@@ -43,7 +43,9 @@ def search(
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Ray workers; 0 runs in this process.")] = None,
     storage: Storage = DEFAULT_STORAGE,
-    seed: Annotated[int | None, typer.Option(help="Seed of sampler and recovery.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of sampler and recovery; a study that has begun keeps its own.")
+    ] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds after which no further trial starts.")] = None,
     artifacts: Artifacts = DEFAULT_ARTIFACTS,
 ) -> None:

@@ -89,7 +89,7 @@ class Stage:
         reason: why the trial failed, else None.
         final: whether no more training follows.
         epochs: of recovery behind it; below 1 it is the part of the training data.
-        worker: host name and process id of who ran it.
+        worker: host name and process id of who ran it, and its threads, on which the last bits of trained weights depend.
     """
 
     name: str
@@ -99,7 +99,7 @@ class Stage:
     reason: str | None = None
     final: bool = True
     epochs: float = 0
-    worker: str = field(default_factory=lambda: f"{platform.node()}:{os.getpid()}")
+    worker: str = field(default_factory=lambda: f"{platform.node()}:{os.getpid()}, threads {torch.get_num_threads()}")
 
 
 class Worker:

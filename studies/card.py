@@ -8,7 +8,7 @@ card.json (schema 1)::
      "test_accuracy": as a measurement, or null where the test split was not scored,
      "target": the target's card, "input": {"name", "shape", "dtype"}, "output": the same,
      "provenance": {"created", "study_created", "workload", "workload_options", "workload_fingerprint", "seed",
-                    "worker", "machine", "versions"},
+                    "batch_size", "worker", "machine", "versions"},
      "files": {name: {"sha256", "bytes"}}}
 """
 
@@ -81,6 +81,7 @@ def card_document(
             "workload_options": study.spec.workload_options,
             "workload_fingerprint": study.workload_fingerprint,
             "seed": study.spec.seed,
+            "batch_size": study.spec.recovery.batch_size,
             "worker": trial.worker,
             "machine": dict(study.machine),
             "versions": dict(study.versions),
@@ -133,6 +134,8 @@ def _notes(trial: TrialRecord, executed: Mapping[str, str]) -> list[str]:
     ]
     if trial.outcome == "stopped":
         notes.append(f"Recovered in part only, and not on the front: {trial.reason}.")
+    if trial.state == "complete" and trial.reason:
+        notes.append(f"{trial.reason.capitalize()}.")
     if "test_accuracy" not in trial.measurements:
         notes.append("Not scored on the test split: only points of the front are, at the end of a search.")
     if is_lucky(trial.measurements):

@@ -55,7 +55,9 @@ SCHEMA = 1
 JUDGED = frozenset(name for name in METRICS if not name.startswith(("simulated_", "test_")))
 """Metrics an objective or a constraint may name: of the artifact, not a simulation, and never on the test split."""
 
-_FIXED = ("workload", "workload_options", "target", "objectives", "constraints", "space", "recovery", "quantization")
+_FIXED = (
+    "workload", "workload_options", "target", "objectives", "constraints", "seed", "space", "recovery", "quantization",
+)  # fmt: skip
 _LIBRARY = resources.files(__package__ or "slimfront.studies").joinpath("library")
 
 T = TypeVar("T")
@@ -407,7 +409,8 @@ def _given(**values: object) -> dict[str, object]:
 def incompatible_changes(old: StudySpec, new: StudySpec) -> list[str]:
     """Dotted keys that differ though one study's trials must share them.
 
-    Seed, workers, budget and sampler may change from one run to the next; what a trial means may not.
+    Workers, budget and sampler may change from one run to the next; what a trial means may not, nor the seed its weights
+    are trained with.
     """
     before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
     changes = []

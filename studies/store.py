@@ -112,9 +112,9 @@ class Store:
         """
         with self._database.writing() as session:
             row = find_study(session, spec.study)
-            changes = incompatible_changes(StudySpec.from_json(row.spec), spec)
-            if changes:
-                changed = ", ".join(changes)
+            begun = StudySpec.from_json(row.spec)
+            if changes := incompatible_changes(begun, spec):
+                changed = ", ".join(f"seed ({begun.seed})" if key == "seed" else key for key in changes)
                 raise StoreError(f"study {spec.study!r} has trials with another {changed}; give the study another name")
             row.spec = spec.to_json()
             return study_record(session, row)

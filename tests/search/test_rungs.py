@@ -234,6 +234,7 @@ def test_bits_only_changes_start_from_the_same_recovered_weights(tiny_spec: Spec
     assert [trial.reason for trial in runs[False]] == [None, None]
     for reused, trained in zip(runs[True], runs[False], strict=True):
         assert reused.policy == trained.policy
+        assert reused.worker.endswith(f", threads {torch.get_num_threads()}")
         assert reused.measurements["kl"].value == pytest.approx(trained.measurements["kl"].value, rel=1e-4)
 
 

@@ -70,7 +70,7 @@ class Study:
         store.create_study(spec, "fingerprint-1", {"python": "3.11"}, {"cpu": "abacus", "flags": ["avx2", "amx_int8"]})
         store.set_baseline("demo", measured(0.0, reference.stat().st_size, speedup=1.0), spec.target)
 
-    def add_trial(self, number: int, drop: float = 0.01, channels: int = 8) -> Path:
+    def add_trial(self, number: int, drop: float = 0.01, channels: int = 8, remark: str | None = None) -> Path:
         """A finished trial with its artifacts; returns their folder."""
         folder = self.folder / f"trial-{number:05d}"
         weight = write_conv(folder / "model.onnx", channels)
@@ -82,7 +82,7 @@ class Study:
             artifact = Artifact.of(folder / file)
             self.store.record_artifact("demo", number, kind, str(artifact.path), artifact.sha256, artifact.bytes)
         excess = drop - 0.05
-        state, reason = ("infeasible", f"violates {BOUND}: {drop}") if excess > 0 else ("complete", None)
+        state, reason = ("infeasible", f"violates {BOUND}: {drop}") if excess > 0 else ("complete", remark)
         self.store.finish_trial("demo", number, state, reason, {BOUND: excess})
         return folder
 
@@ -159,7 +159,14 @@ def test_card_holds_measurements_baseline_target_and_provenance(bundle: Path) ->
     assert card["output"] == {"name": "output", "shape": [1, 8, 32, 32], "dtype": "float32"}
     about = card["provenance"]
     assert (about["workload"], about["workload_fingerprint"], about["seed"]) == ("digits", "fingerprint-1", 0)
+    assert about["batch_size"] == 64
     assert (about["worker"], about["machine"]["cpu"], about["versions"]) == ("host-1/42", "abacus", {"python": "3.11"})
+
+
+def test_card_names_the_trial_whose_recovered_weights_were_taken_over(study: Study, tmp_path: Path) -> None:
+    study.add_trial(1, remark="recovered weights of trial 0")
+    study.export(tmp_path / "bundle", trial=1)
+    assert "Recovered weights of trial 0." in card_of(tmp_path / "bundle")["notes"]
 
 
 def test_card_of_an_unconfirmed_trial_says_it_was_not_scored_on_the_test_split(bundle: Path) -> None:

@@ -385,8 +385,8 @@ def test_overrides_are_held_to_the_same_rules(make_spec, override, line):
     assert str(caught.value) == line
 
 
-def test_seed_workers_budget_and_sampler_may_change(make_spec):
-    changed = make_spec(seed=5, workers=3, budget={"timeout_s": 9}, sampler="random")
+def test_workers_budget_and_sampler_may_change(make_spec):
+    changed = make_spec(workers=3, budget={"timeout_s": 9}, sampler="random")
     assert incompatible_changes(make_spec(), changed) == []
 
 
@@ -398,6 +398,7 @@ def test_seed_workers_budget_and_sampler_may_change(make_spec):
         ({"target": "gpu"}, ["target"]),
         ({"objectives": ["latency_ms", "accuracy_drop"]}, ["objectives"]),
         ({"constraints": ["flops < 3"]}, ["constraints"]),
+        ({"seed": 5}, ["seed"]),
         ({"space": {"weight_bits": [8, 32], "keep": ["fc"]}}, ["space.weight_bits", "space.keep"]),
         ({"recovery": {"alpha": 0.1}, "target": "gpu"}, ["target", "recovery.alpha"]),
     ],

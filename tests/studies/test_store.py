@@ -70,9 +70,17 @@ def test_an_empty_database_has_no_study(store):
         store.get_study("demo")
 
 
-def test_budget_and_seed_may_be_updated(demo, make_spec):
-    demo.update_spec(make_spec(seed=9, budget={"trials": 99}))
-    assert demo.get_study("demo").spec == make_spec(seed=9, budget={"trials": 99})
+def test_budget_and_workers_may_be_updated(demo, make_spec):
+    demo.update_spec(make_spec(workers=3, budget={"trials": 99}))
+    assert demo.get_study("demo").spec == make_spec(workers=3, budget={"trials": 99})
+
+
+def test_the_seed_may_not_be_updated(demo, make_spec):
+    with pytest.raises(
+        StoreError, match=r"study 'demo' has trials with another seed \(0\); give the study another name"
+    ):
+        demo.update_spec(make_spec(seed=9))
+    assert demo.get_study("demo").spec.seed == 0
 
 
 def test_the_space_may_not_be_updated(demo, make_spec):
