@@ -39,4 +39,12 @@ def ran_in(layer: LayerPolicy, precision: str | None) -> str:
 
 def storage_only(policy: Policy, executed: Mapping[str, str]) -> list[str]:
     """Layers whose bits no kernel of the runtime computes with."""
-    return [name for name, layer in policy.layers.items() if "storage-only" in ran_in(layer, executed.get(name))]
+    return [
+        name for name, layer in policy.layers.items() if "storage-only" in ran_in(layer, precision_of(name, executed))
+    ]
+
+
+def precision_of(layer: str, executed: Mapping[str, str]) -> str | None:
+    """What a layer ran in, or the wider of what the two layers ran in that a compact operator put in its place."""
+    found = [executed[path] for path in (layer, f"{layer}.0", f"{layer}.1") if path in executed]
+    return max(found, key=lambda precision: BITS.get(precision, 0), default=None)

@@ -8,9 +8,10 @@ from datetime import datetime
 from rich.filesize import decimal
 
 from ..measurement import METRICS, Measurement
+from ..spaces.effective import is_within
 from ..spaces.operators import DENSE
 from ..spaces.policy import LayerPolicy, Policy
-from .executed import ran_in
+from .executed import precision_of, ran_in
 
 Row = tuple[str, ...]
 
@@ -70,17 +71,18 @@ def in_order(measurements: Mapping[str, Measurement]) -> list[Measurement]:
 
 
 def layer_rows(policy: Policy, executed: Mapping[str, str] | None = None) -> list[Row]:
-    """(layer, weight bits, activation bits, sparsity and operator) of every layer the policy changes.
+    """(layer, weight bits, activation bits, sparsity and operator) of every layer that the policy changes and does not remove.
 
     With the precisions it `executed` in, what each layer ran in comes last.
     """
     rows = {
         name: (name, _weight_bits(layer), _activation_bits(layer), _sparsity(layer))
         for name, layer in policy.layers.items()
+        if not is_within(name, policy.removed_blocks)
     }
     if executed is None:
         return list(rows.values())
-    return [(*row, ran_in(policy.layers[name], executed.get(name))) for name, row in rows.items()]
+    return [(*row, ran_in(policy.layers[name], precision_of(name, executed))) for name, row in rows.items()]
 
 
 def channel_rows(policy: Policy) -> list[Row]:

@@ -2,7 +2,8 @@
 
 import pytest
 from slimfront.spaces.policy import LayerPolicy, Policy
-from slimfront.studies.executed import ran_in, storage_only
+from slimfront.studies.executed import precision_of, ran_in, storage_only
+from slimfront.studies.wording import layer_rows
 
 
 @pytest.mark.parametrize(
@@ -36,3 +37,15 @@ def test_weights_by_a_codebook_are_storage_only_whatever_runs_them():
     layer = LayerPolicy(8, 8, codebook="k_means")
     assert ran_in(layer, "i8") == "i8, 8 bits storage-only"
     assert storage_only(Policy(layers={"a": layer}), {"a": "f32"}) == ["a"]
+
+
+def test_a_factored_layer_ran_in_the_wider_of_what_its_factors_ran_in():
+    executed = {"a.0": "i8", "a.1": "f32", "b.0": "i8", "b.1": "i8"}
+    assert [precision_of(name, executed) for name in ("a", "b", "c")] == ["f32", "i8", None]
+    policy = Policy(layers={name: LayerPolicy(8, 8, operator="rank=0.5") for name in ("a", "b")})
+    assert storage_only(policy, executed) == ["a"]
+
+
+def test_layers_of_removed_blocks_have_no_row():
+    policy = Policy(layers={"blocks.0.fc": LayerPolicy(8), "blocks.1.fc": LayerPolicy(8)}, removed_blocks=("blocks.1",))
+    assert [row[0] for row in layer_rows(policy, {"blocks.0.fc": "f32"})] == ["blocks.0.fc"]
