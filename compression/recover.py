@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ..spaces.candidate import Grid
+from ..spaces.effective import effective_policy
 from ..spaces.policy import Policy
 from ..workloads.workload import Workload
 from .fake_quantize import fake_quantized
@@ -33,10 +34,12 @@ def recover(
     Args:
         student: the workload's model, pruned as `policy` says. Where pruning is the first step, it is changed in place and
             returned; else it is pruned anew in its turn.
+        policy: in terms of the layers before pruning; one in terms of those behind it does where pruning is the first step.
         prune: makes the pruned copy of a model, where pruning is not the first step.
 
     "quantize" folds batch-norm and calibrates grids, and all training behind it computes on them (quantization-aware
-    training, Jacob et al. 2018, arXiv:1712.05877). The steps of `POST_TRAINING` only read the calibration split. Weights that `policy` masked stay zero from pruning on.
+    training, Jacob et al. 2018, arXiv:1712.05877); pruning behind it calibrates them anew. The steps of `POST_TRAINING` only read the
+    calibration split. Weights that `policy` masked stay zero from pruning on.
     """
     recovery = policy.recovery
     if not recovery.changes_weights:
@@ -46,10 +49,14 @@ def recover(
     model = student if recovery.steps[0] == "prune" else copy.deepcopy(workload.model).eval()
     grids: dict[str, Grid] | None = None
     for index, step in enumerate(recovery.steps):
-        if step == "prune" and index > 0:
-            assert prune is not None, "a pipeline that prunes later has to be told how"
-            model = prune(model)
-            reestimate_batch_norm(model, workload.calibration)
+        if step == "prune":
+            policy = effective_policy(policy)  # in terms of the layers that are there from now on
+            if index > 0:
+                assert prune is not None, "a pipeline that prunes later has to be told how"
+                model = prune(model)
+                reestimate_batch_norm(model, workload.calibration)
+            if grids is not None:
+                grids = calibrated(model, workload, policy)
         elif step == "quantize":
             grids = calibrated(model, workload, policy)
         elif step in POST_TRAINING:
@@ -71,7 +78,7 @@ def recover_by_rungs(
     Yields:
         the model in eval mode, not to be changed, and the epochs behind it.
     """
-    epochs, masks = policy.recovery.epochs, _masks(student, policy)
+    epochs, masks = policy.recovery.epochs, _masks(student, effective_policy(policy))
     for done in training(student, workload, policy.recovery, epochs, seed, batch_size, masks, marks):
         if done in marks and done < epochs:
             yield student, done

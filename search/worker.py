@@ -184,11 +184,11 @@ class Worker:
         if policy.pruning.steps > 1 and policy.recovery.steps[0] == "prune":
             model = prune(self.workload.model)
         if self.setup.rungs is None:
-            model = recover(model, self.workload, policy, seed, self.setup.batch_size, prune)
+            model = recover(model, self.workload, original, seed, self.setup.batch_size, prune)
             yield self._recovered(policy, model, folder, 1, policy.recovery.epochs)
             return
         marks = self.setup.rungs.marks(policy.recovery.epochs)
-        looks = recover_by_rungs(model, self.workload, policy, seed, self.setup.batch_size, marks)
+        looks = recover_by_rungs(model, self.workload, original, seed, self.setup.batch_size, marks)
         for rung, (model, epochs) in enumerate(looks, start=1):
             yield self._recovered(policy, model, folder, rung, epochs)
 

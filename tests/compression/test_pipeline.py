@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from slimfront.compression import rounding
 from slimfront.compression.fake_quantize import SymmetricWeight, fake_quantized
 from slimfront.compression.folding import fold_norms
 from slimfront.compression.prune import pruned_copy
@@ -12,6 +13,7 @@ from slimfront.compression.quantize import folded_norms, quantize
 from slimfront.compression.recover import recover
 from slimfront.compression.synthetic import _gap, synthetic_inputs
 from slimfront.errors import PolicyError
+from slimfront.spaces.effective import effective_policy
 from slimfront.spaces.policy import LayerPolicy, Policy, Recovery
 from slimfront.workloads.cache import state_digest
 from slimfront.workloads.workload import Workload
@@ -45,7 +47,7 @@ def recovered(layers=LAYERS, **settings) -> nn.Module:
 
 def run(workload: Workload, policy: Policy, seed: int) -> nn.Module:
     def prune(model: nn.Module) -> nn.Module:
-        return pruned_copy(model, workload.example_input, policy, [])
+        return pruned_copy(model, workload.example_input, policy, [], workload)
 
     return recover(prune(workload.model), workload, policy, seed, 16, prune)
 
@@ -119,6 +121,19 @@ def test_every_setting_comes_back_from_json_changes_the_weights_and_follows_the_
     first, second = recovered(**settings), recovered(**settings)
     assert state_digest(first.state_dict()) == state_digest(second.state_dict())
     assert state_digest(first.state_dict()) != state_digest(recovered().state_dict())
+
+
+@pytest.mark.parametrize("operator", ["rank=0.5", "pca=0.5"])
+@pytest.mark.parametrize("step", ["quantize", "adaround", "correct_bias"])
+def test_a_step_before_pruning_sees_the_layers_that_pruning_takes_apart(step, operator, monkeypatch):
+    monkeypatch.setattr(rounding, "STEPS", 5)
+    workload = task()
+    layers = {"0": LayerPolicy(4, 8), "4": LayerPolicy(4, 8, operator=operator)}
+    policy = Policy(layers=layers, recovery=Recovery(1, 0.05, steps=(step, "prune", "train")))
+    model = run(workload, policy, 0)
+    assert [type(factor) for factor in model[4]] == [nn.Linear, nn.Linear]
+    made = quantize(model, workload.example_input, effective_policy(policy), workload.calibration)
+    assert made.inputs.keys() == {"0", "4.0", "4.1"}
 
 
 def test_settings_at_their_defaults_are_not_written():

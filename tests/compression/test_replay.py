@@ -95,7 +95,7 @@ def weights(policy: Policy) -> str:
     elif is_structurally_changed(policy, groups):
         reestimate_batch_norm(model, workload.calibration)
     effective = effective_policy(policy)
-    model = recover(model, workload, effective, SEED, 16, prune)
+    model = recover(model, workload, policy, SEED, 16, prune)
     return digest(weights_of(make_candidate(model, workload.example_input, effective, workload.calibration)))
 
 
