@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -20,7 +19,7 @@ from .batches import input_batches
 from .channels import remove_channels
 from .criteria import Scoring, get_criterion
 from .folding import BATCH_NORMS
-from .gradients import accumulate_gradients
+from .gradients import accumulate_gradients, trainable_copy
 from .operators import replace_operators
 
 CALIBRATION_BATCH = 50
@@ -55,6 +54,8 @@ def pruned_copy(
 ) -> nn.Module:
     """A copy of `model` in eval mode, pruned as the policy says: blocks, then channels, then operators, then weights.
 
+    All its parameters are trainable, whether the model's are frozen or not.
+
     Args:
         example_input: shape [1, ...]; traces the dependencies of channels.
         groups: of `model` before anything was pruned.
@@ -64,7 +65,7 @@ def pruned_copy(
     Raises:
         CompressionError: the policy does not fit the model.
     """
-    slim = copy.deepcopy(model).eval()
+    slim = trainable_copy(model)
     for name in policy.removed_blocks:
         _require_module(slim, name)
         slim.set_submodule(name, nn.Identity())
@@ -76,7 +77,7 @@ def pruned_copy(
     present = dict(slim.named_modules())
     operators = {name: layer.operator for name, layer in policy.layers.items() if name in present}
     replace_operators(slim, operators, _batches(workload))
-    _mask_weights(slim, effective_policy(policy), scoring)
+    _mask_weights(slim, effective_policy(policy), scoring, workload)
     slim.zero_grad(set_to_none=True)
     return slim
 
@@ -106,9 +107,11 @@ def _scoring(model: nn.Module, criterion: str, workload: Workload | None, seed: 
 
 
 @torch.no_grad()
-def _mask_weights(model: nn.Module, policy: Policy, scoring: Scoring) -> None:
+def _mask_weights(model: nn.Module, policy: Policy, scoring: Scoring, workload: Workload | None) -> None:
     """Zero the weights of the layers `policy` sparsifies, worth least first."""
     layers = {name: _layer(model, name) for name, layer in policy.layers.items() if layer.sparsity}
+    if workload and scoring.has_gradients and any(layer.weight.grad is None for layer in layers.values()):  # type: ignore[union-attr]
+        accumulate_gradients(model, workload)  # factors, and what is left of heads, are new parameters without one
     rule = get_criterion(policy.pruning.criterion)
     fractions = {name: s for name in layers if not isinstance(s := policy.layers[name].sparsity, str)}
     if policy.pruning.scope == "global" and fractions:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
 
@@ -14,6 +13,7 @@ from ..spaces.effective import effective_policy
 from ..spaces.policy import Policy
 from ..workloads.workload import Workload
 from .fake_quantize import fake_quantized
+from .gradients import trainable_copy
 from .post_training import POST_TRAINING, calibrated
 from .prune import reestimate_batch_norm
 from .train import Masks, train, training
@@ -46,7 +46,7 @@ def recover(
         return student
     trainings = recovery.steps.count("train")
     shares = [recovery.epochs // trainings + (i < recovery.epochs % trainings) for i in range(trainings)]
-    model = student if recovery.steps[0] == "prune" else copy.deepcopy(workload.model).eval()
+    model = student if recovery.steps[0] == "prune" else trainable_copy(workload.model)
     grids: dict[str, Grid] | None = None
     for index, step in enumerate(recovery.steps):
         if step == "prune":

@@ -136,6 +136,19 @@ def test_a_step_before_pruning_sees_the_layers_that_pruning_takes_apart(step, op
     assert made.inputs.keys() == {"0", "4.0", "4.1"}
 
 
+@pytest.mark.parametrize("steps", [("prune", "train"), ("train", "prune", "train")], ids="-".join)
+def test_what_is_frozen_is_trained_like_the_rest_and_the_workload_stays_frozen(steps):
+    policy = Policy(layers={"4": LayerPolicy(sparsity=0.5)}, recovery=Recovery(2, 0.05, steps=steps))
+    digests = set()
+    for frozen in ((), ("0", "4"), ("0", "1", "4")):
+        workload = task()
+        for name in frozen:
+            workload.model.get_submodule(name).requires_grad_(False)
+        digests.add(state_digest(run(workload, policy, 0).state_dict()))
+        assert all(workload.model.get_submodule(name).weight.requires_grad == (name not in frozen) for name in "014")
+    assert len(digests) == 1
+
+
 def test_settings_at_their_defaults_are_not_written():
     written = json.loads(Policy(recovery=Recovery(2)).to_json())["recovery"]
     assert set(written) == {"epochs", "learning_rate", "temperature", "alpha"}

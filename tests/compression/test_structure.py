@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from slimfront.spaces.effective import effective_policy
 from slimfront.spaces.policy import LayerPolicy, Policy, Recovery
 from slimfront.spaces.pruning import CRITERIA, Pruning
 from slimfront.workloads.digits_model import DigitsResNet
+from slimfront.workloads.digits_vit import DigitsViT
 from slimfront.workloads.workload import Workload
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -88,6 +90,27 @@ def test_taylor_is_the_first_order_change_of_the_loss():
     assert kept_features(model, "taylor", workload=workload(model, inputs, targets)) == sorted(
         worth.topk(8).indices.tolist()
     )
+
+
+def test_weights_are_ranked_by_taylor_where_heads_and_dense_layers_gave_way():
+    torch.manual_seed(0)
+    model = nn.Sequential(DigitsViT(), nn.Linear(10, 10)).eval().requires_grad_(False)
+    task = workload(model, torch.randn(8, 1, 16, 16), torch.arange(8))
+    groups, _ = find_channel_groups(model, DIGIT)
+    attention = next(group.name for group in groups if group.unit == "head")
+    layers = {f"{attention}.out_proj": LayerPolicy(sparsity=0.5), "1": LayerPolicy(sparsity=0.5, operator="rank=0.5")}
+    policy = Policy(channels={attention: 0.5}, layers=layers, pruning=Pruning("taylor"))
+    slim = pruned_copy(model, DIGIT, policy, groups, task)
+    # The same model without zeros, and which of its weights change the loss least.
+    dense = replace(policy, layers={"1": LayerPolicy(operator="rank=0.5")})
+    twin = pruned_copy(model, DIGIT, dense, groups, task)
+    nn.functional.cross_entropy(twin(task.train.tensors[0]), task.train.tensors[1]).backward()
+    for name in (f"{attention}.out_proj", "1.0", "1.1"):
+        weight = twin.get_submodule(name).weight
+        worth = (weight * weight.grad).abs().flatten()
+        left = slim.get_submodule(name).weight.flatten() != 0
+        assert worth[left].min() >= worth[~left].max()
+        assert int(left.sum()) == len(worth) // 2
 
 
 def test_random_depends_on_the_seed_alone():
@@ -341,6 +364,7 @@ from slimfront.spaces.channel_groups import find_channel_groups
 from slimfront.spaces.policy import Policy
 from slimfront.workloads.cache import state_digest
 from slimfront.workloads.digits_model import DigitsResNet
+from slimfront.workloads.digits_vit import DigitsViT
 from slimfront.workloads.workload import Workload
 from torch.utils.data import TensorDataset
 torch.set_num_threads(1)

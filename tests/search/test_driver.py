@@ -261,3 +261,11 @@ def test_structural_choices_are_searched_like_any_other(tiny_spec: Spec, store: 
     assert {trial.policy.layer("conv").operator for trial in trials} == {"rank=0.5"}
     trained = next(trial for trial in trials if trial.policy.recovery.epochs)
     assert trained.policy.pruning.changes() == {"criterion": "taylor", "steps": 2, "reduction": "merge"}
+
+
+def test_a_step_may_come_before_a_layer_is_taken_apart(tiny_spec: Spec, store: Store, tmp_path: Path) -> None:
+    space = {"weight_bits": [4, 8], "activation_bits": [8], "operators": ["rank=0.5"], "recovery_epochs": [1]}
+    recovery = {"steps": ["quantize", "prune", "train"]}
+    searched(prepare(tiny_spec(space=space, recovery=recovery, budget={"trials": 1})), store, tmp_path)
+    trial = next(trial for trial in store.trials("tiny") if not trial.policy.is_uncompressed)
+    assert (trial.state, trial.policy.layer("conv").operator) == ("complete", "rank=0.5"), trial.reason
