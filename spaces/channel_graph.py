@@ -104,8 +104,9 @@ class ChannelGraph:
                 self._graph.build_dependency(model, (example_input,), customized_pruners=kinds, verbose=False)  # type: ignore[arg-type]
                 found = list(self._graph.get_all_groups(root_module_types=(ops.TORCH_CONV, ops.TORCH_LINEAR)))
         except (RuntimeError, ValueError, IndexError, KeyError, AttributeError, TypeError, ArithmeticError) as error:
-            # Torch-Pruning fails with whatever its tracing meets on an architecture it does not know.
-            raise CompressionError(f"Torch-Pruning failed: {first_line(error)}") from error
+            # Torch-Pruning fails with whatever its tracing meets on an architecture it does not know; where the model
+            # raises, it calls it another way, and the first reason is the one that matters.
+            raise CompressionError(f"Torch-Pruning failed: {first_line(error.__context__ or error)}") from error
         order = {name: index for index, name in enumerate(self.names.values())}
         roots = {self.names[group[0].dep.target.module]: group for group in found}
         self.groups: dict[str, Group] = dict(sorted(roots.items(), key=lambda item: order[item[0]]))

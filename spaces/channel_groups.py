@@ -54,13 +54,14 @@ def find_channel_groups(model: nn.Module, example_input: Tensor) -> tuple[list[C
     Every group is pruned to half on a copy, which must still run and keep its output shape.
 
     Returns:
-        the safe groups in module order, and {root layer: reason} for those left out.
-
-    Raises:
-        CompressionError: Torch-Pruning cannot trace the model.
+        the safe groups in module order, and {root layer: reason} for those left out; where Torch-Pruning cannot trace the
+        model there are none, and the reason goes under the model's class.
     """
     outputs = _output_layers(model, example_input)
-    graph = ChannelGraph(copy.deepcopy(model), example_input)
+    try:
+        graph = ChannelGraph(copy.deepcopy(model), example_input)
+    except CompressionError as error:  # what needs no channels, such as bits, can be searched all the same
+        return [], {type(model).__name__: f"no channel can be followed: {error}"}
     groups = _all_groups(graph)
     reasons = {group.name: reason for group in groups if (reason := _why_fixed(group, outputs, graph))}
     safe = [group for group in groups if group.name not in reasons]

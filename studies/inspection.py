@@ -13,7 +13,7 @@ from ..hardware_profiles.target import Target, load_target
 from ..spaces.blocks import block_influence, find_removable_blocks
 from ..spaces.channel_groups import ChannelGroup, find_channel_groups
 from ..spaces.families import family_of
-from ..spaces.layers import LAYER_KINDS, Layer, find_layers, macs_by_module
+from ..spaces.layers import Layer, find_layers, macs_by_module, why_untouched
 from ..spaces.operators import Operator
 from ..spaces.policy import FULL_PRECISION, Policy
 from ..workloads.load import TORCHVISION, load_workload
@@ -70,7 +70,7 @@ class Inspection:
     """All that is known of a workload before a search.
 
     Attributes:
-        layers: those a policy may touch; `skipped` maps every other convolution and linear layer to the reason.
+        layers: those a policy may touch; `skipped` maps every other module that owns a matrix or kernel to the reason.
         groups: channel groups and heads that can be pruned; `unprunable` maps the others to the reason.
         blocks: path of each block that may be removed whole -> its influence, see `spaces.blocks.block_influence`.
         family: whose preset a study without a space takes.
@@ -121,18 +121,14 @@ def inspect_workload(workload: Workload, target: Target | None = None) -> Inspec
     macs = macs_by_module(model, example)[""]
     groups, unprunable = find_channel_groups(model, example)
     makers = {layer: group.name for group in groups for layer in group.layers}
-    known = {layer.name for layer in layers}
     batches = (batch.to(example.device) for batch in input_batches(workload.calibration, CALIBRATION_BATCH))
-    others = [n for n, m in model.named_modules() if type(m) in LAYER_KINDS and n not in known]
     return Inspection(
         workload=workload.name,
         family=family_of(model, example),
         parameters=_parameters(model),
         macs=macs,
         layers=[_layer(layer, macs, makers.get(layer.name, "")) for layer in layers],
-        skipped=dict.fromkeys(
-            others, "it is never called as a layer, or is a convolution that runs more than once in a pass"
-        ),
+        skipped=why_untouched(model, example),
         groups=groups,
         unprunable=unprunable,
         blocks=block_influence(model, batches, find_removable_blocks(model, example)),

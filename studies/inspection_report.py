@@ -18,7 +18,7 @@ def inspection_tables(inspection: Inspection) -> RenderableType:
     """Everything an `Inspection` holds, most wanted last."""
     return Group(
         *_part("Layers", _layers(inspection.layers)),
-        *_part("Layers no policy may touch", _reasons(inspection.skipped)),
+        *_part("Weights no policy may touch", _reasons(inspection.skipped)),
         *_part("Channel groups", _groups(inspection.groups)),
         *_part("Groups that cannot be pruned", _reasons(inspection.unprunable)),
         *_part(

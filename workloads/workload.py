@@ -40,7 +40,7 @@ class Workload:
     """A trained model, its data and its metric.
 
     Attributes:
-        model: trained; slimfront copies it before changing anything.
+        model: trained, returns one tensor; slimfront copies it before changing anything.
         train: recovery is trained on this and nothing else.
         calibration: quantization ranges and batch-norm statistics come from this.
         validation: the search's accuracy is measured on this.
@@ -105,21 +105,23 @@ def _check_metric(metric: Any) -> None:
         _require(callable(metric), f"metric must be a name or a function of (outputs, targets), not {_kind(metric)}")
 
 
-def _example_outputs(model: nn.Module, example: Any) -> Any:
-    """What a copy of the model in evaluation mode makes of the example, which has to be a batch of one."""
+def _example_outputs(model: nn.Module, example: Any) -> Tensor:
+    """What a copy of the model in evaluation mode makes of the example, which has to be a batch of one: one tensor."""
     _require(isinstance(example, Tensor), f"example_input must be a tensor, not {_kind(example)}")
     one_sample = example.ndim > 0 and len(example) == 1
     _require(one_sample, f"example_input must be a batch of one sample, shape [1, ...], not {_kind(example)}")
     try:
         # A copy, because evaluation mode is the caller's to choose, and because compression copies the model too.
         with torch.inference_mode():
-            return copy.deepcopy(model).eval()(example)
+            outputs = copy.deepcopy(model).eval()(example)
     except Exception as error:  # the user's code may raise anything
         raise WorkloadError(f"model does not run on example_input {_kind(example)}: {describe(error)}") from error
+    _require(isinstance(outputs, Tensor), f"model must return one tensor, the one that is scored, not {_kind(outputs)}")
+    return outputs
 
 
-def _number_of_classes(outputs: Any, metric: str) -> int:
-    logits = isinstance(outputs, Tensor) and outputs.ndim == 2 and len(outputs) == 1
+def _number_of_classes(outputs: Tensor, metric: str) -> int:
+    logits = outputs.ndim == 2 and len(outputs) == 1
     _require(logits, f"metric {metric!r} needs a model that returns logits [1, classes], not {_kind(outputs)}")
     classes, wanted = outputs.shape[1], TOP_K[metric]
     _require(classes >= wanted, f"metric {metric!r} needs at least {wanted} classes; the model has {classes}")

@@ -213,3 +213,15 @@ def test_groups_that_are_safe_alone_and_not_together_are_not_both_offered():
     groups, reasons = find_channel_groups(model, torch.zeros(1, 4))
     assert [group.name for group in groups] == ["2"]
     assert reasons["0"] == "not together with 2: too thin"
+
+
+def test_a_model_that_cannot_be_traced_has_no_groups_and_says_why():
+    class ThroughNumpy(Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(torch.from_numpy(self.head(self.stem(x)).mean((2, 3)).numpy()))
+
+    with torch.no_grad():
+        groups, reasons = find_channel_groups(ThroughNumpy(), IMAGE)
+    assert groups == []
+    reason = "no channel can be followed: Torch-Pruning failed: Can't call numpy() on Tensor that requires grad."
+    assert reasons["ThroughNumpy"].startswith(reason)

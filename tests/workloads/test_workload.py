@@ -61,7 +61,11 @@ BREACHES = {
     ),
     "outputs": (
         {"model": TwoOutputs()},
-        "metric 'top1' needs a model that returns logits [1, classes], not tuple",
+        "model must return one tensor, the one that is scored, not tuple",
+    ),
+    "logits": (
+        {"model": nn.Unflatten(1, (2, 2))},
+        "metric 'top1' needs a model that returns logits [1, classes], not torch.float32 [1, 2, 2]",
     ),
     "too few classes": ({"metric": "top5"}, "metric 'top5' needs at least 5 classes; the model has 3"),
     "stream": ({"train": Streams()}, "train must be a map-style data set with a length, not Streams"),
@@ -112,11 +116,13 @@ def test_a_class_is_any_whole_number(workload, target):
     replace(workload, test=Items([(torch.zeros(4), target)])).check()
 
 
-def test_with_its_own_metric_outputs_and_targets_are_the_users_affair(workload):
+def test_with_its_own_metric_the_outputs_shape_and_targets_are_the_users_affair(workload):
     own = replace(
-        workload, model=TwoOutputs(), metric=lambda outputs, targets: 1.0, test=Items([(torch.zeros(4), "cat")])
+        workload, model=nn.Identity(), metric=lambda outputs, targets: 1.0, test=Items([(torch.zeros(4), "cat")])
     )
     own.check()
+    with pytest.raises(WorkloadError, match="must return one tensor"):
+        replace(own, model=TwoOutputs()).check()
 
 
 def test_checking_leaves_the_model_as_it_was(workload):
