@@ -78,7 +78,10 @@ METRICS: dict[str, Metric] = {
             "resident memory that loading and running the artifact needs at its peak, beyond its library",
         ),
         Metric(
-            "energy_j", "J", "minimize", "energy of one batch by the machine's counters (RAPL, NVML), all they cover"
+            "energy_j",
+            "J",
+            "minimize",
+            "energy of a run, one batch in every stream, by the machine's counters (RAPL, NVML), all they cover",
         ),
         Metric("throughput", "samples/s", "maximize", "batch x streams / latency_ms"),
         Metric(

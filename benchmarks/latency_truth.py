@@ -35,7 +35,8 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
 from slimfront.compression.quantize import quantize
-from slimfront.hardware_profiles.bench import LOCK_FILE, Bench, bench_cores, worker_cores
+from slimfront.hardware_profiles.bench import Bench, bench_cores, worker_cores
+from slimfront.hardware_profiles.bench_lock import bench_lock
 from slimfront.hardware_profiles.paired_timing import PairedTiming
 from slimfront.hardware_profiles.runtime import get_runtime
 from slimfront.hardware_profiles.target import load_target
@@ -201,7 +202,7 @@ def exclusion(problem: Problem, folder: Path, trials: int) -> list[Bar]:
     with problem.bench(reference) as bench, ThreadPoolExecutor(1) as pool:
         bench.time(reference.path, 0.2)
         pid, timing = bench.pid(), pool.submit(bench.time, reference.path, 60)
-        lock = FileLock(LOCK_FILE, mode=0o666)
+        lock = bench_lock()
         while not _is_held(lock):
             time.sleep(0.01)
         start = time.monotonic()

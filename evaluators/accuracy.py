@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from ..compression.batches import loader
 from ..errors import EvaluationError
+from ..hardware_profiles.bench_lock import alone_on_gpu
 from ..hardware_profiles.runtime import RUNTIMES, Artifact
 from ..measurement import METRICS, Measurement
 from ..workloads.workload import MapDataset
@@ -24,14 +25,15 @@ def score(artifact: Artifact, data: MapDataset, context: Context) -> Scores:
     """
     target = context.target
     threads = target.threads if RUNTIMES[target.runtime].spins else context.threads
-    session = context.runtime.load(artifact.path, target, threads)
     batch = target.batch
     parts = []
-    for inputs, targets in loader(data, batch):
-        count = len(inputs)
-        padded = np.concatenate([inputs.numpy(), np.zeros((batch - count, *inputs.shape[1:]), np.float32)])
-        outputs = session.run(padded.astype(np.float32, copy=False))[:count]
-        parts.append((torch.from_numpy(np.array(outputs)), targets))  # copied: the runtime reuses its buffer
+    with alone_on_gpu(target.runtime):
+        session = context.runtime.load(artifact.path, target, threads)
+        for inputs, targets in loader(data, batch):
+            count = len(inputs)
+            padded = np.concatenate([inputs.numpy(), np.zeros((batch - count, *inputs.shape[1:]), np.float32)])
+            outputs = session.run(padded.astype(np.float32, copy=False))[:count]
+            parts.append((torch.from_numpy(np.array(outputs)), targets))  # copied: the runtime reuses its buffer
     torch.set_num_threads(context.threads)  # of the process, which a session of torch's sets to its own
     return concatenate(parts, context.workload.metric)
 

@@ -7,10 +7,16 @@ from collections.abc import Iterable
 from ..errors import EvaluationError
 from ..hardware_profiles.energy import energy_meter
 from ..hardware_profiles.peak_memory import has_peak_memory
+from ..hardware_profiles.runtime import RUNTIMES
 from ..hardware_profiles.target import Target
 from .energy import Energy
 from .evaluator import Evaluator
+from .latency import Latency
 from .memory import PeakMemory
+from .predicted_latency import PredictedLatency
+
+BENCHED = {*Latency.metrics, *PeakMemory.metrics, *Energy.metrics}
+"""Metrics that need the target's machine."""
 
 
 def requested(metrics: Iterable[str]) -> list[Evaluator]:
@@ -21,11 +27,17 @@ def requested(metrics: Iterable[str]) -> list[Evaluator]:
 
 
 def require_available(metric: str, target: Target) -> None:
-    """See that this machine can measure a metric.
+    """See that a metric can be had of a target; of a remote one only what its card rules out, as its machine is not this one.
 
     Raises:
         EvaluationError: it cannot; the message says why.
     """
+    if target.predict and metric in BENCHED.difference(PredictedLatency.metrics):
+        raise EvaluationError(f"a latency table predicts {', '.join(PredictedLatency.metrics)} and nothing else")
+    if metric in PeakMemory.metrics and RUNTIMES[target.runtime].gpu:
+        raise EvaluationError(f"it is the host's memory, and {target.runtime} computes in the GPU's")
+    if target.remote:
+        return
     if metric in Energy.metrics:
         energy_meter(target.runtime)
     if metric in PeakMemory.metrics and not has_peak_memory():

@@ -11,7 +11,6 @@ import math
 import os
 import signal
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -20,24 +19,17 @@ from pathlib import Path
 from threading import Thread
 
 import numpy as np
-from filelock import FileLock
 from loky import ProcessPoolExecutor
 from loky.process_executor import TerminatedWorkerError
 
 from ..errors import EvaluationError
+from .bench_lock import POLL_SECONDS, bench_lock
 from .energy import EnergyMeter, energy_meter
 from .paired_timing import PairedTiming, fastest_blocks, median_interval, paired_timing, warm_up
 from .peak_memory import peak_growth
 from .runtime import DeviceSession, Session, get_runtime
 from .streams import load_streams
 from .target import Target
-
-LOCK_FILE = Path(tempfile.gettempdir()) / "slimfront-bench.lock"
-"""One bench times at once on a machine; an flock, which the kernel releases when its holder dies."""
-
-
-POLL_SECONDS = 0.01
-"""How often whoever waits for the bench looks; one that looks seldom is overtaken by those who come back for it."""
 
 
 def bench_cores(threads: int) -> list[int]:
@@ -235,7 +227,7 @@ class _alone:
     """Alone on the machine's bench, with the garbage collector off."""
 
     def __enter__(self) -> None:
-        self._lock = FileLock(LOCK_FILE, mode=0o666)
+        self._lock = bench_lock()
         self._lock.acquire(poll_interval=POLL_SECONDS)
         gc.collect()
         gc.disable()

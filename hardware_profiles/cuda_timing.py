@@ -37,7 +37,10 @@ class CudaRun:
         self._stream.synchronize()
 
     def seconds(self) -> float:
-        """Run once; the time between two events on its stream, so that neither launching from Python nor copying counts."""
+        """Run once; the time between two events on its stream, so that copying does not count.
+
+        Where a run is many launches, as of eager torch, the gaps that Python leaves between them do count.
+        """
         self._stream.synchronize()
         self._start.record(self._stream)
         self._enqueue()

@@ -56,7 +56,8 @@ class DeviceCard(BaseModel):
     Attributes:
         measured_at: when.
         machine, versions: fingerprint of where, see `fingerprint`.
-        memory_gb_per_s: bytes read and written by copying large arrays on the target's cores, in 10^9 a second.
+        memory_gb_per_s: bytes read and written by copying large arrays on the target's cores, in 10^9 a second; None
+            where the runtime computes in a GPU's memory.
         dispatch_us: latency of a model that computes next to nothing.
         kernels: which bits have arithmetic of their own.
         throughput: what that arithmetic reaches.
@@ -68,7 +69,7 @@ class DeviceCard(BaseModel):
     measured_at: datetime
     machine: dict[str, Any]
     versions: dict[str, str]
-    memory_gb_per_s: float
+    memory_gb_per_s: float | None
     dispatch_us: float
     kernels: list[Kernel]
     throughput: list[Throughput]

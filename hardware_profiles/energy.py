@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..errors import EvaluationError
+from .runtime import RUNTIMES
 
 POWERCAP = Path("/sys/class/powercap")
 MICRO, MILLI = 1e-6, 1e-3
@@ -35,7 +36,7 @@ class Rapl:
     name = "RAPL, whole processor packages"
 
     def __init__(self, root: Path = POWERCAP) -> None:
-        self._zones = sorted(path for path in root.glob("intel-rapl:*") if path.name.count(":") == 1)
+        self._zones = package_zones(root)
         self._ranges = [int((zone / "max_energy_range_uj").read_text()) for zone in self._zones]
         self._last = [self._read(zone) for zone in self._zones]
         self._used = 0
@@ -51,24 +52,28 @@ class Rapl:
         return int((zone / "energy_uj").read_text())
 
 
+def package_zones(root: Path) -> list[Path]:
+    """Folders of the packages' counters; not of their parts, nor of `psys`, the whole platform, which contain or are contained."""
+    return sorted(zone for zone in root.glob("intel-rapl:*") if (zone / "name").read_text().startswith("package"))
+
+
 class Nvml:
-    """The first NVIDIA GPU, by NVML's total energy counter (Volta and newer)."""
+    """The GPU that runtimes compute on, by NVML's total energy counter (Volta and newer)."""
 
     name = "NVML, whole GPU"
 
     def __init__(self) -> None:
         import pynvml  # type: ignore[import-not-found]
+        import torch
 
         self._nvml = pynvml
         pynvml.nvmlInit()
-        self._device = pynvml.nvmlDeviceGetHandleByIndex(0)
+        # Not by index: NVML knows nothing of CUDA_VISIBLE_DEVICES.
+        self._device = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
         self.joules()
 
     def joules(self) -> float:
         return self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._device) * MILLI
-
-
-GPU_RUNTIMES = ("tensorrt", "torch-cuda")
 
 
 def energy_meter(runtime: str) -> EnergyMeter:
@@ -77,12 +82,14 @@ def energy_meter(runtime: str) -> EnergyMeter:
     Raises:
         EvaluationError: this machine has none that may be read; the message says why.
     """
-    if runtime in GPU_RUNTIMES:
+    if RUNTIMES[runtime].gpu:
         try:
             return Nvml()
         except Exception as error:  # NVML's errors have no base that is there without it
-            raise EvaluationError(f"energy needs NVML (pip install nvidia-ml-py) and an NVIDIA GPU: {error}") from error
-    if not list(POWERCAP.glob("intel-rapl:*")):
+            raise EvaluationError(
+                f"energy needs NVML (pip install 'slimfront[nvml]') and an NVIDIA GPU: {error}"
+            ) from error
+    if not package_zones(POWERCAP):
         raise EvaluationError(f"energy needs RAPL counters, and there are none in {POWERCAP}")
     try:
         return Rapl()

@@ -64,20 +64,17 @@ def require_fit(target: Target, runtime: Runtime) -> None:
     )
     if misfit:
         raise TargetError(
-            f"target {target.name} was measured on another machine: {misfit}; profile this one with `slimfront profile`"
+            f"target {target.name} was measured with {misfit}; profile this machine with `slimfront profile`"
         )
 
 
 def _cpu() -> tuple[str, set[str]]:
     """Model name and feature flags, as Linux tells them; the bare processor name elsewhere."""
-    model, flags = platform.processor() or "unknown", set()
-    for line in (_read("/proc/cpuinfo") or "").splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            model = value.strip()
-        elif key.strip() in ("flags", "Features"):
-            flags = set(value.split())
-    return model, flags
+    lines = (line.partition(":") for line in (_read("/proc/cpuinfo") or "").splitlines())
+    told = {key.strip(): value.strip() for key, _, value in lines}
+    arm = " ".join(f"{key} {told[key]}" for key in ("CPU implementer", "CPU part") if key in told)  # has no model name
+    flags = told.get("flags", told.get("Features", ""))
+    return told.get("model name") or arm or platform.processor() or "unknown", set(flags.split())
 
 
 def _read(path: str) -> str | None:

@@ -154,6 +154,8 @@ def _precision(policy: Policy, name: str) -> str:
     layer = policy.layer(name)
     if layer.is_bfloat16:
         return "bf16"
+    if layer.is_dynamic:
+        return "dynamic"  # integers, and the search for their range
     return "i8" if layer.has_weight_grid and layer.has_activation_grid else "f32"
 
 

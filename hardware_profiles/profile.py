@@ -87,7 +87,8 @@ def profile_target(target: Target, progress: Progress = lambda *_: None) -> Devi
     with tempfile.TemporaryDirectory(prefix="slimfront-profile-") as folder, _few_threads():
         path = Path(folder)
         step("memory")
-        memory = memory_bandwidth(bench_cores(target.threads))
+        on_gpu = RUNTIMES[target.runtime].gpu  # in memory of its own, which copying on the host says nothing of
+        memory = None if on_gpu else memory_bandwidth(bench_cores(target.threads))
         step("dispatch")
         dispatch_ms = _latency_ms(nn.Sequential(nn.Linear(8, 8)), torch.zeros(1, 8), target, runtime, path)
         kernels, throughput = [], []

@@ -7,7 +7,7 @@ exported is always that file.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -129,9 +129,10 @@ class RuntimeEntry:
         weight_bits, activation_bits: what it can be given; a card that offers more is refused.
         dynamic: whether it takes 8-bit activations whose range is computed at run time.
         symmetric: whether it takes activation grids with zero in their middle only.
+        gpu: whether it computes on an NVIDIA GPU: its memory is not the host's, and one batch runs there at once.
         spins: its threads spin for one another at every operation, so that more than a target has pay on an idle machine
             only: on a busy one, two took 17 times as long as one for an image of digits.
-        options: what the card's `options` may hold, name -> type.
+        options: what the card's `options` may hold, name -> the values it may have.
     """
 
     module: str
@@ -141,8 +142,9 @@ class RuntimeEntry:
     activation_bits: tuple[int, ...] = ACTIVATION_BITS
     dynamic: bool = False
     symmetric: bool = False
+    gpu: bool = False
     spins: bool = False
-    options: Mapping[str, type] = field(default_factory=dict)
+    options: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 RUNTIMES = {
@@ -155,12 +157,13 @@ RUNTIMES = {
         "slimfront[tensorrt]",
         activation_bits=tuple(bits for bits in ACTIVATION_BITS if bits != BFLOAT16_BITS),
         symmetric=True,
-        options={"optimization_level": int, "workspace_mib": int},
+        gpu=True,
+        options={"optimization_level": range(6), "workspace_mib": range(1, 2**20 + 1)},
     ),
     "torch": RuntimeEntry(
-        "torch_runtime", "TorchRuntime", "torch", dynamic=True, spins=True, options={"compile": bool}
+        "torch_runtime", "TorchRuntime", "torch", dynamic=True, spins=True, options={"compile": (False, True)}
     ),
-    "torch-cuda": RuntimeEntry("torch_cuda_runtime", "TorchCudaRuntime", "torch", dynamic=True),
+    "torch-cuda": RuntimeEntry("torch_cuda_runtime", "TorchCudaRuntime", "torch", dynamic=True, gpu=True),
 }
 
 
@@ -173,7 +176,7 @@ def get_runtime(name: str) -> Runtime:
     """The runtime called `name`.
 
     Raises:
-        TargetError: unknown, or its package is not installed.
+        TargetError: unknown, or its package is not installed or broken.
     """
     if name not in RUNTIMES:
         raise TargetError(f"unknown runtime {name!r}; known are {', '.join(runtimes())}")
@@ -184,3 +187,6 @@ def get_runtime(name: str) -> Runtime:
         raise TargetError(
             f"runtime {name!r} is not installed ({error.name} is missing): pip install '{entry.install}'"
         ) from error
+    except (ImportError, OSError) as error:  # such as a shared library that is not there
+        problem = str(error).partition("\n")[0]
+        raise TargetError(f"runtime {name!r} is installed but cannot be loaded: {problem}") from error

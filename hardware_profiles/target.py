@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ..errors import TargetError
 from ..spaces.policy import ACTIVATION_BITS, FULL_PRECISION, WEIGHT_BITS
+from ..validation import first_problem
 from .device_card import DeviceCard
 from .latency_table import LatencyTable
 from .runtime import RUNTIMES, runtimes
@@ -74,14 +75,17 @@ class Target(BaseModel):
         for key, value in self.options.items():
             if key not in known:
                 raise ValueError(f"options.{key}: {self.runtime} has {', '.join(sorted(known)) or 'no options'}")
-            if type(value) is not known[key]:
-                raise ValueError(f"options.{key}: {value!r} is not a {known[key].__name__}")
+            allowed = known[key]
+            if type(value) is not type(allowed[0]) or value not in allowed:
+                raise ValueError(f"options.{key}: {value!r} is not one of {allowed[0]} to {allowed[-1]}")
         return self
 
     @model_validator(mode="after")
     def _check_streams(self) -> Target:
         if self.threads % self.streams:
             raise ValueError(f"streams: {self.streams} do not share {self.threads} threads evenly")
+        if self.streams > 1 and RUNTIMES[self.runtime].gpu:
+            raise ValueError(f"streams: {self.runtime} is timed with one batch on the GPU at once; leave it at 1")
         return self
 
     @model_validator(mode="after")
@@ -114,7 +118,10 @@ def load_target(reference: str, base: Path | None = None) -> Target:
     path = (base or Path()) / reference
     if not path.is_file():
         raise TargetError(f"target {reference!r} is neither a shipped card ({', '.join(shipped_targets())}) nor a file")
-    return _parse(path.read_bytes(), str(path))
+    try:
+        return _parse(path.read_bytes(), str(path))
+    except OSError as error:
+        raise TargetError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from error
 
 
 def card_text(target: Target) -> str:
@@ -130,6 +137,5 @@ def _parse(content: bytes, file: str) -> Target:
     except yaml.YAMLError as error:
         raise TargetError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where, problem = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        where, problem = first_problem(Target, error)
         raise TargetError(f"{file}: {where}: {problem}" if where else f"{file}: {problem}") from error

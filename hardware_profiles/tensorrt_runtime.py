@@ -14,7 +14,8 @@ import tensorrt  # type: ignore[import-not-found]  # of machines with a GPU
 import torch
 from filelock import FileLock
 
-from ..errors import LoweringError
+from ..errors import EvaluationError, LoweringError
+from .bench_lock import alone_on_gpu
 from .cuda_timing import CudaRun, require_gpu
 from .runtime import Artifact, TensorInfo
 from .target import Target
@@ -69,7 +70,8 @@ class TensorRtRuntime:
 
         with tempfile.TemporaryDirectory() as folder:
             model = lower(candidate, example_input, target.batch, Path(folder) / "model.onnx")
-            path.write_bytes(build_engine(model.read_bytes(), BuildSettings.of(target)))
+            with alone_on_gpu(self.name):  # TensorRT times kernels to choose among them
+                path.write_bytes(build_engine(model.read_bytes(), BuildSettings.of(target)))
         return Artifact.of(path)
 
     def signature(self, artifact: Path) -> tuple[TensorInfo, TensorInfo]:
@@ -104,7 +106,9 @@ def build_engine(model: bytes, settings: BuildSettings) -> bytes:
         engine = builder.build_serialized_network(network, config)
         if engine is None:
             raise LoweringError("TensorRT finds no kernels for the model")
-        settings.timing_cache.write_bytes(config.get_timing_cache().serialize())
+        written = settings.timing_cache.with_suffix(".new")  # whoever is killed leaves the old one whole
+        written.write_bytes(config.get_timing_cache().serialize())
+        written.replace(settings.timing_cache)
     return bytes(engine)
 
 
@@ -127,7 +131,11 @@ class TensorRtSession:
         """Runs of one batch that is copied to the GPU beforehand."""
         self._given.copy_(torch.from_numpy(inputs))
         torch.cuda.current_stream().synchronize()
-        return CudaRun(lambda: self._context.execute_async_v3(self._stream.cuda_stream), self._stream)
+        return CudaRun(self._enqueue, self._stream)
+
+    def _enqueue(self) -> None:
+        if not self._context.execute_async_v3(self._stream.cuda_stream):
+            raise EvaluationError("TensorRT could not run the engine")
 
     def executed_precisions(self) -> dict[str, str]:
         inspector = self._engine.create_engine_inspector()

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from .bench_lock import alone_on_gpu
 from .cuda_timing import CudaRun, require_gpu
+from .runtime import Artifact
 from .torch_runtime import Archive, TorchRuntime, TorchSession, open_archive
 
 if TYPE_CHECKING:
+    from ..spaces.candidate import Candidate
     from .target import Target
 
 
@@ -27,6 +30,10 @@ class TorchCudaRuntime(TorchRuntime):
 
     def __init__(self) -> None:
         require_gpu(self.name)
+
+    def lower(self, candidate: Candidate, example_input: torch.Tensor, target: Target, path: Path) -> Artifact:
+        with alone_on_gpu(self.name):
+            return super().lower(candidate, example_input, target, path)
 
     def load(self, artifact: Path, target: Target, threads: int | None = None) -> TorchCudaSession:
         # Full precision means float32; cuDNN would round what it multiplies to 10 bits of mantissa.

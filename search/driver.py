@@ -16,7 +16,6 @@ from pathlib import Path
 from optuna.samplers import BaseSampler
 
 from ..evaluators.evaluator import Subject
-from ..hardware_profiles.bench import bench_cores, worker_cores
 from ..hardware_profiles.runtime import Artifact
 from ..measurement import Measurement
 from ..spaces.candidate import Candidate
@@ -38,7 +37,7 @@ from .rungs import Rungs, stopped_text
 from .sampler_of_study import greedy_policies, make_sampler
 from .sensitivity import known_damage, single_damages
 from .transfer import earlier_trials
-from .worker import PRECISIONS_FILE, Stage, WorkerSetup, keep
+from .worker import PRECISIONS_FILE, Stage, WorkerSetup, cores_beside, keep
 
 MAX_ANCHORS = 12
 MAX_DUPLICATES = 20
@@ -252,7 +251,7 @@ class Search:
     def worker_setup(self, workers: int) -> WorkerSetup:
         """What workers need; with `workers` > 0 they are kept off the bench's cores and share the others."""
         target = self.problem.target
-        cores = worker_cores(0 if target.remote else target.threads) if workers else []
+        threads = len(cores_beside(target)) // workers if workers else self.problem.context.threads
         return WorkerSetup(
             workload=self.spec.workload,
             workload_options=self.spec.workload_options,
@@ -263,9 +262,8 @@ class Search:
             batch_size=self.spec.recovery.batch_size,
             constraints=self.spec.constraints,
             reference=self.reference,
-            cores=cores,
-            threads=max(1, len(cores) // workers) if workers else self.problem.context.threads,
-            bench_cores=bench_cores(target.threads),
+            kept_off_bench=workers > 0,
+            threads=max(1, threads),
             metrics=self.spec.metrics,
             rungs=self.spec.rungs,
         )

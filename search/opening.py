@@ -64,7 +64,8 @@ def _measure(problem: Problem, artifact: Artifact, folder: Path) -> list[Measure
     try:
         with problem.bench(artifact) as bench:
             measurements = measure_reference(problem.context, artifact, bench, problem.spec.metrics)
-            keep_precisions(bench.executed_precisions(artifact.path), folder)
+            if not problem.target.predict:  # this machine's are not the target's
+                keep_precisions(bench.executed_precisions(artifact.path), folder)
             return measurements
     except Exception as error:  # the workload's metric or loss may raise anything
         raise WorkloadError(f"the uncompressed model cannot be measured: {type(error).__name__}: {error}") from error

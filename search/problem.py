@@ -18,7 +18,7 @@ from ..evaluators.on_request import require_available
 from ..hardware_profiles.bench import bench_cores, worker_cores
 from ..hardware_profiles.fingerprint import machine, require_fit, versions
 from ..hardware_profiles.prediction import layers_of
-from ..hardware_profiles.runtime import RUNTIMES, Artifact, get_runtime
+from ..hardware_profiles.runtime import RUNTIMES, Artifact, Runtime, get_runtime
 from ..hardware_profiles.target import Target, load_target
 from ..hardware_profiles.timer import Timer
 from ..spaces.blocks import block_influence, find_removable_blocks, least_influential_first
@@ -67,12 +67,13 @@ class Problem:
         """The machine that candidates are timed on, and its versions.
 
         Raises:
-            TargetError: it is a node of the Ray cluster, and the cluster has none, or another than the card's.
+            TargetError: it is a node of the Ray cluster, and the cluster has none, another than the card's, or one that
+                cannot measure what the study asks for.
         """
         if self.target.remote:
             from .remote_bench import remote_machine  # only here: importing ray takes a second
 
-            return remote_machine(self.target)
+            return remote_machine(self.target, self.spec.metrics)
         return machine(), versions(self.context.runtime)
 
 
@@ -84,7 +85,7 @@ def prepare(spec: StudySpec) -> Problem:
     """
     with _naming(spec, "target"):
         target = load_target(spec.target, spec.base_folder)
-        runtime = get_runtime(target.runtime)
+        runtime = _runtime_here(target)
         if not target.remote:  # where it is remote, the node sees to it
             require_fit(target, runtime)
     _check_bits(spec, target)
@@ -122,6 +123,15 @@ def prepare(spec: StudySpec) -> Problem:
             spec.file, "space", "nothing is left to choose: every layer is kept back or cannot be pruned"
         )
     return Problem(spec, Context(workload, target, runtime, threads=threads), layers, groups, unprunable, space)
+
+
+def _runtime_here(target: Target) -> Runtime:
+    try:
+        return get_runtime(target.runtime)
+    except TargetError as error:
+        if not (target.remote or target.predict):
+            raise
+        raise TargetError(f"{error}; elsewhere is only timed: candidates are lowered and scored here") from error
 
 
 def _ranked(workload: Workload, blocks: Sequence[str]) -> list[str]:

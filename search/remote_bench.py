@@ -6,6 +6,7 @@ actor of its own; that no two of them time at once is seen to by the machine's l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -13,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from ..errors import EvaluationError, TargetError
+from ..evaluators.on_request import require_available
 from ..hardware_profiles.bench import Bench, bench_cores
 from ..hardware_profiles.fingerprint import machine, require_fit, versions
 from ..hardware_profiles.paired_timing import PairedTiming
@@ -77,13 +79,17 @@ class RemoteBench:
         return _answer(self._actor.call.remote(method, file, *arguments), self._name, seconds)
 
 
-def remote_machine(target: Target) -> tuple[dict[str, Any], dict[str, str]]:
+def remote_machine(target: Target, metrics: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, str]]:
     """The machine that a remote target is on, and its versions.
 
+    Args:
+        metrics: that it has to be able to measure.
+
     Raises:
-        TargetError: no node advertises the target, or the card was measured on another machine than that.
+        TargetError: no node advertises the target, the card was measured on another machine than that, or it cannot
+            measure one of `metrics`.
     """
-    return _answer(_there(_about, target).remote(target.model_dump_json()), target.name, 0)
+    return _answer(_there(_about, target).remote(target.model_dump_json(), metrics), target.name, 0)
 
 
 def _there(actor_or_task: Any, target: Target) -> Any:
@@ -115,10 +121,15 @@ def _answer(reference: Any, name: str, seconds: float) -> Any:
 
 
 @ray.remote
-def _about(target_json: str) -> tuple[dict[str, Any], dict[str, str]]:
+def _about(target_json: str, metrics: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
     target = Target.model_validate_json(target_json)
     runtime = get_runtime(target.runtime)
     require_fit(target, runtime)
+    for metric in metrics:
+        try:
+            require_available(metric, target.model_copy(update={"remote": False}))
+        except EvaluationError as error:
+            raise TargetError(f"{metric} cannot be measured where target {target.name} is: {error}") from error
     return machine(), versions(runtime)
 
 

@@ -18,13 +18,15 @@ from ..compression.gradual import gradually_pruned
 from ..compression.packed_file import save_packed
 from ..compression.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
 from ..compression.recover import recover, recover_by_rungs
-from ..errors import TrialError
+from ..errors import TargetError, TrialError
 from ..evaluators.accuracy import Accuracy
 from ..evaluators.complexity import Complexity
 from ..evaluators.evaluator import Context, Reference, Subject
 from ..evaluators.on_request import requested
 from ..evaluators.predicted_latency import latency_evaluator
 from ..evaluators.size import ArtifactSize, counted_size, packed_size
+from ..hardware_profiles.bench import bench_cores, worker_cores
+from ..hardware_profiles.fingerprint import require_fit
 from ..hardware_profiles.runtime import Artifact, get_runtime
 from ..hardware_profiles.target import Target
 from ..hardware_profiles.timer import Timer
@@ -54,9 +56,8 @@ class WorkerSetup:
         reference: the uncompressed model, measured once by the driver; None while that is done.
         reference_inputs: batch of one timing, from the example input.
         constraints: a trial ends early where one on size or latency is violated.
-        cores: this worker is pinned to them; empty leaves it where it is.
+        kept_off_bench: this worker leaves the bench's cores alone, on whatever machine it is.
         threads: for training and scoring.
-        bench_cores: the bench is pinned to these.
         metrics: that the study names; some are measured only then.
         rungs: where recovery is looked at before its end.
     """
@@ -70,9 +71,8 @@ class WorkerSetup:
     batch_size: int
     constraints: Sequence[Constraint] = ()
     reference: Reference | None = None
-    cores: Sequence[int] = ()
+    kept_off_bench: bool = False
     threads: int = 1
-    bench_cores: Sequence[int] = ()
     metrics: Sequence[str] = ()
     rungs: RungsSpec | None = None
 
@@ -106,8 +106,9 @@ class Worker:
     """Runs trials one after the other; the model, its data and the bench are set up once."""
 
     def __init__(self, setup: WorkerSetup, workload: Workload | None = None) -> None:
-        if setup.cores:
-            os.sched_setaffinity(0, setup.cores)
+        self._bench_cores = bench_cores(setup.target.threads)
+        if setup.kept_off_bench:
+            os.sched_setaffinity(0, cores_beside(setup.target))
         torch.set_num_threads(setup.threads)
         self.setup = setup
         self.workload = workload or load_workload(setup.workload, setup.workload_options, setup.base_folder)
@@ -131,8 +132,10 @@ class Worker:
         A trial that breaks ends with a "failed" stage; nothing it does ends the search.
         """
         try:
+            if not self.setup.target.remote:  # it may be on another machine than the driver, which has seen to its own
+                require_fit(self.setup.target, self._context.runtime)
             yield from self._stages(policy, folder, recovered)
-        except TrialError as error:
+        except (TrialError, TargetError) as error:
             yield Stage("failed", reason=str(error))
         except Exception as error:  # a user's model, metric or loss may raise anything, and other trials may be fine
             yield Stage("failed", reason=f"{type(error).__name__}: {error}")
@@ -216,13 +219,10 @@ class Worker:
         return Subject(candidate, artifact)
 
     def _precisions(self, subject: Subject, folder: Path) -> dict[str, Artifact]:
-        """What every layer of the timed artifact runs in, by the runtime's own report."""
-        assert subject.artifact is not None  # it was timed
-        context, file = self._context, subject.artifact.path
-        if context.bench is not None:
-            precisions = context.bench.executed_precisions(file)
-        else:
-            precisions = context.runtime.load(file, self.setup.target).executed_precisions()
+        """What every layer of the timed artifact runs in, by the runtime's own report; nothing where it was not timed."""
+        if self._context.bench is None or subject.artifact is None:
+            return {}
+        precisions = self._context.bench.executed_precisions(subject.artifact.path)
         return {PRECISIONS: keep_precisions(precisions, folder)}
 
     def _out_of_bounds(self, measurements: Sequence[Measurement]) -> bool:
@@ -233,7 +233,12 @@ class Worker:
         setup = self.setup
         if setup.reference is None or setup.target.predict:
             return None
-        return timer_of(setup.target, setup.reference.artifact.path, self.workload.example_input, setup.bench_cores)
+        return timer_of(setup.target, setup.reference.artifact.path, self.workload.example_input, self._bench_cores)
+
+
+def cores_beside(target: Target) -> list[int]:
+    """The cores of this machine that its bench of `target` leaves to workers; all where that is on another machine."""
+    return worker_cores(0 if target.remote else target.threads)
 
 
 def keep_precisions(precisions: Mapping[str, str], folder: Path) -> Artifact:

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
-from .suggest import suggestion
+from ..validation import suggestion
 
 Operator = Literal["<=", ">=", "<", ">"]
 

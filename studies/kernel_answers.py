@@ -78,6 +78,8 @@ def _of_card(target: Target) -> dict[Pair, dict[str, str]]:
 
 
 def _of_runtime(workload: Workload, target: Target) -> dict[Pair, dict[str, str]] | str:
+    if target.remote or target.predict:
+        return "the target is elsewhere; profile it there"
     if target.options.get("compile"):
         return "every answer takes a compilation of half a minute; `slimfront profile` asks for them"
     widths = [("weight", bits) for bits in target.weight_bits] + [("activation", b) for b in target.activation_bits]

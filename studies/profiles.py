@@ -9,7 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from ..errors import StoreError
+from ..errors import StoreError, TargetError
 from ..hardware_profiles.device_card import DeviceCard, Kernel, Throughput
 from ..hardware_profiles.fingerprint import machine
 from ..hardware_profiles.runtime import get_runtime
@@ -26,11 +26,16 @@ def measure_target(reference: str, storage: str, console: Console) -> Target:
         reference: as `load_target` takes it.
 
     Raises:
-        TargetError: no such card, or its runtime is not installed.
+        TargetError: no such card, its runtime is not installed, or it is of another machine.
     """
     from ..hardware_profiles.profile import profile_target  # imports torch
 
     target = load_target(reference)
+    if target.remote or target.predict:
+        key = "remote" if target.remote else "predict"
+        raise TargetError(
+            f"target {target.name} is elsewhere: profile it on its own machine, without `{key}:` in its card"
+        )
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     with Store(storage) as store, Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(f"profiling {target.name}")
@@ -78,7 +83,7 @@ def target_report(reference: str, storage: str) -> RenderableType:
             f"{card.machine['cpu']}, {card.machine['cores']} cores, governor {card.machine['governor'] or 'unknown'}",
         ),
         ("flags", " ".join(card.machine["flags"]) or "none"),
-        ("memory", f"{card.memory_gb_per_s:.1f} GB/s, copying"),
+        *([("memory", f"{card.memory_gb_per_s:.1f} GB/s, copying")] if card.memory_gb_per_s else []),
         ("dispatch", f"{card.dispatch_us:.0f} us a run"),
         *_table_facts(target),
         *((name, f"{latency:.2f} ms at full precision") for name, latency in card.reference_ms.items()),
@@ -113,7 +118,10 @@ def _table_facts(target: Target) -> list[tuple[str, str]]:
 
 
 def _fit(target: Target, card: DeviceCard) -> str:
-    runtime = get_runtime(target.runtime)
+    try:
+        runtime = get_runtime(target.runtime)
+    except TargetError as reason:
+        return f"no: {reason}"
     return ((misfit := card.misfit(machine(), runtime.name, runtime.version())) and f"no: {misfit}") or "yes"
 
 

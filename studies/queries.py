@@ -12,9 +12,9 @@ from sqlalchemy.orm import Session
 
 from ..errors import StoreError
 from ..measurement import Measurement
+from ..validation import suggestion
 from . import tables
 from .records import FrontRecord, StudyRecord, TrialRecord, study_of, trial_of
-from .suggest import suggestion
 
 
 def find_study(session: Session, name: str) -> tables.Study:

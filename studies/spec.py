@@ -22,6 +22,7 @@ from pydantic import (
     PlainSerializer,
     PlainValidator,
     PrivateAttr,
+    ValidationError,
     field_validator,
     model_validator,
 )
@@ -44,9 +45,8 @@ from ..spaces.policy import (
 )
 from ..spaces.presets import PRESETS, Family
 from ..spaces.pruning import CRITERIA, REDUCTIONS, SCOPES
+from ..validation import first_problem, suggestion
 from .constraint import Constraint
-from .suggest import suggestion
-from .validation import validated
 from .yaml_file import read_mapping
 
 SCHEMA = 1
@@ -332,7 +332,10 @@ class StudySpec(_Part):
         Raises:
             StudyFileError: the first problem, under its dotted key.
         """
-        spec = validated(cls, document, file)
+        try:
+            spec = cls.model_validate(document)
+        except ValidationError as error:
+            raise StudyFileError(file, *first_problem(cls, error)) from error
         spec._base_folder, spec._file = base_folder, str(file)
         return spec
 

@@ -121,7 +121,8 @@ def load_tensorrt(path: str, threads: int) -> Run:
     def run(inputs: np.ndarray) -> np.ndarray:
         given.copy_(torch.from_numpy(inputs))
         torch.cuda.current_stream().synchronize()
-        context.execute_async_v3(stream.cuda_stream)
+        if not context.execute_async_v3(stream.cuda_stream):
+            raise RuntimeError("TensorRT could not run the engine")
         stream.synchronize()
         return made.cpu().numpy()
 

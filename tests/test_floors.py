@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = {
     "errors": 0,
     "measurement": 0,
+    "validation": 0,
     "spaces": 1,
     "workloads": 1,
     "compression": 2,

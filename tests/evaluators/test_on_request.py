@@ -45,8 +45,9 @@ def test_an_artifact_needs_as_much_memory_each_time(complete, lowered):
     assert second == pytest.approx(first, rel=0.5)
 
 
-def counter(root: Path, zone: str, now: int, top: int) -> None:
+def counter(root: Path, zone: str, now: int, top: int, name: str = "package-0") -> None:
     (root / zone).mkdir(parents=True, exist_ok=True)
+    (root / zone / "name").write_text(f"{name}\n")
     (root / zone / "energy_uj").write_text(str(now))
     (root / zone / "max_energy_range_uj").write_text(str(top))
 
@@ -54,8 +55,12 @@ def counter(root: Path, zone: str, now: int, top: int) -> None:
 def test_rapl_adds_up_packages_and_follows_a_counter_that_starts_over(tmp_path):
     counter(tmp_path, "intel-rapl:0", 1_000_000, 5_999_999)
     counter(tmp_path, "intel-rapl:1", 500_000, 5_999_999)
-    counter(tmp_path, "intel-rapl:0:0", 77, 100)  # a part of a package that is counted already
+    counter(tmp_path, "intel-rapl:0:0", 77, 100, "core")  # a part of a package that is counted already
+    counter(tmp_path, "intel-rapl:2", 10, 5_999_999, "psys")  # the platform, packages and all
     meter = Rapl(tmp_path)
+    assert meter.joules() == 0
+    counter(tmp_path, "intel-rapl:0:0", 99, 100, "core")
+    counter(tmp_path, "intel-rapl:2", 4_000_000, 5_999_999, "psys")
     assert meter.joules() == 0
     counter(tmp_path, "intel-rapl:0", 3_000_000, 5_999_999)
     assert meter.joules() == pytest.approx(2)
@@ -71,6 +76,24 @@ def test_a_machine_without_counters_says_so(monkeypatch, tmp_path):
     with pytest.raises(EvaluationError, match="energy needs RAPL"):
         require_available("energy_j", TARGET)
     require_available("latency_ms", TARGET)
+    require_available("energy_j", TARGET.model_copy(update={"remote": True}))  # its node may have counters
+
+
+@pytest.mark.parametrize(
+    "metric", ["latency_p50_ms", "latency_p90_ms", "latency_p99_ms", "peak_memory_bytes", "energy_j"]
+)
+def test_what_no_table_predicts_is_refused_of_a_target_that_cannot_be_reached(metric):
+    elsewhere = TARGET.model_copy(update={"predict": True})
+    with pytest.raises(EvaluationError, match=r"^a latency table predicts speedup, latency_ms, throughput and nothing"):
+        require_available(metric, elsewhere)
+    for predicted in ("speedup", "latency_ms", "throughput", "accuracy", "flops"):
+        require_available(predicted, elsewhere)
+
+
+@pytest.mark.parametrize("name", ["gpu-tensorrt", "gpu-torch"])
+def test_peak_memory_of_the_host_is_not_taken_for_that_of_a_gpu(name):
+    with pytest.raises(EvaluationError, match=r"^it is the host's memory, and \S+ computes in the GPU's$"):
+        require_available("peak_memory_bytes", load_target(name))
 
 
 def test_energy_of_a_gpu_needs_nvml():

@@ -25,6 +25,7 @@ from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 from slimfront.errors import EvaluationError, LoweringError, TargetError
+from slimfront.hardware_profiles import bench_lock
 from slimfront.hardware_profiles.bench import Bench, bench_cores, worker_cores
 from slimfront.hardware_profiles.runtime import get_runtime
 from slimfront.hardware_profiles.target import load_target, shipped_targets
@@ -89,7 +90,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
     (package / "capi" / "onnxruntime_pybind11_state.py").write_text(ERRORS)
     monkeypatch.syspath_prepend(str(package.parent))
     monkeypatch.setenv("PYTHONPATH", str(package.parent), prepend=os.pathsep)
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("SLIMFRONT_BENCH_LOCK", str(tmp_path / "slimfront-bench.lock"))
 
     def write(name: str, milliseconds: float = 1.0, **more: object) -> Path:
         path = tmp_path / f"{name}.onnx"
@@ -298,3 +299,27 @@ def test_the_bench_takes_the_last_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5, 0, 2, 7})
     assert (bench_cores(1), worker_cores(1)) == ([7], [0, 2, 5])
     assert (bench_cores(3), worker_cores(3)) == ([2, 5, 7], [0])
+
+
+def test_everyone_on_a_machine_has_one_lock_whatever_their_folder_for_temporary_files(tmp_path):
+    """TMPDIR is a person's own; a bench that follows it is not alone."""
+    asked = "import slimfront.hardware_profiles.bench_lock as b; print(b.LOCK_FILE)"
+    environment = {name: value for name, value in os.environ.items() if name != "SLIMFRONT_BENCH_LOCK"}
+
+    def path(**changes: str) -> str:
+        command = [sys.executable, "-c", asked]
+        return subprocess.run(
+            command, env={**environment, **changes}, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert path(TMPDIR=str(tmp_path)) == path() == "/tmp/slimfront-bench.lock\n"
+    assert path(SLIMFRONT_BENCH_LOCK="/elsewhere") == "/elsewhere\n"
+
+
+def test_work_on_a_gpu_waits_for_the_bench_and_other_work_does_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_lock, "LOCK_FILE", tmp_path / "lock")
+    other = FileLock(tmp_path / "lock")
+    with bench_lock.alone_on_gpu("torch-cuda"), pytest.raises(TimeoutError):
+        other.acquire(timeout=0)
+    with bench_lock.alone_on_gpu("openvino"), other.acquire(timeout=0):
+        pass

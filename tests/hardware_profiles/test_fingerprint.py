@@ -44,6 +44,20 @@ def test_the_cpu_as_linux_tells_it(monkeypatch):
     )
 
 
+ARM_CPUINFO = """processor\t: 0
+BogoMIPS\t: 50.00
+Features\t: fp asimd i8mm bf16 unheard_of
+CPU implementer\t: 0x41
+CPU part\t: 0xd0c
+"""
+
+
+def test_an_arm_cpu_is_told_by_its_maker_and_part(monkeypatch):
+    monkeypatch.setattr(fingerprint, "_read", {"/proc/cpuinfo": ARM_CPUINFO}.get)
+    told = machine()
+    assert (told["cpu"], told["flags"]) == ("CPU implementer 0x41 CPU part 0xd0c", ["asimd", "i8mm", "bf16"])
+
+
 def test_a_machine_that_does_not_tell(monkeypatch):
     monkeypatch.setattr(fingerprint, "_read", lambda path: None)
     monkeypatch.setattr(platform, "processor", lambda: "")

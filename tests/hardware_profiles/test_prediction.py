@@ -53,6 +53,15 @@ def test_weights_without_integer_activations_are_charged_as_float():
     assert storage_only == cost_units(Policy(), calls, calls)
 
 
+def test_ranges_found_at_run_time_cost_what_they_cost_and_not_what_float_does():
+    calls = {"a": Call("linear", 10, 20, 5, 100)}
+    units = cost_units(Policy(layers={"a": LayerPolicy(8, 8, activation_range="dynamic")}), calls, calls)
+    assert {name for name, amount in units.items() if ".macs" in name or ":" in name} == {
+        "linear.dynamic.macs",
+        "a:dynamic",
+    }
+
+
 def pruned(calls: dict[str, Call], generator: random.Random) -> dict[str, Call]:
     """Every layer made narrower by a factor of its own."""
     factors = {name: generator.choice([1, 0.75, 0.5]) for name in calls}

@@ -15,13 +15,16 @@ from typing import Any
 
 import flatbuffers
 import numpy as np
+import openvino
 import pytest
 import torch
 from ai_edge_litert import schema_py_generated as schema
 from slimfront.compression.quantize import quantize
 from slimfront.errors import LoweringError, TargetError
+from slimfront.hardware_profiles import runtime as runtime_module
 from slimfront.hardware_profiles.runtime import RUNTIMES, Artifact, Runtime, get_runtime, runtimes
 from slimfront.hardware_profiles.target import Target, load_target
+from slimfront.hardware_profiles.torch_runtime import computes_bfloat16
 from slimfront.spaces.candidate import Candidate
 from slimfront.spaces.layers import find_layers
 from slimfront.spaces.policy import LayerPolicy, Policy
@@ -76,6 +79,14 @@ def some_networks_for_torch(request: pytest.FixtureRequest, runtime: Runtime) ->
         pytest.skip("torch takes a second to export a candidate")
 
 
+@pytest.fixture(autouse=True)
+def bits_the_runtime_takes(request: pytest.FixtureRequest, runtime: Runtime) -> None:
+    bits = getattr(request.node, "callspec", None) and request.node.callspec.params.get("bits")
+    entry = RUNTIMES[runtime.name]
+    if isinstance(bits, tuple) and (bits[0] not in entry.weight_bits or bits[1] not in entry.activation_bits):
+        pytest.skip(f"{runtime.name} takes no {bits} bits")
+
+
 @pytest.fixture
 def target(runtime: Runtime) -> Target:
     return load_target(CARDS.get(runtime.name, f"cpu-{runtime.name}")).model_copy(update={"batch": BATCH})
@@ -115,6 +126,13 @@ def once() -> Callable[..., Any]:
 def integers(runtime: Runtime) -> str:
     """What a quantized layer runs in: eagerly, torch only simulates grids."""
     return "f32" if runtime.name in EAGER else "i8"
+
+
+def multiplies_bfloat16(runtime: Runtime) -> bool:
+    """Whether `runtime` computes layers of 16 bits in bfloat16 on this machine."""
+    if runtime.name == "openvino":
+        return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return runtime.name in EAGER and computes_bfloat16(torch.device(runtime.device))
 
 
 def agrees(outputs: np.ndarray, expected: np.ndarray, bits: int) -> None:
@@ -233,7 +251,8 @@ def test_float_convolutions_run_in_float_by_the_runtimes_own_report(
 ):
     network = make_network("residual")
     report = runtime.load(lowered(candidate(network, everywhere(network, *bits))).path, target).executed_precisions()
-    assert {layer: report[layer] for layer in CONVOLUTIONS} == dict.fromkeys(CONVOLUTIONS, "f32")
+    expected = "bf16" if bits == (16, 16) and multiplies_bfloat16(runtime) else "f32"
+    assert {layer: report[layer] for layer in CONVOLUTIONS} == dict.fromkeys(CONVOLUTIONS, expected)
 
 
 @pytest.mark.parametrize(("name", "bits"), [("tokens", 8), ("heads", 4)])
@@ -332,6 +351,17 @@ def test_a_runtime_that_is_not_installed_is_told_with_what_to_install(runtime, m
         TargetError, match=rf"^runtime '{runtime.name}' is not installed \(\w+ is missing\): {install}$"
     ):
         get_runtime(runtime.name)
+
+
+def test_a_runtime_that_is_installed_but_broken_is_told_in_one_line(monkeypatch):
+    def broken(*_: object) -> None:
+        raise ImportError("libcuda.so.1: cannot open shared object file\nand more")
+
+    monkeypatch.setattr(runtime_module, "import_module", broken)
+    with pytest.raises(
+        TargetError, match=r"^runtime 'openvino' is installed but cannot be loaded: libcuda\.so\.1: [^\n]+$"
+    ):
+        get_runtime("openvino")
 
 
 def test_an_unknown_runtime_is_told_with_the_known_ones():

@@ -1,10 +1,13 @@
 """Target cards: those that are shipped, one's own, and what is wrong with a bad one in a line."""
 
+import errno
+from pathlib import Path
+
 import pytest
 import yaml
 from slimfront.errors import TargetError
 from slimfront.hardware_profiles.runtime import get_runtime, runtimes
-from slimfront.hardware_profiles.target import Target, load_target, shipped_targets
+from slimfront.hardware_profiles.target import CARDS, Target, load_target, shipped_targets
 
 GOOD = {"name": "mine", "runtime": "openvino", "weight_bits": [8, 32], "activation_bits": [8, 32]}
 
@@ -18,6 +21,12 @@ def test_shipped_cards_are_named_after_their_file_and_can_be_used(name):
         assert get_runtime(target.runtime).name == target.runtime
     except TargetError as reason:  # no GPU, or no package for it
         pytest.skip(str(reason))
+
+
+@pytest.mark.parametrize("name", shipped_targets())
+def test_shipped_cards_say_that_nothing_in_them_was_measured(name):
+    assert (CARDS / f"{name}.yaml").read_text().startswith("# A template: nothing in it was measured.")
+    assert load_target(name).measured is None
 
 
 def test_every_runtime_has_a_shipped_card():
@@ -39,8 +48,10 @@ def test_a_target_travels_as_json():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"threads": 0}, "threads: "),
-        ({"threads": "two"}, "threads: "),
+        ({"threads": 0}, "threads: must be at least 1, not 0"),
+        ({"threads": "two"}, "threads: must be a whole number, not 'two'"),
+        ({"thread": 2}, "thread: unknown key; did you mean threads?"),
+        ({"measured": {"memory": 1}}, "measured.memory: unknown key; known are dispatch_us, kernels, "),
         ({"threads": True}, "threads: "),
         ({"streams": 0}, "streams: "),
         ({"threads": 3, "streams": 2}, "streams: 2 do not share 3 threads evenly"),
@@ -53,9 +64,16 @@ def test_a_target_travels_as_json():
         ({"weight_bits": [7, 32]}, "weight_bits: 7 is not one of 2, 3, 4, 5, 6, 8, 16, 32"),
         ({"activation_bits": [2, 32]}, "activation_bits: 2 is not one of 4, 6, 8, 16, 32"),
         ({"activation_bits": [8]}, "activation_bits: 32 must be offered"),
-        ({"runtime": ...}, "runtime: "),
+        ({"runtime": ...}, "runtime: is missing"),
         ({"runtime": "tensorflow"}, "runtime: unknown runtime 'tensorflow'; known are "),
         ({"options": {"fast": True}}, "options.fast: openvino has no options"),
+        ({"runtime": "torch", "options": {"compile": 1}}, "options.compile: 1 is not one of False to True"),
+        ({"runtime": "tensorrt", "options": {"optimization_level": 6}}, "optimization_level: 6 is not one of 0 to 5"),
+        ({"runtime": "tensorrt", "options": {"workspace_mib": 0}}, "options.workspace_mib: 0 is not one of 1 to "),
+        (
+            {"runtime": "torch-cuda", "threads": 2, "streams": 2},
+            "streams: torch-cuda is timed with one batch on the GPU",
+        ),
     ],
     ids=str,
 )
@@ -79,6 +97,17 @@ def test_a_file_that_is_no_card_is_told_in_one_line(content, tmp_path):
         load_target("card.yaml", tmp_path)
     assert str(caught.value).startswith(f"{tmp_path / 'card.yaml'}: ")
     assert "\n" not in str(caught.value)
+
+
+def test_a_card_that_cannot_be_read_is_told_in_one_line(tmp_path, monkeypatch):
+    (tmp_path / "card.yaml").write_text(yaml.safe_dump(GOOD))
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)  # root may read whatever its mode says
+    with pytest.raises(TargetError, match=r"card\.yaml: cannot be read: permission denied$"):
+        load_target(str(tmp_path / "card.yaml"))
 
 
 @pytest.mark.parametrize("reference", ["gpu-nowhere", ".", "missing.yaml", ""])

@@ -39,7 +39,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("table")
     (folder / "study.yaml").write_text(yaml.safe_dump(STUDY))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("TMPDIR", str(folder))
+        patched.setenv("SLIMFRONT_BENCH_LOCK", str(folder / "bench.lock"))
         patched.setattr(latency_table, "POLICIES", 6)
         patched.setattr(latency_table, "TIMING_SECONDS", 0.2)
         target, database = load_target("cpu-openvino"), f"sqlite:///{folder}/cards.db"

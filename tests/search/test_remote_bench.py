@@ -100,7 +100,7 @@ def test_what_the_node_is_asked_for_must_be_there_and_fit(
         dispatch_us=1.0, kernels=[], throughput=[], reference_ms={},
     )  # fmt: skip
     (tmp_path / "far.yaml").write_text(yaml.safe_dump({**CARD, "measured": elsewhere.model_dump(mode="json")}))
-    with pytest.raises(TargetError, match="target far was measured on another machine: cpu another one, here"):
+    with pytest.raises(TargetError, match="target far was measured with cpu another one, here"):
         prepare(far_spec()).measured_with()
     (tmp_path / "far.yaml").write_text(yaml.safe_dump({**CARD, "name": "nowhere"}))
     with pytest.raises(

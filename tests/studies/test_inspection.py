@@ -41,6 +41,8 @@ def test_bits_are_what_the_runtime_reports_and_not_what_one_would_guess(digits_w
     compiled = bits_on(digits_workload, load_target("cpu-torch-compile"))
     assert compiled["weight 8"].startswith("not asked: every answer takes a compilation")
     assert compiled["weight 32"] == "float32, as it is"
+    far = load_target("cpu-torch").model_copy(update={"remote": True})
+    assert bits_on(digits_workload, far)["weight 8"] == "not asked: the target is elsewhere; profile it there"
 
 
 @pytest.mark.slow

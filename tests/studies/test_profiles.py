@@ -11,6 +11,8 @@ from slimfront.hardware_profiles import profile
 from slimfront.hardware_profiles.device_card import DeviceCard, Kernel, Throughput
 from slimfront.hardware_profiles.fingerprint import machine, versions
 from slimfront.hardware_profiles.runtime import get_runtime
+from slimfront.hardware_profiles.target import card_text, load_target
+from slimfront.studies import profiles
 from slimfront.studies.profiles import measure_target, profiles_table, target_report
 
 KERNELS = [
@@ -68,6 +70,28 @@ def test_a_card_of_another_machine_is_shown_as_such(storage, monkeypatch):
     measure_target("cpu-onnxruntime", storage, Console(quiet=True))
     monkeypatch.setattr("slimfront.studies.profiles.machine", lambda: {**machine(), "cpu": "Another CPU"})
     assert ", here Another CPU" in text(target_report("cpu-onnxruntime", storage))
+
+
+def test_a_card_whose_runtime_is_missing_here_is_shown_with_the_reason(storage, monkeypatch):
+    measure_target("cpu-onnxruntime", storage, Console(quiet=True))
+
+    def missing(name: str) -> None:
+        raise TargetError(f"runtime {name!r} is not installed")
+
+    monkeypatch.setattr(profiles, "get_runtime", missing)
+    row = next(line for line in text(profiles_table(storage)).splitlines() if "cpu-onnxruntime" in line)
+    assert "no: runtime 'onnxruntime' is not installed" in row
+    assert "no: runtime 'onnxruntime' is not installed" in text(target_report("cpu-onnxruntime", storage))
+
+
+def test_a_target_elsewhere_is_not_measured_here(storage, tmp_path):
+    far = load_target("cpu-onnxruntime").model_copy(update={"name": "far", "remote": True})
+    (tmp_path / "far.yaml").write_text(card_text(far))
+    with pytest.raises(
+        TargetError, match=r"^target far is elsewhere: profile it on its own machine, without `remote:`"
+    ):
+        measure_target(str(tmp_path / "far.yaml"), storage, Console(quiet=True))
+    assert "far" not in text(profiles_table(storage))
 
 
 def test_a_target_or_database_that_is_not_there_is_told(storage, tmp_path):

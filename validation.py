@@ -1,18 +1,14 @@
-"""The first thing pydantic finds wrong with a file, as the key it is under and one plain sentence."""
+"""What errors say of files and names: the first thing pydantic finds wrong, in one plain sentence; what was meant perhaps."""
 
 from __future__ import annotations
 
+import difflib
 import reprlib
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
-
-from ..errors import StudyFileError
-from .suggest import suggestion
-
-Model = TypeVar("Model", bound=BaseModel)
 
 _SENTENCES = {
     "missing": "is missing",
@@ -41,19 +37,20 @@ _SENTENCES = {
 """pydantic's error types (https://docs.pydantic.dev/latest/errors/validation_errors/) in this project's words."""
 
 
-def validated(model: type[Model], document: Mapping[Any, Any], file: object) -> Model:
-    """`document` as a `model`; unknown keys are told first, as they often explain a missing one.
+def first_problem(model: type[BaseModel], error: ValidationError) -> tuple[str, str]:
+    """Dotted key ("" for the whole file) and what is wrong with it; unknown keys are told first, as they often explain a
+    missing one."""
+    problem = min(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
+    return ".".join(str(part) for part in problem["loc"]), _sentence(model, problem)
 
-    Raises:
-        StudyFileError: the first problem, under its dotted key.
-    """
-    try:
-        return model.model_validate(document)
-    except ValidationError as error:
-        problems = error.errors(include_url=False)
-    problem = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in problem["loc"])
-    raise StudyFileError(file, key, _sentence(model, problem))
+
+def suggestion(name: object, known: Iterable[str]) -> str:
+    """ "did you mean X?" where a known name is near, the list of known names otherwise."""
+    known = sorted(known)
+    near = difflib.get_close_matches(str(name), known, n=1)
+    if near:
+        return f"did you mean {near[0]}?"
+    return f"known are {', '.join(known)}" if known else "there are none yet"
 
 
 def _sentence(model: type[BaseModel], problem: ErrorDetails) -> str:
@@ -66,8 +63,12 @@ def _sentence(model: type[BaseModel], problem: ErrorDetails) -> str:
 
 def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     for part in location:
-        annotation = model.model_fields[str(part)].annotation
-        assert isinstance(annotation, type), annotation
-        assert issubclass(annotation, BaseModel), annotation
-        model = annotation
+        if isinstance(part, str):  # a number is a place in a list of models
+            model = _model_in(model.model_fields[part].annotation)
     return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel]:
+    """The model in an annotation such as `Model`, `Model | None` or `list[Model]`."""
+    candidates = [annotation, *get_args(annotation)]
+    return next(each for each in candidates if isinstance(each, type) and issubclass(each, BaseModel))
