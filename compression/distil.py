@@ -124,11 +124,11 @@ def relation_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _distances(embedding: Tensor) -> Tensor:
-    """Distances between samples [batch, batch], in units of their mean over different samples."""
-    # The root of zero, a sample's distance from itself, has no gradient.
+    """Distances between samples [batch, batch], in units of their mean over different samples; 0 where all are the same."""
     gaps = (embedding.unsqueeze(0) - embedding.unsqueeze(1)).square().sum(-1)
-    distances = gaps.clamp_min(1e-12).sqrt()
-    return distances / distances[gaps > 0].mean().detach().clamp_min(1e-12)
+    # The root of zero, a sample's distance from itself, has no gradient.
+    distances = torch.where(gaps > 0, gaps.clamp_min(1e-12).sqrt(), 0.0)
+    return distances / (distances.sum() / (gaps > 0).sum().clamp_min(1)).detach().clamp_min(1e-12)
 
 
 def _angles(embedding: Tensor) -> Tensor:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import WorkloadError
 from ..spaces.layers import LAYER_KINDS
 from .distil import Tap
 
 LAYERS = tuple(LAYER_KINDS)
+SEEN: Mapping[Tap, str] = {"embedding": "convolution or linear layer", "maps": "images of activations"}
 
 
 def tapped_modules(model: nn.Module, example_input: Tensor, tap: Tap | None) -> list[str]:
@@ -20,14 +22,21 @@ def tapped_modules(model: nn.Module, example_input: Tensor, tap: Tap | None) -> 
 
     "embedding" is the last layer; "maps" are, for each resolution of activations [batch, channels, h, w] above 1x1, the
     last module that makes one.
+
+    Raises:
+        WorkloadError: the model has nothing to look at.
     """
     if tap is None:
         return []
     ran = _outputs_in_order(model, example_input)
     if tap == "embedding":
-        return [next(name for name, _ in reversed(ran) if isinstance(model.get_submodule(name), LAYERS))]
-    last = {tuple(shape[2:]): name for name, shape in ran if len(shape) == 4 and shape[2] * shape[3] > 1}
-    return list(last.values())
+        found = [name for name, _ in ran if isinstance(model.get_submodule(name), LAYERS)][-1:]
+    else:
+        last = {tuple(shape[2:]): name for name, shape in ran if len(shape) == 4 and shape[2] * shape[3] > 1}
+        found = list(last.values())
+    if not found:
+        raise WorkloadError(f"the model has no {SEEN[tap]} for the distiller to look at")
+    return found
 
 
 @contextmanager

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from ..errors import WorkloadError
 from ..workloads.load import load_workload
-from ..workloads.workload import MapDataset, Workload
+from ..workloads.workload import MapDataset, Workload, describe
 from .distil import Tap
 from .taps import tapped_modules, tapping
 
@@ -27,14 +30,13 @@ class Teacher:
             them of the same classes and inputs.
 
     Raises:
-        WorkloadError: one of `others` cannot be loaded.
+        WorkloadError: one of `others` cannot be loaded, or does not make outputs like the workload's model of its inputs.
     """
 
     def __init__(self, workload: Workload, others: Sequence[str], tap: Tap | None) -> None:
         self.others = tuple(others)
         self.tap: Tap | None = tap
-        device = workload.example_input.device
-        self.models = [workload.model.eval(), *(load_workload(name).model.to(device).eval() for name in others)]
+        self.models = [workload.model.eval(), *(_joining(workload, name) for name in others)]
         self.modules = tapped_modules(workload.model, workload.example_input, tap)
 
     @torch.no_grad()
@@ -52,21 +54,40 @@ class Teacher:
         """
         if type(data) is not TensorDataset or len(data.tensors) != 2 or self.tap == "maps":
             return data
-        said = _SAID.setdefault(self.models[0], {})
-        key = (id(data), self.others, self.tap)
+        said = _SAID.setdefault(data, WeakKeyDictionary()).setdefault(self.models[0], {})
+        key = self.others, self.tap
         if key not in said:
             device = next(self.models[0].parameters()).device
             parts = [self(inputs.to(device)) for inputs in data.tensors[0].split(BATCH)]
-            # The data set is kept too, so that no other one gets its id.
-            said[key] = (
-                data,
-                TensorDataset(*data.tensors, *(torch.cat(part).cpu() for part in zip(*parts, strict=True))),
-            )
-        return said[key][1]
+            said[key] = TensorDataset(*data.tensors, *(torch.cat(part).cpu() for part in zip(*parts, strict=True)))
+        return said[key]
 
 
-_SAID: WeakKeyDictionary[nn.Module, dict[tuple, tuple[TensorDataset, TensorDataset]]] = WeakKeyDictionary()
-"""First teacher -> (data set, other teachers, tap) -> the data set, and with what was said of it."""
+_Said = dict[tuple[tuple[str, ...], Tap | None], TensorDataset]
+_SAID: WeakKeyDictionary[TensorDataset, WeakKeyDictionary[nn.Module, _Said]] = WeakKeyDictionary()
+"""Data set -> first teacher -> (other teachers, tap) -> the data set with what was said of it; gone with either."""
+
+
+def _joining(workload: Workload, name: str) -> nn.Module:
+    """The model of the workload `name`, held against `workload`'s on the example input."""
+    example = workload.example_input
+    model = _loaded(name, workload.base).to(example.device)
+    with torch.no_grad():
+        expected = workload.model.eval()(example).shape
+        try:
+            found = model(example).shape
+        except Exception as error:  # the user's code may raise anything
+            raise WorkloadError(f"{name} does not run on the workload's example input: {describe(error)}") from error
+    if found != expected:
+        raise WorkloadError(f"{name} makes outputs {list(found)}, not {list(expected)} as the workload's model does")
+    return model
+
+
+@cache
+def _loaded(name: str, base: Path | None) -> nn.Module:
+    """The model of a workload; whatever loading it draws at random, the training it is loaded for does not notice."""
+    with torch.random.fork_rng():
+        return load_workload(name, base=base).model.eval()
 
 
 def _mean_probabilities(outputs: Sequence[Tensor]) -> Tensor:

@@ -96,6 +96,7 @@ class _Training:
     ) -> None:
         self.student, self.workload, self.recovery = student, workload, recovery
         self.batch_size, self.masks = batch_size, masks
+        self.reads_labels = recovery.data == "train"
         self.device = next(student.parameters()).device
         self.distiller = get_distiller(recovery.distiller, recovery.temperature)
         self.teacher = Teacher(workload, recovery.teachers, self.distiller.tap)
@@ -156,13 +157,14 @@ class _Training:
         if peer is not None:
             temperature = self.recovery.temperature
             loss = loss + distillation_loss(outputs.float(), peer.detach().float(), temperature)
-            loss = loss + self.workload.loss_function(peer.float(), targets)
             loss = loss + distillation_loss(peer.float(), outputs.detach().float(), temperature)
+            if self.reads_labels:
+                loss = loss + self.workload.loss_function(peer.float(), targets)
         return loss
 
     def _imitation(self, views: Sequence[Tensor], guidance: Sequence[Tensor], targets: Tensor) -> Tensor:
         imitation = self.distiller.loss(views, guidance, self.projections)
-        if self.recovery.data != "train":  # no labels
+        if not self.reads_labels:
             return imitation
         alpha = self.recovery.alpha
         return alpha * imitation + (1 - alpha) * self.workload.loss_function(views[0], targets)

@@ -11,6 +11,7 @@ import torch
 
 from ..compression.batches import input_batches
 from ..compression.distil import get_distiller
+from ..compression.taps import tapped_modules
 from ..compression.teachers import Teacher
 from ..errors import EvaluationError, PolicyError, StudyFileError, TargetError, WorkloadError
 from ..evaluators.evaluator import Context
@@ -104,7 +105,8 @@ def prepare(spec: StudySpec) -> Problem:
     blocks = find_removable_blocks(model, example) if removable else []
     defaults = spec.recovery
     with _naming(spec, "recovery.distiller"):
-        get_distiller(defaults.distiller, defaults.temperature)
+        tap = get_distiller(defaults.distiller, defaults.temperature).tap
+        tapped_modules(model, example, tap)
     with _naming(spec, "recovery.teachers"):
         Teacher(workload, defaults.teachers, None)
     # One epoch stands for any: only the other settings are read from it.

@@ -52,7 +52,7 @@ def load_workload(reference: str, options: Mapping[str, Any] | None = None, base
             workload = _own(reference, options or {}, base)
         workload.check()
     model = explicit_attention(workload.model, workload.example_input)
-    return replace(workload, model=model, name=workload.name or reference)
+    return replace(workload, model=model, name=workload.name or reference, base=base)
 
 
 def workload_fingerprint(workload: Workload) -> str:

@@ -7,6 +7,7 @@ import operator
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -49,6 +50,7 @@ class Workload:
         metric: "top1", "top5", or a function of (outputs, targets), higher is better.
         loss: training loss; None is cross-entropy.
         name: how reports call it; filled in by the loader.
+        base: the folder that relative paths beside this workload's start from; filled in by the loader, None is the current one.
     """
 
     model: nn.Module
@@ -60,6 +62,7 @@ class Workload:
     metric: str | MetricFunction = "top1"
     loss: LossFunction | None = None
     name: str = ""
+    base: Path | None = None
 
     @property
     def loss_function(self) -> LossFunction:

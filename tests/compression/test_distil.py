@@ -1,15 +1,23 @@
 """Distillers by hand, and the registry they are found in."""
 
+import copy
+import gc
 import math
+import weakref
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from slimfront.compression.distil import _angles, distillers, feature_loss, get_distiller, register, relation_loss
+from slimfront.compression.recover import recover
+from slimfront.compression.synthetic import synthetic_inputs
 from slimfront.compression.taps import projections, tapped_modules, tapping
 from slimfront.compression.teachers import Teacher
-from slimfront.errors import PolicyError
+from slimfront.errors import PolicyError, WorkloadError
+from slimfront.spaces.policy import Policy, Recovery
 from slimfront.workloads.workload import Workload
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 NONE = nn.ModuleList([nn.Identity()])
@@ -64,6 +72,15 @@ def test_relations_ignore_scale_and_rotation():
     assert distiller.loss([logits, own], [logits, even], NONE).item() == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("samples", [1, 3])
+def test_samples_that_are_all_the_same_have_no_relations(samples):
+    own = torch.ones(samples, 2, requires_grad=True)
+    logits, taught = torch.zeros(samples, 3), torch.ones(samples, 4)
+    loss = get_distiller("relation", 1.0).loss([logits, own], [logits, taught], NONE)
+    loss.backward()
+    assert (loss.item(), own.grad.abs().max().item()) == (0, 0)
+
+
 def test_angles_by_hand():
     # A right angle at the first of three points and 45 degrees at the others, against three points on a line, where the
     # cosines are 1 at the ends and -1 in the middle. A sample's angle with itself is 0 on both sides.
@@ -92,6 +109,8 @@ def test_taps_see_what_the_last_layer_reads_and_the_last_map_of_each_resolution(
     with tapping(model, ["fc"], "embedding") as views:
         model(example)
     assert [view.shape for view in views] == [(1, 16)]
+    with pytest.raises(WorkloadError, match=r"^the model has no images of activations for the distiller to look at$"):
+        tapped_modules(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), example, "maps")
     assert [type(p) for p in projections([torch.zeros(1, 8)], views, "embedding")] == [nn.Linear]
 
 
@@ -109,3 +128,70 @@ def test_what_a_teacher_says_is_computed_once_and_an_ensemble_averages_probabili
     with torch.no_grad():
         mean = (workload.model(images).softmax(-1) + other(images).softmax(-1)) / 2
     torch.testing.assert_close(teacher(images)[0].softmax(-1), mean)
+
+
+def test_what_was_said_of_a_data_set_goes_with_it():
+    workload = task()
+    images = synthetic_inputs(workload, 0)
+    gone = [weakref.ref(images), weakref.ref(Teacher(workload, (), None).beside(images))]
+    assert gone[1]() is not None
+    del images
+    gc.collect()
+    assert [reference() for reference in gone] == [None, None]
+
+
+OTHER = """
+import torch
+from slimfront.workloads.workload import Workload
+from torch import nn
+from torch.utils.data import TensorDataset
+
+open({log!r}, "a").write("loaded ")
+
+
+def workload(classes=3, side=4):
+    torch.manual_seed(1)
+    images = torch.randn(4, 1, side, side)
+    data = TensorDataset(images, torch.zeros(4, dtype=torch.int64))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(side * side, classes))
+    return Workload(model, data, data, data, data, images[:1])
+
+
+def more():
+    return workload(classes=7)
+
+
+def larger():
+    return workload(side=5)
+"""
+
+
+@pytest.fixture
+def beside_the_study(tmp_path: Path) -> Workload:
+    """A workload in whose folder a teacher's file is."""
+    (tmp_path / "other.py").write_text(OTHER.format(log=str(tmp_path / "log")))
+    return replace(task(), base=tmp_path)
+
+
+def test_a_student_learns_from_a_teacher_in_the_study_s_folder_that_is_loaded_once(beside_the_study):
+    def learnt(*teachers: str) -> Tensor:
+        student, recovery = copy.deepcopy(beside_the_study.model), Recovery(1, teachers=teachers, mutual=True)
+        return recover(student, beside_the_study, Policy(recovery=recovery), 0, 16).fc.weight
+
+    alone, *taught = learnt(), learnt("other.py:workload"), learnt("other.py:workload")
+    assert torch.equal(*taught)
+    assert not torch.equal(alone, taught[0])
+    assert (beside_the_study.base / "log").read_text() == "loaded "
+
+
+@pytest.mark.parametrize(
+    ("function", "problem"),
+    [
+        ("more", r"^other.py:more makes outputs \[1, 7\], not \[1, 3\] as the workload's model does$"),
+        ("larger", r"^other.py:larger does not run on the workload's example input: RuntimeError: mat1 and mat2"),
+        ("gone", r"^workload other.py:gone: there is no function 'gone' in it"),
+    ],
+)
+def test_a_teacher_of_something_else_is_refused_in_one_line(beside_the_study, function, problem):
+    with pytest.raises(WorkloadError, match=problem):
+        Teacher(beside_the_study, [f"other.py:{function}"], None)

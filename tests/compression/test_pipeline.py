@@ -178,13 +178,14 @@ def test_masked_weights_stay_zero_while_training_on_grids():
     assert int((model[4].weight == 0).sum()) >= model[4].weight.numel() // 2
 
 
-def test_unlabelled_data_teach_the_same_whatever_the_labels():
+@pytest.mark.parametrize("mutual", [False, True])
+def test_unlabelled_data_teach_the_same_whatever_the_labels(mutual):
     workload = task()
     lies = TensorDataset(workload.train.tensors[0], 1 - workload.train.tensors[1])
     digests = set()
     for data in (workload.train, lies):
         told = Workload(network(), data, data, data, data, workload.example_input)
-        model = recover(network(1), told, Policy(recovery=Recovery(1, data="unlabelled")), 0, 16)
+        model = recover(network(1), told, Policy(recovery=Recovery(1, data="unlabelled", mutual=mutual)), 0, 16)
         digests.add(state_digest(model.state_dict()))
     assert len(digests) == 1
 

@@ -1,0 +1,53 @@
+"""A study whose recovery does not fit its workload is refused before anything is searched."""
+
+from pathlib import Path
+
+import pytest
+from slimfront.errors import StudyFileError
+from slimfront.search.problem import prepare
+from slimfront.studies.spec import load_study
+
+PERCEPTRON = """
+import torch
+from slimfront.workloads.workload import Workload
+from torch import nn
+from torch.utils.data import TensorDataset
+
+
+def workload(classes=2):
+    data = TensorDataset(torch.randn(8, 16), torch.zeros(8, dtype=torch.int64))
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, classes))
+    return Workload(model, data, data, data, data, torch.randn(1, 16))
+
+
+def many():
+    return workload(9)
+"""
+
+
+@pytest.mark.parametrize(
+    ("recovery", "problem"),
+    [
+        (
+            {"teachers": ["perceptron.py:many"]},
+            "recovery.teachers: perceptron.py:many makes outputs [1, 9], not [1, 2] as the workload's model does",
+        ),
+        (
+            {"distiller": "attention"},
+            "recovery.distiller: the model has no images of activations for the distiller to look at",
+        ),
+    ],
+    ids=["teachers", "distiller"],
+)
+def test_a_recovery_the_workload_has_no_place_for_names_file_and_key(tmp_path: Path, study_file, recovery, problem):
+    (tmp_path / "perceptron.py").write_text(PERCEPTRON)
+    file = study_file(workload="perceptron.py:workload", recovery=recovery)
+    with pytest.raises(StudyFileError) as caught:
+        prepare(load_study(str(file)))
+    assert str(caught.value) == f"{file}: {problem}"
+
+
+def test_a_teacher_in_the_study_s_folder_is_found_from_anywhere(tmp_path: Path, tiny_spec):
+    (tmp_path / "perceptron.py").write_text(PERCEPTRON)
+    spec = tiny_spec(workload="perceptron.py:workload", recovery={"teachers": ["perceptron.py:workload"]})
+    assert prepare(spec).space.recovery.teachers == ("perceptron.py:workload",)
