@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CompressionError
-from ..spaces.operators import Operator
+from ..spaces.operators import Operator, rank_of
 from .moments import Moments, moments_of
 
 
@@ -88,7 +88,7 @@ def low_rank(layer: nn.Module, fraction: float) -> nn.Sequential:
     Of a convolution, the first has its kernel and the second is 1x1 (Zhang et al. 2015, arXiv:1505.06798).
     """
     rows: Tensor = layer.weight.flatten(1)  # type: ignore[operator,union-attr]
-    rank = max(1, round(fraction * min(rows.shape)))
+    rank = rank_of(rows.shape, fraction)
     left, values, right = torch.linalg.svd(rows, full_matrices=False)
     root = values[:rank].sqrt()
     first, second = _factors(layer, rank, layer.bias is not None)
@@ -107,7 +107,7 @@ def principal(layer: nn.Module, fraction: float, made: Moments) -> nn.Sequential
     arXiv:1505.06798, section 3.1): y is replaced by its mean + U U^T (y - its mean), U the strongest eigenvectors of y's covariance.
     """
     rows: Tensor = layer.weight.flatten(1)  # type: ignore[operator,union-attr]
-    rank = max(1, round(fraction * min(rows.shape)))
+    rank = rank_of(rows.shape, fraction)
     components = torch.linalg.eigh(made.covariance).eigenvectors[:, -rank:].flip(1)  # [outputs, rank], strongest first
     bias = torch.zeros(len(rows)) if layer.bias is None else layer.bias  # type: ignore[assignment]
     first, second = _factors(layer, rank, bias=True)

@@ -24,7 +24,7 @@ class Complexity:
         macs = macs_by_module(model, context.workload.example_input)
         layers = {name: module for name, module in model.named_modules() if type(module) in LAYER_KINDS}
         bops = sum(
-            macs.get(name, 0) * _arithmetic_bits(policy.layer(name)) * policy.layer(name).activation_bits
+            macs.get(name, 0) * arithmetic_bits(policy.layer(name)) * policy.layer(name).activation_bits
             for name in layers
         )
         parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -36,6 +36,6 @@ class Complexity:
         ]
 
 
-def _arithmetic_bits(layer: LayerPolicy) -> int:
+def arithmetic_bits(layer: LayerPolicy) -> int:
     """Bits of the weight that is multiplied with; codes stand for float numbers."""
     return FULL_PRECISION if layer.has_codebook else layer.weight_bits

@@ -20,12 +20,17 @@ from .layers import LAYER_KINDS
 CONTAINERS = (nn.Sequential, nn.ModuleList)
 
 
-@torch.no_grad()
 def find_removable_blocks(model: nn.Module, example_input: Tensor) -> list[str]:
-    """Paths of the blocks of `model` that an identity may stand for, in module order; the model ends in eval mode.
+    """Paths of the blocks of `model` that an identity may stand for, in module order; the model ends in eval mode."""
+    return examine_blocks(model, example_input)[0]
 
-    A block is an element of a sequence or list of modules, no sequence itself, that holds at least two layers, runs once
-    and maps one tensor to a tensor of the same shape. Of nested ones the outermost is named.
+
+@torch.no_grad()
+def examine_blocks(model: nn.Module, example_input: Tensor) -> tuple[list[str], dict[str, str]]:
+    """Paths of the blocks of `model` that an identity may stand for, in module order, and why none may for the others.
+
+    A block is an element of a sequence or list of modules, no sequence itself, that holds at least two layers; it may go if it runs
+    once and maps one tensor to a tensor of the same shape. Of nested ones the outermost is named. The model ends in eval mode.
     """
     paths = {module: name for name, module in model.named_modules()}
     candidates = [
@@ -35,13 +40,12 @@ def find_removable_blocks(model: nn.Module, example_input: Tensor) -> list[str]:
         for module in container.children()
         if not isinstance(module, CONTAINERS) and sum(type(part) in LAYER_KINDS for part in module.modules()) > 1
     ]
-    keeps: Counter[nn.Module] = Counter()
+    reasons: dict[nn.Module, str | None] = dict.fromkeys(candidates, "it is never called")
     calls: Counter[nn.Module] = Counter()
 
     def watch(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        one = len(inputs) == 1 and isinstance(inputs[0], Tensor) and isinstance(output, Tensor)
         calls[module] += 1
-        keeps[module] += one and inputs[0].shape == output.shape
+        reasons[module] = _why_fixed(inputs, output) if calls[module] == 1 else "it runs more than once in a pass"
 
     hooks = [module.register_forward_hook(watch) for module in candidates]
     try:
@@ -50,10 +54,23 @@ def find_removable_blocks(model: nn.Module, example_input: Tensor) -> list[str]:
         for hook in hooks:
             hook.remove()
     found: list[str] = []
+    fixed: dict[str, str] = {}
     for module, name in paths.items():
-        if calls[module] == 1 == keeps[module] and not is_within(name, found):
+        if module not in reasons or is_within(name, found):
+            continue
+        if reason := reasons[module]:
+            fixed[name] = reason
+        else:
             found.append(name)
-    return found
+    return found, fixed
+
+
+def _why_fixed(inputs: tuple[Any, ...], output: Any) -> str | None:
+    """Why no identity may stand for what makes `output` of `inputs`."""
+    if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or not isinstance(output, Tensor):
+        return "it does not map one tensor to one tensor"
+    read, made = list(inputs[0].shape), list(output.shape)
+    return None if read == made else f"it maps {read} to {made}"
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,6 +51,17 @@ class Operator:
             return cls("groups", int(form["groups"]))
         return cls(form["kind"], float(form["rank"])) if form["rank"] else cls("separable")  # type: ignore[arg-type]
 
+    def weights(self, shape: Sequence[int]) -> int:
+        """Weights of what stands for a layer whose weight has this `shape`, [out, in, kernel ...], biases aside."""
+        outputs, inputs, kernel = shape[0], shape[1], math.prod(shape[2:])
+        if self.kind == "groups":
+            return math.prod(shape) // int(self.amount)
+        if self.kind == "separable":
+            return inputs * (kernel + outputs)
+        if self.kind == "dense":
+            return math.prod(shape)
+        return rank_of(shape, self.amount) * (inputs * kernel + outputs)
+
     def why_not(self, shape: Sequence[int], groups: int) -> str | None:
         """Why it cannot stand for a layer, or None where it can.
 
@@ -70,3 +82,8 @@ class Operator:
         if shape[0] % int(self.amount) or shape[1] % int(self.amount):
             return f"{shape[1]} and {shape[0]} channels are not both multiples of {int(self.amount)}"
         return None
+
+
+def rank_of(shape: Sequence[int], fraction: float) -> int:
+    """Channels between two layers of `fraction` of the full rank of a weight of this shape, [out, in, kernel ...]."""
+    return max(1, round(fraction * min(shape[0], math.prod(shape[1:]))))

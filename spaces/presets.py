@@ -11,7 +11,7 @@ Float stays a choice everywhere: at batch 1 small matrices can be slower on inte
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
@@ -60,3 +60,16 @@ PRESETS: Mapping[Family, Preset] = MappingProxyType({
     ),
 })  # fmt: skip
 """Family -> what is searched unless the study file says otherwise, key by key."""
+
+
+def preset_space(family: Family, bits: Mapping[str, Collection[int]]) -> dict[str, Any]:
+    """The space of a family's preset.
+
+    Args:
+        bits: key of the space -> bit-widths that the target takes; no others are offered.
+    """
+    space = PRESETS[family].space
+    return {
+        key: tuple(value for value in values if value in bits[key]) if key in bits else values
+        for key, values in space.items()
+    }

@@ -8,22 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from ..compression.batches import input_batches
-from ..compression.prune import CALIBRATION_BATCH, pruned_copy
+from ..compression.prune import CALIBRATION_BATCH
 from ..hardware_profiles.target import Target, load_target
-from ..spaces.blocks import block_influence, find_removable_blocks
+from ..spaces.blocks import block_influence, examine_blocks, least_influential_first
 from ..spaces.channel_groups import ChannelGroup, find_channel_groups
 from ..spaces.families import family_of
 from ..spaces.layers import Layer, find_layers, macs_by_module, why_untouched
-from ..spaces.operators import Operator
-from ..spaces.policy import FULL_PRECISION, Policy
+from ..spaces.operators import DENSE, Operator
+from ..spaces.policy import Recovery
+from ..spaces.presets import Family, preset_space
+from ..spaces.scheme import Scheme
+from ..spaces.space import Space, SpaceChoices
 from ..workloads.load import TORCHVISION, load_workload
 from ..workloads.workload import Workload
-from .kernel_answers import CONTAINER_BITS, bits_on
+from .kernel_answers import bits_on
+from .reach import Gain, gains
 from .spec import StudySpec, load_study, shipped_studies
 
-SHARE = 0.5
-"""Of every group's channels: what the bound on structural gain removes."""
-
+KEPT_BACK = "space.keep holds it back"
 OPERATORS = ("separable", "groups=4", "rank=0.25")
 FEWEST_SAMPLES = 20
 """Random images an inspection has made; the least `workloads.torchvision_data.DataOptions` takes."""
@@ -50,32 +52,18 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
-class Gain:
-    """What one technique can make of a quantity.
-
-    Attributes:
-        metric: a key of `METRICS`.
-        before, after: of the uncompressed model, and with the technique everywhere it can go.
-        how: the technique in words.
-    """
-
-    metric: str
-    before: float
-    after: float
-    how: str
-
-
-@dataclass(frozen=True)
 class Inspection:
     """All that is known of a workload before a search.
 
     Attributes:
         layers: those a policy may touch; `skipped` maps every other module that owns a matrix or kernel to the reason.
         groups: channel groups and heads that can be pruned; `unprunable` maps the others to the reason.
-        blocks: path of each block that may be removed whole -> its influence, see `spaces.blocks.block_influence`.
+        blocks: path of each block that may be removed whole -> its influence, see `spaces.blocks.block_influence`;
+            `fixed_blocks` maps the others to the reason.
         family: whose preset a study without a space takes.
+        choices: key of a study's space -> what it offers, or the preset does; those that are off left out.
         bits: weight and activation bits of the target -> what they are good for there; empty without a target.
-        gains: upper bounds of what one technique alone can gain, from counts.
+        gains: upper bounds of what each technique alone and all together can gain, from counts.
     """
 
     workload: str
@@ -87,6 +75,8 @@ class Inspection:
     groups: Sequence[ChannelGroup]
     unprunable: Mapping[str, str]
     blocks: Mapping[str, float]
+    fixed_blocks: Mapping[str, str]
+    choices: Mapping[str, Sequence[Any]]
     target: str | None
     bits: Mapping[str, str]
     gains: Sequence[Gain]
@@ -111,31 +101,55 @@ def inspect_reference(reference: str, target: str | None = None) -> Inspection:
     name, options = (spec.workload, spec.workload_options) if spec else (reference, {})
     wanted = target or (spec.target if spec else None)
     card = load_target(wanted, Path.cwd() if target else base) if wanted else None
-    return inspect_workload(load_workload(name, _little_data(name, options), base), card)
+    return inspect_workload(load_workload(name, _little_data(name, options), base), card, spec)
 
 
-def inspect_workload(workload: Workload, target: Target | None = None) -> Inspection:
-    """Inspect a loaded workload."""
+def inspect_workload(workload: Workload, target: Target | None = None, spec: StudySpec | None = None) -> Inspection:
+    """Inspect a loaded workload, in the space of a study or else of its family's preset."""
     model, example = workload.model.eval(), workload.example_input
-    layers = find_layers(model, example)
-    macs = macs_by_module(model, example)[""]
+    layers, macs = find_layers(model, example), macs_by_module(model, example)[""]
     groups, unprunable = find_channel_groups(model, example)
-    makers = {layer: group.name for group in groups for layer in group.layers}
+    removable, fixed = examine_blocks(model, example)
     batches = (batch.to(example.device) for batch in input_batches(workload.calibration, CALIBRATION_BATCH))
+    influence = block_influence(model, batches, removable)
+    family = family_of(model, example)
+    choices, scheme = _choices(family, target, spec)
+    space = Space(layers, groups, choices, Recovery(1), removable, scheme, least_influential_first(influence))
+    makers = {layer: group.name for group in groups for layer in group.layers}
+    operators = [name for name in choices.operators if name != DENSE] if spec else OPERATORS
+    kept_back = {layer.name for layer in layers} - {layer.name for layer in space.layers}
+    reports = [_layer(layer, macs, makers.get(layer.name, ""), operators, layer.name in kept_back) for layer in layers]
     return Inspection(
         workload=workload.name,
-        family=family_of(model, example),
-        parameters=_parameters(model),
+        family=family,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
         macs=macs,
-        layers=[_layer(layer, macs, makers.get(layer.name, "")) for layer in layers],
+        layers=reports,
         skipped=why_untouched(model, example),
-        groups=groups,
-        unprunable=unprunable,
-        blocks=block_influence(model, batches, find_removable_blocks(model, example)),
+        groups=space.groups,
+        unprunable=unprunable | {group.name: KEPT_BACK for group in groups if group not in space.groups},
+        blocks={name: influence[name] for name in space.blocks},
+        fixed_blocks=fixed | {name: KEPT_BACK for name in removable if name not in space.blocks},
+        choices=_searched(choices),
         target=target.name if target else None,
         bits=bits_on(workload, target) if target else {},
-        gains=_gains(workload, macs, layers, groups, target),
+        gains=gains(model, example, space),
     )
+
+
+def _choices(family: Family, target: Target | None, spec: StudySpec | None) -> tuple[SpaceChoices, Scheme]:
+    """What a study offers, or the preset of a family, of the bits a target takes."""
+    bits = {key: getattr(target, key) for key in ("weight_bits", "activation_bits")} if target else {}
+    if spec is None:
+        return SpaceChoices(**preset_space(family, bits)), Scheme()
+    offered = spec.with_preset(family, bits).space.model_dump(exclude={"preset"})
+    return SpaceChoices(**offered), Scheme(**spec.quantization.model_dump())
+
+
+def _searched(choices: SpaceChoices) -> dict[str, tuple[Any, ...]]:
+    """Key of a space -> its choices, of those that are not simply off."""
+    neutral = asdict(SpaceChoices())
+    return {key: value for key, value in asdict(choices).items() if key != "granularity" and value != neutral[key]}
 
 
 def _little_data(workload: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -151,31 +165,11 @@ def _study(reference: str) -> StudySpec | None:
     return load_study(reference) if is_study else None
 
 
-def _layer(layer: Layer, macs: int, group: str) -> LayerReport:
+def _layer(layer: Layer, macs: int, group: str, operators: Sequence[str], kept_back: bool) -> LayerReport:
     refused = {} if layer.sparsifiable_2_4 else {"2:4": "its input dimension is no multiple of 4"}
-    for choice in OPERATORS:
+    for choice in operators:
         if problem := Operator.parse(choice).why_not(layer.shape, layer.groups):
             refused[choice] = problem
+    if kept_back:
+        refused = {"anything": KEPT_BACK}
     return LayerReport(layer.name, layer.kind, layer.weights, layer.macs, layer.macs / max(1, macs), group, refused)
-
-
-def _gains(
-    workload: Workload, macs: int, layers: Sequence[Layer], groups: Sequence[ChannelGroup], target: Target | None
-) -> list[Gain]:
-    """Bounds from counts: nothing here was timed, and time seldom falls as far as counts do."""
-    model, example = workload.model, workload.example_input
-    parameters = _parameters(model)
-    slim = pruned_copy(model, example, Policy(width=1 - SHARE), groups)
-    half = f"{SHARE:.0%} of every group's channels removed"
-    weights = sum(layer.weights for layer in layers)
-    least = min(target.weight_bits) if target else CONTAINER_BITS
-    packed = (parameters - weights) * FULL_PRECISION / 8 + weights * least / 8
-    return [
-        Gain("parameters", parameters, _parameters(slim), half),
-        Gain("flops", macs, macs_by_module(slim, example)[""], half),
-        Gain("packed_bytes", parameters * 4, packed, f"every layer's weights at {least} bits"),
-    ]
-
-
-def _parameters(model: Any) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -24,6 +24,8 @@ def inspection_tables(inspection: Inspection) -> RenderableType:
         *_part(
             "Blocks that may be removed whole, those of least influence first by `depth`", _blocks(inspection.blocks)
         ),
+        *_part("Blocks that cannot be removed", _reasons(inspection.fixed_blocks)),
+        *_part("What is searched", rows_table(("key", "choices"), _choices(inspection.choices))),
         *_part(f"Bits on {inspection.target}", rows_table(("bits", "what they are good for"), inspection.bits.items())),
         *_part("Upper bound of gain", _gains(inspection)),
         Text(f"\n{inspection.workload}", style="bold"),
@@ -68,13 +70,18 @@ def _reasons(reasons: Mapping[str, str]) -> RenderableType:
     return rows_table(("name", "why not"), reasons.items())
 
 
+def _choices(choices: Mapping[str, Sequence[object]]) -> Iterable[tuple[str, str]]:
+    return ((key, ", ".join(map(str, offered))) for key, offered in choices.items())
+
+
 def _gains(inspection: Inspection) -> RenderableType:
-    header = ("quantity", "now>", "at its least>", "by", "how")
+    header = ("technique", "quantity", "now>", "at its least>", "by", "how")
     rows = []
     for gain in inspection.gains:
         unit = METRICS[gain.metric].unit
         before, after = short_text(gain.before, unit), short_text(gain.after, unit)
-        rows.append((gain.metric, before, after, f"{gain.before / max(1, gain.after):.2f}x", gain.how))
+        ratio = f"{gain.before / max(1, gain.after):.2f}x"
+        rows.append((gain.technique, gain.metric, before, after, ratio, gain.how))
     return rows_table(header, rows)
 
 
@@ -89,4 +96,4 @@ def _facts(inspection: Inspection) -> Iterable[tuple[str, str]]:
     refused = {f"{name}: {why}" for layer in inspection.layers for name, why in layer.refused.items()}
     for sentence in sorted(refused):
         yield "where not", sentence
-    yield "note", "Bounds are of counts, not of time; one layer's or group's reach is not the sum of all."
+    yield "note", "Bounds are of counts, at the ends of what is searched; neither time nor accuracy was looked at."

@@ -43,7 +43,7 @@ from ..spaces.policy import (
     Sparsity,
     threshold_of,
 )
-from ..spaces.presets import PRESETS, Family
+from ..spaces.presets import PRESETS, Family, preset_space
 from ..spaces.pruning import CRITERIA, REDUCTIONS, SCOPES
 from ..validation import first_problem, suggestion
 from .constraint import Constraint
@@ -369,13 +369,8 @@ class StudySpec(_Part):
         if self.space.preset == "none":
             return self
         chosen = family if self.space.preset == "auto" else self.space.preset
-        preset = PRESETS[chosen]
-        offered = {
-            key: tuple(value for value in values if value in bits[key]) if key in bits else values
-            for key, values in preset.space.items()
-        }
-        space = {**offered, **self.space.model_dump(exclude_unset=True), "preset": chosen}
-        recovery = {**preset.recovery, **self.recovery.model_dump(exclude_unset=True)}
+        space = {**preset_space(chosen, bits), **self.space.model_dump(exclude_unset=True), "preset": chosen}
+        recovery = {**PRESETS[chosen].recovery, **self.recovery.model_dump(exclude_unset=True)}
         full = self.model_copy(update={"space": SpaceSpec(**space), "recovery": RecoverySpec(**recovery)})
         full._base_folder, full._file = self._base_folder, self._file
         return full

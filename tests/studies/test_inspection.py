@@ -30,9 +30,22 @@ def test_the_digits_network(digits_workload):
     assert found.bits["weight 16"] == "storage only: f32 in 16 of 16"
     if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         assert found.bits["activation 16"] == "storage only: f32 in 16 of 16"
-    assert {gain.metric: gain.after < gain.before for gain in found.gains} == dict.fromkeys(
-        ("parameters", "flops", "packed_bytes"), True
-    )
+    assert found.fixed_blocks["blocks.2"] == "it maps [1, 32, 16, 16] to [1, 64, 8, 8]"
+    assert all(gain.after < gain.before for gain in found.gains)
+    assert {gain.technique for gain in found.gains} == {"channels", "bits", "all together"}
+    assert found.gains[0].how == "width 0.25, channel sparsity 0.5"
+
+
+def test_a_studys_own_space_is_what_is_shown(digits_workload, make_spec):
+    space = {"width": [1.0, 0.5], "operators": ["dense", "groups=8"], "keep": ["stem.*", "blocks.0"]}
+    found = inspect_workload(digits_workload, spec=make_spec(space=space))
+    assert found.choices == {"width": (1.0, 0.5), "operators": ("dense", "groups=8"), "keep": ("stem.*", "blocks.0")}
+    by_name = {layer.name: layer for layer in found.layers}
+    assert by_name["stem.conv"].refused == {"anything": "space.keep holds it back"}
+    assert by_name["fc"].refused == {"groups=8": "the layer is no convolution"}
+    assert found.unprunable["stem.conv"] == found.fixed_blocks["blocks.0"] == "space.keep holds it back"
+    assert "stem.conv" not in {group.name for group in found.groups}
+    assert {gain.technique for gain in found.gains} == {"channels", "operators", "all together"}
 
 
 def test_bits_are_what_the_runtime_reports_and_not_what_one_would_guess(digits_workload):
