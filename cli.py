@@ -233,7 +233,8 @@ def profile(
 ) -> None:
     """Measure this machine as a target runs it: arithmetic per precision, memory, dispatch, well-known models.
 
-    Takes less than a minute. The card is kept in the database; studies use it by the file that --out writes.
+    Takes at most a minute, and says what a slow runtime left no time for. The card is kept in the database; studies use it by
+    the file that --out writes.
     """
     from .studies.profiles import measure_target, target_report
 

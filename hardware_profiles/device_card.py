@@ -62,6 +62,7 @@ class DeviceCard(BaseModel):
         kernels: which bits have arithmetic of their own.
         throughput: what that arithmetic reaches.
         reference_ms: latency of well-known models at full precision, batch of the target.
+        left_out: what of all this the profile had no time for.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,6 +75,7 @@ class DeviceCard(BaseModel):
     kernels: list[Kernel]
     throughput: list[Throughput]
     reference_ms: dict[str, float]
+    left_out: list[str] = []
 
     def misfit(self, machine: dict[str, Any], runtime: str, version: str) -> str | None:
         """What tells this machine from the one the card was measured on; None where nothing does.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,13 +20,14 @@ import torchvision
 from torch import Tensor, nn
 
 from ..errors import LoweringError
-from ..spaces.candidate import Candidate, Grid, Quantization, QuantizedWeight, RoundedWeight
+from ..spaces.candidate import Candidate
 from ..spaces.layers import find_layers
-from ..spaces.policy import BFLOAT16_BITS, FULL_PRECISION, LayerPolicy, Policy
+from ..spaces.policy import BFLOAT16_BITS, FULL_PRECISION, Policy
 from .bench import Bench, bench_cores
 from .device_card import DeviceCard, Kernel, Throughput
 from .fingerprint import machine, versions
 from .runtime import RUNTIMES, Runtime, get_runtime
+from .synthetic import synthetic_candidate
 from .target import Target
 
 REFERENCES = ("mobilenet_v2", "resnet18")
@@ -33,9 +36,18 @@ REFERENCES = ("mobilenet_v2", "resnet18")
 SECONDS = 0.6
 """Time budget of one timing."""
 
+BUDGET_SECONDS = 50.0
+"""Of the whole profile: nothing is begun that would take longer than what is left of it."""
+
 COPY_BYTES = 2**27
+FLOAT, INTEGER = (FULL_PRECISION, FULL_PRECISION), (8, 8)
+Pair = tuple[int, int]
+"""Weight bits and activation bits."""
+
 Progress = Callable[[str, int, int], None]
 """Told what is being measured, how many steps are done and how many there are."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,56 +73,51 @@ class Operation:
 OPERATIONS = (
     Operation("conv2d", lambda c: nn.Conv2d(c, c, 3, padding=1), 128, 16, lambda c: (c, 28, 28)),
     Operation("depthwise", lambda c: nn.Conv2d(c, c, 3, padding=1, groups=c), 256, 16, lambda c: (c, 28, 28)),
-    Operation("linear", lambda c: nn.Linear(c, c), 1024, 16, lambda c: (64, c)),
+    Operation("linear", lambda c: nn.Linear(c, c), 1024, 64, lambda c: (64, c)),
 )
+SMALL_SHAPE = (16, 8, 8)
+MIDDLE = "2"
+"""The layer of a chain that is asked for: all around it are at the same bits."""
 
 
 def profile_target(target: Target, progress: Progress = lambda *_: None) -> DeviceCard:
-    """Measure this machine as `target` runs it; about half a minute.
+    """Measure this machine as `target` runs it, for at most a minute; the card says what there was no time for.
 
     Raises:
         TargetError: the target's runtime is not installed.
         LoweringError: the runtime refuses an uncompressed model.
     """
-    runtime = get_runtime(target.runtime)
-    steps = [
-        "memory",
-        "dispatch",
-        *(f"{o.name} {part}" for o in OPERATIONS for part in ("kernels", "speed")),
-        *REFERENCES,
-    ]
+    steps = ["memory", "dispatch", *(f"{operation.name} speed" for operation in OPERATIONS), *REFERENCES, "kernels"]
     done = iter(range(len(steps)))
 
     def step(name: str) -> None:
         progress(name, next(done), len(steps))
 
     with tempfile.TemporaryDirectory(prefix="slimfront-profile-") as folder, _few_threads():
-        path = Path(folder)
+        profiler = _Profiler(target, get_runtime(target.runtime), Path(folder), time.monotonic() + BUDGET_SECONDS)
         step("memory")
         on_gpu = RUNTIMES[target.runtime].gpu  # in memory of its own, which copying on the host says nothing of
         memory = None if on_gpu else memory_bandwidth(bench_cores(target.threads))
         step("dispatch")
-        dispatch_ms = _latency_ms(nn.Sequential(nn.Linear(8, 8)), torch.zeros(1, 8), target, runtime, path)
-        kernels, throughput = [], []
+        dispatch_ms = profiler.begun(profiler.latency_ms, nn.Sequential(nn.Linear(8, 8)), torch.zeros(1, 8))
         for operation in OPERATIONS:
-            step(f"{operation.name} kernels")
-            kernels += _kernels(operation, target, runtime, path)
             step(f"{operation.name} speed")
-            throughput += _throughput(operation, target, runtime, path)
-        references = {}
+            profiler.speed(operation)
         for name in REFERENCES:
             step(name)
-            model = getattr(torchvision.models, name)(weights=None).eval()
-            references[name] = _latency_ms(model, torch.zeros(1, 3, 224, 224), target, runtime, path)
+            profiler.reference(name)
+        step("kernels")
+        profiler.ask()
     return DeviceCard(
         measured_at=datetime.now(UTC),
         machine=machine(),
-        versions=versions(runtime),
+        versions=versions(profiler.runtime),
         memory_gb_per_s=memory,
         dispatch_us=dispatch_ms * 1e3,
-        kernels=kernels,
-        throughput=throughput,
-        reference_ms=references,
+        kernels=sorted(profiler.kernels, key=lambda k: (_place(k.operation), -k.weight_bits, -k.activation_bits)),
+        throughput=sorted(profiler.throughput, key=lambda t: (_place(t.operation), -t.weight_bits, -t.activation_bits)),
+        reference_ms=profiler.reference_ms,
+        left_out=profiler.left_out,
     )
 
 
@@ -132,117 +139,148 @@ def memory_bandwidth(cores: list[int], repeats: int = 8) -> float:
     return 2 * COPY_BYTES * len(cores) / min(seconds) / 1e9
 
 
-def synthetic_candidate(
-    model: nn.Module, example: Tensor, weight_bits: int, activation_bits: int, symmetric: bool = False
-) -> Candidate:
-    """`model` with every layer at these bits, on grids that no data calibrated: for timing, not for scoring.
+@dataclass
+class _Profiler:
+    """What was found so far.
 
-    Args:
-        symmetric: the runtime takes activation grids with zero in their middle only.
+    Attributes:
+        deadline: `time.monotonic()` at which the profile ends.
+        longest: seconds that the longest step so far took; what lasts as long has to be done by the deadline.
+        left_out: what there was no time for.
     """
-    layers = [layer.name for layer in find_layers(model, example)]
-    policy = Policy(layers={name: LayerPolicy(weight_bits, activation_bits) for name in layers})
-    weights = {name: _weight(model.get_submodule(name), weight_bits) for name in layers if weight_bits <= 8}
-    levels = 2 ** min(activation_bits, 8)
-    # Behind a ReLU calibration finds a zero point of 0, which is what lets a runtime fuse the two.
-    zero = levels // 2 if symmetric else 0
-    grid = Grid(np.array(0.05, np.float32), np.array(zero, np.uint8), 0, levels - 1)
-    inputs = {name: grid for name in layers if activation_bits <= 8}
-    has_halves, rounds_biases = weight_bits == BFLOAT16_BITS, activation_bits == BFLOAT16_BITS
-    halves = {name: _rounded(model.get_submodule(name), rounds_biases) for name in layers if has_halves}
-    return Candidate(policy, model, Quantization(weights, inputs, bfloat16=halves))
 
+    target: Target
+    runtime: Runtime
+    folder: Path
+    deadline: float
+    longest: float = 0.0
+    kernels: list[Kernel] = field(default_factory=list)
+    throughput: list[Throughput] = field(default_factory=list)
+    reference_ms: dict[str, float] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
 
-def _rounded(layer: nn.Module, rounds_bias: bool) -> RoundedWeight:
-    bias = None if layer.bias is None else layer.bias.detach().numpy()  # type: ignore[operator]
-    return RoundedWeight.of(layer.weight.detach().numpy(), bias, rounds_bias)  # type: ignore[operator]
+    def has_time(self, step: str) -> bool:
+        """Whether a step may begin; otherwise it is left out."""
+        if time.monotonic() + self.longest <= self.deadline:
+            return True
+        self.left_out.append(step)
+        return False
 
-
-def _weight(layer: nn.Module, bits: int) -> QuantizedWeight:
-    weight = layer.weight.detach().numpy()  # type: ignore[operator]
-    high = 2 ** (bits - 1) - 1
-    scale = np.abs(weight).reshape(len(weight), -1).max(axis=1).astype(np.float32) / high
-    integers = np.round(weight / scale.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.int8)
-    bias = None if layer.bias is None else layer.bias.detach().numpy()  # type: ignore[operator]
-    return QuantizedWeight(integers, Grid(scale, np.zeros(len(weight), np.int8), -high - 1, high), bias)
-
-
-def _kernels(operation: Operation, target: Target, runtime: Runtime, folder: Path) -> list[Kernel]:
-    """What the runtime executes at every pair of bits that the target offers: all with float, all with 8 bits."""
-    model, example = operation.chain(operation.small), torch.zeros(1, *operation.shape(operation.small))
-    pairs = {(weights, FULL_PRECISION) for weights in target.weight_bits}
-    pairs |= {(weights, 8) for weights in target.weight_bits if 8 in target.activation_bits}
-    pairs |= {(8, activations) for activations in target.activation_bits if 8 in target.weight_bits}
-    pairs = {pair for pair in pairs if pair[1] != BFLOAT16_BITS} | _bfloat16(target)
-    found, symmetric = [], RUNTIMES[target.runtime].symmetric
-    for weight_bits, activation_bits in sorted(pairs, reverse=True):
-        candidate = synthetic_candidate(model, example, weight_bits, activation_bits, symmetric)
+    def begun(self, step: Callable[..., T], *arguments: object) -> T:
+        """What a step gives, its duration noted."""
+        start = time.monotonic()
         try:
-            artifact = runtime.lower(candidate, example, target, folder / f"kernel{runtime.suffix}")
-            executed = runtime.load(artifact.path, target).executed_precisions().get("2")
-        except LoweringError:
-            continue  # such bits are none of this runtime's; policies that ask for them fail with the same words
-        found.append(
+            return step(*arguments)
+        finally:
+            self.longest = max(self.longest, time.monotonic() - start)
+
+    def speed(self, operation: Operation) -> None:
+        """Multiply-adds a second in float and at every pair of bits with arithmetic of its own, timed against float."""
+        if not self.has_time(f"{operation.name} speed"):
+            return
+        model, shape = operation.chain(operation.channels), operation.shape(operation.channels)
+        example = torch.zeros(1, *shape)
+        gmacs = sum(layer.macs for layer in find_layers(model, example)) * self.target.batch * self.target.streams / 1e9
+        path = self.begun(self.lowered, model, example, FLOAT)
+        inputs = np.zeros((self.target.batch, *shape), np.float32)
+        with Bench(self.target, path, inputs, bench_cores(self.target.threads)) as bench:
+            reference_ms, *_ = self.begun(bench.time_reference, SECONDS)
+            for pair in (FLOAT, INTEGER, (BFLOAT16_BITS, FULL_PRECISION), (BFLOAT16_BITS, BFLOAT16_BITS)):
+                if self._offers(pair) and self.has_time(f"{operation.name} {_written(pair)} speed"):
+                    if pair != FLOAT:
+                        path = self.begun(self.lowered, model, example, pair)
+                    self._reached(operation, pair, path, bench, gmacs * 1e3 / reference_ms)
+
+    def _reached(self, operation: Operation, pair: Pair, path: Path, bench: Bench, float_gmac_per_s: float) -> None:
+        """Note how fast an artifact is, and which kernel it ran."""
+        timing = self.begun(bench.time, path, SECONDS)
+        reached = (float_gmac_per_s * ratio for ratio in (timing.speedup, timing.low, timing.high))
+        self.throughput.append(
+            Throughput(
+                operation=operation.name,
+                weight_bits=pair[0],
+                activation_bits=pair[1],
+                **dict(zip(("gmac_per_s", "low", "high"), reached, strict=True)),
+                noisy=timing.noisy,
+            )
+        )
+        executed = self.runtime.load(path, self.target).executed_precisions()
+        self._found(operation, pair, executed.get(MIDDLE))
+
+    def reference(self, name: str) -> None:
+        """Latency of a well-known model at full precision."""
+        if self.has_time(name):
+            model = getattr(torchvision.models, name)(weights=None)
+            self.reference_ms[name] = self.begun(self.latency_ms, model, torch.zeros(1, 3, 224, 224))
+
+    def ask(self) -> None:
+        """Ask what the runtime executes at the pairs of bits that nothing was timed at."""
+        model, example = _asked_model(), torch.zeros(1, *SMALL_SHAPE)
+        known = {(kernel.operation, kernel.weight_bits, kernel.activation_bits) for kernel in self.kernels}
+        for pair in self._pairs():
+            asked = [operation for operation in OPERATIONS if (operation.name, *pair) not in known]
+            if not asked or not self.has_time(f"{_written(pair)} kernels"):
+                continue
+            try:
+                executed = self.begun(self._executed, model, example, pair)
+            except LoweringError:
+                continue  # such bits are none of this runtime's; policies that ask for them fail with the same words
+            for operation in asked:
+                self._found(operation, pair, executed.get(f"{operation.name}.{MIDDLE}"))
+
+    def _pairs(self) -> list[Pair]:
+        """Pairs of bits that the target offers: all with float, all with 8 bits; what is asked for most comes first."""
+        weight_bits, activation_bits = self.target.weight_bits, self.target.activation_bits
+        pairs = {(bits, other) for bits in weight_bits for other in (FULL_PRECISION, 8)}
+        pairs |= {(8, bits) for bits in activation_bits if bits != BFLOAT16_BITS} | {(BFLOAT16_BITS, BFLOAT16_BITS)}
+        first = [FLOAT, INTEGER, (8, FULL_PRECISION)]
+        return [*filter(self._offers, [*first, *sorted(pairs.difference(first), reverse=True)])]
+
+    def _offers(self, pair: Pair) -> bool:
+        return pair[0] in self.target.weight_bits and pair[1] in self.target.activation_bits
+
+    def _executed(self, model: nn.Module, example: Tensor, pair: Pair) -> dict[str, str]:
+        return self.runtime.load(self.lowered(model, example, pair), self.target).executed_precisions()
+
+    def _found(self, operation: Operation, pair: Pair, executed: str | None) -> None:
+        weight_bits, activation_bits = pair
+        self.kernels.append(
             Kernel(
                 operation=operation.name, weight_bits=weight_bits, activation_bits=activation_bits, executed=executed
             )
         )
-    return found
+
+    def lowered(self, model: nn.Module, example: Tensor, pair: Pair) -> Path:
+        """The artifact of a model with all its layers at these bits."""
+        candidate = synthetic_candidate(model, example, *pair, RUNTIMES[self.target.runtime].symmetric)
+        path = self.folder / f"{pair[0]}-{pair[1]}{self.runtime.suffix}"
+        return self.runtime.lower(candidate, example, self.target, path).path
+
+    def latency_ms(self, model: nn.Module, example: Tensor) -> float:
+        """Latency of `model` at full precision by itself, one batch."""
+        path = self.folder / f"reference{self.runtime.suffix}"
+        path = self.runtime.lower(Candidate(Policy(), model.eval()), example, self.target, path).path
+        inputs = np.zeros((self.target.batch, *example.shape[1:]), np.float32)
+        with Bench(self.target, path, inputs, bench_cores(self.target.threads)) as bench:
+            return bench.time_reference(SECONDS)[0]
 
 
-def _bfloat16(target: Target) -> set[tuple[int, int]]:
-    """The pair of bits of layers that compute in bfloat16, where the target offers both."""
-    both = BFLOAT16_BITS in target.weight_bits and BFLOAT16_BITS in target.activation_bits
-    return {(BFLOAT16_BITS, BFLOAT16_BITS)} if both else set()
+def _asked_model() -> nn.Module:
+    """A small chain of every operation, one behind the other: one lowering tells of all."""
+    parts: OrderedDict[str, nn.Module] = OrderedDict()
+    for operation in OPERATIONS:
+        if operation.name == "linear":
+            parts["rows"] = nn.Flatten(2)
+        parts[operation.name] = operation.chain(operation.small)
+    return nn.Sequential(parts).eval()
 
 
-def _throughput(operation: Operation, target: Target, runtime: Runtime, folder: Path) -> list[Throughput]:
-    """Multiply-adds a second at full precision, with bfloat16 weights, in bfloat16 and in integers, each timed against the first."""
-    model, shape = operation.chain(operation.channels), operation.shape(operation.channels)
-    example = torch.zeros(1, *shape)
-    gmacs = sum(layer.macs for layer in find_layers(model, example)) * target.batch * target.streams / 1e9
-    float_path = _lowered(model, example, FULL_PRECISION, FULL_PRECISION, target, runtime, folder)
-    inputs = np.zeros((target.batch, *shape), np.float32)
-    found = []
-    with Bench(target, float_path, inputs, bench_cores(target.threads)) as bench:
-        reference_ms, *_ = bench.time_reference(SECONDS)
-        for bits in ((FULL_PRECISION, FULL_PRECISION), (16, FULL_PRECISION), *_bfloat16(target), (8, 8)):
-            if bits[0] not in target.weight_bits or bits[1] not in target.activation_bits:
-                continue
-            timing = bench.time(_lowered(model, example, *bits, target, runtime, folder), SECONDS)
-            reached = (gmacs * 1e3 / reference_ms * ratio for ratio in (timing.speedup, timing.low, timing.high))
-            found.append(
-                Throughput(
-                    operation=operation.name,
-                    weight_bits=bits[0],
-                    activation_bits=bits[1],
-                    **dict(zip(("gmac_per_s", "low", "high"), reached, strict=True)),
-                    noisy=timing.noisy,
-                )
-            )
-    return found
+def _place(operation: str) -> int:
+    return [each.name for each in OPERATIONS].index(operation)
 
 
-def _lowered(
-    model: nn.Module,
-    example: Tensor,
-    weight_bits: int,
-    activation_bits: int,
-    target: Target,
-    runtime: Runtime,
-    folder: Path,
-) -> Path:
-    symmetric = RUNTIMES[target.runtime].symmetric
-    candidate = synthetic_candidate(model, example, weight_bits, activation_bits, symmetric)
-    return runtime.lower(candidate, example, target, folder / f"{weight_bits}-{activation_bits}{runtime.suffix}").path
-
-
-def _latency_ms(model: nn.Module, example: Tensor, target: Target, runtime: Runtime, folder: Path) -> float:
-    """Latency of `model` at full precision by itself, one batch."""
-    path = runtime.lower(Candidate(Policy(), model.eval()), example, target, folder / f"reference{runtime.suffix}").path
-    inputs = np.zeros((target.batch, *example.shape[1:]), np.float32)
-    with Bench(target, path, inputs, bench_cores(target.threads)) as bench:
-        return bench.time_reference(SECONDS)[0]
+def _written(pair: Pair) -> str:
+    return f"{pair[0]}/{pair[1]}"
 
 
 @contextmanager

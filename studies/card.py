@@ -34,6 +34,7 @@ from .wording import (
     full_text,
     in_order,
     layer_rows,
+    predicted_text,
     recovery_text,
     short_text,
     width_text,
@@ -142,6 +143,8 @@ def _notes(trial: TrialRecord, executed: Mapping[str, str]) -> list[str]:
         notes.append(
             "Lucky: its accuracy drop on the test split is greater than on the split it was chosen by, beyond the noise of both."
         )
+    if predicted := predicted_text(in_order(trial.measurements)):
+        notes.append(predicted)
     if noisy := [m.name for m in in_order(trial.measurements) if m.noisy]:
         notes.append(f"Noisy: {', '.join(noisy)}. The interval stayed wider than the protocol asks for.")
     if unused := storage_only(trial.policy, executed):

@@ -70,9 +70,11 @@ def front_figure(study: StudyRecord, trials: Sequence[TrialRecord], front: Colle
         _add_bounds(figure, study, x, y, place)
         figure.update_xaxes(range=ranges[x.name], **_axis(x, labelled=row == size, alone=size == 1), **place)
         figure.update_yaxes(range=ranges[y.name], **_axis(y, labelled=column == 0, alone=size == 1), **place)
+    foretold = [o.name for o in objectives if o.name in study.baseline and study.baseline[o.name].is_predicted]
     figure.update_layout(
         LAYOUT,
-        title_text=f"Pareto front: {len(front)} of {len(trials)} trials",
+        title_text=f"Pareto front: {len(front)} of {len(trials)} trials"
+        + f"; {', '.join(foretold)} predicted" * bool(foretold),
         legend={"orientation": "h", "x": 0, "y": 1.01, "yanchor": "bottom", "font_size": 11},
         margin={"l": 65, "r": 15, "t": 80, "b": 50},
         hovermode="closest",

@@ -17,6 +17,7 @@ from .wording import (
     full_text,
     in_order,
     layer_rows,
+    predicted_text,
     recovery_text,
     short_text,
     spread_text,
@@ -48,6 +49,7 @@ def study_note(
         f"- Constraints: {', '.join(f'`{constraint}`' for constraint in spec.constraints) or 'none'}",
         f"- Trials: {states_text(trials)}",
         *([f"- {study.remark}"] if study.remark else []),
+        *([f"- {predicted}"] if (predicted := predicted_text(study.baseline.values())) else []),
     ]
     if front is None or not points:
         return _page(f"# {study.name}", "\n".join(facts), f"No front yet: {why_no_front(trials)}.")

@@ -87,6 +87,7 @@ def target_report(reference: str, storage: str) -> RenderableType:
         ("dispatch", f"{card.dispatch_us:.0f} us a run"),
         *_table_facts(target),
         *((name, f"{latency:.2f} ms at full precision") for name, latency in card.reference_ms.items()),
+        *([("no time for", ", ".join(card.left_out))] if card.left_out else []),
     ]
     return Group(
         Text(target.name, style="bold"),

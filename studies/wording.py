@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from rich.filesize import decimal
@@ -63,6 +63,15 @@ def excess_text(constraint: str, excess: float) -> str:
     unit = METRICS[constraint.split()[0]].unit
     amount = short_text(abs(excess), unit)
     return f"{amount} {unit}" if unit in ("ms", "nats") else amount
+
+
+def predicted_text(measurements: Iterable[Measurement]) -> str | None:
+    """One sentence on figures that were predicted; None where all were measured."""
+    foretold = [m for m in measurements if m.is_predicted]
+    if not foretold:
+        return None
+    names = dict.fromkeys(m.name for m in foretold)
+    return f"Predicted: {', '.join(names)}. They were {foretold[0].method}, not measured on the target."
 
 
 def in_order(measurements: Mapping[str, Measurement]) -> list[Measurement]:

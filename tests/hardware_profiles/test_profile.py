@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from slimfront.errors import TargetError
 from slimfront.hardware_profiles import profile as module
 from slimfront.hardware_profiles.device_card import DeviceCard, Kernel
 from slimfront.hardware_profiles.fingerprint import machine, require_fit, versions
-from slimfront.hardware_profiles.profile import OPERATIONS, memory_bandwidth, profile_target, synthetic_candidate
+from slimfront.hardware_profiles.profile import OPERATIONS, memory_bandwidth, profile_target
 from slimfront.hardware_profiles.runtime import get_runtime
+from slimfront.hardware_profiles.synthetic import synthetic_candidate
 from slimfront.hardware_profiles.target import card_text, load_target
 from torch import nn
 
@@ -66,8 +68,33 @@ def test_a_profile_is_full_of_numbers_and_tells_its_progress(measured):
     assert found.memory_gb_per_s > 0.1
     assert 0.1 < found.dispatch_us < 1e5
     assert found.machine == machine()
-    assert [name for name, _, _ in steps] == ["memory", "dispatch", "conv2d kernels", "conv2d speed"]
+    assert found.left_out == []
+    assert [name for name, _, _ in steps] == ["memory", "dispatch", "conv2d speed", "kernels"]
     assert [(done, total) for _, done, total in steps] == [(0, 4), (1, 4), (2, 4), (3, 4)]
+
+
+def test_what_there_is_no_time_for_is_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLIMFRONT_BENCH_LOCK", str(tmp_path / "bench.lock"))
+    monkeypatch.setattr(module, "SECONDS", 0.05)
+    monkeypatch.setattr(module, "COPY_BYTES", 2**20)
+    monkeypatch.setattr(module, "BUDGET_SECONDS", 0)
+    target = load_target("cpu-onnxruntime").model_copy(update={"weight_bits": [8, 32], "activation_bits": [8, 32]})
+    found = profile_target(target)
+    assert found.dispatch_us > 0
+    assert (found.throughput, found.kernels, found.reference_ms) == ([], [], {})
+    speeds = [f"{operation.name} speed" for operation in OPERATIONS]
+    kernels = [f"{pair} kernels" for pair in ("32/32", "8/8", "8/32", "32/8")]
+    assert found.left_out == [*speeds, "mobilenet_v2", "resnet18", *kernels]
+
+
+def test_a_step_begins_only_where_the_longest_so_far_would_still_fit(tmp_path):
+    target = load_target("cpu-onnxruntime")
+    profiler = module._Profiler(target, get_runtime("onnxruntime"), tmp_path, time.monotonic() + 60)
+    assert profiler.begun(lambda: 7) == 7
+    assert profiler.has_time("one thing")
+    profiler.longest = 61
+    assert not profiler.has_time("another")
+    assert profiler.left_out == ["another"]
 
 
 @pytest.mark.slow

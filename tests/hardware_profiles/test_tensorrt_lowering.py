@@ -12,8 +12,9 @@ import torch
 from onnx import numpy_helper
 from slimfront.compression.quantize import quantize
 from slimfront.errors import LoweringError, TargetError
-from slimfront.hardware_profiles.profile import OPERATIONS, synthetic_candidate
+from slimfront.hardware_profiles.profile import SMALL_SHAPE, _asked_model
 from slimfront.hardware_profiles.runtime import get_runtime
+from slimfront.hardware_profiles.synthetic import synthetic_candidate
 from slimfront.hardware_profiles.target import load_target
 from slimfront.hardware_profiles.tensorrt_lowering import executed_precisions, lower
 from slimfront.spaces.candidate import Candidate
@@ -67,9 +68,8 @@ def test_affine_grids_are_refused_with_the_key_to_set(make_network, candidate, t
 
 @pytest.mark.parametrize("bits", [(8, 8), (8, 4), (4, 8), (8, 32)], ids=str)
 def test_what_a_profile_times_can_be_lowered(bits, tmp_path: Path):
-    operation = OPERATIONS[0]
-    example = torch.zeros(1, *operation.shape(operation.small))
-    made = synthetic_candidate(operation.chain(operation.small), example, *bits, symmetric=True)
+    example = torch.zeros(1, *SMALL_SHAPE)
+    made = synthetic_candidate(_asked_model(), example, *bits, symmetric=True)
     model = onnx.load(lower(made, example, 1, tmp_path / "model.onnx"))
     integers = {n.op_type for n in model.graph.node if n.op_type.endswith("uantizeLinear")}
     assert integers == ({"QuantizeLinear", "DequantizeLinear"} if bits[1] <= 8 else {"DequantizeLinear"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -106,6 +107,14 @@ def test_axes_have_units_and_say_what_is_better(study):
 
     assert layout.xaxis.title.text == "speedup [ratio], more is better"
     assert layout.yaxis.title.text == "latency_ms [ms], less is better"
+
+
+def test_the_title_names_the_axes_that_are_predicted(study):
+    made = study("accuracy_drop", "latency_ms")
+    foretold = Measurement("latency_ms", 10, 9, 11, "ms", 80, "predicted by a latency table")
+    elsewhere = replace(made, baseline={**made.baseline, "latency_ms": foretold})
+    assert front_figure(elsewhere, [], []).layout.title.text == "Pareto front: 0 of 0 trials; latency_ms predicted"
+    assert front_figure(made, [], []).layout.title.text == "Pareto front: 0 of 0 trials"
 
 
 def test_three_objectives_are_a_triangle_of_pairs(study):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -63,6 +64,14 @@ def test_a_study_names_its_winner_and_the_command(study):
     assert cells(page, "trial") == ["trial", "accuracy_drop [fraction]", "latency_ms [ms]", "accuracy [fraction]"]
     assert cells(page, "uncompressed") == ["uncompressed", "0.0000", "9.000", "0.9900"]
     assert cells(page, "**1** (knee)") == ["**1** (knee)", "0.0100 ±0.0100", "3.000 ±0.01", "0.9800"]
+
+
+def test_a_study_of_predicted_figures_names_them(study):
+    foretold = Measurement("latency_ms", 9, 8, 10, "ms", 80, "predicted by a latency table, median error 3.0%")
+    elsewhere = replace(study, baseline={**study.baseline, "latency_ms": foretold})
+    line = "- Predicted: latency_ms. They were predicted by a latency table, median error 3.0%, not measured on the target."
+    assert line in study_note(elsewhere, [], None, []).splitlines()
+    assert "redicted" not in study_note(study, [], None, [])
 
 
 def test_a_study_without_a_front_says_why(study):

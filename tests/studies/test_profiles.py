@@ -6,6 +6,7 @@ import io
 
 import pytest
 from rich.console import Console, RenderableType
+from slimfront.cli import app
 from slimfront.errors import StoreError, TargetError
 from slimfront.hardware_profiles import profile
 from slimfront.hardware_profiles.device_card import DeviceCard, Kernel, Throughput
@@ -14,6 +15,7 @@ from slimfront.hardware_profiles.runtime import get_runtime
 from slimfront.hardware_profiles.target import card_text, load_target
 from slimfront.studies import profiles
 from slimfront.studies.profiles import measure_target, profiles_table, target_report
+from typer.testing import CliRunner
 
 KERNELS = [
     Kernel(operation="conv2d", weight_bits=w, activation_bits=a, executed=e)
@@ -35,6 +37,7 @@ def storage(tmp_path, monkeypatch) -> str:
         return DeviceCard(
             measured_at="2026-01-02T03:04:05Z", machine=machine(), versions=versions(get_runtime(target.runtime)),
             memory_gb_per_s=12.34, dispatch_us=17, kernels=KERNELS, throughput=[SPEED], reference_ms={"resnet18": 5.5},
+            left_out=["resnet18 speed"],
         )  # fmt: skip
 
     monkeypatch.setattr(profile, "profile_target", measure)
@@ -82,6 +85,21 @@ def test_a_card_whose_runtime_is_missing_here_is_shown_with_the_reason(storage, 
     row = next(line for line in text(profiles_table(storage)).splitlines() if "cpu-onnxruntime" in line)
     assert "no: runtime 'onnxruntime' is not installed" in row
     assert "no: runtime 'onnxruntime' is not installed" in text(target_report("cpu-onnxruntime", storage))
+
+
+def test_the_commands_measure_write_show_and_list(storage, tmp_path):
+    def said(*words: str) -> str:
+        ran = CliRunner().invoke(app, [*words, "--storage", storage], env={"COLUMNS": "160"})
+        assert ran.exit_code == 0, ran.output
+        return ran.stdout
+
+    file = tmp_path / "mine.yaml"
+    assert "the card is a template" in said("profile", "cpu-onnxruntime", "--show")
+    assert "12.3 GB/s" in said("profile", "cpu-onnxruntime", "--out", str(file))
+    assert load_target(str(file)).measured.left_out == ["resnet18 speed"]
+    assert "no time for" in said("profile", "cpu-onnxruntime", "--show")
+    row = next(line for line in said("profiles").splitlines() if "cpu-onnxruntime" in line)
+    assert "yes" in row
 
 
 def test_a_target_elsewhere_is_not_measured_here(storage, tmp_path):
