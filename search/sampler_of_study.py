@@ -81,11 +81,15 @@ def space_coordinates(space: Space, known: KnownDamage | None = None) -> list[Co
 
 
 def greedy_policies(problem: Problem, known: KnownDamage) -> list[Policy]:
-    """Policies along the greedy path of what single choices damage, against the objectives that are counted, else BOPs."""
+    """Policies along the greedy path of what single choices damage, against the objectives that are counted, else BOPs.
+
+    They are recovered as long as the space allows, as the anchors of a structure are: several choices together do most damage.
+    """
     space, cost = problem.space, cost_of(problem)
     columns = [COUNTED.index(name) for name in problem.spec.objectives if name in COUNTED] or [COUNTED.index("bops")]
     coordinates = space_coordinates(space, known)
-    start = encode(coordinates, space.parameters(space.uniform({})))
+    recovered = space.uniform({"recovery_epochs": max(space.choices.recovery_epochs)})
+    start = encode(coordinates, space.parameters(recovered))
     path = path_policies(coordinates, start, lambda codes: np.log(cost(codes)[:, columns]).sum(axis=1))
     return [space.policy(decode(coordinates, codes)) for codes in path]
 

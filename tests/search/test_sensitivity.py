@@ -108,6 +108,14 @@ def test_the_path_s_policies_are_cheaper_one_after_the_other(problem) -> None:
     assert len(policies) >= 2
 
 
+def test_the_path_is_recovered_where_the_space_recovers(problem, tmp_path) -> None:
+    space = {**SPACE, "recovery_epochs": [0, 2, 1]}
+    document = {**problem.spec.model_dump(mode="json", exclude_unset=True), "space": space}
+    recovering = prepare(StudySpec.from_document(document, "here", tmp_path))
+    known = known_damage(recovering.space, list(measured(recovering, probes(recovering.space))))
+    assert {policy.recovery.epochs for policy in greedy_policies(recovering, known)} == {2}
+
+
 @pytest.mark.slow
 def test_it_is_measured_once_and_known_to_later_studies(problem: Problem, store: Store, tmp_path: Path) -> None:
     first = Search(problem, store, tmp_path / "artifacts")
