@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,13 @@ from ..spaces.channel_groups import ChannelGroup, find_channel_groups
 from ..spaces.families import family_of
 from ..spaces.layers import Layer, find_layers, macs_by_module, why_untouched
 from ..spaces.operators import DENSE, Operator
-from ..spaces.policy import Recovery
+from ..spaces.policy import FULL_PRECISION, Recovery
 from ..spaces.presets import Family, preset_space
 from ..spaces.scheme import Scheme
 from ..spaces.space import Space, SpaceChoices
 from ..workloads.load import TORCHVISION, load_workload
 from ..workloads.workload import Workload
-from .kernel_answers import bits_on
+from .kernel_answers import bits_on, why_float_only
 from .reach import Gain, gains
 from .spec import StudySpec, load_study, shipped_studies
 
@@ -62,6 +62,7 @@ class Inspection:
             `fixed_blocks` maps the others to the reason.
         family: whose preset a study without a space takes.
         choices: key of a study's space -> what it offers, or the preset does; those that are off left out.
+        float_only: why no layer can be quantized on any target, or None where they can; no bits are searched then.
         bits: weight and activation bits of the target -> what they are good for there; empty without a target.
         gains: upper bounds of what each technique alone and all together can gain, from counts.
     """
@@ -78,6 +79,7 @@ class Inspection:
     fixed_blocks: Mapping[str, str]
     choices: Mapping[str, Sequence[Any]]
     target: str | None
+    float_only: str | None
     bits: Mapping[str, str]
     gains: Sequence[Gain]
 
@@ -113,7 +115,10 @@ def inspect_workload(workload: Workload, target: Target | None = None, spec: Stu
     batches = (batch.to(example.device) for batch in input_batches(workload.calibration, CALIBRATION_BATCH))
     influence = block_influence(model, batches, removable)
     family = family_of(model, example)
+    float_only = why_float_only(workload)
     choices, scheme = _choices(family, target, spec)
+    if float_only:
+        choices = replace(choices, weight_bits=(FULL_PRECISION,), activation_bits=(FULL_PRECISION,))
     space = Space(layers, groups, choices, Recovery(1), removable, scheme, least_influential_first(influence))
     makers = {layer: group.name for group in groups for layer in group.layers}
     operators = [name for name in choices.operators if name != DENSE] if spec else OPERATORS
@@ -132,7 +137,8 @@ def inspect_workload(workload: Workload, target: Target | None = None, spec: Stu
         fixed_blocks=fixed | {name: KEPT_BACK for name in removable if name not in space.blocks},
         choices=_searched(choices),
         target=target.name if target else None,
-        bits=bits_on(workload, target) if target else {},
+        float_only=float_only,
+        bits=bits_on(workload, target) if target and not float_only else {},
         gains=gains(model, example, space),
     )
 

@@ -93,6 +93,8 @@ def _facts(inspection: Inspection) -> Iterable[tuple[str, str]]:
     yield "family", f"{inspection.family}: what a study without a space searches, see docs/families.md"
     yield "layers", count_text(len(inspection.layers), "layer")
     yield "groups", f"{len(inspection.groups)} can be pruned, {len(inspection.unprunable)} cannot"
+    if inspection.float_only:
+        yield "bits", f"none below 32: {inspection.float_only}"
     refused = {f"{name}: {why}" for layer in inspection.layers for name, why in layer.refused.items()}
     for sentence in sorted(refused):
         yield "where not", sentence

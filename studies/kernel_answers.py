@@ -15,7 +15,7 @@ from ..spaces.candidate import Candidate
 from ..spaces.layers import find_layers
 from ..spaces.policy import BFLOAT16_BITS, FULL_PRECISION, LayerPolicy, Policy
 from ..spaces.scheme import Scheme
-from ..workloads.workload import Workload
+from ..workloads.workload import MapDataset, Workload, describe
 from .executed import BITS
 
 CONTAINER_BITS = 8
@@ -23,6 +23,19 @@ SAMPLES = 1
 """Of the calibration split: precisions do not depend on how well a range was found."""
 
 Pair = tuple[int, int]
+
+
+def why_float_only(workload: Workload) -> str | None:
+    """Why no layer of the model can be quantized, on any target, or None where they can."""
+    model, example = workload.model.eval(), workload.example_input
+    layers = {
+        layer.name: LayerPolicy(CONTAINER_BITS) for layer in find_layers(model, example)[:1]
+    }  # one traces as all do
+    try:
+        quantize(model, example, Policy(layers=layers), _some(workload))
+    except Exception as reason:  # tracing may raise anything in a user's model
+        return str(reason) if isinstance(reason, TrialError) else describe(reason)
+    return None
 
 
 def bits_on(workload: Workload, target: Target) -> dict[str, str]:
@@ -95,8 +108,11 @@ def _executed(workload: Workload, target: Target, names: Sequence[str], pair: Pa
     layers = {name: LayerPolicy(*pair) for name in names}
     symmetric = RUNTIMES[target.runtime].symmetric
     policy = Policy(layers=layers, scheme=Scheme(activations="symmetric") if symmetric else Scheme())
-    some = [workload.calibration[index] for index in range(min(SAMPLES, len(workload.calibration)))]
-    candidate = Candidate(policy, model, quantize(model, example, policy, some))
+    candidate = Candidate(policy, model, quantize(model, example, policy, _some(workload)))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"model{runtime.suffix}"
         return runtime.load(runtime.lower(candidate, example, target, path).path, target).executed_precisions()
+
+
+def _some(workload: Workload) -> MapDataset:
+    return [workload.calibration[index] for index in range(min(SAMPLES, len(workload.calibration)))]

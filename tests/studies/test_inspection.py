@@ -1,16 +1,27 @@
 """What `slimfront inspect` tells of workloads whose structure is known."""
 
 import json
+from dataclasses import replace
 
 import openvino
 import pytest
+from rich.console import Console
 from slimfront.cli import app
 from slimfront.errors import StudyFileError, WorkloadError
 from slimfront.hardware_profiles.target import load_target
 from slimfront.studies import inspection
 from slimfront.studies.inspection import inspect_reference, inspect_workload
+from slimfront.studies.inspection_report import inspection_tables
 from slimfront.studies.kernel_answers import bits_on
+from torch import nn
 from typer.testing import CliRunner
+
+
+def printed(found):
+    console = Console(width=1000)
+    with console.capture() as capture:
+        console.print(inspection_tables(found))
+    return capture.get()
 
 
 def test_the_digits_network(digits_workload):
@@ -21,6 +32,7 @@ def test_the_digits_network(digits_workload):
     assert list(found.blocks) == ["blocks.0", "blocks.1", "blocks.3", "blocks.5"]
     assert all(0 < influence < 1 for influence in found.blocks.values())
     assert found.family == "cnn"
+    assert found.float_only is None
     stem, fc = found.layers[0], found.layers[-1]
     assert stem.refused["2:4"] == "its input dimension is no multiple of 4"
     assert stem.group == next(group.name for group in found.groups if "stem.conv" in group.layers)
@@ -46,6 +58,21 @@ def test_a_studys_own_space_is_what_is_shown(digits_workload, make_spec):
     assert found.unprunable["stem.conv"] == found.fixed_blocks["blocks.0"] == "space.keep holds it back"
     assert "stem.conv" not in {group.name for group in found.groups}
     assert {gain.technique for gain in found.gains} == {"channels", "operators", "all together"}
+
+
+def test_a_model_that_cannot_be_captured_is_searched_without_bits_and_says_why(digits_workload):
+    class Branches(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            return self.model(x) if x.sum() > 0 else self.model(x * 2)
+
+    found = inspect_workload(replace(digits_workload, model=Branches(digits_workload.model)))
+    assert found.float_only.startswith("torch.export cannot capture the model: ")
+    assert {gain.technique for gain in found.gains} == {"channels", "all together"}
+    assert f"none below 32: {found.float_only[:40]}" in printed(found)
 
 
 def test_bits_are_what_the_runtime_reports_and_not_what_one_would_guess(digits_workload):
