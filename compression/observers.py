@@ -49,21 +49,17 @@ class EntropyObserver(HistogramObserver):
         centres = self.min_val + (torch.arange(self.bins) + 0.5) * (self.max_val - self.min_val) / self.bins
         levels = int(self.quant_max - self.quant_min)
         shares = torch.linspace(0.5, 1.0, CANDIDATES)
-        gaps = torch.stack(
-            [
-                divergence(self.histogram, centres, share * self.min_val, share * self.max_val, levels)
-                for share in shares
-            ]
-        )
+        low, high = self.min_val.clamp_max(0), self.max_val.clamp_min(0)  # zero is on every grid
+        gaps = torch.stack([divergence(self.histogram, centres, share * low, share * high, levels) for share in shares])
         # Where ranges do equally well the widest of them clips least.
         best = shares[len(gaps) - 1 - int(gaps.flip(0).argmin())]
-        return best * self.min_val, best * self.max_val
+        return best * low, best * high
 
 
 def divergence(histogram: Tensor, centres: Tensor, low: Tensor, high: Tensor, levels: int) -> Tensor:
     """KL(seen || rounded) of a histogram whose bins, at `centres`, are clipped to [low, high] and rounded to `levels` steps.
 
-    What falls onto one level is spread evenly over the bins of it in which anything was seen.
+    What falls onto one level is spread evenly over the bins of it in which anything was seen. Infinite where no bin is left.
     """
     step = ((high - low) / levels).clamp_min(torch.finfo(torch.float32).tiny)
     level = ((centres.clamp(low, high) - low) / step).round().long()
@@ -71,6 +67,8 @@ def divergence(histogram: Tensor, centres: Tensor, low: Tensor, high: Tensor, le
     clipped = torch.where(inside, histogram, 0.0)
     # Outliers count where they are clipped to, which is what makes too narrow a range diverge.
     ends = inside.nonzero().flatten()
+    if not len(ends):
+        return torch.tensor(torch.inf)
     clipped[ends[0]] += histogram[: ends[0]].sum()
     clipped[ends[-1]] += histogram[ends[-1] + 1 :].sum()
     mass = torch.zeros(levels + 1).index_add(0, level, torch.where(inside, histogram, 0.0))

@@ -69,6 +69,16 @@ def test_a_range_never_grows_beyond_what_was_seen(observer):
     assert values.min() - 1e-3 <= low < 0 < high <= values.max() + 1e-3
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.5, 0.9), (-0.9, -0.5), (0.7, 0.7)])
+def test_entropy_keeps_values_far_from_zero_on_a_grid_with_zero(low, high):
+    seen = EntropyObserver(dtype=torch.uint8, quant_min=0, quant_max=15)
+    values = torch.linspace(low, high, 1000)
+    seen(values)
+    scale, zero_point = seen.calculate_qparams()
+    on_grid = torch.fake_quantize_per_tensor_affine(values, float(scale), int(zero_point), 0, 15)
+    assert (on_grid - values).abs().max() <= 0.9 / 15  # evenly spread: nothing is worth clipping by more than a step
+
+
 def test_a_scheme_is_kept_in_the_policy_only_where_it_decides_something():
     scheme = Scheme("entropy", "tensor", "symmetric")
     policy = Policy(layers={"fc": LayerPolicy(8, 8)}, scheme=scheme)
