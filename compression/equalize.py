@@ -10,7 +10,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
+from ..errors import CompressionError
 from ..spaces.exported_graph import WEIGHTED, module_path
+from ..workloads.workload import describe
 
 aten = torch.ops.aten
 FLATTEN = aten.flatten.using_ints
@@ -30,8 +32,15 @@ def equalize(model: nn.Module, example_input: Tensor) -> list[tuple[str, str]]:
 
     With r1 the largest weight that makes a channel and r2 the largest that reads it, the first layer is divided by
     s = sqrt(r1 / r2) there and the second multiplied by it. Channels without weights on either side stay.
+
+    Raises:
+        CompressionError: torch.export cannot take the model.
     """
-    exported = torch.export.export(model.eval(), (example_input.expand(2, *example_input.shape[1:]).contiguous(),))
+    try:
+        exported = torch.export.export(model.eval(), (example_input.expand(2, *example_input.shape[1:]).contiguous(),))
+    except (RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:
+        # The exporter raises whatever its tracing meets in a model it cannot capture.
+        raise CompressionError(f"torch.export cannot capture the model: {describe(error)}") from error
     pairs = layer_pairs(cast("fx.GraphModule", exported.module()).graph)
     for _ in range(SWEEPS):
         for first, second in pairs:

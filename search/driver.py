@@ -73,7 +73,7 @@ class _Running:
 
 Listener = Callable[[str, int, str], None]
 """(event, trial number, text): "stage", "complete", "infeasible", "stopped", "failed", "duplicate" or "front"; "sensitivity" with how many are
-measured, "fallback" once another sampler takes over."""
+measured, "unmeasured" with what could not be, "fallback" once another sampler takes over."""
 
 
 class Search:

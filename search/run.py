@@ -100,7 +100,7 @@ class SearchProgress:
             point = self._search.store.get_trial(self._search.spec.study, number)
             values = ", ".join(f"{name} {point.measurements[name].value:.4g}" for name in self._search.spec.objectives)
             self._console.print(f"  trial {number} joins the front: {values}", highlight=False)
-        elif event == "fallback":
+        elif event in ("fallback", "unmeasured"):
             self._console.print(f"  {text}", style="yellow", highlight=False, markup=False)
         elif event == "sensitivity":
             self._progress.update(self._task, note=f"sensitivity {text}")

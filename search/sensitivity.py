@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from ..compression.calibrate import input_grids
 from ..compression.fake_quantize import fake_quantized
 from ..compression.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
-from ..errors import CompressionError
 from ..evaluators.accuracy import kl_divergence
 from ..evaluators.scores import Scores
 from ..measurement import Measurement
@@ -28,6 +27,7 @@ from ..spaces.policy import FULL_PRECISION, Policy
 from ..spaces.space import NEUTRAL, Choice, Knob, Space
 from ..studies.records import SIMULATED, SensitivityRecord
 from ..studies.store import Store
+from ..workloads.workload import describe
 from .coordinates import guessed_damage
 from .problem import Problem
 from .transfer import earlier_sensitivities
@@ -68,17 +68,27 @@ def probes(space: Space, limit: float = TELLING) -> list[Probe]:
     return found
 
 
-def measured(problem: Problem, wanted: Sequence[Probe]) -> Iterator[SensitivityRecord]:
-    """Measure probe by probe; those whose policy does not fit the model are left out: a trial of it would say why.
+def measured(
+    problem: Problem, wanted: Sequence[Probe], tell: Callable[[str, int, str], None] = lambda *_: None
+) -> Iterator[SensitivityRecord]:
+    """Measure probe by probe; one that fails is left out.
 
     Calibration is charged to the first one.
+
+    Args:
+        tell: told ("unmeasured", 0, what failed and why).
     """
     started = time.monotonic()
-    simulation = Simulation(problem)
+    try:
+        simulation = Simulation(problem)
+    except Exception as error:  # the user's model may raise anything
+        tell("unmeasured", 0, f"no choice can be measured alone: {describe(error)}")
+        return
     for probe in wanted:
         try:
             divergence = simulation.divergence(probe.policy)
-        except CompressionError:
+        except Exception as error:  # as above, or the policy does not fit it; trials of other policies may be fine
+            tell("unmeasured", 0, f"{probe.knob.name} = {probe.choice} cannot be measured alone: {describe(error)}")
             continue
         ended = time.monotonic()
         yield SensitivityRecord(probe.knob.name, probe.choice, probe.policy.digest, divergence, ended - started)
@@ -101,7 +111,7 @@ def single_damages(
     """What single choices damage: as stored, as another study of the workload found, else measured now and stored.
 
     Args:
-        tell: told ("sensitivity", measured so far, how many of how many).
+        tell: told ("sensitivity", measured so far, how many of how many), and what `measured` tells.
     """
     study = problem.spec.study
     if not problem.spec.sensitivity:
@@ -111,7 +121,7 @@ def single_damages(
     wanted = probes(problem.space)
     known = taken_over(store, problem, wanted)
     missing = [probe for probe in wanted if probe.policy.digest not in known]
-    for record in measured(problem, missing) if missing else ():
+    for record in measured(problem, missing, tell) if missing else ():
         known[record.digest] = record
         tell("sensitivity", len(known), f"{len(known)} of {len(wanted)}")
     found = [known[probe.policy.digest] for probe in wanted if probe.policy.digest in known]

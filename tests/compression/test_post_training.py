@@ -12,7 +12,7 @@ from slimfront.compression.post_training import POST_TRAINING, calibrated
 from slimfront.compression.quantize import quantize
 from slimfront.compression.recover import recover
 from slimfront.compression.rounding import correct_biases, rounded
-from slimfront.errors import PolicyError
+from slimfront.errors import CompressionError, PolicyError
 from slimfront.spaces.policy import POST_TRAINING as STEPS
 from slimfront.spaces.policy import LayerPolicy, Policy, Recovery
 from slimfront.spaces.scheme import Scheme
@@ -145,6 +145,15 @@ def test_each_comes_back_from_json_and_follows_the_seed(step, monkeypatch):
     assert Policy.from_json(policy.to_json()) == policy
     digests = [state_digest(recover(Network().eval(), task(), policy, seed).state_dict()) for seed in (0, 0)]
     assert digests[0] == digests[1]
+
+
+def test_a_model_that_cannot_be_captured_is_told_in_one_line():
+    class Choosy(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) if x.sum() > 0 else x
+
+    with pytest.raises(CompressionError, match=r"^torch\.export cannot capture the model: [^\n]+$"):
+        equalize(Choosy(4, 4), torch.zeros(1, 4))
 
 
 def test_without_epochs_only_what_reads_the_calibration_split_is_left():

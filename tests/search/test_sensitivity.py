@@ -17,6 +17,7 @@ from slimfront.search.sensitivity import known_damage, measured, probes, why_not
 from slimfront.studies.progress import charged_trials, sensitivity_text
 from slimfront.studies.spec import StudySpec
 from slimfront.studies.store import Store
+from torch import nn
 from torch.nn import functional
 
 SPACE = {"weight_bits": [2, 3, 8, 32], "activation_bits": [4, 32], "channel_sparsity": [0, 0.5]}
@@ -67,6 +68,26 @@ def test_a_weight_s_damage_is_that_of_the_model_rounded_by_hand(problem) -> None
     assert record.kl.value == pytest.approx(float(by_hand), rel=1e-3)
     assert (record.kl.n, record.choice, record.digest) == (64, 3, probe.policy.digest)
     assert workload.model.fc.weight.unique().numel() > 7 * 2  # the workload's own model keeps its weights
+
+
+def test_a_choice_the_model_does_not_bear_is_named_and_left_out(problem) -> None:
+    model = copy.deepcopy(problem.context.workload.model)
+
+    def shape_written_into_forward(stem: nn.Module, _inputs: tuple) -> None:
+        if len(stem.weight) != 16:
+            raise ZeroDivisionError("sixteen channels, please")
+
+    model.stem.register_forward_pre_hook(shape_written_into_forward)
+    context = replace(problem.context, workload=replace(problem.context.workload, model=model))
+    wanted, told = probes(problem.space), []
+    records = list(measured(replace(problem, context=context), wanted, lambda *event: told.append(event)))
+    left_out = next(probe.knob.name for probe in wanted if probe.knob.kind == "channels")
+    reason = "ZeroDivisionError: sixteen channels, please"
+    assert told == [("unmeasured", 0, f"{left_out} = 0.5 cannot be measured alone: {reason}")]
+    assert [record.knob for record in records] == [p.knob.name for p in wanted if p.knob.name != left_out]
+    model.stem.register_forward_pre_hook(lambda *_: 1 / 0)
+    assert list(measured(replace(problem, context=context), wanted, lambda *event: told.append(event))) == []
+    assert told[1:] == [("unmeasured", 0, "no choice can be measured alone: ZeroDivisionError: division by zero")]
 
 
 def test_other_choices_are_scaled_like_the_measured_one() -> None:
