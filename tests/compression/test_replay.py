@@ -17,6 +17,7 @@ from slimfront.spaces.effective import effective_policy
 from slimfront.spaces.policy import LayerPolicy, Policy, Recovery
 from slimfront.spaces.pruning import Pruning
 from slimfront.spaces.scheme import Scheme
+from slimfront.workloads.attention import SelfAttention
 from slimfront.workloads.workload import Workload
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -56,6 +57,11 @@ FAMILIES = {
     ),
     "without labels": Policy(layers=GRIDS, recovery=Recovery(steps=("prune", "equalize", "adaround", "correct_bias"))),
     "distilled": Policy(width=0.5, recovery=replace(TRAINED, distiller="feature", patience=1, schedule="cosine")),
+    "heads": Policy(channels={"attention": 0.4}, recovery=replace(TRAINED, optimizer="adamw")),
+    "quantized before pruning": Policy(
+        channels=HALF, layers=GRIDS, recovery=replace(TRAINED, steps=("quantize", "prune", "train"))
+    ),
+    "two teachers": Policy(width=0.5, recovery=replace(TRAINED, teachers=(f"{__file__}:other_teacher",))),
     "mutual, synthetic": Policy(width=0.5, recovery=replace(TRAINED, mutual=True, data="synthetic")),
 }
 
@@ -63,24 +69,34 @@ FAMILIES = {
 class Network(nn.Module):
     """Maps [n, 1, 6, 6] to [n, 3]."""
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int = 0) -> None:
         super().__init__()
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         self.conv1, self.norm = nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16)
         self.block = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())
         self.conv2, self.fc = nn.Conv2d(16, 4, 3, padding=1), nn.Linear(36, 3)
+        self.attention = SelfAttention(9, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.conv1(x)).relu()
         x = self.conv2(self.block(x)).relu()
-        return self.fc(nn.functional.max_pool2d(x, 2).flatten(1))
+        tokens = nn.functional.max_pool2d(x, 2).flatten(2)
+        return self.fc((tokens + self.attention(tokens, tokens, tokens)[0]).flatten(1))
+
+
+def workload_of(model: nn.Module) -> Workload:
+    inputs = torch.randn(80, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    data = TensorDataset(inputs, (inputs.mean((1, 2, 3)) > 0).long())
+    return Workload(model.eval(), data, data, data, data, inputs[:1])
+
+
+def other_teacher() -> Workload:
+    return workload_of(Network(seed=1))
 
 
 def weights(policy: Policy) -> str:
     """Digest of what a trial of `policy` makes, step by step as a worker takes them."""
-    inputs = torch.randn(80, 1, 6, 6, generator=torch.Generator().manual_seed(0))
-    data = TensorDataset(inputs, (inputs.mean((1, 2, 3)) > 0).long())
-    workload = Workload(Network().eval(), data, data, data, data, inputs[:1])
+    workload = workload_of(Network())
     groups, _ = find_channel_groups(workload.model, workload.example_input)
 
     def prune(model: nn.Module) -> nn.Module:
