@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -135,14 +136,29 @@ def test_how_it_is_recovered_stands_in_the_policy(recovery):
     assert holds(json.loads(policy.to_json())["recovery"], recovery)
 
 
+def words(settings: Iterable[dict]) -> set[str]:
+    """Every value that settings of a study file take, but numbers and switches."""
+    values = [value for given in settings for value in given.values()]
+    found = {str(v) for value in values for v in (value if isinstance(value, list) else [value])}
+    return found - {"True", "2"}
+
+
 def test_the_page_of_techniques_names_them_all():
     text = (ROOT / "docs" / "techniques.md").read_text(encoding="utf-8")
     keys = {key for space, _ in SPACES.values() for key in space}
-    values = {
-        str(v)
-        for settings in (*SCHEMES, *RECOVERIES)
-        for given in settings.values()
-        for v in (given if isinstance(given, list) else [given])
-    }
-    unnamed = [word for word in sorted(keys | values - {"True", "2"}) if word not in text]
+    unnamed = [word for word in sorted(keys | words([*SCHEMES, *RECOVERIES])) if word not in text]
     assert unnamed == []
+
+
+def test_the_page_says_of_each_when_it_helps_and_what_becomes_of_latency():
+    text = (ROOT / "docs" / "techniques.md").read_text(encoding="utf-8")
+    tables = [part.splitlines() for part in text.split("\n\n") if "| when it helps |" in part.split("\n")[0]]
+    cells = [[[cell.strip() for cell in row.strip("|").split("|")] for row in table] for table in tables]
+    assert [header[-1] for header, *_ in cells] == ["latency"] * 3 + ["when it helps"] * 2
+    assert "cost no latency" in text  # grids
+    assert "None of these changes latency" in text  # recovery
+    rows = [row for _, _, *below in cells for row in below]
+    assert [row for row in rows if not all(row[1:])] == []  # without a setting it is that of the row above
+    subjects = " ".join(f"{row[0]} {row[1]}" for row in rows)
+    settings = {key for given in (*SCHEMES, *RECOVERIES) for key in given}
+    assert [word for word in sorted(settings | words([*SCHEMES, *RECOVERIES])) if word not in subjects] == []
