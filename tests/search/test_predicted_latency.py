@@ -17,6 +17,7 @@ from slimfront.search.latency_table import add_table
 from slimfront.search.problem import prepare
 from slimfront.search.run import run_search
 from slimfront.search.timer_of_target import timer_of
+from slimfront.studies.executed import executed_precisions
 from slimfront.studies.export import export_bundle
 from slimfront.studies.report import front_table
 from slimfront.studies.store import Store
@@ -68,6 +69,7 @@ def test_a_predicted_search_never_times_and_says_that_it_predicts(card, tiny_spe
             assert trial.measurements["speedup"].is_predicted
             assert not trial.measurements["accuracy"].is_predicted
             assert "latency_p50_ms" not in trial.measurements
+            assert executed_precisions(store, "tiny", trial.number) == {}  # those of this machine are not the target's
         uncompressed = next(trial for trial in trials if trial.policy.is_uncompressed)
         assert uncompressed.measurements["accuracy"].value == store.get_study("tiny").baseline["accuracy"].value
         shown = io.StringIO()

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 import yaml
 from rich.console import Console
-from slimfront.errors import TargetError
+from slimfront.errors import StudyFileError, TargetError
 from slimfront.hardware_profiles.device_card import DeviceCard
+from slimfront.hardware_profiles.energy import POWERCAP, package_zones
 from slimfront.hardware_profiles.fingerprint import machine
 from slimfront.hardware_profiles.runtime import Artifact
 from slimfront.search.cluster import ray
@@ -56,6 +58,16 @@ def test_without_a_cluster_one_line_says_how_to_make_one(
         prepare(far_spec()).measured_with()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_remote_gpu_is_searched_from_a_machine_with_one(far_spec: Callable[..., StudySpec], tmp_path: Path) -> None:
+    gpu = {**CARD, "runtime": "torch-cuda"}
+    (tmp_path / "far.yaml").write_text(yaml.safe_dump(gpu))
+    with pytest.raises(
+        StudyFileError, match=r"needs an NVIDIA GPU .*; elsewhere is only timed: candidates are lowered"
+    ):
+        prepare(far_spec())
+
+
 @pytest.mark.slow
 def test_the_node_that_is_the_target_times_for_workers_elsewhere(
     two_nodes: str, far_spec: Callable[..., StudySpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -95,6 +107,10 @@ def test_what_the_node_is_asked_for_must_be_there_and_fit(
     two_nodes: str, far_spec: Callable[..., StudySpec], tmp_path: Path
 ) -> None:
     assert prepare(far_spec()).measured_with()[0]["cores"] == machine()["cores"]
+    if not package_zones(POWERCAP):  # the driver's counters are not asked for, the node's are
+        study = prepare(far_spec(objectives=["accuracy_drop", "energy_j"]))
+        with pytest.raises(TargetError, match="energy_j cannot be measured where target far is: energy needs RAPL"):
+            study.measured_with()
     elsewhere = DeviceCard(
         measured_at=datetime(2026, 1, 1), machine={"cpu": "another one"}, versions={}, memory_gb_per_s=1.0,
         dispatch_us=1.0, kernels=[], throughput=[], reference_ms={},

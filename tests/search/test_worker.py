@@ -1,0 +1,39 @@
+"""A worker may be on another machine than the driver: it looks after its own."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from slimfront.hardware_profiles.bench import bench_cores
+from slimfront.hardware_profiles.device_card import DeviceCard
+from slimfront.hardware_profiles.target import Target, load_target
+from slimfront.search.worker import Worker, WorkerSetup, cores_beside
+from slimfront.spaces.policy import Policy
+
+TINY = Path(__file__).with_name("tiny_workload.py")
+ELSEWHERE = DeviceCard(
+    measured_at=datetime(2026, 1, 1), machine={"cpu": "another one"}, versions={}, memory_gb_per_s=1.0, dispatch_us=1.0,
+    kernels=[], throughput=[], reference_ms={},
+)  # fmt: skip
+
+
+def worker(target: Target) -> Worker:
+    return Worker(WorkerSetup(f"{TINY}:workload", {}, TINY.parent, target, groups=(), seed=0, batch_size=8))
+
+
+def test_a_machine_that_the_card_does_not_fit_times_nothing(tmp_path: Path) -> None:
+    target = load_target("cpu-openvino").model_copy(update={"measured": ELSEWHERE})
+    (stage,) = worker(target).run(Policy(), tmp_path / "trial")
+    assert stage.name == "failed"
+    assert stage.reason is not None
+    assert stage.reason.startswith("target cpu-openvino was measured with cpu another one, here ")
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core is the bench's and the workers'")
+def test_workers_keep_off_the_cores_of_a_bench_on_their_own_machine() -> None:
+    target, cores = load_target("cpu-openvino"), sorted(os.sched_getaffinity(0))
+    assert sorted([*cores_beside(target), *bench_cores(target.threads)]) == cores
+    assert cores_beside(target.model_copy(update={"remote": True})) == cores
