@@ -114,8 +114,11 @@ class Store:
             row = find_study(session, spec.study)
             begun = StudySpec.from_json(row.spec)
             if changes := incompatible_changes(begun, spec):
-                changed = ", ".join(f"seed ({begun.seed})" if key == "seed" else key for key in changes)
-                raise StoreError(f"study {spec.study!r} has trials with another {changed}; give the study another name")
+                here = f"go on with seed {begun.seed}, or " if changes == ["seed"] else ""
+                changed = ", ".join(changes)
+                raise StoreError(
+                    f"study {spec.study!r} has trials with another {changed}; {here}give the study another name"
+                )
             row.spec = spec.to_json()
             return study_record(session, row)
 

@@ -76,9 +76,7 @@ def test_budget_and_workers_may_be_updated(demo, make_spec):
 
 
 def test_the_seed_may_not_be_updated(demo, make_spec):
-    with pytest.raises(
-        StoreError, match=r"study 'demo' has trials with another seed \(0\); give the study another name"
-    ):
+    with pytest.raises(StoreError, match=r"study 'demo' has trials with another seed; go on with seed 0, or give"):
         demo.update_spec(make_spec(seed=9))
     assert demo.get_study("demo").spec.seed == 0
 
