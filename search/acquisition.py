@@ -19,7 +19,7 @@ def expected_improvement(draws: np.ndarray, front: np.ndarray, reference: np.nda
     """Mean gain of hypervolume of each candidate, shape [candidates].
 
     Args:
-        draws: shape [draws, candidates, objectives], less is better; NaN where a draw breaks a constraint.
+        draws: shape [draws, candidates, objectives], less is better; infinite where a draw breaks a constraint.
         front: shape [points, objectives], none worse than the reference.
         reference: worst corner, shape [objectives].
     """
@@ -80,4 +80,4 @@ def _gains(draws: np.ndarray, lows: np.ndarray, highs: np.ndarray) -> np.ndarray
     for objective in range(draws.shape[2]):
         points = draws[:, :, None, objective]
         volume *= np.maximum(highs[:, objective] - np.maximum(lows[:, objective], points), 0.0)
-    return np.nan_to_num(volume).sum(axis=2)
+    return volume.sum(axis=2)

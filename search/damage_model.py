@@ -1,4 +1,4 @@
-"""How much damage a policy does: a structured mean, and a Gaussian process on what it leaves unexplained.
+"""How much damage a policy does, as a structured mean of the damage of its choices.
 
 Damage is y = log(KL + 1e-3), KL from the uncompressed model's outputs in nats. The mean adds up the damage of single choices::
 
@@ -11,10 +11,8 @@ maximum a posteriori with standard deviations 1.5, 1.0 (0.5 for a knob whose pri
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
 
 import numpy as np
-from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.optimize import minimize
 
 from .coordinates import HEALING, Coordinate
@@ -29,11 +27,6 @@ DEVIATIONS = {"kind": 1.5, "knob": 1.0, "measured": 0.5, "option": 0.5, "map": 0
 FIRST_STEPS = 60
 NEXT_STEPS = 20
 """Of the optimiser, from scratch and from the last fit."""
-
-Scales = tuple[float, float]
-"""Of the residual: length in units of the root of the number of knobs, and standard deviation."""
-
-GRID: tuple[Scales, ...] = tuple(product((0.25, 0.5, 1.0, 2.0), (0.1, 0.3, 0.6)))
 
 
 def weights_of(damage: np.ndarray) -> np.ndarray:
@@ -57,6 +50,11 @@ class StructuredMean:
         self._lay_out_healing(levels, coordinates)
         self._scaled = np.zeros(2 + self._offsets + self._levels * self._kinds)
         self._fitted = self._unpack(self._scaled)
+
+    @property
+    def parameters(self) -> np.ndarray:
+        """What is fitted, in standard deviations of its prior, [parameters]: zeros before the first fit."""
+        return self._scaled
 
     @property
     def theta(self) -> np.ndarray:
@@ -85,6 +83,30 @@ class StructuredMean:
     def predict(self, codes: np.ndarray) -> np.ndarray:
         """Damage [n] of codes [n, knobs]."""
         return self.predict_shifted(codes, np.zeros((1, len(self._prior))), np.zeros(len(codes), dtype=int))
+
+    def predict_drawn(self, codes: np.ndarray, parameters: np.ndarray) -> np.ndarray:
+        """Damage [draws, n] under other values [draws, parameters] of what is fitted."""
+        drawn = []
+        for scaled in parameters:
+            theta, healing, slope, offset = self._unpack(scaled)
+            drawn.append(offset + slope * np.log(self._total(theta, healing, codes)[0]))
+        return np.array(drawn)
+
+    def jacobian(self, codes: np.ndarray) -> np.ndarray:
+        """Derivatives [n, parameters] of the damage by what is fitted, at the fit."""
+        theta, healing, slope, _ = self._fitted
+        total, parts, options, levels = self._total(theta, healing, codes)
+        flow = slope / total[:, None] * parts
+        by_option = np.zeros((len(codes), len(theta)))
+        np.put_along_axis(by_option, options, flow, axis=1)  # a policy has one option of each knob
+        by_level = np.zeros((len(codes), self._levels, self._kinds))
+        by_level[np.arange(len(codes)), levels] = flow @ self._one_kind
+        return np.hstack([
+            np.full((len(codes), 1), DEVIATIONS["map"]),
+            DEVIATIONS["map"] * np.log(total)[:, None],
+            by_option @ self._spread,
+            (DEVIATIONS["healing"] * by_level * self._healing_free).reshape(len(codes), -1),
+        ])  # fmt: skip
 
     def predict_shifted(self, codes: np.ndarray, shifts: np.ndarray, which: np.ndarray) -> np.ndarray:
         """Damage [n] where row i is judged by `theta` + shifts[which[i]]; shifts [any, options] make perturbed models."""
@@ -129,12 +151,15 @@ class StructuredMean:
         self._one_kind = np.eye(self._kinds)[self._kind_of_knob]
         options = [(index, knob, option) for index, knob in enumerate(knobs) for option in range(len(knob.choices))]
         shared = {key: place for place, key in enumerate(dict.fromkeys((k.kind, k.choices[o]) for _, k, o in options))}
-        self._shared_of = np.array([shared[k.kind, k.choices[o]] for _, k, o in options])
-        self._knob_of = np.array([index for index, _, _ in options])
-        self._knob_deviations = np.array([DEVIATIONS["measured" if knob.measured else "knob"] for knob in knobs])
+        knob_deviations = np.array([DEVIATIONS["measured" if knob.measured else "knob"] for knob in knobs])
+        self._kind_of_option = np.array([self._kind_of_knob[index] for index, _, _ in options], dtype=int)
         self._prior = np.array([-np.inf if o == k.neutral else k.prior[o] for _, k, o in options])
-        self._counts = len(shared), len(knobs), len(options)
-        self._offsets = sum(self._counts)
+        self._spread = np.hstack([
+            DEVIATIONS["kind"] * np.eye(len(shared))[[shared[k.kind, k.choices[o]] for _, k, o in options]],
+            (np.eye(len(knobs)) * knob_deviations)[[index for index, _, _ in options]],
+            DEVIATIONS["option"] * np.eye(len(options)),
+        ])  # fmt: skip
+        self._offsets = self._spread.shape[1]
 
     def _lay_out_healing(self, levels: int, coordinates: Sequence[Coordinate]) -> None:
         self._levels = levels
@@ -148,13 +173,7 @@ class StructuredMean:
 
     def _unpack(self, scaled: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]:
         """theta [options], log healing [levels, kinds], slope 1 + a, offset b."""
-        shared, knob, option = np.split(scaled[2 : 2 + self._offsets], np.cumsum(self._counts)[:-1])
-        theta = (
-            self._prior
-            + DEVIATIONS["kind"] * shared[self._shared_of]
-            + (self._knob_deviations * knob)[self._knob_of]
-            + DEVIATIONS["option"] * option
-        )
+        theta = self._prior + self._spread @ scaled[2 : 2 + self._offsets]
         free = scaled[2 + self._offsets :].reshape(self._levels, self._kinds) * self._healing_free
         healing = self._healing_prior + DEVIATIONS["healing"] * free
         return theta, healing, 1 + DEVIATIONS["map"] * float(scaled[1]), DEVIATIONS["map"] * float(scaled[0])
@@ -165,7 +184,7 @@ class StructuredMean:
         """Summed damage [n], each knob's part [n, knobs], the options chosen, and the healing level."""
         options = self._starts + codes[:, self._harming]
         levels = codes[:, self._healer] if self._healer is not None else np.zeros(len(codes), dtype=int)
-        parts = np.exp(np.minimum(theta[options] + healing[levels][:, self._kind_of_knob], 20.0))
+        parts = np.exp(np.minimum(theta + healing[:, self._kind_of_option], 20.0))[levels[:, None], options]
         return FLOOR + parts.sum(axis=1), parts, options, levels
 
     def _values_and_pullback(self, scaled: np.ndarray, codes: np.ndarray):
@@ -178,60 +197,10 @@ class StructuredMean:
             by_option = np.bincount(options.ravel(), flow.ravel(), minlength=len(theta))
             by_level = np.zeros((self._levels, self._kinds))
             np.add.at(by_level, levels, flow @ self._one_kind)
-            shared, knobs, _ = self._counts
             return np.concatenate([
                 [DEVIATIONS["map"] * errors.sum(), DEVIATIONS["map"] * (errors * logs).sum()],
-                DEVIATIONS["kind"] * np.bincount(self._shared_of, by_option, minlength=shared),
-                self._knob_deviations * np.bincount(self._knob_of, by_option, minlength=knobs),
-                DEVIATIONS["option"] * by_option,
+                by_option @ self._spread,
                 (DEVIATIONS["healing"] * by_level * self._healing_free).ravel(),
             ])  # fmt: skip
 
         return offset + slope * logs, pullback
-
-
-class Residual:
-    """A Gaussian process with an RBF kernel on positions in [0, 1], its hyperparameters the likeliest of a small grid.
-
-    Args:
-        positions: shape [n, knobs].
-        residuals: shape [n], of mean zero.
-        noise: variance of each observation, shape [n].
-        grid: hyperparameters to choose from; `scales` are those chosen.
-    """
-
-    def __init__(
-        self, positions: np.ndarray, residuals: np.ndarray, noise: np.ndarray, grid: Sequence[Scales] = GRID
-    ) -> None:
-        self._positions = positions
-        squared = _squared(positions, positions)
-        fits = [self._try(squared, residuals, noise, scales) for scales in grid]
-        _, self._factor, self._weights, self.scales = max(fits, key=lambda fit: fit[0])
-
-    def predict(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation at positions [m, knobs], each [m]."""
-        squared = _squared(positions, self._positions)
-        kernel = _rbf(squared, self.scales)
-        reduced = solve_triangular(self._factor, kernel.T, lower=True, check_finite=False)
-        variance = self.scales[1] ** 2 - (reduced**2).sum(axis=0)
-        return kernel @ self._weights, np.sqrt(np.maximum(variance, 1e-10))
-
-    @staticmethod
-    def _try(squared: np.ndarray, residuals: np.ndarray, noise: np.ndarray, scales: Scales):
-        kernel = _rbf(squared, scales)
-        kernel[np.diag_indices_from(kernel)] += noise
-        factor = cholesky(kernel, lower=True, check_finite=False)
-        weights = cho_solve((factor, True), residuals, check_finite=False)
-        likelihood = -0.5 * residuals @ weights - np.log(np.diag(factor)).sum()
-        return likelihood, factor, weights, scales
-
-
-def _squared(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Mean squared distances [n, m] of rows [n, d] and [m, d], by one matrix product, which is what takes time."""
-    norms = (first**2).sum(axis=1)[:, None] + (second**2).sum(axis=1)
-    return np.maximum(norms - 2 * first @ second.T, 0.0) / first.shape[1]
-
-
-def _rbf(squared: np.ndarray, scales: Scales) -> np.ndarray:
-    length, signal = scales
-    return signal**2 * np.exp(-0.5 * squared / length**2)

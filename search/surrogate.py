@@ -11,7 +11,8 @@ from sklearn.isotonic import IsotonicRegression
 
 from .coordinates import Coordinate
 from .cost_model import AdditiveModel, CostModel
-from .damage_model import FLOOR, GRID, NOISE, Residual, StructuredMean, weights_of
+from .damage_model import FLOOR, NOISE, StructuredMean
+from .damage_posterior import GRID, DamagePosterior
 
 Role = Literal["quality", "measured"] | int
 """How an objective is known: "quality" follows the damage, "measured" is learned from the choices, and a number is the
@@ -88,15 +89,13 @@ class Surrogate:
         known = ~np.isnan(history.damage)
         codes, damage = history.codes[known], history.damage[known]
         self.mean.fit(codes, damage)
-        believed = np.concatenate([codes, pending])
-        residuals = np.concatenate([damage - self.mean.predict(codes), np.zeros(len(pending))])
-        noise = NOISE**2 / np.concatenate([weights_of(damage), np.ones(len(pending))])
         due = len(codes) >= self._scales_due
-        grid = self._grid if due else (self._residual.scales,)
-        self._residual = Residual(self.positions(believed), residuals, noise, grid)
+        grid = self._grid if due else (self._posterior.scales,)
+        self._posterior = DamagePosterior(self.mean, self.positions, codes, damage, pending, grid)
         if due:
             self._scales_due = len(codes) * SCALES_LAST
-        self._explained = 1 - float(np.var(residuals[: len(codes)]) / max(np.var(damage), 1e-12))
+        left = damage - self.mean.predict(codes)
+        self._explained = 1 - float(np.var(left) / max(np.var(damage), 1e-12))
         self._fit_quality(history, known)
         if len(history.codes) >= self._costs_due or set(history.violations) != set(self._constraints):
             self._costs_due = len(history.codes) * COSTS_LAST
@@ -117,11 +116,6 @@ class Surrogate:
         """Share of the damage's variance that the structured mean explains."""
         return self._explained
 
-    def damage(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of the damage, each [n]."""
-        mean, deviation = self._residual.predict(self.positions(codes))
-        return self.mean.predict(codes) + mean, deviation
-
     def log_cost(self, codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Scaled costs of codes, weighted row by row with [n, objectives]; quality's weight is not read."""
         counted = self.counted(codes)
@@ -131,10 +125,9 @@ class Surrogate:
                 total += weights[:, index] * self._mean_cost(index, codes, counted)
         return total
 
-    def draws(self, codes: np.ndarray, normals: np.ndarray) -> np.ndarray:
-        """Scaled objectives [draws, n, objectives] at standard normals [draws, 1 + objectives]; NaN where a constraint breaks."""
-        mean, deviation = self.damage(codes)
-        damage = mean + deviation * normals[:, :1]
+    def draws(self, codes: np.ndarray, normals: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """Scaled objectives [draws, n, objectives] at standard normals [draws, 2 + objectives]; infinite where a constraint breaks."""
+        damage = self._posterior.draws(codes, normals[:, 0], generator)
         counted = self.counted(codes)
         drawn = np.empty((len(normals), len(codes), len(self.roles)))
         for index, role in enumerate(self.roles):
@@ -146,7 +139,7 @@ class Surrogate:
         for model in self._constraints.values():
             if model is not None:
                 middle, spread = model.predict(codes, counted)
-                drawn[(middle + spread * normals[:, -1:]) > 0] = np.nan
+                drawn[(middle + spread * normals[:, -1:]) > 0] = np.inf
         return drawn
 
     def positions(self, codes: np.ndarray) -> np.ndarray:

@@ -7,7 +7,8 @@ import pytest
 from slimfront.search.acquisition import expected_improvement, free_boxes
 from slimfront.search.coordinates import coordinate, decode, encode
 from slimfront.search.cost_model import CostModel
-from slimfront.search.damage_model import Residual, StructuredMean
+from slimfront.search.damage_model import StructuredMean
+from slimfront.search.damage_posterior import DamagePosterior
 from slimfront.search.policy_sampler import FALLBACK, Earlier, PolicySampler
 from slimfront.search.surrogate import History, Surrogate
 
@@ -170,12 +171,61 @@ def test_the_gradient_of_the_mean_is_that_of_finite_differences():
         assert slope == pytest.approx((high - low) / 2e-6, rel=1e-4, abs=1e-6)
 
 
-def test_the_residual_interpolates_and_is_unsure_far_away():
-    positions = np.array([[0.0, 0.0], [1.0, 1.0]])
-    residual = Residual(positions, np.array([0.5, -0.5]), np.full(2, 1e-6))
-    mean, deviation = residual.predict(np.array([[0.0, 0.0], [50.0, 50.0]]))
-    assert mean == pytest.approx([0.5, 0.0], abs=1e-3)
-    assert deviation[0] < 0.01 < deviation[1]
+def test_the_derivatives_of_the_damage_are_finite_differences():
+    knobs = [coordinate("a.weight_bits", "weight_bits", BITS, 32), coordinate("b.width", "width", (1.0, 0.5), 1.0),
+             coordinate("c.recovery_epochs", "recovery_epochs", (0, 1, 2), 0)]  # fmt: skip
+    codes = np.array([[0, 1, 0], [2, 0, 1], [3, 1, 2], [5, 0, 0]])
+    mean = StructuredMean(knobs)
+    mean.fit(codes, np.array([-1.0, -2.5, -3.0, -6.0]))
+    assert mean.predict_drawn(codes, mean.parameters[None])[0] == pytest.approx(mean.predict(codes))
+    for index, slopes in enumerate(mean.jacobian(codes).T):
+        step = np.eye(len(mean.parameters))[index] * 1e-5
+        low, high = mean.predict_drawn(codes, mean.parameters + np.stack([-step, step]))
+        assert slopes == pytest.approx((high - low) / 2e-5, rel=1e-4, abs=1e-6)
+
+
+def posterior_of(codes: np.ndarray, damage: np.ndarray, pending=()) -> DamagePosterior:
+    knobs = [coordinate(name, "weight_bits", BITS, 32) for name in NAMES]
+    mean = StructuredMean(knobs)
+    mean.fit(codes, damage)
+    pending = np.array(pending, dtype=int).reshape(-1, KNOBS)
+    return DamagePosterior(mean, lambda rows: rows / (len(BITS) - 1), codes, damage, pending)
+
+
+def drawn(posterior: DamagePosterior, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of the damage of codes."""
+    draw = np.random.default_rng(0)
+    draws = posterior.draws(codes, draw.standard_normal(512), draw)
+    return draws.mean(axis=0), draws.std(axis=0)
+
+
+def test_damage_is_known_where_it_was_tried_and_open_where_it_was_not():
+    whole = np.full((1, KNOBS), BITS.index(32))
+    tried, untried = whole.copy(), whole.copy()
+    tried[0, 0], untried[0, 5] = 0, 0
+    posterior = posterior_of(np.concatenate([whole, tried]), np.array([-6.9, -1.0]))
+    mean, deviation = drawn(posterior, np.concatenate([tried, untried]))
+    assert mean[0] == pytest.approx(-1.0, abs=0.15)
+    assert deviation[0] < 0.25 and deviation[1] > 2 * deviation[0]
+    _, believed = drawn(posterior_of(np.concatenate([whole, tried]), np.array([-6.9, -1.0]), untried), untried)
+    assert believed[0] < 0.25  # what runs counts as if it had turned out as predicted
+
+
+def test_damages_lie_where_the_posterior_expects_them():
+    """Networks as the prior imagines them: errors of the prediction in units of its own deviation are of size one."""
+    knobs = [coordinate(name, "weight_bits", BITS, 32) for name in NAMES]
+    truth, errors = StructuredMean(knobs), []
+    for seed in range(6):
+        draw = np.random.default_rng(seed)
+        codes = draw.integers(1, len(BITS), size=(24, KNOBS))
+        damage = truth.predict_drawn(codes, draw.standard_normal((1, len(truth.parameters))))[0]
+        damage += draw.normal(0, 0.2, len(damage))
+        if np.median(damage) > 0:  # broken models weigh less
+            continue
+        mean, deviation = drawn(posterior_of(codes[:16], damage[:16]), codes[16:])
+        errors.extend((damage[16:] - mean) / np.hypot(deviation, 0.2))
+    assert len(errors) >= 24
+    assert 0.5 < np.sqrt(np.mean(np.square(errors))) < 1.5
 
 
 @pytest.mark.parametrize("objectives", [2, 3, 4])
@@ -185,10 +235,10 @@ def test_expected_improvement_is_the_mean_gain_of_hypervolume(objectives: int):
     points = draw.random((8, objectives))
     front = points[moocore.is_nondominated(points)]
     draws = draw.random((5, 3, objectives)) * 1.2
-    draws[0, 0] = np.nan  # a broken constraint gains nothing
+    draws[0, 0] = np.inf  # a broken constraint gains nothing
     before = moocore.hypervolume(front, ref=reference)
     gains = [
-        [0 if np.isnan(point).any() else moocore.hypervolume(np.vstack([front, point]), ref=reference) - before
+        [0 if np.isinf(point).any() else moocore.hypervolume(np.vstack([front, point]), ref=reference) - before
          for point in candidates] for candidates in draws
     ]  # fmt: skip
     assert expected_improvement(draws, front, reference) == pytest.approx(np.mean(gains, axis=0))
