@@ -4,7 +4,9 @@ Damage is y = log(KL + 1e-3), KL from the uncompressed model's outputs in nats. 
 
     y = b + (1 + a) log(1e-3 + sum_d theta[d, x_d]),   log theta = prior + kind + knob + option offset
 
-theta is 0 at the neutral choice; recovery multiplies the theta of each kind by a factor of its own. Offsets are found by
+theta is 0 at the neutral choice; recovery multiplies the theta of each kind by a factor of its own. A group's channels are removed
+of what the width left, so that theirs has an entry for each pair of both; width and channels that keep the same share have
+their kind's offset in common. Offsets are found by
 maximum a posteriori with standard deviations 1.5, 1.0 (0.5 for a knob whose prior was measured) and 0.5, and 0.3 for a and b.
 """
 
@@ -15,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.optimize import minimize
 
-from .coordinates import HEALING, Coordinate
+from .coordinates import HEALING, Coordinate, options_of
 
 FLOOR = 1e-3
 NOISE = 0.2
@@ -58,7 +60,7 @@ class StructuredMean:
 
     @property
     def theta(self) -> np.ndarray:
-        """Log damage of every option, knobs one after the other; -inf for neutral ones."""
+        """Log damage of every option (of channels: width after width), knobs one after the other; -inf for neutral ones."""
         return self._fitted[0]
 
     def fit(self, codes: np.ndarray, damage: np.ndarray) -> None:
@@ -116,13 +118,13 @@ class StructuredMean:
         self, codes: np.ndarray, knob: int, size: int, shifts: np.ndarray, which: np.ndarray
     ) -> np.ndarray:
         """Damage [n, size] of each row with each of the `size` choices of one knob; otherwise as `predict_shifted`."""
-        if knob == self._healer:
+        if knob == self._healer or (place := self._harming.index(knob)) == self._width:  # other knobs' options change
             options = np.repeat(codes, size, axis=0)
             options[:, knob] = np.tile(np.arange(size), len(codes))
             return self.predict_shifted(options, shifts, np.repeat(which, size)).reshape(-1, size)
-        single, place = self._single(shifts), self._harming.index(knob)
+        single, chosen = self._single(shifts), self._options(codes)[:, place]
         parts = self._parts(codes, single, which)
-        offered = single[which[:, None], self._starts[place] + np.arange(size)]
+        offered = single[which[:, None], (chosen - codes[:, knob])[:, None] + np.arange(size)]
         if self._healer is not None:
             offered *= np.exp(self._fitted[1])[codes[:, self._healer], self._kind_of_knob[place]][:, None]
         return self._mapped(np.maximum(parts.sum(axis=1) - parts[:, place], 0.0)[:, None] + offered)
@@ -132,10 +134,16 @@ class StructuredMean:
         return np.exp(np.minimum(self._fitted[0] + shifts, 20.0))
 
     def _parts(self, codes: np.ndarray, single: np.ndarray, which: np.ndarray) -> np.ndarray:
-        parts = single[which[:, None], self._starts + codes[:, self._harming]]
+        parts = single[which[:, None], self._options(codes)]
         if self._healer is not None:
             parts *= np.exp(self._fitted[1])[codes[:, self._healer]][:, self._kind_of_knob]
         return parts
+
+    def _options(self, codes: np.ndarray) -> np.ndarray:
+        """Place in theta [n, harming knobs] of the option each knob has."""
+        harming = codes[:, self._harming]
+        width = harming[:, self._width] if self._width is not None else np.zeros(len(codes), dtype=int)
+        return self._starts + harming + width[:, None] * self._strides
 
     def _mapped(self, total: np.ndarray) -> np.ndarray:
         _, _, slope, offset = self._fitted
@@ -143,20 +151,26 @@ class StructuredMean:
 
     def _lay_out(self, knobs: Sequence[Coordinate]) -> None:
         """Give every option a place in theta, and every offset one in the parameter vector."""
-        sizes = [len(knob.choices) for knob in knobs]
-        self._starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(int)
         kinds = sorted({knob.kind for knob in knobs})
         self._kinds = len(kinds)
         self._kind_of_knob = np.array([kinds.index(knob.kind) for knob in knobs], dtype=int)
         self._one_kind = np.eye(self._kinds)[self._kind_of_knob]
-        options = [(index, knob, option) for index, knob in enumerate(knobs) for option in range(len(knob.choices))]
-        shared = {key: place for place, key in enumerate(dict.fromkeys((k.kind, k.choices[o]) for _, k, o in options))}
+        self._width = next((index for index, knob in enumerate(knobs) if knob.kind == "width"), None)
+        widths = knobs[self._width].choices if self._width is not None else (1.0,)
+        offers = [options_of(knob, widths) for knob in knobs]
+        sizes = [len(offer) for offer in offers]
+        self._starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(int)
+        # How far apart the options are that a knob has at one width and at the next.
+        self._strides = np.array([len(k.choices) if len(k.choices) < size else 0 for k, size in zip(knobs, sizes, strict=True)])
+        options = [option for offer in offers for option in offer]
+        shared = {key: place for place, key in enumerate(dict.fromkeys(option.shared for option in options))}
         knob_deviations = np.array([DEVIATIONS["measured" if knob.measured else "knob"] for knob in knobs])
-        self._kind_of_option = np.array([self._kind_of_knob[index] for index, _, _ in options], dtype=int)
-        self._prior = np.array([-np.inf if o == k.neutral else k.prior[o] for _, k, o in options])
+        knob_of_option = np.repeat(np.arange(len(knobs)), sizes)
+        self._kind_of_option = self._kind_of_knob[knob_of_option]
+        self._prior = np.array([option.prior for option in options])
         self._spread = np.hstack([
-            DEVIATIONS["kind"] * np.eye(len(shared))[[shared[k.kind, k.choices[o]] for _, k, o in options]],
-            (np.eye(len(knobs)) * knob_deviations)[[index for index, _, _ in options]],
+            DEVIATIONS["kind"] * np.eye(len(shared))[[shared[option.shared] for option in options]],
+            (np.eye(len(knobs)) * knob_deviations)[knob_of_option],
             DEVIATIONS["option"] * np.eye(len(options)),
         ])  # fmt: skip
         self._offsets = self._spread.shape[1]
@@ -182,7 +196,7 @@ class StructuredMean:
         self, theta: np.ndarray, healing: np.ndarray, codes: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Summed damage [n], each knob's part [n, knobs], the options chosen, and the healing level."""
-        options = self._starts + codes[:, self._harming]
+        options = self._options(codes)
         levels = codes[:, self._healer] if self._healer is not None else np.zeros(len(codes), dtype=int)
         parts = np.exp(np.minimum(theta + healing[:, self._kind_of_option], 20.0))[levels[:, None], options]
         return FLOOR + parts.sum(axis=1), parts, options, levels
