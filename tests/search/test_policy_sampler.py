@@ -159,8 +159,9 @@ def test_the_mean_recovers_an_additive_damage():
 
 def test_the_gradient_of_the_mean_is_that_of_finite_differences():
     knobs = [coordinate("a.weight_bits", "weight_bits", BITS, 32), coordinate("b.width", "width", (1.0, 0.5), 1.0),
-             coordinate("c.recovery_epochs", "recovery_epochs", (0, 1, 2), 0)]  # fmt: skip
-    codes = np.array([[0, 1, 0], [2, 0, 1], [3, 1, 2], [5, 0, 0]])
+             coordinate("c.channels", "channels", (0.0, 0.25, 0.5), 0.0),
+             coordinate("d.recovery_epochs", "recovery_epochs", (0, 1, 2), 0)]  # fmt: skip
+    codes = np.array([[0, 1, 2, 0], [2, 0, 0, 1], [3, 1, 1, 2], [5, 0, 2, 0]])
     mean = StructuredMean(knobs)
     at = np.random.default_rng(0).normal(size=len(mean._scaled))
     errors = np.array([1.0, -2.0, 0.5, 3.0])
@@ -173,8 +174,9 @@ def test_the_gradient_of_the_mean_is_that_of_finite_differences():
 
 def test_the_derivatives_of_the_damage_are_finite_differences():
     knobs = [coordinate("a.weight_bits", "weight_bits", BITS, 32), coordinate("b.width", "width", (1.0, 0.5), 1.0),
-             coordinate("c.recovery_epochs", "recovery_epochs", (0, 1, 2), 0)]  # fmt: skip
-    codes = np.array([[0, 1, 0], [2, 0, 1], [3, 1, 2], [5, 0, 0]])
+             coordinate("c.channels", "channels", (0.0, 0.25, 0.5), 0.0),
+             coordinate("d.recovery_epochs", "recovery_epochs", (0, 1, 2), 0)]  # fmt: skip
+    codes = np.array([[0, 1, 2, 0], [2, 0, 0, 1], [3, 1, 1, 2], [5, 0, 2, 0]])
     mean = StructuredMean(knobs)
     mean.fit(codes, np.array([-1.0, -2.5, -3.0, -6.0]))
     assert mean.predict_drawn(codes, mean.parameters[None])[0] == pytest.approx(mean.predict(codes))
@@ -299,6 +301,8 @@ def test_free_boxes_fill_all_that_a_front_leaves(objectives: int, count: int):
 
 def test_one_knob_s_choices_are_judged_as_whole_policies_are():
     knobs = [*(coordinate(name, "weight_bits", BITS, 32) for name in NAMES[:4]),
+             *(coordinate(f"g{index}.channels", "channels", (0.0, 0.25, 0.5), 0.0) for index in range(2)),
+             coordinate("s.width", "width", (1.0, 0.5), 1.0),
              coordinate("r.recovery_epochs", "recovery_epochs", (0, 1, 3), 0)]  # fmt: skip
     draw = np.random.default_rng(0)
     codes = np.stack([draw.integers(len(knob.choices), size=30) for knob in knobs], axis=1)
@@ -311,6 +315,22 @@ def test_one_knob_s_choices_are_judged_as_whole_policies_are():
             changed = codes.copy()
             changed[:, index] = option
             assert found[:, option] == pytest.approx(mean.predict_shifted(changed, shifts, which))
+
+
+def test_a_width_that_does_little_teaches_what_channels_do_at_a_width():
+    """Half the channels of half a model are a quarter of it."""
+    groups = [coordinate(f"g{index}.channels", "channels", (0.0, 0.5), 0.0) for index in range(4)]
+    knobs = [*groups, coordinate("student.width", "width", (1.0, 0.5, 0.25), 1.0)]
+    whole, half, quarter = ([0, 0, 0, 0, width] for width in range(3))
+    mean = StructuredMean(knobs)
+    known = np.array([whole, [1, 1, 1, 1, 0], half]), np.array([-6.9, -3.0, -3.0])
+    mean.fit(*known)
+    both = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])  # a quarter of all; half of two groups
+    before = mean.predict(both)
+    mean.fit(np.vstack([known[0], quarter]), np.append(known[1], -2.8))
+    after = mean.predict(both)
+    assert after[0] < before[0] - 0.5
+    assert after[1] == pytest.approx(before[1], abs=0.3)
 
 
 def test_a_lucky_quality_counts_as_its_damage_makes_likely():
