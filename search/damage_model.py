@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.optimize import minimize
+from scipy.sparse import csr_array
 
 from .coordinates import HEALING, Coordinate, options_of
 
@@ -65,10 +66,10 @@ class StructuredMean:
 
     def fit(self, codes: np.ndarray, damage: np.ndarray) -> None:
         """Fit to codes [n, knobs] and damage [n]."""
-        weights = weights_of(damage) / NOISE**2
+        weights, design = weights_of(damage) / NOISE**2, self._design(codes)
 
         def objective(scaled: np.ndarray) -> tuple[float, np.ndarray]:
-            values, gradient = self._values_and_pullback(scaled, codes)
+            values, gradient = self._values_and_pullback(scaled, design)
             errors = values - damage
             loss = 0.5 * float(weights @ errors**2 + scaled @ scaled)
             return loss, gradient(weights * errors) + scaled
@@ -88,31 +89,28 @@ class StructuredMean:
 
     def predict_drawn(self, codes: np.ndarray, parameters: np.ndarray) -> np.ndarray:
         """Damage [draws, n] under other values [draws, parameters] of what is fitted."""
-        drawn = []
-        for scaled in parameters:
-            theta, healing, slope, offset = self._unpack(scaled)
-            drawn.append(offset + slope * np.log(self._total(theta, healing, codes)[0]))
-        return np.array(drawn)
+        unpacked = [self._unpack(scaled) for scaled in parameters]
+        single = np.stack([self._nats(theta, healing).ravel() for theta, healing, _, _ in unpacked], axis=1)
+        slopes, offsets = (np.array([u[index] for u in unpacked])[:, None] for index in (2, 3))
+        return offsets + slopes * np.log(FLOOR + (self._design(codes) @ single).T)
 
     def jacobian(self, codes: np.ndarray) -> np.ndarray:
         """Derivatives [n, parameters] of the damage by what is fitted, at the fit."""
         theta, healing, slope, _ = self._fitted
-        total, parts, options, levels = self._total(theta, healing, codes)
-        flow = slope / total[:, None] * parts
-        by_option = np.zeros((len(codes), len(theta)))
-        np.put_along_axis(by_option, options, flow, axis=1)  # a policy has one option of each knob
-        by_level = np.zeros((len(codes), self._levels, self._kinds))
-        by_level[np.arange(len(codes)), levels] = flow @ self._one_kind
+        design, single = self._design(codes), self._nats(theta, healing)
+        total = FLOOR + design @ single.ravel()
+        flow = (slope / total)[:, None, None] * design.toarray().reshape(-1, *single.shape) * single
         return np.hstack([
             np.full((len(codes), 1), DEVIATIONS["map"]),
             DEVIATIONS["map"] * np.log(total)[:, None],
-            by_option @ self._spread,
-            (DEVIATIONS["healing"] * by_level * self._healing_free).reshape(len(codes), -1),
+            flow.sum(axis=1) @ self._spread,
+            (DEVIATIONS["healing"] * (flow @ self._one_kind) * self._healing_free).reshape(len(codes), -1),
         ])  # fmt: skip
 
     def predict_shifted(self, codes: np.ndarray, shifts: np.ndarray, which: np.ndarray) -> np.ndarray:
         """Damage [n] where row i is judged by `theta` + shifts[which[i]]; shifts [any, options] make perturbed models."""
-        return self._mapped(self._parts(codes, self._single(shifts), which).sum(axis=1))
+        single = self._single(shifts)[which[:, None], self._options(codes)]
+        return self._mapped(self._parts(codes, single).sum(axis=1))
 
     def predict_options(
         self, codes: np.ndarray, knob: int, size: int, shifts: np.ndarray, which: np.ndarray
@@ -122,9 +120,9 @@ class StructuredMean:
             options = np.repeat(codes, size, axis=0)
             options[:, knob] = np.tile(np.arange(size), len(codes))
             return self.predict_shifted(options, shifts, np.repeat(which, size)).reshape(-1, size)
-        single, chosen = self._single(shifts), self._options(codes)[:, place]
-        parts = self._parts(codes, single, which)
-        offered = single[which[:, None], (chosen - codes[:, knob])[:, None] + np.arange(size)]
+        single, chosen = self._single(shifts), self._options(codes)
+        parts = self._parts(codes, single[which[:, None], chosen])
+        offered = single[which[:, None], (chosen[:, place] - codes[:, knob])[:, None] + np.arange(size)]
         if self._healer is not None:
             offered *= np.exp(self._fitted[1])[codes[:, self._healer], self._kind_of_knob[place]][:, None]
         return self._mapped(np.maximum(parts.sum(axis=1) - parts[:, place], 0.0)[:, None] + offered)
@@ -133,11 +131,11 @@ class StructuredMean:
         """Nats of every option in each perturbed model [any, options]: few, so that exponentials are taken here."""
         return np.exp(np.minimum(self._fitted[0] + shifts, 20.0))
 
-    def _parts(self, codes: np.ndarray, single: np.ndarray, which: np.ndarray) -> np.ndarray:
-        parts = single[which[:, None], self._options(codes)]
-        if self._healer is not None:
-            parts *= np.exp(self._fitted[1])[codes[:, self._healer]][:, self._kind_of_knob]
-        return parts
+    def _parts(self, codes: np.ndarray, single: np.ndarray) -> np.ndarray:
+        """Nats of each option [n, harming knobs] after recovery."""
+        if self._healer is None:
+            return single
+        return single * np.exp(self._fitted[1])[codes[:, self._healer]][:, self._kind_of_knob]
 
     def _options(self, codes: np.ndarray) -> np.ndarray:
         """Place in theta [n, harming knobs] of the option each knob has."""
@@ -154,19 +152,21 @@ class StructuredMean:
         kinds = sorted({knob.kind for knob in knobs})
         self._kinds = len(kinds)
         self._kind_of_knob = np.array([kinds.index(knob.kind) for knob in knobs], dtype=int)
-        self._one_kind = np.eye(self._kinds)[self._kind_of_knob]
         self._width = next((index for index, knob in enumerate(knobs) if knob.kind == "width"), None)
         widths = knobs[self._width].choices if self._width is not None else (1.0,)
         offers = [options_of(knob, widths) for knob in knobs]
         sizes = [len(offer) for offer in offers]
         self._starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(int)
         # How far apart the options are that a knob has at one width and at the next.
-        self._strides = np.array([len(k.choices) if len(k.choices) < size else 0 for k, size in zip(knobs, sizes, strict=True)])
+        self._strides = np.array(
+            [len(k.choices) if len(k.choices) < size else 0 for k, size in zip(knobs, sizes, strict=True)]
+        )
         options = [option for offer in offers for option in offer]
         shared = {key: place for place, key in enumerate(dict.fromkeys(option.shared for option in options))}
         knob_deviations = np.array([DEVIATIONS["measured" if knob.measured else "knob"] for knob in knobs])
         knob_of_option = np.repeat(np.arange(len(knobs)), sizes)
         self._kind_of_option = self._kind_of_knob[knob_of_option]
+        self._one_kind = np.eye(self._kinds)[self._kind_of_option]
         self._prior = np.array([option.prior for option in options])
         self._spread = np.hstack([
             DEVIATIONS["kind"] * np.eye(len(shared))[[shared[option.shared] for option in options]],
@@ -192,29 +192,31 @@ class StructuredMean:
         healing = self._healing_prior + DEVIATIONS["healing"] * free
         return theta, healing, 1 + DEVIATIONS["map"] * float(scaled[1]), DEVIATIONS["map"] * float(scaled[0])
 
-    def _total(
-        self, theta: np.ndarray, healing: np.ndarray, codes: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Summed damage [n], each knob's part [n, knobs], the options chosen, and the healing level."""
-        options = self._options(codes)
-        levels = codes[:, self._healer] if self._healer is not None else np.zeros(len(codes), dtype=int)
-        parts = np.exp(np.minimum(theta + healing[:, self._kind_of_option], 20.0))[levels[:, None], options]
-        return FLOOR + parts.sum(axis=1), parts, options, levels
+    def _nats(self, theta: np.ndarray, healing: np.ndarray) -> np.ndarray:
+        """Damage [levels, options] of every option at every level of recovery."""
+        return np.exp(np.minimum(theta + healing[:, self._kind_of_option], 20.0))
 
-    def _values_and_pullback(self, scaled: np.ndarray, codes: np.ndarray):
+    def _design(self, codes: np.ndarray) -> csr_array:
+        """1 where a row has an option at its level of recovery, [n, levels x options]."""
+        options = self._options(codes)
+        if self._healer is not None:
+            options = options + len(self._prior) * codes[:, self._healer, None]
+        rows, knobs = options.shape
+        ends = np.arange(0, rows * knobs + 1, knobs) if knobs else np.zeros(rows + 1, dtype=int)
+        return csr_array((np.ones(options.size), options.ravel(), ends), shape=(rows, self._levels * len(self._prior)))
+
+    def _values_and_pullback(self, scaled: np.ndarray, design: csr_array):
         theta, healing, slope, offset = self._unpack(scaled)
-        total, parts, options, levels = self._total(theta, healing, codes)
+        single = self._nats(theta, healing)
+        total = FLOOR + design @ single.ravel()
         logs = np.log(total)
 
         def pullback(errors: np.ndarray) -> np.ndarray:
-            flow = (errors * slope / total)[:, None] * parts
-            by_option = np.bincount(options.ravel(), flow.ravel(), minlength=len(theta))
-            by_level = np.zeros((self._levels, self._kinds))
-            np.add.at(by_level, levels, flow @ self._one_kind)
+            flow = (design.T @ (errors * slope / total)).reshape(single.shape) * single
             return np.concatenate([
                 [DEVIATIONS["map"] * errors.sum(), DEVIATIONS["map"] * (errors * logs).sum()],
-                by_option @ self._spread,
-                (DEVIATIONS["healing"] * by_level * self._healing_free).ravel(),
+                flow.sum(axis=0) @ self._spread,
+                (DEVIATIONS["healing"] * (flow @ self._one_kind) * self._healing_free).ravel(),
             ])  # fmt: skip
 
         return offset + slope * logs, pullback

@@ -60,12 +60,13 @@ class DamagePosterior:
             generator: of the parameters.
         """
         parameters = self._mean.parameters + self._deviations(len(normals), generator)
+        structured = self._mean.predict_drawn(np.concatenate([self._codes, codes]), parameters)
         kernel = _rbf(self._squared(codes), self.scales)
-        unexplained = self._damage - self._mean.predict_drawn(self._codes, parameters)
+        unexplained = self._damage - structured[:, : len(self._codes)]
         residual = kernel @ cho_solve((self._alone, True), unexplained.T, check_finite=False)
         reduced = solve_triangular(self._alone, kernel.T, lower=True, check_finite=False)
         deviation = np.sqrt(np.maximum(self.scales[1] ** 2 - (reduced**2).sum(axis=0), 1e-10))
-        return self._mean.predict_drawn(codes, parameters) + residual.T + deviation * normals[:, None]
+        return structured[:, len(self._codes) :] + residual.T + deviation * normals[:, None]
 
     def _deviations(self, count: int, generator: np.random.Generator) -> np.ndarray:
         """Draws [count, parameters] of how far the parameters are from their fit."""
