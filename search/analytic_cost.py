@@ -86,7 +86,11 @@ class AnalyticCost:
         return in_place and choices.operators == (DENSE,) and choices.codebooks == (UNIFORM,)
 
     def __call__(self, codes: np.ndarray) -> np.ndarray:
-        """[n, 4], a column per `COUNTED`, of codes [n, knobs of the space]."""
+        """[n, 6] of codes [n, knobs of the space]: a column per `COUNTED`, and two that tell what machines and files make of bits.
+
+        Those are BOPs and bytes where a layer is multiplied as wide as the wider of its weights and activations, and nothing
+        is narrower than a byte.
+        """
         kept = self._kept(codes)
         outputs = 1 - (1 - kept) @ self._shares.outputs.T
         fraction = outputs * (1 - (1 - kept) @ self._shares.inputs.T)
@@ -96,6 +100,7 @@ class AnalyticCost:
         activation_bits = np.where(alone, FULL_PRECISION, activation_bits)
         macs, weights, rest = self._macs * fraction, self._weights * fraction, 1 - (1 - kept) @ self._shares.others
         others = self._other_weights * rest
+        multiplied = np.maximum(np.maximum(weight_bits, activation_bits), GRID_BITS)
         return np.stack([
             macs.sum(axis=1) + self._other_macs * rest,
             (macs * weight_bits * activation_bits).sum(axis=1),
@@ -103,6 +108,8 @@ class AnalyticCost:
             ((weights * weight_bits).sum(axis=1) + others * FULL_PRECISION) / 8
             + self._buffers * (1 - (1 - kept) @ self._shares.buffers.T)
             + self._grid_bytes(outputs, weight_bits, activation_bits),
+            (macs * multiplied**2).sum(axis=1) + self._other_macs * rest * FULL_PRECISION**2,
+            ((weights * np.maximum(weight_bits, GRID_BITS)).sum(axis=1) + others * FULL_PRECISION) / 8,
         ], axis=1)  # fmt: skip
 
     def _grid_bytes(self, outputs: np.ndarray, weight_bits: np.ndarray, activation_bits: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from slimfront.compression.prune import pruned_copy
 from slimfront.evaluators.complexity import Complexity
 from slimfront.evaluators.evaluator import Subject
 from slimfront.search.analytic_cost import COUNTED, AnalyticCost
-from slimfront.search.coordinates import decode
+from slimfront.search.coordinates import decode, encode
 from slimfront.search.problem import prepare
 from slimfront.search.sampler_of_study import role_of, space_coordinates, worst_corner
 from slimfront.spaces.candidate import Candidate
@@ -46,6 +46,27 @@ def test_what_is_counted_at_once_is_what_complexity_counts_of_the_built_model(we
         exact = {measurement.name: measurement.value for measurement in counted}
         for index, name in enumerate(COUNTED):
             assert found[index] == pytest.approx(exact[name], rel=0.05 if name == "flops" else 1e-9, abs=1), name
+
+
+def test_what_files_hold_and_machines_multiply_is_told_beside_the_counts(tiny_spec):
+    """A layer of 4 bits is stored and multiplied as one of 8; one integer operand alone leaves the product in float."""
+    problem = prepare(tiny_spec(space={"weight_bits": [4, 8, 32], "activation_bits": [8, 32]}))
+    space, workload = problem.space, problem.context.workload
+    cost = AnalyticCost(space, problem.layers, workload.model, workload.example_input)
+
+    def told(**bits: int) -> dict[str, float]:
+        codes = encode(space_coordinates(space), space.parameters(space.uniform(bits)))
+        return dict(zip((*COUNTED, "multiplied", "stored"), cost(codes[None])[0], strict=True))
+
+    whole, eight, four = told(), told(weight_bits=8, activation_bits=8), told(weight_bits=4, activation_bits=8)
+    assert whole["multiplied"] == pytest.approx(whole["bops"], rel=0.05)
+    assert eight["multiplied"] < whole["multiplied"] / 8
+    assert four["multiplied"] == eight["multiplied"]
+    assert four["bops"] < eight["bops"]
+    assert four["stored"] == eight["stored"]
+    assert four["packed_bytes"] < eight["packed_bytes"]
+    assert told(weight_bits=8)["multiplied"] == whole["multiplied"]
+    assert told(weight_bits=8)["stored"] == eight["stored"] < whole["stored"]
 
 
 def test_points_that_are_one_model_have_one_key(problem, cost):
