@@ -139,7 +139,7 @@ class Surrogate:
         for model in self._constraints.values():
             if model is not None:
                 middle, spread = model.predict(codes, counted)
-                drawn[(middle + spread * normals[:, -1:]) > 0] = np.inf
+                drawn[(middle + np.hypot(spread, model.noise) * normals[:, -1:]) > 0] = np.inf
         return drawn
 
     def positions(self, codes: np.ndarray) -> np.ndarray:
