@@ -358,3 +358,15 @@ def test_a_cost_adds_up_or_multiplies_as_its_data_say(adds: bool):
     assert mean == pytest.approx(np.log(costs[100:]), abs=0.02)
     assert model.mean(codes[100:], np.zeros((20, 0))) == pytest.approx(mean)
     assert (deviation < 0.02).all()
+
+
+def test_the_luck_of_one_measurement_is_no_uncertainty_of_a_cost():
+    knobs = [coordinate(name, "weight_bits", BITS, 32) for name in NAMES[:3]]
+    draw = np.random.default_rng(2)
+    codes, nothing = draw.integers(len(BITS), size=(200, 3)), np.zeros((200, 0))
+    logs = 0.02 * np.array(BITS)[codes].sum(axis=1) + draw.normal(0, 0.1, 200)
+    model = CostModel(knobs)
+    model.fit(codes, nothing, logs)
+    mean, deviation = model.predict(codes, nothing)
+    assert np.std(logs - mean) == pytest.approx(0.1, abs=0.02)
+    assert (deviation < 0.06).all()  # 16 choices are known from 200 measurements
