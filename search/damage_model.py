@@ -99,7 +99,7 @@ class StructuredMean:
         theta, healing, slope, _ = self._fitted
         design, single = self._design(codes), self._nats(theta, healing)
         total = FLOOR + design @ single.ravel()
-        flow = (slope / total)[:, None, None] * design.toarray().reshape(-1, *single.shape) * single
+        flow = np.divide(slope, total)[:, None, None] * design.toarray().reshape(-1, *single.shape) * single
         return np.hstack([
             np.full((len(codes), 1), DEVIATIONS["map"]),
             DEVIATIONS["map"] * np.log(total)[:, None],
