@@ -157,12 +157,17 @@ def test_the_mean_recovers_an_additive_damage():
     assert mean.predict(np.full((1, KNOBS), 5))[0] == pytest.approx(math.log(1e-3), abs=1.5)
 
 
+OF_ALL_KINDS = [
+    coordinate("a.weight_bits", "weight_bits", BITS, 32),
+    coordinate("b.width", "width", (1.0, 0.5), 1.0),
+    coordinate("c.channels", "channels", (0.0, 0.25, 0.5), 0.0),
+    coordinate("d.recovery_epochs", "recovery_epochs", (0, 1, 2), 0),
+]
+FEW = np.array([[0, 1, 2, 0], [2, 0, 0, 1], [3, 1, 1, 2], [5, 0, 2, 0]])
+
+
 def test_the_gradient_of_the_mean_is_that_of_finite_differences():
-    knobs = [coordinate("a.weight_bits", "weight_bits", BITS, 32), coordinate("b.width", "width", (1.0, 0.5), 1.0),
-             coordinate("c.channels", "channels", (0.0, 0.25, 0.5), 0.0),
-             coordinate("d.recovery_epochs", "recovery_epochs", (0, 1, 2), 0)]  # fmt: skip
-    codes = np.array([[0, 1, 2, 0], [2, 0, 0, 1], [3, 1, 1, 2], [5, 0, 2, 0]])
-    mean = StructuredMean(knobs)
+    mean, codes = StructuredMean(OF_ALL_KINDS), FEW
     at = np.random.default_rng(0).normal(size=len(mean._scaled))
     errors = np.array([1.0, -2.0, 0.5, 3.0])
     design = mean._design(codes)
@@ -174,11 +179,7 @@ def test_the_gradient_of_the_mean_is_that_of_finite_differences():
 
 
 def test_the_derivatives_of_the_damage_are_finite_differences():
-    knobs = [coordinate("a.weight_bits", "weight_bits", BITS, 32), coordinate("b.width", "width", (1.0, 0.5), 1.0),
-             coordinate("c.channels", "channels", (0.0, 0.25, 0.5), 0.0),
-             coordinate("d.recovery_epochs", "recovery_epochs", (0, 1, 2), 0)]  # fmt: skip
-    codes = np.array([[0, 1, 2, 0], [2, 0, 0, 1], [3, 1, 1, 2], [5, 0, 2, 0]])
-    mean = StructuredMean(knobs)
+    mean, codes = StructuredMean(OF_ALL_KINDS), FEW
     mean.fit(codes, np.array([-1.0, -2.5, -3.0, -6.0]))
     assert mean.predict_drawn(codes, mean.parameters[None])[0] == pytest.approx(mean.predict(codes))
     for index, slopes in enumerate(mean.jacobian(codes).T):
