@@ -87,12 +87,16 @@ class Option:
 
 
 def options_of(knob: Coordinate, widths: Sequence[float]) -> list[Option]:
-    """Each choice of a knob as an option; a group's channels, removed of what the width left, at each of `widths`."""
+    """Each choice of a knob as an option; a group's channels, removed of what the width left, at each of `widths`.
+
+    Where choices are names instead of fractions, channels are a knob like any other.
+    """
+    crossed = knob.kind == "channels" and not any(isinstance(choice, str) for choice in (*knob.choices, *widths))
     found = []
-    for width in widths if knob.kind == "channels" else (1.0,):
+    for width in widths if crossed else (1.0,):
         for index, choice in enumerate(knob.choices):
             prior = -math.inf if index == knob.neutral else knob.prior[index]
-            if knob.kind == "channels":
+            if crossed:
                 whole, rest = (max(LIGHTEST_DAMAGE, (1 - w * (1 - choice)) ** 2 - (1 - w) ** 2) for w in (1.0, width))
                 found.append(Option(prior + math.log(rest / whole), ("kept", round(width * (1 - choice), 6))))
             else:

@@ -371,3 +371,13 @@ def test_the_luck_of_one_measurement_is_no_uncertainty_of_a_cost():
     mean, deviation = model.predict(codes, nothing)
     assert np.std(logs - mean) == pytest.approx(0.1, abs=0.02)
     assert (deviation < 0.06).all()  # 16 choices are known from 200 measurements
+
+
+def test_channels_and_widths_may_be_names():
+    names = coordinate("a.channels", "channels", ("all", "few"), "all")
+    fractions = coordinate("a.channels", "channels", (0.0, 0.5), 0.0)
+    width = coordinate("s.width", "width", ("wide", "slim"), "wide")
+    for knob, beside in ((names, width), (fractions, width), (names, coordinate("s.width", "width", (1.0, 0.5), 1.0))):
+        mean = StructuredMean([knob, beside])
+        both, one, none = mean.predict(np.array([[1, 1], [1, 0], [0, 0]]))
+        assert both > one > none
