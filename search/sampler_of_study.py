@@ -54,13 +54,15 @@ def make_sampler(
     if spec.sampler == "tpe":
         return TPESampler(seed=seed, multivariate=True, constant_liar=spec.workers > 1, n_startup_trials=10)
     space, cost = problem.space, cost_of(problem)
+    # Optuna reads the dashboard's list, in which a trial that was stopped has one more, as constraints named by their place.
+    copied = map(str, range(len(spec.constraints) + 1))
     return PolicySampler(
         [role_of(name, cost.is_exact) for name in spec.objectives],
         coordinates=space_coordinates(space, known),
         counted=cost,
         keys=cost.keys if cost.is_exact else None,
         reference=worst_corner(baseline, spec.objectives, spec.constraints),
-        implied=frozenset(str(c) for c in spec.constraints if c.metric in spec.objectives),
+        implied=frozenset({*copied, *(str(c) for c in spec.constraints if c.metric in spec.objectives)}),
         earlier=earlier,
         seed=seed,
     )
