@@ -121,6 +121,10 @@ class PolicySampler(BaseSampler):
         self._threads = ThreadpoolController()
         self.fallback: str | None = None
 
+    def learned_constraints(self, trial: FrozenTrial) -> set[str]:
+        """Names of the constraints that are learned from a trial, each as a regression on the choices."""
+        return set(trial.constraints) - self._implied
+
     def reseed_rng(self) -> None:
         self._generator = np.random.default_rng()
         self._random.reseed_rng()
@@ -231,7 +235,7 @@ class PolicySampler(BaseSampler):
         ended = [trial for trial in ended if trial.params]
         raw = np.array([self._told(trial) for trial in ended], dtype=float)
         values = surrogate.scaled(raw.reshape(-1, len(self._roles)))
-        constraints = {name for trial in ended for name in trial.constraints} - self._implied
+        constraints = {name for trial in ended for name in self.learned_constraints(trial)}
         return History(
             self._as_trained(ended, surrogate),
             self._damage(ended, values),

@@ -12,8 +12,10 @@ from slimfront.measurement import METRICS, Measurement
 from slimfront.search.driver import Search
 from slimfront.search.local import run_local
 from slimfront.search.lock import sole_driver
+from slimfront.search.policy_sampler import PolicySampler
 from slimfront.search.problem import Problem, prepare
 from slimfront.search.run import run_search
+from slimfront.search.sampler_of_study import make_sampler
 from slimfront.search.worker import Stage
 from slimfront.studies.executed import executed_precisions
 from slimfront.studies.front import Objective, Point, dominates
@@ -82,13 +84,17 @@ def test_an_early_violation_ends_the_trial_before_it_is_scored(tiny_spec: Spec, 
 
 
 def test_an_infeasible_trial_that_was_scored_keeps_its_values(tiny_spec: Spec, store: Store, tmp_path: Path) -> None:
-    searched(prepare(tiny_spec(constraints=["accuracy_drop <= -1"])), store, tmp_path)
+    problem = prepare(tiny_spec(constraints=["accuracy_drop <= -1"]))
+    searched(problem, store, tmp_path)
     assert {trial.state for trial in store.trials("tiny")} == {"infeasible"}
     study = optuna.load_study(study_name="tiny", storage=store.url)
     trial = study.get_trials()[0]
     assert trial.state.name == "COMPLETE"
     assert trial.constraints["accuracy_drop <= -1"] > 0
     assert trial.system_attrs["constraints"][0] > 0  # what the dashboard greys by
+    sampler = make_sampler(problem, {"accuracy_drop": 0.0, "latency_ms": 1.0}, 4)
+    assert isinstance(sampler, PolicySampler)
+    assert not sampler.learned_constraints(trial)  # the drop is an objective; Optuna reads the dashboard's list back as "0"
 
 
 def test_a_failing_trial_is_a_row_with_its_reason_and_the_search_goes_on(
