@@ -90,7 +90,11 @@ def main() -> None:
     options.cache.mkdir(parents=True, exist_ok=True)
     count, *more = (8, 12) if options.quick else (50, 60, 70, 80, 100)
     curves, *others = (
-        list(trained(problem, count if seed else max(count, *more), seed, options.cache / f"{options.workload}.{seed}.jsonl"))
+        list(
+            trained(
+                problem, count if seed else max(count, *more), seed, options.cache / f"{options.workload}.{seed}.jsonl"
+            )
+        )
         for seed in range(2 if options.quick else 3)
     )
     ceiling = whole_log2_bops(problem)
@@ -103,7 +107,10 @@ def main() -> None:
         document = {"workload": options.workload, "policies": count, "trained_again": again, "schedules": figures}
         options.json.write_text(json.dumps(document, indent=1))
     for text, of_drawn in figures.items():
-        show(of_drawn, f"{options.workload}, {options.seeds} orders, rungs {text}, against {count} policies fully recovered")
+        show(
+            of_drawn,
+            f"{options.workload}, {options.seeds} orders, rungs {text}, against {count} policies fully recovered",
+        )
     told = ", ".join(f"{ratio:.3f}" for ratio in again)
     print(f"hypervolume of all recovered in another order of the samples / of all: {told}")
 
