@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import logsumexp, softmax
 from sklearn.linear_model import BayesianRidge
 
 from .coordinates import Coordinate
+
+TRUST = (1.0, 3.0, 10.0, 30.0, 100.0)
+"""How many times as much what is counted may explain as the choices beside it do."""
+
+LEAST_SHARE = 0.01
+"""Likelihood beside the others' below which a trust is left out."""
 
 
 class AdditiveModel:
     """Bayesian linear regression on one-hot choices and on what can be counted, with its own uncertainty.
 
-    Regularisation and noise are those of the greatest evidence (MacKay 1992; scikit-learn's `BayesianRidge`).
+    Regularisation and noise are those of the greatest evidence (MacKay 1992; scikit-learn's `BayesianRidge`). How far what is
+    counted is trusted is averaged over, each trust as likely as the values make it.
 
     Args:
         coordinates: the knobs of codes.
@@ -26,35 +34,43 @@ class AdditiveModel:
     def fit(self, codes: np.ndarray, counted: np.ndarray, values: np.ndarray) -> None:
         """Fit to codes [n, knobs], counted figures [n, any] and values [n]."""
         self._centre, self._scale = counted.mean(axis=0), np.maximum(counted.std(axis=0), 1e-9)
-        self._model = BayesianRidge(compute_score=True).fit(self._features(codes, counted), values)
-
-    @property
-    def evidence(self) -> float:
-        """Log marginal likelihood of the values it was fitted to."""
-        return float(self._model.scores_[-1])
+        trusts = TRUST if counted.shape[1] else TRUST[:1]
+        fits = [BayesianRidge(compute_score=True).fit(self._features(codes, counted, t), values) for t in trusts]
+        scores = np.array([fit.scores_[-1] for fit in fits])
+        self.evidence = float(logsumexp(scores) - np.log(len(trusts)))
+        shares = softmax(scores)
+        kept = [index for index in range(len(fits)) if shares[index] > LEAST_SHARE]
+        self._fits = [(shares[index] / shares[kept].sum(), trusts[index], fits[index]) for index in kept]
+        options = sum(self._sizes)
+        self._intercept = sum(share * fit.intercept_ for share, _, fit in self._fits)
+        self._chosen = sum(share * fit.coef_[:options] for share, _, fit in self._fits)
+        self._slopes = sum(share * self._weight(trust) * fit.coef_[options:] for share, trust, fit in self._fits)
 
     @property
     def noise(self) -> float:
         """Standard deviation of one value around what the choices tell of it."""
-        return float(self._model.alpha_) ** -0.5
+        return sum(share / float(fit.alpha_) for share, _, fit in self._fits) ** 0.5
 
     def predict(self, codes: np.ndarray, counted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean, and standard deviation of the mean, without the noise of one value, each [n]."""
-        mean, deviation = self._model.predict(self._features(codes, counted), return_std=True)
-        return mean, np.sqrt(np.maximum(deviation**2 - self.noise**2, 0.0))
+        middle, variance = self.mean(codes, counted), np.zeros(len(codes))
+        for share, trust, fit in self._fits:
+            mean, deviation = fit.predict(self._features(codes, counted, trust), return_std=True)
+            variance += share * (np.maximum(deviation**2 - 1 / float(fit.alpha_), 0.0) + (mean - middle) ** 2)
+        return middle, np.sqrt(variance)
 
     def mean(self, codes: np.ndarray, counted: np.ndarray) -> np.ndarray:
         """The mean alone [n], by table look-up: a hundred times as fast."""
-        weights, centred = self._model.coef_, (counted - self._centre) / self._scale
-        options = sum(self._sizes)
-        chosen = weights[:options][codes + self._starts].sum(axis=1)
-        return self._model.intercept_ + chosen + len(self._sizes) ** 0.5 * centred @ weights[options:]
+        centred = (counted - self._centre) / self._scale
+        return self._intercept + self._chosen[codes + self._starts].sum(axis=1) + centred @ self._slopes
 
-    def _features(self, codes: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    def _features(self, codes: np.ndarray, counted: np.ndarray, trust: float) -> np.ndarray:
         one_hot = [np.eye(size)[codes[:, index]] for index, size in enumerate(self._sizes)]
-        # What is counted speaks for all knobs at once: one standard deviation of it weighs as much as all of them.
-        weight = len(self._sizes) ** 0.5
-        return np.hstack([*one_hot, weight * (counted - self._centre) / self._scale])
+        return np.hstack([*one_hot, self._weight(trust) * (counted - self._centre) / self._scale])
+
+    def _weight(self, trust: float) -> float:
+        """Of what is counted, which speaks for all knobs at once: one standard deviation of it weighs as much as all of them."""
+        return trust * len(self._sizes) ** 0.5
 
 
 class CostModel:
