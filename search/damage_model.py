@@ -112,6 +112,10 @@ class StructuredMean:
         single = self._single(shifts)[which[:, None], self._options(codes)]
         return self._mapped(self._parts(codes, single).sum(axis=1))
 
+    def shifts(self, deviations: np.ndarray) -> np.ndarray:
+        """What deviations [any, parameters] of what is fitted change of `theta`, [any, options]."""
+        return deviations[:, 2 : 2 + self._offsets] @ self._spread.T
+
     def predict_options(
         self, codes: np.ndarray, knob: int, size: int, shifts: np.ndarray, which: np.ndarray
     ) -> np.ndarray:

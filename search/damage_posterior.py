@@ -68,6 +68,10 @@ class DamagePosterior:
         deviation = np.sqrt(np.maximum(self.scales[1] ** 2 - (reduced**2).sum(axis=0), 1e-10))
         return structured[:, len(self._codes) :] + residual.T + deviation * normals[:, None]
 
+    def shifts(self, count: int, generator: np.random.Generator) -> np.ndarray:
+        """Draws [count, options] of how far the log damage of single choices may be from the fit."""
+        return self._mean.shifts(self._deviations(count, generator))
+
     def _deviations(self, count: int, generator: np.random.Generator) -> np.ndarray:
         """Draws [count, parameters] of how far the parameters are from their fit."""
         prior = generator.standard_normal((count, self._slopes.shape[1]))

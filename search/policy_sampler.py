@@ -51,7 +51,6 @@ LEAST_EXPLAINED = 0.1
 DRAWS = {2: 64, 3: 32, 4: 16}
 SHORTLIST = {2: 900, 3: 300, 4: 100}
 PERTURBED = 3
-PERTURBATION = 0.5
 
 
 @dataclass(frozen=True)
@@ -192,7 +191,7 @@ class PolicySampler(BaseSampler):
     def _candidates(self, surrogate: Surrogate, parents: np.ndarray) -> np.ndarray:
         sizes = np.array([len(knob.choices) for knob in surrogate.coordinates])
         chains = len(TRADE_OFFS) * PERTURBED
-        shifts = PERTURBATION * self._generator.standard_normal((PERTURBED, len(surrogate.mean.theta)))
+        shifts = surrogate.shifts(PERTURBED, self._generator)
         shifts[0] = 0
         model = np.repeat(np.arange(PERTURBED), len(TRADE_OFFS))
         shares = self._generator.dirichlet(np.ones(len(self._roles)), chains)

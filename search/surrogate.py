@@ -27,8 +27,8 @@ Regression = TypeVar("Regression", AdditiveModel, CostModel)
 SCALES_LAST = 1.1
 """The residual's scales are chosen anew when there are so many times as many trials."""
 
-COSTS_LAST = 1.02
-"""Measured costs and constraints are fitted anew when there are so many times as many trials: from 50 on not at each."""
+COSTS_LAST = 1.05
+"""Measured costs and constraints are fitted anew when there are so many times as many trials: from 20 on not at each."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,10 @@ class Surrogate:
                 middle, spread = model.predict(codes, counted)
                 drawn[(middle + np.hypot(spread, model.noise) * normals[:, -1:]) > 0] = np.inf
         return drawn
+
+    def shifts(self, count: int, generator: np.random.Generator) -> np.ndarray:
+        """Draws [count, options] of how far the log damage of single choices may be from `mean.theta`."""
+        return self._posterior.shifts(count, generator)
 
     def positions(self, codes: np.ndarray) -> np.ndarray:
         """Ordinal positions in [0, 1], shape [n, knobs]."""

@@ -216,6 +216,17 @@ def test_damage_is_known_where_it_was_tried_and_open_where_it_was_not():
     assert believed[0] < 0.25  # what runs counts as if it had turned out as predicted
 
 
+def test_candidates_descend_from_damages_that_the_trials_leave_likely():
+    """A choice whose damage was measured shifts little, one that was never tried as far as its prior allows."""
+    whole = np.full((1, KNOBS), BITS.index(32))
+    tried = whole.copy()
+    tried[0, 0] = 0
+    posterior = posterior_of(np.concatenate([whole, tried]), np.array([-6.9, -1.0]))
+    spread = posterior.shifts(512, np.random.default_rng(0)).std(axis=0)
+    assert spread[0] < 0.5
+    assert spread[len(BITS)] > 1.0
+
+
 def test_damages_lie_where_the_posterior_expects_them():
     """Networks as the prior imagines them: errors of the prediction in units of its own deviation are of size one."""
     knobs = [coordinate(name, "weight_bits", BITS, 32) for name in NAMES]
@@ -359,6 +370,23 @@ def test_a_cost_adds_up_or_multiplies_as_its_data_say(adds: bool):
     assert mean == pytest.approx(np.log(costs[100:]), abs=0.02)
     assert model.mean(codes[100:], np.zeros((20, 0))) == pytest.approx(mean)
     assert (deviation < 0.02).all()
+
+
+def test_a_cost_that_is_what_is_counted_is_known_after_few_trials():
+    """And what is counted misleads no cost that has nothing to do with it."""
+    knobs = [coordinate(name, "weight_bits", BITS, 32) for name in NAMES]
+    draw = np.random.default_rng(2)
+    codes = draw.integers(len(BITS), size=(220, KNOBS))
+    counted, unrelated = np.log(np.array(BITS)[codes] @ SIZE)[:, None], draw.normal(size=(220, 1))
+    costs = 30 + np.exp(counted[:, 0])  # with a head that no choice makes smaller
+    model = CostModel(knobs)
+    model.fit(codes[:15], counted[:15], np.log(costs[:15]))
+    mean, deviation = model.predict(codes[15:], counted[15:])
+    assert mean == pytest.approx(np.log(costs[15:]), abs=0.02)
+    assert model.mean(codes[15:], counted[15:]) == pytest.approx(mean)
+    assert (deviation < 0.02).all()
+    model.fit(codes[:200], unrelated[:200], np.log(costs[:200]))
+    assert model.mean(codes[200:], unrelated[200:]) == pytest.approx(np.log(costs[200:]), abs=0.03)
 
 
 def test_the_luck_of_one_measurement_is_no_uncertainty_of_a_cost():
