@@ -18,6 +18,9 @@ from ..spaces.space import Space
 COUNTED = ("flops", "bops", "parameters", "packed_bytes")
 """Metrics in the order of `AnalyticCost`'s columns."""
 
+OF_MACHINES = (len(COUNTED), len(COUNTED) + 1)
+"""Columns of `AnalyticCost` after these: BOPs and bytes as most machines and files have them."""
+
 
 @dataclass(frozen=True)
 class Shares:
@@ -86,9 +89,9 @@ class AnalyticCost:
         return in_place and choices.operators == (DENSE,) and choices.codebooks == (UNIFORM,)
 
     def __call__(self, codes: np.ndarray) -> np.ndarray:
-        """[n, 6] of codes [n, knobs of the space]: a column per `COUNTED`, and two that tell what machines and files make of bits.
+        """[n, 6] of codes [n, knobs of the space]: a column per `COUNTED`, and those `OF_MACHINES`.
 
-        Those are BOPs and bytes where a layer is multiplied as wide as the wider of its weights and activations, and nothing
+        The latter are BOPs and bytes where a layer is multiplied as wide as the wider of its weights and activations, and nothing
         is narrower than a byte.
         """
         kept = self._kept(codes)

@@ -13,7 +13,7 @@ from ..spaces.policy import Policy
 from ..spaces.space import NEUTRAL, Choice, Space
 from ..studies.constraint import Constraint
 from ..studies.front import Objective, reference_point
-from .analytic_cost import COUNTED, AnalyticCost
+from .analytic_cost import COUNTED, OF_MACHINES, AnalyticCost
 from .coordinates import Coordinate, coordinate, decode, encode
 from .knapsack import path_policies
 from .policy_sampler import Earlier, PolicySampler
@@ -83,12 +83,13 @@ def space_coordinates(space: Space, known: KnownDamage | None = None) -> list[Co
 
 
 def greedy_policies(problem: Problem, known: KnownDamage) -> list[Policy]:
-    """Policies along the greedy path of what single choices damage, against the objectives that are counted, else BOPs.
+    """Policies along the greedy path of what single choices damage, against what they save.
 
-    They are recovered as long as the space allows, as the anchors of a structure are: several choices together do most damage.
+    Those are the objectives that are counted, else BOPs and bytes as most machines have them. The policies are recovered as long
+    as the space allows, as the anchors of a structure are: several choices together do most damage.
     """
     space, cost = problem.space, cost_of(problem)
-    columns = [COUNTED.index(name) for name in problem.spec.objectives if name in COUNTED] or [COUNTED.index("bops")]
+    columns = [COUNTED.index(name) for name in problem.spec.objectives if name in COUNTED] or list(OF_MACHINES)
     coordinates = space_coordinates(space, known)
     recovered = space.uniform({"recovery_epochs": max(space.choices.recovery_epochs)})
     start = encode(coordinates, space.parameters(recovered))

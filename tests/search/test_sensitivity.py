@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from slimfront.search.coordinates import coordinate
+from slimfront.search.analytic_cost import COUNTED, OF_MACHINES
+from slimfront.search.coordinates import coordinate, encode
 from slimfront.search.driver import MAX_ANCHORS, Search
 from slimfront.search.knapsack import LEVELS, path_policies
 from slimfront.search.problem import Problem, prepare
-from slimfront.search.sampler_of_study import greedy_policies, space_coordinates
+from slimfront.search.sampler_of_study import cost_of, greedy_policies, space_coordinates
 from slimfront.search.sensitivity import known_damage, measured, probes, why_not
 from slimfront.studies.progress import charged_trials, sensitivity_text
 from slimfront.studies.spec import StudySpec
@@ -117,15 +118,23 @@ def test_knobs_that_were_not_measured_stay_as_they_are() -> None:
     assert [codes.tolist() for codes in path] == [[1, 0]]
 
 
-def test_the_path_s_policies_are_cheaper_one_after_the_other(problem) -> None:
+@pytest.mark.parametrize(
+    ("cost", "narrowest"), [("bops", 2), ("latency_ms", 8)], ids=["counted", "as machines have them"]
+)
+def test_the_path_s_policies_are_cheaper_one_after_the_other(problem, cost: str, narrowest: int, tmp_path) -> None:
+    changed = {"objectives": ["accuracy_drop", cost]}
+    document = {**problem.spec.model_dump(mode="json", exclude_unset=True), **changed}
+    problem = prepare(StudySpec.from_document(document, "here", tmp_path))
     known = known_damage(problem.space, list(measured(problem, probes(problem.space))))
     assert any(knob.measured for knob in space_coordinates(problem.space, known))
     policies = greedy_policies(problem, known)
-    bits = [
-        sum(layer.weight_bits * layer.activation_bits for layer in map(policy.layer, ("stem", "conv", "fc")))
-        for policy in policies
-    ]
-    assert bits == sorted(bits, reverse=True)
+    layers = [[policy.layer(name) for name in ("stem", "conv", "fc")] for policy in policies]
+    assert min(layer.weight_bits for each in layers for layer in each) == narrowest  # machines gain nothing below 8
+    costs = cost_of(problem)(
+        np.array([encode(space_coordinates(problem.space), problem.space.parameters(policy)) for policy in policies])
+    )
+    saved = costs[:, [COUNTED.index("bops")] if cost == "bops" else list(OF_MACHINES)].prod(axis=1)
+    assert (np.diff(saved) < 0).all()
     assert len(policies) >= 2
 
 
