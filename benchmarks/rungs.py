@@ -83,12 +83,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
     parser.add_argument("--cache", type=Path, default=Path("rungs-cache"), help="folder of curves trained before")
     parser.add_argument("--workload", default="digits-gru")
+    parser.add_argument(
+        "--policies", type=int, default=50, help="fully recovered; with rungs up to twice as many come by"
+    )
     parser.add_argument("--seeds", type=int, default=9, help="orders of the policies")
     options = parser.parse_args()
     problem = problem_of(options.workload)
     torch.set_num_threads(1)
     options.cache.mkdir(parents=True, exist_ok=True)
-    count, *more = (8, 12) if options.quick else (50, 60, 70, 80, 100)
+    count, *more = (8, 12) if options.quick else (round(options.policies * times) for times in (1, 1.2, 1.4, 1.6, 2))
     curves, *others = (
         list(
             trained(
