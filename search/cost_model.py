@@ -25,6 +25,9 @@ class AdditiveModel:
 
     Args:
         coordinates: the knobs of codes.
+
+    Attributes:
+        evidence: log marginal likelihood of the values it was fitted to.
     """
 
     def __init__(self, coordinates: Sequence[Coordinate]) -> None:
