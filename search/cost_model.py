@@ -46,8 +46,8 @@ class AdditiveModel:
         self._fits = [(shares[index] / shares[kept].sum(), trusts[index], fits[index]) for index in kept]
         options = sum(self._sizes)
         self._intercept = sum(share * fit.intercept_ for share, _, fit in self._fits)
-        self._chosen = sum(share * fit.coef_[:options] for share, _, fit in self._fits)
-        self._slopes = sum(share * self._weight(trust) * fit.coef_[options:] for share, trust, fit in self._fits)
+        self._chosen = np.sum([share * fit.coef_[:options] for share, _, fit in self._fits], axis=0)
+        self._slopes = np.sum([s * self._weight(trust) * fit.coef_[options:] for s, trust, fit in self._fits], axis=0)
 
     @property
     def noise(self) -> float:
