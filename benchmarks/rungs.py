@@ -79,7 +79,7 @@ class Race:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="8 policies instead of 50, and 12 in place of 100")
+    parser.add_argument("--quick", action="store_true", help="6 policies instead of 50, and 9 in place of 100")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
     parser.add_argument("--cache", type=Path, default=Path("rungs-cache"), help="folder of curves trained before")
     parser.add_argument("--workload", default="digits-gru")
@@ -91,7 +91,7 @@ def main() -> None:
     problem = problem_of(options.workload)
     torch.set_num_threads(1)
     options.cache.mkdir(parents=True, exist_ok=True)
-    count, *more = (8, 12) if options.quick else (round(options.policies * times) for times in (1, 1.2, 1.4, 1.6, 2))
+    count, *more = (6, 9) if options.quick else (round(options.policies * times) for times in (1, 1.2, 1.4, 1.6, 2))
     curves, *others = (
         list(
             trained(

@@ -122,8 +122,7 @@ def test_knobs_that_were_not_measured_stay_as_they_are() -> None:
     ("cost", "narrowest"), [("bops", 2), ("latency_ms", 8)], ids=["counted", "as machines have them"]
 )
 def test_the_path_s_policies_are_cheaper_one_after_the_other(problem, cost: str, narrowest: int, tmp_path) -> None:
-    changed = {"objectives": ["accuracy_drop", cost]}
-    document = {**problem.spec.model_dump(mode="json", exclude_unset=True), **changed}
+    document = {**problem.spec.model_dump(mode="json", exclude_unset=True), "objectives": ["accuracy_drop", cost]}
     problem = prepare(StudySpec.from_document(document, "here", tmp_path))
     known = known_damage(problem.space, list(measured(problem, probes(problem.space))))
     assert any(knob.measured for knob in space_coordinates(problem.space, known))
