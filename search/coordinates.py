@@ -73,37 +73,6 @@ def coordinate(
     return Coordinate(name, kind, tuple(choices), index, prior, bool(scales))
 
 
-@dataclass(frozen=True)
-class Option:
-    """What one knob adds to the damage.
-
-    Attributes:
-        prior: log of the nats it is guessed to add; -inf at the neutral choice.
-        shared: what options of the same nature have in common, of whatever knob.
-    """
-
-    prior: float
-    shared: tuple[Any, ...]
-
-
-def options_of(knob: Coordinate, widths: Sequence[float]) -> list[Option]:
-    """Each choice of a knob as an option; a group's channels, removed of what the width left, at each of `widths`.
-
-    Where choices are names instead of fractions, channels are a knob like any other.
-    """
-    crossed = knob.kind == "channels" and not any(isinstance(choice, str) for choice in (*knob.choices, *widths))
-    found = []
-    for width in widths if crossed else (1.0,):
-        for index, choice in enumerate(knob.choices):
-            prior = -math.inf if index == knob.neutral else knob.prior[index]
-            if crossed:
-                whole, rest = (max(LIGHTEST_DAMAGE, (1 - w * (1 - choice)) ** 2 - (1 - w) ** 2) for w in (1.0, width))
-                found.append(Option(prior + math.log(rest / whole), ("kept", round(width * (1 - choice), 6))))
-            else:
-                found.append(Option(prior, ("kept", choice) if knob.kind == "width" else (knob.kind, choice)))
-    return found
-
-
 def guessed_damage(kind: str, choices: Sequence[Any], neutral: Any = None) -> dict[Any, float]:
     """Choice -> nats it is guessed to do alone, whatever the layer; arguments as for `coordinate`."""
     index = list(choices).index(neutral) if neutral in choices else None

@@ -5,9 +5,9 @@ Damage is y = log(KL + 1e-3), KL from the uncompressed model's outputs in nats. 
     y = b + (1 + a) log(1e-3 + sum_d theta[d, x_d]),   log theta = prior + kind + knob + option offset
 
 theta is 0 at the neutral choice; recovery multiplies the theta of each kind by a factor of its own. A group's channels are removed
-of what the width left, so that theirs has an entry for each pair of both; width and channels that keep the same share have
-their kind's offset in common. Offsets are found by
-maximum a posteriori with standard deviations 1.5, 1.0 (0.5 for a knob whose prior was measured) and 0.5, and 0.3 for a and b.
+of what the width left, so that theirs has an entry for each pair of both: the same share of fewer channels is guessed to do
+the same damage, and may prove to do another. Offsets are found by maximum a posteriori with standard deviations 1.5, 1.0 (0.5 for
+a knob whose prior was measured) and 0.5, and 0.3 for a and b.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.sparse import csr_array
 
-from .coordinates import HEALING, Coordinate, options_of
+from .coordinates import HEALING, Coordinate
 
 FLOOR = 1e-3
 NOISE = 0.2
@@ -157,23 +157,22 @@ class StructuredMean:
         self._kinds = len(kinds)
         self._kind_of_knob = np.array([kinds.index(knob.kind) for knob in knobs], dtype=int)
         self._width = next((index for index, knob in enumerate(knobs) if knob.kind == "width"), None)
-        widths = knobs[self._width].choices if self._width is not None else (1.0,)
-        offers = [options_of(knob, widths) for knob in knobs]
-        sizes = [len(offer) for offer in offers]
+        widths = len(knobs[self._width].choices) if self._width is not None else 1
+        repeats = [widths if knob.kind == "channels" else 1 for knob in knobs]
+        sizes = [len(knob.choices) * times for knob, times in zip(knobs, repeats, strict=True)]
         self._starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(int)
         # How far apart the options are that a knob has at one width and at the next.
-        self._strides = np.array(
-            [len(k.choices) if len(k.choices) < size else 0 for k, size in zip(knobs, sizes, strict=True)]
-        )
-        options = [option for offer in offers for option in offer]
-        shared = {key: place for place, key in enumerate(dict.fromkeys(option.shared for option in options))}
+        self._strides = np.array([len(k.choices) if k.kind == "channels" else 0 for k in knobs])
+        options = [(k, i) for k, times in zip(knobs, repeats, strict=True) for i in [*range(len(k.choices))] * times]
+        natures = [(knob.kind, knob.choices[index]) for knob, index in options]
+        shared = {nature: place for place, nature in enumerate(dict.fromkeys(natures))}
         knob_deviations = np.array([DEVIATIONS["measured" if knob.measured else "knob"] for knob in knobs])
         knob_of_option = np.repeat(np.arange(len(knobs)), sizes)
         self._kind_of_option = self._kind_of_knob[knob_of_option]
         self._one_kind = np.eye(self._kinds)[self._kind_of_option]
-        self._prior = np.array([option.prior for option in options])
+        self._prior = np.array([-np.inf if index == knob.neutral else knob.prior[index] for knob, index in options])
         self._spread = np.hstack([
-            DEVIATIONS["kind"] * np.eye(len(shared))[[shared[option.shared] for option in options]],
+            DEVIATIONS["kind"] * np.eye(len(shared))[[shared[nature] for nature in natures]],
             (np.eye(len(knobs)) * knob_deviations)[knob_of_option],
             DEVIATIONS["option"] * np.eye(len(options)),
         ])  # fmt: skip

@@ -15,11 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CompressionError
-from .channel_graph import ChannelGraph, channels_lost, first_line, out_channels
+from .channel_graph import CONVOLUTIONS, ChannelGraph, channels_lost, first_line, out_channels
 from .layers import LAYER_KINDS
 
 CHANNEL_MULTIPLE = 8
 """Kept channels are rounded to a multiple of this: vector registers and int8 kernels work in blocks of channels."""
+
+
+UNTRACED = (
+    "no gradient flows through it in forward (no_grad, detach, or not run at all), which its channels are followed by"
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,8 @@ def find_channel_groups(model: nn.Module, example_input: Tensor) -> tuple[list[C
     except CompressionError as error:  # what needs no channels, such as bits, can be searched all the same
         return [], {type(model).__name__: f"no channel can be followed: {error}"}
     groups = _all_groups(graph)
-    reasons = {group.name: reason for group in groups if (reason := _why_fixed(group, outputs, graph))}
+    reasons = dict.fromkeys(_untraced(groups, graph), UNTRACED)
+    reasons |= {group.name: reason for group in groups if (reason := _why_fixed(group, outputs, graph))}
     safe = [group for group in groups if group.name not in reasons]
     reason = _why_unsafe(model, example_input, safe, graph) if safe else None
     while unsafe := _find_unsafe(model, example_input, safe, reason):  # until what is left is safe together
@@ -144,6 +150,18 @@ def _all_groups(graph: ChannelGraph) -> list[ChannelGroup]:
         groups.append(ChannelGroup(name, attention.num_heads, layers, multiple=1, unit="head"))
     order = {name: index for index, name in enumerate(graph.names.values())}
     return sorted(groups, key=lambda group: order[group.name])
+
+
+def _untraced(groups: list[ChannelGroup], graph: ChannelGraph) -> list[str]:
+    """Layers of several channels that are in no group; what an attention has inside is followed as one with it."""
+    followed = {layer for group in groups for layer in group.layers}
+    inside = tuple(f"{name}." for name in graph.heads)
+    return [
+        name
+        for module, name in graph.names.items()
+        if isinstance(module, (*CONVOLUTIONS, nn.Linear)) and out_channels(module) > 1
+        and name not in followed and not name.startswith(inside)
+    ]  # fmt: skip
 
 
 def _multiple(channels: int, partitions: int) -> int:

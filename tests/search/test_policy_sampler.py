@@ -331,20 +331,27 @@ def test_one_knob_s_choices_are_judged_as_whole_policies_are():
             assert found[:, option] == pytest.approx(mean.predict_shifted(changed, shifts, which))
 
 
-def test_a_width_that_does_little_teaches_what_channels_do_at_a_width():
-    """Half the channels of half a model are a quarter of it."""
+def test_a_broken_width_says_little_of_channels():
+    """A quarter of everything breaks the model; half the channels of half of it still do as little as half the channels do."""
     groups = [coordinate(f"g{index}.channels", "channels", (0.0, 0.5), 0.0) for index in range(4)]
     knobs = [*groups, coordinate("student.width", "width", (1.0, 0.5, 0.25), 1.0)]
     whole, half, quarter = ([0, 0, 0, 0, width] for width in range(3))
     mean = StructuredMean(knobs)
-    known = np.array([whole, [1, 1, 1, 1, 0], half]), np.array([-6.9, -3.0, -3.0])
-    mean.fit(*known)
-    both = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])  # a quarter of all; half of two groups
-    before = mean.predict(both)
-    mean.fit(np.vstack([known[0], quarter]), np.append(known[1], -2.8))
-    after = mean.predict(both)
-    assert after[0] < before[0] - 0.5
-    assert after[1] == pytest.approx(before[1], abs=0.3)
+    mean.fit(np.array([whole, [1, 1, 1, 1, 0], half, quarter]), np.array([-6.9, -3.5, -3.0, 1.2]))
+    (both,) = mean.predict(np.array([[1, 1, 1, 1, 1]]))
+    assert both == pytest.approx(np.log(np.exp(-3.5) + np.exp(-3.0)), abs=0.4)
+
+
+def test_channels_do_more_damage_at_a_width_where_trials_say_so():
+    groups = [coordinate(f"g{index}.channels", "channels", (0.0, 0.5), 0.0) for index in range(4)]
+    mean = StructuredMean([*groups, coordinate("student.width", "width", (1.0, 0.5), 1.0)])
+    codes = np.array(
+        [[*(index == one for index in range(4)), width] for one in range(4) for width in (0, 1)], dtype=int
+    )
+    codes = np.concatenate([codes, [[0, 0, 0, 0, 1]]])
+    mean.fit(codes, np.array([-6.0, -2.0] * 4 + [-4.0]))
+    assert mean.predict(codes)[1::2] == pytest.approx([-2.0] * 4, abs=0.4)
+    assert mean.predict(codes)[:8:2] == pytest.approx([-6.0] * 4, abs=0.4)
 
 
 def test_a_lucky_quality_counts_as_its_damage_makes_likely():

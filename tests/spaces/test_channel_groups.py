@@ -225,3 +225,23 @@ def test_a_model_that_cannot_be_traced_has_no_groups_and_says_why():
     assert groups == []
     reason = "no channel can be followed: Torch-Pruning failed: Can't call numpy() on Tensor that requires grad."
     assert reasons["ThroughNumpy"].startswith(reason)
+
+
+class PartlyWithoutGradients(nn.Module):
+    """Features that no gradient flows through, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.hidden, self.head = nn.Linear(8, 32), nn.Linear(32, 32), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            features = self.features(x)
+        return self.head(self.hidden(features.relu()).relu())
+
+
+def test_layers_that_no_gradient_flows_through_are_named():
+    groups, reasons = find_channel_groups(PartlyWithoutGradients(), torch.randn(1, 8))
+    assert [group.name for group in groups] == ["hidden"]
+    assert reasons["features"].startswith("no gradient flows through it in forward")
+    assert reasons["head"] == "its channels are the model's output"
