@@ -21,10 +21,7 @@ from .layers import LAYER_KINDS
 CHANNEL_MULTIPLE = 8
 """Kept channels are rounded to a multiple of this: vector registers and int8 kernels work in blocks of channels."""
 
-
-UNTRACED = (
-    "no gradient flows through it in forward (no_grad, detach, or not run at all), which its channels are followed by"
-)
+UNTRACED = "its channels cannot be followed: forward does not call it, or lets no gradient through it (no_grad, detach)"
 
 
 @dataclass(frozen=True)

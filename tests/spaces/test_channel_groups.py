@@ -243,5 +243,7 @@ class PartlyWithoutGradients(nn.Module):
 def test_layers_that_no_gradient_flows_through_are_named():
     groups, reasons = find_channel_groups(PartlyWithoutGradients(), torch.randn(1, 8))
     assert [group.name for group in groups] == ["hidden"]
-    assert reasons["features"].startswith("no gradient flows through it in forward")
+    assert reasons["features"].startswith(
+        "its channels cannot be followed: forward does not call it, or lets no gradient"
+    )
     assert reasons["head"] == "its channels are the model's output"
