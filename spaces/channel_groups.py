@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CompressionError
-from .channel_graph import CONVOLUTIONS, ChannelGraph, channels_lost, first_line, out_channels
+from .channel_graph import ChannelGraph, channels_lost, first_line, out_channels
 from .layers import LAYER_KINDS
 
 CHANNEL_MULTIPLE = 8
@@ -156,7 +156,7 @@ def _untraced(groups: list[ChannelGroup], graph: ChannelGraph) -> list[str]:
     return [
         name
         for module, name in graph.names.items()
-        if isinstance(module, (*CONVOLUTIONS, nn.Linear)) and out_channels(module) > 1
+        if type(module) in LAYER_KINDS and out_channels(module) > 1
         and name not in followed and not name.startswith(inside)
     ]  # fmt: skip
 
