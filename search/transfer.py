@@ -21,8 +21,8 @@ MOST_TRIALS = 200
 def earlier_trials(store: Store, spec: StudySpec, space: Space) -> list[Earlier]:
     """Trials of other studies with the same model and data whose policies are points of `space`.
 
-    Their divergence holds on any target; what was measured counts only where the target is the same.
-    Quality is left to be judged anew.
+    Their divergence holds on any target, but not of trials that were stopped before their recovery ended; what was measured
+    counts only where the target is the same. Quality is left to be judged anew.
     """
     study = store.get_study(spec.study)
     found: dict[str, Earlier] = {}
@@ -60,4 +60,5 @@ def _point(space: Space, policy: Policy) -> dict[str, Choice] | None:
 def _told(trial: TrialRecord, parameters: dict[str, Choice], spec: StudySpec, same_target: bool) -> Earlier:
     measured = {name: measurement.value for name, measurement in trial.measurements.items()}
     values = [measured.get(name) if same_target and name not in QUALITY else None for name in spec.objectives]
-    return Earlier(parameters, measured.get(DAMAGE), tuple(values))
+    damage = measured.get(DAMAGE) if trial.outcome != "stopped" else None
+    return Earlier(parameters, damage, tuple(values))

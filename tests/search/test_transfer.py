@@ -5,6 +5,7 @@ from slimfront.measurement import Measurement
 from slimfront.search.problem import prepare
 from slimfront.search.transfer import earlier_trials
 from slimfront.spaces.policy import Policy
+from slimfront.studies.records import STOPPED_AT
 from slimfront.studies.store import Store
 
 
@@ -37,3 +38,17 @@ def test_studies_of_the_same_workload_tell_damage_and_on_the_same_target_latency
     assert [problem.space.policy(trial.parameters) for trial in found] == [whole, int8, problem.space.anchors()[2]]
     assert [trial.kl for trial in found] == [0.25, 0.25, 0.5]
     assert [trial.values for trial in found] == [(None, 2.0), (None, 2.0), (None, None)]
+
+
+def test_a_trial_that_was_stopped_tells_its_latency_but_no_damage(tiny_spec, store: Store):
+    problem = prepare(tiny_spec())
+    store.create_study(problem.spec, "same", {}, {})
+    added(store, tiny_spec(study="before"), "same", problem.space.anchors()[:2], kl=0.25)
+    store.start_trial("before", 2, problem.space.anchors()[2])
+    store.add_measurements(
+        "before", 2, [Measurement("kl", 3.0, 3.0, 3.0, "nats"), Measurement("latency_ms", 2.0, 2.0, 2.0, "ms")]
+    )
+    store.finish_trial("before", 2, "infeasible", f"{STOPPED_AT} 0, 0 of 4 epochs: place 3 of 3, 1 go on", {})
+    found = earlier_trials(store, problem.spec, problem.space)
+    assert [trial.kl for trial in found] == [0.25, 0.25, None]
+    assert found[-1].values == (None, 2.0)
