@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ class Coordinate:
         neutral: index of the choice that does no damage; None where no choice is known to.
         prior: log of the damage in nats that each choice is guessed to do alone; at `neutral` it is not read.
         measured: whether the prior comes from measuring this very knob.
+        offered: how many of the choices, the first ones, may be proposed: trials may only be found at the others. None is all.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Coordinate:
     neutral: int | None
     prior: tuple[float, ...]
     measured: bool = False
+    offered: int | None = None
 
     @property
     def positions(self) -> np.ndarray:
@@ -73,6 +75,12 @@ def coordinate(
     return Coordinate(name, kind, tuple(choices), index, prior, bool(scales))
 
 
+def recovery_coordinate(name: str, offered: Sequence[float], found: Iterable[float]) -> Coordinate:
+    """The knob of recovery: the epochs it offers, and those behind which trials are stopped."""
+    choices = (*offered, *sorted(set(found) - set(offered)))
+    return replace(coordinate(name, HEALING, choices), offered=len(offered))
+
+
 def guessed_damage(kind: str, choices: Sequence[Any], neutral: Any = None) -> dict[Any, float]:
     """Choice -> nats it is guessed to do alone, whatever the layer; arguments as for `coordinate`."""
     index = list(choices).index(neutral) if neutral in choices else None
@@ -105,6 +113,8 @@ def decode(coordinates: Sequence[Coordinate], codes: np.ndarray) -> dict[str, An
 def _guess(kind: str, choice: Any, choices: Sequence[Any], neutral: int | None) -> float:
     if kind.endswith("bits"):
         return max(LIGHTEST_DAMAGE, 4.0 ** (2 - float(choice)))
+    if kind == HEALING:
+        return max(LIGHTEST_DAMAGE, float(choice))  # only their order is read
     if kind in ("width", "depth", "channels", "sparsity"):
         removed = 0.5 if isinstance(choice, str) else float(choice)
         return max(LIGHTEST_DAMAGE, (1 - removed if kind in ("width", "depth") else removed) ** 2)

@@ -165,7 +165,8 @@ class PolicySampler(BaseSampler):
             self._give_up(study, f"single choices explain {surrogate.explained:.0%} of the damage")
             return {}
         best = self._best(surrogate, history, pending)
-        return {} if best is None else decode(surrogate.coordinates, best)
+        proposed = {} if best is None else decode(surrogate.coordinates, best)
+        return {name: value for name, value in proposed.items() if name in space}
 
     def _best(self, surrogate: Surrogate, history: History, pending: np.ndarray) -> np.ndarray | None:
         """Codes of the greatest expected improvement; None where nothing is left to propose."""
@@ -189,7 +190,7 @@ class PolicySampler(BaseSampler):
         return candidates[int(expected_improvement(drawn, front, reference).argmax())]
 
     def _candidates(self, surrogate: Surrogate, parents: np.ndarray) -> np.ndarray:
-        sizes = np.array([len(knob.choices) for knob in surrogate.coordinates])
+        sizes = np.array([knob.offered or len(knob.choices) for knob in surrogate.coordinates])
         chains = len(TRADE_OFFS) * PERTURBED
         shifts = surrogate.shifts(PERTURBED, self._generator)
         shifts[0] = 0
@@ -218,9 +219,9 @@ class PolicySampler(BaseSampler):
         fine = (history.values < reference).all(axis=1)
         if judged is not None:
             fine &= ~(judged > 0).any(axis=1)
-        values, codes = history.values[fine], history.codes[fine]
+        values, codes = history.values[fine], self._seen[fine]
         if not len(values):
-            return values, history.codes
+            return values, self._seen
         dominated = [bool(((values <= v).all(axis=1) & (values < v).any(axis=1)).any()) for v in values]
         return values[~np.array(dominated)], codes[~np.array(dominated)]
 

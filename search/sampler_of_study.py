@@ -14,7 +14,7 @@ from ..spaces.space import NEUTRAL, Choice, Space
 from ..studies.constraint import Constraint
 from ..studies.front import Objective, reference_point
 from .analytic_cost import COUNTED, OF_MACHINES, AnalyticCost
-from .coordinates import Coordinate, coordinate, decode, encode
+from .coordinates import HEALING, Coordinate, coordinate, decode, encode, recovery_coordinate
 from .knapsack import path_policies
 from .policy_sampler import Earlier, PolicySampler
 from .problem import Problem
@@ -58,7 +58,7 @@ def make_sampler(
     copied = map(str, range(len(spec.constraints) + 1))
     return PolicySampler(
         [role_of(name, cost.is_exact) for name in spec.objectives],
-        coordinates=space_coordinates(space, known),
+        coordinates=learned_coordinates(problem, known),
         counted=cost,
         keys=cost.keys if cost.is_exact else None,
         reference=worst_corner(baseline, spec.objectives, spec.constraints),
@@ -79,6 +79,21 @@ def space_coordinates(space: Space, known: KnownDamage | None = None) -> list[Co
     known = known or {}
     return [
         coordinate(knob.name, knob.kind, knob.choices, NEUTRAL[knob.kind], known.get(knob.name)) for knob in space.knobs
+    ]
+
+
+def learned_coordinates(problem: Problem, known: KnownDamage | None = None) -> list[Coordinate]:
+    """`space_coordinates` with every recovery that rungs may stop a trial after, also where the space offers but one."""
+    coordinates, rungs = space_coordinates(problem.space, known), problem.spec.rungs
+    offered = problem.space.choices.recovery_epochs
+    if rungs is None or offered == (0,):
+        return coordinates
+    marks = {mark for epochs in offered for mark in rungs.marks(epochs)}
+    stops = marks | {0.0} if 0 in rungs.recovery else marks
+    if len(offered) == 1:
+        return [*coordinates, recovery_coordinate(HEALING, offered, stops)]
+    return [
+        recovery_coordinate(knob.name, knob.choices, stops) if knob.kind == HEALING else knob for knob in coordinates
     ]
 
 
