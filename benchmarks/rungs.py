@@ -17,6 +17,7 @@ import statistics
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,10 +30,13 @@ from rich.table import Table
 from slimfront.compression.fake_quantize import fake_quantized
 from slimfront.compression.prune import pruned_copy, reestimate_batch_norm
 from slimfront.compression.recover import recover_by_rungs
+from slimfront.search.analytic_cost import COUNTED, AnalyticCost
+from slimfront.search.coordinates import encode
 from slimfront.search.halving import SuccessiveHalving
 from slimfront.search.problem import Problem, prepare
 from slimfront.search.sampler_of_study import cost_of, space_coordinates
 from slimfront.spaces.policy import Policy
+from slimfront.spaces.space import Space
 from slimfront.studies.spec import RungsSpec, StudySpec
 from torch import nn
 
@@ -92,10 +96,15 @@ def main() -> None:
     torch.set_num_threads(1)
     options.cache.mkdir(parents=True, exist_ok=True)
     count, *more = (6, 9) if options.quick else (round(options.policies * times) for times in (1, 1.2, 1.4, 1.6, 2))
+    cost = cost_of(problem)
     curves, *others = (
         list(
             trained(
-                problem, count if seed else max(count, *more), seed, options.cache / f"{options.workload}.{seed}.jsonl"
+                problem,
+                cost,
+                count if seed else max(count, *more),
+                seed,
+                options.cache / f"{options.workload}.{seed}.jsonl",
             )
         )
         for seed in range(2 if options.quick else 3)
@@ -126,7 +135,7 @@ def problem_of(workload: str) -> Problem:
     return prepare(StudySpec.from_document(document, "benchmark", Path()))
 
 
-def trained(problem: Problem, count: int, seed: int, file: Path) -> Iterator[Curve]:
+def trained(problem: Problem, cost: AnalyticCost, count: int, seed: int, file: Path) -> Iterator[Curve]:
     """The curves of `count` random policies, those in `file` read and the others trained and added to it."""
     lines = file.read_text().splitlines() if file.exists() else []
     known = {row["digest"]: Curve(**row) for row in map(json.loads, lines)}
@@ -134,13 +143,13 @@ def trained(problem: Problem, count: int, seed: int, file: Path) -> Iterator[Cur
     for _ in range(count):
         policy = space.policy({knob.name: draw.choice(knob.choices) for knob in space.knobs})
         if policy.digest not in known:
-            known[policy.digest] = curve_of(problem, policy, seed)
+            known[policy.digest] = curve_of(problem, cost, policy, seed)
             with file.open("a") as opened:
                 opened.write(json.dumps(asdict(known[policy.digest])) + "\n")
         yield known[policy.digest]
 
 
-def curve_of(problem: Problem, policy: Policy, seed: int) -> Curve:
+def curve_of(problem: Problem, cost: AnalyticCost, policy: Policy, seed: int) -> Curve:
     workload = problem.context.workload
     data = {split: stacked(getattr(workload, split)) for split in ("validation", "test")}
     whole = {split: accuracy(workload.model.eval(), Policy(), *pair) for split, pair in data.items()}
@@ -159,20 +168,26 @@ def curve_of(problem: Problem, policy: Policy, seed: int) -> Curve:
         seconds.append(seconds[-1] + time.process_time() - started)
         look(trained_model)
         started = time.process_time()
-    return Curve(policy.digest, log2_bops(problem, policy), drops["validation"], drops["test"], seconds)
+    return Curve(policy.digest, log2_bops(cost, problem.space, policy), drops["validation"], drops["test"], seconds)
 
 
 @torch.no_grad()
 def accuracy(model: nn.Module, policy: Policy, inputs: torch.Tensor, targets: torch.Tensor) -> float:
-    rounded = copy.deepcopy(model)
-    with fake_quantized(rounded, policy, {}):
-        return float((rounded(inputs).argmax(1) == targets).double().mean())
+    with rounded(model, policy) as copied:
+        return float((copied(inputs).argmax(1) == targets).double().mean())
 
 
-def log2_bops(problem: Problem, policy: Policy) -> float:
-    parameters = problem.space.parameters(policy)
-    codes = np.array([[c.choices.index(parameters[c.name]) for c in space_coordinates(problem.space)]])
-    return float(np.log2(cost_of(problem)(codes)[0, 1]))
+@contextmanager
+def rounded(model: nn.Module, policy: Policy) -> Iterator[nn.Module]:
+    """A copy of `model` whose weights have the bits of `policy`."""
+    copied = copy.deepcopy(model)
+    with fake_quantized(copied, policy, {}):
+        yield copied
+
+
+def log2_bops(cost: AnalyticCost, space: Space, policy: Policy) -> float:
+    codes = encode(space_coordinates(space), space.parameters(policy))
+    return float(np.log2(cost(codes[None])[0, COUNTED.index("bops")]))
 
 
 def whole_log2_bops(problem: Problem) -> float:

@@ -53,7 +53,7 @@ def make_sampler(
         return RandomSampler(seed=seed)
     if spec.sampler == "tpe":
         return TPESampler(seed=seed, multivariate=True, constant_liar=spec.workers > 1, n_startup_trials=10)
-    space, cost = problem.space, cost_of(problem)
+    cost = cost_of(problem)
     # Optuna reads the dashboard's list, in which a trial that was stopped has one more, as constraints named by their place.
     copied = map(str, range(len(spec.constraints) + 1))
     return PolicySampler(

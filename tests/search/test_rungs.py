@@ -287,7 +287,7 @@ def foretold(says_when: bool) -> float:
         told = None if stopped else [damage / 5, sum(trial.params.values())]
         study.tell(trial, told, TrialState.PRUNED if stopped else None)
     unseen = np.hstack([np.random.default_rng(0).integers(1, 6, size=(200, 4)), np.zeros((200, 1), dtype=int)])
-    nats = np.arange(1, 5) * 4.0 ** (2 - np.array(BITS[:-1] + (99,))[unseen[:, :4]])
+    nats = np.arange(1, 5) * 4.0 ** (2 - np.array((*BITS[:-1], 99))[unseen[:, :4]])
     surrogate = sampler._surrogate
     assert surrogate is not None
     return float(np.sqrt(np.mean((surrogate.mean.predict(unseen) - np.log(1e-3 + nats.sum(axis=1) / 5)) ** 2)))
