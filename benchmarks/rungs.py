@@ -39,6 +39,7 @@ from slimfront.spaces.policy import Policy
 from slimfront.spaces.space import Space
 from slimfront.studies.spec import RungsSpec, StudySpec
 from torch import nn
+from torch.nn.utils import parametrize
 
 FLOOR = 0.10
 EPOCHS = 8
@@ -181,7 +182,7 @@ def accuracy(model: nn.Module, policy: Policy, inputs: torch.Tensor, targets: to
 def rounded(model: nn.Module, policy: Policy) -> Iterator[nn.Module]:
     """A copy of `model` whose weights have the bits of `policy`."""
     copied = copy.deepcopy(model)
-    with fake_quantized(copied, policy, {}):
+    with fake_quantized(copied, policy, {}), parametrize.cached():  # rounded once, not at every step of a recurrence
         yield copied
 
 
@@ -269,8 +270,8 @@ def volume(finished: Sequence[Curve], ceiling: float) -> float:
 
 
 def at(race: Race, seconds: float) -> float:
-    """The hypervolume after so many seconds of training."""
-    return max((v for s, v in zip(race.seconds, race.volumes, strict=True) if s <= seconds), default=0.0)
+    """The hypervolume after so many seconds of training; more training may have less of it, as it is judged on the test split."""
+    return next((v for s, v in zip(reversed(race.seconds), reversed(race.volumes), strict=True) if s <= seconds), 0.0)
 
 
 def show(of_drawn: dict[int, list[dict[str, float]]], title: str) -> None:
