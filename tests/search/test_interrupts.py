@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import pytest
 from slimfront.search.interrupts import Interrupts
@@ -12,6 +13,7 @@ class InterruptedWhileDestroyed:
 
     def __del__(self) -> None:
         os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)  # until it arrives: on a busy machine that is later
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -28,3 +30,4 @@ def test_an_interrupt_in_a_destructor_is_not_lost() -> None:
 def test_an_interrupt_elsewhere_is_raised_at_once() -> None:
     with pytest.raises(KeyboardInterrupt), Interrupts():
         os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)  # until it arrives
