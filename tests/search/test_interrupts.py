@@ -8,12 +8,17 @@ import pytest
 from slimfront.search.interrupts import Interrupts
 
 
+def interrupt() -> None:
+    """Interrupt this process and wait until that arrives, which takes longer on a busy machine."""
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(5)
+
+
 class InterruptedWhileDestroyed:
     """Python prints what a destructor raises, and goes on."""
 
     def __del__(self) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(5)  # until it arrives: on a busy machine that is later
+        interrupt()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -29,5 +34,4 @@ def test_an_interrupt_in_a_destructor_is_not_lost() -> None:
 
 def test_an_interrupt_elsewhere_is_raised_at_once() -> None:
     with pytest.raises(KeyboardInterrupt), Interrupts():
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(5)  # until it arrives
+        interrupt()
