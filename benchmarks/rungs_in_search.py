@@ -13,8 +13,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import torch
 from cheap_evaluation import stacked
 from rich.console import Console
 from rich.table import Table
-from rungs import EPOCHS, FLOOR, LOOKS, SPACE, Race, at, log2_bops, rounded, volume, whole_log2_bops
+from rungs import EPOCHS, FLOOR, LOOKS, SPACE, Curve, Race, at, log2_bops, rounded, volume, whole_log2_bops
 from slimfront.compression.prune import pruned_copy, reestimate_batch_norm
 from slimfront.compression.recover import recover_by_rungs
 from slimfront.hardware_profiles.runtime import Artifact
@@ -95,8 +94,9 @@ class Trainer:
         key = policy.digest, look, split
         if key not in self._scores:
             weights = self.weights(policy)
-            model = self._models.get(weights.stem) or self._pruned(policy)
-            self._models[weights.stem] = model
+            if weights.stem not in self._models:
+                self._models[weights.stem] = self._pruned(policy)
+            model = self._models[weights.stem]
             model.load_state_dict(torch.load(weights)[look][0])
             (inputs, targets), reference = self._data[split], self._reference[split]
             with torch.no_grad(), rounded(model.eval(), policy) as copied:
@@ -130,22 +130,13 @@ class Trainer:
             started = time.process_time()
 
 
-@dataclass(frozen=True)
-class Recovered:
-    """A policy that was recovered to its end: what `rungs.volume` reads."""
-
-    log2_bops: float
-    validation_drops: Sequence[float]
-    test_drops: Sequence[float]
-
-
 class Runner:
     """Runs trials of a search as `slimfront.search.local` does, from what `trainer` has on disk."""
 
     def __init__(self, search: Search, trainer: Trainer, ceiling: float) -> None:
         self._search, self._trainer, self._ceiling = search, trainer, ceiling
         self._spent = 0.0
-        self._finished: list[Recovered] = []
+        self._finished: list[Curve] = []
 
     def run(self) -> Race:
         """The search to its end."""
@@ -164,9 +155,11 @@ class Runner:
             found.volumes.append(volume(self._finished, self._ceiling))
         return found
 
-    def _recovered(self, policy: Policy) -> Recovered:
+    def _recovered(self, policy: Policy) -> Curve:
+        """The end of a policy's curve."""
         drops = {split: self._trainer.score(policy, END, split)[0] for split in ("validation", "test")}
-        return Recovered(self._trainer.log2_bops(policy), [drops["validation"]], [drops["test"]])
+        seconds = self._trainer.seconds(policy)[END:]
+        return Curve(policy.digest, self._trainer.log2_bops(policy), [drops["validation"]], [drops["test"]], seconds)
 
     def _stages(self, proposal: Proposal) -> Iterator[Stage]:
         policy, rungs = proposal.policy, self._search.spec.rungs

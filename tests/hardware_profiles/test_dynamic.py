@@ -8,7 +8,6 @@ from onnx.reference import ReferenceEvaluator
 from slimfront.compression.candidates import make_candidate
 from slimfront.compression.fake_quantize import dynamic_grid, fake_quantized
 from slimfront.errors import CompressionError
-from slimfront.hardware_profiles.fingerprint import machine
 from slimfront.hardware_profiles.lowering import lower
 from slimfront.hardware_profiles.runtime import get_runtime
 from slimfront.hardware_profiles.target import load_target
@@ -96,9 +95,8 @@ def test_a_runtime_computes_it_and_tells_in_what(name, tmp_path, needs_exact_pro
     assert session.executed_precisions() == told
 
 
-def test_openvino_quantizes_inputs_at_run_time_only_where_that_was_decided(tmp_path):
-    if not any("vnni" in flag for flag in machine()["flags"]):
-        pytest.skip("no VNNI: OpenVINO leaves inputs of linear layers in float here")
+def test_openvino_quantizes_inputs_at_run_time_only_where_that_was_decided(tmp_path, needs_exact_products):
+    needs_exact_products("openvino")  # without them it leaves the inputs in float
     runtime, target = get_runtime("openvino"), load_target("cpu-openvino").model_copy(update={"batch": BATCH})
     outputs = {}
     for layer in (LayerPolicy(8, 32), DYNAMIC):

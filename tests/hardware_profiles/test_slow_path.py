@@ -88,7 +88,8 @@ def lowered(
 @pytest.fixture(params=["onnxruntime", "openvino"])
 def files(request: pytest.FixtureRequest, lowered: Lowered, tmp_path: Path, needs_exact_products):
     """Sessions of the file that lowering writes and of the slow path's."""
-    needs_exact_products(request.param)
+    if request.param == "onnxruntime":
+        needs_exact_products(request.param)
     runtime, batch = get_runtime(request.param), lowered.batches[0]
     target = load_target(f"cpu-{request.param}").model_copy(update={"batch": len(batch)})
     artifact = runtime.lower(lowered.candidate, batch[:1], target, tmp_path / "model.onnx")
