@@ -27,6 +27,7 @@ from optuna_dashboard._pareto_front import get_pareto_front_trials
 from rich.console import Console
 
 from ..errors import StoreError, UserError
+from ..interrupts import uninterrupted
 from ..studies.figures import front_figure
 from ..studies.heatmap import policy_heatmap
 from ..studies.newest_front import front_points, objectives_of
@@ -197,6 +198,7 @@ class Publisher:
         self._due = time.monotonic()
         self._written: dict[str, str] = {}
 
+    @uninterrupted()
     def publish(self, force: bool = False) -> bool:
         """Write note, figures and the front's trial notes, unless that was done a moment ago and `force` is not set.
 

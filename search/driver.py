@@ -1,7 +1,8 @@
 """The driver of a search: proposes policies, stores what workers find, keeps the front.
 
 It is the only writer: of Optuna's tables through `OptunaStudy`, of slimfront's through `Store`. Runners (`local`,
-`distributed`) call `propose`, `record` and `interrupt`, and know nothing of either.
+`distributed`) call `propose`, `record` and `interrupt`, and know nothing of either. Ctrl-C comes between these calls, so
+that both always tell the same.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from optuna.samplers import BaseSampler
 
 from ..evaluators.evaluator import Subject
 from ..hardware_profiles.runtime import Artifact
+from ..interrupts import uninterrupted
 from ..measurement import Measurement
 from ..spaces.candidate import Candidate
 from ..spaces.policy import Policy
@@ -108,6 +110,7 @@ class Search:
 
     # What runners call
 
+    @uninterrupted()
     def propose(self) -> Proposal | None:
         """The next policy to try, stored as running; None where the budget is spent or the space exhausted."""
         if self.is_over:
@@ -167,6 +170,7 @@ class Search:
         self.record(proposal.number, Stage("scored", measurements=list(baseline.values()), artifacts=files))
         self.finish(proposal.number)
 
+    @uninterrupted()
     def record(self, number: int, stage: Stage) -> None:
         """Store what a stage of a trial found."""
         running = self._running[number]
@@ -193,6 +197,7 @@ class Search:
         measured = {**running.measurements, **{m.name: m for m in stage.measurements}}
         return self._rungs.verdict(number, stage, measured, running.retry_of)
 
+    @uninterrupted()
     def stop(self, number: int, stage: Stage, verdict: Verdict) -> None:
         """End a trial that is not worth more training, all its stages recorded so far."""
         running = self._running.pop(number)
@@ -208,6 +213,7 @@ class Search:
         self._ended(self.store.get_trial(self.spec.study, number))
         self._listener("stopped", number, reason)
 
+    @uninterrupted()
     def finish(self, number: int) -> None:
         """End a trial whose stages have all been recorded, unless it failed."""
         if number not in self._running:
@@ -232,6 +238,7 @@ class Search:
         if not broken:
             self._add_point(trial)
 
+    @uninterrupted()
     def fail(self, number: int, reason: str) -> None:
         """End a trial that broke; it counts against the budget."""
         del self._running[number]
@@ -240,6 +247,7 @@ class Search:
         self._ended(self.store.get_trial(self.spec.study, number))
         self._listener("failed", number, reason)
 
+    @uninterrupted()
     def interrupt(self) -> None:
         """End every trial still running, wherever it was interrupted; the next run of the study tries their policies again."""
         for trial in self.store.running_trials(self.spec.study):
@@ -318,6 +326,7 @@ class Search:
         """The Optuna study, for the dashboard's notes and figures."""
         return self._optuna
 
+    @uninterrupted()
     def remeasured(self, number: int, measurements: list[Measurement], rung: int) -> None:
         """Store newer figures of a trial that has ended, and let the front follow."""
         self.store.add_measurements(self.spec.study, number, measurements, rung, self.problem.target.name)

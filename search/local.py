@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ..interrupts import Interrupts
 from .driver import Search
-from .interrupts import Interrupts
 from .worker import Worker
 
 

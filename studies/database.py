@@ -11,6 +11,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.orm import Session
 
 from ..errors import StoreError
+from ..interrupts import uninterrupted
 from .migrations import upgrade
 from .tables import REVISION, VERSION_TABLE
 
@@ -79,8 +80,8 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
-        """A session whose changes all land together at its end, or none of them."""
-        with self._errors(), Session(self._writer, expire_on_commit=False) as session, session.begin():
+        """A session whose changes all land together at its end, or none of them; Ctrl-C waits for that."""
+        with uninterrupted(), self._errors(), Session(self._writer, expire_on_commit=False) as session, session.begin():
             yield session
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = {
     "errors": 0,
+    "interrupts": 0,
     "measurement": 0,
     "validation": 0,
     "spaces": 1,

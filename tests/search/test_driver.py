@@ -1,7 +1,9 @@
 """The driver, on a real network, database and runtime, in this process."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -163,6 +165,24 @@ def test_a_sampler_that_gave_up_is_told_of_where_the_study_is_looked_at(
     console.print(status_report(store, "tiny"))
     assert reason in console.export_text()
     assert f"- {reason}" in study_note(store.get_study("tiny"), store.trials("tiny"), None, [])
+
+
+def test_ctrl_c_between_two_tables_leaves_them_telling_the_same(
+    tiny_spec: Spec, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Optuna is told of a trial's end before slimfront's own table is."""
+    search = Search(prepare(tiny_spec()), store, tmp_path / "artifacts")
+    tell = search.optuna.tell
+
+    def tell_and_interrupt(*args: Any) -> None:
+        tell(*args)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(search.optuna, "tell", tell_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_local(search)
+    assert [trial.state for trial in store.trials("tiny")] == ["complete"]
+    assert optuna_states(store) == ["COMPLETE"]
 
 
 def test_interrupted_trials_are_closed_and_tried_again(tiny_spec: Spec, store: Store, tmp_path: Path) -> None:

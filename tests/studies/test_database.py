@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sqlite3
 import sys
 from contextlib import closing
@@ -14,12 +15,13 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from slimfront.errors import StoreError
+from slimfront.measurement import Measurement
 from slimfront.spaces.policy import Policy
 from slimfront.studies import migrations
 from slimfront.studies.database import Database, database_url
 from slimfront.studies.store import Store
 from slimfront.studies.tables import PREFIX, REVISION, VERSION_TABLE, Base
-from sqlalchemy import Connection, create_engine, inspect, text
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 
 
 @pytest.fixture
@@ -126,6 +128,26 @@ def test_sqlite_is_set_up_for_one_writer_and_many_readers(sqlite_url):
         pragmas = [session.scalar(text(f"PRAGMA {name}")) for name in ("journal_mode", "synchronous", "foreign_keys")]
     database.close()
     assert pragmas == ["wal", 1, 1]
+
+
+def test_an_interrupt_within_a_write_leaves_nothing_locked(url, make_spec):
+    """In the statement itself it would leave SQLite's transaction open as long as the traceback is kept."""
+
+    def interrupt(connection, cursor, statement, *_):
+        if statement.startswith("INSERT"):
+            signal.raise_signal(signal.SIGINT)
+
+    with Store(url) as store:
+        store.create_study(make_spec(), "f", {}, {})
+        store.start_trial("demo", 0, Policy())
+        event.listen(Engine, "after_cursor_execute", interrupt)
+        with pytest.raises(KeyboardInterrupt) as kept:
+            store.add_measurements("demo", 0, [Measurement.exact("flops", 7.0, "counted")])
+        event.remove(Engine, "after_cursor_execute", interrupt)
+        store.finish_trial("demo", 0, "complete")
+        trial = store.get_trial("demo", 0)
+    assert kept.tb is not None
+    assert (trial.state, trial.measurements["flops"].value) == ("complete", 7.0)
 
 
 # Migrations

@@ -1,9 +1,11 @@
-"""Ctrl-C that cannot get lost."""
+"""Ctrl-C that cannot get lost, and comes between two writes, never within one."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -39,3 +41,29 @@ class Interrupts:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received = True
         raise KeyboardInterrupt
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold an interrupt back until the block has ended; also a decorator. A second one goes through at once.
+
+    For what must be done whole. A KeyboardInterrupt inside a statement of SQLite leaves its transaction open for as long
+    as the traceback is kept, and whoever writes next finds the database locked. Outside the main thread this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        held.append(number)
+        if len(held) > 1:
+            raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGINT, hold)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        if held:
+            signal.raise_signal(signal.SIGINT)
