@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -30,6 +31,9 @@ RELEVANT_FLAGS = (
 )
 """CPU features that decide which kernels a runtime picks."""
 
+SATURATING = ("onnxruntime", "openvino")
+"""Runtimes that multiply 8-bit integers in pairs and add each pair in 16 bits where the processor has no VNNI."""
+
 
 def machine() -> dict[str, Any]:
     """The machine this runs on, as plain JSON values."""
@@ -44,6 +48,19 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "architecture": platform.machine(),
     }
+
+
+def saturates(machine: Mapping[str, Any], runtime: str) -> bool:
+    """Whether sums of 8-bit weights times 8-bit activations saturate on this machine; on others they are exact.
+
+    Two products of an unsigned and a signed byte reach 2 * 255 * 127 and are added in 16 bits by `vpmaddubsw`; VNNI adds them
+    in 32 (Intel 64 and IA-32 Architectures Software Developer's Manual, vol. 2). With 7 bits on either side they fit.
+
+    Args:
+        machine: as `machine()` told it.
+    """
+    flags = machine.get("flags", ())
+    return runtime in SATURATING and "avx2" in flags and not any("vnni" in flag for flag in flags)
 
 
 def versions(runtime: Runtime) -> dict[str, str]:

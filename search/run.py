@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ..hardware_profiles.fingerprint import saturates
 from ..studies.spec import StudySpec
 from ..studies.store import Store
 from .confirm import confirm_front
@@ -44,6 +45,7 @@ def run_search(spec: StudySpec, storage: str, artifacts: Path, console: Console)
         publisher = Publisher(search)
         progress.follow(search, publisher)
         _warn_of_a_noisy_machine(search, console)
+        _warn_of_saturation(search, console)
         try:
             if spec.workers:
                 from .distributed import run_distributed  # only here: importing ray takes a second
@@ -63,6 +65,19 @@ def _warn_of_a_noisy_machine(search: Search, console: Console) -> None:
         console.print(
             f"  this machine was busy: the uncompressed model measured {against_itself.value:.3f}x as fast as itself; "
             "latencies of this study carry that error",
+            style="yellow",
+            highlight=False,
+        )
+
+
+def _warn_of_saturation(search: Search, console: Console) -> None:
+    """Say so where the machine computes 8-bit layers otherwise than most others would."""
+    choices, runtime = search.problem.space.choices, search.problem.target.runtime
+    offered = 8 in choices.weight_bits and 8 in choices.activation_bits
+    if offered and saturates(search.store.get_study(search.spec.study).machine, runtime):
+        console.print(
+            f"  this processor has no VNNI: sums of 8-bit weights times 8-bit activations overflow in {runtime}'s kernels; "
+            "accuracies are those of such processors, see docs/targets.md",
             style="yellow",
             highlight=False,
         )

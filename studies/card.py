@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from ..hardware_profiles.fingerprint import saturates
 from ..hardware_profiles.runtime import TensorInfo
 from ..hardware_profiles.target import Target
 from ..measurement import METRICS, Measurement
@@ -67,7 +68,7 @@ def card_document(
         "trial": trial.number,
         "policy_digest": trial.digest,
         "state": trial.state,
-        "notes": _notes(trial, executed),
+        "notes": [*_notes(trial, executed), *_notes_of_machine(study, trial, target)],
         "measurements": measured,
         "baseline": {"measurements": _measurements(study.baseline)},
         "test_accuracy": measured.get("test_accuracy"),
@@ -153,6 +154,17 @@ def _notes(trial: TrialRecord, executed: Mapping[str, str]) -> list[str]:
             "which save no time there."
         )
     return notes
+
+
+def _notes_of_machine(study: StudyRecord, trial: TrialRecord, target: Target) -> list[str]:
+    """What other machines would make of the artifact."""
+    full = [name for name, layer in trial.policy.layers.items() if layer.weight_bits == layer.activation_bits == 8]
+    if not full or not saturates(study.machine, target.runtime):
+        return []
+    return [
+        f"Saturating: {', '.join(full)}. The processor it was measured on has no VNNI: sums of 8-bit products overflow in "
+        f"{target.runtime}'s kernels there. On processors with VNNI the outputs differ, and so may the accuracy."
+    ]
 
 
 def _tensor(info: TensorInfo) -> dict[str, Any]:

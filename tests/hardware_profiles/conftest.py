@@ -11,7 +11,7 @@ import pytest
 import torch
 from slimfront.compression.folding import fold_norms
 from slimfront.compression.quantize import PolicyQuantizer, _export, prepare_pt2e, quantize
-from slimfront.hardware_profiles.fingerprint import machine
+from slimfront.hardware_profiles.fingerprint import machine, saturates
 from slimfront.spaces.candidate import Candidate
 from slimfront.spaces.policy import LayerPolicy, Policy
 from slimfront.spaces.scheme import Scheme
@@ -24,11 +24,9 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 @pytest.fixture(scope="session")
 def needs_exact_products() -> Callable[[str], None]:
     """Skips a test of 8-bit weights and activations where the kernels of this machine are not exact enough for it."""
-    here = machine()
-    saturates = here["architecture"] in ("x86_64", "AMD64") and not any("vnni" in flag for flag in here["flags"])
 
     def skip(runtime: str) -> None:
-        if saturates and runtime in ("onnxruntime", "openvino"):
+        if saturates(machine(), runtime):
             pytest.skip(f"no VNNI: {runtime} adds pairs of 8-bit products in 16 bits here, which saturate")
 
     return skip

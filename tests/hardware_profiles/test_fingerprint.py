@@ -10,7 +10,7 @@ import psutil
 import pytest
 from slimfront.errors import TargetError
 from slimfront.hardware_profiles import fingerprint
-from slimfront.hardware_profiles.fingerprint import machine, versions
+from slimfront.hardware_profiles.fingerprint import machine, saturates, versions
 from slimfront.hardware_profiles.runtime import get_runtime, runtimes
 
 
@@ -63,6 +63,21 @@ def test_a_machine_that_does_not_tell(monkeypatch):
     monkeypatch.setattr(platform, "processor", lambda: "")
     told = machine()
     assert (told["cpu"], told["flags"], told["governor"]) == ("unknown", [], None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "runtime", "expected"),
+    [
+        (["avx2", "avx512f"], "openvino", True),
+        (["avx2"], "onnxruntime", True),
+        (["avx2"], "litert", False),  # XNNPACK's kernels add in 32 bits
+        (["avx2", "avx_vnni"], "openvino", False),
+        (["avx2", "avx512f", "avx512_vnni"], "openvino", False),
+        (["asimd"], "openvino", False),
+    ],
+)
+def test_processors_on_which_8_bit_products_saturate(flags, runtime, expected):
+    assert saturates({"flags": flags}, runtime) == expected
 
 
 @pytest.mark.parametrize("name", runtimes())

@@ -1,5 +1,6 @@
 """The driver, on a real network, database and runtime, in this process."""
 
+import io
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import optuna
 import pytest
 from rich.console import Console
 from slimfront.errors import StoreError, StudyFileError
+from slimfront.hardware_profiles.fingerprint import machine
 from slimfront.hardware_profiles.target import card_text, load_target
 from slimfront.measurement import METRICS, Measurement
 from slimfront.search.driver import Search
@@ -260,6 +262,17 @@ def test_the_front_is_confirmed_on_the_test_split(tiny_spec: Spec, tmp_path: Pat
             assert {"test_accuracy", "test_accuracy_drop"} <= set(trial.measurements)
             speedups = [r for r in store.measurement_history("tiny", trial.number) if r.measurement.name == "speedup"]
             assert [record.rung for record in speedups] == [0, 2]
+
+
+@pytest.mark.parametrize("flags", [["avx2"], ["avx2", "avx_vnni"]])
+def test_a_processor_without_vnni_is_told_of_before_the_first_trial(
+    flags: list[str], tiny_spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slimfront.search.problem.machine", lambda: {**machine(), "flags": flags})
+    spec = tiny_spec(budget={"trials": 1})
+    console = Console(record=True, file=io.StringIO(), width=200)
+    run_search(spec, f"sqlite:///{tmp_path / 'told.db'}", tmp_path / "artifacts", console)
+    assert ("this processor has no VNNI" in console.export_text()) == (flags == ["avx2"])
 
 
 def test_recovery_comes_after_the_timing_and_keeps_both_scores(tiny_spec: Spec, store: Store, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,11 +63,11 @@ def measured(drop: float, artifact_bytes: int, speedup: float = 8.0) -> list[Mea
 class Study:
     """A study "demo" in a real database, its artifacts in a folder laid out as a search leaves it."""
 
-    def __init__(self, store: Store, folder: Path, spec: StudySpec) -> None:
+    def __init__(self, store: Store, folder: Path, spec: StudySpec, flags: Sequence[str]) -> None:
         self.store, self.folder = store, folder
         reference = folder / "reference" / "model.onnx"
         write_conv(reference, 128)
-        store.create_study(spec, "fingerprint-1", {"python": "3.11"}, {"cpu": "abacus", "flags": ["avx2", "amx_int8"]})
+        store.create_study(spec, "fingerprint-1", {"python": "3.11"}, {"cpu": "abacus", "flags": list(flags)})
         store.set_baseline("demo", measured(0.0, reference.stat().st_size, speedup=1.0), spec.target)
 
     def add_trial(self, number: int, drop: float = 0.01, channels: int = 8, remark: str | None = None) -> Path:
@@ -93,7 +93,9 @@ class Study:
 @pytest.fixture
 def make_study(sqlite_url: str, tmp_path: Path, make_spec: Callable[..., StudySpec]) -> Iterator[Callable[..., Study]]:
     with Store(sqlite_url) as store:
-        yield lambda **changes: Study(store, tmp_path / "artifacts", make_spec(**{"constraints": [BOUND], **changes}))
+        yield lambda flags=("avx2", "avx_vnni"), **changes: Study(
+            store, tmp_path / "artifacts", make_spec(**{"constraints": [BOUND], **changes}), flags
+        )
 
 
 @pytest.fixture
@@ -171,7 +173,9 @@ def test_card_names_the_trial_whose_recovered_weights_were_taken_over(study: Stu
 
 def test_card_of_an_unconfirmed_trial_says_it_was_not_scored_on_the_test_split(bundle: Path) -> None:
     assert card_of(bundle)["test_accuracy"] is None
-    assert any(note.startswith("Not scored on the test split") for note in card_of(bundle)["notes"])
+    notes = card_of(bundle)["notes"]
+    assert any(note.startswith("Not scored on the test split") for note in notes)
+    assert not any(note.startswith("Saturating") for note in notes)
     assert "Not scored on the test split" in (bundle / "card.md").read_text()
 
 
@@ -187,6 +191,16 @@ def test_card_of_a_confirmed_trial_has_its_test_accuracy(study: Study, tmp_path:
     )
     assert not any("test split" in note for note in card["notes"])
     assert "| test_accuracy | 0.9700 | 0.9500 to 0.9850 |" in (tmp_path / "bundle" / "card.md").read_text()
+
+
+def test_card_names_layers_whose_sums_overflow_on_the_machine_it_was_measured_on(
+    make_study: Callable[..., Study], tmp_path: Path
+) -> None:
+    study = make_study(flags=["avx2"])
+    study.add_trial(0)
+    study.export(tmp_path / "bundle", trial=0)
+    saturating = "Saturating: conv. The processor it was measured on has no VNNI"
+    assert any(note.startswith(saturating) for note in card_of(tmp_path / "bundle")["notes"])
 
 
 def test_page_reads_the_same_as_the_card(bundle: Path) -> None:
