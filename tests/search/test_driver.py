@@ -169,6 +169,7 @@ def test_a_sampler_that_gave_up_is_told_of_where_the_study_is_looked_at(
     assert f"- {reason}" in study_note(store.get_study("tiny"), store.trials("tiny"), None, [])
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_between_two_tables_leaves_them_telling_the_same(
     tiny_spec: Spec, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

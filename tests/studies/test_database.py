@@ -130,6 +130,7 @@ def test_sqlite_is_set_up_for_one_writer_and_many_readers(sqlite_url):
     assert pragmas == ["wal", 1, 1]
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_within_a_write_leaves_nothing_locked(url, make_spec):
     """In the statement itself it would leave SQLite's transaction open as long as the traceback is kept."""
 
@@ -141,9 +142,11 @@ def test_an_interrupt_within_a_write_leaves_nothing_locked(url, make_spec):
         store.create_study(make_spec(), "f", {}, {})
         store.start_trial("demo", 0, Policy())
         event.listen(Engine, "after_cursor_execute", interrupt)
-        with pytest.raises(KeyboardInterrupt) as kept:
-            store.add_measurements("demo", 0, [Measurement.exact("flops", 7.0, "counted")])
-        event.remove(Engine, "after_cursor_execute", interrupt)
+        try:
+            with pytest.raises(KeyboardInterrupt) as kept:
+                store.add_measurements("demo", 0, [Measurement.exact("flops", 7.0, "counted")])
+        finally:
+            event.remove(Engine, "after_cursor_execute", interrupt)
         store.finish_trial("demo", 0, "complete")
         trial = store.get_trial("demo", 0)
     assert kept.tb is not None
