@@ -5,7 +5,8 @@ of its own, so that neither learns from the other. In the end the artifacts of a
 of latencies depends on the state of the machine too. Hypervolumes are fractions of the baseline's after all its trials: of drops
 from their bound and of costs from the uncompressed model's, as fractions of it and as logarithms, where halving counts the same at
 any size. Fronts are chosen on validation; "test" is the same fronts' drops on the test split, of those that a search confirmed.
-A seed takes three quarters of an hour on two quiet cores; what is in `--folder` already is not searched again. `--quick` takes under two minutes.
+A seed takes three quarters of an hour on two quiet cores; what is in `--folder` already is not searched again. `--quick` takes
+under two minutes.
 """
 
 import argparse
