@@ -25,6 +25,8 @@ from rich.table import Table
 from slimfront.hardware_profiles.runtime import Artifact
 from slimfront.search.problem import Problem, prepare
 from slimfront.search.run import run_search
+from slimfront.studies.front import Point, pareto_front
+from slimfront.studies.newest_front import objectives_of
 from slimfront.studies.records import INTERRUPTED, TrialRecord
 from slimfront.studies.spec import StudySpec, load_study
 from slimfront.studies.store import Store
@@ -95,25 +97,22 @@ def baseline_of(demo: StudySpec, trials: int) -> StudySpec:
 
 def fronts(store: Store, name: str) -> dict[int, list[Member]]:
     """Of the first so many trials each: the front as their search measured it."""
-    whole = store.get_study(name).baseline["artifact_bytes"].value
+    study = store.get_study(name)
+    whole, objectives = study.baseline["artifact_bytes"].value, objectives_of(study)
     ended = [trial for trial in store.trials(name) if trial.reason != INTERRUPTED]
 
-    def member(trial: TrialRecord) -> Member:
-        measured = {metric: measurement.value for metric, measurement in trial.measurements.items()}
-        paths = {artifact.kind: Path(artifact.path) for artifact in store.artifacts(name, trial.number)}
+    def member(point: Point) -> Member:
+        measured = {metric: measurement.value for metric, measurement in point.measurements.items()}
+        paths = {artifact.kind: Path(artifact.path) for artifact in store.artifacts(name, point.trial)}
         drops = {split: measured[metric] for split, metric in SPLITS.items() if metric in measured}
         return Member(paths["model"], measured["artifact_bytes"] / whole, drops)
 
+    def front(trials: Sequence[TrialRecord]) -> list[Point]:
+        feasible = [Point.of(trial, objectives) for trial in trials if trial.outcome == "complete"]
+        return pareto_front(feasible, objectives)
+
     cuts = [*(cut for cut in CUTS if cut < len(ended)), len(ended)]
-    return {cut: [member(trial) for trial in undominated(ended[:cut])] for cut in cuts}
-
-
-def undominated(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Those of the feasible trials that none dominates."""
-    feasible = [trial for trial in trials if trial.outcome == "complete"]
-    names = ("accuracy_drop", "latency_ms", "artifact_bytes")
-    values = np.array([[trial.measurements[name].value for name in names] for trial in feasible])
-    return [trial for trial, kept in zip(feasible, moocore.is_nondominated(values), strict=True) if kept]
+    return {cut: [member(point) for point in front(ended[:cut])] for cut in cuts}
 
 
 def judged(problem: Problem, found: Sequence[Searched]) -> list[dict[str, Any]]:
