@@ -113,8 +113,9 @@ def test_a_policy_that_kills_its_driver_is_tried_again_twice(
             proposal = Search(problem, store, tmp_path / "artifacts").propose()
             deadly = deadly or proposal.policy
             assert proposal.policy == deadly
-        proposal = Search(problem, store, tmp_path / "artifacts").propose()
-        assert proposal.policy != deadly
+        search = Search(problem, store, tmp_path / "artifacts")
+        assert search.propose().policy != deadly
+        search.interrupt()
         reasons = [trial.reason for trial in store.trials("tiny") if trial.policy == deadly]
         assert reasons == [INTERRUPTED] * MOST_RETRIES + [
             "the search was killed 3 times while it ran; it is not tried again"
