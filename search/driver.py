@@ -7,6 +7,7 @@ that both always tell the same.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections import Counter, deque
@@ -290,10 +291,14 @@ class Search:
         """Whether the budget is spent, counting trials that still run, and no stopped trial would go on now."""
         if self.stopped_because is not None:
             return True
+        return self._time_is_spent or self._is_spent and self._rungs.promoted() is None
+
+    @property
+    def _time_is_spent(self) -> bool:
+        if math.isinf(self.time.left):
+            return False
         unconfirmed = sum("test_accuracy" not in point.measurements for point in self.front)
-        if self.time.is_spent(self._durations, unconfirmed):
-            return True
-        return self._is_spent and self._rungs.promoted() is None
+        return self.time.is_spent(self._durations, unconfirmed)
 
     @property
     def _is_spent(self) -> bool:

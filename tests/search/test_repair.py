@@ -7,16 +7,20 @@ from pathlib import Path
 
 import optuna
 import pytest
+from rich.console import Console
+from slimfront.errors import SearchError
 from slimfront.measurement import METRICS, Measurement
 from slimfront.search.bookkeeping import MOST_RETRIES
-from slimfront.search.driver import Proposal, Search
+from slimfront.search.driver import FIRST_FAILURES, Proposal, Search
 from slimfront.search.problem import prepare
+from slimfront.search.run import run_search
 from slimfront.search.worker import Stage
 from slimfront.studies.records import INTERRUPTED
 from slimfront.studies.spec import StudySpec
 from slimfront.studies.store import Store
 from sqlalchemy import Connection, Engine, event
 
+TINY = Path(__file__).with_name("tiny_workload.py")
 SPACE = {"granularity": "model", "weight_bits": [4, 8, 32], "activation_bits": [8, 32]}
 TOLD_AS = {"complete": ("COMPLETE",), "infeasible": ("COMPLETE", "PRUNED"), "failed": ("FAIL",)}
 
@@ -142,3 +146,26 @@ def test_what_failed_before_the_first_result_is_tried_again_and_free(
             scored(search, proposal)
         assert again == failed
         assert search.finished == 4
+
+
+@pytest.mark.slow
+def test_a_search_whose_first_trials_all_fail_stops_and_says_why(
+    tiny_spec: Callable[..., StudySpec], tmp_path: Path
+) -> None:
+    """The loss raises, and every policy of the space is recovered; the workload's folder is where its code runs."""
+    workload = tmp_path / "broken.py"
+    workload.write_text(
+        "from pathlib import Path\n"
+        "from slimfront.workloads.load import load_workload\n"
+        "assert Path('study.yaml').is_file()\n"
+        f"def workload():\n    return load_workload({str(TINY)!r} + ':workload', {{'broken_loss': True}})\n"
+    )
+    space = {"channel_sparsity": [0, 0.25, 0.5, 0.75], "recovery_epochs": [1, 2, 3]}
+    spec = tiny_spec(workload="broken.py:workload", space=space, budget={"trials": 40})
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    with pytest.raises(
+        SearchError, match="the first 8 trials all failed, the last one: ZeroDivisionError: no such luck"
+    ):
+        run_search(spec, url, tmp_path / "artifacts", Console(quiet=True))
+    with Store(url) as store:
+        assert [trial.state for trial in store.trials("tiny")] == ["failed"] * FIRST_FAILURES
