@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch_pruning import ops
 from torch_pruning.dependency import Group, constants, index_mapping, shape_infer
 
@@ -153,6 +154,11 @@ class ChannelGraph:
         """Whether a view takes the group's channels apart, after which their numbers are others."""
         return any(dep.target in self._graph.shuffles for dep, _ in self.groups[name])
 
+    def parametrized(self, name: str) -> str | None:
+        """A module of the group whose weight `torch.nn.utils.parametrize` computes from others in every pass."""
+        modules = (dep.target.module for dep, _ in self.groups[name])
+        return next((self.names[m] for m in modules if isinstance(m, nn.Module) and is_parametrized(m)), None)
+
     def partitions(self, name: str) -> int:
         """Into how many equal parts grouped convolutions and group norms divide the channels; each loses as many."""
         parts = 1
@@ -226,6 +232,8 @@ class _Attributes:
             for name, value in vars(module).items()  # Torch-Pruning counts down the lists of its own modules in place
         }
         self._held = {name: dict(vars(module)[name]) for name in ("_parameters", "_buffers", "_modules")}
+        own = [*module._parameters.values(), *module._buffers.values()]
+        self._data = [(tensor, tensor.data) for tensor in own if tensor is not None]
 
     def restore(self) -> None:
         vars(self._module).clear()
@@ -233,6 +241,8 @@ class _Attributes:
         for name, held in self._held.items():
             vars(self._module)[name].clear()
             vars(self._module)[name].update(held)
+        for tensor, data in self._data:
+            tensor.data = data  # `keep_heads` may cut the tensors that are there, instead of making new ones
 
 
 def channels_lost(scores: Tensor, kept: int, partitions: int = 1) -> list[int]:

@@ -27,10 +27,11 @@ SHUFFLED = (
     "a view with more dimensions takes its channels apart, as a channel shuffle does; if it makes the queries, keys and values"
     " of an attention, nn.MultiheadAttention in its place can lose heads"
 )
-COUNTED_ON = (
-    "forward counts on all its channels: with half of them {place} fails ({error}); sizes read from the tensor, not written"
-    " as numbers, would free it"
+STUCK = (
+    "with half of them forward fails in {place}, which has their number written down (then read it from the tensor's shape)"
+    " or passes them on in a way that cannot be followed"
 )
+HOW_TO_UNPARAMETRIZE = "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') makes it a plain one"
 UNTRACED = "its channels cannot be followed: forward does not call it, or lets no gradient through it (no_grad, detach)"
 
 
@@ -91,6 +92,8 @@ def _why_fixed(group: ChannelGroup, outputs: set[str], graph: ChannelGraph) -> s
         return "its channels are the model's output"
     if group.unit == "channel" and graph.is_shuffled(group.name):
         return SHUFFLED
+    if group.unit == "channel" and (name := graph.parametrized(group.name)):
+        return f"the weight of {name} is computed from other parameters in every pass; {HOW_TO_UNPARAMETRIZE}"
     if group.channels <= group.multiple:
         few = f"its {group.channels} {group.unit}s are too few to lose any"
         return f"{few}: a multiple of {group.multiple} is kept"
@@ -118,19 +121,19 @@ class _Halves:
             with self.graph.without(lost) as pruned:
                 shape = pruned(self.example_input).shape
         except CompressionError as error:
-            return first_line(error)
+            return f"none of them can be removed: {first_line(error)}"
         except Exception as error:  # the model's own code may raise anything
-            return COUNTED_ON.format(place=_place(error), error=first_line(error))
+            return STUCK.format(place=_place(error))
         same = shape == self.expected
         return None if same else f"changes the output shape from {list(self.expected)} to {list(shape)}"
 
 
 def _place(error: Exception) -> str:
-    """File and line of the model's code that raised."""
+    """File and line of the model's code that raised; where all of it is torch's, what was raised."""
     libraries = (Path(torch.__file__).parent, Path(__file__).parent)
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not any(Path(frame.filename).is_relative_to(folder) for folder in libraries)]
-    return f"{Path(own[-1].filename).name}, line {own[-1].lineno}" if own else "a layer after it"
+    return f"{Path(own[-1].filename).name}, line {own[-1].lineno}" if own else f"a layer after it ({first_line(error)})"
 
 
 def _find_unsafe(halves: _Halves, groups: list[ChannelGroup], reason: str | None) -> dict[str, str]:

@@ -41,7 +41,9 @@ def _why_derived(model: nn.Module, example_input: Tensor, runs: Mapping[str, int
     for name, module in derived.items():
         if name in read:
             parent = base_of(module).__name__  # type: ignore[union-attr]
-            same = f"{type(module).__name__} computes what nn.{parent} does, but the model reads more of it than that has"
+            same = (
+                f"{type(module).__name__} computes what nn.{parent} does, but the model reads more of it than that has"
+            )
             reasons[name] = why_not_plain(module, read[name]) or same
         else:
             reasons[name] = "it is called with more than one tensor" if runs[name] else NEVER_CALLED

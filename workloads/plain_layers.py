@@ -12,12 +12,15 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 """Those of `spaces.layers.LAYER_KINDS`."""
 
 TOLERANCE = 1e-4
 """How far, relative to the largest output, two ways of computing the same may differ by rounding."""
+
+HOW_TO_UNPARAMETRIZE = "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') makes it a plain layer"
 
 LOUD = 100.0
 """Standard deviation of the random inputs, at which a subclass that clips or rounds shows."""
@@ -78,14 +81,12 @@ def why_not_plain(module: nn.Module, read: Tensor) -> str | None:
     base = base_of(module)
     assert base is not None
     kind, parent = type(module).__name__, base.__name__
-    if hasattr(module, "parametrizations"):
-        return (
-            f"its weight is computed from other parameters in every pass ({kind}); after torch.nn.utils.parametrize."
-            "remove_parametrizations(layer, 'weight') it is a plain layer"
-        )
+    if is_parametrized(module):
+        return f"its weight is computed from other parameters in every pass ({kind}); {HOW_TO_UNPARAMETRIZE}"
     if more := _owned(module) - {"weight", "bias"}:
         return f"{kind} has more than the weight and bias of nn.{parent}: {', '.join(sorted(more))}"
-    if not all(_same(module, base, tensor) for tensor in (read, torch.randn_like(read) * LOUD)):
+    loud = torch.randn(read.shape, generator=torch.Generator().manual_seed(0)).to(read) * LOUD
+    if not all(_same(module, base, tensor) for tensor in (read, loud)):
         return f"{kind} computes something else than its base class nn.{parent}, which could be taken up in its place"
     return None
 
