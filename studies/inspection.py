@@ -13,7 +13,7 @@ from ..hardware_profiles.target import Target, load_target
 from ..spaces.blocks import block_influence, examine_blocks, least_influential_first
 from ..spaces.channel_groups import ChannelGroup, find_channel_groups
 from ..spaces.families import family_of
-from ..spaces.layers import Layer, find_layers, macs_by_module, why_untouched
+from ..spaces.layers import Layer, find_layers, macs_by_module
 from ..spaces.operators import DENSE, Operator
 from ..spaces.policy import FULL_PRECISION, Recovery
 from ..spaces.presets import Family, preset_space
@@ -24,6 +24,7 @@ from ..workloads.workload import Workload
 from .kernel_answers import bits_on, why_float_only
 from .reach import Gain, gains
 from .spec import StudySpec, load_study, shipped_studies
+from .untouched import why_untouched
 
 KEPT_BACK = "space.keep holds it back"
 OPERATORS = ("separable", "groups=4", "rank=0.25")
@@ -114,7 +115,7 @@ def inspect_workload(workload: Workload, target: Target | None = None, spec: Stu
     groups, unprunable = find_channel_groups(model, example)
     removable, fixed = examine_blocks(model, example)
     batches = (batch.to(example.device) for batch in input_batches(workload.calibration, CALIBRATION_BATCH))
-    influence = block_influence(model, batches, removable)
+    influence = block_influence(model, batches, removable) if removable else {}
     family = family_of(model, example)
     float_only = why_float_only(workload)
     choices, scheme = _choices(family, target, spec)

@@ -16,9 +16,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from ..errors import WorkloadError
 from .attention import explicit_attention
 from .cache import state_digest
+from .plain_layers import plain_layers
 from .workload import SPLITS, Workload, describe
 
 TORCHVISION = "torchvision:"
@@ -45,6 +48,8 @@ def load_workload(reference: str, options: Mapping[str, Any] | None = None, base
         WorkloadError: in one line, what is wrong and what would be right.
     """
     base = (base or Path.cwd()).resolve()
+    # torch's fused encoder layers call no layer that could be looked at, and their nested tensors have no sizes to trace.
+    torch.backends.mha.set_fastpath_enabled(False)
     with _named(reference):
         if reference in DIGITS or reference.startswith(TORCHVISION):
             workload = _called(_builtin(reference, base), options or {})
@@ -52,6 +57,7 @@ def load_workload(reference: str, options: Mapping[str, Any] | None = None, base
             workload = _own(reference, options or {}, base)
         workload.check()
     model = explicit_attention(workload.model, workload.example_input)
+    model = plain_layers(model, workload.example_input)
     return replace(workload, model=model, name=workload.name or reference, base=base)
 
 
