@@ -36,7 +36,10 @@ _BadScalar = (ValueError, ArithmeticError, LookupError, TypeError, AttributeErro
 """What PyYAML's constructors raise over a scalar that is not what its tag says."""
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_SafeLoader):
     """`yaml.SafeLoader`, libyaml's where PyYAML has it, that refuses duplicate keys, tells a scalar it cannot construct by its
     line, and reads 1e-3 as the number it is in YAML 1.2."""
 

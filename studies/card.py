@@ -72,7 +72,7 @@ def card_document(
         "measurements": measured,
         "baseline": {"measurements": _measurements(study.baseline)},
         "test_accuracy": measured.get("test_accuracy"),
-        "target": target.model_dump(),
+        "target": target.model_dump(mode="json"),
         "input": _tensor(signature[0]),
         "output": _tensor(signature[1]),
         "executed_precisions": dict(executed),

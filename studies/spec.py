@@ -455,6 +455,16 @@ def load_study(reference: str) -> StudySpec:
     return StudySpec.from_document(_read_mapping(path, name), reference, path.resolve().parent)
 
 
+def study_named(reference: str) -> StudySpec | None:
+    """The study of a file or a shipped one; None where `reference` is neither's name and so may be a workload's.
+
+    Raises:
+        StudyFileError: as `load_study`.
+    """
+    is_study = reference in shipped_studies() or Path(reference).suffix in (".yaml", ".yml")
+    return load_study(reference) if is_study else None
+
+
 def _read_mapping(path: Path, name: str) -> dict[Any, Any]:
     """The one mapping a YAML file holds; `name` is how errors call the file."""
     try:
