@@ -135,7 +135,7 @@ class LayerPolicy:
         try:
             Operator.parse(self.operator)
         except ValueError as error:
-            raise PolicyError(f"operator: {error}") from error
+            raise PolicyError(shortened(f"operator: {error}", MAX_SENTENCE)) from error
         _require(self.codebook in CODEBOOKS, f"codebook must be one of {', '.join(CODEBOOKS)}, not {self.codebook!r}")
         if self.weight_bits > GRID_BITS:
             object.__setattr__(self, "codebook", UNIFORM)
@@ -425,7 +425,7 @@ class Policy:
         try:
             document["scheme"] = Scheme(**scheme)
         except ValueError as error:
-            raise PolicyError(f"scheme: {error}") from error
+            raise PolicyError(shortened(f"scheme: {error}", MAX_SENTENCE)) from error
         return cls(
             layers={name: LayerPolicy(**layer) for name, layer in layers.items()},
             recovery=Recovery(**recovery),
