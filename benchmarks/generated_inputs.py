@@ -255,8 +255,8 @@ def _about(path: Path) -> dict[str, Any]:
 def write_bundle(folder: Path, runtime: str = "openvino") -> dict[str, Any]:
     """A bundle of two convolutions in `folder`, smaller than any real one but whole; returns its card."""
     folder.mkdir(parents=True)
-    for stem, channels in (("model", 2), ("reference", 4)):
-        write_convolution(folder / f"{stem}.onnx", channels)
+    for stem, classes in (("model", 2), ("reference", 4)):
+        write_convolution(folder / f"{stem}.onnx", classes)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2)).eval()
     policy = Policy(layers={"0": LayerPolicy(4, 32), "2": LayerPolicy(3, 32)})
     inputs = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -281,15 +281,17 @@ def write_bundle(folder: Path, runtime: str = "openvino") -> dict[str, Any]:
     return card
 
 
-def write_convolution(path: Path, channels: int) -> None:
-    """An ONNX file of one convolution for inputs [1, 3, 8, 8]."""
-    weight = np.random.default_rng(0).standard_normal((channels, 3, 3, 3), dtype=np.float32)
-    ends = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, size, 8, 8])
-        for name, size in (("input", 3), ("output", channels))
+def write_convolution(path: Path, classes: int) -> None:
+    """An ONNX file of one convolution, from inputs [1, 3, 8, 8] to outputs [1, classes]."""
+    weight = np.random.default_rng(0).standard_normal((classes, 3, 3, 3), dtype=np.float32)
+    given = helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, 8, 8])
+    made = helper.make_tensor_value_info("output", TensorProto.FLOAT, [1, classes])
+    nodes = [
+        helper.make_node("Conv", ["input", "weight"], ["channels"], pads=[1, 1, 1, 1]),
+        helper.make_node("GlobalAveragePool", ["channels"], ["means"]),
+        helper.make_node("Flatten", ["means"], ["output"]),
     ]
-    node = helper.make_node("Conv", ["input", "weight"], ["output"], pads=[1, 1, 1, 1])
-    graph = helper.make_graph([node], "conv", ends[:1], ends[1:], [numpy_helper.from_array(weight, "weight")])
+    graph = helper.make_graph(nodes, "conv", [given], [made], [numpy_helper.from_array(weight, "weight")])
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
 
 
