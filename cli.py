@@ -201,18 +201,42 @@ def export(
 @app.command()
 def verify(
     bundle: Annotated[Path, typer.Argument(help="Folder that `slimfront export` wrote.")],
+    workload: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WORKLOAD",
+            help="What scores it: a study file, digits, torchvision:NAME, or path.py:function. "
+            "Without it or --study the accuracy is not checked.",
+        ),
+    ] = None,
+    study: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The study in your database that made it, whose workload scores it."),
+    ] = None,
     base: Annotated[Path, typer.Option(help="Folder of a workload given as file.py:function.")] = Path(),
+    storage: Storage = DEFAULT_STORAGE,
 ) -> None:
     """Hold a bundle against its card: files, size, accuracy on this machine, paired speed-up where the target is.
 
-    The exit code is 1 where something does not hold. A speed-up may well differ on another kind of machine.
+    Nothing that the bundle names is run. The exit code is 1 where something does not hold. A speed-up may well differ on
+    another kind of machine.
     """
+    if workload is not None and study is not None:
+        raise UserError("give --workload or --study, not both")
     from .search.timer_of_target import timer_of
+    from .studies.bundle import open_bundle
+    from .studies.judge import judge_of_study, judge_of_workload
     from .studies.terminal import add_row, rows_table
     from .studies.verify import verify_bundle
 
     with err.status(f"verifying {bundle}"):
-        checks = list(verify_bundle(bundle, base, timer_of))
+        judge, opened = None, open_bundle(bundle)
+        if workload is not None:
+            judge = judge_of_workload(workload, base)
+        elif study is not None:
+            with _store(storage) as store:
+                judge = judge_of_study(store, study, opened)
+        checks = list(verify_bundle(bundle, timer_of, judge))
     table = rows_table(("claim", "card>", "here>", "allowed>", ""))
     for check in checks:
         verdict = {True: "holds", False: "DIFFERS", None: "not checked"}[check.holds]

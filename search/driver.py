@@ -291,7 +291,7 @@ class Search:
         """Whether the budget is spent, counting trials that still run, and no stopped trial would go on now."""
         if self.stopped_because is not None:
             return True
-        return self._time_is_spent or self._is_spent and self._rungs.promoted() is None
+        return self._time_is_spent or (self._is_spent and self._rungs.promoted() is None)
 
     @property
     def _time_is_spent(self) -> bool:

@@ -23,7 +23,7 @@ from ..workloads.load import TORCHVISION, load_workload, working_in
 from ..workloads.workload import Workload
 from .kernel_answers import bits_on, why_float_only
 from .reach import Gain, gains
-from .spec import StudySpec, load_study, shipped_studies
+from .spec import StudySpec, study_named
 from .untouched import why_untouched
 
 KEPT_BACK = "space.keep holds it back"
@@ -99,7 +99,7 @@ def inspect_reference(reference: str, target: str | None = None) -> Inspection:
     Raises:
         UserError: neither a study nor a workload, or the target cannot be had.
     """
-    spec = _study(reference)
+    spec = study_named(reference)
     base = spec.base_folder if spec else Path.cwd()
     name, options = (spec.workload, spec.workload_options) if spec else (reference, {})
     wanted = target or (spec.target if spec else None)
@@ -166,11 +166,6 @@ def _little_data(workload: str, options: Mapping[str, Any]) -> Mapping[str, Any]
     if not workload.startswith(TORCHVISION) or "data" in options:
         return options
     return {**options, "data": {"name": "random", "samples": FEWEST_SAMPLES}}
-
-
-def _study(reference: str) -> StudySpec | None:
-    is_study = reference in shipped_studies() or Path(reference).suffix in (".yaml", ".yml")
-    return load_study(reference) if is_study else None
 
 
 def _layer(layer: Layer, macs: int, group: str, operators: Sequence[str], kept_back: bool) -> LayerReport:
