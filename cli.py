@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 from rich.console import Console
 
+from .console import UNCUT, open_console, write_in_any_encoding
 from .errors import SlimfrontError, UserError
-from .studies.terminal import UNCUT, open_console, write_in_any_encoding
 from .usage import USAGE_ERROR, number, port_number, usage_problem, whole_number
 
 app = typer.Typer(
@@ -88,7 +88,7 @@ def _version(package: str) -> str:
 
 def _print_completion(shell: str | None) -> None:
     if shell:
-        from typer.completion import get_completion_script
+        from typer.completion import get_completion_script  # pyright: ignore[reportPrivateImportUsage]
 
         out.print(
             get_completion_script(prog_name="slimfront", complete_var=COMPLETE, shell=shell),
@@ -160,8 +160,8 @@ def search(
 
     spec = load_study(study).replaced(trials=trials, workers=workers, seed=seed, timeout_s=timeout)
 
-    err.print(f"[bold]{spec.study}[/bold]: loading PyTorch, the runtimes and workload {spec.workload}", highlight=False)
-    from .search.run import run_search  # takes seconds: it imports torch, optuna and ray
+    with err.status(f"{spec.study}: loading PyTorch and the runtimes"):
+        from .search.run import run_search  # takes seconds: it imports torch, optuna and ray
 
     try:
         run_search(spec, storage, artifacts, err)
@@ -424,7 +424,7 @@ def main() -> None:
         warnings.simplefilter("ignore")  # libraries' own deprecations are none of the user's business
     write_in_any_encoding()
     if COMPLETE in os.environ:
-        from typer.completion import completion_init
+        from typer.completion import completion_init  # pyright: ignore[reportPrivateImportUsage]
 
         completion_init()
     try:

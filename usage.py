@@ -12,6 +12,7 @@ from .validation import suggestion
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 """click's `UsageError`, or that of the copy of click that newer releases of typer hold."""
 
+QUOTE = "'"
 _CHOICE = re.compile(r"(?P<value>'.*') is not one of (?P<known>'.*')\.?$")
 _EXTRA = re.compile(r"Got unexpected extra argument(\(?s\)?)? \((?P<extra>.*)\)$", re.DOTALL)
 _COMMAND = re.compile(r"No such command '(?P<name>.*?)'")
@@ -70,8 +71,8 @@ def _problem(error: Any) -> str:
     if type(error).__name__ == "MissingParameter":
         return f"{name} is missing"
     if found := _CHOICE.search(message):
-        known = [choice.strip("'") for choice in found["known"].split(", ")]
-        return f"{name} {found['value']} is not one of {', '.join(known)}{_near(found['value'], known)}"
+        known = [choice.strip(QUOTE) for choice in found["known"].split(", ")]
+        return f"{name} has no choice {found['value']}; {suggestion(found['value'].strip(QUOTE), known)}"
     return f"{name} {message}".rstrip(".")
 
 
@@ -80,8 +81,3 @@ def _name(parameter: Any) -> str:
     if parameter.param_type_name == "option":
         return parameter.opts[-1] if not parameter.opts[0].startswith("--") else parameter.opts[0]
     return (parameter.metavar or parameter.name.upper()).strip("[]")
-
-
-def _near(value: str, known: list[str]) -> str:
-    told = suggestion(value.strip("'"), known)
-    return f"; {told}" if told.startswith("did you mean") else ""

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ..errors import TargetError
 from ..spaces.policy import ACTIVATION_BITS, FULL_PRECISION, WEIGHT_BITS
-from ..validation import first_problem
+from ..validation import first_problem, suggestion
 from .device_card import DeviceCard
 from .latency_table import LatencyTable
 from .runtime import RUNTIMES, runtimes
@@ -66,7 +66,7 @@ class Target(BaseModel):
     @classmethod
     def _check_runtime(cls, name: str) -> str:
         if name not in RUNTIMES:
-            raise ValueError(f"unknown runtime {name!r}; known are {', '.join(runtimes())}")
+            raise ValueError(f"unknown runtime {name!r}; {suggestion(name, runtimes())}")
         return name
 
     @model_validator(mode="after")
@@ -117,7 +117,9 @@ def load_target(reference: str, base: Path | None = None) -> Target:
         return _parse((CARDS / f"{reference}.yaml").read_bytes(), f"{reference}.yaml")
     path = (base or Path()) / reference
     if not path.is_file():
-        raise TargetError(f"target {reference!r} is neither a shipped card ({', '.join(shipped_targets())}) nor a file")
+        raise TargetError(
+            f"target {reference!r} is neither a shipped card nor a file; {suggestion(reference, shipped_targets())}"
+        )
     try:
         return _parse(path.read_bytes(), str(path))
     except OSError as error:

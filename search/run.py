@@ -25,27 +25,30 @@ def run_search(spec: StudySpec, storage: str, artifacts: Path, console: Console)
         UserError: bad input; nothing was written where it was found before the study began.
         KeyboardInterrupt: Ctrl-C; everything finished is stored.
     """
+    with SearchProgress(spec, console) as progress:
+        _run(spec, storage, artifacts, progress)
+
+
+def _run(spec: StudySpec, storage: str, artifacts: Path, progress: SearchProgress) -> None:
     problem = prepare(spec)
     for group, reason in problem.unprunable.items():
-        console.print(f"  channels of {group} stay: {reason}", style="dim", highlight=False)
-    console.print(
-        f"  {len(problem.layers)} layers, {len(problem.groups)} channel groups, {len(problem.space.knobs)} knobs; "
-        f"target {problem.target.name}; measuring the uncompressed model",
-        highlight=False,
+        progress.say(f"channels of {group} stay: {reason}", "dim")
+    progress.say(
+        f"{len(problem.layers)} layers, {len(problem.groups)} channel groups, {len(problem.space.knobs)} knobs; "
+        f"target {problem.target.name}"
     )
     if problem.target.predict and problem.target.latency_table is not None:
         table = problem.target.latency_table
-        console.print(
-            f"  latency is predicted by the table in the target's card (median error {table.error:.1%}), not measured",
-            style="yellow",
-            highlight=False,
+        progress.say(
+            f"latency is predicted by the table in the target's card (median error {table.error:.1%}), not measured",
+            "yellow",
         )
-    with Store(storage) as store, sole_driver(store, spec.study), SearchProgress(spec, console) as progress:
+    with Store(storage) as store, sole_driver(store, spec.study):
         search = Search(problem, store, artifacts, progress.tell)
         publisher = Publisher(search)
         progress.follow(search, publisher)
-        _warn_of_a_noisy_machine(search, console)
-        _warn_of_saturation(search, console)
+        _warn_of_a_noisy_machine(search, progress)
+        _warn_of_saturation(search, progress)
         try:
             if spec.workers:
                 from .distributed import run_distributed  # only here: importing ray takes a second
@@ -58,26 +61,24 @@ def run_search(spec: StudySpec, storage: str, artifacts: Path, console: Console)
             publisher.publish(force=True)
 
 
-def _warn_of_a_noisy_machine(search: Search, console: Console) -> None:
+def _warn_of_a_noisy_machine(search: Search, progress: SearchProgress) -> None:
     """Say so where the uncompressed model, timed against itself, is told apart from itself."""
     against_itself = search.store.get_study(search.spec.study).baseline["speedup"]
     if not against_itself.low <= 1 <= against_itself.high:
-        console.print(
-            f"  this machine was busy: the uncompressed model measured {against_itself.value:.3f}x as fast as itself; "
+        progress.say(
+            f"this machine was busy: the uncompressed model measured {against_itself.value:.3f}x as fast as itself; "
             "latencies of this study carry that error",
-            style="yellow",
-            highlight=False,
+            "yellow",
         )
 
 
-def _warn_of_saturation(search: Search, console: Console) -> None:
+def _warn_of_saturation(search: Search, progress: SearchProgress) -> None:
     """Say so where the machine computes 8-bit layers otherwise than most others would."""
     choices, runtime = search.problem.space.choices, search.problem.target.runtime
     offered = 8 in choices.weight_bits and 8 in choices.activation_bits
     if offered and saturates(search.store.get_study(search.spec.study).machine, runtime):
-        console.print(
-            f"  this processor has no VNNI: sums of 8-bit weights times 8-bit activations overflow in {runtime}'s kernels; "
+        progress.say(
+            f"this processor has no VNNI: sums of 8-bit weights times 8-bit activations overflow in {runtime}'s kernels; "
             "accuracies are those of such processors, see docs/targets.md",
-            style="yellow",
-            highlight=False,
+            "yellow",
         )

@@ -440,5 +440,7 @@ def load_study(reference: str) -> StudySpec:
         with resources.as_file(_LIBRARY.joinpath(f"{reference}.yaml")) as shipped:
             return StudySpec.from_document(read_mapping(shipped, reference), reference, Path.cwd())
     if not os.path.exists(reference):
-        raise StudyFileError(reference, "", f"no such file; shipped studies are {', '.join(shipped_studies())}")
+        raise StudyFileError(
+            reference, "", f"no such file, and no shipped study; {suggestion(reference, shipped_studies())}"
+        )
     return StudySpec.from_document(read_mapping(path, reference), reference, path.resolve().parent)

@@ -2,50 +2,14 @@
 
 from __future__ import annotations
 
-import codecs
-import io
-import os
-import sys
 from collections.abc import Iterable, Sequence
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 SPARKS = "▁▂▃▄▅▆▇█"
-
-UNCUT = 10_000
-"""Columns of what is no terminal: every line is as long as it needs to be."""
-
-_PLAIN = {**dict(zip(SPARKS, "_.:-=+*#", strict=True)), "±": "+-", "…": "..", "—": "-", "–": "-", "−": "-", "×": "x"}
-_PLAIN |= {chr(code): "*" for code in (0x2022, *range(0x2800, 0x2900))}  # bullets, and the spinner of rich
-_PLAIN |= {"━": "-", "╸": "-", "╺": "-", "─": "-"}
-
-
-def open_console(*, stderr: bool = False) -> Console:
-    """The terminal; or a pipe or a file, whose lines are never broken unless COLUMNS says where."""
-    stream = sys.stderr if stderr else sys.stdout
-    natural = not stream.isatty() and "COLUMNS" not in os.environ
-    return Console(stderr=stderr, emoji=False, width=UNCUT if natural else None)
-
-
-def write_in_any_encoding() -> None:
-    """Have stdout and stderr take any text: what their encoding lacks is written in plain characters, or as its code."""
-    codecs.register_error("slimfront-plain", _in_plain_characters)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="slimfront-plain")
-
-
-def _in_plain_characters(error: UnicodeError) -> tuple[str, int]:
-    """A handler of `codecs.register_error`."""
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    refused = error.object[error.start : error.end]
-    codes = (_PLAIN.get(letter) or letter.encode("ascii", "backslashreplace").decode() for letter in refused)
-    return "".join(codes), error.end
 
 
 def rows_table(header: Sequence[str], rows: Iterable[Sequence[str]] = (), *, narrow: bool = False) -> Table:
@@ -58,9 +22,7 @@ def rows_table(header: Sequence[str], rows: Iterable[Sequence[str]] = (), *, nar
     for name in header:
         numbers = name.endswith(">")
         justify = "right" if numbers else "left"
-        table.add_column(
-            Text(name.removesuffix(">")), justify=justify, no_wrap=numbers and not narrow, overflow="fold"
-        )
+        table.add_column(Text(name.removesuffix(">")), justify=justify, no_wrap=numbers and not narrow, overflow="fold")
     for row in rows:
         add_row(table, row)
     return table
