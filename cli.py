@@ -330,6 +330,7 @@ def export(
 def verify(
     bundle: Annotated[Path, typer.Argument(help="Folder that `slimfront export` wrote.")],
     base: Annotated[Path, typer.Option(help="Folder of a workload given as file.py:function.")] = Path(),
+    format: Format = "table",
 ) -> None:
     """Hold a bundle against its card: files, size, accuracy on this machine, paired speed-up where the target is.
 
@@ -345,7 +346,12 @@ def verify(
     for check in checks:
         verdict = {True: "holds", False: "DIFFERS", None: "not checked"}[check.holds]
         add_row(table, (check.claim, check.recorded, check.found, check.allowed, verdict))
-    out.print(table)
+    if format == "json":
+        from .studies.documents import checks_document
+
+        _print_json(checks_document(bundle, checks))
+    else:
+        out.print(table)
     if broken := [check.claim for check in checks if check.holds is False]:
         _fail(f"{bundle} is not what its card says: {', '.join(broken)}", 1)
 

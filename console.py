@@ -24,7 +24,7 @@ def open_console(*, stderr: bool = False) -> Console:
     The same one for all: what moves on a terminal, such as a progress bar within another's time, must know of the other.
     """
     stream = sys.stderr if stderr else sys.stdout
-    natural = not stream.isatty() and "COLUMNS" not in os.environ
+    natural = not stream.isatty() and not os.environ.get("COLUMNS")
     return Console(stderr=stderr, emoji=False, width=UNCUT if natural else None)
 
 

@@ -18,7 +18,6 @@ import numpy as np
 
 from ..errors import TargetError
 from ..spaces.policy import ACTIVATION_BITS, BFLOAT16_BITS, WEIGHT_BITS
-from ..validation import suggestion
 
 if TYPE_CHECKING:  # the bench's process loads artifacts without torch
     from torch import Tensor
@@ -180,7 +179,7 @@ def get_runtime(name: str) -> Runtime:
         TargetError: unknown, or its package is not installed or broken.
     """
     if name not in RUNTIMES:
-        raise TargetError(f"unknown runtime {name!r}; {suggestion(name, runtimes())}")
+        raise TargetError(f"unknown runtime {name!r}; known are {', '.join(runtimes())}")
     entry = RUNTIMES[name]
     try:
         return getattr(import_module(f".{entry.module}", __package__), entry.cls)()

@@ -66,7 +66,7 @@ class Target(BaseModel):
     @classmethod
     def _check_runtime(cls, name: str) -> str:
         if name not in RUNTIMES:
-            raise ValueError(f"unknown runtime {name!r}; {suggestion(name, runtimes())}")
+            raise ValueError(f"unknown runtime {name!r}; known are {', '.join(runtimes())}")
         return name
 
     @model_validator(mode="after")
