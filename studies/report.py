@@ -212,6 +212,7 @@ def _measurements(history: Sequence[MeasurementRecord]) -> RenderableType:
         return Text("Nothing was measured.")
     wide = rows_table(("measurement", "value>", "95 % low>", "high>", "unit", "n>", "method", "rung>", ""))
     narrow = rows_table(("measurement", "value>", "low>", "high>", "unit", "n>", "rung>", ""))
+    wide.columns[0].no_wrap = narrow.columns[0].no_wrap = True  # names are copied from here into study files
     order = list(METRICS)
     newest = {record.measurement.name: record for record in history}
     for record in sorted(history, key=lambda record: order.index(record.measurement.name)):

@@ -277,10 +277,11 @@ def test_what_is_piped_is_not_cut(measured: Path) -> None:
 
 
 def test_a_narrow_terminal_breaks_no_name(measured: Path) -> None:
-    shown = slimfront("show", "tiny", "1", cwd=measured, COLUMNS="80").stdout
-    assert any(line.split()[:2] == ["latency_p99_ms", "1.900"] for line in shown.splitlines())
-    assert "…" not in shown
-    assert "a wider terminal" in shown
+    for columns, methods in (("80", True), ("70", False)):
+        shown = slimfront("show", "tiny", "1", cwd=measured, COLUMNS=columns).stdout
+        assert any(line.split()[:2] == ["latency_p99_ms", "1.900"] for line in shown.splitlines())
+        assert ("timing" in shown, "a wider terminal" in shown) == (methods, not methods)
+        assert "…" not in shown
 
 
 @pytest.mark.parametrize("line", ["front tiny", "status tiny"])
