@@ -146,8 +146,7 @@ class SearchProgress:
         for index, objective in enumerate(map(Objective.of, self._objectives if front else ())):
             point = min(front, key=lambda point: objective.sign * point.values[index])
             best.append(figure_text(point.measurements[objective.name], spread=False))
-        points = count_text(len(front), "point")
-        return f"front of {points}, the best {', '.join(best)}" if best else "no front yet"
+        return f"front of {len(front)}, best {', '.join(best)}" if best else "no front yet"
 
     def _count(self, done: int, note: str) -> None:
         self._done, self._note = done, note
