@@ -6,7 +6,6 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -28,6 +27,9 @@ err = open_console(stderr=True)
 
 COMPLETE = "_SLIMFRONT_COMPLETE"
 """Variable by which a shell asks for completions."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as of a shell."""
 
 VERSIONED = ("torch", "torchvision", "openvino", "onnxruntime", "optuna", "ray", "sqlalchemy")
 """Packages that `--version` names as well."""
@@ -80,6 +82,8 @@ def _print_version(wanted: bool) -> None:
 
 
 def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version(package)
     except PackageNotFoundError:
@@ -166,7 +170,7 @@ def search(
     try:
         run_search(spec, storage, artifacts, err)
     except KeyboardInterrupt:
-        _fail("interrupted; everything finished is stored, the same command goes on", 130)
+        _fail("interrupted; everything finished is stored, the same command goes on", INTERRUPTED)
     if format == "json":
         front(spec.study, "json", None, storage)
         return
@@ -434,16 +438,19 @@ def main() -> None:
 
         completion_init()
     try:
-        if code := app(prog_name="slimfront", standalone_mode=False):
-            sys.exit(code)
+        code = app(prog_name="slimfront", standalone_mode=False)  # None unless a command asked to exit
     except USAGE_ERROR as error:
         _fail(usage_problem(error), 2)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted", 130)
+        code = INTERRUPTED  # what newer releases of typer return
     except UserError as error:
         _fail(str(error), 2)
     except SlimfrontError as error:
         _fail(str(error), 1)
+    if code == INTERRUPTED:
+        _fail("interrupted", INTERRUPTED)
+    if code:
+        sys.exit(code)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -7,8 +7,6 @@ from typing import Any
 
 import typer
 
-from .validation import suggestion
-
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 """click's `UsageError`, or that of the copy of click that newer releases of typer hold."""
 
@@ -54,6 +52,8 @@ def usage_problem(error: Any) -> str:
 
 
 def _problem(error: Any) -> str:
+    from .validation import suggestion  # imports pydantic, which `--help` does without
+
     message = str(error.message or "").removeprefix("Value error, ")
     if (option := getattr(error, "option_name", None)) and message.startswith("No such option"):
         parameters = error.ctx.command.params if error.ctx else []
