@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ..documents import MAX_YAML_BYTES, read_file, yaml_document
 from ..errors import DocumentError, TargetError
 from ..spaces.policy import ACTIVATION_BITS, FULL_PRECISION, WEIGHT_BITS
-from ..validation import MAX_SENTENCE, Name, first_problem, shortened
+from ..validation import MAX_SENTENCE, Name, first_problem, shortened, suggestion
 from .device_card import DeviceCard
 from .latency_table import LatencyTable
 from .runtime import RUNTIMES, runtimes
@@ -120,9 +120,9 @@ def load_target(reference: str, base: Path | None = None) -> Target:
             return _parsed(card, f"{reference}.yaml")
     path = (base or Path()) / reference
     if not os.path.isfile(path):  # False, where Path.is_file raises over a name that is too long
-        shipped = ", ".join(shipped_targets())
         raise TargetError(
-            f"target {shortened(repr(reference), MAX_SENTENCE)} is neither a shipped card ({shipped}) nor a file"
+            f"target {shortened(repr(reference), MAX_SENTENCE)} is neither a shipped card nor a file; "
+            f"{suggestion(reference, shipped_targets())}"
         )
     return _parsed(path, str(path))
 

@@ -26,7 +26,7 @@ from .progress import (
 )
 from .records import MeasurementRecord, TrialRecord
 from .store import Store
-from .terminal import add_row, commands, facts, rows_table
+from .terminal import Fitting, add_row, commands, facts, rows_table
 from .wording import (
     bounds_text,
     channel_rows,
@@ -208,7 +208,9 @@ def _measurements(history: Sequence[MeasurementRecord]) -> RenderableType:
     """All figures, metric by metric, oldest first; those a newer one replaced are dim."""
     if not history:
         return Text("Nothing was measured.")
-    table = rows_table(("measurement", "value>", "95 % low>", "high>", "unit", "n>", "method", "rung>", ""))
+    wide = rows_table(("measurement", "value>", "95 % low>", "high>", "unit", "n>", "method", "rung>", ""))
+    narrow = rows_table(("measurement", "value>", "low>", "high>", "unit", "n>", "rung>", ""))
+    wide.columns[0].no_wrap = narrow.columns[0].no_wrap = True  # names are copied from here into study files
     order = list(METRICS)
     newest = {record.measurement.name: record for record in history}
     for record in sorted(history, key=lambda record: order.index(record.measurement.name)):
@@ -216,5 +218,13 @@ def _measurements(history: Sequence[MeasurementRecord]) -> RenderableType:
         cells = (m.name, full_text(m.value, m.unit), *bounds_text(m), m.unit, str(m.n), m.method, str(record.rung))
         replaced = record is not newest[m.name]
         remark = "replaced" if replaced else "noisy" if m.noisy else ""
-        add_row(table, (*cells, remark), style="dim" if replaced else "")
-    return Group(table, Text("\nflops are multiply-adds: one fused multiply-add is one FLOP", style="dim"))
+        style = "dim" if replaced else ""
+        add_row(wide, (*cells, remark), style)
+        add_row(narrow, (*cells[:6], str(record.rung), "old" if replaced else remark), style)
+    left_out = Text(
+        "\nlow, high: of the 95 % interval; a wider terminal, or a pipe, shows the methods too", style="dim"
+    )
+    return Group(
+        Fitting(wide, Group(narrow, left_out)),
+        Text("\nflops are multiply-adds: one fused multiply-add is one FLOP", style="dim"),
+    )

@@ -451,7 +451,9 @@ def load_study(reference: str) -> StudySpec:
             return StudySpec.from_document(_read_mapping(shipped, reference), reference, Path.cwd())
     name = shortened(reference, MAX_NAME)
     if not os.path.exists(reference):
-        raise StudyFileError(name, "", f"no such file; shipped studies are {', '.join(shipped_studies())}")
+        raise StudyFileError(
+            name, "", f"no such file, and no shipped study; {suggestion(reference, shipped_studies())}"
+        )
     return StudySpec.from_document(_read_mapping(path, name), reference, path.resolve().parent)
 
 

@@ -121,3 +121,18 @@ def test_python_on_the_pages_runs(page: Path, block: str) -> None:
         names["workload"]().check()
     if "study" in names:
         assert "sampler_fallback" not in names["study"].user_attrs
+
+
+def test_a_gru_is_copied_as_the_page_says() -> None:
+    [block] = [block for block in code_blocks(ROOT / "docs" / "your-own-model.md", "python") if "nn.GRU" in block]
+    names: dict = {}
+    exec(block, names)
+    trained, x = torch.nn.GRU(5, 7, batch_first=True), torch.randn(3, 4, 5)
+    torch.testing.assert_close(names["with_linear_layers"](trained)(x), trained(x)[0])
+
+
+def test_no_page_is_listed_twice() -> None:
+    links = re.findall(r"^- \[.*?\]\((docs/.*?)\)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(links) == len(set(links))
+    listed = (ROOT / "README.md").read_text()
+    assert all(f"docs/{page.name}" in listed for page in ROOT.glob("docs/*.md"))

@@ -324,7 +324,7 @@ def test_a_folder_is_no_study_file(tmp_path):
 
 
 def test_an_unknown_name_lists_the_shipped_studies():
-    with pytest.raises(StudyFileError, match=r"^nope: no such file; shipped studies are .*digits-demo"):
+    with pytest.raises(StudyFileError, match=r"^nope: no such file, and no shipped study; known are .*digits-demo"):
         load_study("nope")
 
 
