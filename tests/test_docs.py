@@ -74,7 +74,7 @@ def test_the_pages_yaml_is_valid(page: Path, block: str, tmp_path: Path) -> None
 
 
 COMMANDS = [
-    line.partition("#")[0]
+    line.partition("#")[0].partition("|")[0]
     for page in PAGES
     for block in code_blocks(page, "console")
     for line in block.splitlines()
