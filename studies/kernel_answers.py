@@ -19,8 +19,9 @@ from ..workloads.workload import MapDataset, Workload, describe
 from .executed import BITS
 
 CONTAINER_BITS = 8
-SAMPLES = 1
-"""Of the calibration split: precisions do not depend on how well a range was found."""
+SAMPLES = 2
+"""Of the calibration split: precisions do not depend on how well a range was found. Two, for which the model is captured anyway,
+where norms are folded."""
 
 Pair = tuple[int, int]
 Answer = Mapping[str, str] | str
@@ -109,8 +110,8 @@ def _executed(workload: Workload, target: Target, names: Sequence[str], pair: Pa
     runtime = get_runtime(target.runtime)
     model, example = workload.model.eval(), workload.example_input
     layers = {name: LayerPolicy(*pair) for name in names}
-    symmetric = RUNTIMES[target.runtime].symmetric
-    policy = Policy(layers=layers, scheme=Scheme(activations="symmetric") if symmetric else Scheme())
+    kind = "symmetric" if RUNTIMES[target.runtime].symmetric else "affine"
+    policy = Policy(layers=layers, scheme=Scheme("min_max", activations=kind))  # the range that is found soonest
     candidate = Candidate(policy, model, quantize(model, example, policy, _some(workload)))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"model{runtime.suffix}"
