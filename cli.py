@@ -236,8 +236,12 @@ def verify(
     table = rows_table(("claim", "card>", "here>", "allowed>", ""))
     for check in checks:
         verdict = {True: "holds", False: "DIFFERS", None: "not checked"}[check.holds]
-        add_row(table, (check.claim, check.recorded, check.found, check.allowed, verdict))
+        found = check.found if len(check.found) <= 24 else "see below"
+        add_row(table, (check.claim, check.recorded, found, check.allowed, verdict))
     out.print(table)
+    for check in checks:
+        if len(check.found) > 24:
+            out.print(f"{check.claim}: {check.found}", markup=False, highlight=False)
     if broken := [check.claim for check in checks if check.holds is False]:
         _fail(f"{bundle} is not what its card says: {', '.join(broken)}", 1)
 
