@@ -365,8 +365,8 @@ def verify(
     from .search.timer_of_target import timer_of
     from .studies.bundle import open_bundle
     from .studies.judge import judge_of_study, judge_of_workload
-    from .studies.terminal import add_row, rows_table
     from .studies.verify import verify_bundle
+    from .studies.verify_report import checks_report
 
     with err.status(f"verifying {bundle}"):
         judge, opened = None, open_bundle(bundle)
@@ -376,16 +376,12 @@ def verify(
             with _store(storage) as store:
                 judge = judge_of_study(store, study, opened)
         checks = list(verify_bundle(bundle, timer_of, judge))
-    table = rows_table(("claim", "card>", "here>", "allowed>", ""))
-    for check in checks:
-        verdict = {True: "holds", False: "DIFFERS", None: "not checked"}[check.holds]
-        add_row(table, (check.claim, check.recorded, check.found, check.allowed, verdict))
     if format == "json":
         from .studies.documents import checks_document
 
         _print_json(checks_document(bundle, checks))
     else:
-        out.print(table)
+        out.print(checks_report(checks))
     if broken := [check.claim for check in checks if check.holds is False]:
         _fail(f"{bundle} is not what its card says: {', '.join(broken)}", 1)
 

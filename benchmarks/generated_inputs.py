@@ -1,4 +1,4 @@
-"""Generated study files, target cards, policies and bundles: each is taken or refused in one line, at once.
+"""Generated study files, target cards, policies, bundles and names: each is taken or refused in one line, at once.
 
     python benchmarks/generated_inputs.py --number 20000
 
@@ -34,8 +34,10 @@ from slimfront.compression.packed_file import packed_bytes, save_packed
 from slimfront.errors import TargetError, UserError
 from slimfront.hardware_profiles.target import load_target
 from slimfront.spaces.policy import LayerPolicy, Policy
+from slimfront.studies.bundle import open_bundle
 from slimfront.studies.spec import load_study
 from slimfront.studies.verify import verify_bundle
+from slimfront.workloads.load import load_workload
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -150,7 +152,7 @@ def spoilt_text(text: str, tokens: tuple[str, ...], chance: random.Random) -> st
         return text[:at] + chance.choice(tokens) + text[at + length :]
     if what == 1:
         places = [index + 1 for index, character in enumerate(text) if character in ":,["]
-        place = chance.choice(places)
+        place = chance.choice(places or [0])
         ends = [text.find(end, place) for end in ("\n", ",", "]", "}") if text.find(end, place) >= 0]
         return f"{text[:place]} {chance.choice(tokens)}{text[min(ends, default=len(text)) :]}"
     if what == 2:
@@ -187,6 +189,7 @@ class Inputs:
         self.card = write_bundle(self.bundle)
         self.kinds: dict[str, Callable[[random.Random], None]] = {
             "study file": self.study_file, "target card": self.target_card, "policy": self.policy, "bundle": self.a_bundle,
+            "name": self.name,
         }  # fmt: skip
 
     def study_file(self, chance: random.Random) -> None:
@@ -214,6 +217,27 @@ class Inputs:
             if chance.random() < 0.5:
                 (spoilt / "card.json").write_text(json.dumps(listing(self.card, spoilt)))
         list(verify_bundle(spoilt, _nobody_times))
+
+    def name(self, chance: random.Random) -> None:
+        """A study, target, workload or bundle that is not there, whatever it is called."""
+        known = (
+            "digits-dem",
+            "cpu-openvin",
+            "nowhere.py:workload",
+            "no.module:function",
+            "~nobody/x.py:f",
+            "torchvision:x",
+        )
+        texts = [value for value in (*SPOILT_VALUES, *SPOILT_YAML, *SPOILT_TEXT, *known) if isinstance(value, str)]
+        text = (
+            spoilt_text(chance.choice(texts) + "?", tuple(texts), chance)
+            if chance.random() < 0.5
+            else chance.choice(texts)
+        )
+        readers: tuple[Callable[[str], object], ...] = (
+            load_study, load_target, load_workload, lambda path: open_bundle(Path(path)),
+        )  # fmt: skip
+        chance.choice(readers)(text)
 
 
 def _nobody_times(*_: object) -> Any:
@@ -324,7 +348,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--number", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kind", help="study file, target card, policy or bundle; all by default")
+    parser.add_argument("--kind", help="study file, target card, policy, bundle or name; all by default")
     parser.add_argument("--show", type=int, default=10, help="problems to print")
     options = parser.parse_args()
     made, refused, failed = Counter(), Counter(), Counter()

@@ -16,7 +16,7 @@ from ..documents import MAX_JSON_BYTES, json_document, read_file, require_regula
 from ..errors import DocumentError, UserError
 from ..hardware_profiles.runtime import Artifact
 from ..hardware_profiles.target import Target
-from ..validation import first_problem, shortened
+from ..validation import MAX_SENTENCE, first_problem, shortened
 from .card import SCHEMA
 
 CARD = "card.json"
@@ -137,9 +137,11 @@ def open_bundle(folder: Path) -> Bundle:
     Raises:
         UserError: no bundle, one of a later schema, a card that is malformed, or a file that is a link, a pipe or elsewhere.
     """
-    path = folder.resolve() / CARD
+    path = Path(os.path.abspath(folder)) / CARD
     if not os.path.lexists(path):
-        raise UserError(f"{folder} is no bundle: it has no {CARD}; `slimfront export` makes one")
+        raise UserError(
+            f"{shortened(folder, MAX_SENTENCE)} is no bundle: it has no {CARD}; `slimfront export` makes one"
+        )
     try:
         bundle = Bundle(path.parent, _card(json_document(read_file(path, MAX_JSON_BYTES, regular=True))))
     except DocumentError as error:

@@ -47,10 +47,8 @@ SCHEMA = 1
 _PACKAGES = {"torch-cuda": "torch", "tensorrt": "tensorrt with torch", "litert": "ai-edge-litert"}
 """Runtime -> what its loader imports, where it is not called the same."""
 
-_TUNED = (
-    "The settings are part of what was measured, and are not read from the file: {} {}. The outputs then differ, and it may \
-take several times as long as this card says."
-)
+_TUNED = "The settings are part of what was measured, and are not read from the file: {} {}. What it computes may \
+then differ, and it may take several times as long as this card says."
 _PLAINLY = {
     "openvino": _TUNED.format(
         '`core.compile_model(path, "CPU")` alone',

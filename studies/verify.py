@@ -111,7 +111,7 @@ def _accuracy(bundle: Bundle, judge: Judge | None, reason: str | None) -> Iterat
     recorded = bundle.card.measurements.accuracy.value
     told = f"{recorded:.4f}"
     if judge is None or reason is not None:
-        yield Check("accuracy", told, reason or "not scored: --workload or --study says on which data", "", None)
+        yield Check("accuracy", told, reason or "not scored: --workload or --study says on what data", "", None)
         return
     yield _same_workload(bundle, judge)
     target, model = bundle.card.target, bundle.artifact("model")

@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import chdir, contextmanager, suppress
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 
 from ..errors import WorkloadError
+from ..validation import MAX_SENTENCE, shortened
 from .attention import explicit_attention
 from .cache import state_digest
 from .plain_layers import plain_layers
@@ -73,7 +75,8 @@ def _named(reference: str) -> Iterator[None]:
     try:
         yield
     except WorkloadError as error:
-        raise WorkloadError(f"workload {reference}: {error}") from error.__cause__
+        told = shortened(error, 2 * MAX_SENTENCE)
+        raise WorkloadError(f"workload {shortened(reference, MAX_SENTENCE)}: {told}") from error.__cause__
 
 
 def _builtin(reference: str, base: Path) -> Callable[..., object]:
@@ -92,9 +95,9 @@ def _own(reference: str, options: Mapping[str, Any], base: Path) -> Workload:
     if not (colon and place and name):
         raise WorkloadError(f"unknown; it must be {', '.join(builtin_workloads())}, {OWN_FORMS}")
     is_file = place.endswith(".py") or "/" in place
-    file = base / Path(place).expanduser()
-    if is_file and not file.is_file():
-        raise WorkloadError(f"there is no file {file}")
+    file = base / os.path.expanduser(place)  # which leaves an unknown user's home as it is, where Path raises
+    if is_file and not os.path.isfile(file):
+        raise WorkloadError(f"there is no file {shortened(file, MAX_SENTENCE)}")
     with _importable(file.parent if is_file else base):
         module = _file_module(file) if is_file else _module(place)
         return _called(_function(module, name), options)

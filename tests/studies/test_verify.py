@@ -264,7 +264,7 @@ def test_a_packed_file_that_claims_any_number_of_zeros_is_refused(bundle: Path) 
 
 
 def test_generated_inputs_are_taken_or_refused_in_one_line(inputs: ModuleType) -> None:
-    answers = list(inputs.answers(400, seed=7))
+    answers = list(inputs.answers(500, seed=7))
     assert [(kind, seed, problem) for kind, seed, problem, _ in answers if problem] == []
     refused = [kind for kind, _, _, was_refused in answers if was_refused]
-    assert all(refused.count(kind) > 50 for kind in ("study file", "target card", "policy", "bundle"))
+    assert all(refused.count(kind) > 50 for kind in ("study file", "target card", "policy", "bundle", "name"))
