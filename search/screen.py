@@ -21,6 +21,9 @@ from .driver import Search
 LINE_INTERVAL_S = 10.0
 """Least time between two lines of progress where there is no terminal."""
 
+TRIALS = "trials"
+"""What is counted, until the front is measured again."""
+
 BAR_WIDTH = 30
 """Columns of the bar: with what stands next to it they fit 80."""
 
@@ -67,7 +70,7 @@ class SearchProgress:
         self._held: list[Text] | None = []
         self._started, self._printed = time.monotonic(), float("-inf")
         self._pace = Pace()
-        self._done, self._what, self._note = 0, "trials", ""
+        self._done, self._what, self._note = 0, TRIALS, ""
         self._search: Search | None = None
         self._publisher: Publisher | None = None
         self._live = Live(get_renderable=self._bar, console=console, transient=True, refresh_per_second=4)
@@ -118,7 +121,7 @@ class SearchProgress:
     def confirming(self, done: int, total: int) -> None:
         """Progress of `confirm_front`."""
         self._total, self._timeout_s = total, None
-        self._what = "points of the front confirmed"
+        self._what = "points of the front measured again"
         self._pace = Pace()
         self._count(done, self._note)
 
@@ -137,8 +140,10 @@ class SearchProgress:
         """Look at the search: only here, as the bar is drawn by another thread."""
         if self._search is None:
             return
-        self._pace.note(self._search.finished)
-        self._count(self._search.finished, self._front_text(self._search.front))
+        if self._what == TRIALS:
+            self._done = self._search.finished
+            self._pace.note(self._done)
+        self._count(self._done, self._front_text(self._search.front))
 
     def _front_text(self, front: Sequence[Point]) -> str:
         """How large the front is, and the best figure of each objective."""
@@ -165,16 +170,15 @@ class SearchProgress:
 
     @property
     def _times(self) -> str:
-        left = self._left
-        return clock_text(self._elapsed) + (f", {clock_text(left)} left" if left is not None else "")
-
-    @property
-    def _left(self) -> float | None:
-        """Seconds until the budget is spent, as far as can be told."""
-        known = [self._pace.left(self._total - self._done)] if self._total else []
-        if self._timeout_s is not None:
-            known.append(max(0.0, self._timeout_s - self._elapsed))
-        return min((seconds for seconds in known if seconds is not None), default=None)
+        """Time passed, and left: at the pace of trials, or until the timeout, which is the most it can be."""
+        parts = [clock_text(self._elapsed)]
+        paced = self._pace.left(self._total - self._done) if self._total else None
+        most = None if self._timeout_s is None else max(0.0, self._timeout_s - self._elapsed)
+        if paced is not None:
+            parts.append(f"{clock_text(paced if most is None else min(paced, most))} left")
+        elif most is not None:
+            parts.append(f"at most {clock_text(most)} left")
+        return ", ".join(parts)
 
     def _bar(self) -> RenderableType:
         total, done = (self._total, self._done) if self._total else (self._timeout_s, self._elapsed)

@@ -87,6 +87,18 @@ def test_lines_are_held_back_until_the_study_is_open(tiny_spec):
     assert shown == ["  channels of fc stay", "  trial 3 failed: ValueError: [3, 8] :x: [bold]", "  at once"]
 
 
+def test_the_front_that_is_measured_again_is_counted_for_itself(tiny_spec, monkeypatch):
+    monkeypatch.setattr(screen, "LINE_INTERVAL_S", 0.0)
+    said = io.StringIO()
+    with SearchProgress(tiny_spec(), Console(file=said, width=200)) as progress:
+        progress.tell("sensitivity", 1, "1 of 27")
+        progress.confirming(1, 3)
+        progress.confirming(2, 3)
+    first, *others = (line.partition(",")[0] for line in said.getvalue().splitlines())
+    assert first == "  0 of 4 trials"
+    assert others == [f"  {done} of 3 points of the front measured again" for done in (1, 2)]
+
+
 @pytest.mark.parametrize(("budget", "counted"), [({"trials": 40}, "3 of 40 trials"), ({"timeout_s": 600}, "3 trials")])
 def test_the_bar_fits_a_terminal_of_eighty_columns_and_goes_away(budget, counted, tiny_spec):
     terminal = Console(file=io.StringIO(), force_terminal=True, width=80, height=24)
