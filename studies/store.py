@@ -7,13 +7,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Engine, func, select
 
 from ..errors import StoreError
 from ..measurement import Measurement
 from ..spaces.policy import Policy
 from . import tables
 from .database import DEFAULT_URL, Database
+from .lease import Lease
 from .queries import (
     baseline_rows,
     find_study,
@@ -76,6 +77,14 @@ class Store:
     def close(self) -> None:
         """Close all connections; the store is of no use after."""
         self._database.close()
+
+    def lease(self, study: str) -> Lease:
+        """The right to be the only driver of a study, which need not be there yet; not taken yet."""
+        return Lease(self._database, study)
+
+    def watch(self, engine: Engine) -> None:
+        """Have another engine over the same database, Optuna's, refuse writes without the lease and tell its errors as one line."""
+        self._database.watch(engine)
 
     # Studies
 

@@ -26,7 +26,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 PREFIX = "slimfront_"
 VERSION_TABLE = "slimfront_alembic_version"
-REVISION = "0003"
+REVISION = "0004"
 """The newest migration, which these models describe; revisions are zero-padded and so sort as text."""
 
 STATES = ("running", "complete", "infeasible", "failed")
@@ -157,6 +157,20 @@ class Artifact(Base):
     sha256: Mapped[str] = mapped_column(String(64))
     bytes: Mapped[int] = mapped_column(BigInteger)
     made_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Lease(Base):
+    """Which process searches a study, by the study's name: the driver that makes the study's row has its lease before.
+
+    Moments are seconds since 1970 on the database's own clock, since those of several machines differ.
+    """
+
+    __tablename__ = "slimfront_lease"
+
+    study: Mapped[str] = mapped_column(String(255), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(255))
+    heartbeat: Mapped[float]
+    expires: Mapped[float]
 
 
 class Sensitivity(Base):
