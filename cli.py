@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
@@ -46,13 +47,16 @@ def search(
     seed: Annotated[
         int | None, typer.Option(help="Seed of sampler and recovery; a study that has begun keeps its own.")
     ] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds after which no further trial starts.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds the command may take in all, as far as that can be foreseen.")
+    ] = None,
     artifacts: Artifacts = DEFAULT_ARTIFACTS,
 ) -> None:
     """Run a study, or continue it where it stopped.
 
     Ctrl-C stops it; nothing finished is lost and the same command goes on.
     """
+    started = time.monotonic()
     from .studies.spec import load_study
 
     spec = load_study(study).replaced(trials=trials, workers=workers, seed=seed, timeout_s=timeout)
@@ -61,7 +65,7 @@ def search(
     from .search.run import run_search  # takes seconds: it imports torch, optuna and ray
 
     try:
-        run_search(spec, storage, artifacts, err)
+        run_search(spec, storage, artifacts, err, started)
     except KeyboardInterrupt:
         _fail("interrupted; everything finished is stored, the same command goes on", 130)
     _print_front(spec.study, storage)

@@ -1,6 +1,7 @@
 """Every error slimfront raises on purpose.
 
 SlimfrontError                 base: one clear line for a person, never a traceback
+├── SearchError                a search cannot go on, or found nothing; the command ends with exit code 1
 ├── UserError                  the input is wrong; the command ends with exit code 2
 │   ├── StudyFileError         a study file, naming the file and the key
 │   ├── WorkloadError          a workload that cannot be loaded or breaks its contract
@@ -16,6 +17,10 @@ SlimfrontError                 base: one clear line for a person, never a traceb
 
 class SlimfrontError(Exception):
     """Base of all errors raised on purpose."""
+
+
+class SearchError(SlimfrontError):
+    """A search cannot go on, or found nothing; what it did find is stored."""
 
 
 class UserError(SlimfrontError):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ..errors import SearchError
 from ..hardware_profiles.fingerprint import saturates
+from ..studies.database import absolute_url
+from ..studies.progress import reason_rows, states_text
 from ..studies.spec import StudySpec
 from ..studies.store import Store
+from ..workloads.load import working_in
 from .confirm import confirm_front
 from .dashboard import Publisher
 from .driver import Search
@@ -18,13 +23,26 @@ from .lock import sole_driver
 from .problem import prepare
 
 
-def run_search(spec: StudySpec, storage: str, artifacts: Path, console: Console) -> None:
+def run_search(spec: StudySpec, storage: str, artifacts: Path, console: Console, started: float | None = None) -> None:
     """Run or continue the study, confirm its front, and publish it to the dashboard.
+
+    Meanwhile the current folder is the study file's, as it is in workers: relative paths in the workload's code start there.
+
+    Args:
+        started: `time.monotonic()` when the user gave the command, which the budget of time is counted from; now by default.
 
     Raises:
         UserError: bad input; nothing was written where it was found before the study began.
+        SearchError: the search could not go on, or found nothing but the uncompressed model.
         KeyboardInterrupt: Ctrl-C; everything finished is stored.
     """
+    started = time.monotonic() if started is None else started
+    url, artifacts = absolute_url(storage), artifacts.resolve()
+    with working_in(spec.base_folder):
+        _run(spec, url, artifacts, console, started)
+
+
+def _run(spec: StudySpec, storage: str, artifacts: Path, console: Console, started: float) -> None:
     problem = prepare(spec)
     for group, reason in problem.unprunable.items():
         console.print(f"  channels of {group} stay: {reason}", style="dim", highlight=False)
@@ -41,7 +59,7 @@ def run_search(spec: StudySpec, storage: str, artifacts: Path, console: Console)
             highlight=False,
         )
     with Store(storage) as store, sole_driver(store, spec.study), SearchProgress(spec, console) as progress:
-        search = Search(problem, store, artifacts, progress.tell)
+        search = Search(problem, store, artifacts, progress.tell, started)
         publisher = Publisher(search)
         progress.follow(search, publisher)
         _warn_of_a_noisy_machine(search, console)
@@ -56,6 +74,20 @@ def run_search(spec: StudySpec, storage: str, artifacts: Path, console: Console)
             confirm_front(search, progress.confirming)
         finally:
             publisher.publish(force=True)
+        if nothing := search.stopped_because or _found_nothing(search):
+            raise SearchError(f"study {spec.study!r}: {nothing}")
+
+
+def _found_nothing(search: Search) -> str | None:
+    """Why the front holds nothing but the uncompressed model; None where it holds more."""
+    trials = search.store.trials(search.spec.study)
+    if search.spec.budget.trials == 1:
+        return None  # no more was asked for
+    on_front = {point.trial for point in search.front}
+    if any(trial.number in on_front and not trial.policy.is_uncompressed for trial in trials):
+        return None
+    because = [f"{count} {state}: {reason}" for count, state, reason in reason_rows(trials)[:1]]
+    return "; ".join(["found nothing but the uncompressed model", states_text(trials), *because])
 
 
 def _warn_of_a_noisy_machine(search: Search, console: Console) -> None:

@@ -19,7 +19,7 @@ from ..spaces.policy import FULL_PRECISION, Recovery
 from ..spaces.presets import Family, preset_space
 from ..spaces.scheme import Scheme
 from ..spaces.space import Space, SpaceChoices
-from ..workloads.load import TORCHVISION, load_workload
+from ..workloads.load import TORCHVISION, load_workload, working_in
 from ..workloads.workload import Workload
 from .kernel_answers import bits_on, why_float_only
 from .reach import Gain, gains
@@ -103,7 +103,8 @@ def inspect_reference(reference: str, target: str | None = None) -> Inspection:
     name, options = (spec.workload, spec.workload_options) if spec else (reference, {})
     wanted = target or (spec.target if spec else None)
     card = load_target(wanted, Path.cwd() if target else base) if wanted else None
-    return inspect_workload(load_workload(name, _little_data(name, options), base), card, spec)
+    with working_in(base):
+        return inspect_workload(load_workload(name, _little_data(name, options), base), card, spec)
 
 
 def inspect_workload(workload: Workload, target: Target | None = None, spec: StudySpec | None = None) -> Inspection:

@@ -9,7 +9,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import chdir, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -92,6 +92,13 @@ def _own(reference: str, options: Mapping[str, Any], base: Path) -> Workload:
     with _importable(file.parent if is_file else base):
         module = _file_module(file) if is_file else _module(place)
         return _called(_function(module, name), options)
+
+
+@contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """Have relative paths start at a study file's folder, and modules be found there, as its owner's scripts have it."""
+    with chdir(folder), _importable(folder.resolve()):
+        yield
 
 
 @contextmanager
