@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import WorkloadError
+from .adapt import adapted
 from .attention import explicit_attention
 from .cache import state_digest
 from .workload import SPLITS, Workload, describe
@@ -51,6 +52,7 @@ def load_workload(reference: str, options: Mapping[str, Any] | None = None, base
         else:
             workload = _own(reference, options or {}, base)
         workload.check()
+        workload = adapted(workload)
     model = explicit_attention(workload.model, workload.example_input)
     return replace(workload, model=model, name=workload.name or reference, base=base)
 

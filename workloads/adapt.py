@@ -1,0 +1,94 @@
+"""A user's workload as slimfront computes with it: the model itself in float32, its inputs as float32 tensors.
+
+What is changed computes the same; each change is a remark for the workload's owner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+
+from .copies import copied, has_attached_tensors, unwrapped, wrappers
+from .samples import plain_input, samples
+from .workload import SPLITS, Workload, number_of_classes
+
+def adapted(workload: Workload) -> Workload:
+    """`workload`, which was checked, as all of slimfront reads it; its model and data are not changed."""
+    example = workload.example_input
+    model, remarks = plain_model(workload.model)
+    if not example.is_floating_point():
+        model = copied(model) if model is workload.model else model
+        model.register_forward_pre_hook(_Cast(example.dtype))
+        remarks.append(f"inputs are {example.dtype}: artifacts take the same numbers as float32 and cast them back")
+    elif example.dtype != torch.float32:
+        remarks.append(f"inputs are {example.dtype}: they are read as float32")
+    classes = number_of_classes(workload)
+    splits = {split: samples(split, getattr(workload, split), example[0], classes) for split in SPLITS}
+    remarks += _shared_data(workload)
+    return replace(workload, model=model, example_input=plain_input(example), remarks=tuple(remarks), **splits)
+
+
+def plain_model(model: nn.Module) -> tuple[nn.Module, list[str]]:
+    """The model without wrappers and reparametrizations, in float32, and what that changed; itself where nothing had to."""
+    plain, remarks = unwrapped(model), []
+    if around := wrappers(model):
+        remarks.append(f"{', '.join(around)}: the model inside is taken")
+    if has_attached_tensors(plain):
+        plain = copied(plain)
+    if names := [name for name, module in plain.named_modules() if _parametrizations(module)]:
+        plain = copied(plain) if plain is model else plain
+        for name in names:
+            _compute_once(plain.get_submodule(name))
+        remarks.append(
+            f"masks and parametrizations of {', '.join(names)} are computed once: their weights are plain ones from then on, "
+            "which recovery changes as any other (zeros of a mask stay only where the policy asks for them)"
+        )
+    if kinds := {str(t.dtype) for t in _tensors(plain) if t.is_floating_point() and t.dtype != torch.float32}:
+        plain = copied(plain).float() if plain is model else plain.float()
+        remarks.append(f"weights are {', '.join(sorted(kinds))}: the model is compressed and measured in float32")
+    return plain, remarks
+
+
+class _Cast:
+    """A forward pre-hook that gives a model its inputs in the type it was written for."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def __call__(self, _module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0].to(self.dtype), *args[1:])
+
+
+def _parametrizations(module: nn.Module) -> list[str]:
+    """Tensors of the module itself that are computed anew from others at each call."""
+    found = [*module.parametrizations] if parametrize.is_parametrized(module) else []  # type: ignore[arg-type]
+    return found + [hook._tensor_name for hook in _masks(module)]
+
+
+def _masks(module: nn.Module) -> list[prune.BasePruningMethod]:
+    return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, prune.BasePruningMethod)]
+
+
+def _compute_once(module: nn.Module) -> None:
+    for hook in _masks(module):
+        prune.remove(module, hook._tensor_name)
+    if parametrize.is_parametrized(module):
+        for name in [*module.parametrizations]:  # type: ignore[arg-type]
+            parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+
+
+def _shared_data(workload: Workload) -> Iterator[str]:
+    """What is said of splits that are one data set; only those that others are compared on have to be apart."""
+    for split, role in (("validation", "the search's accuracy"), ("test", "the final score")):
+        shared = [other for other in SPLITS if other != split and getattr(workload, other) is getattr(workload, split)]
+        if shared:
+            yield f"{split} is the same data set as {', '.join(shared)}: {role} is not of unseen data"
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
