@@ -30,6 +30,7 @@ from ..spaces.policy import Recovery
 from ..spaces.scheme import Scheme
 from ..spaces.space import Space, SpaceChoices
 from ..studies.spec import StudySpec
+from ..workloads.contract import held
 from ..workloads.load import load_workload
 from ..workloads.workload import Workload
 from .timer_of_target import timer_of
@@ -94,7 +95,7 @@ def prepare(spec: StudySpec) -> Problem:
     threads = len(worker_cores(0))
     torch.set_num_threads(threads)
     with _naming(spec, "workload"):
-        workload = load_workload(spec.workload, spec.workload_options, spec.base_folder)
+        workload = held(load_workload(spec.workload, spec.workload_options, spec.base_folder))
     model, example = workload.model.eval(), workload.example_input
     if target.predict and target.latency_table is not None and target.latency_table.model != layers_of(model):
         raise StudyFileError(spec.file, "target", f"the latency table of {target.name} was fitted to another model")

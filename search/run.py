@@ -26,6 +26,8 @@ def run_search(spec: StudySpec, storage: str, artifacts: Path, console: Console)
         KeyboardInterrupt: Ctrl-C; everything finished is stored.
     """
     problem = prepare(spec)
+    for remark in problem.context.workload.remarks:
+        console.print(f"  {remark}", style="yellow", highlight=False, markup=False)
     for group, reason in problem.unprunable.items():
         console.print(f"  channels of {group} stay: {reason}", style="dim", highlight=False)
     console.print(

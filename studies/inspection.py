@@ -19,6 +19,7 @@ from ..spaces.policy import FULL_PRECISION, Recovery
 from ..spaces.presets import Family, preset_space
 from ..spaces.scheme import Scheme
 from ..spaces.space import Space, SpaceChoices
+from ..workloads.contract import held
 from ..workloads.load import TORCHVISION, load_workload
 from ..workloads.workload import Workload
 from .kernel_answers import bits_on, why_float_only
@@ -65,6 +66,7 @@ class Inspection:
         float_only: why no layer can be quantized on any target, or None where they can; no bits are searched then.
         bits: weight and activation bits of the target -> what they are good for there; empty without a target.
         gains: upper bounds of what each technique alone and all together can gain, from counts.
+        remarks: what was changed or found of the workload, each a line for its owner.
     """
 
     workload: str
@@ -82,6 +84,7 @@ class Inspection:
     float_only: str | None
     bits: Mapping[str, str]
     gains: Sequence[Gain]
+    remarks: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain JSON values."""
@@ -103,7 +106,7 @@ def inspect_reference(reference: str, target: str | None = None) -> Inspection:
     name, options = (spec.workload, spec.workload_options) if spec else (reference, {})
     wanted = target or (spec.target if spec else None)
     card = load_target(wanted, Path.cwd() if target else base) if wanted else None
-    return inspect_workload(load_workload(name, _little_data(name, options), base), card, spec)
+    return inspect_workload(held(load_workload(name, _little_data(name, options), base)), card, spec)
 
 
 def inspect_workload(workload: Workload, target: Target | None = None, spec: StudySpec | None = None) -> Inspection:
@@ -140,6 +143,7 @@ def inspect_workload(workload: Workload, target: Target | None = None, spec: Stu
         float_only=float_only,
         bits=bits_on(workload, target) if target and not float_only else {},
         gains=gains(model, example, space),
+        remarks=workload.remarks,
     )
 
 

@@ -47,6 +47,13 @@ def plain_model(model: nn.Module) -> tuple[nn.Module, list[str]]:
             f"masks and parametrizations of {', '.join(names)} are computed once: their weights are plain ones from then on, "
             "which recovery changes as any other (zeros of a mask stay only where the policy asks for them)"
         )
+    if ties := [*_ties(plain)]:
+        plain = copied(plain) if plain is model else plain
+        for owner, key, weight in [*_ties(plain)]:
+            setattr(owner, key, nn.Parameter(weight.detach().clone(), weight.requires_grad))
+        remarks.append(
+            f"{len(ties)} weights are shared with another layer: each is counted and compressed on its own from here on"
+        )
     if kinds := {str(t.dtype) for t in _tensors(plain) if t.is_floating_point() and t.dtype != torch.float32}:
         plain = copied(plain).float() if plain is model else plain.float()
         remarks.append(f"weights are {', '.join(sorted(kinds))}: the model is compressed and measured in float32")
@@ -63,6 +70,18 @@ class _Cast:
         return (args[0].to(self.dtype), *args[1:])
 
 
+def _ties(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+    """(module, name, parameter) of each parameter that an earlier module, or name, has already."""
+    seen: set[int] = set()
+    for module in model.modules():
+        for key, parameter in [*module._parameters.items()]:
+            if parameter is None:
+                continue
+            if id(parameter) in seen:
+                yield module, key, parameter
+            seen.add(id(parameter))
+
+
 def _parametrizations(module: nn.Module) -> list[str]:
     """Tensors of the module itself that are computed anew from others at each call."""
     found = [*module.parametrizations] if parametrize.is_parametrized(module) else []  # type: ignore[arg-type]
@@ -77,16 +96,22 @@ def _compute_once(module: nn.Module) -> None:
     for hook in _masks(module):
         prune.remove(module, hook._tensor_name)
     if parametrize.is_parametrized(module):
-        for name in [*module.parametrizations]:  # type: ignore[arg-type]
-            parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+        values = {name: getattr(module, name).detach() for name in module.parametrizations}  # type: ignore[union-attr]
+        del module.parametrizations
+        # Not remove_parametrizations, which changes the class that the copied module and its original share.
+        module.__class__ = type(module).__bases__[0]
+        for name, value in values.items():
+            module.register_parameter(name, nn.Parameter(value))
 
 
 def _shared_data(workload: Workload) -> Iterator[str]:
-    """What is said of splits that are one data set; only those that others are compared on have to be apart."""
-    for split, role in (("validation", "the search's accuracy"), ("test", "the final score")):
-        shared = [other for other in SPLITS if other != split and getattr(workload, other) is getattr(workload, split)]
-        if shared:
-            yield f"{split} is the same data set as {', '.join(shared)}: {role} is not of unseen data"
+    """What is said of splits that are one data set, if accuracies are measured on it."""
+    names: dict[int, list[str]] = {}
+    for split in SPLITS:
+        names.setdefault(id(getattr(workload, split)), []).append(split)
+    for shared in names.values():
+        if len(shared) > 1 and {"validation", "test"}.intersection(shared):
+            yield f"{', '.join(shared)} are one data set: accuracies measured on it are not of unseen samples"
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:

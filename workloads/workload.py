@@ -135,7 +135,9 @@ def _example_outputs(model: nn.Module, example: Any) -> Tensor:
         with torch.inference_mode():
             outputs = own.eval()(example)
     except Exception as error:  # the user's code may raise anything
-        raise WorkloadError(f"model does not run on example_input {kind_of(example)}: {describe(error)}") from error
+        kinds = {str(weight.dtype) for weight in model.parameters() if weight.dtype != example.dtype}
+        hint = f"; its weights are {', '.join(sorted(kinds))}" if kinds and example.is_floating_point() else ""
+        raise WorkloadError(f"model does not run on example_input {kind_of(example)}: {describe(error)}{hint}") from error
     _require(
         isinstance(outputs, Tensor), f"model must return one tensor, the one that is scored, not {kind_of(outputs)}"
     )
