@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from ..errors import CompressionError
 from ..spaces.channel_graph import ChannelGraph, Role, channels_lost, first_line
-from ..spaces.channel_groups import ChannelGroup
+from ..spaces.channel_groups import ChannelGroup, find_channel_groups
+from ..workloads.contract import few_inputs
+from ..workloads.workload import Workload
 
 TOLERANCE = 1e-3
 """How far a layer's input may differ, relative to the largest, by rounding: kernels of other widths sum in another order."""
@@ -28,6 +30,14 @@ MISPLACED = (
     "with channels removed, {reader} does not read what it read of the others: channels change places or numbers on the way "
     "(as by roll, flip, a shuffle or a slice), or what is kept is computed from all of them"
 )
+
+
+def proven_groups(workload: Workload) -> tuple[list[ChannelGroup], dict[str, str]]:
+    """Groups of a workload's model that can be pruned, and why the others cannot: `find_channel_groups`, proven on its data."""
+    model, example = workload.model.eval(), workload.example_input
+    groups, unprunable = find_channel_groups(model, example)
+    proven, refuted = prove_groups(model, few_inputs(workload), groups)
+    return proven, unprunable | refuted
 
 
 def prove_groups(

@@ -11,6 +11,7 @@ import torch
 
 from ..compression.batches import input_batches
 from ..compression.distil import get_distiller
+from ..compression.proof import proven_groups
 from ..compression.taps import tapped_modules
 from ..compression.teachers import Teacher
 from ..errors import EvaluationError, PolicyError, StudyFileError, TargetError, WorkloadError
@@ -23,7 +24,7 @@ from ..hardware_profiles.runtime import RUNTIMES, Artifact, Runtime, get_runtime
 from ..hardware_profiles.target import Target, load_target
 from ..hardware_profiles.timer import Timer
 from ..spaces.blocks import block_influence, find_removable_blocks, least_influential_first
-from ..spaces.channel_groups import ChannelGroup, find_channel_groups
+from ..spaces.channel_groups import ChannelGroup
 from ..spaces.families import family_of
 from ..spaces.layers import Layer, find_layers
 from ..spaces.policy import Recovery
@@ -101,7 +102,7 @@ def prepare(spec: StudySpec) -> Problem:
         raise StudyFileError(spec.file, "target", f"the latency table of {target.name} was fitted to another model")
     spec = spec.with_preset(family_of(model, example), {key: getattr(target, key) for key in BITS})
     layers = find_layers(model, example)
-    groups, unprunable = find_channel_groups(model, example)
+    groups, unprunable = proven_groups(workload)
     removable = spec.space.removed_blocks != (0,) or spec.space.depth != (1.0,)
     blocks = find_removable_blocks(model, example) if removable else []
     defaults = spec.recovery

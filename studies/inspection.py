@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ..compression.batches import input_batches
+from ..compression.proof import proven_groups
 from ..compression.prune import CALIBRATION_BATCH
 from ..hardware_profiles.target import Target, load_target
 from ..spaces.blocks import block_influence, examine_blocks, least_influential_first
-from ..spaces.channel_groups import ChannelGroup, find_channel_groups
+from ..spaces.channel_groups import ChannelGroup
 from ..spaces.families import family_of
 from ..spaces.layers import Layer, find_layers, macs_by_module, why_untouched
 from ..spaces.operators import DENSE, Operator
@@ -113,7 +114,7 @@ def inspect_workload(workload: Workload, target: Target | None = None, spec: Stu
     """Inspect a loaded workload, in the space of a study or else of its family's preset."""
     model, example = workload.model.eval(), workload.example_input
     layers, macs = find_layers(model, example), macs_by_module(model, example)[""]
-    groups, unprunable = find_channel_groups(model, example)
+    groups, unprunable = proven_groups(workload)
     removable, fixed = examine_blocks(model, example)
     batches = (batch.to(example.device) for batch in input_batches(workload.calibration, CALIBRATION_BATCH))
     influence = block_influence(model, batches, removable)

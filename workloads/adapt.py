@@ -16,10 +16,14 @@ from .copies import copied, has_attached_tensors, unwrapped, wrappers
 from .samples import plain_input, samples
 from .workload import SPLITS, Workload, number_of_classes
 
+
 def adapted(workload: Workload) -> Workload:
     """`workload`, which was checked, as all of slimfront reads it; its model and data are not changed."""
     example = workload.example_input
     model, remarks = plain_model(workload.model)
+    if _keeps_graphs(model, plain_input(example) if example.is_floating_point() else example):
+        model = copied(model)
+        model.register_forward_hook(_Detach())
     if not example.is_floating_point():
         model = copied(model) if model is workload.model else model
         model.register_forward_pre_hook(_Cast(example.dtype))
@@ -68,6 +72,24 @@ class _Cast:
 
     def __call__(self, _module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (args[0].to(self.dtype), *args[1:])
+
+
+class _Detach:
+    """A forward hook after which nothing that a model keeps for itself holds a graph: it can be copied then."""
+
+    def __call__(self, model: nn.Module, _inputs: object, _output: object) -> None:
+        for module in model.modules():
+            for key, value in [*vars(module).items()]:
+                if isinstance(value, Tensor) and not value.is_leaf:
+                    setattr(module, key, value.detach())
+
+
+def _keeps_graphs(model: nn.Module, example: Tensor) -> bool:
+    """Whether forward leaves a tensor with its graph in an attribute."""
+    probe = copied(model).eval()
+    with torch.enable_grad():
+        probe(example)
+    return has_attached_tensors(probe)
 
 
 def _ties(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:

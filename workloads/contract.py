@@ -60,13 +60,18 @@ def held(workload: Workload, seconds: float = SCAN_SECONDS) -> Workload:
     return replace(workload, remarks=(*workload.remarks, *remarks))
 
 
+def few_inputs(workload: Workload) -> Tensor:
+    """Inputs of a few samples of the validation split, shape [n, ...], where the model is."""
+    return torch.stack(_asked(workload, ASKED)).to(workload.example_input.device)
+
+
 # The model
 
 
 @torch.no_grad()
 def _try(model: nn.Module, workload: Workload) -> list[str]:
     """Run the model on a few samples, in evaluation mode."""
-    inputs = torch.stack(_asked(workload, ASKED)).to(workload.example_input.device)
+    inputs = few_inputs(workload)
     with torch.random.fork_rng():
         alone = _alone(model, inputs)
         _require_the_same_twice(model, inputs, alone)
@@ -97,9 +102,7 @@ def _require_the_same_twice(model: nn.Module, inputs: Tensor, first: Tensor) -> 
     torch.manual_seed(1)
     cause = "it changes a state of its own in forward, or draws numbers from random or numpy"
     if _difference(second, _alone(model, inputs)) <= REPEATED:
-        cause = (
-            "it draws random numbers in evaluation mode, such as F.dropout without training=self.training, or torch.rand"
-        )
+        cause = "it draws random numbers in evaluation mode, such as F.dropout without training=self.training, or torch.rand"
     raise WorkloadError(f"model answers differently on the same input (by {difference:.2g} of its largest): {cause}")
 
 
@@ -110,7 +113,9 @@ def _batch_remarks(model: nn.Module, inputs: Tensor, alone: Tensor) -> Iterator[
     try:
         together = model(batch)
     except Exception as error:  # the user's code may raise anything
-        raise WorkloadError(f"model runs on one sample and not on a batch of {len(batch)}: {describe(error)}") from error
+        raise WorkloadError(
+            f"model runs on one sample and not on a batch of {len(batch)}: {describe(error)}"
+        ) from error
     if together.shape != alone.shape:
         raise WorkloadError(
             f"model must return one row a sample: a batch of {len(batch)} gives {list(together.shape)}, not {list(alone.shape)}"
@@ -193,7 +198,8 @@ def _scan(workload: Workload, seconds: float) -> Iterator[str]:
         data: Any = getattr(workload, split)
         begun = time.monotonic()
         if type(data) is TensorDataset:
-            _require_sound(workload, split, *data.tensors, classes)
+            inputs, targets = data.tensors
+            _require_sound(workload, split, inputs, targets, classes)
             continue
         share = seconds / (len(SPLITS) - number)  # what a split leaves over is the next ones'
         seen = _look(workload, split, data, begun + share)
@@ -234,7 +240,9 @@ def _not_finite(values: Tensor) -> list[int]:
     """Numbers of the rows that hold NaN or an infinity."""
     if not values.is_floating_point():
         return []
-    return (~values.isfinite().flatten(1).all(1) if values.ndim > 1 else ~values.isfinite()).nonzero().flatten().tolist()
+    return (
+        (~values.isfinite().flatten(1).all(1) if values.ndim > 1 else ~values.isfinite()).nonzero().flatten().tolist()
+    )
 
 
 @torch.no_grad()

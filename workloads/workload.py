@@ -15,7 +15,6 @@ from ..errors import WorkloadError
 from .copies import copied, unwrapped
 from .samples import MapDataset, class_range, describe, flaw_of, is_class, kind_of, read_pair
 
-
 MetricFunction = Callable[[Tensor, Tensor], float]
 """(outputs [n, ...], targets [n, ...]) -> score, higher is better."""
 
@@ -99,12 +98,14 @@ def _check_model(model: Any) -> None:
     """Hold the model to be one whose weights are there and can be changed."""
     _require(isinstance(model, nn.Module), f"model must be a torch.nn.Module, not {kind_of(model)}")
     scripted = isinstance(model, torch.jit.ScriptModule)
-    _require(not scripted, "model is compiled by TorchScript, which hides its layers; give the nn.Module it was made of")
+    _require(
+        not scripted, "model is compiled by TorchScript, which hides its layers; give the nn.Module it was made of"
+    )
     for name, module in model.named_modules():
         quantized = type(module).__module__.startswith(QUANTIZED)
         _require(not quantized, f"{name or 'the model'} is quantized already; give the model before quantization")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        lazy = isinstance(tensor, nn.parameter.UninitializedTensorMixin)
+        lazy = nn.parameter.is_lazy(tensor)
         _require(not lazy, f"{name} has no shape yet; run a batch through the model, and train it, before")
         _require(not tensor.is_meta, f"{name} is on the meta device and has no values; load the trained weights")
         problem = flaw_of(tensor)
@@ -137,7 +138,9 @@ def _example_outputs(model: nn.Module, example: Any) -> Tensor:
     except Exception as error:  # the user's code may raise anything
         kinds = {str(weight.dtype) for weight in model.parameters() if weight.dtype != example.dtype}
         hint = f"; its weights are {', '.join(sorted(kinds))}" if kinds and example.is_floating_point() else ""
-        raise WorkloadError(f"model does not run on example_input {kind_of(example)}: {describe(error)}{hint}") from error
+        raise WorkloadError(
+            f"model does not run on example_input {kind_of(example)}: {describe(error)}{hint}"
+        ) from error
     _require(
         isinstance(outputs, Tensor), f"model must return one tensor, the one that is scored, not {kind_of(outputs)}"
     )
@@ -160,9 +163,9 @@ def _classes_of(outputs: Tensor, metric: str) -> int:
     return classes
 
 
-def _check_split(split: str, dataset: Any, example: Tensor, classes: int | None) -> None:
+def _check_split(split: str, dataset: MapDataset, example: Tensor, classes: int | None) -> None:
     map_style = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
-    hint = "; its .dataset is one" if isinstance(dataset, DataLoader) else ""
+    hint = "; its .dataset is one" if type(dataset) is DataLoader else ""
     _require(map_style, f"{split} must be a map-style data set with a length, not {kind_of(dataset)}{hint}")
     _require(len(dataset) > 0, f"{split} is empty; it must hold at least one (input, target) pair")
     inputs, target = read_pair(dataset, 0, f"{split}[0]")
