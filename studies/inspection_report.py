@@ -104,4 +104,6 @@ def _facts(inspection: Inspection) -> Iterable[tuple[str, str]]:
     refused = {f"{name}: {why}" for layer in inspection.layers for name, why in layer.refused.items()}
     for sentence in sorted(refused):
         yield "where not", sentence
+    for remark in inspection.remarks:
+        yield "remark", remark
     yield "note", "Bounds are of counts, at the ends of what is searched; neither time nor accuracy was looked at."
