@@ -82,12 +82,14 @@ def measured(
     try:
         simulation = Simulation(problem)
     except Exception as error:  # the user's model may raise anything
+        raise_if_interrupted(error)
         tell("unmeasured", 0, f"no choice can be measured alone: {describe(error)}")
         return
     for probe in wanted:
         try:
             divergence = simulation.divergence(probe.policy)
         except Exception as error:  # as above, or the policy does not fit it; trials of other policies may be fine
+            raise_if_interrupted(error)
             tell("unmeasured", 0, f"{probe.knob.name} = {probe.choice} cannot be measured alone: {describe(error)}")
             continue
         ended = time.monotonic()

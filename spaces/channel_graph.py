@@ -16,6 +16,7 @@ from torch_pruning import ops
 from torch_pruning.dependency import Group
 
 from ..errors import CompressionError
+from ..interrupts import raise_if_interrupted
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 SHUFFLED_DIMENSIONS = 5
@@ -101,12 +102,15 @@ class ChannelGraph:
         kinds = {type(attention): _AttentionPruner() for attention in self.heads.values()}
         try:
             with _traceable(model, self.heads.values()):  # type: ignore[arg-type]
-                self._graph.build_dependency(model, (example_input,), customized_pruners=kinds, verbose=False)  # type: ignore[arg-type]
+                # Left to call the model itself, it swallows whatever that raises, Ctrl-C too, and calls it again wrongly.
+                self._graph.build_dependency(
+                    model, example_input, forward_fn=nn.Module.__call__, customized_pruners=kinds, verbose=False
+                )  # type: ignore[arg-type]
                 found = list(self._graph.get_all_groups(root_module_types=(ops.TORCH_CONV, ops.TORCH_LINEAR)))
         except (RuntimeError, ValueError, IndexError, KeyError, AttributeError, TypeError, ArithmeticError) as error:
-            # Torch-Pruning fails with whatever its tracing meets on an architecture it does not know; where the model
-            # raises, it calls it another way, and the first reason is the one that matters.
-            raise CompressionError(f"Torch-Pruning failed: {first_line(error.__context__ or error)}") from error
+            # Torch-Pruning fails with whatever its tracing meets on an architecture it does not know.
+            raise_if_interrupted(error)
+            raise CompressionError(f"Torch-Pruning failed: {first_line(error)}") from error
         order = {name: index for index, name in enumerate(self.names.values())}
         roots = {self.names[group[0].dep.target.module]: group for group in found}
         self.groups: dict[str, Group] = dict(sorted(roots.items(), key=lambda item: order[item[0]]))
@@ -173,6 +177,7 @@ class ChannelGraph:
             for name in (name for name in channels if name in self.heads):
                 self.heads[name].keep_heads(sorted(set(range(self.heads[name].num_heads)) - set(channels[name])))
         except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+            raise_if_interrupted(error)
             raise CompressionError(f"Torch-Pruning failed: {first_line(error)}") from error
 
     def _remove(self, dep: Any, channels: list[int]) -> None:

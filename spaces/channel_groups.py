@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CompressionError
+from ..interrupts import raise_if_interrupted
 from .channel_graph import ChannelGraph, channels_lost, first_line, out_channels
 from .layers import LAYER_KINDS
 
@@ -126,6 +127,7 @@ def _why_unsafe(
             shape = pruned(example_input).shape
     except (CompressionError, RuntimeError, ValueError, IndexError, TypeError) as error:
         # Any of these means the pruned copy does not run: the reason is told, the group left out.
+        raise_if_interrupted(error)
         return first_line(error)
     return None if shape == expected else f"changes the output shape from {list(expected)} to {list(shape)}"
 

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import WorkloadError
+from ..interrupts import raise_if_interrupted
 from .attention import explicit_attention
 from .cache import state_digest
 from .workload import SPLITS, Workload, describe
@@ -113,8 +114,9 @@ def _file_module(file: Path) -> ModuleType:
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # the user's code may raise anything, and scripts like to exit
+    except BaseException as error:  # the user's code may raise anything, and scripts like to exit
         del sys.modules[name]
+        raise_if_interrupted(error)
         raise WorkloadError(f"importing it raised {describe(error)}") from error
     return module
 
@@ -127,7 +129,8 @@ def _module(name: str) -> ModuleType:
         if name == missing or name.startswith(f"{missing}."):
             raise WorkloadError(f"there is no module {missing!r}; is its package installed?") from error
         raise WorkloadError(f"importing it raised {describe(error)}") from error
-    except (Exception, SystemExit) as error:  # the user's code may raise anything, and scripts like to exit
+    except BaseException as error:  # the user's code may raise anything, and scripts like to exit
+        raise_if_interrupted(error)
         raise WorkloadError(f"importing it raised {describe(error)}") from error
 
 
@@ -152,7 +155,8 @@ def _called(function: Callable[..., object], options: Mapping[str, Any]) -> Work
         workload = function(**options)
     except WorkloadError:
         raise  # already a line for the user
-    except (Exception, SystemExit) as error:  # the user's code may raise anything, and scripts like to exit
+    except BaseException as error:  # the user's code may raise anything, and scripts like to exit
+        raise_if_interrupted(error)
         raise WorkloadError(f"it raised {describe(error)}") from error
     if not isinstance(workload, Workload):
         raise WorkloadError(f"it must return a slimfront.workloads.workload.Workload, not {type(workload).__name__}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import operator
-import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..errors import WorkloadError
+from ..errors import WorkloadError, describe_exception, printable
+from ..interrupts import raise_if_interrupted
 
 
 class MapDataset(Protocol):
@@ -88,7 +88,7 @@ class Workload:
 
 def describe(error: BaseException) -> str:
     """An exception's type and message as one line of at most 300 characters."""
-    return textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" ...")
+    return printable(describe_exception(error), 300)
 
 
 def _require(condition: bool, problem: str) -> None:
@@ -117,7 +117,8 @@ def _example_outputs(model: nn.Module, example: Any) -> Tensor:
         # A copy, because evaluation mode is the caller's to choose, and because compression copies the model too.
         with torch.inference_mode():
             outputs = copy.deepcopy(model).eval()(example)
-    except Exception as error:  # the user's code may raise anything
+    except BaseException as error:  # the user's code may raise anything
+        raise_if_interrupted(error)
         raise WorkloadError(f"model does not run on example_input {_kind(example)}: {describe(error)}") from error
     _require(isinstance(outputs, Tensor), f"model must return one tensor, the one that is scored, not {_kind(outputs)}")
     return outputs
@@ -137,7 +138,8 @@ def _check_split(split: str, dataset: Any, example: Tensor, classes: int | None)
     _require(len(dataset) > 0, f"{split} is empty; it must hold at least one (input, target) pair")
     try:
         item = dataset[0]
-    except Exception as error:  # the user's code may raise anything
+    except BaseException as error:  # the user's code may raise anything
+        raise_if_interrupted(error)
         raise WorkloadError(f"{split}[0] cannot be read: {describe(error)}") from error
     pair = isinstance(item, (tuple, list)) and len(item) == 2
     _require(pair, f"{split}[0] must be an (input, target) pair, not {_kind(item)}")
