@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ from ..studies.convergence import stalled
 from ..studies.executed import KIND as PRECISIONS
 from ..studies.front import Objective, Point, hypervolume, pareto_front, reference_point
 from ..studies.progress import charged_trials, ran
-from ..studies.records import INTERRUPTED, State, TrialRecord
+from ..studies.records import INTERRUPTED, INTERRUPTIONS, ORPHANED, State, TrialRecord
 from ..studies.store import Store
 from .halving import Verdict
 from .opening import open_reference, open_study
@@ -45,6 +45,9 @@ MAX_ANCHORS = 12
 MAX_DUPLICATES = 20
 """Consecutive proposals of known policies after which the space counts as exhausted; after half, one is drawn at random."""
 
+MAX_RETRIES = 2
+"""Of a policy whose trial runs when the search's process dies; perhaps it is what kills it."""
+
 UNTRIED_DRAWS = 1000
 """Random policies looked at for one that was not tried yet."""
 
@@ -55,12 +58,15 @@ class Proposal:
 
     Attributes:
         recovered: weights of the same structure after the same recovery, which need not be done again; None without.
+        limit_s: seconds after which the trial is ended; one that is not the study's `trial_timeout_s` is what the search has left,
+            and a trial that it ends is tried again.
     """
 
     number: int
     policy: Policy
     folder: Path
     recovered: Path | None = None
+    limit_s: float | None = None
 
 
 @dataclass
@@ -250,11 +256,19 @@ class Search:
     @uninterrupted()
     def interrupt(self) -> None:
         """End every trial still running, wherever it was interrupted; the next run of the study tries their policies again."""
+        self._close_running(INTERRUPTED, {})
+
+    def _close_running(self, reason: str, deaths: Mapping[str, int]) -> None:
+        """End every trial that runs; a policy (its digest) with this many `deaths` behind it is a failed one."""
         for trial in self.store.running_trials(self.spec.study):
-            self.store.finish_trial(self.spec.study, trial.number, "failed", INTERRUPTED)
+            often = deaths.get(trial.digest, 0)
+            text = (
+                reason if often < MAX_RETRIES else f"the search's process died {often + 1} times while this policy ran"
+            )
+            self.store.finish_trial(self.spec.study, trial.number, "failed", text)
             self._seen.pop(trial.digest, None)
         self._running.clear()
-        self._optuna.abandon(INTERRUPTED)
+        self._optuna.abandon(reason)
 
     def worker_setup(self, workers: int) -> WorkerSetup:
         """What workers need; with `workers` > 0 they are kept off the bench's cores and share the others."""
@@ -354,11 +368,12 @@ class Search:
         self._durations: list[float] = []
         self._first: deque[tuple[Mapping[str, Choice], Mapping[str, object]]] = deque()
         self._is_new = self._optuna.is_new
-        self.interrupt()  # what a driver that was killed left running
+        deaths = Counter(t.digest for t in self.store.trials(self.spec.study) if t.reason == ORPHANED)
+        self._close_running(ORPHANED, deaths)  # what a driver that was killed left running
         trials = self.store.trials(self.spec.study)
         retried = {trial.retry_of for trial in trials}
         for trial in trials:
-            if trial.reason != INTERRUPTED:
+            if trial.reason not in INTERRUPTIONS:
                 self._ended(trial)
                 self._rungs.resume(trial, self.store.measurement_history(self.spec.study, trial.number))
                 self._seen[trial.digest] = trial.number
@@ -388,12 +403,12 @@ class Search:
         self._running[number] = running = _Running(policy, retry_of)
         self._optuna.annotate(number, {"policy": policy.to_json(), "digest": policy.digest})
         folder = self.folder / f"trial-{number:05d}"
-        source = self._recovered.of(policy)
+        source, limit_s = self._recovered.of(policy), self.spec.budget.trial_timeout_s
         if source is None:
-            return Proposal(number, policy, folder)
+            return Proposal(number, policy, folder, limit_s=limit_s)
         running.remark = f"recovered weights of trial {source.trial}"
         self._optuna.annotate(number, {"recovered_weights_of": source.trial})
-        return Proposal(number, policy, folder, source.path)
+        return Proposal(number, policy, folder, source.path, limit_s)
 
     def _ended(self, trial: TrialRecord) -> None:
         """Charge a trial to the budget, and keep what later ones may start from."""

@@ -8,8 +8,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..hardware_profiles.fingerprint import saturates
+from ..interrupts import sigterm_interrupts
 from ..studies.spec import StudySpec
 from ..studies.store import Store
+from .artifacts_folder import require_writable
 from .confirm import confirm_front
 from .dashboard import Publisher
 from .driver import Search
@@ -18,6 +20,7 @@ from .lock import sole_driver
 from .problem import prepare
 
 
+@sigterm_interrupts()
 def run_search(spec: StudySpec, storage: str, artifacts: Path, console: Console) -> None:
     """Run or continue the study, confirm its front, and publish it to the dashboard.
 
@@ -25,6 +28,11 @@ def run_search(spec: StudySpec, storage: str, artifacts: Path, console: Console)
         UserError: bad input; nothing was written where it was found before the study began.
         KeyboardInterrupt: Ctrl-C; everything finished is stored.
     """
+    require_writable(artifacts.resolve() / spec.study)
+    if spec.workers:
+        from .cluster import require_answer  # only here: importing ray takes a second
+
+        require_answer()
     problem = prepare(spec)
     for group, reason in problem.unprunable.items():
         console.print(f"  channels of {group} stay: {reason}", style="dim", highlight=False)
@@ -52,7 +60,7 @@ def run_search(spec: StudySpec, storage: str, artifacts: Path, console: Console)
 
                 run_distributed(search, spec.workers)
             else:
-                run_local(search)
+                run_local(search, isolated=True)
             confirm_front(search, progress.confirming)
         finally:
             publisher.publish(force=True)

@@ -21,6 +21,7 @@ from ..compression.fake_quantize import fake_quantized
 from ..compression.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
 from ..evaluators.accuracy import kl_divergence
 from ..evaluators.scores import Scores
+from ..interrupts import raise_if_interrupted
 from ..measurement import Measurement
 from ..spaces.effective import effective_policy
 from ..spaces.policy import FULL_PRECISION, Policy

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from .convergence import hypervolume_at, outlook
 from .newest_front import excesses, why_no_front
-from .records import INTERRUPTED, STOPPED_AT, FrontRecord, Outcome, SensitivityRecord, StudyRecord, TrialRecord
+from .records import INTERRUPTIONS, STOPPED_AT, FrontRecord, Outcome, SensitivityRecord, StudyRecord, TrialRecord
 from .spec import BudgetSpec
 from .terminal import sparkline
 from .wording import count_text, excess_text
@@ -29,7 +29,7 @@ LONGEST_LINE = 40
 def ended(trials: Sequence[TrialRecord]) -> int:
     """Trials charged to the budget: those that ended and were not interrupted; one that went on after it was stopped once."""
     stopped = {trial.number for trial in trials if trial.outcome == "stopped"}
-    done = (trial for trial in trials if trial.state != "running" and trial.reason != INTERRUPTED)
+    done = (trial for trial in trials if trial.state != "running" and trial.reason not in INTERRUPTIONS)
     return sum(trial.retry_of not in stopped for trial in done)
 
 
@@ -57,7 +57,7 @@ def charged_trials(sensitivities: Sequence[SensitivityRecord], trial_seconds: Se
 
 def ran(trial: TrialRecord) -> bool:
     """Whether a worker ran the trial to its end; the uncompressed model's takes the baseline's figures over."""
-    return trial.state != "running" and trial.reason != INTERRUPTED and not trial.policy.is_uncompressed
+    return trial.state != "running" and trial.reason not in INTERRUPTIONS and not trial.policy.is_uncompressed
 
 
 def charged(study: StudyRecord, trials: Sequence[TrialRecord], sensitivities: Sequence[SensitivityRecord]) -> int:
