@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -152,7 +153,11 @@ def search(
     ] = None,
     timeout: Annotated[
         float | None,
-        typer.Option(parser=number, metavar="SECONDS", help="Seconds after which no further trial starts."),
+        typer.Option(
+            parser=number,
+            metavar="SECONDS",
+            help="Seconds the command may take in all, as far as that can be foreseen.",
+        ),
     ] = None,
     artifacts: Artifacts = DEFAULT_ARTIFACTS,
     format: Format = "table",
@@ -161,6 +166,7 @@ def search(
 
     Ctrl-C stops it; nothing finished is lost and the same command goes on.
     """
+    started = time.monotonic()
     from .studies.spec import load_study
 
     spec = load_study(study).replaced(trials=trials, workers=workers, seed=seed, timeout_s=timeout)
@@ -169,7 +175,7 @@ def search(
         from .search.run import run_search  # takes seconds: it imports torch, optuna and ray
 
     try:
-        run_search(spec, storage, artifacts, err)
+        run_search(spec, storage, artifacts, err, started)
     except KeyboardInterrupt:
         _fail("interrupted; everything finished is stored, the same command goes on", INTERRUPTED)
     if format == "json":
@@ -334,29 +340,49 @@ def export(
 @app.command()
 def verify(
     bundle: Annotated[Path, typer.Argument(help="Folder that `slimfront export` wrote.")],
+    workload: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WORKLOAD",
+            help="What scores it: a study file, digits, torchvision:NAME, or path.py:function. "
+            "Without it or --study the accuracy is not checked.",
+        ),
+    ] = None,
+    study: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The study in your database that made it, whose workload scores it."),
+    ] = None,
     base: Annotated[Path, typer.Option(help="Folder of a workload given as file.py:function.")] = Path(),
+    storage: Storage = DEFAULT_STORAGE,
     format: Format = "table",
 ) -> None:
     """Hold a bundle against its card: files, size, accuracy on this machine, paired speed-up where the target is.
 
-    The exit code is 1 where something does not hold. A speed-up may well differ on another kind of machine.
+    Nothing that the bundle names is run. The exit code is 1 where something does not hold. A speed-up may well differ on
+    another kind of machine.
     """
+    if workload is not None and study is not None:
+        raise UserError("give --workload or --study, not both")
     from .search.timer_of_target import timer_of
-    from .studies.terminal import add_row, rows_table
+    from .studies.bundle import open_bundle
+    from .studies.judge import judge_of_study, judge_of_workload
     from .studies.verify import verify_bundle
+    from .studies.verify_report import checks_report
 
     with err.status(f"verifying {bundle}"):
-        checks = list(verify_bundle(bundle, base, timer_of))
-    table = rows_table(("claim", "card>", "here>", "allowed>", ""))
-    for check in checks:
-        verdict = {True: "holds", False: "DIFFERS", None: "not checked"}[check.holds]
-        add_row(table, (check.claim, check.recorded, check.found, check.allowed, verdict))
+        judge, opened = None, open_bundle(bundle)
+        if workload is not None:
+            judge = judge_of_workload(workload, base)
+        elif study is not None:
+            with _store(storage) as store:
+                judge = judge_of_study(store, study, opened)
+        checks = list(verify_bundle(bundle, timer_of, judge))
     if format == "json":
         from .studies.documents import checks_document
 
         _print_json(checks_document(bundle, checks))
     else:
-        out.print(table)
+        out.print(checks_report(checks))
     if broken := [check.claim for check in checks if check.holds is False]:
         _fail(f"{bundle} is not what its card says: {', '.join(broken)}", 1)
 

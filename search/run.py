@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from rich.console import Console
 
+from ..errors import SearchError
 from ..hardware_profiles.fingerprint import saturates
+from ..studies.database import absolute_url
+from ..studies.progress import reason_rows, states_text
 from ..studies.spec import StudySpec
 from ..studies.store import Store
+from ..workloads.load import working_in
 from .confirm import confirm_front
 from .dashboard import Publisher
 from .driver import Search
@@ -18,18 +23,26 @@ from .problem import prepare
 from .screen import SearchProgress
 
 
-def run_search(spec: StudySpec, storage: str, artifacts: Path, console: Console) -> None:
+def run_search(spec: StudySpec, storage: str, artifacts: Path, console: Console, started: float | None = None) -> None:
     """Run or continue the study, confirm its front, and publish it to the dashboard.
+
+    Meanwhile the current folder is the study file's, as it is in workers: relative paths in the workload's code start there.
+
+    Args:
+        started: `time.monotonic()` when the user gave the command, which the budget of time is counted from; now by default.
 
     Raises:
         UserError: bad input; nothing was written where it was found before the study began.
+        SearchError: the search could not go on, or found nothing but the uncompressed model.
         KeyboardInterrupt: Ctrl-C; everything finished is stored.
     """
-    with SearchProgress(spec, console) as progress:
-        _run(spec, storage, artifacts, progress)
+    started = time.monotonic() if started is None else started
+    url, artifacts = absolute_url(storage), artifacts.resolve()
+    with working_in(spec.base_folder), SearchProgress(spec, console) as progress:
+        _run(spec, url, artifacts, progress, started)
 
 
-def _run(spec: StudySpec, storage: str, artifacts: Path, progress: SearchProgress) -> None:
+def _run(spec: StudySpec, storage: str, artifacts: Path, progress: SearchProgress, started: float) -> None:
     problem = prepare(spec)
     for group, reason in problem.unprunable.items():
         progress.say(f"channels of {group} stay: {reason}", "dim")
@@ -44,7 +57,7 @@ def _run(spec: StudySpec, storage: str, artifacts: Path, progress: SearchProgres
             "yellow",
         )
     with Store(storage) as store, sole_driver(store, spec.study):
-        search = Search(problem, store, artifacts, progress.tell)
+        search = Search(problem, store, artifacts, progress.tell, started)
         publisher = Publisher(search)
         progress.follow(search, publisher)
         _warn_of_a_noisy_machine(search, progress)
@@ -59,6 +72,20 @@ def _run(spec: StudySpec, storage: str, artifacts: Path, progress: SearchProgres
             confirm_front(search, progress.confirming)
         finally:
             publisher.publish(force=True)
+        if nothing := search.stopped_because or _found_nothing(search):
+            raise SearchError(f"study {spec.study!r}: {nothing}")
+
+
+def _found_nothing(search: Search) -> str | None:
+    """Why the front holds nothing but the uncompressed model; None where it holds more."""
+    trials = search.store.trials(search.spec.study)
+    if search.spec.budget.trials == 1:
+        return None  # no more was asked for
+    on_front = {point.trial for point in search.front}
+    if any(trial.number in on_front and not trial.policy.is_uncompressed for trial in trials):
+        return None
+    because = [f"{count} {state}: {reason}" for count, state, reason in reason_rows(trials)[:1]]
+    return "; ".join(["found nothing but the uncompressed model", states_text(trials), *because])
 
 
 def _warn_of_a_noisy_machine(search: Search, progress: SearchProgress) -> None:

@@ -45,6 +45,18 @@ def database_url(url: str) -> URL:
     return parsed
 
 
+def absolute_url(url: str) -> str:
+    """The URL as text, the file of a SQLite database from the root on: the current folder may change.
+
+    Raises:
+        StoreError: as `database_url`.
+    """
+    parsed = database_url(url)
+    if parsed.get_backend_name() == "sqlite" and not str(parsed.database).startswith("file:"):
+        parsed = parsed.set(database=str(Path(str(parsed.database)).absolute()))
+    return parsed.render_as_string(hide_password=False)
+
+
 class Database:
     """An open, migrated database.
 

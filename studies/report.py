@@ -17,7 +17,6 @@ from .newest_front import front_points, objectives_of, why_no_front
 from .picks import pick
 from .progress import (
     budget_text,
-    charged,
     ended,
     growth_text,
     next_commands,
@@ -75,7 +74,6 @@ def status_report(store: Store, name: str) -> RenderableType:
     """
     study, trials, fronts = store.get_study(name), store.trials(name), store.fronts(name)
     sensitivities = store.sensitivities(name)
-    charge = charged(study, trials, sensitivities)
     spec = study.spec
     workers = f"{spec.workers} workers" if spec.workers else "in one process"
     known = facts(
@@ -85,9 +83,9 @@ def status_report(store: Store, name: str) -> RenderableType:
             ("objectives", ", ".join(spec.objectives)),
             ("constraints", ", ".join(map(str, spec.constraints)) or "none"),
             ("search", f"{spec.sampler}, seed {spec.seed}, {workers}, since {moment(study.created)}"),
-            *([("sensitivity", sensitivity_text(sensitivities, charge))] if spec.sensitivity else []),
+            *([("sensitivity", sensitivity_text(sensitivities))] if spec.sensitivity else []),
             *([("remark", study.remark)] if study.remark else []),
-            ("budget", budget_text(spec.budget, trials, charge)),
+            ("budget", budget_text(spec.budget, trials)),
             ("trials", states_text(trials)),
             ("front", growth_text(fronts, trials)),
         ]
@@ -95,7 +93,7 @@ def status_report(store: Store, name: str) -> RenderableType:
     parts: list[RenderableType] = [Text(name, style="bold"), known]
     if reasons := reason_rows(trials):
         parts += ["", rows_table(("trials>", "ended", "because"), reasons)]
-    return Group(*parts, commands("Next", next_commands(study, trials, fronts, charge)))
+    return Group(*parts, commands("Next", next_commands(study, trials, fronts)))
 
 
 def trial_report(store: Store, name: str, number: int) -> RenderableType:

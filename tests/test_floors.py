@@ -16,6 +16,7 @@ FLOORS = {
     "interrupts": 0,
     "measurement": 0,
     "validation": 0,
+    "documents": 0.5,
     "spaces": 1,
     "workloads": 1,
     "compression": 2,
@@ -48,7 +49,7 @@ def imported(path: Path) -> list[str]:
     return found
 
 
-def floor_of(module: str) -> tuple[str, int]:
+def floor_of(module: str) -> tuple[str, float]:
     top = module.lstrip(".").split(".")[0]
     return top, FLOORS[top]
 

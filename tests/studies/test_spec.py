@@ -299,7 +299,7 @@ MALFORMED = {
     "empty": ("", ": is empty; a study file is a mapping of keys"),
     "a list": ("- study\n", ": holds a list; a study file is a mapping"),
     "a binary file": ("\x00\x01", ": is not YAML: "),
-    "nested too deeply": ("[" * 1000, ": is not YAML: "),
+    "nested too deeply": ("[" * 20_000, ":1: lists and mappings are nested more than 50 deep"),
 }
 
 
