@@ -175,6 +175,10 @@ def typed(*arguments: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
             "--format has no choice 'xml'; known are csv, json, table; `slimfront front --help` explains it",
         ),
         ("search digit-demo", "digit-demo: no such file, and no shipped study; did you mean digits-demo?"),
+        (
+            "inspect digit-demo",
+            "'digit-demo' is none of a study file, the name of a study or workload, path/to/file.py",
+        ),
         ("profile cpu-opnvino --show", "target 'cpu-opnvino' is neither a shipped card nor a file; did you mean cpu"),
         ("front X --storage pg:x", "storage 'pg:x' is no database URL; write a file's name, sqlite:///slimfront.db or"),
     ],
