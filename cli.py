@@ -446,13 +446,19 @@ def dashboard(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Study to open; all are served.")] = None,
     port: Annotated[int, typer.Option(parser=port_number, metavar="PORT", help="Port to listen on.")] = 8080,
     host: Annotated[str, typer.Option(help="Address to listen on. The dashboard has no authentication.")] = "127.0.0.1",
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Another name by which browsers reach this machine; may be given several times."
+        ),
+    ] = None,
     storage: Storage = DEFAULT_STORAGE,
 ) -> None:
-    """Serve optuna-dashboard over the database."""
+    """Serve optuna-dashboard over the database, read-only."""
     from .search.dashboard import serve
 
     with _store(storage) as store:
-        serve(store, name, host, port, err)
+        serve(store, name, host, port, err, allow_host or ())
 
 
 def main() -> None:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torchao.quantization.pt2e import HistogramObserver, MinMaxObserver, PerChannelMinMaxObserver
 
+from ..errors import CompressionError
+
 TAIL = 1e-4
 """Share of the values that "percentile" leaves out at either end."""
 
@@ -23,7 +25,21 @@ CANDIDATES = 64
 """Ranges "entropy" compares, from half of what was seen to all of it."""
 
 
-class MseObserver(HistogramObserver):
+class _Finite:
+    """Refuses what no range can be read of."""
+
+    def forward(self, seen: Tensor) -> Tensor:
+        """See `ObserverBase`.
+
+        Raises:
+            CompressionError: the tensor holds NaN or an infinity, of which a histogram cannot be made and a range would be NaN.
+        """
+        if not bool(seen.detach().isfinite().all()):
+            raise CompressionError("calibration: a layer's input or weight holds NaN or infinite numbers")
+        return super().forward(seen)  # type: ignore[misc]
+
+
+class MseObserver(_Finite, HistogramObserver):
     """See the table above."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
@@ -31,7 +47,7 @@ class MseObserver(HistogramObserver):
         self.dst_nbins = int(self.quant_max - self.quant_min) + 1
 
 
-class PercentileObserver(HistogramObserver):
+class PercentileObserver(_Finite, HistogramObserver):
     """See the table above."""
 
     def _non_linear_param_search(self) -> tuple[Tensor, Tensor]:
@@ -42,7 +58,7 @@ class PercentileObserver(HistogramObserver):
         return self.min_val + width * first, self.min_val + width * min(last + 1, self.bins)
 
 
-class EntropyObserver(HistogramObserver):
+class EntropyObserver(_Finite, HistogramObserver):
     """See the table above."""
 
     def _non_linear_param_search(self) -> tuple[Tensor, Tensor]:
@@ -78,7 +94,15 @@ def divergence(histogram: Tensor, centres: Tensor, low: Tensor, high: Tensor, le
     return torch.where(seen > 0, seen * (seen / kept.clamp_min(1e-9)).log(), 0.0).sum()
 
 
-class PerTensorWeightObserver(PerChannelMinMaxObserver):
+class RangeObserver(_Finite, MinMaxObserver):
+    """See the table above."""
+
+
+class ChannelWeightObserver(_Finite, PerChannelMinMaxObserver):
+    """Every output channel on a step of its own."""
+
+
+class PerTensorWeightObserver(ChannelWeightObserver):
     """Every output channel on the step that the largest weight of all needs."""
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -90,8 +114,8 @@ class PerTensorWeightObserver(PerChannelMinMaxObserver):
 
 ACTIVATION_OBSERVERS = {
     "mse": MseObserver,
-    "min_max": MinMaxObserver,
+    "min_max": RangeObserver,
     "percentile": PercentileObserver,
     "entropy": EntropyObserver,
 }
-WEIGHT_OBSERVERS = {"channel": PerChannelMinMaxObserver, "tensor": PerTensorWeightObserver}
+WEIGHT_OBSERVERS = {"channel": ChannelWeightObserver, "tensor": PerTensorWeightObserver}

@@ -66,7 +66,7 @@ def quantize(model: nn.Module, example_input: Tensor, policy: Policy, calibratio
         example_input: shape [1, ...].
 
     Raises:
-        CompressionError: torch.export or PT2E cannot take the model.
+        CompressionError: torch.export or PT2E cannot take the model, or a layer reads numbers that are not finite.
     """
     wanted = {
         name: layer for name, layer in policy.layers.items() if layer.has_weight_grid or layer.has_activation_grid

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
 from torch.utils.data import Subset
 
+from ..errors import CompressionError
 from ..spaces.policy import Recovery
 from ..workloads.workload import MapDataset, Workload
 from .batches import loader
 from .distil import distillation_loss, get_distiller
+from .finite import not_finite
 from .synthetic import synthetic_inputs
 from .taps import projections, tapped_modules, tapping
 from .teachers import Teacher
@@ -65,11 +67,15 @@ def training(
 
     Args:
         looks: parts of the first epoch to yield too, each once that part of the data was seen.
+
+    Raises:
+        CompressionError: training diverged: a weight is NaN or infinite.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         data, held_out = _data(workload, recovery, seed)
         for done in _Training(student, workload, recovery, batch_size, masks).run(data, held_out, epochs, seed, looks):
+            _require_finite(student, recovery, done)
             state = torch.get_rng_state()
             student.eval()
             yield done
@@ -86,6 +92,14 @@ def _data(workload: Workload, recovery: Recovery, seed: int) -> tuple[MapDataset
     kept_out = [index for index in indices if index % HELD_OUT == HELD_OUT - 1]
     rest = [index for index in indices if index % HELD_OUT != HELD_OUT - 1]
     return Subset(data, rest), Subset(data, kept_out)  # type: ignore[arg-type]
+
+
+def _require_finite(student: nn.Module, recovery: Recovery, epochs: float) -> None:
+    if (name := not_finite(student)) is not None:
+        raise CompressionError(
+            f"training diverged: {name} is not finite after {epochs:g} epochs at learning_rate {recovery.learning_rate:g}; "
+            "a lower recovery.learning_rate, or the optimizer adamw, which clips gradients, may not"
+        )
 
 
 class _Training:
@@ -142,7 +156,7 @@ class _Training:
                     yield part_at[step]
                     self.student.train()
             if held_out is not None and stopping.is_over(self.student, self._held_out_loss(held_out)):
-                break
+                break  # at once where it diverged: an epoch before it may have been good
             yield epoch + 1
         stopping.restore(self.student)
 
@@ -199,7 +213,7 @@ class _EarlyStopping:
             self.state = copy.deepcopy(student.state_dict())
         else:
             self.waited += 1
-        return self.waited >= self.patience
+        return self.waited >= self.patience or not math.isfinite(loss)
 
     def restore(self, student: nn.Module) -> None:
         if self.state is not None:

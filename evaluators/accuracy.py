@@ -22,6 +22,7 @@ def score(artifact: Artifact, data: MapDataset, context: Context) -> Scores:
 
     Raises:
         LoweringError: the runtime refuses the artifact.
+        EvaluationError: an output is NaN or infinite, of which no class can be picked.
     """
     target = context.target
     threads = target.threads if RUNTIMES[target.runtime].spins else context.threads
@@ -33,9 +34,19 @@ def score(artifact: Artifact, data: MapDataset, context: Context) -> Scores:
             count = len(inputs)
             padded = np.concatenate([inputs.numpy(), np.zeros((batch - count, *inputs.shape[1:]), np.float32)])
             outputs = session.run(padded.astype(np.float32, copy=False))[:count]
+            _require_finite(outputs, len(parts) * batch)
             parts.append((torch.from_numpy(np.array(outputs)), targets))  # copied: the runtime reuses its buffer
     torch.set_num_threads(context.threads)  # of the process, which a session of torch's sets to its own
     return concatenate(parts, context.workload.metric)
+
+
+def _require_finite(outputs: np.ndarray, first: int) -> None:
+    """Hold the outputs [n, ...] of samples from number `first` on to be numbers."""
+    finite = np.isfinite(outputs).reshape(len(outputs), -1).all(1)
+    if not finite.all():
+        raise EvaluationError(
+            f"the artifact's output on sample {first + int(finite.argmin())} of the split is not finite"
+        )
 
 
 class Accuracy:

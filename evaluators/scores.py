@@ -63,11 +63,16 @@ class Scores:
         return *bootstrap(self.value, len(self.outputs)), "bootstrap"
 
     def drop_from(self, reference: Scores) -> tuple[float, float, float, str]:
-        """How much lower this scores than `reference` on the same samples, with its paired 95 % interval."""
-        drop = reference.value() - self.value()
+        """How much lower this scores than `reference` on the same samples, with its paired 95 % interval.
+
+        Of hits it is a count over a count: 20 of 400 are 0.05, as a user would write it, and not the 0.0500...04 that two
+        rounded rates differ by.
+        """
         if (ours := self.hits) is not None and (theirs := reference.hits) is not None:
+            drop = float((theirs - ours).sum()) / len(ours)
             half = NORMAL_QUANTILE * float((theirs - ours).std()) / np.sqrt(len(ours))
             return drop, drop - half, drop + half, "paired-normal"
+        drop = reference.value() - self.value()
         return (
             drop,
             *bootstrap(lambda chosen: reference.value(chosen) - self.value(chosen), len(self.outputs)),

@@ -10,8 +10,10 @@ import csv
 import io
 import json
 import logging
+import socket
+import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any, BinaryIO
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -36,6 +38,8 @@ from ..studies.records import TrialRecord
 from ..studies.sensitivity_figure import sensitivity_heatmap
 from ..studies.store import Store
 from ..studies.wording import channel_rows, layer_rows
+from .dashboard_door import LOCAL_HOSTS, READ_ONLY, App, guarded, known_hosts
+from .dashboard_page import quicken
 from .optuna_study import open_storage
 
 if TYPE_CHECKING:
@@ -47,8 +51,8 @@ INTERVAL_S = 10.0
 PAUSE_FACTOR = 50
 """A publication that took a second is followed by at least so many seconds without one."""
 
-LOCAL_HOSTS = ("127.0.0.1", "localhost")
-READ_ONLY = "this dashboard is read-only: what it shows belongs to the search, which could not continue without it"
+REQUEST_TIMEOUT_S = 30
+"""How long a client may leave a request unfinished."""
 
 FILES = (("policy.json", "application/json"), ("layers.csv", "text/csv"))
 """Files of a trial on the front: name and MIME type."""
@@ -57,12 +61,15 @@ FILES = (("policy.json", "application/json"), ("layers.csv", "text/csv"))
 # Serving
 
 
-def serve(store: Store, name: str | None, host: str, port: int, console: Console) -> None:
+def serve(
+    store: Store, name: str | None, host: str, port: int, console: Console, also_known_as: Sequence[str] = ()
+) -> None:
     """Serve the dashboard, read-only, until Ctrl-C.
 
     Args:
         name: the study whose page is announced; all are served.
         host: address to listen on.
+        also_known_as: names under which browsers may ask for it, besides those of this machine.
 
     Raises:
         StoreError: there is no such study.
@@ -70,22 +77,29 @@ def serve(store: Store, name: str | None, host: str, port: int, console: Console
     """
     if name is not None:
         store.get_study(name)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    logging.getLogger("optuna_dashboard").setLevel(logging.ERROR)
-    # The dashboard calls infeasible trials best ones too (optuna-dashboard issue 772) and has no option for it.
-    dashboard_app.get_pareto_front_trials = feasible_front
     storage = open_storage(store)
-    app = _read_only(wsgi(storage, artifact_store=TrialFiles(store, storage)))
+    app = guarded(dashboard_of(store, storage), known_hosts(host, also_known_as))
     with _listen(host, port, app) as server:
         if host not in LOCAL_HOSTS:
             warning = f"the dashboard has no authentication: whoever reaches {host}:{port} reads every study in it"
-            console.print(warning, style="yellow", highlight=False, soft_wrap=True)
-        url = f"http://{host}:{port}{_path(storage, name)}"
+            console.print(warning, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        shown = f"[{host}]" if ":" in host else host
+        url = f"http://{shown}:{port}{_path(storage, name)}"
         console.print(f"dashboard at {url}; Ctrl-C ends it", highlight=False, markup=False, soft_wrap=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
             console.print("dashboard ended")
+
+
+def dashboard_of(store: Store, storage: RDBStorage) -> App:
+    """optuna-dashboard over the store's database, which tells infeasible trials from best ones and answers quickly."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    logging.getLogger("optuna_dashboard").setLevel(logging.ERROR)
+    # The dashboard calls infeasible trials best ones too (optuna-dashboard issue 772) and has no option for it.
+    dashboard_app.get_pareto_front_trials = feasible_front
+    quicken()
+    return wsgi(storage, artifact_store=TrialFiles(store, storage))
 
 
 def feasible_front(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> list[FrozenTrial]:
@@ -99,17 +113,28 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     daemon_threads = True
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):  # a client that went away or fell silent is nothing to report
+            super().handle_error(request, client_address)
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
 
 class _QuietHandler(WSGIRequestHandler):
-    """Writes no line per request."""
+    """Writes no line per request, and waits for none for ever."""
+
+    timeout = REQUEST_TIMEOUT_S
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
 
-def _listen(host: str, port: int, app: Callable[..., Iterable[bytes]]) -> WSGIServer:
+def _listen(host: str, port: int, app: App) -> WSGIServer:
+    kind = _Server6 if ":" in host else _Server
     try:
-        return make_server(host, port, app, server_class=_Server, handler_class=_QuietHandler)
+        return make_server(host, port, app, server_class=kind, handler_class=_QuietHandler)
     except OSError as error:
         problem = (error.strerror or str(error)).lower()
         raise UserError(f"cannot listen on {host}:{port}: {problem}; try another --port or --host") from error
@@ -121,19 +146,6 @@ def _path(storage: RDBStorage, name: str | None) -> str:
         return "/dashboard" if name is None else f"/dashboard/studies/{storage.get_study_id_from_name(name)}"
     except KeyError:
         return "/dashboard"
-
-
-def _read_only(app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
-    """`app` without the requests that change something, such as renaming or deleting a study."""
-
-    def reading(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if environ["REQUEST_METHOD"] in ("GET", "HEAD"):
-            return app(environ, start_response)
-        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))  # or the answer is lost in a reset
-        start_response("403 Forbidden", [("Content-Type", "application/json")])
-        return [json.dumps({"reason": READ_ONLY}).encode()]
-
-    return reading
 
 
 class TrialFiles:

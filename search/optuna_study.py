@@ -19,12 +19,17 @@ from sqlalchemy import event
 from ..measurement import METRICS
 from ..studies.spec import StudySpec
 from ..studies.store import Store
+from ..texts import plain_text
 
 if TYPE_CHECKING:  # the dashboard does without torch
     from ..spaces.space import Choice, Space
 
 DASHBOARD_CONSTRAINTS = "constraints"
 """System attribute the dashboard greys infeasible trials by; it does not read what `Trial.set_constraint` stores."""
+
+
+REASON = "reason"
+"""User attribute of a trial: why it has no result; any text."""
 
 
 class OptunaStudy:
@@ -80,7 +85,7 @@ class OptunaStudy:
     def annotate(self, number: int, attributes: Mapping[str, Any]) -> None:
         """Attach what the dashboard shows beside a trial that was asked here."""
         for key, value in attributes.items():
-            self._asked[number].set_user_attr(key, value)
+            self._asked[number].set_user_attr(key, plain_text(str(value)) if key == REASON else value)
 
     def tell(self, number: int, values: Sequence[float] | None, violations: Mapping[str, float]) -> None:
         """End a trial: with its objective values, or without any where a constraint ended it early."""
@@ -97,14 +102,14 @@ class OptunaStudy:
     def fail(self, number: int, reason: str) -> None:
         """End a trial that has no result; samplers do not learn from it."""
         trial = self._asked.pop(number)
-        trial.set_user_attr("reason", reason)
+        trial.set_user_attr(REASON, plain_text(reason))
         self._study.tell(trial, state=TrialState.FAIL)
 
     def abandon(self, reason: str) -> None:
         """End every trial that runs or waits, asked here or left by an earlier driver."""
         self._asked.clear()
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
-            self._storage.set_trial_user_attr(trial._trial_id, "reason", reason)
+            self._storage.set_trial_user_attr(trial._trial_id, REASON, plain_text(reason))
             # `Study.tell` refuses trials that wait; the driver enqueues again what is to be tried.
             self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
@@ -129,9 +134,16 @@ class OptunaStudy:
 
 
 def open_storage(store: Store) -> RDBStorage:
-    """Optuna's storage in the store's database; on SQLite with the same journal settings, or it writes half as fast."""
-    storage = RDBStorage(store.url, engine_kwargs={"connect_args": {"timeout": 30}} if _is_sqlite(store.url) else {})
-    if _is_sqlite(store.url):
+    """Optuna's storage in the store's database; on SQLite with the same journal settings, or it writes half as fast.
+
+    It writes only while the store holds the leases it took, and its errors are the store's.
+    """
+    sqlite = _is_sqlite(store.url)
+    storage = RDBStorage(
+        store.url, engine_kwargs={"connect_args": {"timeout": 30}} if sqlite else {"pool_pre_ping": True}
+    )
+    store.watch(storage.engine)
+    if sqlite:
         event.listen(storage.engine, "connect", _fast_sqlite)
         storage.engine.dispose()  # connections opened before the listener
     return storage

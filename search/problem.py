@@ -11,6 +11,7 @@ import torch
 
 from ..compression.batches import input_batches
 from ..compression.distil import get_distiller
+from ..compression.proof import proven_groups
 from ..compression.taps import tapped_modules
 from ..compression.teachers import Teacher
 from ..errors import EvaluationError, PolicyError, StudyFileError, TargetError, WorkloadError
@@ -23,13 +24,14 @@ from ..hardware_profiles.runtime import RUNTIMES, Artifact, Runtime, get_runtime
 from ..hardware_profiles.target import Target, load_target
 from ..hardware_profiles.timer import Timer
 from ..spaces.blocks import block_influence, find_removable_blocks, least_influential_first
-from ..spaces.channel_groups import ChannelGroup, find_channel_groups
+from ..spaces.channel_groups import ChannelGroup
 from ..spaces.families import family_of
 from ..spaces.layers import Layer, find_layers
 from ..spaces.policy import Recovery
 from ..spaces.scheme import Scheme
 from ..spaces.space import Space, SpaceChoices
 from ..studies.spec import StudySpec
+from ..workloads.contract import held
 from ..workloads.load import load_workload
 from ..workloads.workload import Workload
 from .timer_of_target import timer_of
@@ -94,13 +96,13 @@ def prepare(spec: StudySpec) -> Problem:
     threads = len(worker_cores(0))
     torch.set_num_threads(threads)
     with _naming(spec, "workload"):
-        workload = load_workload(spec.workload, spec.workload_options, spec.base_folder)
+        workload = held(load_workload(spec.workload, spec.workload_options, spec.base_folder))
     model, example = workload.model.eval(), workload.example_input
     if target.predict and target.latency_table is not None and target.latency_table.model != layers_of(model):
         raise StudyFileError(spec.file, "target", f"the latency table of {target.name} was fitted to another model")
     spec = spec.with_preset(family_of(model, example), {key: getattr(target, key) for key in BITS})
     layers = find_layers(model, example)
-    groups, unprunable = find_channel_groups(model, example)
+    groups, unprunable = proven_groups(workload)
     removable = spec.space.removed_blocks != (0,) or spec.space.depth != (1.0,)
     blocks = find_removable_blocks(model, example) if removable else []
     defaults = spec.recovery

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,11 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..compression.candidates import make_candidate
+from ..compression.finite import require_finite
 from ..compression.gradual import gradually_pruned
 from ..compression.packed_file import save_packed
 from ..compression.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
 from ..compression.recover import recover, recover_by_rungs
-from ..errors import TargetError, TrialError
+from ..errors import EvaluationError, TargetError, TrialError, WorkloadError
 from ..evaluators.accuracy import Accuracy
 from ..evaluators.complexity import Complexity
 from ..evaluators.evaluator import Context, Reference, Subject
@@ -134,8 +136,8 @@ class Worker:
         try:
             if not self.setup.target.remote:  # it may be on another machine than the driver, which has seen to its own
                 require_fit(self.setup.target, self._context.runtime)
-            yield from self._stages(policy, folder, recovered)
-        except (TrialError, TargetError) as error:
+            yield from _of_numbers(self._stages(policy, folder, recovered))
+        except (TrialError, TargetError, WorkloadError) as error:
             yield Stage("failed", reason=str(error))
         except Exception as error:  # a user's model, metric or loss may raise anything, and other trials may be fine
             yield Stage("failed", reason=f"{type(error).__name__}: {error}")
@@ -212,6 +214,7 @@ class Worker:
         recover(model, self.workload, policy, self.setup.seed, self.setup.batch_size)
 
     def _lower(self, policy: Policy, model: nn.Module, folder: Path) -> Subject:
+        require_finite(model)
         example = self.workload.example_input
         candidate = make_candidate(model, example, policy, self.workload.calibration)
         runtime = self._context.runtime
@@ -234,6 +237,20 @@ class Worker:
         if setup.reference is None or setup.target.predict:
             return None
         return timer_of(setup.target, setup.reference.artifact.path, self.workload.example_input, self._bench_cores)
+
+
+def _of_numbers(stages: Iterator[Stage]) -> Iterator[Stage]:
+    """`stages`, held to measurements that are finite: no front can compare others, and no database holds them.
+
+    Raises:
+        EvaluationError: one is NaN or infinite; it is named.
+    """
+    for stage in stages:
+        for measured in stage.measurements:
+            if not all(map(math.isfinite, (measured.value, measured.low, measured.high))):
+                interval = f"{measured.value:g} in [{measured.low:g}, {measured.high:g}]"
+                raise EvaluationError(f"{measured.name} is not finite: {interval}")
+        yield stage
 
 
 def cores_beside(target: Target) -> list[int]:

@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -51,6 +52,24 @@ class HeadedAttention(Protocol):
     def keep_heads(self, kept: Sequence[int]) -> None:
         """Take out every head but `kept`, in place."""
         ...
+
+
+@dataclass(frozen=True)
+class Role:
+    """A part of the model that makes or reads channels of a group.
+
+    Attributes:
+        path: of a module, or of a parameter.
+        makes: whether it loses them from what it makes, else from what it reads.
+        own, roots: its own numbers of the channels, and the root's numbers of the same.
+        dim: that a parameter's channels are along; None for a module.
+    """
+
+    path: str
+    makes: bool
+    own: tuple[int, ...]
+    roots: tuple[int, ...]
+    dim: int | None = None
 
 
 class _AttentionPruner(tp.BasePruningFunc):
@@ -149,6 +168,19 @@ class ChannelGraph:
             if not self._graph.is_out_channel_pruning_fn(item.dep.handler):
                 module = item.dep.target.module
                 yield module.in_proj if isinstance(module, HeadedAttention) else module, item.idxs, item.root_idxs  # type: ignore[misc]
+
+    def roles(self, name: str) -> Iterator[Role]:
+        """What every module and parameter with a path does with the group's channels; views and additions are left out."""
+        for item in self.groups[name]:
+            target, makes = item.dep.target, self._graph.is_out_channel_pruning_fn(item.dep.handler)
+            module, dim = target.module, None
+            if isinstance(module, HeadedAttention):
+                module = module.out_proj if makes else module.in_proj
+            if target.type == ops.OPTYPE.PARAMETER:
+                path, dim = self._graph._param_to_name[module], target.pruning_dim
+            elif (path := self.names.get(module)) is None:  # an operation without a module
+                continue
+            yield Role(path, makes, tuple(item.idxs), tuple(item.root_idxs), dim)  # type: ignore[arg-type]
 
     def is_shuffled(self, name: str) -> bool:
         """Whether a view takes the group's channels apart, after which their numbers are others."""

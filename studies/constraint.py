@@ -11,6 +11,10 @@ from ..validation import suggestion
 
 Operator = Literal["<=", ">=", "<", ">"]
 
+ROUNDING = 1e-12
+"""A value this near its bound, relative to the bound and at least to 1, is at the bound: metrics are differences of numbers
+near 1, which floats round by some 1e-16."""
+
 _FORM = re.compile(r"\s*([A-Za-z_]\w*)\s*(<=|>=|<|>)\s*(\S+)\s*")
 
 
@@ -52,7 +56,7 @@ class Constraint:
     def violation(self, value: float) -> float:
         """How far `value` lies beyond the bound, in the metric's own unit; satisfied when <= 0.
 
-        At the bound itself a strict constraint is violated by the smallest number that says so.
+        At the bound itself, to rounding, a strict constraint is violated by the smallest number that says so.
 
         Raises:
             ValueError: `value` is NaN, which no bound can judge.
@@ -60,9 +64,9 @@ class Constraint:
         if math.isnan(value):
             raise ValueError(f"{self.metric} is NaN")
         excess = value - self.bound if self.op in ("<=", "<") else self.bound - value
-        if excess == 0 and self.op in ("<", ">"):
-            return math.ulp(self.bound)
-        return excess
+        if abs(excess) > ROUNDING * max(1.0, abs(self.bound)):
+            return excess
+        return math.ulp(self.bound) if self.op in ("<", ">") else 0.0
 
     def __str__(self) -> str:
         return f"{self.metric} {self.op} {repr(self.bound).removesuffix('.0')}"

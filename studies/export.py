@@ -69,7 +69,7 @@ def _free_folder(to: Path) -> Path:
 def _picked(store: Store, study: StudyRecord, rule: str) -> int:
     points = front_points(store, study)
     if not points:
-        raise UserError(f"{study.name} has no front yet: {why_no_front(store.trials(study.name))}")
+        raise UserError(f"{study.name} has no front yet: {why_no_front(store.trial_summaries(study.name))}")
     return pick(points, objectives_of(study), rule).trial
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ..compression.batches import input_batches
+from ..compression.proof import proven_groups
 from ..compression.prune import CALIBRATION_BATCH
 from ..errors import WorkloadError
 from ..hardware_profiles.target import Target, load_target
 from ..spaces.blocks import block_influence, examine_blocks, least_influential_first
-from ..spaces.channel_groups import ChannelGroup, find_channel_groups
+from ..spaces.channel_groups import ChannelGroup
 from ..spaces.families import family_of
 from ..spaces.layers import Layer, find_layers, macs_by_module
 from ..spaces.operators import DENSE, Operator
@@ -21,6 +22,7 @@ from ..spaces.presets import Family, preset_space
 from ..spaces.scheme import Scheme
 from ..spaces.space import Space, SpaceChoices
 from ..validation import suggestion
+from ..workloads.contract import held
 from ..workloads.load import OWN_FORMS, TORCHVISION, builtin_workloads, load_workload, working_in
 from ..workloads.workload import Workload
 from .kernel_answers import bits_on, why_float_only
@@ -68,6 +70,7 @@ class Inspection:
         float_only: why no layer can be quantized on any target, or None where they can; no bits are searched then.
         bits: weight and activation bits of the target -> what they are good for there; empty without a target.
         gains: upper bounds of what each technique alone and all together can gain, from counts.
+        remarks: what was changed or found of the workload, each a line for its owner.
     """
 
     workload: str
@@ -85,6 +88,7 @@ class Inspection:
     float_only: str | None
     bits: Mapping[str, str]
     gains: Sequence[Gain]
+    remarks: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain JSON values."""
@@ -110,14 +114,14 @@ def inspect_reference(reference: str, target: str | None = None) -> Inspection:
     wanted = target or (spec.target if spec else None)
     card = load_target(wanted, Path.cwd() if target else base) if wanted else None
     with working_in(base):
-        return inspect_workload(load_workload(name, _little_data(name, options), base), card, spec)
+        return inspect_workload(held(load_workload(name, _little_data(name, options), base)), card, spec)
 
 
 def inspect_workload(workload: Workload, target: Target | None = None, spec: StudySpec | None = None) -> Inspection:
     """Inspect a loaded workload, in the space of a study or else of its family's preset."""
     model, example = workload.model.eval(), workload.example_input
     layers, macs = find_layers(model, example), macs_by_module(model, example)[""]
-    groups, unprunable = find_channel_groups(model, example)
+    groups, unprunable = proven_groups(workload)
     removable, fixed = examine_blocks(model, example)
     batches = (batch.to(example.device) for batch in input_batches(workload.calibration, CALIBRATION_BATCH))
     influence = block_influence(model, batches, removable) if removable else {}
@@ -147,6 +151,7 @@ def inspect_workload(workload: Workload, target: Target | None = None, spec: Stu
         float_only=float_only,
         bits=bits_on(workload, target) if target and not float_only else {},
         gains=gains(model, example, space),
+        remarks=workload.remarks,
     )
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 from ..measurement import METRICS
 from ..spaces.channel_groups import ChannelGroup
 from .inspection import Inspection, LayerReport
-from .terminal import facts, rows_table
+from .terminal import facts, rows_table, words
 from .wording import count_text, short_text
 
 
@@ -29,7 +29,7 @@ def inspection_tables(inspection: Inspection) -> RenderableType:
         *_part("What is searched", rows_table(("key", "choices"), _choices(inspection.choices))),
         *_part(f"Bits on {inspection.target}", rows_table(("bits", "what they are good for"), inspection.bits.items())),
         *_part("Upper bound of gain", _gains(inspection)),
-        Text(f"\n{inspection.workload}", style="bold"),
+        words(f"\n{inspection.workload}", "bold"),
         facts(_facts(inspection)),
     )
 
@@ -104,4 +104,6 @@ def _facts(inspection: Inspection) -> Iterable[tuple[str, str]]:
     refused = {f"{name}: {why}" for layer in inspection.layers for name, why in layer.refused.items()}
     for sentence in sorted(refused):
         yield "where not", sentence
+    for remark in inspection.remarks:
+        yield "remark", remark
     yield "note", "Bounds are of counts, at the ends of what is searched; neither time nor accuracy was looked at."

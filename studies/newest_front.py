@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from .front import Objective, Point
-from .records import StudyRecord, TrialRecord
+from .records import StudyRecord, Trial
 from .store import Store
 from .wording import excess_text
 
@@ -23,7 +23,7 @@ def front_points(store: Store, study: StudyRecord) -> list[Point]:
     return sorted(points, key=lambda point: (objectives[0].sign * point.values[0], point.trial))
 
 
-def excesses(trials: Sequence[TrialRecord]) -> Mapping[str, list[float]]:
+def excesses(trials: Sequence[Trial]) -> Mapping[str, list[float]]:
     """Violated constraint -> how far beyond it each trial lies that violates it, the most violated constraint first."""
     found: dict[str, list[float]] = defaultdict(list)
     for trial in trials:
@@ -33,7 +33,7 @@ def excesses(trials: Sequence[TrialRecord]) -> Mapping[str, list[float]]:
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
 
-def why_no_front(trials: Sequence[TrialRecord]) -> str:
+def why_no_front(trials: Sequence[Trial]) -> str:
     """One sentence on a study whose front is empty."""
     states = Counter(trial.outcome for trial in trials if trial.state != "running")
     if not states:

@@ -6,22 +6,30 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
+from ..spaces.policy import Policy
+from ..texts import one_line
 from .convergence import hypervolume_at, outlook
 from .newest_front import excesses, why_no_front
-from .records import INTERRUPTED, STOPPED_AT, FrontRecord, Outcome, SensitivityRecord, StudyRecord, TrialRecord
+from .records import INTERRUPTED, STOPPED_AT, FrontRecord, Outcome, SensitivityRecord, StudyRecord, Trial
 from .spec import BudgetSpec
 from .terminal import sparkline
 from .wording import count_text, excess_text
 
 MOST_REASONS = 12
+LONGEST_REASON = 300
+"""Characters of a reason in a list; `slimfront show` has all that is stored."""
+
 OUTCOMES: tuple[Outcome, ...] = ("running", "complete", "infeasible", "stopped", "failed")
 """In the order they are told in."""
+
+UNCOMPRESSED = Policy().digest
+"""Of the policy that changes nothing: to read each trial's policy would take longer than all else here."""
 
 LONGEST_LINE = 40
 """Characters of the sparkline."""
 
 
-def ended(trials: Sequence[TrialRecord]) -> int:
+def ended(trials: Sequence[Trial]) -> int:
     """Trials that the budget has paid for: those that came to an end, one that was stopped and went on later counted once.
 
     Interrupted trials are free, and so is what failed before the search had its first result (`has_begun`).
@@ -31,12 +39,12 @@ def ended(trials: Sequence[TrialRecord]) -> int:
     return sum(trial.retry_of not in stopped for trial in trials if is_paid(trial, begun))
 
 
-def is_paid(trial: TrialRecord, begun: bool) -> bool:
+def is_paid(trial: Trial, begun: bool) -> bool:
     """Whether the budget pays for a trial of a search that has `begun`, or has not."""
     return trial.state != "running" and trial.reason != INTERRUPTED and (begun or trial.state != "failed")
 
 
-def has_begun(trials: Sequence[TrialRecord]) -> bool:
+def has_begun(trials: Sequence[Trial]) -> bool:
     """Whether any trial that a worker ran had a result.
 
     What failed before says more about the set-up than about policies: the next run tries those policies again.
@@ -44,7 +52,7 @@ def has_begun(trials: Sequence[TrialRecord]) -> bool:
     return any(ran(trial) and trial.state != "failed" for trial in trials)
 
 
-def states_text(trials: Sequence[TrialRecord]) -> str:
+def states_text(trials: Sequence[Trial]) -> str:
     """How many trials came out in which way, and how many of all are retries."""
     counts = Counter(trial.outcome for trial in trials)
     text = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome]) or "none yet"
@@ -52,9 +60,9 @@ def states_text(trials: Sequence[TrialRecord]) -> str:
     return f"{text}; retries among them: {retries}" if retries else text
 
 
-def ran(trial: TrialRecord) -> bool:
+def ran(trial: Trial) -> bool:
     """Whether a worker ran the trial to its end; the uncompressed model's takes the baseline's figures over."""
-    return trial.state != "running" and trial.reason != INTERRUPTED and not trial.policy.is_uncompressed
+    return trial.state != "running" and trial.reason != INTERRUPTED and trial.digest != UNCOMPRESSED
 
 
 def sensitivity_text(sensitivities: Sequence[SensitivityRecord]) -> str:
@@ -67,7 +75,7 @@ def sensitivity_text(sensitivities: Sequence[SensitivityRecord]) -> str:
     return f"{text}; {taken} of them known from earlier studies" if taken else text
 
 
-def budget_text(budget: BudgetSpec, trials: Sequence[TrialRecord]) -> str:
+def budget_text(budget: BudgetSpec, trials: Sequence[Trial]) -> str:
     """What was spent of the budget."""
     spent = ended(trials)
     parts = [f"{spent} of {budget.trials} trials"] if budget.trials else [f"{spent} trials so far"]
@@ -78,7 +86,7 @@ def budget_text(budget: BudgetSpec, trials: Sequence[TrialRecord]) -> str:
     return ", ".join(parts)
 
 
-def growth_text(fronts: Sequence[FrontRecord], trials: Sequence[TrialRecord]) -> str:
+def growth_text(fronts: Sequence[FrontRecord], trials: Sequence[Trial]) -> str:
     """Size of the front, and its hypervolume from the first snapshot to the last as numbers and a sparkline."""
     if not fronts or not fronts[-1].members:
         return f"none yet: {why_no_front(trials)}"
@@ -93,7 +101,7 @@ def growth_text(fronts: Sequence[FrontRecord], trials: Sequence[TrialRecord]) ->
     )
 
 
-def reason_rows(trials: Sequence[TrialRecord]) -> list[tuple[str, str, str]]:
+def reason_rows(trials: Sequence[Trial]) -> list[tuple[str, str, str]]:
     """(trials, state, reason) of everything that kept trials off the front, grouped, the most frequent first."""
     rows = [
         (len(beyond), "infeasible", f"{constraint} violated; the nearest by {excess_text(constraint, min(beyond))}")
@@ -106,7 +114,7 @@ def reason_rows(trials: Sequence[TrialRecord]) -> list[tuple[str, str, str]]:
     failures: dict[str, list[str]] = defaultdict(list)
     for trial in trials:
         if trial.state == "failed":
-            reason = " ".join((trial.reason or "").split())
+            reason = one_line(trial.reason or "", LONGEST_REASON)
             failures[re.sub(r"\d+", "#", reason)].append(reason)  # reasons alike but for their numbers are one
     rows += [(len(reasons), "failed", reasons[0]) for reasons in failures.values()]
     rows.sort(key=lambda row: -row[0])
@@ -116,9 +124,7 @@ def reason_rows(trials: Sequence[TrialRecord]) -> list[tuple[str, str, str]]:
     return shown
 
 
-def next_commands(
-    study: StudyRecord, trials: Sequence[TrialRecord], fronts: Sequence[FrontRecord]
-) -> list[tuple[str, str]]:
+def next_commands(study: StudyRecord, trials: Sequence[Trial], fronts: Sequence[FrontRecord]) -> list[tuple[str, str]]:
     """(command, what it does) that make sense now."""
     name, budget = study.name, study.spec.budget.trials
     commands = []

@@ -7,14 +7,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import fields
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, case, func, select
+from sqlalchemy.orm import Session, aliased
 
 from ..errors import StoreError
 from ..measurement import Measurement
 from ..validation import suggestion
 from . import tables
-from .records import FrontRecord, StudyRecord, TrialRecord, study_of, trial_of
+from .records import INTERRUPTED, STOPPED_AT, FrontRecord, StudyRecord, TrialRecord, TrialSummary, study_of, trial_of
 
 
 def find_study(session: Session, name: str) -> tables.Study:
@@ -80,6 +80,39 @@ def trial_records(session: Session, study: str, *wanted: ColumnElement[bool]) ->
         measurement = Measurement(*values)
         measured[trial_id][measurement.name] = measurement
     return [trial_of(study, trial, measured[trial.id]) for trial in session.scalars(trials)]
+
+
+def trial_summaries(session: Session, study_id: int) -> list[TrialSummary]:
+    """A study's trials by number, without policies and measurements."""
+    names = [field.name for field in fields(TrialSummary)]
+    columns: list[Any] = [getattr(tables.Trial, name) for name in names]
+    rows = session.execute(select(*columns).where(tables.Trial.study_id == study_id).order_by(tables.Trial.number))
+    known = (dict(zip(names, row, strict=True)) for row in rows)
+    return [TrialSummary(**{**trial, "violations": trial["violations"] or {}}) for trial in known]
+
+
+def paid_trials(session: Session, uncompressed: str) -> dict[str, int]:
+    """Study -> trials that its budget has paid for, counted by the database by the rules of `progress.ended`.
+
+    Args:
+        uncompressed: digest of the policy that changes nothing.
+    """
+    trial, stopped = tables.Trial, aliased(tables.Trial)
+    is_failed = trial.state == "failed"
+    begun = func.max(case((~is_failed & (trial.digest != uncompressed), 1), else_=0))
+    goes_on = (
+        (stopped.study_id == trial.study_id)
+        & (stopped.number == trial.retry_of)
+        & stopped.reason.startswith(STOPPED_AT)
+    )
+    rows = session.execute(
+        select(tables.Study.name, func.count() - func.sum(case((is_failed, 1), else_=0)), func.count(), begun)
+        .join(trial, trial.study_id == tables.Study.id)
+        .outerjoin(stopped, goes_on)
+        .where(trial.state != "running", func.coalesce(trial.reason, "") != INTERRUPTED, stopped.id.is_(None))
+        .group_by(tables.Study.name)
+    )
+    return {name: total if has_begun else results for name, results, total, has_begun in rows}
 
 
 def newest_front_id(study_id: int) -> Any:

@@ -57,9 +57,8 @@ class StudyRecord:
     remark: str | None = None
 
 
-@dataclass(frozen=True)
-class TrialRecord:
-    """A trial with the newest measurement of each name.
+class Trial:
+    """What is known of a trial without its policy and measurements; `TrialSummary` and `TrialRecord` are such trials.
 
     Attributes:
         state: "complete" met every constraint; "infeasible" and "failed" have a `reason`.
@@ -67,18 +66,14 @@ class TrialRecord:
         violations: constraint -> how far beyond it, as far as they were judged.
     """
 
-    study: str
     number: int
-    policy_json: str
     digest: str
     state: State
     reason: str | None
-    worker: str | None
     retry_of: int | None
     started: datetime
     finished: datetime | None
     violations: Mapping[str, float]
-    measurements: Mapping[str, Measurement]
 
     @property
     def seconds(self) -> float:
@@ -96,6 +91,38 @@ class TrialRecord:
         if self.outcome == "stopped" or not self.reason:
             return self.reason or self.state
         return f"{self.state}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class TrialSummary(Trial):
+    """How a trial came out: a few columns of its row, which lists of many trials are made from."""
+
+    number: int
+    digest: str
+    state: State
+    reason: str | None
+    retry_of: int | None
+    started: datetime
+    finished: datetime | None
+    violations: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class TrialRecord(Trial):
+    """A trial with the newest measurement of each name."""
+
+    study: str
+    number: int
+    policy_json: str
+    digest: str
+    state: State
+    reason: str | None
+    worker: str | None
+    retry_of: int | None
+    started: datetime
+    finished: datetime | None
+    violations: Mapping[str, float]
+    measurements: Mapping[str, Measurement]
 
     @cached_property
     def policy(self) -> Policy:

@@ -17,7 +17,6 @@ from .newest_front import front_points, objectives_of, why_no_front
 from .picks import pick
 from .progress import (
     budget_text,
-    ended,
     growth_text,
     next_commands,
     reason_rows,
@@ -26,7 +25,7 @@ from .progress import (
 )
 from .records import MeasurementRecord, TrialRecord
 from .store import Store
-from .terminal import Fitting, add_row, commands, facts, rows_table
+from .terminal import Fitting, add_row, commands, facts, rows_table, words
 from .wording import (
     bounds_text,
     channel_rows,
@@ -53,10 +52,11 @@ KNEE, NOISY, FORETOLD = "*", "~", "^"
 def studies_table(store: Store) -> RenderableType:
     """Every study, oldest first."""
     table = rows_table(("study", "workload", "target", "trials>", "front>", "hypervolume>", "created"))
+    paid = store.paid_trials()
     for study in store.studies():
         front = store.current_front(study.name)
         points, volume = (str(len(front.members)), f"{front.hypervolume:.4g}") if front else ("0", "")
-        trials = str(ended(store.trials(study.name)))
+        trials = str(paid.get(study.name, 0))
         if study.spec.budget.trials:
             trials += f" of {study.spec.budget.trials}"
         spec = study.spec
@@ -72,7 +72,7 @@ def status_report(store: Store, name: str) -> RenderableType:
     Raises:
         StoreError: there is no such study.
     """
-    study, trials, fronts = store.get_study(name), store.trials(name), store.fronts(name)
+    study, trials, fronts = store.get_study(name), store.trial_summaries(name), store.fronts(name)
     sensitivities = store.sensitivities(name)
     spec = study.spec
     workers = f"{spec.workers} workers" if spec.workers else "in one process"
@@ -120,7 +120,7 @@ def front_table(store: Store, name: str) -> RenderableType:
     study = store.get_study(name)
     points, objectives = front_points(store, study), objectives_of(study)
     if not points:
-        return Text(f"{name} has no front yet: {why_no_front(store.trials(name))}")
+        return words(f"{name} has no front yet: {why_no_front(store.trial_summaries(name))}")
     columns = list(dict.fromkeys((*study.spec.objectives, *BESIDE)))[:MOST_COLUMNS]
     header = (f"{column.replace('_', ' ')}>" for column in columns)  # spaces, where a narrow terminal can break them
     table = rows_table(("trial>", *header), narrow=True)
@@ -132,7 +132,7 @@ def front_table(store: Store, name: str) -> RenderableType:
     title = f"{name}: {count_text(len(points), 'point')}, workload {study.spec.workload}, target {study.spec.target}"
     shown = [point.measurements[column] for point in points for column in columns if column in point.measurements]
     doubtful = Text("\n" + "\n".join(doubts(points, objectives)), style="yellow")
-    return Group(Text(title, style="bold"), "", table, Text(_legend(shown), style="dim"), doubtful)
+    return Group(words(title, "bold"), "", table, words(_legend(shown), "dim"), doubtful)
 
 
 def front_text(store: Store, name: str, format: Literal["json", "csv"]) -> str:

@@ -7,13 +7,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Engine, func, select
 
 from ..errors import StoreError
 from ..measurement import Measurement
 from ..spaces.policy import Policy
 from . import tables
 from .database import DEFAULT_URL, Database
+from .lease import Lease
 from .queries import (
     baseline_rows,
     find_study,
@@ -21,8 +22,10 @@ from .queries import (
     find_trials,
     front_records,
     newest_front_id,
+    paid_trials,
     study_record,
     trial_records,
+    trial_summaries,
 )
 from .records import (
     ArtifactRecord,
@@ -33,6 +36,7 @@ from .records import (
     StudyRecord,
     TargetRecord,
     TrialRecord,
+    TrialSummary,
     measurement_of,
     sensitivity_of,
     study_of,
@@ -76,6 +80,14 @@ class Store:
     def close(self) -> None:
         """Close all connections; the store is of no use after."""
         self._database.close()
+
+    def lease(self, study: str) -> Lease:
+        """The right to be the only driver of a study, which need not be there yet; not taken yet."""
+        return Lease(self._database, study)
+
+    def watch(self, engine: Engine) -> None:
+        """Have another engine over the same database, Optuna's, refuse writes without the lease and tell its errors as one line."""
+        self._database.watch(engine)
 
     # Studies
 
@@ -274,6 +286,16 @@ class Store:
         """The study's trials, all or those in one state, by number."""
         with self._database.reading() as session:
             return trial_records(session, study, *([] if state is None else [tables.Trial.state == state]))
+
+    def trial_summaries(self, study: str) -> list[TrialSummary]:
+        """The study's trials by number, without their policies and measurements: what lists need, in a fraction of the time."""
+        with self._database.reading() as session:
+            return trial_summaries(session, find_study(session, study).id)
+
+    def paid_trials(self) -> Mapping[str, int]:
+        """Study -> trials that its budget has paid for, as `progress.ended` counts them; none of those without any."""
+        with self._database.reading() as session:
+            return paid_trials(session, Policy().digest)
 
     def running_trials(self, study: str) -> list[TrialRecord]:
         """Trials that have not ended; with no driver at work, those whose driver was killed."""

@@ -24,9 +24,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from ..texts import plain_text
+
 PREFIX = "slimfront_"
 VERSION_TABLE = "slimfront_alembic_version"
-REVISION = "0003"
+REVISION = "0004"
 """The newest migration, which these models describe; revisions are zero-padded and so sort as text."""
 
 STATES = ("running", "complete", "infeasible", "failed")
@@ -47,6 +49,16 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class PlainText(TypeDecorator[str]):
+    """Text that anyone may have written, such as an exception's: stored escaped and cut, as PostgreSQL takes no NUL."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: object) -> str | None:
+        return None if value is None else plain_text(value)
 
 
 class Base(DeclarativeBase):
@@ -77,7 +89,7 @@ class Study(Base):
     workload_fingerprint: Mapped[str] = mapped_column(String(255))
     versions: Mapped[dict[str, Any]]
     machine: Mapped[dict[str, Any]]
-    remark: Mapped[str | None] = mapped_column(Text)
+    remark: Mapped[str | None] = mapped_column(PlainText)
     created: Mapped[datetime] = mapped_column(default=now)
 
 
@@ -96,8 +108,8 @@ class Trial(Base):
     policy: Mapped[str] = mapped_column(Text)
     digest: Mapped[str] = mapped_column(String(64))
     state: Mapped[str] = mapped_column(String(16), default="running")
-    reason: Mapped[str | None] = mapped_column(Text)
-    worker: Mapped[str | None] = mapped_column(Text)
+    reason: Mapped[str | None] = mapped_column(PlainText)
+    worker: Mapped[str | None] = mapped_column(PlainText)
     retry_of: Mapped[int | None]
     started: Mapped[datetime] = mapped_column(default=now)
     finished: Mapped[datetime | None]
@@ -119,10 +131,10 @@ class MeasurementRow(Base):
     high: Mapped[float]
     unit: Mapped[str] = mapped_column(String(32))
     n: Mapped[int] = mapped_column(BigInteger)
-    method: Mapped[str] = mapped_column(Text)
+    method: Mapped[str] = mapped_column(PlainText)
     noisy: Mapped[bool]
     rung: Mapped[int]
-    target: Mapped[str | None] = mapped_column(Text)
+    target: Mapped[str | None] = mapped_column(PlainText)
     made_at: Mapped[datetime] = mapped_column(default=now)
 
 
@@ -159,6 +171,20 @@ class Artifact(Base):
     made_at: Mapped[datetime] = mapped_column(default=now)
 
 
+class Lease(Base):
+    """Which process searches a study, by the study's name: the driver that makes the study's row has its lease before.
+
+    Moments are seconds since 1970 on the database's own clock, since those of several machines differ.
+    """
+
+    __tablename__ = "slimfront_lease"
+
+    study: Mapped[str] = mapped_column(String(255), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(255))
+    heartbeat: Mapped[float]
+    expires: Mapped[float]
+
+
 class Sensitivity(Base):
     """The damage that one choice of one knob does alone."""
 
@@ -175,7 +201,7 @@ class Sensitivity(Base):
     high: Mapped[float]
     n: Mapped[int] = mapped_column(BigInteger)
     seconds: Mapped[float]
-    source: Mapped[str | None] = mapped_column(Text)
+    source: Mapped[str | None] = mapped_column(PlainText)
     made_at: Mapped[datetime] = mapped_column(default=now)
 
 

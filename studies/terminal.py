@@ -1,4 +1,5 @@
-"""Tables and sparklines for the terminal, all built from plain text: what users named is never read as markup."""
+"""Tables and sparklines for the terminal, all built from plain text: what users named is never read as markup, emoji or
+terminal codes."""
 
 from __future__ import annotations
 
@@ -12,6 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..console import UNCUT
+from ..texts import plain_text
+
+LONGEST_CELL = 10_000
+"""Characters of any one text; what is stored now is shorter, what older versions stored need not be."""
 
 SPARKS = "▁▂▃▄▅▆▇█"
 
@@ -34,7 +39,12 @@ def rows_table(header: Sequence[str], rows: Iterable[Sequence[str]] = (), *, nar
 
 def add_row(table: Table, cells: Iterable[str], style: str = "") -> None:
     """Add a row of plain text."""
-    table.add_row(*(Text(cell) for cell in cells), style=style)
+    table.add_row(*map(words, cells), style=style)
+
+
+def words(text: str, style: str = "") -> Text:
+    """A text from anywhere, as it stands."""
+    return Text(plain_text(text, LONGEST_CELL), style=style)
 
 
 class Fitting:
@@ -53,7 +63,7 @@ def facts(pairs: Iterable[tuple[str, str]]) -> Padding:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     for name, value in pairs:
-        table.add_row(Text(name), Text(value))
+        table.add_row(words(name), words(value))
     return Padding(table, (0, 0, 0, 2), expand=False)
 
 
@@ -63,7 +73,7 @@ def commands(title: str, lines: Iterable[tuple[str, str]]) -> Text:
     width = max((len(command) for command, _ in lines), default=0)
     text = Text(f"\n{title}", style="bold")
     for command, meaning in lines:
-        text.append(f"\n  {command:{width}}  {meaning}", style="not bold")
+        text.append(words(f"\n  {command:{width}}  {meaning}", style="not bold"))
     return text
 
 

@@ -15,6 +15,7 @@ FLOORS = {
     "errors": 0,
     "interrupts": 0,
     "measurement": 0,
+    "texts": 0,
     "validation": 0,
     "documents": 0.5,
     "spaces": 1,

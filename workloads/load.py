@@ -21,6 +21,7 @@ import torch
 
 from ..errors import WorkloadError
 from ..validation import MAX_SENTENCE, shortened
+from .adapt import adapted
 from .attention import explicit_attention
 from .cache import state_digest
 from .plain_layers import plain_layers
@@ -58,6 +59,7 @@ def load_workload(reference: str, options: Mapping[str, Any] | None = None, base
         else:
             workload = _own(reference, options or {}, base)
         workload.check()
+        workload = adapted(workload)
     model = explicit_attention(workload.model, workload.example_input)
     model = plain_layers(model, workload.example_input)
     return replace(workload, model=model, name=workload.name or reference, base=base)

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-import operator
-import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from ..errors import WorkloadError
-
-
-class MapDataset(Protocol):
-    """A map-style data set of (input, target) pairs, such as `torch.utils.data.Dataset`."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> tuple[Any, ...]: ...
-
+from .copies import copied, unwrapped
+from .samples import MapDataset, class_range, describe, flaw_of, is_class, kind_of, read_pair
 
 MetricFunction = Callable[[Tensor, Tensor], float]
 """(outputs [n, ...], targets [n, ...]) -> score, higher is better."""
@@ -32,6 +23,9 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 TOP_K = {"top1": 1, "top5": 5}
 """Metrics known by name: the fraction of samples whose class is among this many highest outputs."""
+
+QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
+"""Packages of layers that hold integers already."""
 
 SPLITS = ("train", "calibration", "validation", "test")
 
@@ -51,6 +45,7 @@ class Workload:
         loss: training loss; None is cross-entropy.
         name: how reports call it; filled in by the loader.
         base: the folder that relative paths beside this workload's start from; filled in by the loader, None is the current one.
+        remarks: what the loader changed, each a line for the workload's owner; filled in by the loader.
     """
 
     model: nn.Module
@@ -63,6 +58,7 @@ class Workload:
     loss: LossFunction | None = None
     name: str = ""
     base: Path | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def loss_function(self) -> LossFunction:
@@ -75,20 +71,22 @@ class Workload:
         Raises:
             WorkloadError: in one line, what is wrong and what would be right.
         """
-        _require(isinstance(self.model, nn.Module), f"model must be a torch.nn.Module, not {_kind(self.model)}")
+        _check_model(self.model)
         _check_metric(self.metric)
-        _require(self.loss is None or callable(self.loss), f"loss must be None or a function, not {_kind(self.loss)}")
-        outputs = _example_outputs(self.model, self.example_input)
+        _require(self.loss is None or callable(self.loss), f"loss must be None or a function, not {kind_of(self.loss)}")
+        outputs = _example_outputs(unwrapped(self.model), self.example_input)
         classes = None
         if isinstance(self.metric, str):
-            classes = _number_of_classes(outputs, self.metric)
+            classes = _classes_of(outputs, self.metric)
         for split in SPLITS:
             _check_split(split, getattr(self, split), self.example_input, classes)
 
 
-def describe(error: BaseException) -> str:
-    """An exception's type and message as one line of at most 300 characters."""
-    return textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" ...")
+def number_of_classes(workload: Workload) -> int | None:
+    """The model's classes, which targets have to be among; None where the workload brings a metric of its own."""
+    if not isinstance(workload.metric, str):
+        return None
+    return _classes_of(_example_outputs(unwrapped(workload.model), workload.example_input), workload.metric)
 
 
 def _require(condition: bool, problem: str) -> None:
@@ -96,8 +94,22 @@ def _require(condition: bool, problem: str) -> None:
         raise WorkloadError(problem)
 
 
-def _kind(value: Any) -> str:
-    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+def _check_model(model: Any) -> None:
+    """Hold the model to be one whose weights are there and can be changed."""
+    _require(isinstance(model, nn.Module), f"model must be a torch.nn.Module, not {kind_of(model)}")
+    scripted = isinstance(model, torch.jit.ScriptModule)
+    _require(
+        not scripted, "model is compiled by TorchScript, which hides its layers; give the nn.Module it was made of"
+    )
+    for name, module in model.named_modules():
+        quantized = type(module).__module__.startswith(QUANTIZED)
+        _require(not quantized, f"{name or 'the model'} is quantized already; give the model before quantization")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        lazy = nn.parameter.is_lazy(tensor)
+        _require(not lazy, f"{name} has no shape yet; run a batch through the model, and train it, before")
+        _require(not tensor.is_meta, f"{name} is on the meta device and has no values; load the trained weights")
+        problem = flaw_of(tensor)
+        _require(problem is None, f"{name} {str(problem).partition(';')[0]}; load the trained weights")
 
 
 def _check_metric(metric: Any) -> None:
@@ -105,54 +117,60 @@ def _check_metric(metric: Any) -> None:
         known = " or ".join(repr(name) for name in TOP_K)
         _require(metric in TOP_K, f"metric must be {known} or a function, not {metric!r}")
     else:
-        _require(callable(metric), f"metric must be a name or a function of (outputs, targets), not {_kind(metric)}")
+        _require(callable(metric), f"metric must be a name or a function of (outputs, targets), not {kind_of(metric)}")
 
 
 def _example_outputs(model: nn.Module, example: Any) -> Tensor:
-    """What a copy of the model in evaluation mode makes of the example, which has to be a batch of one: one tensor."""
-    _require(isinstance(example, Tensor), f"example_input must be a tensor, not {_kind(example)}")
+    """What the model in evaluation mode makes of the example, which has to be a batch of one: one tensor of one row."""
+    _require(isinstance(example, Tensor), f"example_input must be a tensor, not {kind_of(example)}")
     one_sample = example.ndim > 0 and len(example) == 1
-    _require(one_sample, f"example_input must be a batch of one sample, shape [1, ...], not {_kind(example)}")
+    _require(one_sample, f"example_input must be a batch of one sample, shape [1, ...], not {kind_of(example)}")
+    problem = flaw_of(example)
+    _require(problem is None, f"example_input {problem}")
     try:
         # A copy, because evaluation mode is the caller's to choose, and because compression copies the model too.
-        with torch.inference_mode():
-            outputs = copy.deepcopy(model).eval()(example)
+        own = copied(model)
     except Exception as error:  # the user's code may raise anything
-        raise WorkloadError(f"model does not run on example_input {_kind(example)}: {describe(error)}") from error
-    _require(isinstance(outputs, Tensor), f"model must return one tensor, the one that is scored, not {_kind(outputs)}")
+        raise WorkloadError(f"model cannot be copied (copy.deepcopy): {describe(error)}") from error
+    try:
+        with torch.inference_mode():
+            outputs = own.eval()(example)
+    except Exception as error:  # the user's code may raise anything
+        kinds = {str(weight.dtype) for weight in model.parameters() if weight.dtype != example.dtype}
+        hint = f"; its weights are {', '.join(sorted(kinds))}" if kinds and example.is_floating_point() else ""
+        raise WorkloadError(
+            f"model does not run on example_input {kind_of(example)}: {describe(error)}{hint}"
+        ) from error
+    _require(
+        isinstance(outputs, Tensor), f"model must return one tensor, the one that is scored, not {kind_of(outputs)}"
+    )
+    _require(outputs.is_floating_point(), f"model must return real floats, not {kind_of(outputs)}")
+    one_row = outputs.ndim > 0 and len(outputs) == 1
+    hint = "; a squeeze() in forward needs its dimension" if outputs.ndim == 0 else ""
+    _require(one_row, f"model must return one row a sample, [1, ...] of example_input, not {kind_of(outputs)}{hint}")
+    problem = flaw_of(outputs)
+    _require(problem is None, f"model's output on example_input {str(problem).partition(';')[0]}")
     return outputs
 
 
-def _number_of_classes(outputs: Tensor, metric: str) -> int:
+def _classes_of(outputs: Tensor, metric: str) -> int:
     logits = outputs.ndim == 2 and len(outputs) == 1
-    _require(logits, f"metric {metric!r} needs a model that returns logits [1, classes], not {_kind(outputs)}")
+    _require(logits, f"metric {metric!r} needs a model that returns logits [1, classes], not {kind_of(outputs)}")
     classes, wanted = outputs.shape[1], TOP_K[metric]
-    _require(classes >= wanted, f"metric {metric!r} needs at least {wanted} classes; the model has {classes}")
+    least = max(2, wanted)
+    hint = "; one logit takes a metric and a loss of its own" if classes == 1 else ""
+    _require(classes >= least, f"metric {metric!r} needs at least {least} classes; the model has {classes}{hint}")
     return classes
 
 
-def _check_split(split: str, dataset: Any, example: Tensor, classes: int | None) -> None:
+def _check_split(split: str, dataset: MapDataset, example: Tensor, classes: int | None) -> None:
     map_style = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
-    _require(map_style, f"{split} must be a map-style data set with a length, not {_kind(dataset)}")
+    hint = "; its .dataset is one" if type(dataset) is DataLoader else ""
+    _require(map_style, f"{split} must be a map-style data set with a length, not {kind_of(dataset)}{hint}")
     _require(len(dataset) > 0, f"{split} is empty; it must hold at least one (input, target) pair")
-    try:
-        item = dataset[0]
-    except Exception as error:  # the user's code may raise anything
-        raise WorkloadError(f"{split}[0] cannot be read: {describe(error)}") from error
-    pair = isinstance(item, (tuple, list)) and len(item) == 2
-    _require(pair, f"{split}[0] must be an (input, target) pair, not {_kind(item)}")
-    inputs, target = item
-    expected = _kind(example[0])
-    _require(
-        _kind(inputs) == expected, f"{split}[0]'s input must be like example_input[0], {expected}, not {_kind(inputs)}"
-    )
+    inputs, target = read_pair(dataset, 0, f"{split}[0]")
+    expected = kind_of(example[0])
+    fits = kind_of(inputs) == expected
+    _require(fits, f"{split}[0]'s input must be like example_input[0], {expected}, not {kind_of(inputs)}")
     if classes is not None:
-        right = f"must be a class from 0 to {classes - 1}, the model's outputs"
-        _require(_is_class(target, classes), f"{split}[0]'s target {right}, not {target!r}")
-
-
-def _is_class(target: Any, classes: int) -> bool:
-    try:
-        return getattr(target, "ndim", 0) == 0 and 0 <= operator.index(target) < classes
-    except TypeError:  # not a whole number
-        return False
+        _require(is_class(target, classes), f"{split}[0]'s target {class_range(classes)}, not {target!r}")

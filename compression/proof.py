@@ -1,0 +1,264 @@
+"""Removing channels is proven to equal masking them, group by group, on numbers.
+
+A graph of dependencies says which channels of which layers are the same. Where it is wrong, as behind a roll, a shuffle or
+a slice of every other channel, the pruned model runs and computes something else. So each group loses channels at random,
+and each layer that reads the others must read what it reads in the whole model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CompressionError
+from ..spaces.channel_graph import ChannelGraph, Role, channels_lost, first_line
+from ..spaces.channel_groups import ChannelGroup, find_channel_groups
+from ..workloads.contract import few_inputs
+from ..workloads.workload import Workload
+
+TOLERANCE = 1e-3
+"""How far a layer's input may differ, relative to the largest, by rounding: kernels of other widths sum in another order."""
+
+MISPLACED = (
+    "with channels removed, {reader} does not read what it read of the others: channels change places or numbers on the way "
+    "(as by roll, flip, a shuffle or a slice), or what is kept is computed from all of them"
+)
+
+
+def proven_groups(workload: Workload) -> tuple[list[ChannelGroup], dict[str, str]]:
+    """Groups of a workload's model that can be pruned, and why the others cannot: `find_channel_groups`, proven on its data."""
+    model, example = workload.model.eval(), workload.example_input
+    groups, unprunable = find_channel_groups(model, example)
+    proven, refuted = prove_groups(model, few_inputs(workload), groups)
+    return proven, unprunable | refuted
+
+
+def prove_groups(
+    model: nn.Module, inputs: Tensor, groups: Sequence[ChannelGroup]
+) -> tuple[list[ChannelGroup], dict[str, str]]:
+    """The groups of which removing channels equals masking them, and {name: why not} of the others.
+
+    All lose half of their channels, chosen at random, in one copy. What stands for the lost ones in the whole model are
+    doubles of kept ones, so that means and variances over channels, as of a layer norm, are the same in both. Every
+    layer of the pruned copy goes on with what it should have read: one pass tells all groups apart. Heads are left to
+    the attention that loses them.
+
+    Args:
+        model: in eval mode; left as it is.
+        inputs: a few samples, shape [n, ...].
+    """
+    own = [group for group in groups if group.unit == "channel"]
+    reasons = _refuted(model, inputs, own) if own else {}
+    return [group for group in groups if group.name not in reasons], reasons
+
+
+def _refuted(model: nn.Module, inputs: Tensor, groups: Sequence[ChannelGroup]) -> dict[str, str]:
+    """{group: reason} of those that fail; where the pruned copy does not run at all, by bisection."""
+    try:
+        found, same_outputs = _one_pass(model, inputs, groups)
+    except (CompressionError, RuntimeError, ValueError, IndexError, TypeError) as error:
+        found, same_outputs = {}, False
+        reason = f"with channels removed at random, the model does not run: {first_line(error)}"
+    else:
+        reason = MISPLACED.format(reader="the model's output")
+    if same_outputs or found:
+        # Those found are out; the others went on with right inputs, but the outputs are theirs to get right.
+        rest = [group for group in groups if group.name not in found]
+        return found if same_outputs or not rest else found | _refuted(model, inputs, rest)
+    if len(groups) == 1:
+        return {groups[0].name: reason}
+    halves = groups[: len(groups) // 2], groups[len(groups) // 2 :]
+    apart = {name: why for half in halves for name, why in _refuted(model, inputs, half).items()}
+    return apart or {group.name: f"not together with {halves[1][0].name}: {reason}" for group in halves[0]}
+
+
+@torch.no_grad()
+def _one_pass(model: nn.Module, inputs: Tensor, groups: Sequence[ChannelGroup]) -> tuple[dict[str, str], bool]:
+    """{group: reason} of those whose readers read something else, and whether the outputs are the same."""
+    graph = ChannelGraph(copy.deepcopy(model), inputs[:1])
+    losses = {group.name: _Loss.of(group, graph.partitions(group.name)) for group in groups}
+    plan = _Plan.of({name: list(graph.roles(name)) for name in losses}, losses)
+    graph.remove({name: loss.lost for name, loss in losses.items()})
+    with _doubled(model, plan), _masked(model, plan) as read:
+        expected = model(inputs)
+    with _corrected(graph.model, plan, read) as failed:
+        found = graph.model(inputs)
+    reasons = {name: MISPLACED.format(reader=reader) for name, reader in failed.items()}
+    return reasons, _is_same(expected, found)
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """Channels that a group loses, in the root's numbers.
+
+    Attributes:
+        lost: sorted.
+        doubles: lost channel -> the kept one that it is a double of.
+    """
+
+    lost: list[int]
+    doubles: Mapping[int, int]
+
+    @classmethod
+    def of(cls, group: ChannelGroup, partitions: int) -> _Loss:
+        """Half of the channels of each partition, or two thirds where that keeps the mean over doubles the mean of all."""
+        size = group.channels // partitions
+        kept = size // 3 if size % 2 and size % 3 == 0 else -(-size // 2)
+        scores = torch.rand(group.channels, generator=torch.Generator().manual_seed(0))
+        lost = channels_lost(scores, kept * partitions, partitions)
+        left = sorted(set(range(size)) - set(lost))
+        doubles = {channel: channel // size * size + left[i % kept] for i, channel in enumerate(lost)}
+        return cls(lost, doubles)
+
+
+@dataclass
+class _Plan:
+    """What is done to the inputs and outputs of modules, by their paths.
+
+    Attributes:
+        copies: maker -> (lost channels, kept channels that they double), its own numbers.
+        sizes: path -> channels in all that its groups know of.
+        gone: reader -> channels it loses, its own numbers.
+        parts: reader -> group -> channels of it that are kept.
+        dims: parameter -> dimension of its channels.
+    """
+
+    copies: dict[str, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
+    gone: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
+    parts: dict[str, dict[str, set[int]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(set)))
+    dims: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, roles: Mapping[str, Sequence[Role]], losses: Mapping[str, _Loss]) -> _Plan:
+        """From the roles that modules have in each group, and what each group loses."""
+        plan = cls()
+        for name, loss in losses.items():
+            for role in roles[name]:
+                plan._add(name, role, loss)
+        for reader, parts in plan.parts.items():
+            for kept in parts.values():
+                kept -= plan.gone[reader]
+        return plan
+
+    def _add(self, name: str, role: Role, loss: _Loss) -> None:
+        if role.dim is not None:
+            self.dims[role.path] = role.dim
+        if role.makes:
+            places: dict[int, list[int]] = defaultdict(list)
+            for own, root in zip(role.own, role.roots, strict=True):
+                places[root].append(own)
+            for lost, kept in loss.doubles.items():
+                self.copies[role.path] |= dict(zip(places[lost], places[kept], strict=False))
+        else:
+            lost = set(loss.lost)
+            self.gone[role.path] |= {own for own, root in zip(role.own, role.roots, strict=True) if root in lost}
+            self.parts[role.path][name] |= set(role.own)
+
+
+@contextmanager
+def _doubled(model: nn.Module, plan: _Plan) -> Iterator[None]:
+    """Have each maker give doubles of kept channels for the lost ones."""
+    modules, before = dict(model.named_modules()), {}
+
+    def double(copies: Mapping[int, int], module: nn.Module) -> Callable[..., Any]:
+        return lambda _module, _inputs, output: _with_doubles(output, _axis(module, output, max(copies) + 1), copies)
+
+    hooks = [
+        modules[path].register_forward_hook(double(copies, modules[path]))
+        for path, copies in plan.copies.items()
+        if path in modules and copies
+    ]
+    try:
+        for path, dim in plan.dims.items():
+            parameter = model.get_parameter(path)
+            before[path] = parameter.data
+            parameter.data = _with_doubles(parameter.data, dim, plan.copies[path])
+        yield
+    finally:
+        for path, data in before.items():
+            model.get_parameter(path).data = data
+        for hook in hooks:
+            hook.remove()
+
+
+def _with_doubles(values: Tensor, axis: int, copies: Mapping[int, int]) -> Tensor:
+    lost, kept = (torch.tensor(list(side), device=values.device) for side in (copies.keys(), copies.values()))
+    return values.clone().index_copy_(axis, lost, values.index_select(axis, kept))
+
+
+@contextmanager
+def _masked(model: nn.Module, plan: _Plan) -> Iterator[dict[str, list[Tensor]]]:
+    """Have each reader compute without the lost channels; reader -> what it was given, call by call."""
+    read: dict[str, list[Tensor]] = defaultdict(list)
+
+    def mask(path: str) -> Callable[..., Any]:
+        gone = torch.tensor(sorted(plan.gone[path]), dtype=torch.long)
+
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            read[path].append(inputs[0].clone())
+            axis = _axis(module, inputs[0], 1)
+            return (inputs[0].index_fill(axis, gone.to(inputs[0].device), 0.0), *inputs[1:])
+
+        return hook
+
+    hooks = [model.get_submodule(path).register_forward_pre_hook(mask(path)) for path in plan.gone]
+    try:
+        yield read
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _corrected(pruned: nn.Module, plan: _Plan, read: Mapping[str, list[Tensor]]) -> Iterator[dict[str, str]]:
+    """{group: reader} of those of which a reader in the pruned model reads something else; it goes on with what is right."""
+    failed: dict[str, str] = {}
+    calls: dict[str, int] = defaultdict(int)
+
+    def compare(path: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            whole = read[path][calls[path]]
+            calls[path] += 1
+            axis = _axis(module, whole, 1)
+            kept = [channel for channel in range(whole.shape[axis]) if channel not in plan.gone[path]]
+            expected = whole.index_select(axis, torch.tensor(kept, device=whole.device))
+            for group, own in plan.parts[path].items():
+                places = [place for place, channel in enumerate(kept) if channel in own]
+                if group not in failed and not _is_same(expected, inputs[0], axis, places):
+                    failed[group] = path
+            return (expected, *inputs[1:])
+
+        return hook
+
+    hooks = [pruned.get_submodule(path).register_forward_pre_hook(compare(path)) for path in plan.gone]
+    try:
+        yield failed
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _is_same(expected: Tensor, found: Tensor, axis: int = 0, places: Sequence[int] | None = None) -> bool:
+    """Whether two tensors agree to rounding, in all places or in some along an axis."""
+    if expected.shape != found.shape:
+        return False
+    largest = expected.abs().max()
+    if places is not None:
+        index = torch.tensor(places, device=expected.device, dtype=torch.long)
+        expected, found = expected.index_select(axis, index), found.index_select(axis, index)
+    return not expected.numel() or bool((expected - found).abs().max() <= TOLERANCE * largest)
+
+
+def _axis(module: nn.Module, values: Tensor, channels: int) -> int:
+    """The axis of a module's channels in what it reads or makes: the last for those that work on vectors, else the second."""
+    vectors = isinstance(module, (nn.Linear, nn.LayerNorm, nn.Embedding))
+    axis = values.ndim - 1 if vectors else 1
+    # A layer norm of images is a subclass that turns them; the axis that holds the channels is theirs.
+    return axis if values.shape[axis] >= channels else 1

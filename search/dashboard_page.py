@@ -1,0 +1,172 @@
+"""What a study's page in the dashboard is made from, read and packed quickly.
+
+optuna-dashboard reads every trial through objects of SQLAlchemy at each refresh, compares every knob of every trial with every
+other, and sends each knob's choices again with each trial: 5.6 seconds and 30 MB at 1,000 trials of 60 knobs. Here finished trials
+are read once, by column, and choices are sent once.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import numbers
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, json_to_distribution
+from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
+from optuna.trial import FrozenTrial, TrialState
+from optuna_dashboard import _app as dashboard_app
+from optuna_dashboard import _serializer as serializer
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+NO_CHOICES = {"type": "CategoricalDistribution", "choices": []}
+"""Distribution of a knob within a trial: the page takes choices from the study's search space."""
+
+_distribution = lru_cache(maxsize=10_000)(json_to_distribution)
+_their_properties = dashboard_app.get_cached_extra_study_property
+_their_trial = serializer.serialize_frozen_trial
+
+
+def quicken() -> None:
+    """Have optuna-dashboard use this module's functions in place of its own."""
+    finished = FinishedTrials()
+    dashboard_app.get_trials = lambda cache, storage, study_id: finished.trials(storage, study_id)
+    dashboard_app.get_cached_extra_study_property = study_properties
+    serializer.serialize_frozen_trial = serialize_trial
+
+
+class FinishedTrials:
+    """Reads the trials of studies, those that have ended only once: they no longer change. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, dict[int, FrozenTrial]] = defaultdict(dict)
+        self._lock = threading.Lock()
+
+    def trials(self, storage: RDBStorage, study_id: int) -> list[FrozenTrial]:
+        """The study's trials by number, as they are now."""
+        with self._lock:
+            known = self._known[study_id]
+            current = read_trials(storage, study_id, after=max(known, default=-1), but=known.keys())
+            known.update({trial._trial_id: trial for trial in current if trial.state.is_finished()})
+            return sorted({**known, **{trial._trial_id: trial for trial in current}}.values(), key=lambda t: t.number)
+
+
+def read_trials(storage: RDBStorage, study_id: int, after: int = -1, but: Iterable[int] = ()) -> list[FrozenTrial]:
+    """A study's trials straight from Optuna's tables: all with a higher id than `after`, of the others all `but` those."""
+    table = models.TrialModel
+    seen = set(but)
+    with Session(storage.engine) as session:
+        rows: Sequence[Any] = session.scalars(
+            select(table).where(table.study_id == study_id).order_by(table.number)
+        ).all()
+        wanted = [row for row in rows if row.trial_id > after or row.trial_id not in seen]
+        ids = [row.trial_id for row in wanted]
+        parts = [_parts(session, model, ids) for model in _PARTS]
+        return [_trial(row, *(part[row.trial_id] for part in parts)) for row in wanted]
+
+
+_PARTS = (
+    models.TrialParamModel, models.TrialValueModel, models.TrialUserAttributeModel,
+    models.TrialSystemAttributeModel, models.TrialIntermediateValueModel,
+)  # fmt: skip
+
+
+def _parts(session: Session, model: Any, ids: Sequence[int]) -> dict[int, list[Any]]:
+    """Trial -> its rows of one of Optuna's tables, oldest first."""
+    table = model.__table__
+    (key,) = table.primary_key.columns
+    found: dict[int, list[Any]] = {trial_id: [] for trial_id in ids}
+    if ids:
+        # A range, as SQLite takes no more than so many ids; what lies between belongs to other studies and is left out.
+        within = table.c.trial_id.between(min(ids), max(ids))
+        columns = [table.c.trial_id, *(column for column in table.c if column.name != "trial_id")]
+        for row in session.execute(select(*columns).where(within).order_by(key)).all():
+            if row[0] in found:
+                found[row[0]].append(row)
+    return found
+
+
+def _trial(
+    row: Any, parameters: list[Any], values: list[Any], user: list[Any], system: list[Any], steps: list[Any]
+) -> FrozenTrial:
+    distributions = {p.param_name: _distribution(p.distribution_json) for p in parameters}
+    by_objective = sorted(values, key=lambda value: value.objective)
+    return FrozenTrial(
+        number=row.number,
+        state=row.state,
+        value=None,
+        values=[models.TrialValueModel.stored_repr_to_value(v.value, v.value_type) for v in by_objective] or None,
+        datetime_start=row.datetime_start,
+        datetime_complete=row.datetime_complete,
+        params={p.param_name: distributions[p.param_name].to_external_repr(p.param_value) for p in parameters},
+        distributions=distributions,
+        user_attrs={attribute.key: json.loads(attribute.value_json) for attribute in user},
+        system_attrs={attribute.key: json.loads(attribute.value_json) for attribute in system},
+        intermediate_values={
+            step.step: models.TrialIntermediateValueModel.stored_repr_to_intermediate_value(
+                step.intermediate_value, step.intermediate_value_type
+            )
+            for step in steps
+        },
+        trial_id=row.trial_id,
+    )
+
+
+Named = list[tuple[str, BaseDistribution]]
+
+
+def study_properties(
+    cache: Any, study_id: int, trials: list[FrozenTrial]
+) -> tuple[Named, Named, list[tuple[str, bool]], bool]:
+    """Knobs that all trials have, knobs that any has, attributes with whether they sort as numbers, whether values were reported.
+
+    As optuna-dashboard finds them, for studies whose knobs are all choices, the same in all trials; others are left to it.
+    """
+    counted = [trial for trial in trials if trial.state != TrialState.FAIL]
+    union: dict[str, BaseDistribution] = {}
+    for trial in counted:
+        for name, found in trial.distributions.items():
+            known = union.setdefault(name, found)
+            if not isinstance(found, CategoricalDistribution) or not (known is found or known == found):
+                return _their_properties(cache, study_id, trials)
+    shared = set(union).intersection(*(trial.distributions for trial in counted))
+    named = sorted(union.items(), key=lambda item: item[0])
+    sortable: dict[str, bool] = {}
+    for trial in trials:
+        for key, value in trial.user_attrs.items():
+            is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            sortable[key] = sortable.get(key, True) and is_number
+    steps = any(trial.intermediate_values for trial in counted)
+    return [item for item in named if item[0] in shared], named, list(sortable.items()), steps
+
+
+def serialize_trial(study_id: int, trial: FrozenTrial, study_system_attrs: dict[str, Any]) -> dict[str, Any]:
+    """A trial as the page takes it, without the choices of each knob."""
+    if not all(isinstance(found, CategoricalDistribution) for found in trial.distributions.values()):
+        return _their_trial(study_id, trial, study_system_attrs)
+    bare = copy.copy(trial)
+    bare.params, bare.distributions = {}, {}
+    return {
+        **_their_trial(study_id, bare, study_system_attrs),
+        "params": [
+            _parameter(name, trial.distributions[name], type(value), value) for name, value in trial.params.items()
+        ],
+    }
+
+
+@lru_cache(maxsize=100_000)
+def _parameter(name: str, distribution: BaseDistribution, kind: type, value: Any) -> dict[str, Any]:
+    """A knob's choice as the page takes it; `kind` tells 1 from 1.0 and True, which are equal."""
+    return {
+        "name": name,
+        "param_internal_value": distribution.to_internal_repr(value),
+        "param_external_value": str(value),
+        "param_external_pytyp": str(kind),
+        "distribution": NO_CHOICES,
+    }

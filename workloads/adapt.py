@@ -1,0 +1,141 @@
+"""A user's workload as slimfront computes with it: the model itself in float32, its inputs as float32 tensors.
+
+What is changed computes the same; each change is a remark for the workload's owner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+
+from .copies import copied, has_attached_tensors, unwrapped, wrappers
+from .samples import plain_input, samples
+from .workload import SPLITS, Workload, number_of_classes
+
+
+def adapted(workload: Workload) -> Workload:
+    """`workload`, which was checked, as all of slimfront reads it; its model and data are not changed."""
+    example = workload.example_input
+    model, remarks = plain_model(workload.model)
+    if _keeps_graphs(model, plain_input(example) if example.is_floating_point() else example):
+        model = copied(model)
+        model.register_forward_hook(_Detach())
+    if not example.is_floating_point():
+        model = copied(model) if model is workload.model else model
+        model.register_forward_pre_hook(_Cast(example.dtype))
+        remarks.append(f"inputs are {example.dtype}: artifacts take the same numbers as float32 and cast them back")
+    elif example.dtype != torch.float32:
+        remarks.append(f"inputs are {example.dtype}: they are read as float32")
+    classes = number_of_classes(workload)
+    splits = {split: samples(split, getattr(workload, split), example[0], classes) for split in SPLITS}
+    remarks += _shared_data(workload)
+    return replace(workload, model=model, example_input=plain_input(example), remarks=tuple(remarks), **splits)
+
+
+def plain_model(model: nn.Module) -> tuple[nn.Module, list[str]]:
+    """The model without wrappers and reparametrizations, in float32, and what that changed; itself where nothing had to."""
+    plain, remarks = unwrapped(model), []
+    if around := wrappers(model):
+        remarks.append(f"{', '.join(around)}: the model inside is taken")
+    if has_attached_tensors(plain):
+        plain = copied(plain)
+    if names := [name for name, module in plain.named_modules() if _parametrizations(module)]:
+        plain = copied(plain) if plain is model else plain
+        for name in names:
+            _compute_once(plain.get_submodule(name))
+        remarks.append(
+            f"masks and parametrizations of {', '.join(names)} are computed once: their weights are plain ones from then on, "
+            "which recovery changes as any other (zeros of a mask stay only where the policy asks for them)"
+        )
+    if ties := [*_ties(plain)]:
+        plain = copied(plain) if plain is model else plain
+        for owner, key, weight in [*_ties(plain)]:
+            setattr(owner, key, nn.Parameter(weight.detach().clone(), weight.requires_grad))
+        remarks.append(
+            f"{len(ties)} weights are shared with another layer: each is counted and compressed on its own from here on"
+        )
+    if kinds := {str(t.dtype) for t in _tensors(plain) if t.is_floating_point() and t.dtype != torch.float32}:
+        plain = copied(plain).float() if plain is model else plain.float()
+        remarks.append(f"weights are {', '.join(sorted(kinds))}: the model is compressed and measured in float32")
+    return plain, remarks
+
+
+class _Cast:
+    """A forward pre-hook that gives a model its inputs in the type it was written for."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def __call__(self, _module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0].to(self.dtype), *args[1:])
+
+
+class _Detach:
+    """A forward hook after which nothing that a model keeps for itself holds a graph: it can be copied then."""
+
+    def __call__(self, model: nn.Module, _inputs: object, _output: object) -> None:
+        for module in model.modules():
+            for key, value in [*vars(module).items()]:
+                if isinstance(value, Tensor) and not value.is_leaf:
+                    setattr(module, key, value.detach())
+
+
+def _keeps_graphs(model: nn.Module, example: Tensor) -> bool:
+    """Whether forward leaves a tensor with its graph in an attribute."""
+    probe = copied(model).eval()
+    with torch.enable_grad():
+        probe(example)
+    return has_attached_tensors(probe)
+
+
+def _ties(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+    """(module, name, parameter) of each parameter that an earlier module, or name, has already."""
+    seen: set[int] = set()
+    for module in model.modules():
+        for key, parameter in [*module._parameters.items()]:
+            if parameter is None:
+                continue
+            if id(parameter) in seen:
+                yield module, key, parameter
+            seen.add(id(parameter))
+
+
+def _parametrizations(module: nn.Module) -> list[str]:
+    """Tensors of the module itself that are computed anew from others at each call."""
+    found = [*module.parametrizations] if parametrize.is_parametrized(module) else []  # type: ignore[arg-type]
+    return found + [hook._tensor_name for hook in _masks(module)]
+
+
+def _masks(module: nn.Module) -> list[prune.BasePruningMethod]:
+    return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, prune.BasePruningMethod)]
+
+
+def _compute_once(module: nn.Module) -> None:
+    for hook in _masks(module):
+        prune.remove(module, hook._tensor_name)
+    if parametrize.is_parametrized(module):
+        values = {name: getattr(module, name).detach() for name in module.parametrizations}  # type: ignore[union-attr]
+        del module.parametrizations
+        # Not remove_parametrizations, which changes the class that the copied module and its original share.
+        module.__class__ = type(module).__bases__[0]
+        for name, value in values.items():
+            module.register_parameter(name, nn.Parameter(value))
+
+
+def _shared_data(workload: Workload) -> Iterator[str]:
+    """What is said of splits that are one data set, if accuracies are measured on it."""
+    names: dict[int, list[str]] = {}
+    for split in SPLITS:
+        names.setdefault(id(getattr(workload, split)), []).append(split)
+    for shared in names.values():
+        if len(shared) > 1 and {"validation", "test"}.intersection(shared):
+            yield f"{', '.join(shared)} are one data set: accuracies measured on it are not of unseen samples"
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()

@@ -1,0 +1,254 @@
+"""What one sample cannot show of a workload: that its model answers the same twice, alone and in a batch, by one path, and
+that its data are numbers and classes throughout.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import TensorDataset
+
+from ..errors import WorkloadError
+from .copies import copied
+from .samples import class_range, flaw_of
+from .workload import SPLITS, Workload, describe, number_of_classes
+
+ASKED = 4
+"""Samples of the validation split that the model is run on."""
+
+PATHS_ASKED = 32
+"""Samples that a model whose forward reads numbers out of tensors is run on, to see whether it decides by them."""
+
+REPEATED = 1e-4
+"""How far, relative to the largest output, a model may differ from itself on the same input."""
+
+BATCHED = 1e-2
+"""How far, relative to the largest output, a sample's answer may differ from its answer in a batch: kernels differ."""
+
+SCAN_SECONDS = 10.0
+"""Longest time spent on looking at samples before a search; each is looked at again when it is used."""
+
+_READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)
+"""Operations whose result leaves the tensors: item(), bool(), int(), float(), torch.equal."""
+
+
+def held(workload: Workload, seconds: float = SCAN_SECONDS) -> Workload:
+    """A loaded workload whose model and data were held against what a search relies on; neither is changed.
+
+    Args:
+        seconds: the longest to look at samples that are not plain tensors.
+
+    Returns:
+        the workload with what is right but worth knowing added to its remarks.
+
+    Raises:
+        WorkloadError: in one line, what is wrong and what would be right.
+    """
+    try:
+        remarks = [*_scan(workload, seconds), *_try(copied(workload.model).eval(), workload)]
+    except WorkloadError as error:
+        raise WorkloadError(f"workload {workload.name}: {error}") from error.__cause__
+    return replace(workload, remarks=(*workload.remarks, *remarks))
+
+
+def few_inputs(workload: Workload) -> Tensor:
+    """Inputs of a few samples of the validation split, shape [n, ...], where the model is."""
+    return torch.stack(_asked(workload, ASKED)).to(workload.example_input.device)
+
+
+# The model
+
+
+@torch.no_grad()
+def _try(model: nn.Module, workload: Workload) -> list[str]:
+    """Run the model on a few samples, in evaluation mode."""
+    inputs = few_inputs(workload)
+    with torch.random.fork_rng():
+        alone = _alone(model, inputs)
+        _require_the_same_twice(model, inputs, alone)
+        _require_one_path(model, workload)
+        return [*_batch_remarks(model, inputs, alone)]
+
+
+def _asked(workload: Workload, count: int) -> list[Tensor]:
+    """Inputs of the validation split, evenly spread."""
+    data = workload.validation
+    count = min(count, len(data))
+    return [data[index * len(data) // count][0] for index in range(count)]
+
+
+def _alone(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Outputs [n, ...] of inputs [n, ...], each in a batch of its own."""
+    outputs = torch.cat([model(sample[None]) for sample in inputs])
+    if (problem := flaw_of(outputs)) is not None:
+        raise WorkloadError(f"the model's output on a sample of validation {problem.partition(';')[0]}")
+    return outputs
+
+
+def _require_the_same_twice(model: nn.Module, inputs: Tensor, first: Tensor) -> None:
+    torch.manual_seed(1)
+    second = _alone(model, inputs)
+    if (difference := _difference(first, second)) <= REPEATED:
+        return
+    torch.manual_seed(1)
+    cause = "it changes a state of its own in forward, or draws numbers from random or numpy"
+    if _difference(second, _alone(model, inputs)) <= REPEATED:
+        cause = "it draws random numbers in evaluation mode, such as F.dropout without training=self.training, or torch.rand"
+    raise WorkloadError(f"model answers differently on the same input (by {difference:.2g} of its largest): {cause}")
+
+
+def _batch_remarks(model: nn.Module, inputs: Tensor, alone: Tensor) -> Iterator[str]:
+    """What is to be said of a model whose answer on a sample depends on its batch; refused where the cause is not known."""
+    batch = inputs if len(inputs) > 1 else inputs.expand(2, *inputs.shape[1:])
+    alone = alone if len(inputs) > 1 else alone.expand(2, *alone.shape[1:])
+    try:
+        together = model(batch)
+    except Exception as error:  # the user's code may raise anything
+        raise WorkloadError(
+            f"model runs on one sample and not on a batch of {len(batch)}: {describe(error)}"
+        ) from error
+    if together.shape != alone.shape:
+        raise WorkloadError(
+            f"model must return one row a sample: a batch of {len(batch)} gives {list(together.shape)}, not {list(alone.shape)}"
+        )
+    if (difference := _difference(alone, together)) <= BATCHED:
+        return
+    told = f"the answer on a sample depends on the rest of its batch (by {difference:.2g} of the largest)"
+    norms = [name for name, module in model.named_modules() if _is_of_batch(module)]
+    if not norms:
+        raise WorkloadError(f"model: {told}; what is scored in batches would not be what runs alone")
+    yield (
+        f"{', '.join(norms)}: batch-norm without running statistics, so that {told}; accuracies are those at the target's "
+        "batch size, which training and calibration in larger batches do not see"
+    )
+
+
+def _is_of_batch(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) and module.running_mean is None
+
+
+def _require_one_path(model: nn.Module, workload: Workload) -> None:
+    """Refuse a forward that decides by the values of its input, of which an artifact would hold one path only."""
+    example = workload.example_input
+    expected = _reads(model, example)
+    if not expected:
+        return
+    noise = [torch.zeros_like(example), torch.randn_like(example), 10 * torch.randn_like(example)]
+    asked = [sample[None].to(example.device) for sample in _asked(workload, PATHS_ASKED)]
+    for inputs in [*asked, *noise]:
+        found = _reads(model, inputs)
+        differing = next((a for a, b in zip(expected, found, strict=False) if a != b), None)
+        if differing is not None or len(found) != len(expected):
+            where, value = differing or expected[-1]
+            raise WorkloadError(
+                f"model decides by its data: forward reads a number out of a tensor at {where} ({value} on example_input, "
+                "another on other inputs), and an artifact holds one path only; use tensor operations (torch.where) there"
+            )
+
+
+def _reads(model: nn.Module, inputs: Tensor) -> list[tuple[str, Any]]:
+    """(place in the code, value) of every number that forward reads out of a tensor, in order."""
+    with _Watch() as watch:
+        model(inputs)
+    return watch.reads
+
+
+class _Watch(TorchDispatchMode):
+    """Notes every number that leaves the tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: list[tuple[str, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in _READS:
+            self.reads.append((_place(), result))
+        return result
+
+
+def _place() -> str:
+    """File and line of the innermost code that is neither torch's nor this module's."""
+    library = str(Path(torch.__file__).parent)
+    frames = [f for f in traceback.extract_stack() if not f.filename.startswith((library, __file__, "<"))]
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"
+
+
+def _difference(expected: Tensor, found: Tensor) -> float:
+    """The largest difference, relative to the largest value."""
+    return float((expected - found).abs().max() / expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny))
+
+
+# The data
+
+
+def _scan(workload: Workload, seconds: float) -> Iterator[str]:
+    """Look at all samples, or in random order at as many as the time allows; what was left out is said."""
+    classes = number_of_classes(workload)
+    for number, split in enumerate(SPLITS):
+        data: Any = getattr(workload, split)
+        begun = time.monotonic()
+        if type(data) is TensorDataset:
+            inputs, targets = data.tensors
+            _require_sound(workload, split, inputs, targets, classes)
+            continue
+        share = seconds / (len(SPLITS) - number)  # what a split leaves over is the next ones'
+        seen = _look(workload, split, data, begun + share)
+        seconds -= time.monotonic() - begun
+        if seen < len(data):
+            yield (
+                f"{seen:,} of {len(data):,} samples of {split} were looked at in {share:.1f} s; "
+                "the others are as they are used"
+            )
+
+
+def _look(workload: Workload, split: str, data: Any, until: float) -> int:
+    """How many samples were read, which raises where one breaks the contract, before the time was over."""
+    for seen, index in enumerate(torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()):
+        if time.monotonic() > until:
+            return seen
+        _, target = data[index]
+        if isinstance(target, Tensor) and (problem := flaw_of(target)) and not _is_meant(workload, data[index]):
+            raise WorkloadError(f"{split}[{index}]'s target {problem}")
+    return len(data)
+
+
+def _require_sound(workload: Workload, split: str, inputs: Tensor, targets: Tensor, classes: int | None) -> None:
+    """`_look` at plain tensors, all at once."""
+    for index in _not_finite(inputs):
+        raise WorkloadError(f"{split}[{index}]'s input {flaw_of(inputs[index])}")
+    for index in _not_finite(targets):
+        if not _is_meant(workload, (inputs[index], targets[index])):
+            raise WorkloadError(f"{split}[{index}]'s target {flaw_of(targets[index])}")
+    if classes is not None:
+        wrong = targets.is_floating_point() or targets.ndim != 1
+        outside = torch.zeros(1) if wrong else ((targets < 0) | (targets >= classes)).nonzero()
+        for index in outside.flatten()[:1].tolist():
+            raise WorkloadError(f"{split}[{int(index)}]'s target {class_range(classes)}, not {targets[int(index)]}")
+
+
+def _not_finite(values: Tensor) -> list[int]:
+    """Numbers of the rows that hold NaN or an infinity."""
+    if not values.is_floating_point():
+        return []
+    return (
+        (~values.isfinite().flatten(1).all(1) if values.ndim > 1 else ~values.isfinite()).nonzero().flatten().tolist()
+    )
+
+
+@torch.no_grad()
+def _is_meant(workload: Workload, pair: tuple[Tensor, Tensor]) -> bool:
+    """Whether the workload's own loss takes a target that is not finite, as one that leaves missing labels out does."""
+    if workload.loss is None:
+        return False
+    outputs = copied(workload.model).eval()(pair[0][None].to(workload.example_input.device))
+    return bool(workload.loss(outputs, pair[1][None].to(outputs.device)).isfinite().all())
