@@ -45,7 +45,7 @@ def run_search(spec: StudySpec, storage: str, artifacts: Path, console: Console,
 def _run(spec: StudySpec, storage: str, artifacts: Path, progress: SearchProgress, started: float) -> None:
     problem = prepare(spec)
     for remark in problem.context.workload.remarks:
-        console.print(f"  {remark}", style="yellow", highlight=False, markup=False)
+        progress.say(remark, "yellow")
     for group, reason in problem.unprunable.items():
         progress.say(f"channels of {group} stay: {reason}", "dim")
     progress.say(

@@ -180,7 +180,10 @@ def typed(*arguments: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
             "'digit-demo' is none of a study file, the name of a study or workload, path/to/file.py",
         ),
         ("profile cpu-opnvino --show", "target 'cpu-opnvino' is neither a shipped card nor a file; did you mean cpu"),
-        ("front X --storage pg:x", "storage 'pg:x' is no database URL; write a file's name, sqlite:///slimfront.db or"),
+        (
+            "front X --storage me@host/x",
+            "storage 'me@host/x' is no database URL; write a file's name, sqlite:///slimfront.db or",
+        ),
     ],
 )
 def test_what_is_typed_wrong_is_one_line(
