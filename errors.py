@@ -9,11 +9,16 @@ SlimfrontError                 base: one clear line for a person, never a traceb
 │   ├── TargetError            a target card, or a runtime that is not installed
 │   ├── PolicyError            a policy that is malformed or does not fit its model
 │   └── StoreError             a database, study or trial that is not there or is in use
+├── ArtifactsError             the artifacts folder cannot be written to; nothing could be kept of any trial
+├── WorkerStartError           no worker can start; no trial could run
 └── TrialError                 one trial failed; stored as its reason, the search goes on
     ├── CompressionError       the policy could not be applied to the model
     ├── LoweringError          the candidate could not be turned into an artifact
     └── EvaluationError        an evaluator could not produce its number
 """
+
+MAX_REASON = 2000
+"""Characters of a reason that are kept."""
 
 
 class SlimfrontError(Exception):
@@ -71,6 +76,14 @@ class StoreError(UserError):
     """A database, study or trial is not there or is in use."""
 
 
+class ArtifactsError(SlimfrontError):
+    """The artifacts folder cannot be written to: it is full, read-only or not there."""
+
+
+class WorkerStartError(SlimfrontError):
+    """No worker can start."""
+
+
 class TrialError(SlimfrontError):
     """One trial failed; its message is stored as the reason and the search goes on."""
 
@@ -85,3 +98,22 @@ class LoweringError(TrialError):
 
 class EvaluationError(TrialError):
     """An evaluator could not produce its number."""
+
+
+def printable(text: str, limit: int = MAX_REASON) -> str:
+    """`text` as one line that any database and terminal takes: what does not print is escaped, what is too long cut.
+
+    An exception's text may hold anything: NUL, which PostgreSQL refuses, terminal codes, halves of surrogate pairs.
+    """
+    line = " ".join(text[: 8 * limit].split())
+    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return escaped if len(escaped) <= limit else f"{escaped[: limit - 4]} ..."
+
+
+def describe_exception(error: BaseException) -> str:
+    """An exception's type and message as one printable line."""
+    try:
+        message = str(error)
+    except Exception:  # it is of a class of the user's
+        message = "(its message cannot be had)"
+    return printable(f"{type(error).__name__}: {message}" if message else type(error).__name__)

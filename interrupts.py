@@ -1,4 +1,4 @@
-"""Ctrl-C that cannot get lost, and comes between two writes, never within one."""
+"""Ctrl-C and SIGTERM that cannot get lost, and come between two writes, never within one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+_watching: list[Interrupts] = []
+"""The `Interrupts` of this process, innermost last."""
 
 
 class Interrupts:
@@ -19,15 +22,19 @@ class Interrupts:
     """
 
     def __enter__(self) -> Interrupts:
-        self._received = False
+        self.received = False
         self._previous: Any = None
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGINT, self._receive)
+            _watching.append(self)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
+            _watching.remove(self)
+        if self.received and isinstance(error, Exception):  # a library made it of the interrupt, or of what that broke
+            raise KeyboardInterrupt from error
 
     def check(self) -> None:
         """Raise the interrupt again, if there was one.
@@ -35,12 +42,49 @@ class Interrupts:
         Raises:
             KeyboardInterrupt: there was one.
         """
-        if self._received:
+        if self.received:
             raise KeyboardInterrupt
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._received = True
+        self.received = True
         raise KeyboardInterrupt
+
+
+def raise_if_interrupted(error: BaseException) -> None:
+    """Raise the Ctrl-C that is behind `error`, if one is; to be called wherever any exception is turned into another.
+
+    Libraries and users' code catch KeyboardInterrupt and raise something else. A KeyboardInterrupt that such code raised
+    itself, without a signal, is an exception like any other.
+
+    Raises:
+        KeyboardInterrupt: one stands in the chain of the exception, and this process received a signal.
+    """
+    if _may_be_interrupted() and any(isinstance(each, KeyboardInterrupt) for each in _chain(error)):
+        raise KeyboardInterrupt from error
+
+
+def ignore_interrupts() -> None:
+    """Leave Ctrl-C, which a terminal sends to every process of a command, to the process that started this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Have SIGTERM do what Ctrl-C does; also a decorator. Outside the main thread this does nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.getsignal(signal.SIGTERM)
+    take_sigterm()
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def take_sigterm() -> None:
+    """Have SIGTERM do what Ctrl-C does, from now on: libraries such as Ray install a handler of their own."""
+    signal.signal(signal.SIGTERM, _terminate)
 
 
 @contextmanager
@@ -66,4 +110,29 @@ def uninterrupted() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, previous)
         if held:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(held[0])
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler):  # shells start background jobs with SIGINT ignored
+        raise KeyboardInterrupt
+    handler(number, frame)
+
+
+def _may_be_interrupted() -> bool:
+    if _watching:
+        return _watching[-1].received
+    return signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The exception and all that it was raised from or while handling."""
+    waiting: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while waiting:
+        each = waiting.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            yield each
+            waiting += [each.__cause__, each.__context__]

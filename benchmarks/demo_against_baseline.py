@@ -27,7 +27,7 @@ from slimfront.search.problem import Problem, prepare
 from slimfront.search.run import run_search
 from slimfront.studies.front import Point, pareto_front
 from slimfront.studies.newest_front import objectives_of
-from slimfront.studies.records import INTERRUPTED, TrialRecord
+from slimfront.studies.records import INTERRUPTIONS, TrialRecord
 from slimfront.studies.spec import StudySpec, load_study
 from slimfront.studies.store import Store
 
@@ -99,7 +99,7 @@ def fronts(store: Store, name: str) -> dict[int, list[Member]]:
     """Of the first so many trials each: the front as their search measured it."""
     study = store.get_study(name)
     whole, objectives = study.baseline["artifact_bytes"].value, objectives_of(study)
-    ended = [trial for trial in store.trials(name) if trial.reason != INTERRUPTED]
+    ended = [trial for trial in store.trials(name) if trial.reason not in INTERRUPTIONS]
 
     def member(point: Point) -> Member:
         measured = {metric: measurement.value for metric, measurement in point.measurements.items()}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import CompressionError
+from ..interrupts import raise_if_interrupted
 from ..spaces.exported_graph import WEIGHTED, module_path
 from ..workloads.workload import describe
 
@@ -40,6 +41,7 @@ def equalize(model: nn.Module, example_input: Tensor) -> list[tuple[str, str]]:
         exported = torch.export.export(model.eval(), (example_input.expand(2, *example_input.shape[1:]).contiguous(),))
     except (RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:
         # The exporter raises whatever its tracing meets in a model it cannot capture.
+        raise_if_interrupted(error)
         raise CompressionError(f"torch.export cannot capture the model: {describe(error)}") from error
     pairs = layer_pairs(cast("fx.GraphModule", exported.module()).graph)
     for _ in range(SWEEPS):

@@ -28,6 +28,7 @@ from torchao.quantization.pt2e.quantizer import (
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from ..errors import CompressionError
+from ..interrupts import raise_if_interrupted
 from ..spaces.candidate import Grid, Quantization, QuantizedWeight
 from ..spaces.exported_graph import (
     ADDITIONS,
@@ -85,6 +86,7 @@ def quantize(model: nn.Module, example_input: Tensor, policy: Policy, calibratio
         prepared = prepare_pt2e(exported, PolicyQuantizer(wanted, policy.scheme))  # type: ignore[arg-type]
     except (RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:
         # The exporter raises whatever its tracing meets in a model it cannot capture.
+        raise_if_interrupted(error)
         raise CompressionError(f"torch.export cannot capture the model: {describe(error)}") from error
     with torch.no_grad():
         for batch in input_batches(calibration, batch_size):
@@ -110,6 +112,7 @@ def folded_norms(model: nn.Module, example_input: Tensor) -> dict[str, str]:
     try:
         exported = captured(model, example_input.expand(2, *example_input.shape[1:]))
     except (RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:  # as above
+        raise_if_interrupted(error)
         raise CompressionError(f"torch.export cannot capture the model: {describe(error)}") from error
     return _folded(exported.graph)
 

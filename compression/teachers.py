@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from ..errors import WorkloadError
+from ..interrupts import raise_if_interrupted
 from ..workloads.load import load_workload
 from ..workloads.workload import MapDataset, Workload, describe
 from .distil import Tap
@@ -76,7 +77,8 @@ def _joining(workload: Workload, name: str) -> nn.Module:
         expected = workload.model.eval()(example).shape
         try:
             found = model(example).shape
-        except Exception as error:  # the user's code may raise anything
+        except BaseException as error:  # the user's code may raise anything
+            raise_if_interrupted(error)
             raise WorkloadError(f"{name} does not run on the workload's example input: {describe(error)}") from error
     if found != expected:
         raise WorkloadError(f"{name} makes outputs {list(found)}, not {list(expected)} as the workload's model does")

@@ -154,14 +154,14 @@ _state: _State
 def _set_up(target_json: str, reference: str, inputs: np.ndarray, cores: list[int], parent: int) -> None:
     global _state
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle; it ends this process
-    Thread(target=_end_with, args=(parent,), daemon=True).start()
+    Thread(target=end_with, args=(parent,), daemon=True).start()
     os.sched_setaffinity(0, cores)  # before the runtime starts its threads, which inherit it
     target = Target.model_validate_json(target_json)
     with _alone():  # another bench may be timing on these cores
         _state = _State(target, load_streams(Path(reference), target), inputs)
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """End this process, and so its hold of the machine, when `parent` was killed and could not end it.
 
     It may have been killed before this process had started.

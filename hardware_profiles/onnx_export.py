@@ -16,6 +16,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from ..errors import LoweringError
+from ..interrupts import raise_if_interrupted
 from ..workloads.workload import describe
 from .node_names import WEIGHTED, first_run, layer_of
 
@@ -46,6 +47,7 @@ def export_float(model: nn.Module, example_input: Tensor) -> ModelProto:
                 output_names=[OUTPUT],
             )
         except (torch.onnx.errors.OnnxExporterError, RuntimeError, TypeError, ValueError) as error:
+            raise_if_interrupted(error)
             raise LoweringError(f"ONNX export failed: {describe(error)}") from error
     exported = onnx.load_from_string(buffer.getvalue())
     _store_each_constant(exported.graph)

@@ -21,6 +21,7 @@ from torch.export import ExportedProgram
 from torch.export.pt2_archive._package import package_pt2
 
 from ..errors import LoweringError
+from ..interrupts import raise_if_interrupted
 from ..spaces.candidate import Candidate, Grid, QuantizedWeight, RoundedWeight
 from ..spaces.exported_graph import (
     WEIGHTED,
@@ -59,6 +60,7 @@ def lower(candidate: Candidate, inputs: Tensor, path: Path, device: str, compile
     except LoweringError:
         raise
     except Exception as error:  # exporter and compiler raise whatever a model they cannot take makes them meet
+        raise_if_interrupted(error)
         raise LoweringError(f"torch cannot lower the model: {describe(error)}") from error
 
 

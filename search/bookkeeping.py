@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from ..measurement import Measurement
-from ..studies.records import INTERRUPTED, State, TrialRecord
+from ..studies.records import INTERRUPTED, ORPHANED, State, TrialRecord
 from ..studies.spec import StudySpec
 from ..studies.store import Store
 from .optuna_study import OptunaStudy
@@ -57,12 +57,12 @@ class Bookkeeping:
         self._tell_optuna(trial)
         return trial
 
-    def interrupt(self) -> list[TrialRecord]:
-        """End every trial that runs as interrupted; those."""
+    def interrupt(self, reason: str = INTERRUPTED) -> list[TrialRecord]:
+        """End every trial that runs as interrupted, for one of `INTERRUPTIONS`; those."""
         running = self._store.running_trials(self._spec.study)
         for trial in running:
-            self._store.finish_trial(self._spec.study, trial.number, "failed", INTERRUPTED)
-        self._optuna.abandon(INTERRUPTED)
+            self._store.finish_trial(self._spec.study, trial.number, "failed", reason)
+        self._optuna.abandon(reason)
         return running
 
     def repair(self) -> None:
@@ -73,7 +73,7 @@ class Bookkeeping:
                 self._tell_optuna(trial)
         for trial in self._store.running_trials(self._spec.study):
             self._close_orphan(trial)
-        self.interrupt()
+        self.interrupt(ORPHANED)
 
     def _close_orphan(self, trial: TrialRecord) -> None:
         study, number = self._spec.study, trial.number
@@ -81,9 +81,9 @@ class Bookkeeping:
             state, reason = self.judged(trial.measurements)
             self._store.finish_trial(study, number, state, reason or None, self._violations(trial.measurements))
             return
-        orphaned = sum(t.digest == trial.digest and t.reason == INTERRUPTED for t in self._store.trials(study))
+        orphaned = sum(t.digest == trial.digest and t.reason == ORPHANED for t in self._store.trials(study))
         if orphaned >= MOST_RETRIES:
-            reason = f"the search was killed {orphaned + 1} times while it ran; it is not tried again"
+            reason = f"the search's process died {orphaned + 1} times while this policy ran"
             self._store.finish_trial(study, number, "failed", reason)
             self._optuna.fail(number, reason)
 

@@ -1,31 +1,123 @@
-"""Ray, started here or joined where RAY_ADDRESS names a cluster. Import this before `ray`: it reads settings at import."""
+"""Ray, started here or joined where RAY_ADDRESS names a cluster. Import this before `ray`: it reads settings at import.
+
+A Ray started here listens on the loopback address only, and takes nothing without its token: whoever reaches it can run
+anything.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
+
+from ..errors import UserError, printable
+from ..interrupts import take_sigterm
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # verbose=0 is silent only with the old output
+if os.environ.get("RAY_ADDRESS", "local") in ("", "local"):
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = (
+        "0"  # named after where it is the default: listen on loopback only
+    )
+    os.environ["RAY_AUTH_MODE"] = "token"
 
 import ray
+from ray.exceptions import AuthenticationError, RaySystemError
 
 OBJECT_STORE_BYTES = 200 * 2**20
 """Results are small and weights stay with their worker; Ray would take 30 % of the memory."""
 
+ANSWER_SECONDS = 10
+"""A cluster that answers does so within one or two, Python's start included."""
+
+LOG = "ray.log"
+"""What Ray and Tune say of themselves, in the study's artifacts folder."""
+
 
 def is_cluster_named() -> bool:
     """Whether RAY_ADDRESS names a cluster."""
-    return bool(os.environ.get("RAY_ADDRESS"))
+    return os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
 
 
-def connect(workers: int = 1) -> None:
-    """Join the cluster RAY_ADDRESS names, else start Ray on this machine for `workers`; nothing where that is done."""
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+def connect(workers: int = 1, log: Path | None = None) -> None:
+    """Join the cluster RAY_ADDRESS names, else start Ray on this machine for `workers`; nothing where that is done.
+
+    Args:
+        log: where Ray's and Tune's messages in this process go; None keeps them from anywhere.
+
+    Raises:
+        UserError: nobody answers under RAY_ADDRESS, or the cluster does not let this user in.
+    """
     if ray.is_initialized():
         return
-    if is_cluster_named():
+    require_answer()
+    quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    log_to(log)
+    if not is_cluster_named():
+        quiet |= {"num_cpus": workers, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    try:
         ray.init(**quiet)
-    else:
-        ray.init(num_cpus=workers, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+    except (ConnectionError, RaySystemError, AuthenticationError) as error:
+        raise UserError(f"Ray cannot be started or joined: {printable(str(error))}") from error
+    finally:
+        take_sigterm()  # Ray has put a handler of its own there
+
+
+def require_answer() -> None:
+    """See that the cluster of RAY_ADDRESS answers; Ray itself would wait for minutes, and hear no signal. Nothing without one.
+
+    Raises:
+        UserError: it does not.
+    """
+    if not is_cluster_named():
+        return
+    address = os.environ["RAY_ADDRESS"]
+    if (problem := _why_no_answer(address)) is not None:
+        raise UserError(
+            f"RAY_ADDRESS={address}: {printable(problem, 300)}; start the cluster, correct RAY_ADDRESS, or unset it to run "
+            "on this machine"
+        )
+
+
+def _why_no_answer(address: str) -> str | None:
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            return f"nobody answers there ({error})"
+    if address.startswith("ray://"):
+        return None
+    command = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "health-check",
+        "--skip-version-check",
+        "--address",
+        address,
+    ]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return f"no Ray cluster answers there within {ANSWER_SECONDS} s"
+    said = found.stderr.strip().splitlines() or ["no Ray cluster answers there"]
+    return said[-1].rstrip(".") if found.returncode else None
+
+
+def log_to(file: Path | None) -> None:
+    """Have the loggers of Ray and Tune write to `file`, or nowhere, and never to the terminal."""
+    logger = logging.getLogger("ray")
+    for handler in logger.handlers[:]:
+        logger.removeHandler(handler)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(file, encoding="utf-8") if file is not None else logging.NullHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger.addHandler(handler)
+    logger.propagate = False

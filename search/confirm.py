@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from ..errors import EvaluationError, describe_exception
 from ..evaluators.accuracy import accuracy_measurements, score
 from ..evaluators.latency import latency_measurements
 from ..hardware_profiles.runtime import Artifact
+from ..interrupts import raise_if_interrupted
 from ..measurement import Measurement
 from .baseline import with_test_scores
 from .driver import Search
@@ -36,11 +39,23 @@ def confirm_front(search: Search, progress: Callable[[int, int], None] = lambda 
             if not context.target.predict:
                 timing = bench.time(artifact.path, SECONDS)
                 measured += latency_measurements(timing, reference.latency_ms, context.target)
-            scores = score(artifact, context.workload.test, context)
-            measured += accuracy_measurements(scores, reference.test, prefix="test_")
+            with _naming(number):
+                scores = score(artifact, context.workload.test, context)
+                measured += accuracy_measurements(scores, reference.test, prefix="test_")
             search.remeasured(number, measured, confirmed_rung(search.spec))
             confirmed.add(number)
             progress(len(confirmed), len(confirmed) + len(waiting) - 1)
+
+
+@contextmanager
+def _naming(trial: int) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:  # the user's metric may raise anything
+        raise_if_interrupted(error)
+        raise EvaluationError(
+            f"trial {trial} cannot be scored on the test split: {describe_exception(error)}"
+        ) from error
 
 
 def _confirmed(search: Search) -> set[int]:

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import tempfile
+import time
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from .cluster import connect, ray  # before anything else of Ray
+from .cluster import LOG, connect, ray  # before anything else of Ray
 
 from ray import tune  # isort: skip
 from ray.tune.schedulers import FIFOScheduler  # isort: skip
 from ray.tune.search import Searcher  # isort: skip
 
+from ..errors import describe_exception, printable
+from ..interrupts import ignore_interrupts
+from ..workloads.load import settle_in
+from .artifacts_folder import storing
+from .crash_report import crash_reported, stage_of_death
 from .driver import Proposal, Search
+from .local import raise_fault
 from .worker import Stage, Worker, WorkerSetup
+from .worker_process import STARTS
 
 
 class TrialRunner(tune.Trainable):
     """A worker slot: one `step` is one stage of a trial; the same process takes the next trial."""
 
     def setup(self, config: dict[str, Any], setup: WorkerSetup) -> None:
-        self._worker = Worker(setup)
+        ignore_interrupts()  # Ctrl-C is the driver's to handle
+        self._setup, self._worker = setup, None
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -28,15 +38,35 @@ class TrialRunner(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        stage = next(self._stages, None)
+        began = time.monotonic()
+        with crash_reported(self._proposal.folder, self._left):
+            stage = next(self._stages, None)
+        if self._left is not None:
+            self._left -= time.monotonic() - began
         return {"stage": stage, "done": stage is None}
 
     def cleanup(self) -> None:
-        self._worker.close()
+        if self._worker is not None:
+            self._worker.close()
 
     def _begin(self, config: dict[str, Any]) -> None:
         proposal: Proposal = config["proposal"]
-        self._stages: Iterator[Stage] = self._worker.run(proposal.policy, proposal.folder, proposal.recovered)
+        self._proposal, self._left = proposal, proposal.limit_s
+        self._stages: Iterator[Stage] = self._run(proposal)
+
+    def _run(self, proposal: Proposal) -> Iterator[Stage]:
+        """The trial's stages; where no worker can start a "failed" one, for Ray tells of a setup that raised in no one's words."""
+        try:
+            self._worker = self._worker or _worker(self._setup)
+        except BaseException as error:  # the user's code may raise anything
+            yield Stage("failed", reason=describe_exception(error), fault="start")
+            return
+        yield from self._worker.run(proposal.policy, proposal.folder, proposal.recovered)
+
+
+def _worker(setup: WorkerSetup) -> Worker:
+    settle_in(setup.base_folder)  # Ray starts its processes in a folder of its own
+    return Worker(setup)
 
 
 class RungScheduler(FIFOScheduler):
@@ -45,9 +75,13 @@ class RungScheduler(FIFOScheduler):
     No trial is ever paused: the state of its training stays in its worker, and goes on from there.
     """
 
-    def __init__(self, search: Search) -> None:
+    def __init__(self, search: Search, searcher: StudySearcher) -> None:
         super().__init__()
-        self._search = search
+        self._search, self._searcher = search, searcher
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Hand on why a worker died, before the searcher hears that it did."""
+        self._searcher.deaths[trial.trial_id] = _how_it_died(trial.get_pickled_error())
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         stage: Stage | None = result["stage"]
@@ -67,30 +101,57 @@ class RungScheduler(FIFOScheduler):
 
 
 class StudySearcher(Searcher):
-    """Hands the driver's proposals to Tune, and Tune's results to the driver."""
+    """Hands the driver's proposals to Tune, and Tune's results to the driver.
+
+    Attributes:
+        deaths: Tune's trial -> how the worker that ran it died.
+        fault: the stage after which no trial would fare better, once there is one.
+    """
 
     def __init__(self, search: Search) -> None:
         super().__init__()
+        self.deaths: dict[str, str] = {}
+        self.fault: Stage | None = None
         self._search = search
-        self._numbers: dict[str, int] = {}
+        self._proposals: dict[str, Proposal] = {}
+        self._again: deque[Proposal] = deque()
+        self._failed_starts = 0
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        proposal = self._search.propose()
+        if self.fault is not None:
+            return Searcher.FINISHED
+        proposal = self._again.popleft() if self._again else self._search.propose()
         if proposal is None:
             return Searcher.FINISHED
-        self._numbers[trial_id] = proposal.number
+        self._proposals[trial_id] = proposal
         return {"proposal": proposal}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if (stage := result["stage"]) is not None:
-            self._search.record(self._numbers[trial_id], stage)
+            self._take(trial_id, stage)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        number = self._numbers.pop(trial_id)
+        if (proposal := self._proposals.get(trial_id)) is None:  # at fault
+            return
         if error:
-            self._search.fail(number, "its worker died")
+            limit = self._search.spec.budget.trial_timeout_s
+            self._take(trial_id, stage_of_death(proposal, limit, self.deaths.pop(trial_id, "died")))
         elif result is not None and result.get("done"):
-            self._search.finish(number)
+            self._search.finish(proposal.number)
+        self._proposals.pop(trial_id, None)
+
+    def _take(self, trial_id: str, stage: Stage) -> None:
+        """Record a stage; one at fault leaves its trial to be run again, by another worker or by the study's next run."""
+        if stage.fault is None:
+            self._failed_starts = 0
+            self._search.record(self._proposals[trial_id].number, stage)
+            return
+        proposal = self._proposals.pop(trial_id)
+        if stage.fault == "start":
+            self._failed_starts += 1
+            self._again.append(proposal)
+        if stage.fault == "storage" or self._failed_starts >= STARTS:
+            self.fault = stage
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles searchers for checkpoints of its own; here the database is the truth."""
@@ -103,6 +164,29 @@ class StudySearcher(Searcher):
         """Nothing, as for `__getstate__`."""
 
 
+class StopAtFault(tune.Stopper):
+    """Ends the run where no trial would fare better than the last."""
+
+    def __init__(self, searcher: StudySearcher) -> None:
+        self._searcher = searcher
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._searcher.fault is not None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing, as for a scheduler."""
+        return {}
+
+
+def _how_it_died(error: BaseException | None) -> str:
+    """What Ray knows of a worker's death, in its own words without those that tell of actors and their ids."""
+    said = str(error or "died").splitlines()
+    return "died: " + printable(next((line for line in said if "exit detail" in line), said[0]), 400)
+
+
 def run_distributed(search: Search, workers: int) -> None:
     """Run trials on `workers` Ray actors until the budget is spent.
 
@@ -111,17 +195,21 @@ def run_distributed(search: Search, workers: int) -> None:
 
     Raises:
         KeyboardInterrupt: after the first Ctrl-C, when everything is stored.
+        ArtifactsError: the artifacts folder cannot be written to.
+        WorkerStartError: no worker can start.
     """
+    searcher = StudySearcher(search)
     try:
-        search.try_uncompressed()
-        connect(workers)
+        with storing(search.folder):
+            search.try_uncompressed()
+        connect(workers, search.folder / LOG)
         with tempfile.TemporaryDirectory(prefix="slimfront-tune-") as folder:
             trainable = tune.with_parameters(TrialRunner, setup=search.worker_setup(workers))
             tune.Tuner(
                 tune.with_resources(trainable, {"cpu": 1}),
                 tune_config=tune.TuneConfig(
-                    search_alg=StudySearcher(search),
-                    scheduler=RungScheduler(search),
+                    search_alg=searcher,
+                    scheduler=RungScheduler(search, searcher),
                     num_samples=-1,
                     max_concurrent_trials=workers,
                     reuse_actors=True,
@@ -130,12 +218,15 @@ def run_distributed(search: Search, workers: int) -> None:
                     storage_path=folder,
                     name="tune",
                     verbose=0,
+                    stop=StopAtFault(searcher),
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 ),
             ).fit()
     finally:
-        interrupted = not search.is_over
+        interrupted = not search.is_over and searcher.fault is None
         search.interrupt()
         ray.shutdown()
+    if searcher.fault is not None:
+        raise_fault(searcher.fault)
     if interrupted:
         raise KeyboardInterrupt

@@ -28,7 +28,7 @@ from ..studies.convergence import stalled
 from ..studies.executed import KIND as PRECISIONS
 from ..studies.front import Objective, Point, hypervolume, pareto_front, reference_point
 from ..studies.progress import has_begun, is_paid, ran
-from ..studies.records import INTERRUPTED, TrialRecord
+from ..studies.records import INTERRUPTIONS, TrialRecord
 from ..studies.store import Store
 from .bookkeeping import MOST_RETRIES, Bookkeeping
 from .halving import Verdict
@@ -64,12 +64,15 @@ class Proposal:
 
     Attributes:
         recovered: weights of the same structure after the same recovery, which need not be done again; None without.
+        limit_s: seconds after which the trial is ended; one that is not the study's `trial_timeout_s` is what the search has left,
+            and a trial that it ends is tried again.
     """
 
     number: int
     policy: Policy
     folder: Path
     recovered: Path | None = None
+    limit_s: float | None = None
 
 
 @dataclass
@@ -390,7 +393,7 @@ class Search:
         for trial in trials:
             if is_paid(trial, self._begun):
                 self._take_over(trial)
-            elif trial.reason != INTERRUPTED and failures[trial.digest] > MOST_RETRIES:
+            elif trial.reason not in INTERRUPTIONS and failures[trial.digest] > MOST_RETRIES:
                 self._seen[trial.digest] = trial.number
             elif trial.number not in retried and self._rungs.passed(trial.retry_of) < 0:
                 self._first.append((self.problem.space.parameters(trial.policy), {"retry_of": trial.number}))
@@ -431,12 +434,18 @@ class Search:
         self._running[number] = running = _Running(policy, retry_of)
         self._optuna.annotate(number, {"policy": policy.to_json(), "digest": policy.digest})
         folder = self.folder / f"trial-{number:05d}"
-        source = self._recovered.of(policy)
+        source, limit_s = self._recovered.of(policy), self._limit_s
         if source is None:
-            return Proposal(number, policy, folder)
+            return Proposal(number, policy, folder, limit_s=limit_s)
         running.remark = f"recovered weights of trial {source.trial}"
         self._optuna.annotate(number, {"recovered_weights_of": source.trial})
-        return Proposal(number, policy, folder, source.path)
+        return Proposal(number, policy, folder, source.path, limit_s)
+
+    @property
+    def _limit_s(self) -> float | None:
+        """Seconds that a trial which starts now may take; None without a limit."""
+        limits = (self.spec.budget.trial_timeout_s, self.time.limit(self._durations))
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def _ended(self, trial: TrialRecord) -> None:
         """Charge a trial to the budget, and keep what later ones may start from."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..errors import StoreError, WorkloadError
+from ..errors import StoreError, WorkloadError, describe_exception
 from ..evaluators.evaluator import Reference
 from ..hardware_profiles.runtime import Artifact
+from ..interrupts import raise_if_interrupted
 from ..measurement import Measurement
 from ..studies.store import Store
 from ..workloads.load import workload_fingerprint
@@ -67,8 +68,9 @@ def _measure(problem: Problem, artifact: Artifact, folder: Path) -> list[Measure
             if not problem.target.predict:  # this machine's are not the target's
                 keep_precisions(bench.executed_precisions(artifact.path), folder)
             return measurements
-    except Exception as error:  # the workload's metric or loss may raise anything
-        raise WorkloadError(f"the uncompressed model cannot be measured: {type(error).__name__}: {error}") from error
+    except BaseException as error:  # the workload's metric or loss may raise anything
+        raise_if_interrupted(error)
+        raise WorkloadError(f"the uncompressed model cannot be measured: {describe_exception(error)}") from error
 
 
 def _refuse_mixed_latencies(problem: Problem, baseline: Mapping[str, Measurement]) -> None:

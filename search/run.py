@@ -9,11 +9,13 @@ from rich.console import Console
 
 from ..errors import SearchError
 from ..hardware_profiles.fingerprint import saturates
+from ..interrupts import sigterm_interrupts
 from ..studies.database import absolute_url
 from ..studies.progress import reason_rows, states_text
 from ..studies.spec import StudySpec
 from ..studies.store import Store
 from ..workloads.load import working_in
+from .artifacts_folder import require_writable
 from .confirm import confirm_front
 from .dashboard import Publisher
 from .driver import Search
@@ -23,6 +25,7 @@ from .problem import prepare
 from .screen import SearchProgress
 
 
+@sigterm_interrupts()
 def run_search(spec: StudySpec, storage: str, artifacts: Path, console: Console, started: float | None = None) -> None:
     """Run or continue the study, confirm its front, and publish it to the dashboard.
 
@@ -43,6 +46,11 @@ def run_search(spec: StudySpec, storage: str, artifacts: Path, console: Console,
 
 
 def _run(spec: StudySpec, storage: str, artifacts: Path, progress: SearchProgress, started: float) -> None:
+    require_writable(artifacts / spec.study)
+    if spec.workers:
+        from .cluster import require_answer  # only here: importing ray takes a second
+
+        require_answer()
     problem = prepare(spec)
     for remark in problem.context.workload.remarks:
         progress.say(remark, "yellow")
@@ -70,7 +78,7 @@ def _run(spec: StudySpec, storage: str, artifacts: Path, progress: SearchProgres
 
                 run_distributed(search, spec.workers)
             else:
-                run_local(search)
+                run_local(search, isolated=True)
             confirm_front(search, progress.confirming)
         finally:
             publisher.publish(force=True)

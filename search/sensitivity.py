@@ -25,6 +25,7 @@ from ..compression.fake_quantize import fake_quantized
 from ..compression.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
 from ..evaluators.accuracy import kl_divergence
 from ..evaluators.scores import Scores
+from ..interrupts import raise_if_interrupted
 from ..measurement import Measurement
 from ..spaces.effective import effective_policy
 from ..spaces.policy import FULL_PRECISION, Policy
@@ -94,12 +95,14 @@ def measured(
     try:
         simulation = Simulation(problem)
     except Exception as error:  # the user's model may raise anything
+        raise_if_interrupted(error)
         tell("unmeasured", 0, f"no choice can be measured alone: {describe(error)}")
         return
     for probe in wanted:
         try:
             divergence = simulation.divergence(probe.policy)
         except Exception as error:  # as above, or the policy does not fit it; trials of other policies may be fine
+            raise_if_interrupted(error)
             tell("unmeasured", 0, f"{probe.knob.name} = {probe.choice} cannot be measured alone: {describe(error)}")
             continue
         ended = time.monotonic()

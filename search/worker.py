@@ -6,9 +6,11 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shutil import rmtree
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,7 +22,7 @@ from ..compression.gradual import gradually_pruned
 from ..compression.packed_file import save_packed
 from ..compression.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
 from ..compression.recover import recover, recover_by_rungs
-from ..errors import EvaluationError, TargetError, TrialError, WorkloadError
+from ..errors import EvaluationError, TargetError, TrialError, WorkloadError, describe_exception, printable
 from ..evaluators.accuracy import Accuracy
 from ..evaluators.complexity import Complexity
 from ..evaluators.evaluator import Context, Reference, Subject
@@ -32,6 +34,7 @@ from ..hardware_profiles.fingerprint import require_fit
 from ..hardware_profiles.runtime import Artifact, get_runtime
 from ..hardware_profiles.target import Target
 from ..hardware_profiles.timer import Timer
+from ..interrupts import raise_if_interrupted
 from ..measurement import Measurement
 from ..spaces.candidate import Candidate
 from ..spaces.channel_groups import ChannelGroup
@@ -41,7 +44,8 @@ from ..studies.constraint import Constraint
 from ..studies.executed import KIND as PRECISIONS
 from ..studies.spec import RungsSpec
 from ..workloads.load import load_workload
-from ..workloads.workload import Workload
+from ..workloads.workload import MetricFunction, Workload
+from .artifacts_folder import PROBE_BYTES, storage_problem, unwritable
 from .timer_of_target import timer_of
 
 TIMING_SECONDS = 1.0
@@ -78,6 +82,10 @@ class WorkerSetup:
     metrics: Sequence[str] = ()
     rungs: RungsSpec | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the metric: one of the user's own module is not known elsewhere before the workload is loaded."""
+        return {**self.__dict__, "reference": _scored_by(self.reference, "")}
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -89,6 +97,8 @@ class Stage:
         measurements: made in this step.
         artifacts: files written so far that are worth keeping, kind -> file.
         reason: why the trial failed, else None.
+        fault: of a failure that is not the policy's, which is tried again: "start", no worker can start; "storage", its files
+            cannot be written; "time", the search's own time was over.
         final: whether no more training follows.
         epochs: of recovery behind it; below 1 it is the part of the training data.
         worker: host name and process id of who ran it, and its threads, on which the last bits of trained weights depend.
@@ -99,6 +109,7 @@ class Stage:
     measurements: Sequence[Measurement] = ()
     artifacts: Mapping[str, Artifact] = field(default_factory=dict)
     reason: str | None = None
+    fault: Literal["start", "storage", "time"] | None = None
     final: bool = True
     epochs: float = 0
     worker: str = field(default_factory=lambda: f"{platform.node()}:{os.getpid()}, threads {torch.get_num_threads()}")
@@ -119,7 +130,7 @@ class Worker:
             target=setup.target,
             runtime=get_runtime(setup.target.runtime),
             bench=self._bench(),
-            reference=setup.reference,
+            reference=_scored_by(setup.reference, self.workload.metric),
             threads=setup.threads,
         )
 
@@ -131,23 +142,42 @@ class Worker:
         Args:
             recovered: weights of the same structure after the same recovery, which is then left out.
 
-        A trial that breaks ends with a "failed" stage; nothing it does ends the search.
+        A trial that breaks ends with a "failed" stage, whatever is raised; what ends the process is its owner's to see to.
+
+        Raises:
+            KeyboardInterrupt: the user's own Ctrl-C, whatever was made of it.
         """
+        stages = self._stages(policy, folder, recovered)
         try:
-            if not self.setup.target.remote:  # it may be on another machine than the driver, which has seen to its own
-                require_fit(self.setup.target, self._context.runtime)
-            yield from _of_numbers(self._stages(policy, folder, recovered))
-        except (TrialError, TargetError, WorkloadError) as error:
-            yield Stage("failed", reason=str(error))
-        except Exception as error:  # a user's model, metric or loss may raise anything, and other trials may be fine
-            yield Stage("failed", reason=f"{type(error).__name__}: {error}")
+            while (stage := self._next(stages, folder)) is not None:
+                yield stage
+        finally:
+            stages.close()
+
+    def _next(self, stages: Generator[Stage], folder: Path) -> Stage | None:
+        try:
+            return finite(next(stages, None))
+        except BaseException as error:  # a user's model, metric or loss may raise anything; other trials may be fine
+            raise_if_interrupted(error)
+            return self._failed(error, folder)
+
+    def _failed(self, error: BaseException, folder: Path) -> Stage:
+        reference = self.setup.reference
+        size = reference.artifact.bytes if reference is not None else PROBE_BYTES
+        if (problem := storage_problem(folder, error, size)) is not None:
+            rmtree(folder, ignore_errors=True)  # half a trial; its room may be needed to store what happened
+            return Stage("failed", reason=unwritable(folder.parent, problem), fault="storage")
+        own_words = isinstance(error, (TrialError, TargetError, WorkloadError))
+        return Stage("failed", reason=printable(str(error)) if own_words else describe_exception(error))
 
     def close(self) -> None:
         """End the bench's process."""
         if self._context.bench is not None:
             self._context.bench.close()
 
-    def _stages(self, policy: Policy, folder: Path, recovered: Path | None) -> Iterator[Stage]:
+    def _stages(self, policy: Policy, folder: Path, recovered: Path | None) -> Generator[Stage]:
+        if not self.setup.target.remote:  # it may be on another machine than the driver, which has seen to its own
+            require_fit(self.setup.target, self._context.runtime)
         folder.mkdir(parents=True, exist_ok=True)
         example = self.workload.example_input
         groups, seed, original = self.setup.groups, self.setup.seed, policy
@@ -239,18 +269,23 @@ class Worker:
         return timer_of(setup.target, setup.reference.artifact.path, self.workload.example_input, self._bench_cores)
 
 
-def _of_numbers(stages: Iterator[Stage]) -> Iterator[Stage]:
-    """`stages`, held to measurements that are finite: no front can compare others, and no database holds them.
+def finite(stage: Stage | None) -> Stage | None:
+    """The stage itself, held to measurements that are finite: no front can compare others, and no database holds them.
 
     Raises:
         EvaluationError: one is NaN or infinite; it is named.
     """
-    for stage in stages:
-        for measured in stage.measurements:
-            if not all(map(math.isfinite, (measured.value, measured.low, measured.high))):
-                interval = f"{measured.value:g} in [{measured.low:g}, {measured.high:g}]"
-                raise EvaluationError(f"{measured.name} is not finite: {interval}")
-        yield stage
+    for measured in stage.measurements if stage is not None else ():
+        if not all(map(math.isfinite, (measured.value, measured.low, measured.high))):
+            interval = f"{measured.value:g} in [{measured.low:g}, {measured.high:g}]"
+            raise EvaluationError(f"{measured.name} is not finite: {interval}")
+    return stage
+
+
+def _scored_by(reference: Reference | None, metric: str | MetricFunction) -> Reference | None:
+    if reference is None or reference.validation is None:
+        return reference
+    return replace(reference, validation=replace(reference.validation, metric=metric))
 
 
 def cores_beside(target: Target) -> list[int]:

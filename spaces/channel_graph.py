@@ -21,6 +21,7 @@ from torch_pruning import ops
 from torch_pruning.dependency import Group, constants, index_mapping, shape_infer
 
 from ..errors import CompressionError
+from ..interrupts import raise_if_interrupted
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 SHUFFLED_DIMENSIONS = 5
@@ -131,12 +132,14 @@ class ChannelGraph:
         kinds = {type(attention): _AttentionPruner() for attention in self.heads.values()}
         try:
             with _traceable(model, self.heads.values()), _walks_of_any_length():  # type: ignore[arg-type]
-                self._graph.build_dependency(model, (example_input,), customized_pruners=kinds, verbose=False)  # type: ignore[arg-type]
+                # Left to call the model itself, it swallows whatever that raises, Ctrl-C too, and calls it again wrongly.
+                self._graph.build_dependency(
+                    model, example_input, forward_fn=nn.Module.__call__, customized_pruners=kinds, verbose=False  # type: ignore[arg-type]
+                )  # fmt: skip
                 found = list(self._graph.get_all_groups(root_module_types=(ops.TORCH_CONV, ops.TORCH_LINEAR)))
-        except Exception as error:
-            # Torch-Pruning fails with whatever its tracing meets on an architecture it does not know; where the model
-            # raises, it calls it another way, and the first reason is the one that matters.
-            raise CompressionError(f"Torch-Pruning failed: {first_line(error.__context__ or error)}") from error
+        except Exception as error:  # it fails with whatever its tracing meets on an architecture it does not know
+            raise_if_interrupted(error)
+            raise CompressionError(f"Torch-Pruning failed: {first_line(error)}") from error
         order = {name: index for index, name in enumerate(self.names.values())}
         roots = {self.names[group[0].dep.target.module]: group for group in found}
         self.groups: dict[str, Group] = dict(sorted(roots.items(), key=lambda item: order[item[0]]))
@@ -228,6 +231,7 @@ class ChannelGraph:
             for name in (name for name in channels if name in self.heads):
                 self.heads[name].keep_heads(sorted(set(range(self.heads[name].num_heads)) - set(channels[name])))
         except Exception as error:  # as in tracing
+            raise_if_interrupted(error)
             raise CompressionError(f"Torch-Pruning failed: {first_line(error)}") from error
 
     @contextmanager

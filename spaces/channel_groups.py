@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CompressionError
+from ..interrupts import raise_if_interrupted
 from .channel_graph import ChannelGraph, first_line, out_channels
 from .layers import LAYER_KINDS
 
@@ -123,6 +124,7 @@ class _Halves:
         except CompressionError as error:
             return f"none of them can be removed: {first_line(error)}"
         except Exception as error:  # the model's own code may raise anything
+            raise_if_interrupted(error)
             return STUCK.format(place=_place(error))
         same = shape == self.expected
         return None if same else f"changes the output shape from {list(self.expected)} to {list(shape)}"

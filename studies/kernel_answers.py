@@ -11,6 +11,7 @@ from ..compression.quantize import quantize
 from ..errors import TargetError, TrialError
 from ..hardware_profiles.runtime import RUNTIMES, get_runtime
 from ..hardware_profiles.target import Target
+from ..interrupts import raise_if_interrupted
 from ..spaces.candidate import Candidate
 from ..spaces.layers import find_layers
 from ..spaces.policy import BFLOAT16_BITS, FULL_PRECISION, LayerPolicy, Policy
@@ -37,6 +38,7 @@ def why_float_only(workload: Workload) -> str | None:
     try:
         quantize(model, example, Policy(layers=layers), _some(workload))
     except Exception as reason:  # tracing may raise anything in a user's model
+        raise_if_interrupted(reason)
         return str(reason) if isinstance(reason, TrialError) else describe(reason)
     return None
 

@@ -10,7 +10,7 @@ from ..spaces.policy import Policy
 from ..texts import one_line
 from .convergence import hypervolume_at, outlook
 from .newest_front import excesses, why_no_front
-from .records import INTERRUPTED, STOPPED_AT, FrontRecord, Outcome, SensitivityRecord, StudyRecord, Trial
+from .records import INTERRUPTIONS, STOPPED_AT, FrontRecord, Outcome, SensitivityRecord, StudyRecord, Trial
 from .spec import BudgetSpec
 from .terminal import sparkline
 from .wording import count_text, excess_text
@@ -41,7 +41,7 @@ def ended(trials: Sequence[Trial]) -> int:
 
 def is_paid(trial: Trial, begun: bool) -> bool:
     """Whether the budget pays for a trial of a search that has `begun`, or has not."""
-    return trial.state != "running" and trial.reason != INTERRUPTED and (begun or trial.state != "failed")
+    return trial.state != "running" and trial.reason not in INTERRUPTIONS and (begun or trial.state != "failed")
 
 
 def has_begun(trials: Sequence[Trial]) -> bool:
@@ -62,7 +62,7 @@ def states_text(trials: Sequence[Trial]) -> str:
 
 def ran(trial: Trial) -> bool:
     """Whether a worker ran the trial to its end; the uncompressed model's takes the baseline's figures over."""
-    return trial.state != "running" and trial.reason != INTERRUPTED and trial.digest != UNCOMPRESSED
+    return trial.state != "running" and trial.reason not in INTERRUPTIONS and trial.digest != UNCOMPRESSED
 
 
 def sensitivity_text(sensitivities: Sequence[SensitivityRecord]) -> str:

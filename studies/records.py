@@ -17,6 +17,12 @@ from .spec import StudySpec
 INTERRUPTED = "interrupted before it ended"
 """Reason of a trial whose driver stopped; its policy is tried again, and it is not charged to the budget."""
 
+ORPHANED = f"{INTERRUPTED}: the search's process died"
+"""The same of a trial whose driver was killed, found when the study is next opened; perhaps the trial killed it."""
+
+INTERRUPTIONS = (INTERRUPTED, ORPHANED)
+"""Reasons of trials that say nothing of their policy."""
+
 SIMULATED = "one choice alone, simulated in float"
 """Method of a sensitivity's divergence."""
 

@@ -194,11 +194,13 @@ class BudgetSpec(_Part):
     """When the search ends: after so many trials or seconds, or once it has converged, whichever comes first.
 
     Attributes:
+        trial_timeout_s: seconds after which a trial is ended, and is a failed one; None lets each take as long as it likes.
         patience: trials that may pass while the front's hypervolume grows by less than `convergence.LEAST_GROWTH`.
     """
 
     trials: Count | None = None
     timeout_s: Annotated[float, Field(gt=0)] | None = None
+    trial_timeout_s: Annotated[float, Field(gt=0)] | None = None
     patience: Count | None = None
 
     @model_validator(mode="after")

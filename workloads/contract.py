@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import TensorDataset
 
 from ..errors import WorkloadError
+from ..interrupts import raise_if_interrupted
 from .copies import copied
 from .samples import class_range, flaw_of
 from .workload import SPLITS, Workload, describe, number_of_classes
@@ -112,7 +113,8 @@ def _batch_remarks(model: nn.Module, inputs: Tensor, alone: Tensor) -> Iterator[
     alone = alone if len(inputs) > 1 else alone.expand(2, *alone.shape[1:])
     try:
         together = model(batch)
-    except Exception as error:  # the user's code may raise anything
+    except BaseException as error:  # the user's code may raise anything
+        raise_if_interrupted(error)
         raise WorkloadError(
             f"model runs on one sample and not on a batch of {len(batch)}: {describe(error)}"
         ) from error

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from ..errors import WorkloadError
+from ..interrupts import raise_if_interrupted
 from ..validation import MAX_SENTENCE, shortened
 from .adapt import adapted
 from .attention import explicit_attention
@@ -112,6 +113,13 @@ def working_in(folder: Path) -> Iterator[None]:
         yield
 
 
+def settle_in(folder: Path) -> None:
+    """`working_in` for the rest of a worker's process. Another node of a cluster need not have the folder: nothing then changes."""
+    if folder.is_dir():
+        os.chdir(folder)
+        sys.path.insert(0, str(folder))
+
+
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
     sys.path.insert(0, str(folder))
@@ -131,8 +139,9 @@ def _file_module(file: Path) -> ModuleType:
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # the user's code may raise anything, and scripts like to exit
+    except BaseException as error:  # the user's code may raise anything, and scripts like to exit
         del sys.modules[name]
+        raise_if_interrupted(error)
         raise WorkloadError(f"importing it raised {describe(error)}") from error
     return module
 
@@ -145,7 +154,8 @@ def _module(name: str) -> ModuleType:
         if name == missing or name.startswith(f"{missing}."):
             raise WorkloadError(f"there is no module {missing!r}; is its package installed?") from error
         raise WorkloadError(f"importing it raised {describe(error)}") from error
-    except (Exception, SystemExit) as error:  # the user's code may raise anything, and scripts like to exit
+    except BaseException as error:  # the user's code may raise anything, and scripts like to exit
+        raise_if_interrupted(error)
         raise WorkloadError(f"importing it raised {describe(error)}") from error
 
 
@@ -170,7 +180,8 @@ def _called(function: Callable[..., object], options: Mapping[str, Any]) -> Work
         workload = function(**options)
     except WorkloadError:
         raise  # already a line for the user
-    except (Exception, SystemExit) as error:  # the user's code may raise anything, and scripts like to exit
+    except BaseException as error:  # the user's code may raise anything, and scripts like to exit
+        raise_if_interrupted(error)
         raise WorkloadError(f"it raised {describe(error)}") from error
     if not isinstance(workload, Workload):
         raise WorkloadError(f"it must return a slimfront.workloads.workload.Workload, not {type(workload).__name__}")

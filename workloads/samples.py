@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from ..errors import WorkloadError
+from ..interrupts import raise_if_interrupted
 
 
 class MapDataset(Protocol):
@@ -74,7 +75,8 @@ def read_pair(dataset: MapDataset, index: int, where: str) -> tuple[Any, Any]:
     """
     try:
         item: Any = dataset[index]
-    except Exception as error:  # the user's code may raise anything
+    except BaseException as error:  # the user's code may raise anything
+        raise_if_interrupted(error)
         raise WorkloadError(f"{where} cannot be read: {describe(error)}") from error
     if not (isinstance(item, (tuple, list)) and len(item) == 2):
         count = f" of {len(item)}" if isinstance(item, (tuple, list, dict)) else ""

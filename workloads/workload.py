@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..errors import WorkloadError
+from ..interrupts import raise_if_interrupted
 from .copies import copied, unwrapped
 from .samples import MapDataset, class_range, describe, flaw_of, is_class, kind_of, read_pair
 
@@ -130,12 +131,14 @@ def _example_outputs(model: nn.Module, example: Any) -> Tensor:
     try:
         # A copy, because evaluation mode is the caller's to choose, and because compression copies the model too.
         own = copied(model)
-    except Exception as error:  # the user's code may raise anything
+    except BaseException as error:  # the user's code may raise anything
+        raise_if_interrupted(error)
         raise WorkloadError(f"model cannot be copied (copy.deepcopy): {describe(error)}") from error
     try:
         with torch.inference_mode():
             outputs = own.eval()(example)
-    except Exception as error:  # the user's code may raise anything
+    except BaseException as error:  # the user's code may raise anything
+        raise_if_interrupted(error)
         kinds = {str(weight.dtype) for weight in model.parameters() if weight.dtype != example.dtype}
         hint = f"; its weights are {', '.join(sorted(kinds))}" if kinds and example.is_floating_point() else ""
         raise WorkloadError(

@@ -15,7 +15,7 @@ from slimfront.search.driver import FIRST_FAILURES, Proposal, Search
 from slimfront.search.problem import prepare
 from slimfront.search.run import run_search
 from slimfront.search.worker import Stage
-from slimfront.studies.records import INTERRUPTED
+from slimfront.studies.records import ORPHANED
 from slimfront.studies.spec import StudySpec
 from slimfront.studies.store import Store
 from sqlalchemy import Connection, Engine, event
@@ -121,9 +121,7 @@ def test_a_policy_that_kills_its_driver_is_tried_again_twice(
         assert search.propose().policy != deadly
         search.interrupt()
         reasons = [trial.reason for trial in store.trials("tiny") if trial.policy == deadly]
-        assert reasons == [INTERRUPTED] * MOST_RETRIES + [
-            "the search was killed 3 times while it ran; it is not tried again"
-        ]
+        assert reasons == [ORPHANED] * MOST_RETRIES + ["the search's process died 3 times while this policy ran"]
         agree(store)
 
 
