@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
@@ -504,9 +505,9 @@ def _print_front(name: str, storage: str, file: Path | None = None) -> None:
     if file is None:
         out.print(table)
         return
-    plain = Console(width=UNCUT, record=True, quiet=True)
-    plain.print(table)
-    _write(file, plain.export_text())
+    plain = io.StringIO()
+    Console(width=UNCUT, file=plain).print(table)
+    _write(file, "".join(f"{line.rstrip()}\n" for line in plain.getvalue().splitlines()))
 
 
 def _print_target(target: str, storage: str, format: str) -> None:

@@ -41,7 +41,7 @@ def run_search(spec: StudySpec, storage: str, artifacts: Path, console: Console,
     """
     started = time.monotonic() if started is None else started
     url, artifacts = absolute_url(storage), artifacts.resolve()
-    with working_in(spec.base_folder), SearchProgress(spec, console) as progress:
+    with working_in(spec.base_folder), SearchProgress(spec, console, started) as progress:
         _run(spec, url, artifacts, progress, started)
 
 

@@ -60,15 +60,18 @@ class SearchProgress:
     """Trials ended, time left, the front and its best figures; a line for everything worth a line.
 
     Lines are held back until the study is open, so that a search that is refused shows nothing but the reason.
+
+    Args:
+        started: `time.monotonic()` when the command was given, which the time is counted from; now by default.
     """
 
-    def __init__(self, spec: StudySpec, console: Console) -> None:
+    def __init__(self, spec: StudySpec, console: Console, started: float | None = None) -> None:
         self._total, self._timeout_s = spec.budget.trials, spec.budget.timeout_s
         self._objectives = spec.objectives
         self._console = console
         self._waiting = console.status(Text(f"{spec.study}: opening the study, measuring the uncompressed model"))
         self._held: list[Text] | None = []
-        self._started, self._printed = time.monotonic(), float("-inf")
+        self._started, self._printed = time.monotonic() if started is None else started, float("-inf")
         self._pace = Pace()
         self._done, self._what, self._note = 0, TRIALS, ""
         self._search: Search | None = None

@@ -29,7 +29,8 @@ def json_text(document: Mapping[str, Any]) -> str:
 
 def studies_document(store: Store) -> dict[str, Any]:
     """Every study, oldest first: {"studies": [...]}."""
-    return {"studies": [_study(store, study) for study in store.studies()]}
+    paid = store.paid_trials()
+    return {"studies": [_study(store, study, paid.get(study.name, 0)) for study in store.studies()]}
 
 
 def status_document(store: Store, name: str) -> dict[str, Any]:
@@ -38,11 +39,11 @@ def status_document(store: Store, name: str) -> dict[str, Any]:
     Raises:
         StoreError: there is no such study.
     """
-    study, trials, front = store.get_study(name), store.trials(name), store.current_front(name)
+    study, trials, front = store.get_study(name), store.trial_summaries(name), store.current_front(name)
     spec = study.spec
     outcomes = [trial.outcome for trial in trials]
     return {
-        **_study(store, study),
+        **_study(store, study, ended(trials)),
         "constraints": list(map(str, spec.constraints)),
         "sampler": spec.sampler,
         "seed": spec.seed,
@@ -96,7 +97,7 @@ def checks_document(bundle: Path, checks: Sequence[Check]) -> dict[str, Any]:
     return {"bundle": str(bundle), "holds": holds, "checks": [asdict(check) for check in checks]}
 
 
-def _study(store: Store, study: StudyRecord) -> dict[str, Any]:
+def _study(store: Store, study: StudyRecord, trials: int) -> dict[str, Any]:
     front, spec = store.current_front(study.name), study.spec
     return {
         "study": study.name,
@@ -104,7 +105,7 @@ def _study(store: Store, study: StudyRecord) -> dict[str, Any]:
         "target": spec.target,
         "objectives": list(spec.objectives),
         "created": study.created.isoformat(),
-        "trials": ended(store.trials(study.name)),
+        "trials": trials,
         "trials_wanted": spec.budget.trials,
         "front_points": len(front.members) if front else 0,
         "hypervolume": front.hypervolume if front else None,

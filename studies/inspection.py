@@ -10,6 +10,7 @@ from typing import Any
 from ..compression.batches import input_batches
 from ..compression.proof import proven_groups
 from ..compression.prune import CALIBRATION_BATCH
+from ..errors import WorkloadError
 from ..hardware_profiles.target import Target, load_target
 from ..spaces.blocks import block_influence, examine_blocks, least_influential_first
 from ..spaces.channel_groups import ChannelGroup
@@ -20,12 +21,13 @@ from ..spaces.policy import FULL_PRECISION, Recovery
 from ..spaces.presets import Family, preset_space
 from ..spaces.scheme import Scheme
 from ..spaces.space import Space, SpaceChoices
+from ..validation import suggestion
 from ..workloads.contract import held
-from ..workloads.load import TORCHVISION, load_workload, working_in
+from ..workloads.load import OWN_FORMS, TORCHVISION, builtin_workloads, load_workload, working_in
 from ..workloads.workload import Workload
 from .kernel_answers import bits_on, why_float_only
 from .reach import Gain, gains
-from .spec import StudySpec, study_named
+from .spec import StudySpec, shipped_studies, study_named
 from .untouched import why_untouched
 
 KEPT_BACK = "space.keep holds it back"
@@ -103,7 +105,10 @@ def inspect_reference(reference: str, target: str | None = None) -> Inspection:
     Raises:
         UserError: neither a study nor a workload, or the target cannot be had.
     """
-    spec = study_named(reference)
+    spec, known = study_named(reference), {*shipped_studies(), *builtin_workloads()}
+    if spec is None and ":" not in reference and reference not in known:
+        wanted = f"a study file, the name of a study or workload, {OWN_FORMS}"
+        raise WorkloadError(f"{reference!r} is none of {wanted}; {suggestion(reference, known)}")
     base = spec.base_folder if spec else Path.cwd()
     name, options = (spec.workload, spec.workload_options) if spec else (reference, {})
     wanted = target or (spec.target if spec else None)

@@ -17,10 +17,11 @@ import yaml
 from slimfront.cli import main
 from slimfront.measurement import Measurement
 from slimfront.spaces.policy import LayerPolicy, Policy
-from slimfront.studies.documents import json_text
+from slimfront.studies.documents import checks_document, json_text
 from slimfront.studies.records import INTERRUPTED
 from slimfront.studies.spec import load_study, shipped_studies
 from slimfront.studies.store import Store
+from slimfront.studies.verify import Check
 
 TINY = Path(__file__).parent / "search" / "tiny_workload.py"
 GOOD = {
@@ -174,8 +175,15 @@ def typed(*arguments: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
             "--format has no choice 'xml'; known are csv, json, table; `slimfront front --help` explains it",
         ),
         ("search digit-demo", "digit-demo: no such file, and no shipped study; did you mean digits-demo?"),
+        (
+            "inspect digit-demo",
+            "'digit-demo' is none of a study file, the name of a study or workload, path/to/file.py",
+        ),
         ("profile cpu-opnvino --show", "target 'cpu-opnvino' is neither a shipped card nor a file; did you mean cpu"),
-        ("front X --storage pg:x", "storage 'pg:x' is no database URL; write a file's name, sqlite:///slimfront.db or"),
+        (
+            "front X --storage me@host/x",
+            "storage 'me@host/x' is no database URL; write a file's name, sqlite:///slimfront.db or",
+        ),
     ],
 )
 def test_what_is_typed_wrong_is_one_line(
@@ -267,6 +275,15 @@ def test_a_number_that_is_not_finite_is_null() -> None:
     }
 
 
+def test_a_bundle_of_which_a_claim_could_not_be_checked_holds() -> None:
+    checks = [Check("size", "10", "10", "none", True), Check("speedup", "2.000", "not measured", "", None)]
+    document = checks_document(Path("bundle"), checks)
+    assert (document["holds"], [check["holds"] for check in document["checks"]]) == (True, [True, None])
+    broken = checks_document(Path("bundle"), [*checks, Check("accuracy", "0.9", "0.1", "0.005", False)])
+    assert broken["holds"] is False
+    assert broken["checks"][2]["found"] == "0.1"
+
+
 def test_what_is_piped_is_not_cut(measured: Path) -> None:
     piped = {"COLUMNS": ""}  # as good as not set: 80 where there is a terminal
     shown = slimfront("show", "tiny", "1", cwd=measured, **piped).stdout
@@ -274,6 +291,18 @@ def test_what_is_piped_is_not_cut(measured: Path) -> None:
         assert any(line.startswith(f"{name} ") for line in shown.splitlines())
     assert "paired-median x quiet reference" in shown
     assert "…" not in shown
+
+
+@pytest.mark.parametrize("format", ["table", "json", "csv"])
+def test_a_front_is_written_to_a_file_as_it_is_printed(
+    format: str, measured: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    printed = typed("front", "tiny", "--format", format, monkeypatch=monkeypatch, capfd=capfd)[1]
+    words = ("front", "tiny", "--format", format, "--out", "front.txt")
+    assert typed(*words, monkeypatch=monkeypatch, capfd=capfd) == (0, "", "")
+    written = (measured / "front.txt").read_text(encoding="utf-8")
+    assert written.split() == printed.split()
+    assert "1.5" in written
 
 
 def test_a_narrow_terminal_breaks_no_name(measured: Path) -> None:
