@@ -14,6 +14,7 @@ FLOORS = {
     "errors": 0,
     "interrupts": 0,
     "measurement": 0,
+    "threads": 0,
     "validation": 0,
     "spaces": 1,
     "workloads": 1,

@@ -3,11 +3,11 @@
 import json
 from dataclasses import replace
 
-import openvino
 import pytest
 from rich.console import Console
 from slimfront.cli import app
 from slimfront.errors import StudyFileError, WorkloadError
+from slimfront.hardware_profiles.openvino_runtime import computes_bfloat16
 from slimfront.hardware_profiles.target import load_target
 from slimfront.studies import inspection
 from slimfront.studies.inspection import inspect_reference, inspect_workload
@@ -39,9 +39,8 @@ def test_the_digits_network(digits_workload):
     assert fc.refused["separable"] == "the layer is no convolution"
     assert found.bits["weight 8"] == found.bits["activation 8"] == "i8 in 16 of 16"
     assert found.bits["weight 4"] == "storage only: i8 in 16 of 16"
-    assert found.bits["weight 16"] == "storage only: f32 in 16 of 16"
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        assert found.bits["activation 16"] == "storage only: f32 in 16 of 16"
+    halves = "bf16 in 16 of 16" if computes_bfloat16() else "storage only: f32 in 16 of 16"
+    assert found.bits["weight 16"] == found.bits["activation 16"] == halves
     assert found.fixed_blocks["blocks.2"] == "it maps [1, 32, 16, 16] to [1, 64, 8, 8]"
     assert all(gain.after < gain.before for gain in found.gains)
     assert {gain.technique for gain in found.gains} == {"channels", "bits", "all together"}
