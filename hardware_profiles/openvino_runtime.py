@@ -66,7 +66,7 @@ class OpenVinoRuntime:
             model = core.read_model(artifact)
             # OpenVINO would quantize what linear layers with integer weights read, in every file.
             config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = GROUP_SIZE if model.has_rt_info(DYNAMIC) else 0
-            config["INFERENCE_PRECISION_HINT"] = _precision(model, computes_bfloat16())
+            config["INFERENCE_PRECISION_HINT"] = _precision(model)
             return OpenVinoSession(model, core.compile_model(model, "CPU", config))
         except RuntimeError as error:
             raise LoweringError(f"OpenVINO refuses {artifact.name}: {str(error).strip().splitlines()[-1]}") from error
@@ -128,11 +128,11 @@ def computes_bfloat16() -> bool:
     return True
 
 
-def _precision(model: openvino.Model, bfloat16: bool) -> str:
+def _precision(model: openvino.Model) -> str:
     """What a file's floats are computed in. Full precision means float32 on every machine, where OpenVINO would pick bfloat16
     if there is AMX; and a file all in bfloat16 is not to have it emulated by a CPU without it, which takes fifty times as long.
     """
-    return "bf16" if model.has_rt_info(BFLOAT16) and bfloat16 else "f32"
+    return "bf16" if model.has_rt_info(BFLOAT16) and computes_bfloat16() else "f32"
 
 
 def _information(operation: openvino.Node, key: str) -> str:

@@ -9,9 +9,10 @@ import numpy as np
 import openvino
 import pytest
 import torch
+from slimfront.hardware_profiles import openvino_runtime
 from slimfront.hardware_profiles.fingerprint import machine
 from slimfront.hardware_profiles.onnxruntime_runtime import OnnxRuntime
-from slimfront.hardware_profiles.openvino_runtime import BFLOAT16, OpenVinoRuntime, _precision
+from slimfront.hardware_profiles.openvino_runtime import BFLOAT16, OpenVinoRuntime
 from slimfront.hardware_profiles.target import load_target
 from slimfront.spaces.policy import LayerPolicy
 from slimfront.studies.standalone import load_openvino
@@ -80,15 +81,16 @@ LIMIT = "ONEDNN_MAX_CPU_ISA"
     ],
 )
 def test_bfloat16_is_asked_for_where_every_layer_wants_it_and_the_cpu_has_it(
-    layers, told, make_network, candidate, tmp_path
+    layers, told, make_network, candidate, tmp_path, monkeypatch
 ):
     made = candidate(make_network("signal"), layers)
     target = load_target("cpu-openvino")
     artifact = OpenVinoRuntime().lower(made, torch.zeros(1, 2, 20), target, tmp_path / "model.onnx")
     model = openvino.Core().read_model(artifact.path)
     assert model.has_rt_info(BFLOAT16) == told
-    assert _precision(model, bfloat16=False) == "f32"
-    assert _precision(model, bfloat16=True) == ("bf16" if told else "f32")
+    for capable in (False, True):
+        monkeypatch.setattr(openvino_runtime, "computes_bfloat16", lambda capable=capable: capable)
+        assert openvino_runtime._precision(model) == ("bf16" if told and capable else "f32")
 
 
 def test_a_file_in_bfloat16_runs_where_the_kernels_are_limited_to_less_than_the_cpu_has(

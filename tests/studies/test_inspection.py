@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from rich.console import Console
 from slimfront.cli import app
 from slimfront.errors import StudyFileError, WorkloadError
@@ -13,6 +14,7 @@ from slimfront.studies import inspection
 from slimfront.studies.inspection import inspect_reference, inspect_workload
 from slimfront.studies.inspection_report import inspection_tables
 from slimfront.studies.kernel_answers import bits_on
+from slimfront.threads import torch_threads
 from torch import nn
 from typer.testing import CliRunner
 
@@ -75,8 +77,12 @@ def test_a_model_that_cannot_be_captured_is_searched_without_bits_and_says_why(d
 
 
 def test_bits_are_what_the_runtime_reports_and_not_what_one_would_guess(digits_workload):
-    simulated = load_target("cpu-torch").model_copy(update={"weight_bits": [8, 32], "activation_bits": [8, 32]})
-    assert bits_on(digits_workload, simulated)["weight 8"] == "storage only: f32 in 16 of 16"
+    simulated = load_target("cpu-torch").model_copy(
+        update={"weight_bits": [8, 32], "activation_bits": [8, 32], "threads": 7}
+    )
+    with torch_threads(1):
+        assert bits_on(digits_workload, simulated)["weight 8"] == "storage only: f32 in 16 of 16"
+        assert torch.get_num_threads() == 1  # a session of torch's sets the process's
     compiled = bits_on(digits_workload, load_target("cpu-torch-compile"))
     assert compiled["weight 8"].startswith("not asked: every answer takes a compilation")
     assert compiled["weight 32"] == "float32, as it is"
