@@ -1,7 +1,9 @@
 """Every error slimfront raises on purpose.
 
 SlimfrontError                 base: one clear line for a person, never a traceback
+├── SearchError                a search cannot go on, or found nothing; the command ends with exit code 1
 ├── UserError                  the input is wrong; the command ends with exit code 2
+│   ├── DocumentError          a YAML or JSON text that cannot be read, is malformed or beyond the limits
 │   ├── StudyFileError         a study file, naming the file and the key
 │   ├── WorkloadError          a workload that cannot be loaded or breaks its contract
 │   ├── TargetError            a target card, or a runtime that is not installed
@@ -18,8 +20,25 @@ class SlimfrontError(Exception):
     """Base of all errors raised on purpose."""
 
 
+class SearchError(SlimfrontError):
+    """A search cannot go on, or found nothing; what it did find is stored."""
+
+
 class UserError(SlimfrontError):
     """The input is wrong; the message says what would be right."""
+
+
+class DocumentError(UserError):
+    """A YAML or JSON text cannot be read, is malformed or beyond the limits; callers add what file it is.
+
+    Args:
+        problem: what is wrong.
+        line: where, counted from 1; None where it is not known.
+    """
+
+    def __init__(self, problem: str, line: int | None = None) -> None:
+        super().__init__(problem)
+        self.line = line
 
 
 class StudyFileError(UserError):

@@ -9,7 +9,6 @@ import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
-import torch
 from loky import cpu_count
 
 
@@ -23,6 +22,8 @@ def usable_threads(cores: Collection[int] | None = None) -> int:
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
     """Torch on `count` threads inside; afterwards on as many as before, whatever ran inside."""
+    import torch  # which takes a second, and most of what counts cores does without
+
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

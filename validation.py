@@ -5,10 +5,16 @@ from __future__ import annotations
 import difflib
 import reprlib
 from collections.abc import Iterable
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
+
+MAX_SENTENCE = 300
+"""Characters of what an error says is wrong; what is longer loses its middle."""
+
+MAX_SHOWN = 80
+"""Characters of a key or a value within such a sentence."""
 
 _SENTENCES = {
     "missing": "is missing",
@@ -22,6 +28,7 @@ _SENTENCES = {
     "string_pattern_mismatch": "may only hold letters, digits, '.', '_' and '-', not {input}",
     "tuple_type": "must be a list, not {input}",
     "too_short": "must not be empty",
+    "too_long": "must have at most {max_length} entries",
     "dict_type": "must be a mapping of keys, not {input}",
     "model_type": "must be a mapping of keys, not {input}",
     "model_attributes_type": "must be a mapping of keys, not {input}",
@@ -37,17 +44,34 @@ _SENTENCES = {
 """pydantic's error types (https://docs.pydantic.dev/latest/errors/validation_errors/) in this project's words."""
 
 
+def shortened(text: object, most: int = MAX_SHOWN) -> str:
+    """`text` on one line, its middle left out where it has more than `most` characters."""
+    line = str(text).replace("\n", " ")
+    return line if len(line) <= most else f"{line[: most // 2]} ... {line[-most // 2 :]}"
+
+
+def _not_a_folder(name: str) -> str:
+    if not name.strip("."):
+        raise ValueError(f"{name!r} is a folder of its own in a path; add a letter or a digit")
+    return name
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=128), AfterValidator(_not_a_folder)]
+"""What studies and targets are called; also a part of paths."""
+
+
 def first_problem(model: type[BaseModel], error: ValidationError) -> tuple[str, str]:
     """Dotted key ("" for the whole file) and what is wrong with it; unknown keys are told first, as they often explain a
     missing one."""
     problem = min(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
-    return ".".join(str(part) for part in problem["loc"]), _sentence(model, problem)
+    key = ".".join(shortened(part) for part in problem["loc"] if part != "[key]")
+    return shortened(key, 2 * MAX_SHOWN), shortened(_sentence(model, problem), MAX_SENTENCE)
 
 
 def suggestion(name: object, known: Iterable[str]) -> str:
     """ "did you mean X?" where a known name is near, the list of known names otherwise."""
     known = sorted(known)
-    near = difflib.get_close_matches(str(name), known, n=1)
+    near = difflib.get_close_matches(shortened(name), known, n=1)
     if near:
         return f"did you mean {near[0]}?"
     return f"known are {', '.join(known)}" if known else "there are none yet"
@@ -58,17 +82,19 @@ def _sentence(model: type[BaseModel], problem: ErrorDetails) -> str:
         return f"unknown key; {suggestion(problem['loc'][-1], _known_keys(model, problem['loc'][:-1]))}"
     sentence = _SENTENCES.get(problem["type"], problem["msg"].replace("{", "{{").replace("}", "}}"))
     context = {"input": reprlib.repr(problem["input"]), **problem.get("ctx", {})}
-    return sentence.format(**context).replace("\n", " ")
+    return sentence.format(**context)
 
 
 def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The keys of the model at `location`: below a list of models stands a place, below a mapping of them a name."""
+    found: type[BaseModel] | None = model
     for part in location:
-        if isinstance(part, str):  # a number is a place in a list of models
-            model = _model_in(model.model_fields[part].annotation)
-    return list(model.model_fields)
+        if isinstance(part, str) and found is not None and part in found.model_fields:
+            found = _model_in(found.model_fields[part].annotation)
+    return list(found.model_fields) if found else []
 
 
-def _model_in(annotation: Any) -> type[BaseModel]:
-    """The model in an annotation such as `Model`, `Model | None` or `list[Model]`."""
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model in an annotation such as `Model`, `Model | None`, `list[Model]` or `dict[str, Model]`."""
     candidates = [annotation, *get_args(annotation)]
-    return next(each for each in candidates if isinstance(each, type) and issubclass(each, BaseModel))
+    return next((each for each in candidates if isinstance(each, type) and issubclass(each, BaseModel)), None)

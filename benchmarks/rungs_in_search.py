@@ -5,7 +5,7 @@ that every study has. One arm recovers every trial to its end; the others have r
 structure, or both. A front is selected on validation and judged on the test split, from a drop of 0.10 and the uncompressed
 model's BOPs, by fully recovered policies alone; training counts as processor time. Each structure is trained once and kept on
 disk, so that all arms and seeds see the same weights and seconds. Bits are simulated, activations stay whole, no artifact is
-made, and measuring the sensitivity is not charged. `--quick` takes under two minutes.
+made. `--quick` takes under two minutes.
 """
 
 import argparse
@@ -50,15 +50,6 @@ ARMS: dict[str, dict[str, Any]] = {
     "rungs": {"rungs": RUNGS},
     "rungs, reuse": {"rungs": RUNGS, "reuse_recovered": True},
 }
-
-
-class UnchargedSearch(Search):
-    """A search that is not charged for its sensitivity: trials whose training is read from disk take no time to compare with."""
-
-    @property
-    def charged(self) -> int:
-        """Nothing."""
-        return 0
 
 
 class Trainer:
@@ -225,7 +216,7 @@ def searched(workload: str, arm: str, seed: int, trials: int, epochs: int, folde
     problem = prepare(StudySpec.from_document(document, "benchmark", Path()))
     torch.set_num_threads(1)  # `prepare` takes all
     with tempfile.TemporaryDirectory(prefix="slimfront-rungs-") as scratch, Store(f"sqlite:///{scratch}/x.db") as store:
-        search = UnchargedSearch(problem, store, Path(scratch))
+        search = Search(problem, store, Path(scratch))
         return Runner(search, Trainer(problem, folder), whole_log2_bops(problem)).run()
 
 

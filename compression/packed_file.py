@@ -19,17 +19,22 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
+from ..documents import json_document
+from ..errors import DocumentError
 from ..spaces.candidate import Candidate
 from ..spaces.layers import LAYER_KINDS
-from .packed import FLOATS, Packed, pack, smallest_format, unpack
+from ..validation import shortened
+from .packed import FLOATS, Format, Packed, pack, smallest_format, unpack
 
 SCHEMA = "2"
 
@@ -87,28 +92,58 @@ def _bytes_of_grids_to_come(candidate: Candidate) -> int:
     return total
 
 
-def load_packed(path: Path) -> dict[str, np.ndarray]:
+def load_packed(path: Path, most_values: int = 2**32) -> dict[str, np.ndarray]:
     """The weights, biases and other tensors of the model that a packed file stands for, by name, bit for bit.
 
+    Args:
+        most_values: that its packed weights may have in all: zeros take no bytes, and a file from elsewhere may claim any
+            number of them.
+
     Raises:
-        ValueError: another schema.
+        ValueError: another schema, or no packed file.
     """
-    with safe_open(path, "np") as file:
+    with _opened(path) as file:
         metadata = file.metadata()
+        if metadata["schema"] != SCHEMA:
+            raise ValueError(f"{path.name} has schema {metadata['schema']}, this slimfront reads {SCHEMA}")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
-    if metadata["schema"] != SCHEMA:
-        raise ValueError(f"{path.name} has schema {metadata['schema']}, this slimfront reads {SCHEMA}")
-    grids = {name: tensors.pop(name) for name in json.loads(metadata["grids"])}
-    for name, (form, shape, bits, values) in json.loads(metadata["packed"]).items():
-        packed = Packed(form, tuple(shape), bits, values, tensors[name].tobytes())
-        tensors[name] = _decoded(packed, grids.get(f"{name}.scale"), grids.get(f"{name}.table"))
-    return tensors
+        grids = {name: tensors.pop(name) for name in json_document(metadata["grids"])}
+        for name, about in json_document(metadata["packed"]).items():
+            packed = _described(about, tensors[name])
+            most_values -= math.prod(packed.shape)
+            if most_values < 0:
+                raise ValueError(f"{path.name} claims more weights than there can be")
+            tensors[name] = _decoded(packed, grids.get(f"{name}.scale"), grids.get(f"{name}.table"))
+        return tensors
 
 
 def recorded_digest(path: Path) -> str:
-    """The digest that a packed file's metadata hold."""
-    with safe_open(path, "np") as file:
+    """The digest that a packed file's metadata hold.
+
+    Raises:
+        ValueError: no packed file.
+    """
+    with _opened(path) as file:
         return file.metadata()["digest"]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A packed file, open; whatever reading it raises where it is malformed is a ValueError."""
+    try:
+        with safe_open(path, "np") as file:
+            yield file
+    except (SafetensorError, DocumentError, LookupError, TypeError, AttributeError, OSError, ArithmeticError) as error:
+        raise ValueError(f"{path.name} is no packed file: {type(error).__name__}: {error}") from error
+
+
+def _described(about: Any, payload: np.ndarray) -> Packed:
+    """The packed weight that an entry of the metadata describes."""
+    form, shape, bits, values = about
+    counts = [*shape, bits, values]
+    if form not in get_args(Format) or not shape or not all(type(n) is int and n >= 0 for n in counts) or bits > 32:
+        raise ValueError(f"{shortened(about)} describes no packed weight")
+    return Packed(form, tuple(shape), bits, values, payload.tobytes())
 
 
 def digest(weights: Mapping[str, np.ndarray]) -> str:

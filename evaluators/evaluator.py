@@ -22,12 +22,14 @@ class Reference:
         artifact: its artifact.
         latency_ms: its latency on the quiet machine, one batch.
         validation, test: its scores per split; None where that split was not scored yet.
+        scoring_seconds: that scoring it on the search-validation split took.
     """
 
     artifact: Artifact
     latency_ms: float
     validation: Scores | None = None
     test: Scores | None = None
+    scoring_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

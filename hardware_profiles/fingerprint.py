@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Collection, Mapping
+from glob import glob
 from importlib.metadata import version
 from typing import Any
 
 import psutil
-import torch
 
 from ..errors import TargetError
 from .runtime import RUNTIMES, Runtime
@@ -17,6 +17,9 @@ from .target import Target
 
 PACKAGES = ("slimfront", "torch", "torchvision", "torchao", "torch-pruning", "fvcore", "onnx", "optuna", "ray")
 GOVERNOR = "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
+GPU_DEVICES = ("/dev/nvidia*", "/dev/nvhost*", "/dev/nvmap", "/dev/nvgpu*", "/dev/dxg", "/dev/kfd")
+"""Where Linux has a GPU that torch can compute on: NVIDIA's, its Jetson's, Windows' own for its Linux, AMD's."""
+
 RELEVANT_FLAGS = (
     "avx2",
     "avx512f",
@@ -40,7 +43,7 @@ def machine() -> dict[str, Any]:
     cpu, flags = _cpu()
     return {
         "cpu": cpu,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": _gpu(),
         "cores": len(os.sched_getaffinity(0)),
         "flags": [flag for flag in RELEVANT_FLAGS if flag in flags],
         "governor": _read(GOVERNOR),
@@ -107,6 +110,15 @@ def _cpu() -> tuple[str, set[str]]:
     arm = " ".join(f"{key} {told[key]}" for key in ("CPU implementer", "CPU part") if key in told)  # has no model name
     flags = told.get("flags", told.get("Features", ""))
     return told.get("model name") or arm or platform.processor() or "unknown", set(flags.split())
+
+
+def _gpu() -> str | None:
+    """Name of the GPU that torch computes on; torch, whose import takes over a second, is asked only where there may be one."""
+    if platform.system() == "Linux" and not any(map(glob, GPU_DEVICES)):
+        return None
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def _read(path: str) -> str | None:

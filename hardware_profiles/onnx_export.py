@@ -48,6 +48,7 @@ def export_float(model: nn.Module, example_input: Tensor) -> ModelProto:
         except (torch.onnx.errors.OnnxExporterError, RuntimeError, TypeError, ValueError) as error:
             raise LoweringError(f"ONNX export failed: {describe(error)}") from error
     exported = onnx.load_from_string(buffer.getvalue())
+    _store_each_constant(exported.graph)
     _name_layers(exported.graph, {path for path, _ in model.named_modules()})
     _fold_constant_runs(exported.graph)
     _name_weights(exported.graph)
@@ -82,6 +83,20 @@ def _name_layers(graph: GraphProto, modules: Set[str]) -> None:
             node.name = f"{scope}/{layer}/{node.op_type}/{run}"
 
 
+def _store_each_constant(graph: GraphProto) -> None:
+    """Store every constant under its own name: the exporter stores equal ones once, such as the biases of zeros of an untrained
+    model, and gives the others by Identity, behind which nothing finds them."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    outputs = {tensor.name for tensor in graph.output}
+    for node in list(graph.node):
+        if node.op_type == "Identity" and node.input[0] in constants and node.output[0] not in outputs:
+            own = TensorProto.FromString(constants[node.input[0]].SerializeToString())
+            own.name = node.output[0]
+            graph.initializer.append(own)
+            constants[own.name] = own
+            graph.node.remove(node)
+
+
 def _fold_constant_runs(graph: GraphProto) -> None:
     """Compute the runs of a layer that read a constant, such as the first state of a recurrent network.
 
@@ -98,11 +113,8 @@ def _fold_constant_runs(graph: GraphProto) -> None:
 
 
 def _name_weights(graph: GraphProto) -> None:
-    """Give every layer weights of its own, named after it: the exporter stores equal ones once."""
+    """Give every layer weights of its own, named after it."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    constants |= {
-        n.output[0]: constants[n.input[0]] for n in graph.node if n.op_type == "Identity" and n.input[0] in constants
-    }
     for node in graph.node:
         if node.op_type not in WEIGHTED:
             continue

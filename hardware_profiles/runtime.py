@@ -132,6 +132,8 @@ class RuntimeEntry:
         gpu: whether it computes on an NVIDIA GPU: its memory is not the host's, and one batch runs there at once.
         spins: its threads spin for one another at every operation, so that more than a target has pay on an idle machine
             only: on a busy one, two took 17 times as long as one for an image of digits.
+        runs_code: its artifacts hold code that loading or running them executes: compiled kernels (TensorRT's engines, what
+            Inductor makes), pickles (torch.export's archives). Those of strangers are not loaded.
         options: what the card's `options` may hold, name -> the values it may have.
     """
 
@@ -144,6 +146,7 @@ class RuntimeEntry:
     symmetric: bool = False
     gpu: bool = False
     spins: bool = False
+    runs_code: bool = False
     options: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
@@ -158,12 +161,21 @@ RUNTIMES = {
         activation_bits=tuple(bits for bits in ACTIVATION_BITS if bits != BFLOAT16_BITS),
         symmetric=True,
         gpu=True,
+        runs_code=True,
         options={"optimization_level": range(6), "workspace_mib": range(1, 2**20 + 1)},
     ),
     "torch": RuntimeEntry(
-        "torch_runtime", "TorchRuntime", "torch", dynamic=True, spins=True, options={"compile": (False, True)}
+        "torch_runtime",
+        "TorchRuntime",
+        "torch",
+        dynamic=True,
+        spins=True,
+        runs_code=True,
+        options={"compile": (False, True)},
     ),
-    "torch-cuda": RuntimeEntry("torch_cuda_runtime", "TorchCudaRuntime", "torch", dynamic=True, gpu=True),
+    "torch-cuda": RuntimeEntry(
+        "torch_cuda_runtime", "TorchCudaRuntime", "torch", dynamic=True, gpu=True, runs_code=True
+    ),
 }
 
 

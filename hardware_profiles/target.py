@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,9 +10,10 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ..errors import TargetError
+from ..documents import MAX_YAML_BYTES, read_file, yaml_document
+from ..errors import DocumentError, TargetError
 from ..spaces.policy import ACTIVATION_BITS, FULL_PRECISION, WEIGHT_BITS
-from ..validation import first_problem
+from ..validation import MAX_SENTENCE, Name, first_problem, shortened, suggestion
 from .device_card import DeviceCard
 from .latency_table import LatencyTable
 from .runtime import RUNTIMES, runtimes
@@ -40,11 +42,11 @@ class Target(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+    name: Name
     runtime: str
-    threads: Annotated[int, Field(ge=1)] = 1
-    streams: Annotated[int, Field(ge=1)] = 1
-    batch: Annotated[int, Field(ge=1)] = 1
+    threads: Annotated[int, Field(ge=1, le=4096)] = 1
+    streams: Annotated[int, Field(ge=1, le=4096)] = 1
+    batch: Annotated[int, Field(ge=1, le=10**6)] = 1
     weight_bits: Annotated[list[int], Field(min_length=1)]
     activation_bits: Annotated[list[int], Field(min_length=1)]
     options: dict[str, Any] = {}
@@ -114,14 +116,15 @@ def load_target(reference: str, base: Path | None = None) -> Target:
         TargetError: no such card, or one that is wrong; the message names file and key.
     """
     if reference in shipped_targets():
-        return _parse((CARDS / f"{reference}.yaml").read_bytes(), f"{reference}.yaml")
+        with resources.as_file(CARDS / f"{reference}.yaml") as card:
+            return _parsed(card, f"{reference}.yaml")
     path = (base or Path()) / reference
-    if not path.is_file():
-        raise TargetError(f"target {reference!r} is neither a shipped card ({', '.join(shipped_targets())}) nor a file")
-    try:
-        return _parse(path.read_bytes(), str(path))
-    except OSError as error:
-        raise TargetError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from error
+    if not os.path.isfile(path):  # False, where Path.is_file raises over a name that is too long
+        raise TargetError(
+            f"target {shortened(repr(reference), MAX_SENTENCE)} is neither a shipped card nor a file; "
+            f"{suggestion(reference, shipped_targets())}"
+        )
+    return _parsed(path, str(path))
 
 
 def card_text(target: Target) -> str:
@@ -130,12 +133,12 @@ def card_text(target: Target) -> str:
     return yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=120)
 
 
-def _parse(content: bytes, file: str) -> Target:
+def _parsed(path: Path, file: str) -> Target:
+    """The target of a card; `file` is how errors call it."""
     try:
-        document: Any = yaml.safe_load(content)
-        return Target.model_validate(document)
-    except yaml.YAMLError as error:
-        raise TargetError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
+        return Target.model_validate(yaml_document(read_file(path, MAX_YAML_BYTES)))
+    except DocumentError as error:
+        raise TargetError(f"{file}:{error.line}: {error}" if error.line else f"{file}: {error}") from error
     except ValidationError as error:
         where, problem = first_problem(Target, error)
         raise TargetError(f"{file}: {where}: {problem}" if where else f"{file}: {problem}") from error

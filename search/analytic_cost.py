@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
-from ..compression.channels import remove_channels
+from ..spaces.channel_graph import ChannelGraph
 from ..spaces.channel_groups import ChannelGroup
 from ..spaces.layers import Layer, macs_by_module
 from ..spaces.policy import BFLOAT16_BITS, DENSE, FULL_PRECISION, GRID_BITS, UNIFORM
@@ -34,7 +34,7 @@ class Shares:
 
 
 def channel_shares(model: nn.Module, example_input: Tensor, layers: Sequence[Layer], groups: Sequence[ChannelGroup]) -> Shares:  # fmt: skip
-    """Shares found by really pruning each group alone, on a copy.
+    """Shares found by really pruning each group alone, on one copy that is traced once and made whole again after each.
 
     Args:
         example_input: shape [1, ...].
@@ -43,17 +43,19 @@ def channel_shares(model: nn.Module, example_input: Tensor, layers: Sequence[Lay
     full = [_weight(model, layer.name).shape for layer in layers]
     others, every = np.zeros(len(groups)), _other_parameters(model, layers)
     buffers, stored = np.zeros(len(groups)), _buffer_bytes(model)
+    if not groups:
+        return Shares(outputs, inputs, others, buffers)
+    graph = ChannelGraph(copy.deepcopy(model), example_input)
     for column, group in enumerate(groups):
         kept = group.kept(0.5)
-        pruned = copy.deepcopy(model).eval()
-        remove_channels(pruned, example_input, {group.name: kept})
         removed = 1 - kept / group.channels
-        for row, (layer, before) in enumerate(zip(layers, full, strict=True)):
-            after = _weight(pruned, layer.name).shape
-            outputs[row, column] = (1 - after[0] / before[0]) / removed
-            inputs[row, column] = (1 - after[1] / before[1]) / removed
-        others[column] = (1 - _other_parameters(pruned, layers) / max(1, every)) / removed
-        buffers[column] = (1 - _buffer_bytes(pruned) / max(1, stored)) / removed
+        with graph.without({group.name: graph.any_channels(group.name, kept)}) as pruned:
+            for row, (layer, before) in enumerate(zip(layers, full, strict=True)):
+                after = _weight(pruned, layer.name).shape
+                outputs[row, column] = (1 - after[0] / before[0]) / removed
+                inputs[row, column] = (1 - after[1] / before[1]) / removed
+            others[column] = (1 - _other_parameters(pruned, layers) / max(1, every)) / removed
+            buffers[column] = (1 - _buffer_bytes(pruned) / max(1, stored)) / removed
     return Shares(outputs, inputs, others, buffers)
 
 

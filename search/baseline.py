@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -70,7 +71,9 @@ def _predicted(target: Target) -> list[Measurement]:
 
 def with_scores(context: Context, artifact: Artifact, latency_ms: float) -> Reference:
     """The reference with its scores on the search-validation split, which accuracy drops are paired with."""
-    return Reference(artifact, latency_ms, validation=score(artifact, context.workload.validation, context))
+    started = time.monotonic()
+    scores = score(artifact, context.workload.validation, context)
+    return Reference(artifact, latency_ms, validation=scores, scoring_seconds=time.monotonic() - started)
 
 
 def with_test_scores(context: Context, reference: Reference) -> Reference:

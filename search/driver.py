@@ -7,10 +7,11 @@ that both always tell the same.
 
 from __future__ import annotations
 
+import math
 import random
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,23 +27,31 @@ from ..spaces.space import Choice
 from ..studies.convergence import stalled
 from ..studies.executed import KIND as PRECISIONS
 from ..studies.front import Objective, Point, hypervolume, pareto_front, reference_point
-from ..studies.progress import charged_trials, ran
-from ..studies.records import INTERRUPTED, State, TrialRecord
+from ..studies.progress import has_begun, is_paid, ran
+from ..studies.records import INTERRUPTED, TrialRecord
 from ..studies.store import Store
 from ..threads import usable_threads
+from .bookkeeping import MOST_RETRIES, Bookkeeping
 from .halving import Verdict
 from .opening import open_reference, open_study
 from .optuna_study import OptunaStudy
-from .policy_sampler import STOPPED, STOPPED_EPOCHS, STOPPED_VALUES
+from .policy_sampler import STOPPED_EPOCHS, STOPPED_VALUES
 from .problem import Problem
 from .recovered import RecoveredWeights
 from .rungs import Rungs, stopped_text
 from .sampler_of_study import greedy_policies, make_sampler
-from .sensitivity import known_damage, single_damages
+from .sensitivity import Sensitivity, known_damage
+from .time_budget import TimeBudget
 from .transfer import earlier_trials
 from .worker import PRECISIONS_FILE, Stage, WorkerSetup, cores_beside, keep
 
 MAX_ANCHORS = 12
+CONFIRMING_SECONDS = 3.0
+"""For which a point of the front is timed again at the end, with the loading of its artifact."""
+
+FIRST_FAILURES = 8
+"""Trials of workers that fail before any has a result, after which a search stops: something else than policies is broken."""
+
 MAX_DUPLICATES = 20
 """Consecutive proposals of known policies after which the space counts as exhausted; after half, one is drawn at random."""
 
@@ -87,12 +96,23 @@ class Search:
         store: open; this process becomes the study's only driver.
         artifacts: folder that files of trials are kept in; workers must reach it.
         listener: told of everything that happens.
+        started: `time.monotonic()` when the user gave the command, which the budget of time is counted from; now by default.
+
+    Attributes:
+        stopped_because: why the search cannot go on; None while it can.
 
     Raises:
         StoreError: the database holds a study of that name that is not this one.
     """
 
-    def __init__(self, problem: Problem, store: Store, artifacts: Path, listener: Listener = lambda *_: None) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        store: Store,
+        artifacts: Path,
+        listener: Listener = lambda *_: None,
+        started: float | None = None,
+    ) -> None:
         self.problem, self.spec, self.store = problem, problem.spec, store
         self.folder = artifacts.resolve() / self.spec.study
         self.objectives = [Objective.of(name) for name in self.spec.objectives]
@@ -100,20 +120,28 @@ class Search:
         open_study(problem, store)
         self.reference = open_reference(problem, store, self.folder / "reference")
         self._reference_point = reference_point(self._baseline(), self.objectives, self.spec.constraints)
-        self._sensitivities = single_damages(store, problem, listener)
+        started = time.monotonic() if started is None else started
+        self.time = TimeBudget(self.spec.budget.timeout_s, started, self._confirmation_seconds())
+        self.stopped_because: str | None = None
+        self._sensitivity = Sensitivity(store, problem, self.time.for_sensitivity, listener)
+        self._learned = not self._sensitivity.missing
         self._optuna = OptunaStudy(self.spec, problem.space, store, self._sampler)
+        self._books = Bookkeeping(self.spec, store, self._optuna)
         self._running: dict[int, _Running] = {}
         self._recovered = RecoveredWeights(store, self.spec)
         self._rungs = Rungs(self.spec)
         self._fell_back = False
         self._load_trials()
-        self._started = time.monotonic()
 
     # What runners call
 
-    @uninterrupted()
     def propose(self) -> Proposal | None:
         """The next policy to try, stored as running; None where the budget is spent or the space exhausted."""
+        self._learn_sensitivity()
+        return self._propose()
+
+    @uninterrupted()
+    def _propose(self) -> Proposal | None:
         if self.is_over:
             return None
         if self._is_spent:
@@ -131,7 +159,7 @@ class Search:
             self._optuna.fail(number, f"same policy as trial {self._seen[policy.digest]}, not tried again")
             self._listener("duplicate", number, f"same policy as trial {self._seen[policy.digest]}")
         self._exhausted = True
-        return self.propose()
+        return self._propose()
 
     def _take_up(self) -> Proposal:
         """A stopped trial that would go on now, its policy run again; it is charged to the budget once."""
@@ -203,15 +231,10 @@ class Search:
         """End a trial that is not worth more training, all its stages recorded so far."""
         running = self._running.pop(number)
         self._rungs.stop(number, stage.rung)
-        values = {name: measurement.value for name, measurement in running.measurements.items()}
         reason = stopped_text(stage, verdict, running.policy.recovery.epochs)
-        told = [values[name] for name in self.spec.objectives]
-        attributes = {"reason": reason, "rung": stage.rung, STOPPED_EPOCHS: stage.epochs, STOPPED_VALUES: told}
-        self._optuna.annotate(number, {**values, **attributes})
-        violations = {str(c): c.violation(values[c.metric]) for c in self.spec.constraints if c.metric in values}
-        self._optuna.tell(number, None, {**violations, STOPPED: 1.0})
-        self.store.finish_trial(self.spec.study, number, "infeasible", reason, violations)
-        self._ended(self.store.get_trial(self.spec.study, number))
+        told = [running.measurements[name].value for name in self.spec.objectives]
+        attributes = {"rung": stage.rung, STOPPED_EPOCHS: stage.epochs, STOPPED_VALUES: told}
+        self._ended(self._books.close(number, "infeasible", reason, running.measurements, attributes))
         self._listener("stopped", number, reason)
 
     @uninterrupted()
@@ -220,42 +243,27 @@ class Search:
         if number not in self._running:
             return
         running = self._running.pop(number)
-        values = {name: measurement.value for name, measurement in running.measurements.items()}
-        violations = {str(c): c.violation(values[c.metric]) for c in self.spec.constraints if c.metric in values}
-        told = (
-            [values[name] for name in self.spec.objectives]
-            if all(name in values for name in self.spec.objectives)
-            else None
-        )
-        broken = [name for name, violation in violations.items() if violation > 0]
-        reason = f"violates {broken[0]}: {values[broken[0].split()[0]]:.4g}" if broken else ""
-        self._optuna.annotate(number, {**values, "reason": reason} if broken else values)
-        self._optuna.tell(number, told, violations)
-        state: State = "infeasible" if broken else "complete"
-        self.store.finish_trial(self.spec.study, number, state, reason or running.remark, violations)
-        trial = self.store.get_trial(self.spec.study, number)
+        state, reason = self._books.judged(running.measurements)
+        trial = self._books.close(number, state, reason or running.remark, running.measurements)
         self._ended(trial)
         self._listener(state, number, reason)
-        if not broken:
+        if state == "complete":
             self._add_point(trial)
 
     @uninterrupted()
     def fail(self, number: int, reason: str) -> None:
         """End a trial that broke; it counts against the budget."""
-        del self._running[number]
-        self._optuna.fail(number, reason)
-        self.store.finish_trial(self.spec.study, number, "failed", reason)
-        self._ended(self.store.get_trial(self.spec.study, number))
+        running = self._running.pop(number)
+        self._ended(self._books.close(number, "failed", reason, running.measurements))
         self._listener("failed", number, reason)
 
     @uninterrupted()
     def interrupt(self) -> None:
         """End every trial still running, wherever it was interrupted; the next run of the study tries their policies again."""
-        for trial in self.store.running_trials(self.spec.study):
-            self.store.finish_trial(self.spec.study, trial.number, "failed", INTERRUPTED)
+        self._sensitivity.stop()
+        for trial in self._books.interrupt():
             self._seen.pop(trial.digest, None)
         self._running.clear()
-        self._optuna.abandon(INTERRUPTED)
 
     def worker_setup(self, workers: int) -> WorkerSetup:
         """What workers need; with `workers` > 0 they are kept off the bench's cores and share the others."""
@@ -282,22 +290,23 @@ class Search:
     @property
     def is_over(self) -> bool:
         """Whether the budget is spent, counting trials that still run, and no stopped trial would go on now."""
-        timeout = self.spec.budget.timeout_s
-        if timeout is not None and time.monotonic() - self._started >= timeout:
+        if self.stopped_because is not None:
             return True
-        return self._is_spent and self._rungs.promoted() is None
+        return self._time_is_spent or (self._is_spent and self._rungs.promoted() is None)
+
+    @property
+    def _time_is_spent(self) -> bool:
+        if math.isinf(self.time.left):
+            return False
+        unconfirmed = sum("test_accuracy" not in point.measurements for point in self.front)
+        return self.time.is_spent(self._durations, unconfirmed)
 
     @property
     def _is_spent(self) -> bool:
         """Whether no new policy is to be tried: the budget of trials or patience is spent, or the space exhausted."""
         trials = self.spec.budget.trials
-        spent = self._finished + len(self._running) + self.charged
+        spent = self._finished + len(self._running)
         return (trials is not None and spent >= trials) or self._exhausted or self._converged
-
-    @property
-    def charged(self) -> int:
-        """Trials of the budget that measuring the sensitivity stands for."""
-        return charged_trials(self._sensitivities, self._durations, self.spec.workers)
 
     @property
     def _converged(self) -> bool:
@@ -339,12 +348,31 @@ class Search:
         """What was measured of the uncompressed model."""
         return {name: m.value for name, m in self.store.get_study(self.spec.study).baseline.items()}
 
+    def _confirmation_seconds(self) -> float:
+        """Seconds that confirming one point of the front takes, about."""
+        workload = self.problem.context.workload
+        return CONFIRMING_SECONDS + self.reference.scoring_seconds * len(workload.test) / len(workload.validation)
+
     def _sampler(self, trials_so_far: int) -> BaseSampler:
         earlier = earlier_trials(self.store, self.spec, self.problem.space) if self.spec.transfer else []
         return make_sampler(self.problem, self._baseline(), trials_so_far, earlier, self._known_damage())
 
     def _known_damage(self) -> dict[str, dict[Choice, float]]:
-        return known_damage(self.problem.space, self._sensitivities)
+        return known_damage(self.problem.space, self._sensitivity.records)
+
+    def _learn_sensitivity(self) -> None:
+        """Have what single choices damage measured: by a thread while workers run, or here once the anchors have ended."""
+        if self._learned or self.is_over:
+            return
+        if self.spec.workers and not self._sensitivity.has_started:
+            self._sensitivity.start(cores_beside(self.problem.target))
+        elif not self.spec.workers and not self._first:
+            self._sensitivity.measure()
+        if not self._sensitivity.has_started or self._sensitivity.is_running():
+            return
+        self._learned = True
+        self._optuna.renew_sampler()
+        self._first += self._untried(self._path())
 
     def _load_trials(self) -> None:
         """Take up what earlier runs left: finished trials, and orphans to try again."""
@@ -355,25 +383,40 @@ class Search:
         self._durations: list[float] = []
         self._first: deque[tuple[Mapping[str, Choice], Mapping[str, object]]] = deque()
         self._is_new = self._optuna.is_new
-        self.interrupt()  # what a driver that was killed left running
+        self._books.repair()
         trials = self.store.trials(self.spec.study)
         retried = {trial.retry_of for trial in trials}
+        self._begun = has_begun(trials)
+        failures = Counter(trial.digest for trial in trials if trial.state == "failed")
         for trial in trials:
-            if trial.reason != INTERRUPTED:
-                self._ended(trial)
-                self._rungs.resume(trial, self.store.measurement_history(self.spec.study, trial.number))
+            if is_paid(trial, self._begun):
+                self._take_over(trial)
+            elif trial.reason != INTERRUPTED and failures[trial.digest] > MOST_RETRIES:
                 self._seen[trial.digest] = trial.number
-                if trial.state == "complete":
-                    self._points[trial.number] = Point.of(trial, self.objectives)
             elif trial.number not in retried and self._rungs.passed(trial.retry_of) < 0:
                 self._first.append((self.problem.space.parameters(trial.policy), {"retry_of": trial.number}))
-        again = {trial.digest for trial in trials}
-        self._first += [(self.problem.space.parameters(p), {}) for p in self._first_policies() if p.digest not in again]
+        self._tried = {trial.digest for trial in trials}
+        path = self._path() if self._learned else []
+        self._first += self._untried([*self.problem.space.anchors()[:MAX_ANCHORS], *path])
+        self._save_front()
 
-    def _first_policies(self) -> list[Policy]:
-        """The anchors, and the greedy path where single damages are known."""
-        path = greedy_policies(self.problem, self._known_damage()) if self._sensitivities else []
-        return list(dict.fromkeys([*self.problem.space.anchors()[:MAX_ANCHORS], *path]))
+    def _take_over(self, trial: TrialRecord) -> None:
+        """Know again what an earlier run found."""
+        self._ended(trial)
+        self._rungs.resume(trial, self.store.measurement_history(self.spec.study, trial.number))
+        self._seen[trial.digest] = trial.number
+        if trial.state == "complete":
+            self._points[trial.number] = Point.of(trial, self.objectives)
+
+    def _path(self) -> list[Policy]:
+        """The greedy path where single damages are known."""
+        return greedy_policies(self.problem, self._known_damage()) if self._sensitivity.records else []
+
+    def _untried(self, policies: Iterable[Policy]) -> list[tuple[Mapping[str, Choice], Mapping[str, object]]]:
+        """What is to be enqueued for these policies, each once and those left out that the study has tried."""
+        known = self._tried | self._seen.keys()
+        new = dict.fromkeys(policy for policy in policies if policy.digest not in known)
+        return [(self.problem.space.parameters(policy), {}) for policy in new]
 
     def _note_fallback(self, number: int) -> None:
         """Say once, where the study is looked at, that the sampler left proposing to another one."""
@@ -400,13 +443,20 @@ class Search:
         """Charge a trial to the budget, and keep what later ones may start from."""
         self._finished += self._rungs.passed(trial.retry_of) < 0  # who goes on after all was charged before
         self._recovered.offer(trial)
-        if ran(trial):
-            self._durations.append(trial.seconds)
+        if not ran(trial):
+            return
+        self._durations.append(trial.seconds)
+        self._begun |= trial.state != "failed"
+        if not self._begun and len(self._durations) >= FIRST_FAILURES:
+            self.stopped_because = f"the first {FIRST_FAILURES} trials all failed, the last one: {trial.reason}"
 
     def _add_point(self, trial: TrialRecord) -> None:
         before = {point.trial for point in self.front}
         self._points[trial.number] = Point.of(trial, self.objectives)
-        members = [point.trial for point in self.front]
-        self.store.save_front(self.spec.study, members, self.hypervolume)
-        if trial.number in members and trial.number not in before:
+        self._save_front()
+        if trial.number in {point.trial for point in self.front} - before:
             self._listener("front", trial.number, "")
+
+    def _save_front(self) -> None:
+        if members := [point.trial for point in self.front]:
+            self.store.save_front(self.spec.study, members, self.hypervolume)

@@ -20,8 +20,10 @@ from ..hardware_profiles.runtime import get_runtime
 from ..hardware_profiles.target import Target
 from ..spaces.candidate import Candidate
 from ..spaces.policy import Policy
-from ..studies.spec import load_study
+from ..studies.database import absolute_url
+from ..studies.spec import StudySpec, load_study
 from ..studies.store import Store
+from ..workloads.load import working_in
 from .baseline import QUIET_SECONDS, lower_reference
 from .problem import Problem, prepare
 from .worker import TIMING_SECONDS
@@ -36,10 +38,16 @@ def add_table(target: Target, study: str, storage: str, console: Console) -> Tar
         UserError: the study's file or what it names is wrong.
         TrialError: a policy of its space cannot be compressed, lowered or timed.
     """
-    problem = prepare(load_study(study))
+    spec, url = load_study(study), absolute_url(storage)
+    with working_in(spec.base_folder):
+        return _add_table(target, spec, url, console)
+
+
+def _add_table(target: Target, spec: StudySpec, storage: str, console: Console) -> Target:
+    problem = prepare(spec)
     context = replace(problem.context, target=target, runtime=get_runtime(target.runtime))
     with Store(storage) as store, Progress(console=console, transient=True) as progress:
-        task = progress.add_task(f"timing policies of {study}", total=POLICIES)
+        task = progress.add_task(f"timing policies of {spec.study}", total=POLICIES)
         table = measure_table(
             replace(problem, context=context), POLICIES, progress=lambda done, _: progress.update(task, completed=done)
         )

@@ -49,8 +49,19 @@ class OptunaStudy:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)  # metric names are what the dashboard shows
             self._study.set_metric_names([f"{name} [{METRICS[name].unit}]" for name in spec.objectives])
-        self._study.sampler = sampler(len(self._study.get_trials(deepcopy=False)))
+        self._make_sampler = sampler
+        self.renew_sampler()
         self._asked: dict[int, optuna.Trial] = {}
+
+    def renew_sampler(self) -> None:
+        """Make the sampler anew, since what it starts from has changed."""
+        self._study.sampler = self._make_sampler(len(self._study.get_trials(deepcopy=False)))
+
+    def reclaim(self) -> list[int]:
+        """Take over the trials that an earlier driver left running; numbers of those."""
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            self._asked[trial.number] = optuna.Trial(self._study, trial._trial_id)
+        return list(self._asked)
 
     def ask(self) -> tuple[int, dict[str, Choice], dict[str, Any]]:
         """Number, parameters and user attributes of the next trial: an enqueued one, else the sampler's."""
@@ -75,7 +86,8 @@ class OptunaStudy:
         """End a trial: with its objective values, or without any where a constraint ended it early."""
         trial = self._asked.pop(number)
         for constraint, violation in violations.items():
-            trial.set_constraint(constraint, violation)
+            if constraint not in trial.constraints:  # a driver was killed after it had set this one
+                trial.set_constraint(constraint, violation)
         self._storage.set_trial_system_attr(trial._trial_id, DASHBOARD_CONSTRAINTS, list(violations.values()))
         if values is None:
             self._study.tell(trial, state=TrialState.PRUNED)
@@ -89,11 +101,16 @@ class OptunaStudy:
         self._study.tell(trial, state=TrialState.FAIL)
 
     def abandon(self, reason: str) -> None:
-        """End every trial that runs, asked here or left by an earlier driver."""
+        """End every trial that runs or waits, asked here or left by an earlier driver."""
         self._asked.clear()
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
             self._storage.set_trial_user_attr(trial._trial_id, "reason", reason)
-            self._study.tell(trial.number, state=TrialState.FAIL)
+            # `Study.tell` refuses trials that wait; the driver enqueues again what is to be tried.
+            self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+
+    def has_ended(self, number: int) -> bool:
+        """Whether a trial that an earlier driver asked for has ended in Optuna's tables."""
+        return self._study.get_trials(deepcopy=False)[number].state.is_finished()
 
     @property
     def fallback(self) -> str | None:

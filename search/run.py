@@ -2,50 +2,66 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ..errors import SearchError
 from ..hardware_profiles.fingerprint import saturates
+from ..studies.database import absolute_url
+from ..studies.progress import reason_rows, states_text
 from ..studies.spec import StudySpec
 from ..studies.store import Store
+from ..workloads.load import working_in
 from .confirm import confirm_front
 from .dashboard import Publisher
 from .driver import Search
 from .local import run_local
 from .lock import sole_driver
 from .problem import prepare
+from .screen import SearchProgress
 
 
-def run_search(spec: StudySpec, storage: str, artifacts: Path, console: Console) -> None:
+def run_search(spec: StudySpec, storage: str, artifacts: Path, console: Console, started: float | None = None) -> None:
     """Run or continue the study, confirm its front, and publish it to the dashboard.
+
+    Meanwhile the current folder is the study file's, as it is in workers: relative paths in the workload's code start there.
+
+    Args:
+        started: `time.monotonic()` when the user gave the command, which the budget of time is counted from; now by default.
 
     Raises:
         UserError: bad input; nothing was written where it was found before the study began.
+        SearchError: the search could not go on, or found nothing but the uncompressed model.
         KeyboardInterrupt: Ctrl-C; everything finished is stored.
     """
+    started = time.monotonic() if started is None else started
+    url, artifacts = absolute_url(storage), artifacts.resolve()
+    with working_in(spec.base_folder), SearchProgress(spec, console) as progress:
+        _run(spec, url, artifacts, progress, started)
+
+
+def _run(spec: StudySpec, storage: str, artifacts: Path, progress: SearchProgress, started: float) -> None:
     problem = prepare(spec)
     for group, reason in problem.unprunable.items():
-        console.print(f"  channels of {group} stay: {reason}", style="dim", highlight=False)
-    console.print(
-        f"  {len(problem.layers)} layers, {len(problem.groups)} channel groups, {len(problem.space.knobs)} knobs; "
-        f"target {problem.target.name}; measuring the uncompressed model",
-        highlight=False,
+        progress.say(f"channels of {group} stay: {reason}", "dim")
+    progress.say(
+        f"{len(problem.layers)} layers, {len(problem.groups)} channel groups, {len(problem.space.knobs)} knobs; "
+        f"target {problem.target.name}"
     )
     if problem.target.predict and problem.target.latency_table is not None:
         table = problem.target.latency_table
-        console.print(
-            f"  latency is predicted by the table in the target's card (median error {table.error:.1%}), not measured",
-            style="yellow",
-            highlight=False,
+        progress.say(
+            f"latency is predicted by the table in the target's card (median error {table.error:.1%}), not measured",
+            "yellow",
         )
-    with Store(storage) as store, sole_driver(store, spec.study), SearchProgress(spec, console) as progress:
-        search = Search(problem, store, artifacts, progress.tell)
+    with Store(storage) as store, sole_driver(store, spec.study):
+        search = Search(problem, store, artifacts, progress.tell, started)
         publisher = Publisher(search)
         progress.follow(search, publisher)
-        _warn_of_a_noisy_machine(search, console)
-        _warn_of_saturation(search, console)
+        _warn_of_a_noisy_machine(search, progress)
+        _warn_of_saturation(search, progress)
         try:
             if spec.workers:
                 from .distributed import run_distributed  # only here: importing ray takes a second
@@ -56,81 +72,40 @@ def run_search(spec: StudySpec, storage: str, artifacts: Path, console: Console)
             confirm_front(search, progress.confirming)
         finally:
             publisher.publish(force=True)
+        if nothing := search.stopped_because or _found_nothing(search):
+            raise SearchError(f"study {spec.study!r}: {nothing}")
 
 
-def _warn_of_a_noisy_machine(search: Search, console: Console) -> None:
+def _found_nothing(search: Search) -> str | None:
+    """Why the front holds nothing but the uncompressed model; None where it holds more."""
+    trials = search.store.trials(search.spec.study)
+    if search.spec.budget.trials == 1:
+        return None  # no more was asked for
+    on_front = {point.trial for point in search.front}
+    if any(trial.number in on_front and not trial.policy.is_uncompressed for trial in trials):
+        return None
+    because = [f"{count} {state}: {reason}" for count, state, reason in reason_rows(trials)[:1]]
+    return "; ".join(["found nothing but the uncompressed model", states_text(trials), *because])
+
+
+def _warn_of_a_noisy_machine(search: Search, progress: SearchProgress) -> None:
     """Say so where the uncompressed model, timed against itself, is told apart from itself."""
     against_itself = search.store.get_study(search.spec.study).baseline["speedup"]
     if not against_itself.low <= 1 <= against_itself.high:
-        console.print(
-            f"  this machine was busy: the uncompressed model measured {against_itself.value:.3f}x as fast as itself; "
+        progress.say(
+            f"this machine was busy: the uncompressed model measured {against_itself.value:.3f}x as fast as itself; "
             "latencies of this study carry that error",
-            style="yellow",
-            highlight=False,
+            "yellow",
         )
 
 
-def _warn_of_saturation(search: Search, console: Console) -> None:
+def _warn_of_saturation(search: Search, progress: SearchProgress) -> None:
     """Say so where the machine computes 8-bit layers otherwise than most others would."""
     choices, runtime = search.problem.space.choices, search.problem.target.runtime
     offered = 8 in choices.weight_bits and 8 in choices.activation_bits
     if offered and saturates(search.store.get_study(search.spec.study).machine, runtime):
-        console.print(
-            f"  this processor has no VNNI: sums of 8-bit weights times 8-bit activations overflow in {runtime}'s kernels; "
+        progress.say(
+            f"this processor has no VNNI: sums of 8-bit weights times 8-bit activations overflow in {runtime}'s kernels; "
             "accuracies are those of such processors, see docs/targets.md",
-            style="yellow",
-            highlight=False,
+            "yellow",
         )
-
-
-class SearchProgress:
-    """A progress bar with trials, front size and hypervolume, and a line for everything worth a line."""
-
-    def __init__(self, spec: StudySpec, console: Console) -> None:
-        self._total = spec.budget.trials
-        self._console = console
-        self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(), console=console,
-        )  # fmt: skip
-        self._search: Search | None = None
-        self._publisher: Publisher | None = None
-
-    def __enter__(self) -> SearchProgress:
-        self._progress.start()
-        self._task = self._progress.add_task("trials", total=self._total, note="")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def follow(self, search: Search, publisher: Publisher) -> None:
-        """Show this search from now on, and have its page on the dashboard kept up to date."""
-        self._search, self._publisher = search, publisher
-        self._update()
-
-    def tell(self, event: str, number: int, text: str) -> None:
-        """A `driver.Listener`."""
-        if event == "front" and self._search is not None:
-            point = self._search.store.get_trial(self._search.spec.study, number)
-            values = ", ".join(f"{name} {point.measurements[name].value:.4g}" for name in self._search.spec.objectives)
-            self._console.print(f"  trial {number} joins the front: {values}", highlight=False)
-        elif event in ("fallback", "unmeasured"):
-            self._console.print(f"  {text}", style="yellow", highlight=False, markup=False)
-        elif event == "sensitivity":
-            self._progress.update(self._task, note=f"sensitivity {text}")
-        elif event == "failed":
-            self._console.print(f"  trial {number} failed: {text}", style="yellow", highlight=False, markup=False)
-        if event != "stage":
-            self._update()
-            if self._publisher is not None:
-                self._publisher.publish()
-
-    def confirming(self, done: int, total: int) -> None:
-        """Progress of `confirm_front`."""
-        self._progress.update(self._task, description="confirming the front", completed=done, total=total)
-
-    def _update(self) -> None:
-        if self._search is not None:
-            note = f"front {len(self._search.front)}, hypervolume {self._search.hypervolume:.4g}"
-            self._progress.update(self._task, completed=self._search.finished, note=note)

@@ -8,9 +8,13 @@ measured: its other choices are guessed from it.
 
 from __future__ import annotations
 
+import math
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from queue import SimpleQueue
 
 import numpy as np
 import torch
@@ -32,6 +36,9 @@ from .coordinates import guessed_damage
 from .problem import Problem
 from .transfer import earlier_sensitivities
 
+Listener = Callable[[str, int, str], None]
+"""(event, number, text), as `driver.Search` takes one."""
+
 SAMPLES = 64
 """Of the search-validation split, evenly spread over it."""
 
@@ -42,6 +49,11 @@ TELLING = 0.3
 """The choice measured is the one guessed to do most damage below this, in nats: more than noise, and not yet broken.
 `benchmarks/sensitivity_choice.py`: any two of its tasks choose it for the third."""
 
+
+STOP_SECONDS = 10.0
+"""How long a search that ends waits for the probe that its thread is at."""
+
+_SHARE_IS_SPENT = "a tenth of the time budget is spent on it"
 
 LEAST_TRIALS = 24
 """Below so many the anchors are half the budget or more, and there is little left to save."""
@@ -69,11 +81,11 @@ def probes(space: Space, limit: float = TELLING) -> list[Probe]:
 
 
 def measured(
-    problem: Problem, wanted: Sequence[Probe], tell: Callable[[str, int, str], None] = lambda *_: None
+    problem: Problem, wanted: Sequence[Probe], tell: Listener = lambda *_: None
 ) -> Iterator[SensitivityRecord]:
     """Measure probe by probe; one that fails is left out.
 
-    Calibration is charged to the first one.
+    The first one's seconds include the calibration.
 
     Args:
         tell: told ("unmeasured", 0, what failed and why).
@@ -95,38 +107,106 @@ def measured(
         started = ended
 
 
-def taken_over(store: Store, problem: Problem, wanted: Sequence[Probe]) -> dict[str, SensitivityRecord]:
-    """Digest -> what another study of the same workload measured of it already, on as many samples."""
-    if not problem.spec.transfer:
-        return {}
-    samples = min(SAMPLES, len(problem.context.workload.validation))
-    earlier = earlier_sensitivities(store, problem.spec)
-    found = {probe: earlier.get((probe.policy.digest, samples)) for probe in wanted}
-    return {p.policy.digest: replace(r, knob=p.knob.name, choice=p.choice) for p, r in found.items() if r is not None}
+class Sensitivity:
+    """What single choices damage in a study: as stored, as another study of the workload found, else measured here.
 
-
-def single_damages(
-    store: Store, problem: Problem, tell: Callable[[str, int, str], None] = lambda *_: None
-) -> list[SensitivityRecord]:
-    """What single choices damage: as stored, as another study of the workload found, else measured now and stored.
+    Every damage is stored as soon as it is known, so that a run which is stopped loses none; the next one measures the rest.
 
     Args:
-        tell: told ("sensitivity", measured so far, how many of how many), and what `measured` tells.
+        seconds: that this run may spend on it; what it leaves out is reported.
+        tell: a `driver.Listener` for "sensitivity" and "unmeasured".
+
+    Attributes:
+        records: what is known so far.
+        has_started: whether this run has begun to measure.
     """
-    study = problem.spec.study
-    if not problem.spec.sensitivity:
-        return []
-    if (stored := store.sensitivities(study)) or why_not(problem):
-        return stored
-    wanted = probes(problem.space)
-    known = taken_over(store, problem, wanted)
-    missing = [probe for probe in wanted if probe.policy.digest not in known]
-    for record in measured(problem, missing, tell) if missing else ():
-        known[record.digest] = record
-        tell("sensitivity", len(known), f"{len(known)} of {len(wanted)}")
-    found = [known[probe.policy.digest] for probe in wanted if probe.policy.digest in known]
-    store.add_sensitivities(study, found)
-    return found
+
+    def __init__(
+        self,
+        store: Store,
+        problem: Problem,
+        seconds: float = math.inf,
+        tell: Listener = lambda *_: None,
+    ) -> None:
+        self._store, self._problem, self._seconds, self._tell = store, problem, seconds, tell
+        self.records = store.sensitivities(problem.spec.study) if problem.spec.sensitivity else []
+        self._wanted = probes(problem.space) if problem.spec.sensitivity and why_not(problem) is None else []
+        self._take_over()
+        self.has_started = False
+        self._events: SimpleQueue[tuple[str, int, str]] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._stopped = threading.Event()
+        self._failure: Exception | None = None
+
+    @property
+    def missing(self) -> list[Probe]:
+        """Choices whose damage is not known."""
+        known = {record.digest for record in self.records}
+        return [probe for probe in self._wanted if probe.policy.digest not in known]
+
+    def measure(self) -> None:
+        """Measure what is missing, as far as the seconds go."""
+        self.has_started = True
+        self._measure(self._tell)
+
+    def _measure(self, tell: Listener) -> None:
+        started, total, missing = time.monotonic(), len(self._wanted), self.missing
+        for record in measured(self._problem, missing, tell) if missing else ():
+            self._keep([record])
+            tell("sensitivity", len(self.records), f"{len(self.records)} of {total}")
+            if self._stopped.is_set():
+                return
+            if time.monotonic() - started > self._seconds and (left := len(self.missing)):
+                tell("unmeasured", 0, f"{left} of {total} choices are not measured alone: {_SHARE_IS_SPENT}")
+                return
+
+    def start(self, cores: Sequence[int]) -> None:
+        """Measure what is missing in a thread on these cores, while workers run the first trials."""
+        self.has_started = True
+        self._thread = threading.Thread(target=self._run, args=(list(cores),), name="sensitivity", daemon=True)
+        self._thread.start()
+
+    def is_running(self) -> bool:
+        """Whether the thread is at work; what it had to tell so far is told.
+
+        Raises:
+            StoreError: it ended because the database could not be written.
+        """
+        while not self._events.empty():
+            self._tell(*self._events.get())
+        if self._failure is not None:
+            raise self._failure
+        return self._thread is not None and self._thread.is_alive()
+
+    def stop(self) -> None:
+        """End the thread after the probe that it is at, waiting for that a few seconds."""
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join(STOP_SECONDS)
+
+    def _run(self, cores: list[int]) -> None:
+        os.sched_setaffinity(0, cores)  # of this thread alone: the bench has the others
+        torch.set_num_threads(1)  # workers compute on these cores, where two of one operation would spin for each other
+        try:
+            self._measure(lambda *event: self._events.put(event))
+        except Exception as error:  # raised again where the driver looks
+            self._failure = error
+
+    def _keep(self, records: Sequence[SensitivityRecord]) -> None:
+        self._store.add_sensitivities(self._problem.spec.study, records)
+        self.records = [*self.records, *records]
+
+    def _take_over(self) -> None:
+        """Keep what another study of the same workload measured already, on as many samples."""
+        missing = self.missing if self._problem.spec.transfer else []
+        if not missing:
+            return
+        samples = min(SAMPLES, len(self._problem.context.workload.validation))
+        earlier = earlier_sensitivities(self._store, self._problem.spec)
+        found = {probe: earlier.get((probe.policy.digest, samples)) for probe in missing}
+        known = [replace(r, knob=p.knob.name, choice=p.choice) for p, r in found.items() if r is not None]
+        if known:
+            self._keep(known)
 
 
 def why_not(problem: Problem) -> str | None:

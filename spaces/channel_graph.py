@@ -5,21 +5,31 @@ Fang et al. 2023, arXiv:2301.12900), with attention as one node and with every g
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch_pruning import ops
-from torch_pruning.dependency import Group
+from torch_pruning.dependency import Group, constants, index_mapping, shape_infer
 
 from ..errors import CompressionError
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 SHUFFLED_DIMENSIONS = 5
 """A view of images with so many dimensions takes their channels apart, as ShuffleNet does (arXiv:1807.11164)."""
+
+FRAMES_PER_NODE = 4
+"""More calls than Torch-Pruning and the memory of its answers nest for each node they walk through."""
+
+_walking = threading.Lock()
+"""Held while the limits of Torch-Pruning and Python are lifted, which are those of the whole process."""
 
 _WITHOUT_WEIGHTS = {
     ops.OPTYPE.CONCAT, ops.OPTYPE.SPLIT, ops.OPTYPE.RESHAPE, ops.OPTYPE.ELEMENTWISE, ops.OPTYPE.SLICE,
@@ -75,6 +85,7 @@ class _Graph(tp.DependencyGraph):
         for node in self.shuffles:
             node.type = ops.OPTYPE.ELEMENTWISE
         super()._build_dependency(module2node)
+        sys.setrecursionlimit(sys.getrecursionlimit() + FRAMES_PER_NODE * len(module2node))
 
 
 class ChannelGraph:
@@ -100,10 +111,10 @@ class ChannelGraph:
         self._graph = _Graph()
         kinds = {type(attention): _AttentionPruner() for attention in self.heads.values()}
         try:
-            with _traceable(model, self.heads.values()):  # type: ignore[arg-type]
+            with _traceable(model, self.heads.values()), _walks_of_any_length():  # type: ignore[arg-type]
                 self._graph.build_dependency(model, (example_input,), customized_pruners=kinds, verbose=False)  # type: ignore[arg-type]
                 found = list(self._graph.get_all_groups(root_module_types=(ops.TORCH_CONV, ops.TORCH_LINEAR)))
-        except (RuntimeError, ValueError, IndexError, KeyError, AttributeError, TypeError, ArithmeticError) as error:
+        except Exception as error:
             # Torch-Pruning fails with whatever its tracing meets on an architecture it does not know; where the model
             # raises, it calls it another way, and the first reason is the one that matters.
             raise CompressionError(f"Torch-Pruning failed: {first_line(error.__context__ or error)}") from error
@@ -143,6 +154,11 @@ class ChannelGraph:
         """Whether a view takes the group's channels apart, after which their numbers are others."""
         return any(dep.target in self._graph.shuffles for dep, _ in self.groups[name])
 
+    def parametrized(self, name: str) -> str | None:
+        """A module of the group whose weight `torch.nn.utils.parametrize` computes from others in every pass."""
+        modules = (dep.target.module for dep, _ in self.groups[name])
+        return next((self.names[m] for m in modules if isinstance(m, nn.Module) and is_parametrized(m)), None)
+
     def partitions(self, name: str) -> int:
         """Into how many equal parts grouped convolutions and group norms divide the channels; each loses as many."""
         parts = 1
@@ -155,8 +171,15 @@ class ChannelGraph:
                 parts = math.lcm(parts, module.groups)
         return parts
 
+    def any_channels(self, name: str, kept: int) -> list[int]:
+        """Channels, or heads, of a group to remove so that `kept` are left: the first ones, of every partition as many."""
+        if name in self.heads:
+            return list(range(self.heads[name].num_heads - kept))
+        channels = out_channels(self.model.get_submodule(name))
+        return channels_lost(torch.zeros(channels), kept, self.partitions(name))
+
     def remove(self, channels: Mapping[str, Iterable[int]]) -> None:
-        """Remove channels, numbered as in their root, and heads; the graph is of no use afterwards.
+        """Remove channels, numbered as in their root, and heads; the graph is of no use afterwards (`without` keeps it).
 
         Raises:
             CompressionError: a module cannot lose them.
@@ -172,8 +195,24 @@ class ChannelGraph:
                 self._remove(dep, sorted(own))
             for name in (name for name in channels if name in self.heads):
                 self.heads[name].keep_heads(sorted(set(range(self.heads[name].num_heads)) - set(channels[name])))
-        except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+        except Exception as error:  # as in tracing
             raise CompressionError(f"Torch-Pruning failed: {first_line(error)}") from error
+
+    @contextmanager
+    def without(self, channels: Mapping[str, Iterable[int]]) -> Iterator[nn.Module]:
+        """The model without these channels and heads, as `remove` leaves it; whole again afterwards, at the cost of no copy.
+
+        Raises:
+            CompressionError: a module cannot lose them.
+        """
+        changed = {*self.model.modules(), *(op for op in self._graph.module2node if isinstance(op, nn.Module))}
+        before = [_Attributes(module) for module in changed]
+        try:
+            self.remove(channels)
+            yield self.model
+        finally:
+            for attributes in before:
+                attributes.restore()
 
     def _remove(self, dep: Any, channels: list[int]) -> None:
         if dep.target.type != ops.OPTYPE.PARAMETER:
@@ -181,6 +220,29 @@ class ChannelGraph:
             return
         owner, _, name = self._graph._param_to_name[dep.target.module].rpartition(".")
         setattr(self.model.get_submodule(owner), name, dep(channels))
+
+
+class _Attributes:
+    """What a module's attributes are, to be given back to it; tensors are not copied, since pruning makes new ones."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._values = {
+            name: value.copy() if type(value) is list else value
+            for name, value in vars(module).items()  # Torch-Pruning counts down the lists of its own modules in place
+        }
+        self._held = {name: dict(vars(module)[name]) for name in ("_parameters", "_buffers", "_modules")}
+        own = [*module._parameters.values(), *module._buffers.values()]
+        self._data = [(tensor, tensor.data) for tensor in own if tensor is not None]
+
+    def restore(self) -> None:
+        vars(self._module).clear()
+        vars(self._module).update(self._values)
+        for name, held in self._held.items():
+            vars(self._module)[name].clear()
+            vars(self._module)[name].update(held)
+        for tensor, data in self._data:
+            tensor.data = data  # `keep_heads` may cut the tensors that are there, instead of making new ones
 
 
 def channels_lost(scores: Tensor, kept: int, partitions: int = 1) -> list[int]:
@@ -226,6 +288,71 @@ def _traceable(model: nn.Module, attentions: Iterable[nn.Module]) -> Iterator[No
             parameter.requires_grad_(False)
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def _walks_of_any_length() -> Iterator[None]:
+    """Have Torch-Pruning follow channels however many operations lie between two layers, and say so where it gives up.
+
+    It looks for the next layer by recursion, which it ends after 500 nodes with a warning and another answer: a recurrent
+    layer of 17 steps is longer. Here the limit is Python's own, which `_Graph` raises by the size of the graph, and what was
+    found for a node is kept, so that a walk sees each node once.
+    """
+    limit = sys.getrecursionlimit()
+    with _walking, warnings.catch_warnings():
+        warnings.filterwarnings("error", "Maximum recursive depth")
+        try:
+            with (
+                _replaced(constants, "MAX_RECURSION_DEPTH", math.inf),
+                _replaced(index_mapping, "update_index_mapping", _mapped_twice(index_mapping.update_index_mapping)),
+            ):
+                yield
+        finally:
+            sys.setrecursionlimit(limit)
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Have an attribute be `value` for a while."""
+    original = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+def _mapped_twice(update: Callable[[Any], None]) -> Callable[[Any], None]:
+    """`update` once when the graph is built and once when its first group is read; later ones would change nothing.
+
+    What the first finds, the sizes of concatenations, the second may read.
+    """
+    runs = 0
+
+    def remembering(graph: Any) -> None:
+        nonlocal runs
+        runs += 1
+        if runs > 2:
+            return
+        inputs, outputs = shape_infer.infer_in_channels_recursively, shape_infer.infer_out_channels_recursively
+        with (
+            _replaced(shape_infer, "infer_in_channels_recursively", _remembered(inputs)),
+            _replaced(shape_infer, "infer_out_channels_recursively", _remembered(outputs)),
+        ):
+            update(graph)
+
+    return remembering
+
+
+def _remembered(infer: Callable[[Any, Any, list[int]], int | None]) -> Callable[[Any, Any, list[int]], int | None]:
+    found: dict[Any, int | None] = {}
+
+    def once(graph: Any, node: Any, recursive_depth: list[int]) -> int | None:
+        if node not in found:
+            found[node] = infer(graph, node, recursive_depth)
+        return found[node]
+
+    return once
 
 
 def _between_layers(nodes: Iterable[Any]) -> set[Any]:

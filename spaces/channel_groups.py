@@ -8,19 +8,30 @@ from __future__ import annotations
 
 import copy
 import math
+import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CompressionError
-from .channel_graph import ChannelGraph, channels_lost, first_line, out_channels
+from .channel_graph import ChannelGraph, first_line, out_channels
 from .layers import LAYER_KINDS
 
 CHANNEL_MULTIPLE = 8
 """Kept channels are rounded to a multiple of this: vector registers and int8 kernels work in blocks of channels."""
 
+SHUFFLED = (
+    "a view with more dimensions takes its channels apart, as a channel shuffle does; if it makes the queries, keys and values"
+    " of an attention, nn.MultiheadAttention in its place can lose heads"
+)
+STUCK = (
+    "with half of them forward fails in {place}, which has their number written down (then read it from the tensor's shape)"
+    " or passes them on in a way that cannot be followed"
+)
+HOW_TO_UNPARAMETRIZE = "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') makes it a plain one"
 UNTRACED = "its channels cannot be followed: forward does not call it, or lets no gradient through it (no_grad, detach)"
 
 
@@ -68,11 +79,10 @@ def find_channel_groups(model: nn.Module, example_input: Tensor) -> tuple[list[C
     reasons = dict.fromkeys(_untraced(groups, graph), UNTRACED)
     reasons |= {group.name: reason for group in groups if (reason := _why_fixed(group, outputs, graph))}
     safe = [group for group in groups if group.name not in reasons]
-    reason = _why_unsafe(model, example_input, safe, graph) if safe else None
-    while unsafe := _find_unsafe(model, example_input, safe, reason):  # until what is left is safe together
+    halves = _Halves(graph, example_input)
+    while unsafe := _find_unsafe(halves, safe, halves.why_unsafe(safe)):  # until what is left is safe together
         reasons |= unsafe
         safe = [group for group in safe if group.name not in unsafe]
-        reason = _why_unsafe(model, example_input, safe) if safe else None
     return safe, reasons
 
 
@@ -81,16 +91,52 @@ def _why_fixed(group: ChannelGroup, outputs: set[str], graph: ChannelGraph) -> s
     if outputs.intersection(group.layers):
         return "its channels are the model's output"
     if group.unit == "channel" and graph.is_shuffled(group.name):
-        return "a view with more dimensions takes its channels apart, as a channel shuffle does"
+        return SHUFFLED
+    if group.unit == "channel" and (name := graph.parametrized(group.name)):
+        return f"the weight of {name} is computed from other parameters in every pass; {HOW_TO_UNPARAMETRIZE}"
     if group.channels <= group.multiple:
         few = f"its {group.channels} {group.unit}s are too few to lose any"
         return f"{few}: a multiple of {group.multiple} is kept"
     return None
 
 
-def _find_unsafe(
-    model: nn.Module, example_input: Tensor, groups: list[ChannelGroup], reason: str | None
-) -> dict[str, str]:
+class _Halves:
+    """Halves the channels of groups, to see whether the model still runs.
+
+    Args:
+        graph: of a copy of the model, which is as it was after each look.
+        example_input: shape [1, ...].
+    """
+
+    @torch.no_grad()
+    def __init__(self, graph: ChannelGraph, example_input: Tensor) -> None:
+        self.graph, self.example_input = graph, example_input
+        self.expected = graph.model(example_input).shape
+
+    @torch.no_grad()
+    def why_unsafe(self, groups: list[ChannelGroup]) -> str | None:
+        """Why pruning these groups to half breaks the model, or None where it does not."""
+        lost = {group.name: self.graph.any_channels(group.name, group.kept(0.5)) for group in groups}
+        try:
+            with self.graph.without(lost) as pruned:
+                shape = pruned(self.example_input).shape
+        except CompressionError as error:
+            return f"none of them can be removed: {first_line(error)}"
+        except Exception as error:  # the model's own code may raise anything
+            return STUCK.format(place=_place(error))
+        same = shape == self.expected
+        return None if same else f"changes the output shape from {list(self.expected)} to {list(shape)}"
+
+
+def _place(error: Exception) -> str:
+    """File and line of the model's code that raised; where all of it is torch's, what was raised."""
+    libraries = (Path(torch.__file__).parent, Path(__file__).parent)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not any(Path(frame.filename).is_relative_to(folder) for folder in libraries)]
+    return f"{Path(own[-1].filename).name}, line {own[-1].lineno}" if own else f"a layer after it ({first_line(error)})"
+
+
+def _find_unsafe(halves: _Halves, groups: list[ChannelGroup], reason: str | None) -> dict[str, str]:
     """{group: reason} of those that break the model, by bisection, where all together break it for this `reason`."""
     if reason is None:
         return {}
@@ -103,35 +149,9 @@ def _find_unsafe(
     first, second = ordered[:middle], ordered[middle:]
     unsafe: dict[str, str] = {}
     for half in (first, second):
-        unsafe |= _find_unsafe(model, example_input, half, _why_unsafe(model, example_input, half))
+        unsafe |= _find_unsafe(halves, half, halves.why_unsafe(half))
     # Two halves that are safe alone and not together: one of them has to stay whole.
     return unsafe or {group.name: f"not together with {second[0].name}: {reason}" for group in first}
-
-
-def _why_unsafe(
-    model: nn.Module, example_input: Tensor, groups: list[ChannelGroup], graph: ChannelGraph | None = None
-) -> str | None:
-    """Why pruning these groups to half breaks the model, or None where it does not.
-
-    Args:
-        graph: of a copy of the model, which is used up; made where there is none, which takes seconds for a large model.
-    """
-    try:
-        graph = graph or ChannelGraph(copy.deepcopy(model), example_input)
-        pruned = graph.model
-        with torch.no_grad():
-            expected = pruned(example_input).shape
-        graph.remove({g.name: channels_lost(torch.zeros(g.channels), g.kept(0.5), _parts(g, graph)) for g in groups})
-        with torch.no_grad():
-            shape = pruned(example_input).shape
-    except (CompressionError, RuntimeError, ValueError, IndexError, TypeError) as error:
-        # Any of these means the pruned copy does not run: the reason is told, the group left out.
-        return first_line(error)
-    return None if shape == expected else f"changes the output shape from {list(expected)} to {list(shape)}"
-
-
-def _parts(group: ChannelGroup, graph: ChannelGraph) -> int:
-    return graph.partitions(group.name) if group.unit == "channel" else 1
 
 
 def _all_groups(graph: ChannelGraph) -> list[ChannelGroup]:

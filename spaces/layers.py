@@ -53,46 +53,13 @@ def find_layers(model: nn.Module, example_input: Tensor) -> list[Layer]:
     return [
         _describe(name, module, macs[name])
         for name, module in model.named_modules()
-        if type(module) in LAYER_KINDS and _is_taken_up(module, runs[name])
+        if type(module) in LAYER_KINDS and is_taken_up(module, runs[name])
     ]
 
 
-def why_untouched(model: nn.Module, example_input: Tensor) -> dict[str, str]:
-    """Every module with a matrix or kernel of its own that is none of `find_layers` -> the reason, in module order.
-
-    The model itself goes under its class. It ends in eval mode.
-    """
-    runs = runs_of_modules(model.eval(), example_input)
-    reasons: dict[str, str] = {}
-    for name, module in model.named_modules():
-        owned = [key for key, weight in module.named_parameters(recurse=False) if _dimensions(weight) > 1]
-        if owned and (reason := _why_untouched(module, owned, runs[name])):
-            reasons[name or type(model).__name__] = reason
-    return reasons
-
-
-def _why_untouched(module: nn.Module, owned: list[str], runs: int) -> str | None:
-    kind = type(module).__name__
-    if type(module) in LAYER_KINDS:
-        if _is_taken_up(module, runs):
-            return None
-        return f"a convolution that runs {runs} times in a pass" if runs else "it is never called as a layer"
-    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
-        return f"the matrices of nn.{kind} are no linear layers; slimfront.workloads.digits_rnn is written with such"
-    if isinstance(module, nn.MultiheadAttention):
-        return "an attention that reads several inputs, takes masks or hides from hooks has no layers of its own"
-    if parent := next((known for known in LAYER_KINDS if isinstance(module, known)), None):
-        return f"{kind} is a subclass of nn.{parent.__name__}, which may compute something else"
-    return f"{', '.join(owned)} of {kind}: only convolutions (Conv1d to Conv3d) and linear layers are taken up"
-
-
-def _is_taken_up(layer: nn.Module, runs: int) -> bool:
+def is_taken_up(layer: nn.Module, runs: int) -> bool:
+    """Whether a policy may touch a layer that runs so often in a pass."""
     return runs == 1 or (runs > 1 and isinstance(layer, nn.Linear))
-
-
-def _dimensions(weight: Tensor) -> int:
-    """Those that have more than one element: a scale per channel has one, however it is shaped."""
-    return sum(size > 1 for size in weight.shape)
 
 
 def macs_by_module(model: nn.Module, example_input: Tensor) -> dict[str, int]:

@@ -19,7 +19,9 @@ from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
-from ..errors import PolicyError
+from ..documents import json_document
+from ..errors import DocumentError, PolicyError
+from ..validation import MAX_SENTENCE, shortened
 from .operators import DENSE, Operator
 from .pruning import Pruning
 from .scheme import Scheme
@@ -89,7 +91,7 @@ def _is_fraction(value: object) -> bool:
 
 def _require(condition: bool, problem: str) -> None:
     if not condition:
-        raise PolicyError(problem)
+        raise PolicyError(shortened(problem, MAX_SENTENCE))
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class LayerPolicy:
         try:
             Operator.parse(self.operator)
         except ValueError as error:
-            raise PolicyError(f"operator: {error}") from error
+            raise PolicyError(shortened(f"operator: {error}", MAX_SENTENCE)) from error
         _require(self.codebook in CODEBOOKS, f"codebook must be one of {', '.join(CODEBOOKS)}, not {self.codebook!r}")
         if self.weight_bits > GRID_BITS:
             object.__setattr__(self, "codebook", UNIFORM)
@@ -397,9 +399,9 @@ class Policy:
             PolicyError: not JSON, an unknown schema or key, or a decision out of range.
         """
         try:
-            document = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise PolicyError(f"policy is not JSON: {error}") from error
+            document = json_document(text)
+        except DocumentError as error:
+            raise PolicyError(f"policy {error}") from error
         _require(isinstance(document, dict), "policy must be a JSON object")
         schema = document.pop("schema", None)
         _require(schema == SCHEMA, f"policy schema must be {SCHEMA}, not {schema!r}")
@@ -423,7 +425,7 @@ class Policy:
         try:
             document["scheme"] = Scheme(**scheme)
         except ValueError as error:
-            raise PolicyError(f"scheme: {error}") from error
+            raise PolicyError(shortened(f"scheme: {error}", MAX_SENTENCE)) from error
         return cls(
             layers={name: LayerPolicy(**layer) for name, layer in layers.items()},
             recovery=Recovery(**recovery),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..errors import PolicyError
+from ..validation import shortened
 
 CRITERIA = ("l2", "l1", "taylor", "bn_scale", "random")
 """What channels, heads and weights are ranked by; `compression.criteria` has the handlers and the papers."""
@@ -38,9 +39,11 @@ class Pruning:
     def __post_init__(self) -> None:
         for name, known in (("criterion", CRITERIA), ("scope", SCOPES), ("reduction", REDUCTIONS)):
             if getattr(self, name) not in known:
-                raise PolicyError(f"pruning {name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+                raise PolicyError(
+                    f"pruning {name} must be one of {', '.join(known)}, not {shortened(repr(getattr(self, name)))}"
+                )
         if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
-            raise PolicyError(f"pruning steps must be a whole number >= 1, not {self.steps!r}")
+            raise PolicyError(f"pruning steps must be a whole number >= 1, not {shortened(repr(self.steps))}")
 
     def reduced_to(self, *, anything: bool, channels: bool, weights: bool, trained: bool) -> Pruning:
         """These settings with those neutral that decide nothing, as only channels or only weights go, or nothing is trained."""

@@ -15,6 +15,7 @@ card.json (schema 1)::
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -42,6 +43,29 @@ from .wording import (
 )
 
 SCHEMA = 1
+
+_PACKAGES = {"torch-cuda": "torch", "tensorrt": "tensorrt with torch", "litert": "ai-edge-litert"}
+"""Runtime -> what its loader imports, where it is not called the same."""
+
+_TUNED = "The settings are part of what was measured, and are not read from the file: {} {}. What it computes may \
+then differ, and it may take several times as long as this card says."
+_PLAINLY = {
+    "openvino": _TUNED.format(
+        '`core.compile_model(path, "CPU")` alone',
+        "picks the precision of floats (bfloat16 where the processor has it), quantizes what linear layers read, and takes "
+        "every core",
+    ),
+    "onnxruntime": _TUNED.format(
+        "`InferenceSession(path)` alone", "quantizes what linear layers with integer weights read, and takes every core"
+    ),
+    "litert": _TUNED.format("`Interpreter(path)` alone", "takes as many threads as it likes"),
+    "torch": _TUNED.format("`load_pt2(path)` alone", "takes as many threads as the process has, and records gradients"),
+    "torch-cuda": _TUNED.format("`load_pt2(path)` alone", "may round floats to TF32"),
+    "tensorrt": "The engine runs on GPUs of the kind that it was built on, with the same version of TensorRT.",
+}
+"""Runtime -> what becomes of a file that is loaded without the settings."""
+
+_PYRIGHT = re.compile(r"  # pyright: ignore\[\w+\]")
 
 
 def card_document(
@@ -72,7 +96,7 @@ def card_document(
         "measurements": measured,
         "baseline": {"measurements": _measurements(study.baseline)},
         "test_accuracy": measured.get("test_accuracy"),
-        "target": target.model_dump(),
+        "target": target.model_dump(mode="json"),
         "input": _tensor(signature[0]),
         "output": _tensor(signature[1]),
         "executed_precisions": dict(executed),
@@ -108,8 +132,10 @@ def card_page(card: Mapping[str, Any], policy: Policy) -> str:
         *_decisions(policy, card["executed_precisions"]),
         "## Run it",
         f"`python run.py` runs `{_file(card, 'model')}` as it was measured, and times it against "
-        f"`{_file(card, 'reference')}`, the uncompressed model. Without it, numpy and {target['runtime']} are enough:",
+        f"`{_file(card, 'reference')}`, the uncompressed model. Without it, numpy and "
+        f"{_PACKAGES.get(target['runtime'], target['runtime'])} are enough:",
         _example(card),
+        _PLAINLY[target["runtime"]],
         "## Where the numbers come from",
         _bullets(card["provenance"]),
         "## Files",
@@ -222,16 +248,18 @@ def _decisions(policy: Policy, executed: Mapping[str, str]) -> list[str]:
 
 
 def _example(card: Mapping[str, Any]) -> str:
-    """The lines that run the model: the very loader of run.py, and its use."""
+    """The lines that run the model: the very loader of run.py with what it calls, and its use."""
     target, tensor = card["target"], card["input"]
     loader = standalone.LOADERS[target["runtime"]]
-    source = inspect.getsource(loader).replace(": str, threads: int) -> Run", ", threads)")
+    called = [vars(standalone).get(name) for name in loader.__code__.co_names]
+    functions = [*filter(inspect.isfunction, called), loader]
+    source = "\n\n".join(inspect.getsource(function).replace(" -> Run:", ":") for function in functions)
     use = (
         f'run = {loader.__name__}("{_file(card, "model")}", threads={target["threads"]})\n'
         f"inputs = np.zeros({tensor['shape']}, dtype=np.{tensor['dtype']})  # put yours here\n"
         f"outputs = run(inputs)  # shape {card['output']['shape']}; copy what you keep, the next call reuses it\n"
     )
-    return f"```python\nimport numpy as np\n\n\n{source}\n\n{use}```"
+    return f"```python\nimport numpy as np\n\n\n{_PYRIGHT.sub('', source)}\n\n{use}```"
 
 
 def _bullets(values: Mapping[str, Any]) -> str:

@@ -22,16 +22,16 @@ _MIGRATION_LOCK = 0x511F407  # any fixed number: whoever migrates a PostgreSQL d
 
 
 def database_url(url: str) -> URL:
-    """The URL with the driver slimfront installs: `postgresql://` becomes `postgresql+psycopg://`.
+    """The URL with the driver slimfront installs: `postgresql://` becomes `postgresql+psycopg://`; of a path, its SQLite file's.
 
     Raises:
-        StoreError: not a database URL, neither SQLite nor PostgreSQL, or in memory.
+        StoreError: neither a path nor a database URL, neither SQLite nor PostgreSQL, or in memory.
     """
     try:
-        parsed = make_url(url)
+        parsed = URL.create("sqlite", database=url) if _is_path(url) else make_url(url)
     except ArgumentError:
         raise StoreError(
-            f"storage {url!r} is no database URL; write {DEFAULT_URL} or postgresql://USER@HOST/NAME"
+            f"storage {url!r} is no database URL; write a file's name, {DEFAULT_URL} or postgresql://USER@HOST/NAME"
         ) from None
     if parsed.drivername in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
@@ -43,6 +43,18 @@ def database_url(url: str) -> URL:
             f"{_shown(parsed)}: a database in memory ends with the command; name a file, as in {DEFAULT_URL}"
         )
     return parsed
+
+
+def absolute_url(url: str) -> str:
+    """The URL as text, the file of a SQLite database from the root on: the current folder may change.
+
+    Raises:
+        StoreError: as `database_url`.
+    """
+    parsed = database_url(url)
+    if parsed.get_backend_name() == "sqlite" and not str(parsed.database).startswith("file:"):
+        parsed = parsed.set(database=str(Path(str(parsed.database)).absolute()))
+    return parsed.render_as_string(hide_password=False)
 
 
 class Database:
@@ -130,6 +142,11 @@ class Database:
             if "database is locked" in problem:
                 problem = "locked by another process; try again when that one has ended"
             raise StoreError(f"{self.name}: {problem}") from error
+
+
+def _is_path(url: str) -> bool:
+    """Whether this names a file, such as `slimfront.db`; what could be a URL that was mistyped does not."""
+    return bool(url.strip()) and not set(url) & set(":?@#")
 
 
 def _shown(url: URL) -> str:

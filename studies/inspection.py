@@ -13,17 +13,18 @@ from ..hardware_profiles.target import Target, load_target
 from ..spaces.blocks import block_influence, examine_blocks, least_influential_first
 from ..spaces.channel_groups import ChannelGroup, find_channel_groups
 from ..spaces.families import family_of
-from ..spaces.layers import Layer, find_layers, macs_by_module, why_untouched
+from ..spaces.layers import Layer, find_layers, macs_by_module
 from ..spaces.operators import DENSE, Operator
 from ..spaces.policy import FULL_PRECISION, Recovery
 from ..spaces.presets import Family, preset_space
 from ..spaces.scheme import Scheme
 from ..spaces.space import Space, SpaceChoices
-from ..workloads.load import TORCHVISION, load_workload
+from ..workloads.load import TORCHVISION, load_workload, working_in
 from ..workloads.workload import Workload
 from .kernel_answers import bits_on, why_float_only
 from .reach import Gain, gains
-from .spec import StudySpec, load_study, shipped_studies
+from .spec import StudySpec, study_named
+from .untouched import why_untouched
 
 KEPT_BACK = "space.keep holds it back"
 OPERATORS = ("separable", "groups=4", "rank=0.25")
@@ -98,12 +99,13 @@ def inspect_reference(reference: str, target: str | None = None) -> Inspection:
     Raises:
         UserError: neither a study nor a workload, or the target cannot be had.
     """
-    spec = _study(reference)
+    spec = study_named(reference)
     base = spec.base_folder if spec else Path.cwd()
     name, options = (spec.workload, spec.workload_options) if spec else (reference, {})
     wanted = target or (spec.target if spec else None)
     card = load_target(wanted, Path.cwd() if target else base) if wanted else None
-    return inspect_workload(load_workload(name, _little_data(name, options), base), card, spec)
+    with working_in(base):
+        return inspect_workload(load_workload(name, _little_data(name, options), base), card, spec)
 
 
 def inspect_workload(workload: Workload, target: Target | None = None, spec: StudySpec | None = None) -> Inspection:
@@ -113,7 +115,7 @@ def inspect_workload(workload: Workload, target: Target | None = None, spec: Stu
     groups, unprunable = find_channel_groups(model, example)
     removable, fixed = examine_blocks(model, example)
     batches = (batch.to(example.device) for batch in input_batches(workload.calibration, CALIBRATION_BATCH))
-    influence = block_influence(model, batches, removable)
+    influence = block_influence(model, batches, removable) if removable else {}
     family = family_of(model, example)
     float_only = why_float_only(workload)
     choices, scheme = _choices(family, target, spec)
@@ -164,11 +166,6 @@ def _little_data(workload: str, options: Mapping[str, Any]) -> Mapping[str, Any]
     if not workload.startswith(TORCHVISION) or "data" in options:
         return options
     return {**options, "data": {"name": "random", "samples": FEWEST_SAMPLES}}
-
-
-def _study(reference: str) -> StudySpec | None:
-    is_study = reference in shipped_studies() or Path(reference).suffix in (".yaml", ".yml")
-    return load_study(reference) if is_study else None
 
 
 def _layer(layer: Layer, macs: int, group: str, operators: Sequence[str], kept_back: bool) -> LayerReport:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Group, RenderableType
@@ -67,7 +68,12 @@ def _blocks(influence: Mapping[str, float]) -> RenderableType:
 
 
 def _reasons(reasons: Mapping[str, str]) -> RenderableType:
-    return rows_table(("name", "why not"), reasons.items())
+    """One row for all names that differ by numbers alone, such as those of a network's repeated blocks, and have one reason."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for name, reason in reasons.items():
+        alike.setdefault((re.sub(r"\d+", "*", name), reason), []).append(name)
+    rows = ((f"{p} ({len(names)})" if len(names) > 1 else names[0], reason) for (p, reason), names in alike.items())
+    return rows_table(("name", "why not"), rows)
 
 
 def _choices(choices: Mapping[str, Sequence[object]]) -> Iterable[tuple[str, str]]:

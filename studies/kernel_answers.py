@@ -20,10 +20,13 @@ from ..workloads.workload import MapDataset, Workload, describe
 from .executed import BITS
 
 CONTAINER_BITS = 8
-SAMPLES = 1
-"""Of the calibration split: precisions do not depend on how well a range was found."""
+SAMPLES = 2
+"""Of the calibration split: precisions do not depend on how well a range was found. Two, for which the model is captured anyway,
+where norms are folded."""
 
 Pair = tuple[int, int]
+Answer = Mapping[str, str] | str
+"""Layer -> precision it runs in, or why that is not known."""
 
 
 def why_float_only(workload: Workload) -> str | None:
@@ -43,22 +46,14 @@ def bits_on(workload: Workload, target: Target) -> dict[str, str]:
     """ "weight 8" or "activation 4" -> what it is good for on `target`.
 
     A card that was measured has been asked already. Widths below 8 share 8-bit containers, so that the narrowest is asked
-    for all of them. Where nobody can be asked, that is what is said.
+    for all of them. Where nobody can be asked, or a width cannot be lowered, that is what is said.
     """
-    try:
-        answers = _of_card(target) if target.measured else _of_runtime(workload, target)
-    except (TargetError, TrialError) as reason:
-        answers = str(reason)
+    answers = _of_card(target) if target.measured else _of_runtime(workload, target)
     said = {}
     for kind, offered in (("weight", target.weight_bits), ("activation", target.activation_bits)):
         for bits in sorted(offered):
-            said[f"{kind} {bits}"] = (
-                "float32, as it is"
-                if bits == FULL_PRECISION
-                else f"not asked: {answers}"
-                if isinstance(answers, str)
-                else _in_words(bits, answers.get(_pair(kind, bits, target), {}))
-            )
+            answer = answers if isinstance(answers, str) else answers.get(_pair(kind, bits, target), {})
+            said[f"{kind} {bits}"] = "float32, as it is" if bits == FULL_PRECISION else _in_words(bits, answer)
     return said
 
 
@@ -73,7 +68,9 @@ def _pair(kind: str, bits: int, target: Target) -> Pair:
     return (asked, other) if kind == "weight" else (other, asked)
 
 
-def _in_words(bits: int, executed: Mapping[str, str]) -> str:
+def _in_words(bits: int, executed: Answer) -> str:
+    if isinstance(executed, str):
+        return f"not asked: {executed}"
     if not executed:
         return "not reported"
     counts = Counter(executed.values()).most_common()
@@ -82,7 +79,7 @@ def _in_words(bits: int, executed: Mapping[str, str]) -> str:
     return f"storage only: {told}" if wasted else told
 
 
-def _of_card(target: Target) -> dict[Pair, dict[str, str]]:
+def _of_card(target: Target) -> Mapping[Pair, Answer]:
     assert target.measured is not None
     found: dict[Pair, dict[str, str]] = {}
     for kernel in target.measured.kernels:
@@ -91,7 +88,7 @@ def _of_card(target: Target) -> dict[Pair, dict[str, str]]:
     return found
 
 
-def _of_runtime(workload: Workload, target: Target) -> dict[Pair, dict[str, str]] | str:
+def _of_runtime(workload: Workload, target: Target) -> Mapping[Pair, Answer] | str:
     if target.remote or target.predict:
         return "the target is elsewhere; profile it there"
     if target.options.get("compile"):
@@ -99,7 +96,14 @@ def _of_runtime(workload: Workload, target: Target) -> dict[Pair, dict[str, str]
     widths = [("weight", bits) for bits in target.weight_bits] + [("activation", b) for b in target.activation_bits]
     pairs = {_pair(kind, bits, target) for kind, bits in widths if bits != FULL_PRECISION}
     layers = [layer.name for layer in find_layers(workload.model, workload.example_input)]
-    return {pair: _executed(workload, target, layers, pair) for pair in sorted(pairs)}
+    return {pair: _asked(workload, target, layers, pair) for pair in sorted(pairs)}
+
+
+def _asked(workload: Workload, target: Target, names: Sequence[str], pair: Pair) -> Answer:
+    try:
+        return _executed(workload, target, names, pair)
+    except (TargetError, TrialError) as reason:  # of this pair: the others may run all the same
+        return str(reason)
 
 
 def _executed(workload: Workload, target: Target, names: Sequence[str], pair: Pair) -> dict[str, str]:
@@ -107,8 +111,8 @@ def _executed(workload: Workload, target: Target, names: Sequence[str], pair: Pa
     runtime = get_runtime(target.runtime)
     model, example = workload.model.eval(), workload.example_input
     layers = {name: LayerPolicy(*pair) for name in names}
-    symmetric = RUNTIMES[target.runtime].symmetric
-    policy = Policy(layers=layers, scheme=Scheme(activations="symmetric") if symmetric else Scheme())
+    kind = "symmetric" if RUNTIMES[target.runtime].symmetric else "affine"
+    policy = Policy(layers=layers, scheme=Scheme("min_max", activations=kind))  # the range that is found soonest
     candidate = Candidate(policy, model, quantize(model, example, policy, _some(workload)))
     with tempfile.TemporaryDirectory() as folder, torch_threads(1):  # a session of torch's sets the process's number
         path = Path(folder) / f"model{runtime.suffix}"

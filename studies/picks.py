@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import UserError
+from ..validation import suggestion
 from .front import Objective, Point, minimised
 
 _BEST_OF = {"fastest": "latency_ms", "smallest": "artifact_bytes", "most-accurate": "accuracy"}
@@ -30,7 +31,7 @@ def pick(points: Sequence[Point], objectives: Sequence[Objective], rule: str) ->
         UserError: an unknown rule, an empty front, or a point that was not measured for the rule.
     """
     if rule not in RULES:
-        raise UserError(f"no rule {rule!r} to pick by; rules are {', '.join(RULES)}")
+        raise UserError(f"no rule {rule!r} to pick by; {suggestion(rule, RULES)}")
     if not points:
         raise UserError("the front is empty: no trial has met the constraints yet")
     heights = _heights(minimised(points, objectives))

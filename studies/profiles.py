@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from ..errors import StoreError, TargetError
+from ..errors import TargetError
 from ..hardware_profiles.device_card import DeviceCard, Kernel, Throughput
 from ..hardware_profiles.fingerprint import machine
 from ..hardware_profiles.runtime import get_runtime
 from ..hardware_profiles.target import Target, load_target, shipped_targets
+from .database import database_url
 from .store import Store
 from .terminal import facts, rows_table
 from .wording import moment
@@ -53,20 +55,33 @@ def measure_target(reference: str, storage: str, console: Console) -> Target:
 def profiles_table(storage: str) -> RenderableType:
     """Every target: the shipped ones, and those measured into the database."""
     table = rows_table(("target", "runtime", "threads>", "batch>", "measured", "fits this machine"))
-    stored = {target.name: target for target in _stored(storage)}
-    templates = {name: load_target(name) for name in shipped_targets()}
-    for name, target in sorted({**templates, **stored}.items()):
+    for name, target in _known(storage).items():
         card = target.measured
         cells = (moment(card.measured_at), _fit(target, card)) if card else ("not measured", "template")
         table.add_row(name, target.runtime, str(target.threads), str(target.batch), *map(Text, cells))
     return table
 
 
+def profiles_document(storage: str) -> dict[str, Any]:
+    """Every target in short, for other programs: {"targets": [...]}."""
+    keys = {"name", "runtime", "threads", "streams", "batch"}
+    return {
+        "targets": [
+            {**target.model_dump(mode="json", include=keys), **_fit_document(target)}
+            for target in _known(storage).values()
+        ]
+    }
+
+
+def target_document(reference: str, storage: str) -> dict[str, Any]:
+    """What is known of a target, for other programs: its card, and whether it fits this machine."""
+    target = _of_database_or_card(reference, storage)
+    return {**target.model_dump(mode="json"), **_fit_document(target)}
+
+
 def target_report(reference: str, storage: str) -> RenderableType:
     """What is known of a target: of the database where it was measured into it, else of its card."""
-    stored = {target.name: target for target in _stored(storage)}
-    target = stored.get(reference) or load_target(reference)
-    target = stored.get(target.name, target)
+    target = _of_database_or_card(reference, storage)
     about = [
         ("runtime", target.runtime),
         ("threads", f"{target.threads} in {target.streams} stream" + "s" * (target.streams > 1)),
@@ -99,15 +114,39 @@ def target_report(reference: str, storage: str) -> RenderableType:
     )
 
 
-def _stored(storage: str) -> list[Target]:
-    """Targets in the database; none where there is no database yet."""
-    try:
-        with Store(storage, create=False) as store:
-            return [Target.model_validate(dict(record.card), strict=False) for record in store.targets()]
-    except StoreError:
-        if "://" in storage and storage.startswith("sqlite") and not Path(storage.partition("///")[2]).exists():
-            return []
-        raise
+def _stored(storage: str) -> dict[str, Target]:
+    """Name -> target in the database; none where there is no database yet."""
+    url = database_url(storage)
+    if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
+        return {}
+    with Store(storage, create=False) as store:
+        targets = [Target.model_validate(dict(record.card), strict=False) for record in store.targets()]
+    return {target.name: target for target in targets}
+
+
+def _known(storage: str) -> dict[str, Target]:
+    """Name -> target, shipped or measured, by name."""
+    templates = {name: load_target(name) for name in shipped_targets()}
+    return dict(sorted({**templates, **_stored(storage)}.items()))
+
+
+def _of_database_or_card(reference: str, storage: str) -> Target:
+    stored = _stored(storage)
+    target = stored.get(reference) or load_target(reference)
+    return stored.get(target.name, target)
+
+
+def _fit_document(target: Target) -> dict[str, Any]:
+    """When a card was measured and whether it fits this machine, with the reason if not; null of a template."""
+    if target.measured is None:
+        return {"measured_at": None, "fits_this_machine": None, "why_not": None}
+    fit = _fit(target, target.measured)
+    why_not = None if fit == "yes" else fit.removeprefix("no: ")
+    return {
+        "measured_at": target.measured.measured_at.isoformat(),
+        "fits_this_machine": why_not is None,
+        "why_not": why_not,
+    }
 
 
 def _table_facts(target: Target) -> list[tuple[str, str]]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import re
-import statistics
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
@@ -19,18 +17,31 @@ MOST_REASONS = 12
 OUTCOMES: tuple[Outcome, ...] = ("running", "complete", "infeasible", "stopped", "failed")
 """In the order they are told in."""
 
-TELLING_TRIALS = 5
-"""Trials whose median duration is taken for what a trial takes."""
-
 LONGEST_LINE = 40
 """Characters of the sparkline."""
 
 
 def ended(trials: Sequence[TrialRecord]) -> int:
-    """Trials charged to the budget: those that ended and were not interrupted; one that went on after it was stopped once."""
+    """Trials that the budget has paid for: those that came to an end, one that was stopped and went on later counted once.
+
+    Interrupted trials are free, and so is what failed before the search had its first result (`has_begun`).
+    """
     stopped = {trial.number for trial in trials if trial.outcome == "stopped"}
-    done = (trial for trial in trials if trial.state != "running" and trial.reason != INTERRUPTED)
-    return sum(trial.retry_of not in stopped for trial in done)
+    begun = has_begun(trials)
+    return sum(trial.retry_of not in stopped for trial in trials if is_paid(trial, begun))
+
+
+def is_paid(trial: TrialRecord, begun: bool) -> bool:
+    """Whether the budget pays for a trial of a search that has `begun`, or has not."""
+    return trial.state != "running" and trial.reason != INTERRUPTED and (begun or trial.state != "failed")
+
+
+def has_begun(trials: Sequence[TrialRecord]) -> bool:
+    """Whether any trial that a worker ran had a result.
+
+    What failed before says more about the set-up than about policies: the next run tries those policies again.
+    """
+    return any(ran(trial) and trial.state != "failed" for trial in trials)
 
 
 def states_text(trials: Sequence[TrialRecord]) -> str:
@@ -41,48 +52,25 @@ def states_text(trials: Sequence[TrialRecord]) -> str:
     return f"{text}; retries among them: {retries}" if retries else text
 
 
-def charged_trials(sensitivities: Sequence[SensitivityRecord], trial_seconds: Sequence[float], workers: int) -> int:
-    """Trials that measuring the sensitivity is charged as: its seconds over the median trial's, rounded up.
-
-    No worker runs meanwhile, so each of `workers` counts. Nothing is charged before `TELLING_TRIALS` have ended.
-
-    Args:
-        trial_seconds: of trials that a worker ran.
-    """
-    seconds = sum(record.seconds for record in sensitivities)
-    if len(trial_seconds) < TELLING_TRIALS or not seconds:
-        return 0
-    return math.ceil(seconds * max(1, workers) / statistics.median(trial_seconds))
-
-
 def ran(trial: TrialRecord) -> bool:
     """Whether a worker ran the trial to its end; the uncompressed model's takes the baseline's figures over."""
     return trial.state != "running" and trial.reason != INTERRUPTED and not trial.policy.is_uncompressed
 
 
-def charged(study: StudyRecord, trials: Sequence[TrialRecord], sensitivities: Sequence[SensitivityRecord]) -> int:
-    """`charged_trials` of a study."""
-    return charged_trials(sensitivities, [trial.seconds for trial in trials if ran(trial)], study.spec.workers)
-
-
-def sensitivity_text(sensitivities: Sequence[SensitivityRecord], charge: int) -> str:
-    """What was measured before the first trial, and what it cost."""
+def sensitivity_text(sensitivities: Sequence[SensitivityRecord]) -> str:
+    """How many choices were measured alone, and how long that took."""
     if not sensitivities:
         return "not measured"
     taken = sum(record.source is not None for record in sensitivities)
     seconds = sum(record.seconds for record in sensitivities)
-    text = (
-        f"{count_text(len(sensitivities), 'choice')} alone, {seconds:.1f} s, charged as {count_text(charge, 'trial')}"
-    )
+    text = f"{count_text(len(sensitivities), 'choice')} alone, {seconds:.1f} s"
     return f"{text}; {taken} of them known from earlier studies" if taken else text
 
 
-def budget_text(budget: BudgetSpec, trials: Sequence[TrialRecord], charge: int = 0) -> str:
-    """What was spent of the budget; `charge` trials of it before the first one."""
-    spent = ended(trials) + charge
+def budget_text(budget: BudgetSpec, trials: Sequence[TrialRecord]) -> str:
+    """What was spent of the budget."""
+    spent = ended(trials)
     parts = [f"{spent} of {budget.trials} trials"] if budget.trials else [f"{spent} trials so far"]
-    if charge:
-        parts.append(f"{charge} of them for the sensitivity")
     if budget.timeout_s:
         parts.append(f"at most {budget.timeout_s:g} s a run")
     if budget.patience:
@@ -129,12 +117,12 @@ def reason_rows(trials: Sequence[TrialRecord]) -> list[tuple[str, str, str]]:
 
 
 def next_commands(
-    study: StudyRecord, trials: Sequence[TrialRecord], fronts: Sequence[FrontRecord], charge: int = 0
+    study: StudyRecord, trials: Sequence[TrialRecord], fronts: Sequence[FrontRecord]
 ) -> list[tuple[str, str]]:
     """(command, what it does) that make sense now."""
     name, budget = study.name, study.spec.budget.trials
     commands = []
-    if budget is None or ended(trials) + charge < budget:
+    if budget is None or ended(trials) < budget:
         commands.append(("slimfront search STUDY.yaml", "goes on, if no other process is at it"))
     if fronts and fronts[-1].members:
         commands.append((f"slimfront front {name}", "the front as a table"))

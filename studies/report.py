@@ -17,7 +17,6 @@ from .newest_front import front_points, objectives_of, why_no_front
 from .picks import pick
 from .progress import (
     budget_text,
-    charged,
     ended,
     growth_text,
     next_commands,
@@ -27,7 +26,7 @@ from .progress import (
 )
 from .records import MeasurementRecord, TrialRecord
 from .store import Store
-from .terminal import add_row, commands, facts, rows_table
+from .terminal import Fitting, add_row, commands, facts, rows_table
 from .wording import (
     bounds_text,
     channel_rows,
@@ -75,7 +74,6 @@ def status_report(store: Store, name: str) -> RenderableType:
     """
     study, trials, fronts = store.get_study(name), store.trials(name), store.fronts(name)
     sensitivities = store.sensitivities(name)
-    charge = charged(study, trials, sensitivities)
     spec = study.spec
     workers = f"{spec.workers} workers" if spec.workers else "in one process"
     known = facts(
@@ -85,9 +83,9 @@ def status_report(store: Store, name: str) -> RenderableType:
             ("objectives", ", ".join(spec.objectives)),
             ("constraints", ", ".join(map(str, spec.constraints)) or "none"),
             ("search", f"{spec.sampler}, seed {spec.seed}, {workers}, since {moment(study.created)}"),
-            *([("sensitivity", sensitivity_text(sensitivities, charge))] if spec.sensitivity else []),
+            *([("sensitivity", sensitivity_text(sensitivities))] if spec.sensitivity else []),
             *([("remark", study.remark)] if study.remark else []),
-            ("budget", budget_text(spec.budget, trials, charge)),
+            ("budget", budget_text(spec.budget, trials)),
             ("trials", states_text(trials)),
             ("front", growth_text(fronts, trials)),
         ]
@@ -95,7 +93,7 @@ def status_report(store: Store, name: str) -> RenderableType:
     parts: list[RenderableType] = [Text(name, style="bold"), known]
     if reasons := reason_rows(trials):
         parts += ["", rows_table(("trials>", "ended", "because"), reasons)]
-    return Group(*parts, commands("Next", next_commands(study, trials, fronts, charge)))
+    return Group(*parts, commands("Next", next_commands(study, trials, fronts)))
 
 
 def trial_report(store: Store, name: str, number: int) -> RenderableType:
@@ -210,7 +208,9 @@ def _measurements(history: Sequence[MeasurementRecord]) -> RenderableType:
     """All figures, metric by metric, oldest first; those a newer one replaced are dim."""
     if not history:
         return Text("Nothing was measured.")
-    table = rows_table(("measurement", "value>", "95 % low>", "high>", "unit", "n>", "method", "rung>", ""))
+    wide = rows_table(("measurement", "value>", "95 % low>", "high>", "unit", "n>", "method", "rung>", ""))
+    narrow = rows_table(("measurement", "value>", "low>", "high>", "unit", "n>", "rung>", ""))
+    wide.columns[0].no_wrap = narrow.columns[0].no_wrap = True  # names are copied from here into study files
     order = list(METRICS)
     newest = {record.measurement.name: record for record in history}
     for record in sorted(history, key=lambda record: order.index(record.measurement.name)):
@@ -218,5 +218,13 @@ def _measurements(history: Sequence[MeasurementRecord]) -> RenderableType:
         cells = (m.name, full_text(m.value, m.unit), *bounds_text(m), m.unit, str(m.n), m.method, str(record.rung))
         replaced = record is not newest[m.name]
         remark = "replaced" if replaced else "noisy" if m.noisy else ""
-        add_row(table, (*cells, remark), style="dim" if replaced else "")
-    return Group(table, Text("\nflops are multiply-adds: one fused multiply-add is one FLOP", style="dim"))
+        style = "dim" if replaced else ""
+        add_row(wide, (*cells, remark), style)
+        add_row(narrow, (*cells[:6], str(record.rung), "old" if replaced else remark), style)
+    left_out = Text(
+        "\nlow, high: of the 95 % interval; a wider terminal, or a pipe, shows the methods too", style="dim"
+    )
+    return Group(
+        Fitting(wide, Group(narrow, left_out)),
+        Text("\nflops are multiply-adds: one fused multiply-add is one FLOP", style="dim"),
+    )

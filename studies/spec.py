@@ -27,7 +27,8 @@ from pydantic import (
     model_validator,
 )
 
-from ..errors import PolicyError, StudyFileError
+from ..documents import MAX_YAML_BYTES, read_file, yaml_document
+from ..errors import DocumentError, PolicyError, StudyFileError
 from ..measurement import METRICS
 from ..spaces.operators import Operator
 from ..spaces.policy import (
@@ -45,9 +46,8 @@ from ..spaces.policy import (
 )
 from ..spaces.presets import PRESETS, Family, preset_space
 from ..spaces.pruning import CRITERIA, REDUCTIONS, SCOPES
-from ..validation import first_problem, suggestion
+from ..validation import Name, first_problem, shortened, suggestion
 from .constraint import Constraint
-from .yaml_file import read_mapping
 
 SCHEMA = 1
 """Version of the JSON a study is stored as."""
@@ -68,9 +68,11 @@ def _as_tuple(value: object) -> object:
 
 
 def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
-    for index, value in enumerate(values):
-        if value in values[:index]:
+    seen = set()
+    for value in values:
+        if value in seen:
             raise ValueError(f"{value} is there twice")
+        seen.add(value)
     return values
 
 
@@ -106,9 +108,17 @@ def _constraint(value: object) -> Constraint:
     return value if isinstance(value, Constraint) else Constraint.parse(value, JUDGED)
 
 
-Listed = Annotated[tuple[T, ...], BeforeValidator(_as_tuple), AfterValidator(_distinct)]
+MAX_NAME = 300
+"""Characters of a file's name that errors show."""
+
+MAX_COUNT = 10**9
+"""The most of anything that is counted, such as trials."""
+
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+CountOrNone = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+Listed = Annotated[tuple[T, ...], Field(max_length=1000), BeforeValidator(_as_tuple), AfterValidator(_distinct)]
 Choices = Annotated[Listed[T], Field(min_length=1)]
-Text = Annotated[str, Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1, max_length=1000)]
 WeightBits = Annotated[int, _one_of(WEIGHT_BITS)]
 ActivationBits = Annotated[int, _one_of(ACTIVATION_BITS)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -151,10 +161,10 @@ class SpaceSpec(_Part):
     channel_sparsity: Choices[Fraction] = (0.0,)
     weight_sparsity: Choices[WeightSparsity] = (0.0,)
     width: Choices[Width] = (1.0,)
-    recovery_epochs: Choices[Annotated[int, Field(ge=0)]] = (0,)
+    recovery_epochs: Choices[CountOrNone] = (0,)
     criterion: Choices[Annotated[str, _one_of(CRITERIA)]] = ("l2",)
     sparsity_scope: Choices[Annotated[str, _one_of(SCOPES)]] = ("layer",)
-    pruning_steps: Choices[Annotated[int, Field(ge=1)]] = (1,)
+    pruning_steps: Choices[Count] = (1,)
     channel_reduction: Choices[Annotated[str, _one_of(REDUCTIONS)]] = ("drop",)
     removed_blocks: Choices[Annotated[int, _one_of((0, 1))]] = (0,)
     operators: Choices[Annotated[str, PlainValidator(_operator)]] = ("dense",)
@@ -187,9 +197,9 @@ class BudgetSpec(_Part):
         patience: trials that may pass while the front's hypervolume grows by less than `convergence.LEAST_GROWTH`.
     """
 
-    trials: Annotated[int, Field(ge=1)] | None = None
+    trials: Count | None = None
     timeout_s: Annotated[float, Field(gt=0)] | None = None
-    patience: Annotated[int, Field(ge=1)] | None = None
+    patience: Count | None = None
 
     @model_validator(mode="after")
     def _some(self) -> BudgetSpec:
@@ -204,7 +214,7 @@ class RecoverySpec(_Part):
     learning_rate: Annotated[float, Field(gt=0)] = 0.01
     temperature: Annotated[float, Field(gt=0)] = 4.0
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.7
-    batch_size: Annotated[int, Field(ge=1)] = 64
+    batch_size: Count = 64
     steps: Annotated[tuple[RecoveryStep, ...], BeforeValidator(_as_tuple)] = ("prune", "train")
     distiller: Text = "soft"
     teachers: Listed[Text] = ()
@@ -212,7 +222,7 @@ class RecoverySpec(_Part):
     mutual: bool = False
     schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    patience: Annotated[int, Field(ge=0)] = 0
+    patience: CountOrNone = 0
     mixed_precision: bool = False
 
     @model_validator(mode="after")
@@ -241,7 +251,7 @@ class RungsSpec(_Part):
     """
 
     recovery: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], BeforeValidator(_as_tuple)] = (0.0, 0.25, 1.0)
-    reduction: Annotated[int, Field(ge=2)] = 3
+    reduction: Annotated[int, Field(ge=2, le=MAX_COUNT)] = 3
 
     @model_validator(mode="after")
     def _rising(self) -> RungsSpec:
@@ -273,14 +283,14 @@ class StudySpec(_Part):
         sensitivity: measure what single choices damage before the first trial, and start from the policies that suggests.
     """
 
-    study: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=128)]
+    study: Name
     workload: Text
     workload_options: dict[str, JsonValue] = Field(default_factory=dict)
     target: Text
     objectives: Objectives
     constraints: Constraints = ()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: CountOrNone = 0
     budget: BudgetSpec
     sampler: Literal["policy", "tpe", "nsgaii", "random"] = "policy"
     transfer: bool = True
@@ -438,7 +448,32 @@ def load_study(reference: str) -> StudySpec:
     path = Path(reference)
     if reference in shipped_studies() and not path.is_file():
         with resources.as_file(_LIBRARY.joinpath(f"{reference}.yaml")) as shipped:
-            return StudySpec.from_document(read_mapping(shipped, reference), reference, Path.cwd())
+            return StudySpec.from_document(_read_mapping(shipped, reference), reference, Path.cwd())
+    name = shortened(reference, MAX_NAME)
     if not os.path.exists(reference):
-        raise StudyFileError(reference, "", f"no such file; shipped studies are {', '.join(shipped_studies())}")
-    return StudySpec.from_document(read_mapping(path, reference), reference, path.resolve().parent)
+        raise StudyFileError(
+            name, "", f"no such file, and no shipped study; {suggestion(reference, shipped_studies())}"
+        )
+    return StudySpec.from_document(_read_mapping(path, name), reference, path.resolve().parent)
+
+
+def study_named(reference: str) -> StudySpec | None:
+    """The study of a file or a shipped one; None where `reference` is neither's name and so may be a workload's.
+
+    Raises:
+        StudyFileError: as `load_study`.
+    """
+    is_study = reference in shipped_studies() or Path(reference).suffix in (".yaml", ".yml")
+    return load_study(reference) if is_study else None
+
+
+def _read_mapping(path: Path, name: str) -> dict[Any, Any]:
+    """The one mapping a YAML file holds; `name` is how errors call the file."""
+    try:
+        document = yaml_document(read_file(path, MAX_YAML_BYTES))
+    except DocumentError as error:
+        raise StudyFileError(f"{name}:{error.line}" if error.line else name, "", str(error)) from error
+    if not isinstance(document, dict):
+        held = "is empty" if document is None else f"holds a {type(document).__name__}"
+        raise StudyFileError(name, "", f"{held}; a study file is a mapping of keys such as study, workload, target")
+    return document

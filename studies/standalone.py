@@ -109,7 +109,8 @@ def load_tensorrt(path: str, threads: int) -> Run:
     import tensorrt  # pyright: ignore[reportMissingImports]  # there only with a GPU
     import torch  # for memory on the GPU
 
-    engine = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.WARNING)).deserialize_cuda_engine(Path(path).read_bytes())
+    with open(path, "rb") as file:
+        engine = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.WARNING)).deserialize_cuda_engine(file.read())
     context, stream = engine.create_execution_context(), torch.cuda.Stream()
     ends = {}
     for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):

@@ -265,6 +265,11 @@ class Store:
             find_trial(session, study, number)
             return trial_records(session, study, tables.Trial.number == number)[0]
 
+    def find_trial(self, study: str, number: int) -> TrialRecord | None:
+        """The trial of that number; None where there is none."""
+        with self._database.reading() as session:
+            return next(iter(trial_records(session, study, tables.Trial.number == number)), None)
+
     def trials(self, study: str, state: State | None = None) -> list[TrialRecord]:
         """The study's trials, all or those in one state, by number."""
         with self._database.reading() as session:

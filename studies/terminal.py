@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
+
+from ..console import UNCUT
 
 SPARKS = "▁▂▃▄▅▆▇█"
 
 
 def rows_table(header: Sequence[str], rows: Iterable[Sequence[str]] = (), *, narrow: bool = False) -> Table:
-    """A table; a header that ends in ">" is of numbers, right-aligned.
+    """A table; a header that ends in ">" is of numbers, right-aligned. No word is cut: one that is too long is broken.
 
     Args:
         narrow: break cells of numbers too where the terminal is too narrow, instead of only those of words.
@@ -22,7 +26,7 @@ def rows_table(header: Sequence[str], rows: Iterable[Sequence[str]] = (), *, nar
     for name in header:
         numbers = name.endswith(">")
         justify = "right" if numbers else "left"
-        table.add_column(Text(name.removesuffix(">")), justify=justify, no_wrap=numbers and not narrow)
+        table.add_column(Text(name.removesuffix(">")), justify=justify, no_wrap=numbers and not narrow, overflow="fold")
     for row in rows:
         add_row(table, row)
     return table
@@ -31,6 +35,17 @@ def rows_table(header: Sequence[str], rows: Iterable[Sequence[str]] = (), *, nar
 def add_row(table: Table, cells: Iterable[str], style: str = "") -> None:
     """Add a row of plain text."""
     table.add_row(*(Text(cell) for cell in cells), style=style)
+
+
+class Fitting:
+    """The one of two renderables that fits: the wide one, or the narrow one where the wide one's words would be broken."""
+
+    def __init__(self, wide: RenderableType, narrow: RenderableType) -> None:
+        self._wide, self._narrow = wide, narrow
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        needed = Measurement.get(console, options.update(max_width=UNCUT), self._wide).minimum
+        yield self._wide if needed <= options.max_width else self._narrow
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> Padding:

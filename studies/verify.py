@@ -1,14 +1,15 @@
-"""An exported bundle held against its card, on this machine."""
+"""An exported bundle held against its card, on this machine.
+
+A bundle is data. What scores it, the user names; its model is a file for a runtime that only computes, or it is not loaded.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..compression.packed_file import digest, load_packed, packed_bytes, recorded_digest
@@ -16,15 +17,18 @@ from ..errors import TargetError, UserError
 from ..evaluators.accuracy import score
 from ..evaluators.evaluator import Context
 from ..hardware_profiles.bench import bench_cores
-from ..hardware_profiles.runtime import Artifact, get_runtime
+from ..hardware_profiles.onnx_signature import refuse_external_data
+from ..hardware_profiles.runtime import RUNTIMES, get_runtime
 from ..hardware_profiles.target import Target
 from ..hardware_profiles.timer import Timer
-from ..workloads.load import load_workload
-from .card import SCHEMA
+from ..workloads.workload import describe
+from .bundle import Bundle, open_bundle
+from .judge import Judge
 
 ACCURACY_TOLERANCE = 0.005
 SPEEDUP_TOLERANCE = 0.1
 SECONDS = 2.0
+PACKED = "packed.safetensors"
 
 OpenTimer = Callable[[Target, Path, Tensor, Sequence[int]], Timer]
 """(target, reference, example input, cores of a bench on this machine) -> what times artifacts of that target."""
@@ -42,86 +46,125 @@ class Check:
     holds: bool | None
 
 
-def verify_bundle(folder: Path, base: Path, open_timer: OpenTimer) -> Iterator[Check]:
+def verify_bundle(folder: Path, open_timer: OpenTimer, judge: Judge | None = None) -> Iterator[Check]:
     """Check what the card claims, one by one: the files, their sizes, the accuracy and the paired speed-up.
 
     Args:
-        folder: as `export_bundle` wrote it.
-        base: folder that a workload given as `file.py:function` is looked for in.
+        folder: as `export_bundle` wrote it, or somebody else.
         open_timer: `search.timer_of_target.timer_of`; a remote target is timed where it is.
+        judge: what the accuracy is scored by; without one it is not checked.
 
     Raises:
-        UserError: no bundle, or one of a later schema; its workload or runtime cannot be had.
+        UserError: no bundle, one of a later schema, or one that is not all in its folder; a workload for other inputs.
     """
-    card = _card(folder)
-    target = Target.model_validate(card["target"])
-    yield _files(folder, card)
-    model, reference = (Artifact.of(_named(folder, card, name)) for name in ("model", "reference"))
-    measured = card["measurements"]
-    bytes_ = measured["artifact_bytes"]["value"]
-    yield Check("artifact_bytes", f"{bytes_:.0f}", str(model.bytes), "none", model.bytes == bytes_)
-    if (packed := folder / "packed.safetensors").name in card["files"]:
-        yield from _packed(packed, measured["packed_bytes"]["value"])
-    provenance = card["provenance"]
-    workload = load_workload(provenance["workload"], provenance["workload_options"], base)
-    context = Context(workload, target, get_runtime(target.runtime))
-    accuracy, value = measured["accuracy"]["value"], score(model, workload.validation, context).value()
-    close = abs(value - accuracy) <= ACCURACY_TOLERANCE
-    yield Check("accuracy", f"{accuracy:.4f}", f"{value:.4f}", f"{ACCURACY_TOLERANCE}", close)
-    yield _speedup(measured["speedup"]["value"], model, reference, workload.example_input, target, open_timer)
+    bundle = open_bundle(folder)
+    changed = bundle.changed()
+    found = f"{', '.join(changed)} changed" if changed else "unchanged"
+    yield Check("files, by sha256", f"{len(bundle.card.files)} files", found, "none", not changed)
+    model, recorded = bundle.artifact("model"), bundle.card.measurements.artifact_bytes.value
+    yield Check("artifact_bytes", f"{recorded:.0f}", str(model.bytes), "none", model.bytes == recorded)
+    yield from _packed(bundle)
+    reason = _why_not_loaded(bundle, judge)
+    yield from _accuracy(bundle, judge, reason)
+    yield _speedup(bundle, judge, open_timer, reason)
 
 
-def _speedup(
-    recorded: float, model: Artifact, reference: Artifact, example_input: Tensor, target: Target, open_timer: OpenTimer
-) -> Check:
-    """The paired speed-up measured again where the target is; not checked where nobody can get there."""
-    claim, told = "speedup", f"{recorded:.3f}"
-    if target.predict:
-        return Check(claim, told, "not measured: predicted for a machine elsewhere", "", None)
+def _packed(bundle: Bundle) -> Iterator[Check]:
+    """Whether the packed file takes what was measured, and comes back as the weights that were packed."""
+    path, measured = bundle.folder / PACKED, bundle.card.measurements.packed_bytes
+    if PACKED not in bundle.card.files or measured is None or not path.exists():
+        return
+    found = packed_bytes(path)
+    yield Check("packed_bytes", f"{measured.value:.0f}", str(found), "none", found == measured.value)
+    claim = "packed weights, by digest"
     try:
-        with open_timer(target, reference.path, example_input, bench_cores(target.threads)) as timer:
-            found = timer.time(model.path, SECONDS).speedup
+        before, after = recorded_digest(path), digest(load_packed(path, bundle.artifact("reference").bytes))
+    except ValueError as error:
+        yield Check(claim, "", str(error), "none", False)
+    else:
+        yield Check(claim, before, after, "none", before == after)
+
+
+def _why_not_loaded(bundle: Bundle, judge: Judge | None) -> str | None:
+    """Why the model and the reference are not loaded here; None where they are.
+
+    Raises:
+        UserError: they are not files that the target's runtime loads, or read other files.
+    """
+    name, artifacts = bundle.card.target.runtime, [bundle.artifact(stem) for stem in ("model", "reference")]
+    made_here = judge.made_here if judge else frozenset()
+    if RUNTIMES[name].runs_code and not made_here.issuperset(artifact.sha256 for artifact in artifacts):
+        return f"not run: files of {name} may hold code; --study runs those that a study of yours made"
+    try:
+        suffix = get_runtime(name).suffix
+    except TargetError as error:
+        return f"not run: {error}"
+    for artifact in artifacts:
+        if artifact.path.suffix != suffix:
+            raise UserError(f"{bundle.folder}: {artifact.path.name} is no {suffix} file, which {name} loads")
+        if suffix == ".onnx":
+            refuse_external_data(artifact.path)
+    return None
+
+
+def _accuracy(bundle: Bundle, judge: Judge | None, reason: str | None) -> Iterator[Check]:
+    recorded = bundle.card.measurements.accuracy.value
+    told = f"{recorded:.4f}"
+    if judge is None or reason is not None:
+        yield Check("accuracy", told, reason or "not scored: --workload or --study says on what data", "", None)
+        return
+    yield _same_workload(bundle, judge)
+    target, model = bundle.card.target, bundle.artifact("model")
+    context = Context(judge.workload, target, get_runtime(target.runtime))
+    try:
+        value = score(model, judge.workload.validation, context).value()
+    except Exception as error:  # a runtime raises anything over a model that is not what its card says
+        yield Check("accuracy", told, f"cannot be scored: {describe(error)}", f"{ACCURACY_TOLERANCE}", False)
+    else:
+        close = abs(value - recorded) <= ACCURACY_TOLERANCE
+        yield Check("accuracy", told, f"{value:.4f}", f"{ACCURACY_TOLERANCE}", close)
+
+
+def _same_workload(bundle: Bundle, judge: Judge) -> Check:
+    """Whether the bundle was made of this very model and these data, by its own account.
+
+    Raises:
+        UserError: the workload's inputs are no inputs of the bundle's model.
+    """
+    given, taken = list(judge.workload.example_input.shape[1:]), bundle.card.input.shape[1:]
+    if given != taken:
+        raise UserError(
+            f"workload {judge.workload.name} has inputs of {given}, the model of {bundle.folder} takes {taken}"
+        )
+    recorded = (bundle.card.provenance.workload_fingerprint or "none")[:16]
+    found = judge.fingerprint[:16]
+    same = found == recorded
+    return Check("workload", recorded, found if same else f"{found}: other weights or data", "", same or None)
+
+
+def _speedup(bundle: Bundle, judge: Judge | None, open_timer: OpenTimer, reason: str | None) -> Check:
+    """The paired speed-up measured again where the target is; not checked where nobody can get there."""
+    target, recorded = bundle.card.target, bundle.card.measurements.speedup.value
+    claim, told = "speedup", f"{recorded:.3f}"
+    cores = bench_cores(target.threads)
+    if target.predict:
+        reason = "not measured: predicted for a machine elsewhere"
+    elif len(cores) < target.threads and not target.remote:
+        reason = f"not measured: the target has {target.threads} threads, this process {len(cores)} cores"
+    if reason is not None:
+        return Check(claim, told, reason, "", None)
+    example = judge.workload.example_input if judge else _random_input(bundle)
+    try:
+        with open_timer(target, bundle.artifact("reference").path, example, cores) as timer:
+            found = timer.time(bundle.artifact("model").path, SECONDS).speedup
     except TargetError as error:  # no node of a cluster is it
         return Check(claim, told, f"not measured: {error}", "", None)
+    except Exception as error:  # a runtime raises anything over a model that is not what its card says
+        return Check(claim, told, f"cannot be timed: {describe(error)}", f"{SPEEDUP_TOLERANCE:.0%}", False)
     close = abs(found / recorded - 1) <= SPEEDUP_TOLERANCE
     return Check(claim, told, f"{found:.3f}", f"{SPEEDUP_TOLERANCE:.0%}", close)
 
 
-def _packed(path: Path, recorded: float) -> Iterator[Check]:
-    """Whether the packed file takes what was measured, and comes back as the weights that were packed."""
-    found = packed_bytes(path)
-    yield Check("packed_bytes", f"{recorded:.0f}", str(found), "none", found == recorded)
-    before, after = recorded_digest(path), digest(load_packed(path))
-    yield Check("packed weights, by digest", before, after, "none", before == after)
-
-
-def _card(folder: Path) -> dict[str, Any]:
-    path = folder / "card.json"
-    try:
-        card = json.loads(path.read_text())
-        schema = card["schema"]
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} is no bundle: it has no card.json; `slimfront export` makes one") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read as a card: {type(error).__name__}: {error}") from error
-    if schema > SCHEMA:
-        raise UserError(f"{path} has schema {schema}, this slimfront knows {SCHEMA}; a newer slimfront reads it")
-    return card
-
-
-def _files(folder: Path, card: Mapping[str, Any]) -> Check:
-    changed = [name for name, about in card["files"].items() if _sha256(folder / name) != about["sha256"]]
-    found = f"{', '.join(changed)} changed" if changed else "unchanged"
-    return Check("files, by sha256", f"{len(card['files'])} files", found, "none", not changed)
-
-
-def _sha256(path: Path) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-
-
-def _named(folder: Path, card: Mapping[str, Any], stem: str) -> Path:
-    """The file of that stem among the card's, whatever format its runtime loads."""
-    found = next((folder / name for name in card["files"] if Path(name).stem == stem), None)
-    if found is None or not found.is_file():
-        raise UserError(f"{folder} has no {stem} file; export the bundle again")
-    return found
+def _random_input(bundle: Bundle) -> Tensor:
+    """One sample as the card describes it, shape [1, ...]."""
+    return torch.randn(1, *bundle.card.input.shape[1:], generator=torch.Generator().manual_seed(0))

@@ -16,6 +16,9 @@ from .executed import precision_of, ran_in
 Row = tuple[str, ...]
 
 _COUNTED = ("bytes", "FLOPs", "BOPs", "count")
+_NAMED_UNITS = ("ms", "nats", "J", "samples/s")
+"""Units that `short_text` leaves out, and that no letter or sign of its stands for."""
+
 _FACTORS = ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"))
 
 
@@ -58,11 +61,26 @@ def spread_text(measurement: Measurement) -> str:
     return f"±{half:.2g}" if measurement.unit in ("ms", "ratio") else f"±{short_text(half, measurement.unit)}"
 
 
+def figure_text(measurement: Measurement, *, spread: bool = True) -> str:
+    """What was measured and how much, as in "latency 0.512 ms" or "accuracy drop 0.0010 ±0.0040"."""
+    unit = measurement.unit
+    name = measurement.name.removesuffix(f"_{unit.lower()}").replace("_", " ")
+    amount = short_text(measurement.value, unit)
+    parts = [name, amount, spread_text(measurement) if spread else "", unit if unit in _NAMED_UNITS else ""]
+    return " ".join(filter(None, parts))
+
+
+def clock_text(seconds: float) -> str:
+    """Minutes and seconds as a clock shows them, "1:05"; with hours from the first on, "2:00:07"."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
 def excess_text(constraint: str, excess: float) -> str:
     """How far beyond a constraint, or within it, in the unit of its metric; `constraint` as the study file writes it."""
     unit = METRICS[constraint.split()[0]].unit
     amount = short_text(abs(excess), unit)
-    return f"{amount} {unit}" if unit in ("ms", "nats") else amount
+    return f"{amount} {unit}" if unit in _NAMED_UNITS else amount
 
 
 def predicted_text(measurements: Iterable[Measurement]) -> str | None:

@@ -11,7 +11,9 @@ from rich.console import Console
 from slimfront.errors import UserError
 from slimfront.search.run import run_search
 from slimfront.search.timer_of_target import timer_of
+from slimfront.studies.bundle import open_bundle
 from slimfront.studies.export import export_bundle
+from slimfront.studies.judge import judge_of_study
 from slimfront.studies.spec import load_study
 from slimfront.studies.store import Store
 from slimfront.studies.verify import verify_bundle
@@ -67,17 +69,18 @@ def test_every_front_point_reproduces_its_card(searched: Store, digits_workload:
 def test_verify_finds_what_was_changed(searched: Store, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     export_bundle(searched, "digits-demo", bundle, trial=None, rule="knee")
-    held = {check.claim: check.holds for check in verify_bundle(bundle, tmp_path, timer_of)}
+    judge = judge_of_study(searched, "digits-demo", open_bundle(bundle))
+    held = {check.claim: check.holds for check in verify_bundle(bundle, timer_of, judge)}
     assert {claim for claim, holds in held.items() if not holds} <= {"speedup"}  # which a busy second may spoil
     assert list(held) == [
-        "files, by sha256", "artifact_bytes", "packed_bytes", "packed weights, by digest", "accuracy", "speedup",
+        "files, by sha256", "artifact_bytes", "packed_bytes", "packed weights, by digest", "workload", "accuracy", "speedup",
     ]  # fmt: skip
     (bundle / "model.onnx").write_bytes((bundle / "reference.onnx").read_bytes())
-    broken = {check.claim: check.found for check in verify_bundle(bundle, tmp_path, timer_of) if not check.holds}
+    broken = {check.claim: check.found for check in verify_bundle(bundle, timer_of) if check.holds is False}
     assert broken["files, by sha256"] == "model.onnx changed"
     assert {"artifact_bytes", "speedup"} <= set(broken)
     with pytest.raises(UserError, match=r"has no card\.json"):
-        list(verify_bundle(tmp_path, tmp_path, timer_of))
+        list(verify_bundle(tmp_path, timer_of))
 
 
 def speedup(bundle: Path) -> float:

@@ -9,12 +9,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
 from slimfront.cli import main
+from slimfront.measurement import Measurement
+from slimfront.spaces.policy import LayerPolicy, Policy
+from slimfront.studies.documents import json_text
 from slimfront.studies.records import INTERRUPTED
+from slimfront.studies.spec import load_study, shipped_studies
 from slimfront.studies.store import Store
 
 TINY = Path(__file__).parent / "search" / "tiny_workload.py"
@@ -102,8 +107,8 @@ def test_a_bad_study_file_is_one_line_naming_file_and_key(
     printed = capfd.readouterr().err
     problem = [line for line in printed.splitlines() if line.startswith("slimfront: ")]
     assert ended.value.code == 2
+    assert printed.splitlines() == problem  # nothing before it
     assert len(problem) == 1
-    assert printed.splitlines()[-1] == problem[0]
     assert GIVEN in problem[0]
     assert re.search(key, problem[0])
     assert re.search(says, problem[0])
@@ -133,6 +138,190 @@ def test_a_wrong_turn_is_one_line(arguments: tuple[str, ...], says: str, tmp_pat
     assert says in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def typed(*arguments: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of a command run in this process."""
+    monkeypatch.setattr(sys, "argv", ["slimfront", *arguments])
+    code = 0
+    try:
+        main()
+    except SystemExit as ended:
+        code = ended.code or 0
+    return code, *capfd.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("show X abc", "TRIAL must be a whole number, not 'abc'; `slimfront show --help` explains it"),
+        ("show X", "TRIAL is missing; `slimfront show --help` explains it"),
+        ("front", "NAME is missing; `slimfront front --help` explains it"),
+        ("export X", "--to is missing; `slimfront export --help` explains it"),
+        ("search x --trials 1.5", "--trials must be a whole number, not '1.5'; `slimfront search --help` explains it"),
+        ("search x --timeout soon", "--timeout must be a number, not 'soon'; `slimfront search --help` explains it"),
+        ("search x --trials", "--trials needs a value; `slimfront --help` explains it"),
+        ("dashboard --port 0", "--port must be between 1 and 65535, not 0; `slimfront dashboard --help` explains it"),
+        ("show X 1 2", "'2' is one argument too many; `slimfront show --help` explains it"),
+        ("serch x", "there is no command 'serch'; did you mean search?; `slimfront --help` explains it"),
+        ("search x --trails 3", "there is no option --trails; did you mean --trials?; `slimfront search --help` ex"),
+        (
+            "export X --to a --pick fastst",
+            "--pick has no choice 'fastst'; did you mean fastest?; `slimfront export --help` explains it",
+        ),
+        (
+            "front X --format xml",
+            "--format has no choice 'xml'; known are csv, json, table; `slimfront front --help` explains it",
+        ),
+        ("search digit-demo", "digit-demo: no such file, and no shipped study; did you mean digits-demo?"),
+        ("profile cpu-opnvino --show", "target 'cpu-opnvino' is neither a shipped card nor a file; did you mean cpu"),
+        ("front X --storage pg:x", "storage 'pg:x' is no database URL; write a file's name, sqlite:///slimfront.db or"),
+    ],
+)
+def test_what_is_typed_wrong_is_one_line(
+    line: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, printed, problem = typed(*line.split(), monkeypatch=monkeypatch, capfd=capfd)
+    assert (code, printed) == (2, "")
+    assert problem.startswith(f"slimfront: {says}")
+    assert problem.count("\n") == 1
+
+
+def test_without_a_command_there_is_help_and_its_version_names_what_it_runs_on(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    code, help_, problem = typed(monkeypatch=monkeypatch, capfd=capfd)
+    assert (code, problem) == (2, "")
+    assert "profiles" in help_
+    code, printed, problem = typed("--version", monkeypatch=monkeypatch, capfd=capfd)
+    assert (code, problem) == (0, "")
+    assert printed.startswith(f"slimfront {metadata.version('slimfront')} (Python 3.")
+    assert f"ray {metadata.version('ray')}" in printed
+
+
+@pytest.fixture
+def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose slimfront.db holds the study "tiny": trials 0 and 1 complete, 0 on the front, 2 failed."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / GIVEN).write_text(yaml.safe_dump(GOOD))
+    figures = [
+        Measurement("accuracy_drop", 0.01, 0.005, 0.02, "fraction", 360, "newcombe paired"),
+        Measurement("latency_ms", 1.5, 1.4, 1.6, "ms", 240, "paired-median x quiet reference"),
+        Measurement("latency_p99_ms", 1.9, 1.8, 2.1, "ms", 10_000, "single runs of one timing"),
+        Measurement.exact("flops", 12_345, "fvcore"),
+    ]
+    policy = Policy(channels={"stem": 0.5}, layers={"stem": LayerPolicy(8, 8)})
+    with Store("slimfront.db") as store:
+        store.create_study(load_study(GIVEN), "fingerprint", {}, {})
+        store.set_baseline("tiny", figures, "cpu-openvino")
+        for number in range(3):
+            store.start_trial("tiny", number, policy)
+            store.add_measurements("tiny", number, figures, 0, "cpu-openvino")
+        for number, state in enumerate(("complete", "complete", "failed")):
+            store.finish_trial("tiny", number, state, "ValueError: [3, 8]" if state == "failed" else None)
+        store.save_front("tiny", [0], hypervolume=0.5)
+    return tmp_path
+
+
+def test_every_document_is_json_alone_and_its_keys_are_on_the_page(
+    measured: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "json.md").read_text()
+    for line in ("studies", "status tiny", "show tiny 1", "front tiny", "profiles", "profile cpu-torch --show"):
+        code, printed, problem = typed(*line.split(), "--format", "json", monkeypatch=monkeypatch, capfd=capfd)
+        assert (code, problem) == (0, ""), line
+        document = json.loads(printed)
+        assert f"| `{line.split()[0]}" in page
+        missing = {key for key in document if not re.search(rf"[`\"]{key}[`\"]", page)}
+        assert not missing - {"note", "options", "activation_bits", "latency_table", "predict", "remote"}, line
+
+
+def test_documents_say_what_the_tables_say(
+    measured: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    def document(*words: str) -> dict:
+        return json.loads(typed(*words, "--format", "json", monkeypatch=monkeypatch, capfd=capfd)[1])
+
+    [study] = document("studies")["studies"]
+    assert (study["study"], study["trials"], study["trials_wanted"], study["front_points"]) == ("tiny", 3, 4, 1)
+    status = document("status", "tiny")
+    assert status["trials_by_state"] == {"running": 0, "complete": 2, "infeasible": 0, "stopped": 0, "failed": 1}
+    assert status["reasons"] == [{"trials": 1, "state": "failed", "reason": "ValueError: [3, 8]"}]
+    trial = document("show", "tiny", "2")
+    assert (trial["state"], trial["reason"], trial["policy"]["channels"]) == (
+        "failed",
+        "ValueError: [3, 8]",
+        {"stem": 0.5},
+    )
+    latency = next(m for m in trial["measurements"] if m["name"] == "latency_ms")
+    assert [latency[key] for key in ("value", "low", "high", "unit", "n")] == [1.5, 1.4, 1.6, "ms", 240]
+    assert not latency["replaced"]
+    assert [point["trial"] for point in document("front", "tiny")["points"]] == [0]
+
+
+def test_a_number_that_is_not_finite_is_null() -> None:
+    assert json.loads(json_text({"low": float("nan"), "parts": [float("inf"), 1.5]})) == {
+        "low": None,
+        "parts": [None, 1.5],
+    }
+
+
+def test_what_is_piped_is_not_cut(measured: Path) -> None:
+    piped = {"COLUMNS": ""}  # as good as not set: 80 where there is a terminal
+    shown = slimfront("show", "tiny", "1", cwd=measured, **piped).stdout
+    for name in ("accuracy_drop", "latency_ms", "latency_p99_ms"):
+        assert any(line.startswith(f"{name} ") for line in shown.splitlines())
+    assert "paired-median x quiet reference" in shown
+    assert "…" not in shown
+
+
+def test_a_narrow_terminal_breaks_no_name(measured: Path) -> None:
+    for columns, methods in (("80", True), ("70", False)):
+        shown = slimfront("show", "tiny", "1", cwd=measured, COLUMNS=columns).stdout
+        assert any(line.split()[:2] == ["latency_p99_ms", "1.900"] for line in shown.splitlines())
+        assert ("timing" in shown, "a wider terminal" in shown) == (methods, not methods)
+        assert "…" not in shown
+
+
+@pytest.mark.parametrize("line", ["front tiny", "status tiny"])
+def test_a_terminal_that_knows_only_ascii_gets_plain_characters(line: str, measured: Path) -> None:
+    shown = slimfront(*line.split(), cwd=measured, PYTHONIOENCODING="ascii")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.isascii()
+    assert "\\u" not in shown.stdout
+
+
+def test_a_shell_completes_commands_and_names(measured: Path) -> None:
+    script = slimfront("--show-completion", "bash", cwd=measured).stdout
+    (measured / "completion.bash").write_text(script)
+    (measured / "slimfront").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m slimfront "$@"\n')
+    (measured / "slimfront").chmod(0o755)
+    asked = ["stat", "search digits-", "front ", "profile cpu-t", "export tiny --pick f"]
+    lines = "\n".join(f"ask slimfront {words}" + (" ''" if words.endswith(" ") else "") for words in asked)
+    (measured / "ask.bash").write_text(
+        "PATH=$PWD:$PATH; source completion.bash\n"
+        'ask() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _slimfront_completion slimfront; echo ${COMPREPLY[*]}; }\n'
+        + lines
+    )
+    told = subprocess.run(["bash", "ask.bash"], cwd=measured, capture_output=True, text=True, check=True).stdout
+    assert told.splitlines() == [
+        "status",
+        " ".join(shipped_studies()),
+        "tiny",
+        "cpu-torch cpu-torch-compile",
+        "fastest",
+    ]
+
+
+def test_profiles_are_listed_without_torch_or_a_runtime_imported(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['slimfront', 'profiles']; import slimfront.cli; slimfront.cli.main(); "
+        "print([m for m in ('torch', 'openvino', 'onnxruntime', 'ray', 'optuna') if m in sys.modules])"
+    )
+    told = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert told.stdout.splitlines()[-1] == "[]"
+    assert "cpu-openvino" in told.stdout
 
 
 @pytest.fixture
@@ -177,8 +366,9 @@ def test_a_search_over_ray_and_postgresql_from_file_to_front_and_export(
     audited = json.loads(slimfront("audit", "tiny", "--format", "json", "--plot", "audit.html", cwd=folder).stdout)
     assert {found["proxy"]: found["n"] for found in audited["proxies"]}["bops"] == 6
     assert "plotly" in (folder / "audit.html").read_text()
-    exported = slimfront("export", "tiny", "--pick", "fastest", "--to", "bundle", cwd=folder)
+    exported = slimfront("export", "tiny", "--pick", "fastest", "--to", "bundle", "--format", "json", cwd=folder)
     assert exported.returncode == 0, exported.stderr
+    assert set(json.loads(exported.stdout)["files"]) == set(os.listdir(folder / "bundle"))
     assert {"policy.json", "model.onnx", "weights.safetensors", "card.json", "card.md"} <= set(
         os.listdir(folder / "bundle")
     )

@@ -15,7 +15,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -24,6 +23,7 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import TensorDataset
 
+from ..console import open_console
 from ..threads import torch_threads
 from .cache import State, trained_once
 from .digits_model import DigitsResNet
@@ -203,4 +203,4 @@ def _augmented(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Te
 
 def _progress_bar(shown: bool) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), disable=not shown)
+    return Progress(*columns, console=open_console(stderr=True), transient=True, disable=not shown)

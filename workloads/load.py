@@ -7,18 +7,23 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import chdir, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from ..errors import WorkloadError
+from ..validation import MAX_SENTENCE, shortened
 from .attention import explicit_attention
 from .cache import state_digest
+from .plain_layers import plain_layers
 from .workload import SPLITS, Workload, describe
 
 TORCHVISION = "torchvision:"
@@ -45,6 +50,8 @@ def load_workload(reference: str, options: Mapping[str, Any] | None = None, base
         WorkloadError: in one line, what is wrong and what would be right.
     """
     base = (base or Path.cwd()).resolve()
+    # torch's fused encoder layers call no layer that could be looked at, and their nested tensors have no sizes to trace.
+    torch.backends.mha.set_fastpath_enabled(False)
     with _named(reference):
         if reference in DIGITS or reference.startswith(TORCHVISION):
             workload = _called(_builtin(reference, base), options or {})
@@ -52,6 +59,7 @@ def load_workload(reference: str, options: Mapping[str, Any] | None = None, base
             workload = _own(reference, options or {}, base)
         workload.check()
     model = explicit_attention(workload.model, workload.example_input)
+    model = plain_layers(model, workload.example_input)
     return replace(workload, model=model, name=workload.name or reference, base=base)
 
 
@@ -67,7 +75,8 @@ def _named(reference: str) -> Iterator[None]:
     try:
         yield
     except WorkloadError as error:
-        raise WorkloadError(f"workload {reference}: {error}") from error.__cause__
+        told = shortened(error, 2 * MAX_SENTENCE)
+        raise WorkloadError(f"workload {shortened(reference, MAX_SENTENCE)}: {told}") from error.__cause__
 
 
 def _builtin(reference: str, base: Path) -> Callable[..., object]:
@@ -86,12 +95,19 @@ def _own(reference: str, options: Mapping[str, Any], base: Path) -> Workload:
     if not (colon and place and name):
         raise WorkloadError(f"unknown; it must be {', '.join(builtin_workloads())}, {OWN_FORMS}")
     is_file = place.endswith(".py") or "/" in place
-    file = base / Path(place).expanduser()
-    if is_file and not file.is_file():
-        raise WorkloadError(f"there is no file {file}")
+    file = base / os.path.expanduser(place)  # which leaves an unknown user's home as it is, where Path raises
+    if is_file and not os.path.isfile(file):
+        raise WorkloadError(f"there is no file {shortened(file, MAX_SENTENCE)}")
     with _importable(file.parent if is_file else base):
         module = _file_module(file) if is_file else _module(place)
         return _called(_function(module, name), options)
+
+
+@contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """Have relative paths start at a study file's folder, and modules be found there, as its owner's scripts have it."""
+    with chdir(folder), _importable(folder.resolve()):
+        yield
 
 
 @contextmanager

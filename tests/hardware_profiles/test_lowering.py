@@ -236,6 +236,26 @@ def test_layers_of_equal_weights_are_lowered_each_by_itself(candidate, lowered):
     assert np.abs(stored["/second/Gemm/weight.q"]).max() == 7
 
 
+class Zeros(nn.Module):
+    """Layers of tokens whose biases are all zeros, as those of an untrained transformer; the exporter stores them once."""
+
+    shape = (3, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        for layer in (self.first, self.second, self.last):
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.second(self.first(x).relu()).relu())
+
+
+def test_equal_biases_of_token_layers_are_found_in_bfloat16(candidate, lowered):
+    stored = constants(lowered(candidate(Zeros().eval(), {name: LayerPolicy(16, 32) for name in ("second", "last")})))
+    assert {name for name in stored if name.endswith("bias.bf16")} == {"second.bias.bf16", "last.bias.bf16"}
+
+
 def test_lowering_leaves_the_model_as_it_was(make_network, candidate, lowered):
     network = make_network("residual")
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}

@@ -1,14 +1,20 @@
 import numpy as np
 import pytest
+import torch
 from slimfront.compression.prune import pruned_copy
 from slimfront.evaluators.complexity import Complexity
 from slimfront.evaluators.evaluator import Subject
-from slimfront.search.analytic_cost import COUNTED, AnalyticCost
+from slimfront.search import analytic_cost
+from slimfront.search.analytic_cost import COUNTED, AnalyticCost, channel_shares
 from slimfront.search.coordinates import decode, encode
 from slimfront.search.problem import prepare
 from slimfront.search.sampler_of_study import role_of, space_coordinates, worst_corner
 from slimfront.spaces.candidate import Candidate
+from slimfront.spaces.channel_graph import ChannelGraph
+from slimfront.spaces.channel_groups import find_channel_groups
+from slimfront.spaces.layers import find_layers
 from slimfront.studies.constraint import Constraint
+from torch import nn
 
 SPACE = {
     "granularity": "layer",
@@ -67,6 +73,24 @@ def test_what_files_hold_and_machines_multiply_is_told_beside_the_counts(tiny_sp
     assert four["packed_bytes"] < eight["packed_bytes"]
     assert told(weight_bits=8)["multiplied"] == whole["multiplied"]
     assert told(weight_bits=8)["stored"] == eight["stored"] < whole["stored"]
+
+
+def test_a_model_is_traced_once_for_the_shares_of_all_its_groups(monkeypatch):
+    traced = []
+
+    class Counted(ChannelGraph):
+        def __init__(self, *args) -> None:
+            traced.append(args)
+            super().__init__(*args)
+
+    monkeypatch.setattr(analytic_cost, "ChannelGraph", Counted)
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 32, bias=False), nn.ReLU(), nn.Linear(32, 2))
+    example = torch.zeros(1, 4)
+    shares = channel_shares(model, example, find_layers(model, example), find_channel_groups(model, example)[0])
+    assert len(traced) == 1
+    assert shares.outputs.tolist() == [[1, 0], [0, 1], [0, 0]]
+    assert shares.inputs.tolist() == [[0, 0], [1, 0], [0, 1]]
+    assert shares.others.tolist() == pytest.approx([16 / 18, 0])  # biases: 16 of the first layer, 2 of the last
 
 
 def test_points_that_are_one_model_have_one_key(problem, cost):

@@ -87,11 +87,11 @@ def test_the_node_that_is_the_target_times_for_workers_elsewhere(
         assert actors
         for actor in actors:
             assert any(two_nodes in argument for parent in actor.parents() for argument in cmdline(parent))
-    speedup = list(verify_bundle(tmp_path / "bundle", tmp_path, timer_of))[-1]
+    speedup = list(verify_bundle(tmp_path / "bundle", timer_of))[-1]
     assert (speedup.claim, float(speedup.found) > 0) == ("speedup", True)
     ray.shutdown()
     monkeypatch.delenv("RAY_ADDRESS")
-    unreachable = list(verify_bundle(tmp_path / "bundle", tmp_path, timer_of))[-1]
+    unreachable = list(verify_bundle(tmp_path / "bundle", timer_of))[-1]
     assert (unreachable.holds, unreachable.found[:47]) == (None, "not measured: target far is remote, and no node")
 
 

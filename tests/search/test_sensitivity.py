@@ -1,6 +1,8 @@
 """What single choices damage, held against models changed by hand, and the greedy path against all paths."""
 
 import copy
+import os
+import time
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -14,12 +16,14 @@ from slimfront.search.driver import MAX_ANCHORS, Search
 from slimfront.search.knapsack import LEVELS, path_policies
 from slimfront.search.problem import Problem, prepare
 from slimfront.search.sampler_of_study import cost_of, greedy_policies, space_coordinates
-from slimfront.search.sensitivity import known_damage, measured, probes, why_not
-from slimfront.studies.progress import charged_trials, sensitivity_text
+from slimfront.search.sensitivity import Sensitivity, known_damage, measured, probes, why_not
+from slimfront.studies.progress import sensitivity_text
 from slimfront.studies.spec import StudySpec
 from slimfront.studies.store import Store
+from slimfront.threads import torch_threads
 from torch import nn
 from torch.nn import functional
+from torch.nn.modules.module import register_module_forward_hook
 
 SPACE = {"weight_bits": [2, 3, 8, 32], "activation_bits": [4, 32], "channel_sparsity": [0, 0.5]}
 
@@ -146,26 +150,67 @@ def test_the_path_is_recovered_where_the_space_recovers(problem, tmp_path) -> No
 
 
 @pytest.mark.slow
-def test_it_is_measured_once_and_known_to_later_studies(problem: Problem, store: Store, tmp_path: Path) -> None:
+def test_it_follows_the_anchors_is_measured_once_and_known_to_later_studies(
+    problem: Problem, store: Store, tmp_path: Path
+) -> None:
     first = Search(problem, store, tmp_path / "artifacts")
+    assert store.sensitivities("tiny") == []  # nothing waits for it
+    anchors = problem.space.anchors()[:MAX_ANCHORS]
+    proposals = [first.propose() for _ in anchors]
+    assert [proposal.policy for proposal in proposals] == anchors
+    assert store.sensitivities("tiny") == []
+    following = [first.propose().policy for _ in range(4)]
     records = store.sensitivities("tiny")
     assert len(records) == len(problem.space.knobs)
     assert sum(record.seconds for record in records) > 0
-    Search(problem, store, tmp_path / "artifacts")  # goes on
-    assert store.sensitivities("tiny") == records
-    count = MAX_ANCHORS + 4
-    proposals = [first.propose() for _ in range(count)]
+    expected = greedy_policies(problem, known_damage(problem.space, records))
+    path = [policy for policy in dict.fromkeys(expected) if policy not in anchors][:4]
+    assert following[: len(path)] == path
     first.interrupt()
-    anchors = problem.space.anchors()[:MAX_ANCHORS]
-    path = greedy_policies(problem, known_damage(problem.space, records))
-    expected = list(dict.fromkeys([*anchors, *path]))[:count]
-    assert [proposal.policy for proposal in proposals][: len(expected)] == expected
+    Search(problem, store, tmp_path / "artifacts").propose()  # goes on
+    assert store.sensitivities("tiny") == records
     renamed = problem.spec.model_copy(update={"study": "later"})
     Search(replace(problem, spec=renamed), store, tmp_path / "artifacts")
     later = store.sensitivities("later")
     assert {record.source for record in later} == {"tiny"}
     assert [record.kl for record in later] == [record.kl for record in records]
-    assert sensitivity_text(later, 0).endswith(f"{len(later)} of them known from earlier studies")
+    assert sensitivity_text(later).endswith(f"{len(later)} of them known from earlier studies")
+
+
+def stored_study(problem: Problem, store: Store) -> None:
+    store.create_study(problem.spec, "fingerprint", {}, {})
+
+
+def test_beside_workers_a_thread_measures_and_the_driver_tells(problem: Problem, store: Store) -> None:
+    stored_study(problem, store)
+    told: list[tuple[str, int, str]] = []
+    sensitivity, threads = Sensitivity(store, problem, tell=lambda *event: told.append(event)), set()
+    watch = register_module_forward_hook(lambda *_: threads.add(torch.get_num_threads()))
+    with torch_threads(2), watch:
+        sensitivity.start(sorted(os.sched_getaffinity(0)))
+        assert not told  # only where the driver looks
+        while sensitivity.is_running():
+            time.sleep(0.01)
+        assert torch.get_num_threads() == 2
+    assert threads == {1}  # workers have the cores
+    count = len(problem.space.knobs)
+    assert told[-1] == ("sensitivity", count, f"{count} of {count}")
+    assert not sensitivity.missing
+    assert len(store.sensitivities("tiny")) == count
+
+
+def test_what_was_measured_before_the_seconds_were_spent_is_kept_and_the_rest_measured_by_the_next_run(
+    problem: Problem, store: Store
+) -> None:
+    stored_study(problem, store)
+    told: list[str] = []
+    Sensitivity(store, problem, seconds=0, tell=lambda *event: told.append(event[2])).measure()
+    count = len(problem.space.knobs)
+    spent = "a tenth of the time budget is spent on it"
+    assert told == [f"1 of {count}", f"{count - 1} of {count} choices are not measured alone: {spent}"]
+    assert len(store.sensitivities("tiny")) == 1
+    Sensitivity(store, problem).measure()
+    assert len(store.sensitivities("tiny")) == count
 
 
 @pytest.mark.slow
@@ -180,12 +225,3 @@ def test_it_is_left_out_where_it_makes_no_sense_or_is_not_wanted(
     workload = replace(problem.context.workload, loss=functional.mse_loss)
     own_loss = replace(problem, context=replace(problem.context, workload=workload))
     assert why_not(own_loss) == "the workload has a loss of its own, and perhaps no classes"
-
-
-def test_it_is_charged_by_the_median_trial(problem) -> None:
-    records = list(measured(problem, probes(problem.space)[:2]))
-    seconds = sum(record.seconds for record in records)
-    trials = [seconds / 10, seconds / 2.5, seconds / 2.5, seconds / 2.5, seconds]
-    assert charged_trials(records, trials, workers=0) == 3  # 2.5 trials long
-    assert charged_trials(records, trials, workers=2) == 5  # two workers wait
-    assert charged_trials(records, trials[:4], workers=0) == 0  # too few to know what a trial takes

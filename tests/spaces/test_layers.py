@@ -1,7 +1,7 @@
 """Layers of small networks, their multiply-adds worked out by hand."""
 
 import torch
-from slimfront.spaces.layers import Layer, find_layers, macs_by_module, why_untouched
+from slimfront.spaces.layers import Layer, find_layers, macs_by_module
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -69,45 +69,3 @@ class Odd(nn.Module):
 
 def test_only_layers_that_run_can_be_given_a_policy_and_convolutions_only_where_they_run_once():
     assert [layer.name for layer in find_layers(Odd(), torch.zeros(1, 8))] == ["twice", "once"]
-
-
-class Scaled(nn.Linear):
-    """A linear layer of the user's own."""
-
-
-class Many(nn.Module):
-    """Maps [n, 4, 8] to [n, 4, 8] with all kinds of weights beside one linear layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.position, self.scale = nn.Parameter(torch.zeros(1, 4, 8)), nn.Parameter(torch.ones(8, 1, 1))
-        self.table, self.up = nn.Embedding(4, 8), nn.ConvTranspose1d(4, 4, 1)
-        self.attention, self.rnn = nn.MultiheadAttention(8, 2, batch_first=True), nn.GRU(8, 8, batch_first=True)
-        self.norm, self.own, self.fc = nn.LayerNorm((4, 8)), Scaled(8, 8), nn.Linear(8, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.up(self.norm(x + self.position + self.table.weight))
-        return self.fc(self.own(self.attention(x, x.flip(1), x)[0] + self.rnn(x)[0]))
-
-
-def test_every_other_weight_has_its_reason():
-    reasons = why_untouched(Many(), torch.zeros(1, 4, 8))
-    taken_up = "only convolutions (Conv1d to Conv3d) and linear layers are taken up"
-    attends = "an attention that reads several inputs, takes masks or hides from hooks has no layers of its own"
-    assert reasons == {
-        "Many": f"position of Many: {taken_up}",
-        "table": f"weight of Embedding: {taken_up}",
-        "up": f"weight of ConvTranspose1d: {taken_up}",
-        "attention": attends,
-        "attention.out_proj": "NonDynamicallyQuantizableLinear is a subclass of nn.Linear, which may compute something else",
-        "rnn": "the matrices of nn.GRU are no linear layers; slimfront.workloads.digits_rnn is written with such",
-        "norm": f"weight, bias of LayerNorm: {taken_up}",
-        "own": "Scaled is a subclass of nn.Linear, which may compute something else",
-    }
-
-
-def test_layers_that_are_left_out_have_their_reason():
-    assert why_untouched(Odd(), torch.zeros(1, 8)) == {
-        "convolved_twice": "a convolution that runs 2 times in a pass",
-        "borrowed": "it is never called as a layer",
-    }

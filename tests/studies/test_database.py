@@ -55,7 +55,8 @@ def test_postgresql_goes_through_psycopg_3(scheme):
 @pytest.mark.parametrize(
     ("url", "problem"),
     [
-        ("slimfront.db", "storage 'slimfront.db' is no database URL; write sqlite:///slimfront.db or postgresql://"),
+        ("me@host/name", "storage 'me@host/name' is no database URL; write a file's name, sqlite:///slimfront.db or"),
+        (" ", "storage ' ' is no database URL"),
         ("mysql://host/name", "storage is SQLite or PostgreSQL, not mysql"),
         ("sqlite://", "a database in memory ends with the command; name a file"),
         ("sqlite:///:memory:", "a database in memory ends with the command; name a file"),
@@ -66,6 +67,18 @@ def test_a_url_of_another_kind_is_refused(url, problem):
         Store(url)
     assert problem in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["slimfront.db", "studies/mine.db", "../mine", "/data/my studies.db"])
+def test_a_path_is_an_sqlite_file(path):
+    assert database_url(path) == database_url(f"sqlite:///{path}")
+
+
+def test_a_study_kept_under_a_path_is_found_under_its_url(tmp_path, make_spec):
+    with Store(f"{tmp_path}/plain.db") as store:
+        store.create_study(make_spec(), "fingerprint", {}, {})
+    with Store(f"sqlite:///{tmp_path}/plain.db", create=False) as store:
+        assert store.has_study("demo")
 
 
 def test_a_missing_driver_says_what_to_install(monkeypatch):

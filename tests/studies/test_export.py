@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import builtins
+import dis
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,17 +19,22 @@ import onnx
 import onnxruntime
 import openvino
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file, save_file
+from slimfront.compression.candidates import make_candidate
 from slimfront.errors import StoreError, TargetError, UserError
 from slimfront.hardware_profiles.runtime import Artifact, get_runtime, runtimes
-from slimfront.hardware_profiles.target import load_target
+from slimfront.hardware_profiles.target import Target, load_target
 from slimfront.measurement import Measurement
 from slimfront.spaces.policy import LayerPolicy, Policy
 from slimfront.studies import standalone
+from slimfront.studies.card import card_page
 from slimfront.studies.export import export_bundle
 from slimfront.studies.spec import StudySpec
 from slimfront.studies.store import Store
+from torch import nn
+from torch.utils.data import TensorDataset
 
 POLICY = Policy(channels={"conv": 0.5}, layers={"conv": LayerPolicy(weight_bits=8, activation_bits=8)})
 ON_ONNX = ["onnxruntime", "openvino"]
@@ -399,24 +408,58 @@ def test_run_py_reproduces_the_speedup_without_slimfront(
     assert sorted(file.name for file in (tmp_path / "bundle").iterdir()) == FILES
 
 
-@pytest.mark.parametrize("runtime", ON_ONNX)
-def test_lines_in_the_page_run_alone(make_study: Callable[..., Study], tmp_path: Path, runtime: str) -> None:
-    study = make_study(target=f"cpu-{runtime}")
-    study.add_trial(0)
-    study.export(tmp_path / "bundle", trial=0)
-    code = (tmp_path / "bundle" / "card.md").read_text().partition("```python\n")[2].partition("```")[0]
-    assert 10 <= len([line for line in code.splitlines() if line.strip()]) <= 30
-    printed = isolated(f"{code}\nprint(outputs.shape)", tmp_path / "bundle")
-    assert printed == "(1, 8, 32, 32)\n"
+@pytest.mark.parametrize("runtime", runtimes())
+def test_lines_in_the_page_run_alone(bundle: Path, tmp_path: Path, runtime: str) -> None:
+    """Executed for every runtime that is here, and searched for names that are not defined for all."""
+    suffix, shape = lowered(runtime, tmp_path / "model"), [1, 3, 8, 8]
+    card = card_of(bundle)
+    card["target"]["runtime"] = runtime
+    card["files"] = {f"model{suffix}": {"bytes": 1, "sha256": ""}, f"reference{suffix}": {"bytes": 1, "sha256": ""}}
+    card["input"]["shape"] = shape
+    page = card_page(card, POLICY)
+    code = page.partition("```python\n")[2].partition("```")[0]
+    assert 10 <= len([line for line in code.splitlines() if line.strip()]) <= 40
+    assert undefined_names(compile(code, "card.md", "exec")) == set()
+    assert re.search(r"not read from the file|same version", page)
+    if (tmp_path / f"model{suffix}").exists():
+        assert isolated(f"{code}\nprint(outputs.shape)", tmp_path) == "(1, 4, 8, 8)\n"
 
 
-@pytest.mark.parametrize("runtime", ON_ONNX)
+def lowered(runtime: str, path: Path) -> str:
+    """Lower a convolution to `path`, where `runtime` is here; returns the suffix of its files."""
+    try:
+        found = get_runtime(runtime)
+    except TargetError:
+        return ".none"
+    inputs = torch.zeros(2, 3, 8, 8)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU()).eval()
+    candidate = make_candidate(model, inputs[:1], Policy(), TensorDataset(inputs, torch.zeros(2)))
+    target = Target(name="here", runtime=runtime, weight_bits=[32], activation_bits=[32])
+    found.lower(candidate, inputs[:1], target, path.with_suffix(found.suffix))
+    return found.suffix
+
+
+def undefined_names(code: types.CodeType) -> set[str]:
+    """Global names that `code` or a function in it reads and that its top level does not define."""
+    codes = [code]
+    for each in codes:
+        codes += [constant for constant in each.co_consts if isinstance(constant, types.CodeType)]
+    read = {i.argval for each in codes for i in dis.get_instructions(each) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    defined = {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_NAME"}
+    return read - defined - set(vars(builtins))
+
+
+@pytest.mark.parametrize("runtime", runtimes())
 def test_loader_gives_the_very_outputs_that_were_scored(tmp_path: Path, runtime: str) -> None:
-    write_conv(tmp_path / "model.onnx", 8)
-    inputs = np.random.default_rng(3).standard_normal(SHAPE, dtype=np.float32)
-    session = get_runtime(runtime).load(tmp_path / "model.onnx", load_target(f"cpu-{runtime}"))
-    outputs = standalone.LOADERS[runtime](str(tmp_path / "model.onnx"), 1)(inputs)
-    np.testing.assert_array_equal(outputs, session.run(inputs))
+    path = (tmp_path / "model").with_suffix(lowered(runtime, tmp_path / "model"))
+    if not path.exists():
+        pytest.skip(f"{runtime} is not here")
+    inputs = np.random.default_rng(3).standard_normal((1, 3, 8, 8), dtype=np.float32)
+    target = Target(name="here", runtime=runtime, weight_bits=[32], activation_bits=[32])
+    expected = get_runtime(runtime).load(path, target).run(inputs).copy()
+    outputs = standalone.LOADERS[runtime](str(path), 1)(inputs)
+    torch.set_grad_enabled(True)  # which torch's loader turns off for good
+    np.testing.assert_array_equal(outputs, expected)
 
 
 def test_every_runtime_has_a_loader() -> None:

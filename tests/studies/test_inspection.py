@@ -7,14 +7,15 @@ import pytest
 import torch
 from rich.console import Console
 from slimfront.cli import app
-from slimfront.errors import StudyFileError, WorkloadError
+from slimfront.errors import LoweringError, StudyFileError, WorkloadError
 from slimfront.hardware_profiles.openvino_runtime import computes_bfloat16
 from slimfront.hardware_profiles.target import load_target
-from slimfront.studies import inspection
+from slimfront.studies import inspection, kernel_answers
 from slimfront.studies.inspection import inspect_reference, inspect_workload
 from slimfront.studies.inspection_report import inspection_tables
 from slimfront.studies.kernel_answers import bits_on
 from slimfront.threads import torch_threads
+from slimfront.workloads.load import load_workload
 from torch import nn
 from typer.testing import CliRunner
 
@@ -88,6 +89,59 @@ def test_bits_are_what_the_runtime_reports_and_not_what_one_would_guess(digits_w
     assert compiled["weight 32"] == "float32, as it is"
     far = load_target("cpu-torch").model_copy(update={"remote": True})
     assert bits_on(digits_workload, far)["weight 8"] == "not asked: the target is elsewhere; profile it there"
+
+
+def test_a_width_that_cannot_be_lowered_leaves_the_other_answers(digits_workload, monkeypatch):
+    real = kernel_answers._executed
+
+    def executed(workload, target, names, pair):
+        if pair[0] == 16:
+            raise LoweringError("no such weight")
+        return real(workload, target, names, pair)
+
+    monkeypatch.setattr(kernel_answers, "_executed", executed)
+    bits = bits_on(digits_workload, load_target("cpu-openvino"))
+    assert bits["weight 16"] == "not asked: no such weight"
+    assert bits["weight 8"] == "i8 in 16 of 16"
+
+
+MASKED = '''
+import torch
+from slimfront.workloads.workload import Workload
+from torch import nn
+from torch.utils.data import TensorDataset
+
+
+class Masked(nn.Module):
+    """torch's own encoder over tokens of which the last are padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(4, 16)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2)
+        self.fc = nn.Linear(16, 3)
+
+    def forward(self, x):
+        padding = x.abs().sum(-1) == 0
+        return self.fc(self.encoder(self.embed(x), src_key_padding_mask=padding).mean(1))
+
+
+def workload():
+    tokens = torch.randn(12, 6, 4)
+    tokens[:, 4:] = 0
+    data = TensorDataset(tokens, torch.arange(12) % 3)
+    return Workload(Masked(), data, data, data, data, tokens[:1])
+'''
+
+
+def test_an_encoder_with_a_padding_mask_is_inspected_and_each_reason_printed_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.mha, "_is_fastpath_enabled", True)
+    (tmp_path / "own.py").write_text(MASKED)
+    found = inspect_workload(load_workload("own.py:workload", base=tmp_path))
+    assert {"encoder.layers.0.linear1", "encoder.layers.1.linear1"} <= {group.name for group in found.groups}
+    assert len([name for name in found.skipped if name.endswith("self_attn")]) == 2
+    assert printed(found).count("an attention that reads several inputs") == 1
+    assert "encoder.layers.*.self_attn (2)" in printed(found)
 
 
 @pytest.mark.slow

@@ -1,0 +1,45 @@
+"""Where text goes: a terminal, a pipe or a file, in whatever encoding it has."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import sys
+from functools import cache
+
+from rich.console import Console
+
+UNCUT = 10_000
+"""Columns of what is no terminal: every line is as long as it needs to be."""
+
+_PLAIN = {**dict(zip("▁▂▃▄▅▆▇█", "_.:-=+*#", strict=True)), "±": "+-", "…": "..", "—": "-"}
+_PLAIN |= {chr(code): "*" for code in range(0x2800, 0x2900)}  # the spinner of rich is of Braille characters
+
+
+@cache
+def open_console(*, stderr: bool = False) -> Console:
+    """Stdout or stderr: the terminal, or a pipe or file whose lines are never broken unless COLUMNS says where.
+
+    The same one for all: what moves on a terminal, such as a progress bar within another's time, must know of the other.
+    """
+    stream = sys.stderr if stderr else sys.stdout
+    natural = not stream.isatty() and not os.environ.get("COLUMNS")
+    return Console(stderr=stderr, emoji=False, width=UNCUT if natural else None)
+
+
+def write_in_any_encoding() -> None:
+    """Have stdout and stderr take any text: what their encoding lacks is written in plain characters, or as its code."""
+    codecs.register_error("slimfront-plain", _in_plain_characters)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="slimfront-plain")
+
+
+def _in_plain_characters(error: UnicodeError) -> tuple[str, int]:
+    """A handler of `codecs.register_error`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    refused = error.object[error.start : error.end]
+    codes = (_PLAIN.get(letter) or letter.encode("ascii", "backslashreplace").decode() for letter in refused)
+    return "".join(codes), error.end

@@ -1,0 +1,102 @@
+"""How a trial ends in the two sets of tables, slimfront's and Optuna's, so that both always agree in the end.
+
+Ours are written first. A driver that is killed in between leaves a trial that has ended here and still runs there;
+`Bookkeeping.repair` completes that when the study is opened again, from what ours say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from ..measurement import Measurement
+from ..studies.records import INTERRUPTED, State, TrialRecord
+from ..studies.spec import StudySpec
+from ..studies.store import Store
+from .optuna_study import OptunaStudy
+from .policy_sampler import STOPPED
+
+MOST_RETRIES = 2
+"""How often a policy is tried again after its driver was killed, which the policy itself may be the cause of, or after it
+failed before the search had its first result."""
+
+
+class Bookkeeping:
+    """The end of each trial of one study, written once."""
+
+    def __init__(self, spec: StudySpec, store: Store, optuna: OptunaStudy) -> None:
+        self._spec, self._store, self._optuna = spec, store, optuna
+
+    def judged(self, measurements: Mapping[str, Measurement]) -> tuple[State, str]:
+        """State of a trial that ran to its end, and the first constraint that it violates, in words."""
+        violations = self._violations(measurements)
+        for constraint in self._spec.constraints:
+            if violations.get(str(constraint), 0.0) > 0:
+                return "infeasible", f"violates {constraint}: {measurements[constraint.metric].value:.4g}"
+        return "complete", ""
+
+    def close(
+        self,
+        number: int,
+        state: State,
+        reason: str | None,
+        measurements: Mapping[str, Measurement],
+        attributes: Mapping[str, object] = MappingProxyType({}),
+    ) -> TrialRecord:
+        """End a running trial.
+
+        Args:
+            attributes: what the dashboard and the sampler are shown of it besides its measurements.
+        """
+        values = {name: measurement.value for name, measurement in measurements.items()}
+        because = {"reason": reason} if state != "complete" else {}
+        self._optuna.annotate(number, {**values, **attributes, **because})
+        violations = None if state == "failed" else self._violations(measurements)
+        self._store.finish_trial(self._spec.study, number, state, reason, violations)
+        trial = self._store.get_trial(self._spec.study, number)
+        self._tell_optuna(trial)
+        return trial
+
+    def interrupt(self) -> list[TrialRecord]:
+        """End every trial that runs as interrupted; those."""
+        running = self._store.running_trials(self._spec.study)
+        for trial in running:
+            self._store.finish_trial(self._spec.study, trial.number, "failed", INTERRUPTED)
+        self._optuna.abandon(INTERRUPTED)
+        return running
+
+    def repair(self) -> None:
+        """Complete what a driver that was killed had begun, and end what it left running."""
+        for number in self._optuna.reclaim():
+            trial = self._store.find_trial(self._spec.study, number)
+            if trial is not None and trial.state != "running":
+                self._tell_optuna(trial)
+        for trial in self._store.running_trials(self._spec.study):
+            self._close_orphan(trial)
+        self.interrupt()
+
+    def _close_orphan(self, trial: TrialRecord) -> None:
+        study, number = self._spec.study, trial.number
+        if self._optuna.has_ended(number):  # a version that wrote Optuna's tables first was killed
+            state, reason = self.judged(trial.measurements)
+            self._store.finish_trial(study, number, state, reason or None, self._violations(trial.measurements))
+            return
+        orphaned = sum(t.digest == trial.digest and t.reason == INTERRUPTED for t in self._store.trials(study))
+        if orphaned >= MOST_RETRIES:
+            reason = f"the search was killed {orphaned + 1} times while it ran; it is not tried again"
+            self._store.finish_trial(study, number, "failed", reason)
+            self._optuna.fail(number, reason)
+
+    def _tell_optuna(self, trial: TrialRecord) -> None:
+        if trial.state == "failed":
+            self._optuna.fail(trial.number, trial.reason or "")
+        elif trial.outcome == "stopped":
+            self._optuna.tell(trial.number, None, {**trial.violations, STOPPED: 1.0})
+        else:
+            known = [trial.measurements[name].value for name in self._spec.objectives if name in trial.measurements]
+            values = known if len(known) == len(self._spec.objectives) else None  # a constraint ended it early
+            self._optuna.tell(trial.number, values, trial.violations)
+
+    def _violations(self, measurements: Mapping[str, Measurement]) -> dict[str, float]:
+        judged = (constraint for constraint in self._spec.constraints if constraint.metric in measurements)
+        return {str(c): c.violation(measurements[c.metric].value) for c in judged}

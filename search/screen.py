@@ -1,0 +1,187 @@
+"""What the terminal shows while a search runs: a bar that goes away, or lines where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from ..studies.front import Objective, Point
+from ..studies.spec import StudySpec
+from ..studies.wording import clock_text, count_text, figure_text
+from .dashboard import Publisher
+from .driver import Search
+
+LINE_INTERVAL_S = 10.0
+"""Least time between two lines of progress where there is no terminal."""
+
+TRIALS = "trials"
+"""What is counted, until the front is measured again."""
+
+BAR_WIDTH = 30
+"""Columns of the bar: with what stands next to it they fit 80."""
+
+FEWEST_ENDED = 3
+"""Trials that must have ended before the time left is estimated."""
+
+LATEST = 32
+"""Trials whose ends the estimate is made from, the newest."""
+
+
+class Pace:
+    """How often trials end, and how long so many more will take at that pace; it holds for any number of workers."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._ends: deque[tuple[float, int]] = deque(maxlen=LATEST)
+
+    def note(self, ended: int) -> None:
+        """See how many trials have ended by now."""
+        if not self._ends or ended > self._ends[-1][1]:
+            self._ends.append((self._clock(), ended))
+
+    def left(self, remaining: int) -> float | None:
+        """Seconds until `remaining` more trials have ended; None while too few have."""
+        if not self._ends:
+            return None
+        (first, before), (last, ended) = self._ends[0], self._ends[-1]
+        if ended - before < FEWEST_ENDED:
+            return None
+        return max(0.0, remaining * (last - first) / (ended - before) - (self._clock() - last))
+
+
+class SearchProgress:
+    """Trials ended, time left, the front and its best figures; a line for everything worth a line.
+
+    Lines are held back until the study is open, so that a search that is refused shows nothing but the reason.
+    """
+
+    def __init__(self, spec: StudySpec, console: Console) -> None:
+        self._total, self._timeout_s = spec.budget.trials, spec.budget.timeout_s
+        self._objectives = spec.objectives
+        self._console = console
+        self._waiting = console.status(Text(f"{spec.study}: opening the study, measuring the uncompressed model"))
+        self._held: list[Text] | None = []
+        self._started, self._printed = time.monotonic(), float("-inf")
+        self._pace = Pace()
+        self._done, self._what, self._note = 0, TRIALS, ""
+        self._search: Search | None = None
+        self._publisher: Publisher | None = None
+        self._live = Live(get_renderable=self._bar, console=console, transient=True, refresh_per_second=4)
+
+    def __enter__(self) -> SearchProgress:
+        self._waiting.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._waiting.stop()
+        self._live.stop()
+        if kind is None and self._search is not None:
+            trials, points = count_text(self._search.finished, "trial"), count_text(len(self._search.front), "point")
+            self.say(f"{trials} in {clock_text(self._elapsed)}, {points} on the front")
+
+    def say(self, text: str, style: str = "") -> None:
+        """Print a line; at once where the study is open."""
+        line = Text(f"  {text}", style=style)
+        if self._held is None:
+            self._console.print(line)
+        else:
+            self._held.append(line)
+
+    def follow(self, search: Search, publisher: Publisher) -> None:
+        """Show this search from now on, and have its page on the dashboard kept up to date."""
+        self._search, self._publisher = search, publisher
+        self._open()
+        self._update()
+
+    def tell(self, event: str, number: int, text: str) -> None:
+        """A `driver.Listener`."""
+        self._open()
+        if event == "front" and self._search is not None:
+            point = self._search.store.get_trial(self._search.spec.study, number)
+            figures = (figure_text(point.measurements[name]) for name in self._objectives)
+            self.say(f"trial {number} joins the front: {', '.join(figures)}")
+        elif event in ("fallback", "unmeasured"):
+            self.say(text, "yellow")
+        elif event == "sensitivity":
+            self._count(self._done, f"sensitivity of single choices, {text}")
+        elif event == "failed":
+            self.say(f"trial {number} failed: {' '.join(text.split())}", "yellow")
+        if event not in ("stage", "sensitivity"):
+            self._update()
+        if event != "stage" and self._publisher is not None:
+            self._publisher.publish()
+
+    def confirming(self, done: int, total: int) -> None:
+        """Progress of `confirm_front`."""
+        self._total, self._timeout_s = total, None
+        self._what = "points of the front measured again"
+        self._pace = Pace()
+        self._count(done, self._note)
+
+    def _open(self) -> None:
+        """Print what was held back; from now on every line is printed at once."""
+        if self._held is None:
+            return
+        self._waiting.stop()
+        held, self._held = self._held, None
+        for line in held:
+            self._console.print(line)
+        if self._console.is_interactive:
+            self._live.start()
+
+    def _update(self) -> None:
+        """Look at the search: only here, as the bar is drawn by another thread."""
+        if self._search is None:
+            return
+        if self._what == TRIALS:
+            self._done = self._search.finished
+            self._pace.note(self._done)
+        self._count(self._done, self._front_text(self._search.front))
+
+    def _front_text(self, front: Sequence[Point]) -> str:
+        """How large the front is, and the best figure of each objective."""
+        best = []
+        for index, objective in enumerate(map(Objective.of, self._objectives if front else ())):
+            point = min(front, key=lambda point: objective.sign * point.values[index])
+            best.append(figure_text(point.measurements[objective.name], spread=False))
+        return f"front of {len(front)}, best {', '.join(best)}" if best else "no front yet"
+
+    def _count(self, done: int, note: str) -> None:
+        self._done, self._note = done, note
+        now = time.monotonic()
+        if not self._console.is_interactive and now - self._printed >= LINE_INTERVAL_S:
+            self._printed = now
+            self.say(f"{self._counted}, {self._times}; {note}")
+
+    @property
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._started
+
+    @property
+    def _counted(self) -> str:
+        return f"{self._done} of {self._total} {self._what}" if self._total else f"{self._done} {self._what}"
+
+    @property
+    def _times(self) -> str:
+        """Time passed, and left: at the pace of trials, or until the timeout, which is the most it can be."""
+        parts = [clock_text(self._elapsed)]
+        paced = self._pace.left(self._total - self._done) if self._total else None
+        most = None if self._timeout_s is None else max(0.0, self._timeout_s - self._elapsed)
+        if paced is not None:
+            parts.append(f"{clock_text(paced if most is None else min(paced, most))} left")
+        elif most is not None:
+            parts.append(f"at most {clock_text(most)} left")
+        return ", ".join(parts)
+
+    def _bar(self) -> RenderableType:
+        total, done = (self._total, self._done) if self._total else (self._timeout_s, self._elapsed)
+        row = Table.grid(padding=(0, 1))
+        row.add_row(f"  {self._counted}", ProgressBar(total, done, width=BAR_WIDTH), self._times)
+        return Group(row, Text(f"  {self._note}"))

@@ -1,0 +1,171 @@
+"""A driver that is killed between two writes, at every one of them: the next run completes what it had begun."""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import optuna
+import pytest
+from rich.console import Console
+from slimfront.errors import SearchError
+from slimfront.measurement import METRICS, Measurement
+from slimfront.search.bookkeeping import MOST_RETRIES
+from slimfront.search.driver import FIRST_FAILURES, Proposal, Search
+from slimfront.search.problem import prepare
+from slimfront.search.run import run_search
+from slimfront.search.worker import Stage
+from slimfront.studies.records import INTERRUPTED
+from slimfront.studies.spec import StudySpec
+from slimfront.studies.store import Store
+from sqlalchemy import Connection, Engine, event
+
+TINY = Path(__file__).with_name("tiny_workload.py")
+SPACE = {"granularity": "model", "weight_bits": [4, 8, 32], "activation_bits": [8, 32]}
+TOLD_AS = {"complete": ("COMPLETE",), "infeasible": ("COMPLETE", "PRUNED"), "failed": ("FAIL",)}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing after it is written."""
+
+
+@contextmanager
+def killed_at(write: int) -> Iterator[list[int]]:
+    """Kill the driver as it commits its `write`-th transaction, of Optuna's tables or ours, counted from 0."""
+    commits: list[int] = []
+
+    def count(connection: Connection) -> None:
+        commits.append(len(commits))
+        if len(commits) > write:
+            connection.connection.rollback()  # as the database does when the process is gone
+            raise Killed
+
+    event.listen(Engine, "commit", count)
+    try:
+        yield commits
+    finally:
+        event.remove(Engine, "commit", count)
+
+
+def scored(search: Search, proposal: Proposal) -> None:
+    drop = 0.01 * proposal.number
+    for name, value in (("accuracy_drop", drop), ("latency_ms", 1.0 / (1 + proposal.number)), ("kl", 0.1)):
+        measurement = Measurement(name, value, value, value, METRICS[name].unit)
+        search.record(proposal.number, Stage("scored", measurements=[measurement]))
+    search.finish(proposal.number)
+
+
+def agree(store: Store) -> None:
+    """Both sets of tables tell the same, and no policy was finished twice."""
+    told = {trial.number: trial for trial in optuna.load_study(study_name="tiny", storage=store.url).get_trials()}
+    trials = store.trials("tiny")
+    for trial in trials:
+        assert told[trial.number].state.name in TOLD_AS[trial.state]
+    assert {t.number for t in told.values() if t.state.name != "FAIL"} == {
+        trial.number for trial in trials if trial.state != "failed"
+    }
+    done = [trial.digest for trial in trials if trial.state == "complete"]
+    assert len(done) == len(set(done))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("constraints", [[], ["accuracy_drop <= 0.005"]], ids=["complete", "infeasible"])
+def test_a_driver_may_be_killed_at_any_write(
+    constraints: list[str], tiny_spec: Callable[..., StudySpec], tmp_path: Path
+) -> None:
+    problem = prepare(tiny_spec(space=SPACE, sampler="random", budget={"trials": 3}, constraints=constraints))
+    database, copy = tmp_path / "new.db", tmp_path / "killed.db"
+    with Store(f"sqlite:///{database}") as store:
+        search = Search(problem, store, tmp_path / "artifacts")
+        scored(search, search.propose())
+    write = 0
+    while True:
+        with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(copy)) as target:
+            source.backup(target)  # with what its write-ahead log holds
+        with Store(f"sqlite:///{copy}") as store:
+            search = Search(problem, store, tmp_path / "artifacts")
+            try:
+                with killed_at(write) as commits:
+                    scored(search, search.propose())
+            except Killed:
+                pass
+            else:
+                break  # the trial has fewer writes
+            search = Search(problem, store, tmp_path / "artifacts")
+            agree(store)
+            while proposal := search.propose():
+                scored(search, proposal)
+            agree(store)
+            ended = [trial for trial in store.trials("tiny") if trial.state != "failed"]
+            assert len(ended) == 3
+            assert store.current_front("tiny").members == tuple(sorted(point.trial for point in search.front))
+        for file in tmp_path.glob("killed.db*"):
+            file.unlink()
+        write += 1
+    assert write == len(commits) >= 9
+
+
+@pytest.mark.slow
+def test_a_policy_that_kills_its_driver_is_tried_again_twice(
+    tiny_spec: Callable[..., StudySpec], tmp_path: Path
+) -> None:
+    problem = prepare(tiny_spec(space=SPACE, sampler="random", budget={"trials": 4}))
+    with Store(f"sqlite:///{tmp_path / 'study.db'}") as store:
+        scored(*(lambda search: (search, search.propose()))(Search(problem, store, tmp_path / "artifacts")))
+        deadly = None
+        for _ in range(MOST_RETRIES + 1):
+            proposal = Search(problem, store, tmp_path / "artifacts").propose()
+            deadly = deadly or proposal.policy
+            assert proposal.policy == deadly
+        search = Search(problem, store, tmp_path / "artifacts")
+        assert search.propose().policy != deadly
+        search.interrupt()
+        reasons = [trial.reason for trial in store.trials("tiny") if trial.policy == deadly]
+        assert reasons == [INTERRUPTED] * MOST_RETRIES + [
+            "the search was killed 3 times while it ran; it is not tried again"
+        ]
+        agree(store)
+
+
+@pytest.mark.slow
+def test_what_failed_before_the_first_result_is_tried_again_and_free(
+    tiny_spec: Callable[..., StudySpec], tmp_path: Path
+) -> None:
+    problem = prepare(tiny_spec(space=SPACE, sampler="random", budget={"trials": 4}))
+    with Store(f"sqlite:///{tmp_path / 'study.db'}") as store:
+        search = Search(problem, store, tmp_path / "artifacts")
+        failed = []
+        while proposal := search.propose():
+            failed.append(proposal.policy)
+            search.fail(proposal.number, "FileNotFoundError: model.pt")
+        assert len(failed) == 4
+        search = Search(problem, store, tmp_path / "artifacts")  # and now the file is there
+        again = []
+        while proposal := search.propose():
+            again.append(proposal.policy)
+            scored(search, proposal)
+        assert again == failed
+        assert search.finished == 4
+
+
+@pytest.mark.slow
+def test_a_search_whose_first_trials_all_fail_stops_and_says_why(
+    tiny_spec: Callable[..., StudySpec], tmp_path: Path
+) -> None:
+    """The loss raises, and every policy of the space is recovered; the workload's folder is where its code runs."""
+    workload = tmp_path / "broken.py"
+    workload.write_text(
+        "from pathlib import Path\n"
+        "from slimfront.workloads.load import load_workload\n"
+        "assert Path('study.yaml').is_file()\n"
+        f"def workload():\n    return load_workload({str(TINY)!r} + ':workload', {{'broken_loss': True}})\n"
+    )
+    space = {"channel_sparsity": [0, 0.25, 0.5, 0.75], "recovery_epochs": [1, 2, 3]}
+    spec = tiny_spec(workload="broken.py:workload", space=space, budget={"trials": 40})
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    with pytest.raises(
+        SearchError, match="the first 8 trials all failed, the last one: ZeroDivisionError: no such luck"
+    ):
+        run_search(spec, url, tmp_path / "artifacts", Console(quiet=True))
+    with Store(url) as store:
+        assert [trial.state for trial in store.trials("tiny")] == ["failed"] * FIRST_FAILURES

@@ -1,0 +1,134 @@
+"""Subclasses of convolutions and linear layers that compute what their base class does, taken for it.
+
+Libraries derive from `nn.Linear` and `nn.Conv2d` for the sake of scripting or padding; what is such a layer is decided by what
+it computes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+"""Those of `spaces.layers.LAYER_KINDS`."""
+
+TOLERANCE = 1e-4
+"""How far, relative to the largest output, two ways of computing the same may differ by rounding."""
+
+HOW_TO_UNPARAMETRIZE = "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') makes it a plain layer"
+
+LOUD = 100.0
+"""Standard deviation of the random inputs, at which a subclass that clips or rounds shows."""
+
+
+def plain_layers(model: nn.Module, example_input: Tensor) -> nn.Module:
+    """A copy of `model` whose layers of a subclass are of the base class where they compute the same; the model itself where
+    there are none, or where it does not run so.
+
+    Args:
+        example_input: shape [1, ...]; what each layer reads is compared on what it is given, and on random numbers.
+    """
+    derived = {name for name, module in model.named_modules() if base_of(module)}
+    if not derived:
+        return model
+    inputs = inputs_of(model, example_input, derived)
+    same = [name for name in inputs if why_not_plain(model.get_submodule(name), inputs[name]) is None]
+    plain = copy.deepcopy(model)
+    for name in same:
+        layer = plain.get_submodule(name)
+        layer.__class__ = base_of(layer)  # type: ignore[assignment]
+    return plain if same and _computes_the_same(model, plain, example_input) else model
+
+
+def base_of(module: nn.Module) -> type[nn.Module] | None:
+    """The kind of layer that a module's class derives from; None for such a layer itself, and for anything else."""
+    if type(module) in LAYERS:
+        return None
+    return next((kind for kind in LAYERS if isinstance(module, kind)), None)
+
+
+@torch.no_grad()
+def inputs_of(model: nn.Module, example_input: Tensor, names: set[str]) -> dict[str, Tensor]:
+    """What those of the modules `names` that are called with one tensor read last; the model ends in eval mode."""
+    found: dict[str, Tensor] = {}
+
+    def watch(name: str):
+        def hook(_module: nn.Module, args: tuple, options: dict) -> None:
+            if len(args) == 1 and not options and isinstance(args[0], Tensor):
+                found[name] = args[0].detach().clone()
+
+        return model.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True)
+
+    hooks = [watch(name) for name in sorted(names)]
+    try:
+        model.eval()(example_input)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def why_not_plain(module: nn.Module, read: Tensor) -> str | None:
+    """Why a layer of a subclass is not what its base class is, or None where it is.
+
+    It must own a weight and a bias at most, and compute the same in evaluation and training, of `read` and of random numbers.
+    """
+    base = base_of(module)
+    assert base is not None
+    kind, parent = type(module).__name__, base.__name__
+    if is_parametrized(module):
+        return f"its weight is computed from other parameters in every pass ({kind}); {HOW_TO_UNPARAMETRIZE}"
+    if more := _owned(module) - {"weight", "bias"}:
+        return f"{kind} has more than the weight and bias of nn.{parent}: {', '.join(sorted(more))}"
+    loud = torch.randn(read.shape, generator=torch.Generator().manual_seed(0)).to(read) * LOUD
+    if not all(_same(module, base, tensor) for tensor in (read, loud)):
+        return f"{kind} computes something else than its base class nn.{parent}, which could be taken up in its place"
+    return None
+
+
+def _owned(module: nn.Module) -> set[str]:
+    parts: tuple[Mapping[str, object], ...] = (module._parameters, module._buffers, module._modules)
+    return {name for part in parts for name, value in part.items() if value is not None}
+
+
+@torch.no_grad()
+def _same(module: nn.Module, base: type[nn.Module], read: Tensor) -> bool:
+    """Whether a module makes of a tensor what its base class makes of it, in both modes."""
+    for training in (False, True):
+        with _in_mode(module, training), torch.random.fork_rng():
+            try:
+                own, plain = module.forward(read), base.forward(module, read)
+            except Exception:  # the subclass may refuse numbers that its base class takes
+                return False
+        if not _close(own, plain):
+            return False
+    return True
+
+
+@contextmanager
+def _in_mode(module: nn.Module, training: bool) -> Iterator[None]:
+    before, module.training = module.training, training
+    try:
+        yield
+    finally:
+        module.training = before
+
+
+@torch.no_grad()
+def _computes_the_same(model: nn.Module, plain: nn.Module, example_input: Tensor) -> bool:
+    expected = model.eval()(example_input)
+    try:
+        return _close(expected, plain.eval()(example_input))
+    except Exception:  # the model's code may read more of a layer than its base class has
+        return False
+
+
+def _close(first: object, second: object) -> bool:
+    if not (isinstance(first, Tensor) and isinstance(second, Tensor) and first.shape == second.shape):
+        return False
+    return bool((first - second).abs().max() <= TOLERANCE * first.abs().max())
