@@ -15,8 +15,8 @@ demo: $(INSTALLED)  ## search the built-in study; everything lands in demo/
 TOGETHER := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test: $(INSTALLED)  ## every test, the slow ones too
-	$(TOGETHER) -m "not alone"
-	$(BIN)/python -m pytest -m alone
+	cache=$$(mktemp -d) && trap 'rm -rf "$$cache"' EXIT && export SLIMFRONT_CACHE="$$cache" && \
+	$(TOGETHER) -m "not alone" && $(BIN)/python -m pytest -m alone
 
 fast: $(INSTALLED)  ## the tests that take seconds
 	$(TOGETHER) -m "not slow and not alone"

@@ -25,7 +25,7 @@ def score(artifact: Artifact, data: MapDataset, context: Context) -> Scores:
         EvaluationError: an output is NaN or infinite, of which no class can be picked.
     """
     target = context.target
-    threads = target.threads if RUNTIMES[target.runtime].spins else context.threads
+    threads = min(target.threads, context.threads) if RUNTIMES[target.runtime].spins else context.threads
     batch = target.batch
     parts = []
     with alone_on_gpu(target.runtime):

@@ -23,8 +23,10 @@ from loky import ProcessPoolExecutor
 from loky.process_executor import TerminatedWorkerError
 
 from ..errors import EvaluationError
+from ..threads import torch_threads
 from .bench_lock import POLL_SECONDS, bench_lock
 from .energy import EnergyMeter, energy_meter
+from .fingerprint import require_cores
 from .paired_timing import PairedTiming, fastest_blocks, median_interval, paired_timing, warm_up
 from .peak_memory import peak_growth
 from .runtime import DeviceSession, Session, get_runtime
@@ -51,9 +53,13 @@ class Bench:
         reference: the uncompressed model's artifact.
         inputs: one batch, float32, shape [batch, ...].
         cores: to pin to, from `bench_cores`.
+
+    Raises:
+        TargetError: the target has more threads than there are cores; they would spin for each other.
     """
 
     def __init__(self, target: Target, reference: Path, inputs: np.ndarray, cores: Sequence[int]) -> None:
+        require_cores(target, cores)
         self._setup = (target.model_dump_json(), str(reference), inputs, list(cores), os.getpid())
         self._process: ProcessPoolExecutor | None = None
 
@@ -113,7 +119,8 @@ class Bench:
             LoweringError: the runtime refuses the artifact.
         """
         target = Target.model_validate_json(self._setup[0])
-        return get_runtime(target.runtime).load(candidate, target).executed_precisions()
+        with torch_threads(1):  # the caller's number is its own, and a session of torch's sets the process's
+            return get_runtime(target.runtime).load(candidate, target).executed_precisions()
 
     def pid(self) -> int:
         """Id of the bench's process."""

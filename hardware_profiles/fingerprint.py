@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from glob import glob
 from importlib.metadata import version
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from ..errors import TargetError
-from .runtime import Runtime
+from .runtime import RUNTIMES, Runtime
 from .target import Target
 
 PACKAGES = ("slimfront", "torch", "torchvision", "torchao", "torch-pruning", "fvcore", "onnx", "optuna", "ray")
@@ -77,7 +77,8 @@ def require_fit(target: Target, runtime: Runtime) -> None:
     card that predicts for a machine elsewhere.
 
     Raises:
-        TargetError: it was not; the message names what differs.
+        TargetError: it was not, or this process may use fewer cores than the target has threads; the message names what
+            differs.
     """
     misfit = (
         target.measured and not target.predict and target.measured.misfit(machine(), runtime.name, runtime.version())
@@ -85,6 +86,20 @@ def require_fit(target: Target, runtime: Runtime) -> None:
     if misfit:
         raise TargetError(
             f"target {target.name} was measured with {misfit}; profile this machine with `slimfront profile`"
+        )
+    if not target.predict:
+        require_cores(target, os.sched_getaffinity(0))
+
+
+def require_cores(target: Target, cores: Collection[int]) -> None:
+    """See that each of the target's threads has one of `cores`; on a GPU they are the host's and do not compute.
+
+    Raises:
+        TargetError: it has not; the threads would spin for each other, and their times say nothing.
+    """
+    if target.threads > len(cores) and not RUNTIMES[target.runtime].gpu:
+        raise TargetError(
+            f"target {target.name}: threads: {target.threads}, but this process may use {len(cores)} of the machine's cores"
         )
 
 

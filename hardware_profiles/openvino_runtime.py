@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import openvino
+import openvino.opset13 as ops
 
 from ..errors import LoweringError
 from .node_names import layers_of
@@ -65,9 +66,7 @@ class OpenVinoRuntime:
             model = core.read_model(artifact)
             # OpenVINO would quantize what linear layers with integer weights read, in every file.
             config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = GROUP_SIZE if model.has_rt_info(DYNAMIC) else 0
-            config["INFERENCE_PRECISION_HINT"] = _precision(
-                model, core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-            )
+            config["INFERENCE_PRECISION_HINT"] = _precision(model)
             return OpenVinoSession(model, core.compile_model(model, "CPU", config))
         except RuntimeError as error:
             raise LoweringError(f"OpenVINO refuses {artifact.name}: {str(error).strip().splitlines()[-1]}") from error
@@ -109,11 +108,31 @@ class OpenVinoSession:
         return precisions
 
 
-def _precision(model: openvino.Model, capabilities: Sequence[str]) -> str:
+@cache
+def computes_bfloat16() -> bool:
+    """Whether OpenVINO computes a whole file in bfloat16 here.
+
+    Its list of capabilities names what the processor has, also where its kernels are limited to less
+    (`ONEDNN_MAX_CPU_ISA`) and refuse such a file; so it is asked to compile one.
+    """
+    core = openvino.Core()
+    if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return False
+    vector = ops.parameter([1, 16], np.float32)
+    product = ops.matmul(vector, np.ones((16, 16), np.float32), False, False)
+    model = openvino.Model([product], [vector])  # pyright: ignore[reportGeneralTypeIssues]  # the stub has two classes
+    try:
+        core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
+    except RuntimeError:
+        return False
+    return True
+
+
+def _precision(model: openvino.Model) -> str:
     """What a file's floats are computed in. Full precision means float32 on every machine, where OpenVINO would pick bfloat16
     if there is AMX; and a file all in bfloat16 is not to have it emulated by a CPU without it, which takes fifty times as long.
     """
-    return "bf16" if model.has_rt_info(BFLOAT16) and "BF16" in capabilities else "f32"
+    return "bf16" if model.has_rt_info(BFLOAT16) and computes_bfloat16() else "f32"
 
 
 def _information(operation: openvino.Node, key: str) -> str:

@@ -6,9 +6,8 @@ import os
 import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +22,7 @@ from ..errors import LoweringError
 from ..spaces.candidate import Candidate
 from ..spaces.layers import find_layers
 from ..spaces.policy import BFLOAT16_BITS, FULL_PRECISION, Policy
+from ..threads import torch_threads
 from .bench import Bench, bench_cores
 from .device_card import DeviceCard, Kernel, Throughput
 from .fingerprint import machine, versions
@@ -93,7 +93,7 @@ def profile_target(target: Target, progress: Progress = lambda *_: None) -> Devi
     def step(name: str) -> None:
         progress(name, next(done), len(steps))
 
-    with tempfile.TemporaryDirectory(prefix="slimfront-profile-") as folder, _few_threads():
+    with tempfile.TemporaryDirectory(prefix="slimfront-profile-") as folder, torch_threads(1):
         profiler = _Profiler(target, get_runtime(target.runtime), Path(folder), time.monotonic() + BUDGET_SECONDS)
         step("memory")
         on_gpu = RUNTIMES[target.runtime].gpu  # in memory of its own, which copying on the host says nothing of
@@ -282,14 +282,3 @@ def _place(operation: str) -> int:
 
 def _written(pair: Pair) -> str:
     return f"{pair[0]}/{pair[1]}"
-
-
-@contextmanager
-def _few_threads() -> Iterator[None]:
-    """torch on one thread: it only exports here."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

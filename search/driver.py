@@ -30,6 +30,7 @@ from ..studies.front import Objective, Point, hypervolume, pareto_front, referen
 from ..studies.progress import has_begun, is_paid, ran
 from ..studies.records import INTERRUPTIONS, TrialRecord
 from ..studies.store import Store
+from ..threads import usable_threads
 from .bookkeeping import MOST_RETRIES, Bookkeeping
 from .halving import Verdict
 from .opening import open_reference, open_study
@@ -270,7 +271,7 @@ class Search:
     def worker_setup(self, workers: int) -> WorkerSetup:
         """What workers need; with `workers` > 0 they are kept off the bench's cores and share the others."""
         target = self.problem.target
-        threads = len(cores_beside(target)) // workers if workers else self.problem.context.threads
+        threads = usable_threads(cores_beside(target)) // workers if workers else self.problem.context.threads
         return WorkerSetup(
             workload=self.spec.workload,
             workload_options=self.spec.workload_options,

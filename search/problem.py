@@ -17,7 +17,7 @@ from ..compression.teachers import Teacher
 from ..errors import EvaluationError, PolicyError, StudyFileError, TargetError, WorkloadError
 from ..evaluators.evaluator import Context
 from ..evaluators.on_request import require_available
-from ..hardware_profiles.bench import bench_cores, worker_cores
+from ..hardware_profiles.bench import bench_cores
 from ..hardware_profiles.fingerprint import machine, require_fit, versions
 from ..hardware_profiles.prediction import layers_of
 from ..hardware_profiles.runtime import RUNTIMES, Artifact, Runtime, get_runtime
@@ -31,6 +31,7 @@ from ..spaces.policy import Recovery
 from ..spaces.scheme import Scheme
 from ..spaces.space import Space, SpaceChoices
 from ..studies.spec import StudySpec
+from ..threads import usable_threads
 from ..workloads.contract import held
 from ..workloads.load import load_workload
 from ..workloads.workload import Workload
@@ -93,7 +94,7 @@ def prepare(spec: StudySpec) -> Problem:
             require_fit(target, runtime)
     _check_bits(spec, target)
     _check_metrics(spec, target)
-    threads = len(worker_cores(0))
+    threads = usable_threads()
     torch.set_num_threads(threads)
     with _naming(spec, "workload"):
         workload = held(load_workload(spec.workload, spec.workload_options, spec.base_folder))

@@ -189,6 +189,7 @@ class Sensitivity:
 
     def _run(self, cores: list[int]) -> None:
         os.sched_setaffinity(0, cores)  # of this thread alone: the bench has the others
+        torch.set_num_threads(1)  # workers compute on these cores, where two of one operation would spin for each other
         try:
             self._measure(lambda *event: self._events.put(event))
         except Exception as error:  # raised again where the driver looks

@@ -43,6 +43,7 @@ from ..spaces.policy import Policy
 from ..studies.constraint import Constraint
 from ..studies.executed import KIND as PRECISIONS
 from ..studies.spec import RungsSpec
+from ..threads import usable_threads
 from ..workloads.load import load_workload
 from ..workloads.workload import MetricFunction, Workload
 from .artifacts_folder import PROBE_BYTES, storage_problem, unwritable
@@ -63,7 +64,7 @@ class WorkerSetup:
         reference_inputs: batch of one timing, from the example input.
         constraints: a trial ends early where one on size or latency is violated.
         kept_off_bench: this worker leaves the bench's cores alone, on whatever machine it is.
-        threads: for training and scoring.
+        threads: for training and scoring, where the worker has as many cores.
         metrics: that the study names; some are measured only then.
         rungs: where recovery is looked at before its end.
     """
@@ -122,7 +123,8 @@ class Worker:
         self._bench_cores = bench_cores(setup.target.threads)
         if setup.kept_off_bench:
             os.sched_setaffinity(0, cores_beside(setup.target))
-        torch.set_num_threads(setup.threads)
+        threads = min(setup.threads, usable_threads())  # this may be a smaller machine than the driver's
+        torch.set_num_threads(threads)
         self.setup = setup
         self.workload = workload or load_workload(setup.workload, setup.workload_options, setup.base_folder)
         self._context = Context(
@@ -131,7 +133,7 @@ class Worker:
             runtime=get_runtime(setup.target.runtime),
             bench=self._bench(),
             reference=_scored_by(setup.reference, self.workload.metric),
-            threads=setup.threads,
+            threads=threads,
         )
 
     def run(self, policy: Policy, folder: Path, recovered: Path | None = None) -> Iterator[Stage]:

@@ -16,6 +16,7 @@ from ..spaces.candidate import Candidate
 from ..spaces.layers import find_layers
 from ..spaces.policy import BFLOAT16_BITS, FULL_PRECISION, LayerPolicy, Policy
 from ..spaces.scheme import Scheme
+from ..threads import torch_threads
 from ..workloads.workload import MapDataset, Workload, describe
 from .executed import BITS
 
@@ -115,7 +116,7 @@ def _executed(workload: Workload, target: Target, names: Sequence[str], pair: Pa
     kind = "symmetric" if RUNTIMES[target.runtime].symmetric else "affine"
     policy = Policy(layers=layers, scheme=Scheme("min_max", activations=kind))  # the range that is found soonest
     candidate = Candidate(policy, model, quantize(model, example, policy, _some(workload)))
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, torch_threads(1):  # a session of torch's sets the process's number
         path = Path(folder) / f"model{runtime.suffix}"
         return runtime.load(runtime.lower(candidate, example, target, path).path, target).executed_precisions()
 

@@ -151,9 +151,14 @@ def file_of(stem: str) -> str:
 
 
 def load(name: str) -> Run:
-    """A model of this bundle, with the settings it was measured with."""
+    """A model of this bundle, with the settings it was measured with, and no more threads than cores."""
     target = card()["target"]
-    return LOADERS[target["runtime"]](str(FOLDER / name), target["threads"])
+    return LOADERS[target["runtime"]](str(FOLDER / name), min(target["threads"], cores()))
+
+
+def cores() -> int:
+    """How many cores this process may use: more threads than that would spin for each other."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def pin(threads: int) -> None:
@@ -205,7 +210,10 @@ def median_interval(values: list[float]) -> tuple[float, float]:
 
 def main() -> None:
     about = card()
-    pin(about["target"]["threads"])
+    threads = about["target"]["threads"]
+    pin(threads)
+    if cores() < threads:
+        print(f"threads   {cores()}, measured with {threads}: this process may use no more cores")
     model, reference = load(file_of("model")), load(file_of("reference"))
     inputs = np.random.default_rng(0).standard_normal(about["input"]["shape"], dtype=np.float32)
     print(f"outputs   {list(model(inputs).shape)} of inputs {list(inputs.shape)}")

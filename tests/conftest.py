@@ -17,11 +17,20 @@ from slimfront.workloads.workload import Workload
 _databases = itertools.count()
 
 
-def pytest_configure() -> None:
-    """Give each of the processes that share the tests a core: models this small only lose by a second thread."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the session a cache of its own, and each of the processes that share the tests a core.
+
+    What a user's cache holds must not decide what passes: a built-in network is trained by the first test that asks for it,
+    while the others wait for its file. `SLIMFRONT_CACHE` says where, for several sessions that share one cache. Models this
+    small only lose by a second thread.
+    """
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+    elif "SLIMFRONT_CACHE" not in os.environ:
+        cache = tempfile.TemporaryDirectory(prefix="slimfront-tests-")
+        config.add_cleanup(cache.cleanup)
+        os.environ["SLIMFRONT_CACHE"] = cache.name
 
 
 @pytest.fixture
@@ -34,7 +43,7 @@ def interruptible() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def digits_workload() -> Workload:
-    """The `digits` workload, from the user's own cache: its model is trained once per machine. Copy before changing."""
+    """The `digits` workload, from the session's cache: its model is trained once. Copy before changing."""
     return digits(progress=False)
 
 

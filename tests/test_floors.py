@@ -16,6 +16,7 @@ FLOORS = {
     "interrupts": 0,
     "measurement": 0,
     "texts": 0,
+    "threads": 0,
     "validation": 0,
     "documents": 0.5,
     "spaces": 1,

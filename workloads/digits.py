@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -25,6 +24,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import TensorDataset
 
 from ..console import open_console
+from ..threads import torch_threads
 from .cache import State, trained_once
 from .digits_model import DigitsResNet
 from .digits_rnn import GRU, LSTM, DigitsRNN
@@ -154,14 +154,15 @@ def reference_model(recipe: Recipe, progress: bool = True) -> nn.Module:
 
 
 def train_digits(recipe: Recipe, progress: bool = True) -> State:
-    """Train the reference network on the training split; the same weights every time on one machine.
+    """Train the reference network on the training split; the same weights every time on one kind of processor.
 
-    The caller's random state and number of threads are left as they were.
+    Sums depend on how many threads share them: one thread makes the weights the same on any number of cores, and steps
+    this small take no longer on it. The caller's random state and number of threads are left as they were.
     """
     images, targets = digits_datasets()["train"].tensors
     steps_per_epoch = math.ceil(len(images) / recipe.batch)
     generator = torch.Generator().manual_seed(recipe.seed)
-    with _two_threads(), torch.random.fork_rng(devices=[]), _progress_bar(progress) as bar:
+    with torch_threads(1), torch.random.fork_rng(devices=[]), _progress_bar(progress) as bar:
         torch.default_generator.manual_seed(recipe.seed)  # torch.manual_seed would touch the caller's GPUs too
         model = NETWORKS[recipe.network]().to(memory_format=torch.channels_last)  # the faster layout on a CPU
         optimizer = _optimizer(model, recipe)
@@ -198,17 +199,6 @@ def _augmented(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Te
     grid = functional.affine_grid(torch.stack(rows, dim=1), list(images.shape), align_corners=False)
     background = -MEAN / DEVIATION  # grid_sample fills with zeros, so black has to be zero there
     return functional.grid_sample(images - background, grid, align_corners=False) + background
-
-
-@contextmanager
-def _two_threads() -> Iterator[None]:
-    """Sums depend on how many threads share them: a fixed number makes the weights the same in every process."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _progress_bar(shown: bool) -> Progress:

@@ -57,12 +57,15 @@ class Watched(TensorDataset):
 
 def test_torch_scores_on_the_targets_threads_and_gives_the_process_its_own_back(context, tmp_path):
     at = dataclasses.replace(context, target=load_target("cpu-torch"), runtime=get_runtime("torch"), threads=2)
+    wide = dataclasses.replace(at, target=at.target.model_copy(update={"threads": 7}))
     candidate = Candidate(Policy(), context.workload.model)
     artifact = at.runtime.lower(candidate, context.workload.example_input, at.target, tmp_path / "model.pt2")
     data = Watched(*context.workload.validation.tensors)
     data.threads = set()
     assert len(score(artifact, data, at).outputs) == 53
     assert data.threads == {1}
+    score(artifact, data, wide)
+    assert data.threads == {1, 2}  # and on no more than the process may
     assert torch.get_num_threads() == 2
 
 

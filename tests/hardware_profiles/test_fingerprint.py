@@ -80,6 +80,12 @@ def test_processors_on_which_8_bit_products_saturate(flags, runtime, expected):
     assert saturates({"flags": flags}, runtime) == expected
 
 
+@pytest.mark.skipif("ONEDNN_MAX_CPU_ISA" in os.environ, reason="oneDNN is limited to less than the processor has")
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime", "litert"])
+def test_kernels_saturate_where_the_flags_of_this_processor_say_so(runtime, adds_exactly):
+    assert adds_exactly(runtime) != saturates(machine(), runtime)
+
+
 @pytest.mark.parametrize("name", runtimes())
 def test_versions_of_everything_that_makes_a_number(name):
     try:

@@ -1,14 +1,18 @@
 """What is particular to OpenVINO."""
 
+import os
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
 import openvino
 import pytest
 import torch
+from slimfront.hardware_profiles import openvino_runtime
 from slimfront.hardware_profiles.fingerprint import machine
 from slimfront.hardware_profiles.onnxruntime_runtime import OnnxRuntime
-from slimfront.hardware_profiles.openvino_runtime import BFLOAT16, OpenVinoRuntime, _precision
+from slimfront.hardware_profiles.openvino_runtime import BFLOAT16, OpenVinoRuntime
 from slimfront.hardware_profiles.target import load_target
 from slimfront.spaces.policy import LayerPolicy
 from slimfront.studies.standalone import load_openvino
@@ -62,6 +66,8 @@ def test_why_snippets_are_switched_off(scaled, needs_exact_products):
 
 
 HALF = LayerPolicy(16, 16)
+LIMIT = "ONEDNN_MAX_CPU_ISA"
+"""Environment variable: the most of the processor's instructions that oneDNN, and so OpenVINO, uses."""
 
 
 @pytest.mark.parametrize(
@@ -75,18 +81,42 @@ HALF = LayerPolicy(16, 16)
     ],
 )
 def test_bfloat16_is_asked_for_where_every_layer_wants_it_and_the_cpu_has_it(
-    layers, told, make_network, candidate, tmp_path
+    layers, told, make_network, candidate, tmp_path, monkeypatch
 ):
     made = candidate(make_network("signal"), layers)
     target = load_target("cpu-openvino")
     artifact = OpenVinoRuntime().lower(made, torch.zeros(1, 2, 20), target, tmp_path / "model.onnx")
     model = openvino.Core().read_model(artifact.path)
     assert model.has_rt_info(BFLOAT16) == told
-    assert _precision(model, ["FP32", "INT8"]) == "f32"
-    assert _precision(model, ["FP32", "BF16", "INT8"]) == ("bf16" if told else "f32")
+    for capable in (False, True):
+        monkeypatch.setattr(openvino_runtime, "computes_bfloat16", lambda capable=capable: capable)
+        assert openvino_runtime._precision(model) == ("bf16" if told and capable else "f32")
 
 
-@pytest.mark.skipif("avx512f" not in machine()["flags"], reason="OpenVINO computes in bfloat16 from AVX-512 on")
+def test_a_file_in_bfloat16_runs_where_the_kernels_are_limited_to_less_than_the_cpu_has(
+    make_network, candidate, tmp_path
+):
+    """OpenVINO's list of capabilities goes by the processor alone."""
+    made = candidate(make_network("signal"), dict.fromkeys(("conv1", "conv2", "fc"), HALF))
+    target = load_target("cpu-openvino")
+    artifact = OpenVinoRuntime().lower(made, torch.zeros(1, 2, 20), target, tmp_path / "model.onnx")
+    code = f"""
+from pathlib import Path
+from slimfront.hardware_profiles.openvino_runtime import OpenVinoRuntime
+from slimfront.hardware_profiles.target import load_target
+session = OpenVinoRuntime().load(Path({str(artifact.path)!r}), load_target("cpu-openvino"))
+print(set(session.executed_precisions().values()))
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {LIMIT: "AVX2"}, capture_output=True, text=True, check=False
+    )
+    assert ran.stdout.strip() == "{'f32'}", ran.stderr
+
+
+@pytest.mark.skipif(
+    "avx512f" not in machine()["flags"] or "AVX512" not in os.environ.get(LIMIT, "AVX512"),
+    reason="OpenVINO computes in bfloat16 from AVX-512 on",
+)
 def test_a_layer_in_bfloat16_reads_and_makes_such_numbers(make_network, candidate, inputs, tmp_path):
     network = make_network("signal")
     made = candidate(network, {"fc": HALF})

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from slimfront.errors import TargetError
 from slimfront.hardware_profiles import profile as module
+from slimfront.hardware_profiles.bench import Bench, bench_cores
 from slimfront.hardware_profiles.device_card import DeviceCard, Kernel
 from slimfront.hardware_profiles.fingerprint import machine, require_fit, versions
 from slimfront.hardware_profiles.profile import OPERATIONS, memory_bandwidth, profile_target
@@ -129,6 +131,18 @@ def test_a_card_measured_elsewhere_is_refused_with_what_differs(changes, says):
         require_fit(target, get_runtime("onnxruntime"))
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_target_with_more_threads_than_this_process_has_cores_is_refused():
+    target = load_target("cpu-onnxruntime").model_copy(update={"threads": 999})
+    here = len(os.sched_getaffinity(0))
+    says = f"^target cpu-onnxruntime: threads: 999, but this process may use {here} of the machine's cores$"
+    with pytest.raises(TargetError, match=says):
+        require_fit(target, get_runtime("onnxruntime"))
+    with pytest.raises(TargetError, match=says):
+        Bench(target, Path("reference.onnx"), np.zeros((1, 1), np.float32), bench_cores(999))
+    require_fit(target.model_copy(update={"predict": True}), get_runtime("onnxruntime"))
+    require_fit(load_target("gpu-torch").model_copy(update={"threads": 999}), get_runtime("onnxruntime"))
 
 
 def test_a_kernel_that_no_runtime_tells_of_is_not_called_storage_only():

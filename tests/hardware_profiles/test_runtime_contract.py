@@ -15,12 +15,12 @@ from typing import Any
 
 import flatbuffers
 import numpy as np
-import openvino
 import pytest
 import torch
 from ai_edge_litert import schema_py_generated as schema
 from slimfront.compression.quantize import quantize
 from slimfront.errors import LoweringError, TargetError
+from slimfront.hardware_profiles import openvino_runtime
 from slimfront.hardware_profiles import runtime as runtime_module
 from slimfront.hardware_profiles.runtime import RUNTIMES, Artifact, Runtime, get_runtime, runtimes
 from slimfront.hardware_profiles.target import Target, load_target
@@ -131,7 +131,7 @@ def integers(runtime: Runtime) -> str:
 def multiplies_bfloat16(runtime: Runtime) -> bool:
     """Whether `runtime` computes layers of 16 bits in bfloat16 on this machine."""
     if runtime.name == "openvino":
-        return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return openvino_runtime.computes_bfloat16()
     return runtime.name in EAGER and computes_bfloat16(torch.device(runtime.device))
 
 

@@ -5,12 +5,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from slimfront.hardware_profiles.bench import Bench, bench_cores
 from slimfront.hardware_profiles.target import load_target
 from slimfront.hardware_profiles.torch_lowering import _program
 from slimfront.hardware_profiles.torch_runtime import TorchRuntime
 from slimfront.spaces.layers import find_layers
 from slimfront.spaces.policy import LayerPolicy
 from slimfront.studies.standalone import load_torch
+from slimfront.threads import torch_threads
 from torch import fx, nn
 
 
@@ -31,6 +33,9 @@ def test_a_bundles_loader_computes_what_was_measured(make_network, candidate, in
     expected = TorchRuntime().load(artifact.path, target).run(samples)
     with torch.enable_grad():
         np.testing.assert_array_equal(load_torch(str(artifact.path), 1)(samples), expected)
+    with torch_threads(2), Bench(target, artifact.path, samples, bench_cores(1)) as bench:
+        assert set(bench.executed_precisions(artifact.path).values()) == {"f32"}
+        assert torch.get_num_threads() == 2  # those that the process trains on
 
 
 def test_integer_weights_replace_the_float_ones_in_the_file(make_network, candidate, tmp_path):

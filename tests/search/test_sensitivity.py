@@ -20,8 +20,10 @@ from slimfront.search.sensitivity import Sensitivity, known_damage, measured, pr
 from slimfront.studies.progress import sensitivity_text
 from slimfront.studies.spec import StudySpec
 from slimfront.studies.store import Store
+from slimfront.threads import torch_threads
 from torch import nn
 from torch.nn import functional
+from torch.nn.modules.module import register_module_forward_hook
 
 SPACE = {"weight_bits": [2, 3, 8, 32], "activation_bits": [4, 32], "channel_sparsity": [0, 0.5]}
 
@@ -182,11 +184,15 @@ def stored_study(problem: Problem, store: Store) -> None:
 def test_beside_workers_a_thread_measures_and_the_driver_tells(problem: Problem, store: Store) -> None:
     stored_study(problem, store)
     told: list[tuple[str, int, str]] = []
-    sensitivity = Sensitivity(store, problem, tell=lambda *event: told.append(event))
-    sensitivity.start(sorted(os.sched_getaffinity(0)))
-    assert not told  # only where the driver looks
-    while sensitivity.is_running():
-        time.sleep(0.01)
+    sensitivity, threads = Sensitivity(store, problem, tell=lambda *event: told.append(event)), set()
+    watch = register_module_forward_hook(lambda *_: threads.add(torch.get_num_threads()))
+    with torch_threads(2), watch:
+        sensitivity.start(sorted(os.sched_getaffinity(0)))
+        assert not told  # only where the driver looks
+        while sensitivity.is_running():
+            time.sleep(0.01)
+        assert torch.get_num_threads() == 2
+    assert threads == {1}  # workers have the cores
     count = len(problem.space.knobs)
     assert told[-1] == ("sensitivity", count, f"{count} of {count}")
     assert not sensitivity.missing

@@ -7,11 +7,13 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+import torch
 from slimfront.hardware_profiles.bench import bench_cores
 from slimfront.hardware_profiles.device_card import DeviceCard
 from slimfront.hardware_profiles.target import Target, load_target
 from slimfront.search.worker import Worker, WorkerSetup, cores_beside
 from slimfront.spaces.policy import Policy
+from slimfront.threads import torch_threads, usable_threads
 
 TINY = Path(__file__).with_name("tiny_workload.py")
 ELSEWHERE = DeviceCard(
@@ -20,8 +22,10 @@ ELSEWHERE = DeviceCard(
 )  # fmt: skip
 
 
-def worker(target: Target) -> Worker:
-    return Worker(WorkerSetup(f"{TINY}:workload", {}, TINY.parent, target, groups=(), seed=0, batch_size=8))
+def worker(target: Target, threads: int = 1) -> Worker:
+    return Worker(
+        WorkerSetup(f"{TINY}:workload", {}, TINY.parent, target, groups=(), seed=0, batch_size=8, threads=threads)
+    )
 
 
 def test_a_machine_that_the_card_does_not_fit_times_nothing(tmp_path: Path) -> None:
@@ -37,3 +41,9 @@ def test_workers_keep_off_the_cores_of_a_bench_on_their_own_machine() -> None:
     target, cores = load_target("cpu-openvino"), sorted(os.sched_getaffinity(0))
     assert sorted([*cores_beside(target), *bench_cores(target.threads)]) == cores
     assert cores_beside(target.model_copy(update={"remote": True})) == cores
+
+
+def test_a_machine_with_fewer_cores_than_the_drivers_gets_fewer_threads() -> None:
+    with torch_threads(1):
+        made = worker(load_target("cpu-openvino"), threads=64)
+        assert made._context.threads == torch.get_num_threads() == usable_threads()

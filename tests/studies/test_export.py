@@ -504,6 +504,18 @@ def test_standalone_pins_to_the_cores_the_bench_is_pinned_to() -> None:
     assert isolated(code, Path.cwd()).strip() == str({max(os.sched_getaffinity(0))})
 
 
+def test_standalone_loads_on_no_more_threads_than_cores(tmp_path: Path) -> None:
+    (tmp_path / "run.py").write_text(Path(standalone.__file__).read_text())
+    (tmp_path / "card.json").write_text(json.dumps({"target": {"runtime": "openvino", "threads": 999}}))
+    code = """
+import runpy
+load = runpy.run_path("run.py")["load"]
+load.__globals__["LOADERS"]["openvino"] = lambda path, threads: threads
+print(load("model.onnx"))
+"""
+    assert isolated(code, tmp_path).strip() == str(len(os.sched_getaffinity(0)))
+
+
 def test_standalone_interval_holds_the_median() -> None:
     values = [float(value) for value in range(1, 101)]
     # By hand: fewer than 40 of 100 lie below the median with probability 0.0176, more than 60 with the same.

@@ -3,17 +3,18 @@
 import json
 from dataclasses import replace
 
-import openvino
 import pytest
 import torch
 from rich.console import Console
 from slimfront.cli import app
 from slimfront.errors import LoweringError, StudyFileError, WorkloadError
+from slimfront.hardware_profiles.openvino_runtime import computes_bfloat16
 from slimfront.hardware_profiles.target import load_target
 from slimfront.studies import inspection, kernel_answers
 from slimfront.studies.inspection import inspect_reference, inspect_workload
 from slimfront.studies.inspection_report import inspection_tables
 from slimfront.studies.kernel_answers import bits_on
+from slimfront.threads import torch_threads
 from slimfront.workloads.load import load_workload
 from torch import nn
 from typer.testing import CliRunner
@@ -41,9 +42,8 @@ def test_the_digits_network(digits_workload):
     assert fc.refused["separable"] == "the layer is no convolution"
     assert found.bits["weight 8"] == found.bits["activation 8"] == "i8 in 16 of 16"
     assert found.bits["weight 4"] == "storage only: i8 in 16 of 16"
-    assert found.bits["weight 16"] == "storage only: f32 in 16 of 16"
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        assert found.bits["activation 16"] == "storage only: f32 in 16 of 16"
+    halves = "bf16 in 16 of 16" if computes_bfloat16() else "storage only: f32 in 16 of 16"
+    assert found.bits["weight 16"] == found.bits["activation 16"] == halves
     assert found.fixed_blocks["blocks.2"] == "it maps [1, 32, 16, 16] to [1, 64, 8, 8]"
     assert all(gain.after < gain.before for gain in found.gains)
     assert {gain.technique for gain in found.gains} == {"channels", "bits", "all together"}
@@ -78,8 +78,12 @@ def test_a_model_that_cannot_be_captured_is_searched_without_bits_and_says_why(d
 
 
 def test_bits_are_what_the_runtime_reports_and_not_what_one_would_guess(digits_workload):
-    simulated = load_target("cpu-torch").model_copy(update={"weight_bits": [8, 32], "activation_bits": [8, 32]})
-    assert bits_on(digits_workload, simulated)["weight 8"] == "storage only: f32 in 16 of 16"
+    simulated = load_target("cpu-torch").model_copy(
+        update={"weight_bits": [8, 32], "activation_bits": [8, 32], "threads": 7}
+    )
+    with torch_threads(1):
+        assert bits_on(digits_workload, simulated)["weight 8"] == "storage only: f32 in 16 of 16"
+        assert torch.get_num_threads() == 1  # a session of torch's sets the process's
     compiled = bits_on(digits_workload, load_target("cpu-torch-compile"))
     assert compiled["weight 8"].startswith("not asked: every answer takes a compilation")
     assert compiled["weight 32"] == "float32, as it is"

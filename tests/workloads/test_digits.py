@@ -1,4 +1,6 @@
 import hashlib
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -97,6 +99,27 @@ def test_training_is_deterministic_leaves_the_caller_alone_and_shows_its_progres
     torch.rand(3)
     assert state_digest(train_digits(QUICK, progress=False)) == first
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_a_process_that_was_pinned_to_one_core_trains_as_fast_and_the_same_weights():
+    recipe = Recipe("gru", epochs=2, optimizer="adamw", learning_rate=5e-3)
+    code = f"""
+import os, time
+import torch
+from slimfront.workloads.cache import state_digest
+from slimfront.workloads.digits import Recipe, train_digits
+torch.set_num_threads(2)
+torch.rand(999, 999) @ torch.rand(999, 999)  # its threads have started
+os.sched_setaffinity(0, {{max(os.sched_getaffinity(0))}})
+began = time.process_time()
+digest = state_digest(train_digits({recipe!r}, progress=False))
+print(digest, time.process_time() - began)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    digest, seconds = ran.stdout.split()
+    assert digest == state_digest(train_digits(recipe, progress=False))
+    assert float(seconds) < 20  # a second; threads that spin for each other on one core take a hundred
 
 
 @pytest.mark.slow
