@@ -8,6 +8,7 @@ import math
 import sys
 import threading
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from torch_pruning import ops
 from torch_pruning.dependency import Group, constants, index_mapping, shape_infer
+from torch_pruning.dependency import graph as dependency_graph
 
 from ..errors import CompressionError
 from ..interrupts import raise_if_interrupted
@@ -89,6 +91,21 @@ class _AttentionPruner(tp.BasePruningFunc):
 
     def get_out_channels(self, layer: Any) -> int:
         return layer.out_proj.out_features
+
+
+class _IndexedGroup(Group):
+    """A group that looks up what it holds, where Torch-Pruning's reads all of it for every operation that is visited."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._channels: defaultdict[tuple[Any, Any], list[Any]] = defaultdict(list)
+
+    def add_dep(self, dep: Any, idxs: Any) -> None:
+        super().add_dep(dep, idxs)
+        self._channels[dep.target, dep.handler].append(idxs)
+
+    def has_pruning_op(self, dep: Any, idxs: Any) -> bool:
+        return idxs in self._channels[dep.target, dep.handler]
 
 
 class _Graph(tp.DependencyGraph):
@@ -332,7 +349,7 @@ def _walks_of_any_length() -> Iterator[None]:
 
     It looks for the next layer by recursion, which it ends after 500 nodes with a warning and another answer: a recurrent
     layer of 17 steps is longer. Here the limit is Python's own, which `_Graph` raises by the size of the graph, and what was
-    found for a node is kept, so that a walk sees each node once.
+    found for a node is kept, so that a walk sees each node once. Groups are indexed.
     """
     limit = sys.getrecursionlimit()
     with _walking, warnings.catch_warnings():
@@ -340,6 +357,7 @@ def _walks_of_any_length() -> Iterator[None]:
         try:
             with (
                 _replaced(constants, "MAX_RECURSION_DEPTH", math.inf),
+                _replaced(dependency_graph, "Group", _IndexedGroup),
                 _replaced(index_mapping, "update_index_mapping", _mapped_twice(index_mapping.update_index_mapping)),
             ):
                 yield
