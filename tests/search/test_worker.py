@@ -7,10 +7,12 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from slimfront.errors import EvaluationError
 from slimfront.hardware_profiles.bench import bench_cores
 from slimfront.hardware_profiles.device_card import DeviceCard
 from slimfront.hardware_profiles.target import Target, load_target
-from slimfront.search.worker import Worker, WorkerSetup, cores_beside
+from slimfront.measurement import Measurement
+from slimfront.search.worker import Stage, Worker, WorkerSetup, _of_numbers, cores_beside
 from slimfront.spaces.policy import Policy
 
 TINY = Path(__file__).with_name("tiny_workload.py")
@@ -37,3 +39,13 @@ def test_workers_keep_off_the_cores_of_a_bench_on_their_own_machine() -> None:
     target, cores = load_target("cpu-openvino"), sorted(os.sched_getaffinity(0))
     assert sorted([*cores_beside(target), *bench_cores(target.threads)]) == cores
     assert cores_beside(target.model_copy(update={"remote": True})) == cores
+
+
+@pytest.mark.parametrize("numbers", [(float("nan"), 0, 1), (1, float("-inf"), 1), (1, 0, float("inf"))])
+def test_a_figure_that_is_not_finite_fails_its_trial_by_name(numbers: tuple[float, float, float]) -> None:
+    good = Stage("counted", measurements=[Measurement.exact("flops", 1, "counted")])
+    bad = Stage("scored", measurements=[Measurement("kl", *numbers, "nats")])
+    stages = _of_numbers(iter([good, bad]))
+    assert next(stages) is good
+    with pytest.raises(EvaluationError, match="kl is not finite"):
+        next(stages)
