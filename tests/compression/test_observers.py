@@ -5,7 +5,7 @@ import pytest
 import torch
 from slimfront.compression.observers import ACTIVATION_OBSERVERS, EntropyObserver, PercentileObserver, divergence
 from slimfront.compression.quantize import quantize
-from slimfront.errors import PolicyError
+from slimfront.errors import CompressionError, PolicyError
 from slimfront.spaces.policy import LayerPolicy, Policy
 from slimfront.spaces.scheme import CHOICES, Scheme
 from torch import nn
@@ -110,3 +110,10 @@ def test_the_range_of_least_error_is_near_the_best_of_many():
 def error(values: torch.Tensor, step: float) -> float:
     """Mean square of rounding to 0 .. 15 steps."""
     return float(((values / step).round().clamp(0, 15) * step - values).square().mean())
+
+
+@pytest.mark.parametrize("calibration", CHOICES["calibration"])
+@pytest.mark.parametrize("outlier", [np.inf, np.nan])
+def test_no_range_is_read_of_what_is_not_finite(calibration, outlier):
+    with pytest.raises(CompressionError, match="a layer's input or weight holds NaN or infinite numbers"):
+        grids(Scheme(calibration=calibration), outlier)

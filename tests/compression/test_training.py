@@ -6,7 +6,9 @@ import math
 
 import pytest
 import torch
+from slimfront.compression.finite import require_finite
 from slimfront.compression.train import _EarlyStopping, _has_bfloat16, _optimizer, _schedule, _Training, train
+from slimfront.errors import CompressionError
 from slimfront.spaces.policy import Recovery
 from slimfront.workloads.workload import Workload
 from torch import nn
@@ -116,3 +118,28 @@ def test_in_mixed_precision_the_loss_is_that_of_a_forward_pass_in_bfloat16(workl
     expected = functional.cross_entropy(half(inputs.bfloat16()).float(), targets).item()
     assert training._loss(inputs, targets).item() == pytest.approx(expected, rel=1e-3)
     assert training._loss(inputs, targets).item() != exact
+
+
+def test_training_that_diverges_says_so_with_its_learning_rate(workload):
+    with pytest.raises(
+        CompressionError, match=r"^training diverged: \S+ is not finite after 1 epochs at learning_rate 1e\+20"
+    ):
+        train(network(1), workload, Recovery(2, 1e20, schedule="constant"), 2, seed=0, batch_size=16)
+
+
+def test_early_stopping_ends_a_diverging_training_at_its_last_good_weights():
+    model, stopping = nn.Linear(1, 1), _EarlyStopping(3)
+    assert not stopping.is_over(model, 1.0)
+    good = model.weight.item()
+    model.weight.data.fill_(math.nan)
+    assert stopping.is_over(model, math.nan)
+    stopping.restore(model)
+    assert model.weight.item() == good
+
+
+def test_a_model_that_was_left_without_numbers_is_refused_by_the_weight_s_name():
+    model = network()
+    require_finite(model)
+    model[3].bias.data[1] = math.inf
+    with pytest.raises(CompressionError, match=r"left 3\.bias with NaN or infinite numbers"):
+        require_finite(model)

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from slimfront.errors import EvaluationError
 from slimfront.evaluators.accuracy import Accuracy, accuracy_measurements, cross_entropy, kl_divergence, score
 from slimfront.evaluators.scores import Scores
 from slimfront.hardware_profiles.runtime import get_runtime
@@ -131,3 +132,10 @@ def test_kl_divergence_by_hand():
         (first / 2, first / 2 - half, first / 2 + half), rel=1e-5
     )
     assert kl_divergence(reference, reference).value == 0
+
+
+def test_no_class_is_picked_from_outputs_that_are_not_finite(context, lowered):
+    inputs, targets = (tensor.clone() for tensor in context.workload.validation.tensors)
+    inputs[23, 0, 0, 0] = math.nan
+    with pytest.raises(EvaluationError, match="output on sample 23 of the split is not finite"):
+        score(lowered(Policy()).artifact, TensorDataset(inputs, targets), context)

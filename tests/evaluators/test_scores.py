@@ -71,6 +71,16 @@ def test_the_paired_drop_by_hand():
     assert back[:3] == pytest.approx((-0.2, -0.2 - half, -0.2 + half))
 
 
+@pytest.mark.parametrize(("missed", "of", "drop"), [(20, 400, 0.05), (3, 10, 0.3), (1, 1000, 0.001), (7, 100, 0.07)])
+def test_the_drop_of_counts_is_the_number_a_user_would_write(missed, of, drop):
+    right = of - of // 10  # of the reference: 0.9 - 0.85 is not 0.05
+    reference, ours = (
+        of_hits(*[1] * right, *[0] * (of - right)),
+        of_hits(*[1] * (right - missed), *[0] * (of - right + missed)),
+    )
+    assert ours.drop_from(reference)[0] == drop
+
+
 def test_no_sample_that_differs_is_no_drop_and_no_spread():
     same = of_hits(1, 0, 1)
     assert same.drop_from(same)[:3] == (0, 0, 0)

@@ -7,6 +7,33 @@ from slimfront.errors import StudyFileError
 from slimfront.search.problem import prepare
 from slimfront.studies.spec import load_study
 
+IMAGES = """
+import torch
+from slimfront.workloads.workload import Workload
+from torch import nn
+from torch.utils.data import TensorDataset
+
+
+def data(flawed=False):
+    inputs = torch.randn(8, 3, 6, 6)
+    inputs[5, 0, 0, 0] = torch.nan if flawed else 0.0
+    return TensorDataset(inputs, torch.arange(8) % 2)
+
+
+class Rolled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.fc = nn.Conv2d(3, 32, 3), nn.Conv2d(32, 32, 3), nn.Linear(32, 2)
+
+    def forward(self, images):
+        hidden = self.first(images).relu().roll(1, 1)
+        return self.fc(self.second(hidden).relu().mean((2, 3)))
+
+
+def workload(flawed=False):
+    return Workload(Rolled(), data(), data(), data(flawed), data(), torch.randn(1, 3, 6, 6))
+"""
+
 PERCEPTRON = """
 import torch
 from slimfront.workloads.workload import Workload
@@ -51,3 +78,18 @@ def test_a_teacher_in_the_study_s_folder_is_found_from_anywhere(tmp_path: Path, 
     (tmp_path / "perceptron.py").write_text(PERCEPTRON)
     spec = tiny_spec(workload="perceptron.py:workload", recovery={"teachers": ["perceptron.py:workload"]})
     assert prepare(spec).space.recovery.teachers == ("perceptron.py:workload",)
+
+
+def test_data_and_groups_are_looked_at_before_anything_is_searched(tmp_path: Path, study_file):
+    (tmp_path / "images.py").write_text(IMAGES)
+    file = study_file(workload="images.py:workload")
+    problem = prepare(load_study(str(file)))
+    assert [group.name for group in problem.groups] == ["second"]
+    assert "change places" in problem.unprunable["first"]
+    file = study_file(workload="images.py:workload", workload_options={"flawed": True})
+    with pytest.raises(StudyFileError) as caught:
+        prepare(load_study(str(file)))
+    assert str(caught.value) == (
+        f"{file}: workload: workload images.py:workload: validation[5]'s input holds NaN; "
+        "repair it (torch.nan_to_num) or leave the sample out"
+    )

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from slimfront.errors import EvaluationError
 from slimfront.hardware_profiles.bench import bench_cores
 from slimfront.hardware_profiles.device_card import DeviceCard
 from slimfront.hardware_profiles.target import Target, load_target
-from slimfront.search.worker import Worker, WorkerSetup, cores_beside
+from slimfront.measurement import Measurement
+from slimfront.search.worker import Stage, Worker, WorkerSetup, cores_beside, finite
 from slimfront.spaces.policy import Policy
 from slimfront.threads import torch_threads, usable_threads
 
@@ -47,3 +49,12 @@ def test_a_machine_with_fewer_cores_than_the_drivers_gets_fewer_threads() -> Non
     with torch_threads(1):
         made = worker(load_target("cpu-openvino"), threads=64)
         assert made._context.threads == torch.get_num_threads() == usable_threads()
+
+
+@pytest.mark.parametrize("numbers", [(float("nan"), 0, 1), (1, float("-inf"), 1), (1, 0, float("inf"))])
+def test_a_figure_that_is_not_finite_fails_its_trial_by_name(numbers: tuple[float, float, float]) -> None:
+    good = Stage("counted", measurements=[Measurement.exact("flops", 1, "counted")])
+    bad = Stage("scored", measurements=[Measurement("kl", *numbers, "nats")])
+    assert finite(good) is good
+    with pytest.raises(EvaluationError, match="kl is not finite"):
+        finite(bad)

@@ -430,6 +430,18 @@ def test_a_strict_constraint_is_violated_at_its_bound(text):
     assert constraint.violation(constraint.bound) > 0
 
 
+@pytest.mark.parametrize("op", ["<=", ">="])
+@pytest.mark.parametrize(
+    ("metric", "bound", "value"),
+    [("accuracy_drop", 0.05, 0.9 - 0.85), ("accuracy", 0.3, 0.1 + 0.2), ("artifact_bytes", 2e8, 2e8 + 1e-6)],
+)
+def test_a_value_that_is_the_bound_but_for_rounding_keeps_it(metric, bound, value, op):
+    assert value != bound
+    assert Constraint(metric, op, bound).violation(value) == 0.0
+    assert Constraint(metric, op[0], bound).violation(value) > 0
+    assert Constraint(metric, "<=", bound).violation(bound + max(1, bound) * 1e-9) > 0
+
+
 def test_nan_satisfies_no_constraint():
     with pytest.raises(ValueError, match="accuracy_drop is NaN"):
         Constraint("accuracy_drop", "<=", 0.5).violation(float("nan"))

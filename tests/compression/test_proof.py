@@ -1,0 +1,134 @@
+"""Removing channels equals masking them, or the group is left out: networks whose channels change places, and others."""
+
+import copy
+
+import pytest
+import torch
+from slimfront.compression.proof import prove_groups, proven_groups
+from slimfront.spaces.channel_groups import find_channel_groups
+from slimfront.workloads.workload import Workload
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+IMAGES = torch.randn(3, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+
+
+class Between(nn.Module):
+    """Two convolutions with something of the test's between them; maps [n, 3, 6, 6] to [n, 5]."""
+
+    def __init__(self, between, channels: int = 24, read: int | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv2d(3, channels, 3, padding=1)
+        self.between = between
+        self.second = nn.Conv2d(read or channels, 16, 3, padding=1)
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.second(self.between(self.first(x).tanh())).tanh().mean((2, 3)))
+
+
+class Do(nn.Module):
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class AcrossChannels(nn.Module):
+    """Efficient channel attention (Wang et al. 2020, arXiv:1910.03151): a convolution along the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.conv(x.mean((2, 3)).unsqueeze(1)).squeeze(1)[:, :, None, None].sigmoid()
+
+
+class Excite(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(channels, 16, 1), nn.Conv2d(16, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.up(self.down(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+
+
+class NormOfImages(nn.LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Scale(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+def shuffle(x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    return x.view(n, 2, c // 2, h * w).transpose(1, 2).reshape(n, c, h, w)
+
+
+MISPLACED = {
+    "roll": Between(Do(lambda x: x.roll(1, 1))),
+    "flip": Between(Do(lambda x: x.flip(1))),
+    "every other": Between(Do(lambda x: x[:, ::2]), read=12),
+    "shuffle in four dimensions": Between(Do(shuffle)),
+    "attention along channels": Between(AcrossChannels()),
+    "softmax": Between(nn.Softmax2d()),
+    "neighbours normalised": Between(nn.LocalResponseNorm(3, alpha=1.0)),
+}
+
+
+@pytest.mark.parametrize("model", MISPLACED.values(), ids=MISPLACED.keys())
+def test_channels_that_change_places_or_depend_on_one_another_are_left_whole(model):
+    offered, _ = find_channel_groups(model.eval(), IMAGES[:1])
+    groups, reasons = prove_groups(model, IMAGES, offered)
+    assert [group.name for group in groups] == ["second"], "what comes after is proven all the same"
+    assert set(reasons) == {group.name for group in offered} - {"second"}
+    assert all(reason.startswith("with channels removed, ") for reason in reasons.values())
+
+
+RIGHT = {
+    "plain": Between(nn.ReLU()),
+    "batch norm": Between(nn.BatchNorm2d(24)),
+    "group norm": Between(nn.GroupNorm(2, 24)),
+    "instance norm": Between(nn.InstanceNorm2d(24, affine=True)),
+    "layer norm": Between(NormOfImages(24)),
+    "three times nine": Between(NormOfImages(27), channels=27),
+    "excitation": Between(Excite(24)),
+    "scale": Between(Scale(24)),
+    "prelu": Between(nn.PReLU(24)),
+    "depthwise": Between(nn.Conv2d(24, 24, 3, padding=1, groups=24)),
+    "grouped": Between(nn.Conv2d(24, 24, 3, padding=1, groups=2)),
+    "mean taken off": Between(Do(lambda x: x - x.mean(1, keepdim=True))),
+}
+
+
+@pytest.mark.parametrize("model", RIGHT.values(), ids=RIGHT.keys())
+def test_channels_that_keep_their_places_are_proven(model):
+    model.eval()
+    before = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        outputs = model(IMAGES)
+    groups, _ = find_channel_groups(model, IMAGES[:1])
+    assert prove_groups(model, IMAGES, groups) == (groups, {})
+    assert {"first", "second"} <= {layer for group in groups for layer in group.layers}
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with torch.no_grad():
+        assert torch.equal(model(IMAGES), outputs), "no hook is left"
+
+
+def test_what_a_workload_offers_is_proven():
+    data = TensorDataset(IMAGES, torch.zeros(3, dtype=torch.int64))
+    workload = Workload(MISPLACED["roll"], data, data, data, data, IMAGES[:1])
+    groups, reasons = proven_groups(workload)
+    assert [group.name for group in groups] == ["second"]
+    assert set(reasons) == {"first", "fc"}
