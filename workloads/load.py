@@ -79,7 +79,7 @@ def _named(reference: str) -> Iterator[None]:
         yield
     except WorkloadError as error:
         told = shortened(error, 2 * MAX_SENTENCE)
-        raise WorkloadError(f"workload {shortened(reference, MAX_SENTENCE)}: {told}") from error.__cause__
+        raise WorkloadError(f"workload {shortened(reference, MAX_SENTENCE // 2)}: {told}") from error.__cause__
 
 
 def _builtin(reference: str, base: Path) -> Callable[..., object]:

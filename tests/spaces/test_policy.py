@@ -124,6 +124,10 @@ def test_decisions_cannot_be_changed():
 
 BAD = {
     "not JSON": ("{", "policy is not JSON"),
+    "lists in lists": ("[" * 100_000, "policy is nested more than 50 deep"),
+    "objects in objects": ('{"a":' * 50_000, "policy is nested more than 50 deep"),
+    "5,000 digits": (f'{{"schema":1,"width":{"9" * 5000}}}', "policy is not JSON: a number of 5,000 characters"),
+    "5,000 characters": (f'{{"schema":1,"width":"{"x" * 5000}"}}', "width must lie in (0, 1], not 'xxx"),
     "a list": ("[]", "policy must be a JSON object"),
     "no schema": ("{}", "policy schema must be 1, not None"),
     "another schema": ('{"schema":2}', "policy schema must be 1, not 2"),

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +25,13 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file, save_file
 from slimfront.compression.candidates import make_candidate
 from slimfront.errors import StoreError, TargetError, UserError
+from slimfront.hardware_profiles.device_card import DeviceCard
 from slimfront.hardware_profiles.runtime import Artifact, get_runtime, runtimes
-from slimfront.hardware_profiles.target import Target, load_target
+from slimfront.hardware_profiles.target import Target, card_text, load_target
 from slimfront.measurement import Measurement
 from slimfront.spaces.policy import LayerPolicy, Policy
 from slimfront.studies import standalone
+from slimfront.studies.bundle import open_bundle
 from slimfront.studies.card import card_page
 from slimfront.studies.export import export_bundle
 from slimfront.studies.spec import StudySpec
@@ -382,6 +385,19 @@ def test_target_card_that_is_gone_is_one_line(make_study: Callable[..., Study], 
     with pytest.raises(TargetError, match=r"'cards/mine\.yaml' is neither a shipped card"):
         study.export(tmp_path / "bundle", trial=0)
     assert not (tmp_path / "bundle").exists()
+
+
+def test_the_card_of_a_measured_target_is_kept_whole(make_study: Callable[..., Study], tmp_path: Path) -> None:
+    measured = DeviceCard(
+        measured_at=datetime(2026, 1, 1), machine={"cpu": "abacus"}, versions={}, memory_gb_per_s=1.0, dispatch_us=1.0,
+        kernels=[], throughput=[], reference_ms={},
+    )  # fmt: skip
+    target = load_target("cpu-openvino").model_copy(update={"measured": measured})
+    (tmp_path / "mine.yaml").write_text(card_text(target))
+    study = make_study(target=str(tmp_path / "mine.yaml"))
+    study.add_trial(0)
+    study.export(tmp_path / "bundle", trial=0)
+    assert open_bundle(tmp_path / "bundle").card.target == target
 
 
 # What runs
