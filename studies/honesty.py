@@ -42,7 +42,7 @@ def beaten(points: Sequence[Point], objectives: Sequence[Objective]) -> dict[int
     """`beaten_by` of every one of the points, by its trial."""
     better = better_somewhere(points, points, objectives)
     beats = better & ~better.T
-    return {point.trial: [points[i].trial for i in np.flatnonzero(beats[:, j])] for j, point in enumerate(points)}
+    return {point.trial: [points[int(i)].trial for i in np.flatnonzero(beats[:, j])] for j, point in enumerate(points)}
 
 
 def twins(points: Sequence[Point], objectives: Sequence[Objective]) -> list[tuple[int, int]]:
