@@ -81,7 +81,10 @@ def serve(
     app = guarded(dashboard_of(store, storage), known_hosts(host, also_known_as))
     with _listen(host, port, app) as server:
         if host not in LOCAL_HOSTS:
-            warning = f"the dashboard has no authentication: whoever reaches {host}:{port} reads every study in it"
+            warning = (
+                f"the dashboard has no authentication: anyone who reaches {host}:{port} can read every study in it; "
+                "it answers to IP addresses, this machine's names and those of --allow-host"
+            )
             console.print(warning, style="yellow", highlight=False, markup=False, soft_wrap=True)
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{port}{_path(storage, name)}"

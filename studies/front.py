@@ -133,20 +133,24 @@ def dominates_beyond_noise(a: Point, b: Point, objectives: Sequence[Objective]) 
     Values differ only where their intervals do not touch (Teich 2001, EMO, LNCS 1993:314). `a` dominates
     when `b` is better in no objective and `a` in at least one.
     """
-    return any(_beats(a, b, objectives)) and not any(_beats(b, a, objectives))
+    return bool(better_somewhere([a], [b], objectives)) and not better_somewhere([b], [a], objectives)
 
 
 def indistinguishable(a: Point, b: Point, objectives: Sequence[Objective]) -> bool:
     """Whether the intervals of two points touch in every objective."""
-    return not any(_beats(a, b, objectives)) and not any(_beats(b, a, objectives))
+    return not better_somewhere([a], [b], objectives) and not better_somewhere([b], [a], objectives)
 
 
-def _beats(a: Point, b: Point, objectives: Sequence[Objective]) -> list[bool]:
-    """Per objective, whether all of `a`'s interval is better than all of `b`'s."""
-    return [
-        a.highs[i] < b.lows[i] if objective.direction == "minimize" else a.lows[i] > b.highs[i]
-        for i, objective in enumerate(objectives)
-    ]
+def better_somewhere(some: Sequence[Point], others: Sequence[Point], objectives: Sequence[Objective]) -> np.ndarray:
+    """An array [some, others]: whether all of the one's interval is better than all of the other's in any objective."""
+    signs = [objective.sign for objective in objectives]
+    worst = np.maximum(*(_signed(bounds, signs) for bounds in ([p.lows for p in some], [p.highs for p in some])))
+    best = np.minimum(*(_signed(bounds, signs) for bounds in ([p.lows for p in others], [p.highs for p in others])))
+    return np.any(worst[:, None] < best[None], axis=-1)
+
+
+def _signed(values: Sequence[tuple[float, ...]], signs: Sequence[int]) -> np.ndarray:
+    return np.array(values, dtype=float).reshape(-1, len(signs)) * signs
 
 
 def reference_point(

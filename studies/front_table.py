@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..measurement import Measurement
 from .front import Objective, Point
-from .honesty import beaten_by, is_lucky
+from .honesty import beaten, is_lucky
 
 if TYPE_CHECKING:
     import pandas
@@ -25,11 +25,12 @@ def front_document(
                  "measurements": {name: {"value", "low", "high", "unit"}},
                  "lucky": bool, or null before the test split is scored, "beaten_beyond_noise_by": [trial]}]}
     """
+    better = beaten(points, objectives)
     return {
         "study": study,
         "objectives": [asdict(objective) for objective in objectives],
         "baseline": {"measurements": _measurements(baseline)},
-        "points": [_point(point, points, objectives) for point in _best_first(points, objectives)],
+        "points": [_point(point, objectives, better[point.trial]) for point in _best_first(points, objectives)],
     }
 
 
@@ -58,14 +59,14 @@ def _measurements(measurements: Mapping[str, Measurement]) -> dict[str, dict[str
     }
 
 
-def _point(point: Point, points: Sequence[Point], objectives: Sequence[Objective]) -> dict[str, Any]:
+def _point(point: Point, objectives: Sequence[Objective], better: list[int]) -> dict[str, Any]:
     return {
         "trial": point.trial,
         "policy_digest": point.policy_digest,
         "values": {objective.name: value for objective, value in zip(objectives, point.values, strict=True)},
         "measurements": _measurements(point.measurements),
         "lucky": is_lucky(point.measurements),
-        "beaten_beyond_noise_by": beaten_by(point, points, objectives),
+        "beaten_beyond_noise_by": better,
     }
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from ..measurement import Measurement
-from .front import Objective, Point, dominates_beyond_noise, indistinguishable
+from .front import Objective, Point, better_somewhere, dominates_beyond_noise
 from .wording import short_text
 
 NORMAL_QUANTILE = 1.959964
@@ -36,25 +38,28 @@ def beaten_by(point: Point, points: Sequence[Point], objectives: Sequence[Object
     return [other.trial for other in points if dominates_beyond_noise(other, point, objectives)]
 
 
+def beaten(points: Sequence[Point], objectives: Sequence[Objective]) -> dict[int, list[int]]:
+    """`beaten_by` of every one of the points, by its trial."""
+    better = better_somewhere(points, points, objectives)
+    beats = better & ~better.T
+    return {point.trial: [points[int(i)].trial for i in np.flatnonzero(beats[:, j])] for j, point in enumerate(points)}
+
+
 def twins(points: Sequence[Point], objectives: Sequence[Objective]) -> list[tuple[int, int]]:
     """Pairs of trials whose intervals touch in every objective."""
-    return [
-        (first.trial, second.trial)
-        for index, first in enumerate(points)
-        for second in points[index + 1 :]
-        if indistinguishable(first, second, objectives)
-    ]
+    better = better_somewhere(points, points, objectives)
+    pairs = np.argwhere(np.triu(~(better | better.T), k=1))
+    return [(points[first].trial, points[second].trial) for first, second in pairs]
 
 
 def doubts(points: Sequence[Point], objectives: Sequence[Objective]) -> list[str]:
     """A sentence for every doubt about a front, the worst first; the last one counts what was left out."""
     lines = [_lucky_text(point) for point in points if is_lucky(point.measurements)]
-    for point in points:
-        if better := beaten_by(point, points, objectives):
-            others = ", ".join(map(str, better))
-            lines.append(
-                f"trial {point.trial} leads by noise only: beyond noise, {others} beat it and it beats none of them"
-            )
+    lines += [
+        f"trial {trial} leads by noise only: beyond noise, {', '.join(map(str, better))} beat it and it beats none of them"
+        for trial, better in beaten(points, objectives).items()
+        if better
+    ]
     lines += [f"trials {a} and {b} are the same within the noise" for a, b in twins(points, objectives)]
     left = len(lines) - MOST_LINES
     return lines if left <= 0 else [*lines[:MOST_LINES], f"and {left} more of the kind"]

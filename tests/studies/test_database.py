@@ -10,6 +10,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -184,6 +185,19 @@ def test_the_newest_migration_is_the_models_revision():
     config = Config()
     config.set_main_option("script_location", str(Path(migrations.__file__).parent))
     assert ScriptDirectory.from_config(config).get_heads() == [REVISION]
+
+
+@pytest.mark.parametrize("revision", ["0001", "0002", "0003"])
+def test_a_database_of_an_older_slimfront_is_brought_up_to_date(url, connection, revision):
+    engine = create_engine(database_url(url))
+    with engine.begin() as old:
+        config = Config(attributes={"connection": old, **migrations.OPTIONS})
+        config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+        command.upgrade(config, revision)
+    engine.dispose()
+    with Store(url) as store:
+        store.lease("demo").take()
+    assert differences(connection) == []
 
 
 def test_all_our_tables_are_prefixed(url):

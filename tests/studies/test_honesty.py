@@ -3,7 +3,7 @@
 import pytest
 from slimfront.measurement import Measurement
 from slimfront.studies.front import Objective, Point
-from slimfront.studies.honesty import beaten_by, doubts, is_lucky, twins
+from slimfront.studies.honesty import beaten, beaten_by, doubts, is_lucky, twins
 
 OBJECTIVES = [Objective.of("accuracy_drop"), Objective.of("latency_ms")]
 
@@ -44,6 +44,7 @@ def test_a_point_that_leads_by_noise_only_is_named_with_who_beats_it() -> None:
     slow, fast = point(0, 0.0, 2.0, noise=0.01), point(1, 0.005, 1.0, noise=0.01)
     assert beaten_by(slow, [slow, fast], OBJECTIVES) == [1]
     assert beaten_by(fast, [slow, fast], OBJECTIVES) == []
+    assert beaten([slow, fast], OBJECTIVES) == {slow.trial: [1], fast.trial: []}
     assert doubts([slow, fast], OBJECTIVES) == [
         "trial 0 leads by noise only: beyond noise, 1 beat it and it beats none of them"
     ]

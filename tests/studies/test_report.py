@@ -8,15 +8,20 @@ import json
 from collections.abc import Callable, Iterator
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 from slimfront.errors import StoreError
 from slimfront.measurement import Measurement
 from slimfront.spaces.policy import LayerPolicy, Policy, Recovery
-from slimfront.studies.records import INTERRUPTED
+from slimfront.studies import tables
+from slimfront.studies.progress import ended
+from slimfront.studies.records import INTERRUPTED, STOPPED_AT
 from slimfront.studies.report import front_table, front_text, status_report, studies_table, trial_report
 from slimfront.studies.spec import StudySpec
 from slimfront.studies.store import Store
 from slimfront.studies.terminal import sparkline
+from sqlalchemy import Engine, delete, event, text
 
 POLICY = Policy(
     width=0.75,
@@ -271,3 +276,60 @@ def test_unknown_trial_is_one_line(study: Store) -> None:
 )
 def test_sparkline(values: list[float | None], line: str) -> None:
     assert sparkline(values) == line
+
+
+# Texts from a database, and many trials
+
+
+def test_what_an_older_version_stored_is_shown_as_text(study: Store) -> None:
+    with study._database.unguarded() as session:
+        session.execute(
+            text("UPDATE slimfront_trial SET reason = :reason WHERE number IN (5, 6)"),
+            {"reason": "boom \x1b[31m :x: [red]/[/red] \r" + "y" * 100_000},
+        )
+    for report in (status_report(study, "demo"), trial_report(study, "demo", 5)):
+        lines = shown(report)
+        assert r"boom \x1b[31m :x: [red]/[/red]" in " ".join(lines)
+        assert len(" ".join(lines)) < 20_000
+
+
+def test_lists_read_no_policy_and_no_measurement_of_a_trial(study: Store) -> None:
+    asked: list[str] = []
+
+    def hear(connection: object, cursor: object, statement: str, *_: object) -> None:
+        asked.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", hear)
+    try:
+        shown(studies_table(study))
+        shown(status_report(study, "demo"))
+    finally:
+        event.remove(Engine, "before_cursor_execute", hear)
+    assert asked
+    assert [s for s in asked if "slimfront_trial.policy" in s] == []
+    assert [
+        s for s in asked if "slimfront_measurement.value" in s and "trial_id IS NULL" not in s
+    ] == []  # the baseline's
+
+
+STATES_AND_REASONS = st.sampled_from(
+    [
+        ("running", None), ("complete", None), ("infeasible", "violates it"), ("infeasible", f"{STOPPED_AT} 0, and so on"),
+        ("failed", "ValueError"), ("failed", INTERRUPTED),
+    ]
+)  # fmt: skip
+TRIALS = st.lists(st.tuples(STATES_AND_REASONS, st.booleans(), st.none() | st.integers(0, 6)), max_size=7)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(TRIALS)
+def test_the_database_counts_what_the_budget_paid_for(new_study: Store, trials: list) -> None:
+    with new_study._database.unguarded() as session:
+        session.execute(delete(tables.Trial))
+        study_id = session.query(tables.Study.id).scalar()
+        for number, ((state, reason), is_uncompressed, retry_of) in enumerate(trials):
+            policy = Policy() if is_uncompressed else POLICY
+            about = {"number": number, "state": state, "reason": reason, "retry_of": retry_of, "study_id": study_id}
+            session.add(tables.Trial(policy=policy.to_json(), digest=policy.digest, **about))
+    assert new_study.paid_trials().get("demo", 0) == ended(new_study.trials("demo"))
+    assert ended(new_study.trial_summaries("demo")) == ended(new_study.trials("demo"))

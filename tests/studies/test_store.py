@@ -11,6 +11,7 @@ from slimfront.errors import StoreError
 from slimfront.measurement import Measurement
 from slimfront.spaces.policy import LayerPolicy, Policy
 from slimfront.studies.store import Store
+from slimfront.texts import plain_text
 
 POLICY = Policy(width=0.5, layers={"fc": LayerPolicy(weight_bits=4, sparsity="2:4")})
 LATENCY = Measurement("latency_ms", 2.5, 2.25, 2.75, "ms", 40, "paired-median", noisy=True)
@@ -330,3 +331,18 @@ def test_two_may_open_a_new_database_at_once(url):
     assert problems == []
     with Store(url) as store:
         assert store.studies() == []
+
+
+# Texts that anyone may have written
+
+
+@pytest.mark.parametrize("text", ["\0", "\ud800 half a pair", "\x1b[31mred", "[/red] [bold]", "x" * 100_000, "a\nb\tc"])
+def test_any_text_is_stored_escaped_and_cut(demo, text):
+    demo.start_trial("demo", 1, Policy(), worker=text)
+    demo.add_measurements("demo", 1, [dataclasses.replace(Measurement.exact("flops", 1.0, "counted"), method=text)])
+    demo.finish_trial("demo", 1, "failed", text)
+    demo.set_remark("demo", text)
+    trial = demo.get_trial("demo", 1)
+    stored = {trial.reason, trial.worker, trial.measurements["flops"].method, demo.get_study("demo").remark}
+    assert stored == {plain_text(text)}
+    assert len(trial.reason) <= 2000

@@ -1,14 +1,16 @@
-"""The front of a study of 10,000 trials, read in a moment."""
+"""The front of a study of 10,000 trials and the lists of one of 1,000, read in a moment."""
 
 from __future__ import annotations
 
 import time
 
 import pytest
+from rich.console import Console
 from slimfront.measurement import METRICS, Measurement
 from slimfront.spaces.policy import LayerPolicy, Policy
 from slimfront.studies import tables
 from slimfront.studies.front import Objective, Point, pareto_front
+from slimfront.studies.report import front_table, status_report, studies_table
 from slimfront.studies.store import Store
 from sqlalchemy import insert
 
@@ -17,12 +19,12 @@ MEMBERS = range(0, TRIALS, 200)
 POLICY = Policy(width=0.5, layers={f"blocks.{i}.conv": LayerPolicy(weight_bits=4) for i in range(20)})
 
 
-def fill(store: Store) -> None:
+def fill(store: Store, trials: int = TRIALS, policy: Policy = POLICY) -> None:
     """Complete trials in bulk, each measured on every metric."""
     with store._database.writing() as session:
         study_id = session.query(tables.Study.id).scalar()
-        trial = {"study_id": study_id, "policy": POLICY.to_json(), "digest": POLICY.digest, "state": "complete"}
-        session.execute(insert(tables.Trial), [{**trial, "number": number} for number in range(TRIALS)])
+        trial = {"study_id": study_id, "policy": policy.to_json(), "digest": policy.digest, "state": "complete"}
+        session.execute(insert(tables.Trial), [{**trial, "number": number} for number in range(trials)])
         ids = session.query(tables.Trial.id).order_by(tables.Trial.number).all()
         rows = [
             {
@@ -69,3 +71,24 @@ def test_the_front_of_ten_thousand_trials_is_read_in_a_moment(store, make_spec, 
     assert [point.trial for point in anew] == [0]  # the made-up numbers rise together
     assert front < 0.5
     assert snapshot < 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_lists_of_a_thousand_trials_of_sixty_knobs_are_there_at_once(store, make_spec, capsys):
+    layers = {f"blocks.{i}.conv": LayerPolicy(weight_bits=4, activation_bits=8, sparsity=0.5) for i in range(20)}
+    store.create_study(make_spec(), "f", {}, {})
+    store.set_baseline("demo", [Measurement.exact(name, 1.0, "made up") for name in METRICS], "here")
+    fill(store, trials=1000, policy=Policy(layers=layers))
+    for first in range(60):
+        store.save_front("demo", list(range(first, first + 100)), 1.0 + first)
+    console = Console(quiet=True)
+    lists = {
+        "studies": lambda: studies_table(store),
+        "status": lambda: status_report(store, "demo"),
+        "front": lambda: front_table(store, "demo"),
+    }
+    took = {name: seconds(lambda call=call: console.print(call())) for name, call in lists.items()}
+    with capsys.disabled():
+        print(f"\n{store!r}: {', '.join(f'{name} {s:.2f} s' for name, s in took.items())}")
+    assert max(took.values()) < 1.0
