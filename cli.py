@@ -41,7 +41,7 @@ def search(
     trials: Annotated[
         int | None, typer.Option(help="Trials the study shall have in all, in place of the file's.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Ray workers; 0 runs in this process.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Ray workers; 0 runs without Ray.")] = None,
     storage: Storage = DEFAULT_STORAGE,
     seed: Annotated[
         int | None, typer.Option(help="Seed of sampler and recovery; a study that has begun keeps its own.")
