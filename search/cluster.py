@@ -61,7 +61,13 @@ def connect(workers: int = 1, log: Path | None = None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     log_to(log)
     if not is_cluster_named():
-        quiet |= {"num_cpus": workers, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        # Without an address Ray would join what it finds on this machine.
+        quiet |= {
+            "address": "local",
+            "num_cpus": workers,
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+        }
     try:
         ray.init(**quiet)
     except (ConnectionError, RaySystemError, AuthenticationError) as error:
