@@ -140,7 +140,7 @@ def search(
         ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(parser=whole_number, metavar="N", help="Ray workers; 0 runs in this process.")
+        int | None, typer.Option(parser=whole_number, metavar="N", help="Ray workers; 0 runs without Ray.")
     ] = None,
     storage: Storage = DEFAULT_STORAGE,
     seed: Annotated[

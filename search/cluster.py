@@ -19,6 +19,7 @@ from ..interrupts import take_sigterm
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # it would go on talking to Ray, which the same signal may have ended
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # verbose=0 is silent only with the old output
 if os.environ.get("RAY_ADDRESS", "local") in ("", "local"):
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = (
@@ -32,8 +33,9 @@ from ray.exceptions import AuthenticationError, RaySystemError
 OBJECT_STORE_BYTES = 200 * 2**20
 """Results are small and weights stay with their worker; Ray would take 30 % of the memory."""
 
-ANSWER_SECONDS = 10
-"""A cluster that answers does so within one or two, Python's start included."""
+CONNECT_SECONDS = 5
+ANSWER_SECONDS = 30
+"""A cluster that answers does so within two, Python's start included; on a busy machine within ten."""
 
 LOG = "ray.log"
 """What Ray and Tune say of themselves, in the study's artifacts folder."""
@@ -59,6 +61,7 @@ def connect(workers: int = 1, log: Path | None = None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     log_to(log)
     if not is_cluster_named():
+        # Without an address Ray would join what it finds on this machine.
         quiet |= {
             "address": "local",
             "num_cpus": workers,
@@ -93,36 +96,32 @@ def _why_no_answer(address: str) -> str | None:
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
         try:
-            socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
         except (OSError, OverflowError) as error:
             return f"nobody answers there ({error})"
     if address.startswith("ray://"):
         return None
-    command = [
-        sys.executable,
-        "-m",
-        "ray.scripts.scripts",
-        "health-check",
-        "--skip-version-check",
-        "--address",
-        address,
-    ]
+    check = ["ray.scripts.scripts", "health-check", "--skip-version-check", "--address", address]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
+        found = subprocess.run(
+            [sys.executable, "-m", *check], capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False
+        )
     except subprocess.TimeoutExpired:
         return f"no Ray cluster answers there within {ANSWER_SECONDS} s"
+    if "uthentication" in found.stderr:
+        return "the cluster wants a token: copy its ~/.ray/auth_token here and set RAY_AUTH_MODE=token"
     said = found.stderr.strip().splitlines() or ["no Ray cluster answers there"]
     return said[-1].rstrip(".") if found.returncode else None
 
 
 def log_to(file: Path | None) -> None:
     """Have the loggers of Ray and Tune write to `file`, or nowhere, and never to the terminal."""
-    logger = logging.getLogger("ray")
-    for handler in logger.handlers[:]:
-        logger.removeHandler(handler)
+    for name in [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "ray"]:
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = name != "ray"
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(file, encoding="utf-8") if file is not None else logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logger.addHandler(handler)
-    logger.propagate = False
+    logging.getLogger("ray").addHandler(handler)

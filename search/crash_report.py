@@ -116,14 +116,15 @@ def exit_text(code: int | None) -> str:
 
 
 def _place(trace: str) -> str:
-    """The innermost frame that is the user's, or of all if none is."""
+    """The innermost frame that is the user's, else of slimfront's, else of all."""
     frames = [match.groupdict() for match in _FRAME.finditer(trace)]
-    theirs = [frame for frame in frames if not _is_library(frame["file"])]
-    for frame in (theirs or frames)[:1]:
+    readable = [frame for frame in frames if not _is_library(frame["file"])]
+    theirs = [frame for frame in readable if not frame["file"].startswith(f"{_OWN}/")]
+    for frame in (theirs or readable or frames)[:1]:
         return f" (in {Path(frame['file']).name}:{frame['line']} {frame['function']})"
     return ""
 
 
 def _is_library(file: str) -> bool:
-    folders = [sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), str(_OWN)]
+    folders = [sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     return file.startswith("<") or any(file.startswith(f"{folder}/") for folder in folders)

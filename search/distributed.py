@@ -15,7 +15,7 @@ from ray.tune.schedulers import FIFOScheduler  # isort: skip
 from ray.tune.search import Searcher  # isort: skip
 
 from ..errors import describe_exception, printable
-from ..interrupts import ignore_interrupts
+from ..interrupts import Interrupts, ignore_interrupts
 from ..workloads.load import settle_in
 from .artifacts_folder import storing
 from .crash_report import crash_reported, stage_of_death
@@ -164,17 +164,17 @@ class StudySearcher(Searcher):
         """Nothing, as for `__getstate__`."""
 
 
-class StopAtFault(tune.Stopper):
-    """Ends the run where no trial would fare better than the last."""
+class EarlyEnd(tune.Stopper):
+    """Ends the run where no trial would fare better than the last, or an interrupt was lost in a library."""
 
-    def __init__(self, searcher: StudySearcher) -> None:
-        self._searcher = searcher
+    def __init__(self, searcher: StudySearcher, interrupts: Interrupts) -> None:
+        self._searcher, self._interrupts = searcher, interrupts
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        return self._searcher.fault is not None
+        return self._searcher.fault is not None or self._interrupts.received
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing, as for a scheduler."""
@@ -198,35 +198,40 @@ def run_distributed(search: Search, workers: int) -> None:
         ArtifactsError: the artifacts folder cannot be written to.
         WorkerStartError: no worker can start.
     """
-    searcher = StudySearcher(search)
+    searcher, log = StudySearcher(search), search.folder / LOG
     try:
         with storing(search.folder):
             search.try_uncompressed()
-        connect(workers, search.folder / LOG)
-        with tempfile.TemporaryDirectory(prefix="slimfront-tune-") as folder:
-            trainable = tune.with_parameters(TrialRunner, setup=search.worker_setup(workers))
-            tune.Tuner(
-                tune.with_resources(trainable, {"cpu": 1}),
-                tune_config=tune.TuneConfig(
-                    search_alg=searcher,
-                    scheduler=RungScheduler(search, searcher),
-                    num_samples=-1,
-                    max_concurrent_trials=workers,
-                    reuse_actors=True,
-                ),
-                run_config=tune.RunConfig(
-                    storage_path=folder,
-                    name="tune",
-                    verbose=0,
-                    stop=StopAtFault(searcher),
-                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                ),
-            ).fit()
+        connect(workers, log)
+        with Interrupts() as interrupts:
+            _tune(search, searcher, workers, interrupts)
     finally:
-        interrupted = not search.is_over and searcher.fault is None
-        search.interrupt()
+        is_cut_short = not search.is_over and searcher.fault is None
+        search.interrupt()  # before Ray is spoken to: what interrupts this process may have ended Ray's
         ray.shutdown()
     if searcher.fault is not None:
         raise_fault(searcher.fault)
-    if interrupted:
+    if is_cut_short:
         raise KeyboardInterrupt
+
+
+def _tune(search: Search, searcher: StudySearcher, workers: int, interrupts: Interrupts) -> None:
+    with tempfile.TemporaryDirectory(prefix="slimfront-tune-") as folder:
+        trainable = tune.with_parameters(TrialRunner, setup=search.worker_setup(workers))
+        tune.Tuner(
+            tune.with_resources(trainable, {"cpu": 1}),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=RungScheduler(search, searcher),
+                num_samples=-1,
+                max_concurrent_trials=workers,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                storage_path=folder,
+                name="tune",
+                verbose=0,
+                stop=EarlyEnd(searcher, interrupts),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
+        ).fit()

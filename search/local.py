@@ -87,4 +87,4 @@ def raise_fault(stage: Stage) -> None:
     if stage.fault == "storage":
         raise ArtifactsError(stage.reason)
     if stage.fault == "start":
-        raise WorkerStartError(stage.reason)
+        raise WorkerStartError(f"no worker can start: {stage.reason}")

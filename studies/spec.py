@@ -278,7 +278,7 @@ class StudySpec(_Part):
         target: name of a shipped target card, or path of a card file.
         objectives: 2 to 4 metrics.
         constraints: bounds a trial must keep to be on the front.
-        workers: 0 runs the trials in this process, without Ray.
+        workers: 0 runs the trials one after the other, without Ray.
         transfer: the policy sampler also learns from other studies of the same workload in the database.
         rungs: stop recoveries that do not look promising; None lets every trial recover to its end.
         reuse_recovered: a policy that differs from a finished one in bits only takes its recovered weights over.

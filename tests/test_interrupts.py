@@ -3,10 +3,15 @@
 import os
 import signal
 import time
+from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import pytest
-from slimfront.interrupts import Interrupts, uninterrupted
+from slimfront.errors import CompressionError, describe_exception, printable
+from slimfront.interrupts import Interrupts, raise_if_interrupted, sigterm_interrupts, uninterrupted
+from slimfront.spaces.channel_graph import ChannelGraph
+from torch import Tensor, nn, zeros
 
 
 def interrupt() -> None:
@@ -85,3 +90,93 @@ def test_the_interrupt_goes_to_whoever_had_it_before() -> None:
         assert received == [signal.SIGINT]
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _swallowed(interrupt: Callable[[], None]) -> Exception:
+    """What a library makes of an interrupt in a bare except."""
+    try:
+        try:
+            interrupt()
+        except BaseException:
+            raise TypeError("called it wrongly")  # noqa: B904
+    except TypeError as error:
+        return error
+    raise AssertionError("nothing interrupted")
+
+
+def _raise() -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_interrupt_that_a_library_made_something_else_of_is_one_again() -> None:
+    with Interrupts():
+        error = _swallowed(lambda: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            raise_if_interrupted(error)
+
+
+def test_an_interrupt_that_nobody_pressed_is_an_exception_like_any_other() -> None:
+    with Interrupts():
+        raise_if_interrupted(_swallowed(_raise))
+    raise_if_interrupted(ValueError("no interrupt at all"))
+
+
+def test_an_error_that_leaves_after_an_interrupt_is_the_interrupt() -> None:
+    with pytest.raises(KeyboardInterrupt), Interrupts():
+        raise _swallowed(lambda: signal.raise_signal(signal.SIGINT))
+
+
+class _Interrupted(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        signal.raise_signal(signal.SIGINT)
+        return x
+
+
+class _Failing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError("the model's own words")
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_while_channels_are_followed_is_no_failure_of_the_model() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        ChannelGraph(_Interrupted(), zeros(1, 3))
+    with pytest.raises(CompressionError, match=r"^Torch-Pruning failed: the model's own words$"):
+        ChannelGraph(_Failing(), zeros(1, 3))
+
+
+@uninterrupted()
+def _terminated_while_busy(done: list[str]) -> None:
+    signal.raise_signal(signal.SIGTERM)
+    done.append("held back until here")
+
+
+@pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN])
+def test_sigterm_does_what_ctrl_c_does_also_in_the_background(ctrl_c: Any) -> None:
+    """Shells start background jobs with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, ctrl_c)
+    done: list[str] = []
+    try:
+        with sigterm_interrupts():
+            with pytest.raises(KeyboardInterrupt):
+                _terminated_while_busy(done)
+            with pytest.raises(KeyboardInterrupt), Interrupts():
+                signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert done == ["held back until here"]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_an_exceptions_text_is_data() -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    assert describe_exception(Mute()) == "Mute: (its message cannot be had)"
+    assert (
+        describe_exception(ValueError("a\udc80\x00\x1b[31m\n  b\u202e :x:"))
+        == r"ValueError: a\udc80\x00\x1b[31m b\u202e :x:"
+    )
+    assert len(printable("\x00" * 10**6)) == 2000
+    assert describe_exception(GeneratorExit()) == "GeneratorExit"

@@ -1,0 +1,240 @@
+"""Whatever a trial does to its process, its search goes on; what no trial can help ends it in one line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from slimfront.errors import ArtifactsError, UserError, WorkerStartError
+from slimfront.hardware_profiles.target import load_target
+from slimfront.search.artifacts_folder import require_writable, storage_problem, storing
+from slimfront.search.crash_report import CrashReport, exit_text, stage_of_death
+from slimfront.search.driver import Proposal, Search
+from slimfront.search.local import run_local
+from slimfront.search.problem import prepare
+from slimfront.search.worker import Worker, WorkerSetup
+from slimfront.search.worker_process import WorkerProcess
+from slimfront.spaces.policy import Policy
+from slimfront.studies.records import INTERRUPTED, INTERRUPTIONS, ORPHANED
+from slimfront.studies.spec import StudySpec
+from slimfront.studies.store import Store
+
+HERE = Path(__file__).parent
+UNLUCKY = HERE / "unlucky_workload.py"
+LIMIT = 20
+SPACE = {"weight_bits": [4, 8, 32], "activation_bits": [8, 32], "channel_sparsity": [0, 0.5]}
+
+Spec = Callable[..., StudySpec]
+Luck = Callable[..., StudySpec]
+
+
+@pytest.fixture
+def luck(tiny_spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Luck:
+    """A study each of whose first trials has the luck that is named; the rest have none."""
+    folder = tmp_path / "luck"
+    folder.mkdir()
+    monkeypatch.setenv("UNLUCKY", str(folder))
+    monkeypatch.setenv("UNLUCKY_DRIVER", str(os.getpid()))
+
+    def study(*names: str, workers: int = 0, trials: int = 0, limit_s: float | None = LIMIT) -> StudySpec:
+        for number, name in enumerate(names):
+            (folder / f"{number:02d}-{name}").touch()
+        budget = {"trials": trials or len(names) + 2, "trial_timeout_s": limit_s}
+        return tiny_spec(workload=f"{UNLUCKY}:workload", workers=workers, budget=budget, sensitivity=False)
+
+    return study
+
+
+@pytest.fixture
+def store(tmp_path: Path):
+    with Store(f"sqlite:///{tmp_path / 'study.db'}") as opened:
+        yield opened
+
+
+def run(spec: StudySpec, store: Store, tmp_path: Path) -> Search:
+    search = Search(prepare(spec), store, tmp_path / "artifacts")
+    if spec.workers:
+        from slimfront.search.distributed import run_distributed
+
+        run_distributed(search, spec.workers)
+    else:
+        run_local(search, isolated=True)
+    return search
+
+
+def ends(store: Store) -> list[str]:
+    return [trial.reason or trial.state for trial in store.trials("tiny")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_whatever_a_trial_does_to_its_process_the_others_are_done(
+    workers: int, luck: Luck, store: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    names = ("exit", "vanish", "crash", "hang_in_c", "generator_exit", "interrupt", "whim", "text")
+    run(luck(*names, workers=workers), store, tmp_path)
+    found = ends(store)
+    assert len(found) == len(names) + 2
+    assert found[0] == found[-1] == "complete"
+    exited, vanished, crashed, hung, closed, interrupted, whim, text = found[1:-1]
+    assert exited == "SystemExit: 0"
+    assert vanished.startswith("the trial's process " + ("died" if workers else "ended with exit code 0"))
+    assert "Segmentation fault (in unlucky_workload.py:" in crashed
+    assert hung.startswith(f"took longer than trial_timeout_s = {LIMIT} s (in unlucky_workload.py:")
+    assert (closed, interrupted) == ("GeneratorExit: all of a sudden", "KeyboardInterrupt: nobody pressed anything")
+    assert whim == "Whim: why not"
+    assert text.startswith(r"ValueError: half \udc80 nul \x00 bell \x07 yyy")
+    assert len(text) <= 2000
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_where_no_worker_starts_the_search_ends_after_three_tries(
+    workers: int, luck: Luck, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNLUCKY_START", "raise")
+    with pytest.raises(WorkerStartError, match="RuntimeError: no such device"):
+        run(luck(workers=workers, trials=6), store, tmp_path)
+    assert ends(store) == ["complete", INTERRUPTED]  # the policy is tried again, and costs nothing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_full_disk_ends_the_search_and_no_policy_is_at_fault(
+    workers: int, luck: Luck, store: Store, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        ArtifactsError, match="artifacts/tiny: artifacts cannot be written here: No space left on device"
+    ):
+        run(luck("full", workers=workers, trials=6), store, tmp_path)
+    assert ends(store) == ["complete", INTERRUPTED]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_hanging_search_within_seconds(number: int, luck: Luck, tmp_path: Path) -> None:
+    luck("hang", limit_s=None)
+    command = [sys.executable, "-m", "slimfront", "search", "study.yaml", "--storage", "sqlite:///study.db"]
+    script = "import os, signal; os.environ['UNLUCKY_DRIVER'] = str(os.getpid()); "
+    script += "signal.signal(signal.SIGINT, signal.default_int_handler); "
+    script += f"import sys; sys.argv = {command[2:]!r}; from slimfront.cli import main; main()"
+    search = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while (tmp_path / "luck" / "00-hang").exists():
+        assert search.poll() is None
+        time.sleep(0.2)
+    search.send_signal(number)
+    _, said = search.communicate(timeout=30)
+    assert search.returncode == 130
+    assert "Traceback" not in said
+    with Store(f"sqlite:///{tmp_path / 'study.db'}") as store:
+        assert ends(store) == ["complete", INTERRUPTED]
+
+
+@pytest.mark.slow
+def test_a_policy_that_takes_the_search_down_is_retried_twice(tiny_spec: Spec, store: Store, tmp_path: Path) -> None:
+    problem = prepare(tiny_spec(budget={"trials": 3}))
+    for _ in range(3):  # drivers that are never heard of again
+        first = Search(problem, store, tmp_path / "artifacts").propose()
+    assert first is not None
+    last = Search(problem, store, tmp_path / "artifacts")
+    assert [trial.reason for trial in store.trials("tiny")] == [
+        ORPHANED, ORPHANED, "the search's process died 3 times while this policy ran",
+    ]  # fmt: skip
+    assert last.finished == 1
+    another = last.propose()
+    assert another is not None
+    assert another.policy != first.policy
+    assert {ORPHANED, INTERRUPTED} == set(INTERRUPTIONS)
+
+
+@pytest.mark.slow
+def test_a_trial_that_the_searchs_own_time_cuts_short_is_tried_again(
+    luck: Luck, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = Search(prepare(luck("hang", trials=2)), store, tmp_path / "artifacts")
+    search.try_uncompressed()
+    proposal = search.propose()
+    assert proposal is not None
+    process = WorkerProcess(search.worker_setup(0), tmp_path / "log", LIMIT)
+    cut_short = Proposal(proposal.number, proposal.policy, proposal.folder, limit_s=LIMIT - 5)
+    try:
+        last = list(process.run(cut_short))[-1]
+    finally:
+        process.close()
+    assert (last.name, last.fault) == ("failed", "time")
+
+
+def test_a_crash_report_names_the_users_own_line(tmp_path: Path) -> None:
+    script = tmp_path / "task.py"
+    script.write_text(
+        "import ctypes, sys\nfrom pathlib import Path\nfrom slimfront.search.crash_report import crash_reported\n"
+        "def metric():\n    ctypes.PyDLL(None).sleep(60)\n"
+        "with crash_reported(Path(sys.argv[1]), 0.2):\n    metric()\n"
+    )
+    ended = subprocess.run([sys.executable, str(script), str(tmp_path)], check=False, timeout=120)
+    assert ended.returncode == 1
+    assert CrashReport.of(tmp_path) == CrashReport(None, " (in task.py:5 metric)")
+    proposal = Proposal(1, Policy(), tmp_path, limit_s=0.2)
+    assert (
+        stage_of_death(proposal, 0.2, "died").reason == "took longer than trial_timeout_s = 0.2 s (in task.py:5 metric)"
+    )
+    assert stage_of_death(proposal, 5, "died").fault == "time"
+
+
+def test_an_exit_is_told_by_its_code_or_signal() -> None:
+    assert exit_text(3) == "ended with exit code 3; does its code call os._exit?"
+    assert exit_text(-signal.SIGSEGV) == "was killed by SIGSEGV"
+    assert exit_text(-signal.SIGKILL) == "was killed by SIGKILL; was memory short?"
+
+
+def test_an_artifacts_folder_is_tried_before_anything_is_measured(tmp_path: Path) -> None:
+    require_writable(tmp_path / "new" / "study")
+    assert list((tmp_path / "new" / "study").iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        ArtifactsError, match=f"{tmp_path}/file/study: artifacts cannot be written here: Not a directory"
+    ):
+        require_writable(tmp_path / "file" / "study")
+
+
+def test_what_a_library_makes_of_a_full_disk_is_seen_through(tmp_path: Path) -> None:
+    assert storage_problem(tmp_path, RuntimeError("I/O error: No space left on device (os error 28)"))
+    assert storage_problem(tmp_path, ValueError("the policy is bad")) is None
+    (tmp_path / "file").touch()
+    assert storage_problem(tmp_path / "file" / "trial", RuntimeError("cannot open")) == "Not a directory"
+    with pytest.raises(ArtifactsError), storing(tmp_path):
+        Path("/dev/full").write_text("x", encoding="utf-8")
+    with pytest.raises(ZeroDivisionError), storing(tmp_path):
+        raise ZeroDivisionError
+
+
+def test_a_trial_whose_file_finds_the_disk_full_says_so(tmp_path: Path) -> None:
+    setup = WorkerSetup(
+        f"{HERE / 'tiny_workload.py'}:workload", {}, HERE, load_target("cpu-openvino"), groups=(), seed=0, batch_size=8
+    )
+    folder = tmp_path / "trial"
+    folder.mkdir()
+    (folder / "weights.safetensors").symlink_to("/dev/full")
+    *_, last = Worker(setup).run(Policy(), folder)
+    assert (last.name, last.fault) == ("failed", "storage")
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "no-such-host.invalid:6379"])
+def test_a_ray_address_that_nobody_answers_is_one_line_in_seconds(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from slimfront.search.cluster import require_answer
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    began = time.monotonic()
+    with pytest.raises(UserError, match=f"RAY_ADDRESS={address}: nobody answers there"):
+        require_answer()
+    assert time.monotonic() - began < 15

@@ -1,0 +1,51 @@
+"""The tiny workload, whose metric does to the process of each trial what the next file of a folder is named after."""
+
+import ctypes
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from slimfront.workloads.workload import Workload
+from tiny_workload import workload as tiny  # beside this file, which is on the path while it loads
+
+IN_DRIVER = os.environ.get("UNLUCKY_DRIVER") == str(os.getpid())
+
+
+class Whim(BaseException):
+    """Not even an Exception."""
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+LUCK = {
+    "exit": lambda: sys.exit(0),
+    "vanish": lambda: os._exit(0),
+    "crash": lambda: ctypes.string_at(0),
+    "hang": lambda: time.sleep(1000),
+    "hang_in_c": lambda: ctypes.PyDLL(None).sleep(1000),  # with the interpreter's lock held
+    "generator_exit": lambda: _raise(GeneratorExit("all of a sudden")),
+    "interrupt": lambda: _raise(KeyboardInterrupt("nobody pressed anything")),
+    "whim": lambda: _raise(Whim("why not")),
+    "text": lambda: _raise(ValueError("half \udc80 nul \x00 bell \x07 " + "y" * 100_000)),
+    "full": lambda: _raise(OSError(28, "No space left on device")),
+}
+
+
+def _metric(outputs: torch.Tensor, targets: torch.Tensor) -> float:
+    if not IN_DRIVER:
+        for file in sorted(Path(os.environ["UNLUCKY"]).iterdir())[:1]:
+            file.unlink()
+            LUCK[file.name.split("-")[1]]()
+    return float((outputs.argmax(1) == targets).float().mean())
+
+
+def workload() -> Workload:
+    """Loads in the driver; in workers it raises or exits where the environment says so."""
+    if not IN_DRIVER and (start := os.environ.get("UNLUCKY_START")):
+        _raise(RuntimeError("no such device")) if start == "raise" else os._exit(3)
+    return replace(tiny(), metric=_metric)
