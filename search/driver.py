@@ -7,7 +7,6 @@ that both always tell the same.
 
 from __future__ import annotations
 
-import random
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -29,6 +28,7 @@ from ..studies.front import Objective, Point, hypervolume, pareto_front, referen
 from ..studies.progress import charged_trials, ran
 from ..studies.records import INTERRUPTED, State, TrialRecord
 from ..studies.store import Store
+from .feasibility import DUPLICATE
 from .halving import Verdict
 from .opening import open_reference, open_study
 from .optuna_study import OptunaStudy
@@ -39,14 +39,10 @@ from .rungs import Rungs, stopped_text
 from .sampler_of_study import greedy_policies, make_sampler
 from .sensitivity import known_damage, single_damages
 from .transfer import earlier_trials
+from .untried import Untried
 from .worker import PRECISIONS_FILE, Stage, WorkerSetup, cores_beside, keep
 
 MAX_ANCHORS = 12
-MAX_DUPLICATES = 20
-"""Consecutive proposals of known policies after which the space counts as exhausted; after half, one is drawn at random."""
-
-UNTRIED_DRAWS = 1000
-"""Random policies looked at for one that was not tried yet."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +96,13 @@ class Search:
         self.reference = open_reference(problem, store, self.folder / "reference")
         self._reference_point = reference_point(self._baseline(), self.objectives, self.spec.constraints)
         self._sensitivities = single_damages(store, problem, listener)
+        self._seen: dict[str, int] = {}
+        self._untried = Untried(problem.space, self._seen, f"{self.spec.seed}/spare")
         self._optuna = OptunaStudy(self.spec, problem.space, store, self._sampler)
         self._running: dict[int, _Running] = {}
         self._recovered = RecoveredWeights(store, self.spec)
         self._rungs = Rungs(self.spec)
-        self._fell_back = False
+        self._fell_back, self._fallback = False, None
         self._load_trials()
         self._started = time.monotonic()
 
@@ -117,18 +115,17 @@ class Search:
             return None
         if self._is_spent:
             return self._take_up()
-        for attempt in range(MAX_DUPLICATES):
+        while self._first or self._untried.spare() is not None:
             if self._first:
                 self._optuna.enqueue(*self._first.popleft())
-            elif attempt == MAX_DUPLICATES // 2:
-                self._enqueue_untried()
             number, parameters, attributes = self._optuna.ask()
             self._note_fallback(number)
             policy = self.problem.space.policy(parameters)
-            if policy.digest not in self._seen:
+            if policy.digest not in self._seen or "retry_of" in attributes:
                 return self._start(number, policy, attributes)
-            self._optuna.fail(number, f"same policy as trial {self._seen[policy.digest]}, not tried again")
-            self._listener("duplicate", number, f"same policy as trial {self._seen[policy.digest]}")
+            # Nothing that was proposed here: a trial that someone else enqueued in the study.
+            self._optuna.fail(number, f"{DUPLICATE} {self._seen[policy.digest]}, not tried again")
+            self._listener("duplicate", number, f"{DUPLICATE} {self._seen[policy.digest]}")
         self._exhausted = True
         return self.propose()
 
@@ -141,15 +138,6 @@ class Search:
         self._optuna.enqueue(self.problem.space.parameters(policy), {"retry_of": number})
         retry, _, attributes = self._optuna.ask()
         return self._start(retry, policy, attributes)
-
-    def _enqueue_untried(self) -> None:
-        """Have a random policy asked next that was not tried: the sampler keeps to those that were."""
-        draw = random.Random(f"{self.spec.seed}/{len(self._seen)}")
-        for _ in range(UNTRIED_DRAWS):
-            parameters = {knob.name: draw.choice(knob.choices) for knob in self.problem.space.knobs}
-            if self.problem.space.policy(parameters).digest not in self._seen:
-                self._optuna.enqueue(parameters, {})
-                return
 
     def try_uncompressed(self) -> None:
         """Make the uncompressed model the first trial of a new study, if the space holds it.
@@ -340,7 +328,7 @@ class Search:
 
     def _sampler(self, trials_so_far: int) -> BaseSampler:
         earlier = earlier_trials(self.store, self.spec, self.problem.space) if self.spec.transfer else []
-        return make_sampler(self.problem, self._baseline(), trials_so_far, earlier, self._known_damage())
+        return make_sampler(self.problem, self._baseline(), trials_so_far, earlier, self._known_damage(), self._untried)
 
     def _known_damage(self) -> dict[str, dict[Choice, float]]:
         return known_damage(self.problem.space, self._sensitivities)
@@ -349,7 +337,6 @@ class Search:
         """Take up what earlier runs left: finished trials, and orphans to try again."""
         self._exhausted = False
         self._points: dict[int, Point] = {}
-        self._seen: dict[str, int] = {}
         self._finished = 0
         self._durations: list[float] = []
         self._first: deque[tuple[Mapping[str, Choice], Mapping[str, object]]] = deque()
@@ -368,6 +355,8 @@ class Search:
                 self._first.append((self.problem.space.parameters(trial.policy), {"retry_of": trial.number}))
         again = {trial.digest for trial in trials}
         self._first += [(self.problem.space.parameters(p), {}) for p in self._first_policies() if p.digest not in again]
+        waiting = self._optuna.waiting()  # a driver that was killed had them enqueued: they are asked first
+        self._first = deque(item for item in self._first if item[0] not in waiting)
 
     def _first_policies(self) -> list[Policy]:
         """The anchors, and the greedy path where single damages are known."""
@@ -375,11 +364,13 @@ class Search:
         return list(dict.fromkeys([*self.problem.space.anchors()[:MAX_ANCHORS], *path]))
 
     def _note_fallback(self, number: int) -> None:
-        """Say once, where the study is looked at, that the sampler left proposing to another one."""
-        if (fallback := self._optuna.fallback) is not None and not self._fell_back:
-            self._fell_back = True
-            self.store.set_remark(self.spec.study, fallback)
+        """Say where the study is looked at while another sampler proposes; and tell the listener, the first time."""
+        if (fallback := self._optuna.fallback) == self._fallback:
+            return
+        if fallback is not None and not self._fell_back:
             self._listener("fallback", number, fallback)
+        self._fell_back, self._fallback = True, fallback
+        self.store.set_remark(self.spec.study, fallback)
 
     def _start(self, number: int, policy: Policy, attributes: Mapping[str, object]) -> Proposal:
         retry_of = int(str(attributes["retry_of"])) if "retry_of" in attributes else None

@@ -66,6 +66,11 @@ class OptunaStudy:
         """Have these parameters asked next."""
         self._study.enqueue_trial(dict(parameters), user_attrs=dict(attributes))
 
+    def waiting(self) -> list[dict[str, Any]]:
+        """Parameters of the trials that are enqueued and were not asked yet."""
+        trials = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        return [dict(trial.system_attrs.get("fixed_params", {})) for trial in trials]
+
     def annotate(self, number: int, attributes: Mapping[str, Any]) -> None:
         """Attach what the dashboard shows beside a trial that was asked here."""
         for key, value in attributes.items():
