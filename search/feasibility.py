@@ -14,7 +14,7 @@ from ..studies.records import INTERRUPTED
 DUPLICATE = "same policy as trial"
 """What the reason of a row begins with that ended because its policy had been tried: it says nothing of the policy."""
 
-SHARED = 4.0
+SHARED = 10.0
 """Variance of what single choices do to a trial's end, all knobs together."""
 
 NEARBY = 1.0
@@ -25,6 +25,9 @@ REACH = 2.0
 
 NOISE = 0.1
 """Variance of ends that no choice explains."""
+
+CERTAINTY = 1.5
+"""How many standard deviations a latent figure of 1 is away from failing."""
 
 LEAST = 0.02
 """A policy is never less likely to come to its end, as failures may have causes outside it."""
@@ -46,7 +49,7 @@ class Feasibility:
     def __call__(self, codes: np.ndarray) -> np.ndarray:
         """Probability [n], of one where nothing failed nearby, that policies of codes [n, knobs] come to their end."""
         latent = 1 + self._kernel(codes) @ self._weights
-        return np.clip(norm.cdf(latent) / norm.cdf(1.0), LEAST, 1.0)
+        return np.clip(norm.cdf(CERTAINTY * latent) / norm.cdf(CERTAINTY), LEAST, 1.0)
 
     def _kernel(self, codes: np.ndarray) -> np.ndarray:
         """Covariance [m, n] of codes [m, knobs] with those it was fitted to."""

@@ -144,6 +144,7 @@ class PolicySampler(BaseSampler):
         self._may_propose = may_propose
         self._feasibility: Feasibility | None = None
         self._tried: set[bytes] = set()
+        self._least_likely = 0.0
         self._is_unfit = self._has_warned = False
         self.fallback: str | None = None
 
@@ -193,6 +194,7 @@ class PolicySampler(BaseSampler):
         codes = self._encoded([*ended, *failed], surrogate)
         self._tried = set(self._keys(np.concatenate([codes, self._pending])))
         self._feasibility = Feasibility(codes, np.arange(len(codes)) >= len(ended)) if failed else None
+        self._least_likely = self._generator.random() if failed else 0.0
 
     def _propose(self, study: Study, surrogate: Surrogate) -> dict[str, Any]:
         """What the surrogate expects most of; nothing where it knows too little or nothing is left."""
@@ -215,15 +217,22 @@ class PolicySampler(BaseSampler):
         def accepts(drawn: Mapping[str, Any]) -> bool:
             codes = encode(surrogate.coordinates, drawn)[None]
             is_new = self._keys(codes)[0] not in self._tried and self._may_propose(drawn)
-            return is_new and self._generator.random() < self._may_end(codes)[0]
+            return is_new and self._may_end(codes)[0] > 0
 
         return (
             accepted(partial(completed, self._tpe, study, trial, known, space), accepts, space, self._generator) or {}
         )
 
     def _may_end(self, codes: np.ndarray) -> np.ndarray:
-        """How likely policies of codes [n, knobs] are to come to their end [n]."""
-        return self._feasibility(codes) if self._feasibility is not None else np.ones(len(codes))
+        """How likely policies of codes [n, knobs] are to come to their end [n].
+
+        It is 0 in as many trials as they are likely to fail, for all alike: a multitude of hopeless ones would always hold one more
+        that seems worth the risk.
+        """
+        if self._feasibility is None:
+            return np.ones(len(codes))
+        likely = self._feasibility(codes)
+        return np.where(likely >= self._least_likely, likely, 0.0)
 
     def _trusts(self, study: Study, surrogate: Surrogate, history: History) -> bool:
         """Whether the surrogate proposes: from the tenth trial on only while it predicts trials that it has not seen.
@@ -247,6 +256,7 @@ class PolicySampler(BaseSampler):
         reference = self._scaled_reference(surrogate, history)
         front, parents = self._front(replace(history, values=surrogate.sobered(history)), reference)
         candidates = distinct(self._candidates(surrogate, parents), self._keys, self._tried)
+        candidates = candidates[self._may_end(candidates) > 0]
         if not len(candidates):
             return None
         candidates = candidates[self._generator.permutation(len(candidates))]

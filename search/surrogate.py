@@ -136,7 +136,9 @@ class Surrogate:
             )
             left[out] = damage[out] - posterior.mean_of(codes[out])
         spread = (damage - damage.mean()) * len(damage) / (len(damage) - 1)  # from the mean of the others
-        return 1 - float(left @ left / max(spread @ spread, 1e-12))
+        return 1 - float(
+            left @ left / max(spread @ spread, len(damage) * NOISE**2)
+        )  # all alike is as well known as it gets
 
     def log_cost(self, codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Scaled costs of codes, weighted row by row with [n, objectives]; quality's weight is not read."""

@@ -74,7 +74,7 @@ class UntriedSampler(BaseSampler):
     """Another sampler over a known space, whose proposals are drawn again until one was not tried.
 
     All parameters are drawn together, before any is stored, so that a refused proposal leaves no trial behind. Where a trial
-    has failed, proposals are accepted with the probability that they come to their end. Enqueued trials are left as they are.
+    has failed, a policy is accepted in as many of the trials as it is likely to come to its end. Enqueued trials are left as they are.
 
     Args:
         sampler: what proposes.
@@ -125,10 +125,10 @@ class UntriedSampler(BaseSampler):
         if "fixed_params" in trial.system_attrs:
             drawn = self.sampler.sample_relative(study, trial, known)
             return {name: value for name, value in drawn.items() if _offers(self._space.get(name), value)}
-        may_end = self._feasibility(study)
+        may_end, least = self._feasibility(study), self._generator.random()
         found = accepted(
             lambda: completed(self.sampler, study, trial, known, self._space),
-            lambda drawn: drawn in self._untried and self._generator.random() < may_end(drawn),
+            lambda drawn: drawn in self._untried and may_end(drawn) >= least,
             self._space,
             self._generator,
         )
