@@ -52,6 +52,12 @@ class DamagePosterior:
         _, self._both, self.scales = max(fits, key=lambda fit: fit[0])
         self._alone = self._factor(_rbf(squared, self.scales))
 
+    def mean_of(self, codes: np.ndarray) -> np.ndarray:
+        """Likeliest damage [n] of codes [n, knobs]."""
+        left = self._damage - self._mean.predict(self._codes)
+        residual = _rbf(self._squared(codes), self.scales) @ cho_solve((self._alone, True), left, check_finite=False)
+        return self._mean.predict(codes) + residual
+
     def draws(self, codes: np.ndarray, normals: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """Damage [draws, n] of codes [n, knobs].
 

@@ -8,7 +8,6 @@ that both always tell the same.
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
@@ -32,6 +31,7 @@ from ..studies.records import INTERRUPTIONS, TrialRecord
 from ..studies.store import Store
 from ..threads import usable_threads
 from .bookkeeping import MOST_RETRIES, Bookkeeping
+from .feasibility import DUPLICATE
 from .halving import Verdict
 from .opening import open_reference, open_study
 from .optuna_study import OptunaStudy
@@ -43,6 +43,7 @@ from .sampler_of_study import greedy_policies, make_sampler
 from .sensitivity import Sensitivity, known_damage
 from .time_budget import TimeBudget
 from .transfer import earlier_trials
+from .untried import Untried
 from .worker import PRECISIONS_FILE, Stage, WorkerSetup, cores_beside, keep
 
 MAX_ANCHORS = 12
@@ -51,12 +52,6 @@ CONFIRMING_SECONDS = 3.0
 
 FIRST_FAILURES = 8
 """Trials of workers that fail before any has a result, after which a search stops: something else than policies is broken."""
-
-MAX_DUPLICATES = 20
-"""Consecutive proposals of known policies after which the space counts as exhausted; after half, one is drawn at random."""
-
-UNTRIED_DRAWS = 1000
-"""Random policies looked at for one that was not tried yet."""
 
 
 @dataclass(frozen=True)
@@ -128,12 +123,14 @@ class Search:
         self.stopped_because: str | None = None
         self._sensitivity = Sensitivity(store, problem, self.time.for_sensitivity, listener)
         self._learned = not self._sensitivity.missing
+        self._seen: dict[str, int] = {}
+        self._untried = Untried(problem.space, self._seen, f"{self.spec.seed}/spare")
         self._optuna = OptunaStudy(self.spec, problem.space, store, self._sampler)
         self._books = Bookkeeping(self.spec, store, self._optuna)
         self._running: dict[int, _Running] = {}
         self._recovered = RecoveredWeights(store, self.spec)
         self._rungs = Rungs(self.spec)
-        self._fell_back = False
+        self._fell_back, self._fallback = False, None
         self._load_trials()
 
     # What runners call
@@ -149,18 +146,17 @@ class Search:
             return None
         if self._is_spent:
             return self._take_up()
-        for attempt in range(MAX_DUPLICATES):
+        while self._first or self._untried.spare() is not None:
             if self._first:
                 self._optuna.enqueue(*self._first.popleft())
-            elif attempt == MAX_DUPLICATES // 2:
-                self._enqueue_untried()
             number, parameters, attributes = self._optuna.ask()
             self._note_fallback(number)
             policy = self.problem.space.policy(parameters)
-            if policy.digest not in self._seen:
+            if policy.digest not in self._seen or "retry_of" in attributes:
                 return self._start(number, policy, attributes)
-            self._optuna.fail(number, f"same policy as trial {self._seen[policy.digest]}, not tried again")
-            self._listener("duplicate", number, f"same policy as trial {self._seen[policy.digest]}")
+            # Nothing that was proposed here: a trial that someone else enqueued in the study.
+            self._optuna.fail(number, f"{DUPLICATE} {self._seen[policy.digest]}, not tried again")
+            self._listener("duplicate", number, f"{DUPLICATE} {self._seen[policy.digest]}")
         self._exhausted = True
         return self._propose()
 
@@ -173,15 +169,6 @@ class Search:
         self._optuna.enqueue(self.problem.space.parameters(policy), {"retry_of": number})
         retry, _, attributes = self._optuna.ask()
         return self._start(retry, policy, attributes)
-
-    def _enqueue_untried(self) -> None:
-        """Have a random policy asked next that was not tried: the sampler keeps to those that were."""
-        draw = random.Random(f"{self.spec.seed}/{len(self._seen)}")
-        for _ in range(UNTRIED_DRAWS):
-            parameters = {knob.name: draw.choice(knob.choices) for knob in self.problem.space.knobs}
-            if self.problem.space.policy(parameters).digest not in self._seen:
-                self._optuna.enqueue(parameters, {})
-                return
 
     def try_uncompressed(self) -> None:
         """Make the uncompressed model the first trial of a new study, if the space holds it.
@@ -358,7 +345,7 @@ class Search:
 
     def _sampler(self, trials_so_far: int) -> BaseSampler:
         earlier = earlier_trials(self.store, self.spec, self.problem.space) if self.spec.transfer else []
-        return make_sampler(self.problem, self._baseline(), trials_so_far, earlier, self._known_damage())
+        return make_sampler(self.problem, self._baseline(), trials_so_far, earlier, self._known_damage(), self._untried)
 
     def _known_damage(self) -> dict[str, dict[Choice, float]]:
         return known_damage(self.problem.space, self._sensitivity.records)
@@ -375,13 +362,12 @@ class Search:
             return
         self._learned = True
         self._optuna.renew_sampler()
-        self._first += self._untried(self._path())
+        self._first += self._enqueued(self._path())
 
     def _load_trials(self) -> None:
         """Take up what earlier runs left: finished trials, and orphans to try again."""
         self._exhausted = False
         self._points: dict[int, Point] = {}
-        self._seen: dict[str, int] = {}
         self._finished = 0
         self._durations: list[float] = []
         self._first: deque[tuple[Mapping[str, Choice], Mapping[str, object]]] = deque()
@@ -400,7 +386,9 @@ class Search:
                 self._first.append((self.problem.space.parameters(trial.policy), {"retry_of": trial.number}))
         self._tried = {trial.digest for trial in trials}
         path = self._path() if self._learned else []
-        self._first += self._untried([*self.problem.space.anchors()[:MAX_ANCHORS], *path])
+        self._first += self._enqueued([*self.problem.space.anchors()[:MAX_ANCHORS], *path])
+        waiting = self._optuna.waiting()  # a driver that was killed had them enqueued: they are asked first
+        self._first = deque(item for item in self._first if item[0] not in waiting)
         self._save_front()
 
     def _take_over(self, trial: TrialRecord) -> None:
@@ -415,18 +403,20 @@ class Search:
         """The greedy path where single damages are known."""
         return greedy_policies(self.problem, self._known_damage()) if self._sensitivity.records else []
 
-    def _untried(self, policies: Iterable[Policy]) -> list[tuple[Mapping[str, Choice], Mapping[str, object]]]:
+    def _enqueued(self, policies: Iterable[Policy]) -> list[tuple[Mapping[str, Choice], Mapping[str, object]]]:
         """What is to be enqueued for these policies, each once and those left out that the study has tried."""
         known = self._tried | self._seen.keys()
         new = dict.fromkeys(policy for policy in policies if policy.digest not in known)
         return [(self.problem.space.parameters(policy), {}) for policy in new]
 
     def _note_fallback(self, number: int) -> None:
-        """Say once, where the study is looked at, that the sampler left proposing to another one."""
-        if (fallback := self._optuna.fallback) is not None and not self._fell_back:
-            self._fell_back = True
-            self.store.set_remark(self.spec.study, fallback)
+        """Say where the study is looked at while another sampler proposes; and tell the listener, the first time."""
+        if (fallback := self._optuna.fallback) == self._fallback:
+            return
+        if fallback is not None and not self._fell_back:
             self._listener("fallback", number, fallback)
+        self._fell_back, self._fallback = True, fallback
+        self.store.set_remark(self.spec.study, fallback)
 
     def _start(self, number: int, policy: Policy, attributes: Mapping[str, object]) -> Proposal:
         retry_of = int(str(attributes["retry_of"])) if "retry_of" in attributes else None

@@ -82,6 +82,11 @@ class OptunaStudy:
         """Have these parameters asked next."""
         self._study.enqueue_trial(dict(parameters), user_attrs=dict(attributes))
 
+    def waiting(self) -> list[dict[str, Any]]:
+        """Parameters of the trials that are enqueued and were not asked yet."""
+        trials = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        return [dict(trial.system_attrs.get("fixed_params", {})) for trial in trials]
+
     def annotate(self, number: int, attributes: Mapping[str, Any]) -> None:
         """Attach what the dashboard shows beside a trial that was asked here."""
         for key, value in attributes.items():
@@ -106,12 +111,11 @@ class OptunaStudy:
         self._study.tell(trial, state=TrialState.FAIL)
 
     def abandon(self, reason: str) -> None:
-        """End every trial that runs or waits, asked here or left by an earlier driver."""
+        """End every trial that runs, asked here or left by an earlier driver."""
         self._asked.clear()
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
-            self._storage.set_trial_user_attr(trial._trial_id, REASON, plain_text(reason))
-            # `Study.tell` refuses trials that wait; the driver enqueues again what is to be tried.
-            self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            self._storage.set_trial_user_attr(trial._trial_id, REASON, reason)
+            self._study.tell(trial.number, state=TrialState.FAIL)
 
     def has_ended(self, number: int) -> bool:
         """Whether a trial that an earlier driver asked for has ended in Optuna's tables."""

@@ -2,10 +2,22 @@
 
 It learns how much damage every choice does (`damage_model`), counts or learns what every choice costs (`cost_model`), and
 proposes the policy of greatest expected hypervolume improvement. It works in any study of 2 to 4 objectives over discrete
-parameters, conditional ones too, that records the KL divergence to the uncompressed outputs as the trial attribute "kl"::
+parameters, conditional ones too; best in one that records the KL divergence to the uncompressed outputs as the trial
+attribute "kl"::
+
+    import optuna
+    from slimfront.search.policy_sampler import PolicySampler
+
+    def objective(trial):
+        bits = trial.suggest_categorical("conv1.weight_bits", [4, 8, 32])
+        removed = trial.suggest_categorical("conv1.channels", [0.0, 0.25, 0.5])
+        kl = 4.0**-bits + 0.1 * removed**2  # measure your model's here
+        trial.set_user_attr("kl", kl)
+        return kl / 3, bits * (1 - removed)  # accuracy drop, size
 
     sampler = PolicySampler(["quality", "measured"], neutral={"conv1.weight_bits": 32, "conv1.channels": 0.0})
     study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
+    study.optimize(objective, n_trials=8)
 """
 
 from __future__ import annotations
@@ -13,6 +25,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +38,9 @@ from threadpoolctl import ThreadpoolController
 from .acquisition import expected_improvement, normal_draws
 from .candidates import CROSSED, MUTANTS, TRADE_OFFS, cross, descend, distinct, mutate
 from .coordinates import HEALING, Coordinate, coordinate, decode, encode, most_below
+from .feasibility import Feasibility, failures
 from .surrogate import Counted, History, Role, Surrogate, damage_of_drop, log_damage
+from .untried import accepted, choices_of, completed
 
 DAMAGE = "kl"
 """Trial attribute that holds the KL divergence to the uncompressed outputs, in nats."""
@@ -40,14 +55,18 @@ STOPPED_VALUES = "stopped_values"
 """Trial attribute: objectives of a trial that was stopped, as they were then."""
 
 FALLBACK = "sampler_fallback"
-"""Study attribute that says why TPE proposes instead."""
+"""Study attribute that says why TPE proposes instead; None once it no longer does."""
 
 STARTUP = 4
 """Finished trials with a known damage before the surrogate is asked."""
 
 MOST_CHOICES = 64
-JUDGED_AFTER = 40
-LEAST_EXPLAINED = 0.1
+JUDGED_AFTER = 10
+"""Finished trials from which on the surrogate proposes only while it has skill."""
+
+LEAST_SKILL = 0.1
+"""How much better than their mean the surrogate must predict the damage of trials left out (`Surrogate.skill`)."""
+
 DRAWS = {2: 64, 3: 32, 4: 16}
 SHORTLIST = {2: 900, 3: 300, 4: 100}
 PERTURBED = 3
@@ -73,7 +92,9 @@ class PolicySampler(BaseSampler):
 
     Single-threaded: BLAS is held to one thread while it thinks. Trials that run count as if they had turned out as
     predicted (kriging believer; Ginsbourger, Le Riche & Carraro 2010), so that any number of workers may ask. Where its
-    assumptions do not hold it warns, notes why as the study attribute `FALLBACK`, and leaves proposing to TPE.
+    assumptions do not hold, and while its surrogate does not predict trials left out better than their mean does, it warns
+    once, notes why as the study attribute `FALLBACK`, and leaves proposing to TPE. Nothing is proposed twice, failed policies
+    included, and what resembles them less often.
 
     Args:
         roles: one per objective; without a "quality" among them TPE proposes.
@@ -85,6 +106,7 @@ class PolicySampler(BaseSampler):
         implied: names of constraints that `reference` enforces already.
         earlier: trials of other studies that damage and measured costs are learned from too.
         residual: whether to model what the structured mean leaves unexplained.
+        may_propose: whether parameters may be proposed, in addition to their not having been tried in the study.
         seed: of all randomness.
 
     Attributes:
@@ -103,6 +125,7 @@ class PolicySampler(BaseSampler):
         implied: frozenset[str] = frozenset(),
         earlier: Sequence[Earlier] = (),
         residual: bool = True,
+        may_propose: Callable[[Mapping[str, Any]], bool] = lambda _: True,
         seed: int | None = None,
     ) -> None:
         if any(isinstance(role, int) for role in roles) and (counted is None or coordinates is None):
@@ -118,6 +141,11 @@ class PolicySampler(BaseSampler):
         self._surrogate: Surrogate | None = None
         self._codes: dict[int, np.ndarray] = {}
         self._threads = ThreadpoolController()
+        self._may_propose = may_propose
+        self._feasibility: Feasibility | None = None
+        self._tried: set[bytes] = set()
+        self._least_likely = 0.0
+        self._is_unfit = self._has_warned = False
         self.fallback: str | None = None
 
     def learned_constraints(self, trial: FrozenTrial) -> set[str]:
@@ -131,21 +159,25 @@ class PolicySampler(BaseSampler):
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The parameters of all finished trials, those of some branches only too."""
-        if self.fallback is None and (reason := self._unfit(study)) is not None:
-            self._give_up(study, reason)
-        if self.fallback is not None:
+        if not self._is_unfit and (reason := self._unfit(study)) is not None:
+            self._is_unfit = True
+            self._leave_to_tpe(study, reason)
+        if self._is_unfit:
             return self._tpe.infer_relative_search_space(study, trial)
         return _distributions(study)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        if self.fallback is not None:
+        if self._is_unfit:
             return self._tpe.sample_relative(study, trial, search_space)
         if not search_space or "fixed_params" in trial.system_attrs:  # enqueued: what is proposed would not be read
             return {}
         with self._threads.limit(limits=1):
-            return self._propose(study, search_space)
+            surrogate = self._surrogate_of(study, search_space)
+            self._look_back(study, surrogate)
+            proposed = self._propose(study, surrogate)
+            return proposed or self._explore(study, trial, search_space, surrogate)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -153,20 +185,69 @@ class PolicySampler(BaseSampler):
         sampler = self._tpe if self.fallback is not None else self._random
         return sampler.sample_independent(study, trial, param_name, param_distribution)
 
-    def _propose(self, study: Study, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
-        surrogate = self._surrogate_of(study, space)
-        history = self._history(study, surrogate)
+    def _look_back(self, study: Study, surrogate: Surrogate) -> None:
+        """Note what was tried, and learn from what failed."""
+        trials = [trial for trial in study.get_trials(deepcopy=False) if trial.params]
+        ended = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+        running, failed = [trial for trial in trials if trial.state == TrialState.RUNNING], failures(trials)
+        self._ended, self._pending = ended, self._encoded(running, surrogate)
+        codes = self._encoded([*ended, *failed], surrogate)
+        self._tried = set(self._keys(np.concatenate([codes, self._pending])))
+        self._feasibility = Feasibility(codes, np.arange(len(codes)) >= len(ended)) if failed else None
+        self._least_likely = self._generator.random() if failed else 0.0
+
+    def _propose(self, study: Study, surrogate: Surrogate) -> dict[str, Any]:
+        """What the surrogate expects most of; nothing where it knows too little or nothing is left."""
+        history = self._history(surrogate)
         if np.sum(~np.isnan(history.damage)) < STARTUP or np.isnan(history.values).any(axis=1).all():
             return {}
-        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        pending = self._encoded([trial for trial in running if trial.params], surrogate)
-        surrogate.fit(self._with_earlier(history, surrogate), pending)
-        if len(history.codes) >= JUDGED_AFTER and surrogate.explained < LEAST_EXPLAINED:
-            self._give_up(study, f"single choices explain {surrogate.explained:.0%} of the damage")
+        learned = self._with_earlier(history, surrogate)
+        surrogate.fit(learned, self._pending)
+        if not self._trusts(study, surrogate, learned):
             return {}
-        best = self._best(surrogate, history, pending)
-        proposed = {} if best is None else decode(surrogate.coordinates, best)
-        return {name: value for name, value in proposed.items() if name in space}
+        best = self._best(surrogate, history, self._pending)
+        return {} if best is None else decode(surrogate.coordinates, best)
+
+    def _explore(
+        self, study: Study, trial: FrozenTrial, space: Mapping[str, BaseDistribution], surrogate: Surrogate
+    ) -> dict[str, Any]:
+        """What TPE proposes, after its random start, of what was not tried and is not likely to fail."""
+        known = self._tpe.infer_relative_search_space(study, trial)
+
+        def accepts(drawn: Mapping[str, Any]) -> bool:
+            codes = encode(surrogate.coordinates, drawn)[None]
+            is_new = self._keys(codes)[0] not in self._tried and self._may_propose(drawn)
+            return is_new and self._may_end(codes)[0] > 0
+
+        return (
+            accepted(partial(completed, self._tpe, study, trial, known, space), accepts, space, self._generator) or {}
+        )
+
+    def _may_end(self, codes: np.ndarray) -> np.ndarray:
+        """How likely policies of codes [n, knobs] are to come to their end [n].
+
+        It is 0 in as many trials as they are likely to fail, for all alike: a multitude of hopeless ones would always hold one more
+        that seems worth the risk.
+        """
+        if self._feasibility is None:
+            return np.ones(len(codes))
+        likely = self._feasibility(codes)
+        return np.where(likely >= self._least_likely, likely, 0.0)
+
+    def _trusts(self, study: Study, surrogate: Surrogate, history: History) -> bool:
+        """Whether the surrogate proposes: from the tenth trial on only while it predicts trials that it has not seen.
+
+        Before, it does where the damage is measured: what is guessed of single choices holds for divergences.
+        """
+        if len(history.codes) < JUDGED_AFTER:
+            return any(DAMAGE in trial.user_attrs for trial in self._ended)
+        skill = surrogate.skill(history)
+        if skill < LEAST_SKILL:
+            self._leave_to_tpe(study, f"single choices predict {max(skill, 0.0):.0%} of the damage of trials left out")
+        elif self.fallback is not None:
+            self.fallback = None
+            study.set_user_attr(FALLBACK, None)
+        return skill >= LEAST_SKILL
 
     def _best(self, surrogate: Surrogate, history: History, pending: np.ndarray) -> np.ndarray | None:
         """Codes of the greatest expected improvement; None where nothing is left to propose."""
@@ -174,8 +255,8 @@ class PolicySampler(BaseSampler):
         normals = normal_draws(DRAWS[objectives], objectives + 2, int(self._generator.integers(2**31)))
         reference = self._scaled_reference(surrogate, history)
         front, parents = self._front(replace(history, values=surrogate.sobered(history)), reference)
-        seen = set(self._keys(np.concatenate([self._seen, pending])))
-        candidates = distinct(self._candidates(surrogate, parents), self._keys, seen)
+        candidates = distinct(self._candidates(surrogate, parents), self._keys, self._tried)
+        candidates = candidates[self._may_end(candidates) > 0]
         if not len(candidates):
             return None
         candidates = candidates[self._generator.permutation(len(candidates))]
@@ -184,10 +265,12 @@ class PolicySampler(BaseSampler):
         front = np.concatenate([front, believed[(believed < reference).all(axis=1)]])
         if len(candidates) > SHORTLIST[objectives]:
             optimistic = np.sort(drawn, axis=0)[None, len(drawn) // 6]  # a standard deviation better than the median
-            gains = expected_improvement(optimistic, front, reference)
+            gains = expected_improvement(optimistic, front, reference) * self._may_end(candidates)
             shortlist = np.argsort(-gains, kind="stable")[: SHORTLIST[objectives]]
             candidates, drawn = candidates[shortlist], drawn[:, shortlist]
-        return candidates[int(expected_improvement(drawn, front, reference).argmax())]
+        gains = expected_improvement(drawn, front, reference) * self._may_end(candidates)
+        ordered = candidates[np.argsort(-gains, kind="stable")]
+        return next((codes for codes in ordered if self._may_propose(decode(surrogate.coordinates, codes))), None)
 
     def _candidates(self, surrogate: Surrogate, parents: np.ndarray) -> np.ndarray:
         sizes = np.array([knob.offered or len(knob.choices) for knob in surrogate.coordinates])
@@ -230,9 +313,8 @@ class PolicySampler(BaseSampler):
             return surrogate.scaled(np.array([self._reference], dtype=float))[0]
         return np.nanmax(history.values, axis=0) + 1e-9
 
-    def _history(self, study: Study, surrogate: Surrogate) -> History:
-        ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        ended = [trial for trial in ended if trial.params]
+    def _history(self, surrogate: Surrogate) -> History:
+        ended = self._ended
         raw = np.array([self._told(trial) for trial in ended], dtype=float)
         values = surrogate.scaled(raw.reshape(-1, len(self._roles)))
         constraints = {name for trial in ended for name in self.learned_constraints(trial)}
@@ -299,7 +381,7 @@ class PolicySampler(BaseSampler):
             self._coordinates is None and {knob.name for knob in self._surrogate.coordinates} != set(space)
         ):
             knobs = self._coordinates or [
-                coordinate(name, name.rsplit(".", 1)[-1], _choices(distribution), self._neutral.get(name))
+                coordinate(name, name.rsplit(".", 1)[-1], choices_of(distribution), self._neutral.get(name))
                 for name, distribution in space.items()
             ]
             signs = [-1 if direction == StudyDirection.MAXIMIZE else 1 for direction in study.directions]
@@ -318,10 +400,14 @@ class PolicySampler(BaseSampler):
                 return f"parameter {name} is not discrete, or has more than {MOST_CHOICES} choices"
         return None
 
-    def _give_up(self, study: Study, reason: str) -> None:
-        self.fallback = f"TPE proposes in place of the policy sampler: {reason}"
-        study.set_user_attr(FALLBACK, self.fallback)
-        warnings.warn(f"the policy sampler leaves proposing to TPE: {reason}", stacklevel=2)
+    def _leave_to_tpe(self, study: Study, reason: str) -> None:
+        """Say that TPE proposes from now on, each time that it takes over; warn the first time."""
+        if self.fallback is None:
+            self.fallback = f"TPE proposes in place of the policy sampler: {reason}"
+            study.set_user_attr(FALLBACK, self.fallback)
+        if not self._has_warned:
+            self._has_warned = True
+            warnings.warn(f"the policy sampler leaves proposing to TPE: {reason}", stacklevel=2)
 
 
 def _distributions(study: Study) -> dict[str, BaseDistribution]:
@@ -334,12 +420,5 @@ def _is_discrete(distribution: BaseDistribution) -> bool:
     return (
         isinstance(distribution, (CategoricalDistribution, IntDistribution))
         and not getattr(distribution, "log", False)
-        and len(_choices(distribution)) <= MOST_CHOICES
+        and len(choices_of(distribution)) <= MOST_CHOICES
     )
-
-
-def _choices(distribution: BaseDistribution) -> tuple[Any, ...]:
-    if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices
-    assert isinstance(distribution, IntDistribution)
-    return tuple(range(distribution.low, distribution.high + 1, distribution.step))

@@ -13,12 +13,14 @@ from ..spaces.policy import Policy
 from ..spaces.space import NEUTRAL, Choice, Space
 from ..studies.constraint import Constraint
 from ..studies.front import Objective, reference_point
+from ..studies.spec import StudySpec
 from .analytic_cost import COUNTED, OF_MACHINES, AnalyticCost
 from .coordinates import HEALING, Coordinate, coordinate, decode, encode, recovery_coordinate
 from .knapsack import path_policies
 from .policy_sampler import Earlier, PolicySampler
 from .problem import Problem
 from .surrogate import Role
+from .untried import Untried, UntriedSampler
 
 KnownDamage = Mapping[str, Mapping[Choice, float]]
 """Knob -> choice -> nats that choice does alone."""
@@ -36,6 +38,7 @@ def make_sampler(
     trials_so_far: int,
     earlier: Sequence[Earlier] = (),
     known: KnownDamage | None = None,
+    untried: Untried | None = None,
 ) -> BaseSampler:
     """The study's sampler. Its seed depends on how far the study is: the same one would propose the same trials again.
 
@@ -43,17 +46,38 @@ def make_sampler(
         baseline: metric -> value of the uncompressed model.
         earlier: trials of other studies; only the policy sampler learns from them.
         known: damage of single choices, which it starts from.
+        untried: says what may be proposed; without, any policy may.
     """
     spec = problem.spec
     digest = hashlib.sha256(f"{spec.seed}/{trials_so_far}".encode()).digest()
     seed = int.from_bytes(digest[:4], "big")
+    sampler = _plain_sampler(spec, seed) or _policy_sampler(problem, baseline, earlier, known, untried, seed)
+    if untried is None:
+        return sampler
+    learns = not isinstance(sampler, PolicySampler)
+    return UntriedSampler(sampler, space_coordinates(problem.space), untried, seed, learns_failures=learns)
+
+
+def _plain_sampler(spec: StudySpec, seed: int) -> BaseSampler | None:
+    """Optuna's own sampler that a study names; None where it names the policy sampler."""
     if spec.sampler == "nsgaii":
         return NSGAIISampler(seed=seed, population_size=20)
     if spec.sampler == "random":
         return RandomSampler(seed=seed)
     if spec.sampler == "tpe":
         return TPESampler(seed=seed, multivariate=True, constant_liar=spec.workers > 1, n_startup_trials=10)
-    cost = cost_of(problem)
+    return None
+
+
+def _policy_sampler(
+    problem: Problem,
+    baseline: Mapping[str, float],
+    earlier: Sequence[Earlier],
+    known: KnownDamage | None,
+    untried: Untried | None,
+    seed: int,
+) -> PolicySampler:
+    spec, cost = problem.spec, cost_of(problem)
     # Optuna reads the dashboard's list, in which a trial that was stopped has one more, as constraints named by their place.
     copied = map(str, range(len(spec.constraints) + 1))
     return PolicySampler(
@@ -64,6 +88,7 @@ def make_sampler(
         reference=worst_corner(baseline, spec.objectives, spec.constraints),
         implied=frozenset({*copied, *(str(c) for c in spec.constraints if c.metric in spec.objectives)}),
         earlier=earlier,
+        may_propose=untried.__contains__ if untried is not None else lambda _: True,
         seed=seed,
     )
 

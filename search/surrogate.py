@@ -27,6 +27,12 @@ Regression = TypeVar("Regression", AdditiveModel, CostModel)
 SCALES_LAST = 1.1
 """The residual's scales are chosen anew when there are so many times as many trials."""
 
+SKILL_LASTS = 1.1
+"""The surrogate is judged anew when there are so many times as many trials."""
+
+FOLDS = 5
+"""Of the cross-validation that judges it."""
+
 COSTS_LAST = 1.05
 """Measured costs and constraints are fitted anew when there are so many times as many trials: from 20 on not at each."""
 
@@ -66,7 +72,7 @@ class Surrogate:
     ) -> None:
         self.coordinates, self.roles, self.signs = coordinates, roles, np.array(signs)
         self._counted, self._grid = counted, GRID if residual else ((1.0, NOISE / 2),)
-        self._scales_due = self._costs_due = 0.0
+        self._scales_due = self._costs_due = self._skill_due = 0.0
         self._measured: dict[int, CostModel | None] = {}
         self._constraints: dict[str, AdditiveModel | None] = {}
         self._positions = [knob.positions for knob in coordinates]
@@ -94,8 +100,6 @@ class Surrogate:
         self._posterior = DamagePosterior(self.mean, self.positions, codes, damage, pending, grid)
         if due:
             self._scales_due = len(codes) * SCALES_LAST
-        left = damage - self.mean.predict(codes)
-        self._explained = 1 - float(np.var(left) / max(np.var(damage), 1e-12))
         self._fit_quality(history, known)
         if len(history.codes) >= self._costs_due or set(history.violations) != set(self._constraints):
             self._costs_due = len(history.codes) * COSTS_LAST
@@ -111,10 +115,30 @@ class Surrogate:
             values[known, index] = np.maximum(values[known, index], model.predict(history.damage[known]))
         return values
 
-    @property
-    def explained(self) -> float:
-        """Share of the damage's variance that the structured mean explains."""
-        return self._explained
+    def skill(self, history: History) -> float:
+        """How much better the damage of trials left out is predicted than by the mean of the others: 1 is exact, 0 no better.
+
+        Of the squared errors, by cross-validation, anew once there are so many times as many trials.
+        """
+        known = ~np.isnan(history.damage)
+        if known.sum() >= self._skill_due:
+            self._skill_due = known.sum() * SKILL_LASTS
+            self._skill = self._cross_validated(history.codes[known], history.damage[known])
+        return self._skill
+
+    def _cross_validated(self, codes: np.ndarray, damage: np.ndarray) -> float:
+        fold, left = np.random.default_rng(len(codes)).permutation(len(codes)) % FOLDS, np.empty(len(codes))
+        for index in range(FOLDS):
+            mean, out = StructuredMean(self.coordinates), fold == index
+            mean.fit(codes[~out], damage[~out])
+            posterior = DamagePosterior(
+                mean, self.positions, codes[~out], damage[~out], codes[:0], (self._posterior.scales,)
+            )
+            left[out] = damage[out] - posterior.mean_of(codes[out])
+        spread = (damage - damage.mean()) * len(damage) / (len(damage) - 1)  # from the mean of the others
+        return 1 - float(
+            left @ left / max(spread @ spread, len(damage) * NOISE**2)
+        )  # all alike is as well known as it gets
 
     def log_cost(self, codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Scaled costs of codes, weighted row by row with [n, objectives]; quality's weight is not read."""

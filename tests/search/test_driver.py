@@ -130,14 +130,39 @@ def test_every_sampler_tries_every_policy_of_a_small_space_once(
     sampler: str, tiny_spec: Spec, store: Store, tmp_path: Path
 ) -> None:
     space = {"granularity": "model", "weight_bits": [4, 6, 8, 32], "activation_bits": [4, 8, 32]}
-    search = Search(prepare(tiny_spec(sampler=sampler, space=space, budget={"trials": 23})), store, tmp_path / "files")
-    search.try_uncompressed()
+    problem = prepare(tiny_spec(sampler=sampler, space=space, budget={"trials": 23}))
+    for _ in range(2):  # stopped once, while a trial runs, and taken up again
+        search = Search(problem, store, tmp_path / "files")
+        search.try_uncompressed()
+        while proposal := search.propose():
+            if proposal.number == 3:
+                search.fail(proposal.number, "a policy that always fails")
+                continue
+            if proposal.number == 5:
+                search.interrupt()
+                break
+            for name, value in (("accuracy_drop", 0.01), ("latency_ms", 1.0), ("kl", 0.1)):
+                measured = Measurement(name, value, value, value, METRICS[name].unit)
+                search.record(proposal.number, Stage("scored", measurements=[measured]))
+            search.finish(proposal.number)
+    trials = store.trials("tiny")
+    assert len({trial.digest for trial in trials}) == 12
+    assert [trial.number for trial in trials] == list(range(13))  # one of them the interrupted one's retry
+    assert [trial.number for trial in trials if trial.state == "failed"] == [3, 5]
+    assert optuna_states(store).count("FAIL") == 2
+    assert len(optuna_states(store)) == 13
+
+
+def test_what_a_killed_driver_had_enqueued_is_tried_once(tiny_spec: Spec, store: Store, tmp_path: Path) -> None:
+    space = {"granularity": "model", "weight_bits": [8, 32], "activation_bits": [8, 32]}
+    problem = prepare(tiny_spec(space=space))
+    Search(problem, store, tmp_path / "artifacts").optuna.enqueue(
+        problem.space.parameters(problem.space.anchors()[1]), {}
+    )
+    search = Search(problem, store, tmp_path / "artifacts")
     while proposal := search.propose():
-        for name, value in (("accuracy_drop", 0.01), ("latency_ms", 1.0), ("kl", 0.1)):
-            measured = Measurement(name, value, value, value, METRICS[name].unit)
-            search.record(proposal.number, Stage("scored", measurements=[measured]))
-        search.finish(proposal.number)
-    assert len({trial.digest for trial in store.trials("tiny")}) == len(store.trials("tiny")) == 12
+        search.fail(proposal.number, "not of interest")
+    assert len({trial.digest for trial in store.trials("tiny")}) == len(optuna_states(store)) == 4
 
 
 def test_the_uncompressed_trial_tells_what_its_layers_ran_in(tiny_spec: Spec, store: Store, tmp_path: Path) -> None:

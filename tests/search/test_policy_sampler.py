@@ -1,9 +1,12 @@
 import math
+import textwrap
+from pathlib import Path
 
 import moocore
 import numpy as np
 import optuna
 import pytest
+from slimfront.search import policy_sampler
 from slimfront.search.acquisition import expected_improvement, free_boxes
 from slimfront.search.coordinates import coordinate, decode, encode
 from slimfront.search.cost_model import CostModel
@@ -416,3 +419,81 @@ def test_channels_and_widths_may_be_names():
         mean = StructuredMean([knob, beside])
         both, one, none = mean.predict(np.array([[1, 1], [1, 0], [0, 0]]))
         assert both > one > none
+
+
+def test_a_policy_that_failed_is_not_proposed_again():
+    names = NAMES[:4]
+    study = optuna.create_study(
+        directions=["minimize"] * 2,
+        sampler=PolicySampler(["quality", "measured"], neutral=dict.fromkeys(names, 32), seed=0),
+    )
+
+    def objective(trial):
+        bits = [trial.suggest_categorical(name, [4, 8, 32]) for name in names]
+        if bits == [8] * 4:
+            raise RuntimeError
+        kl = sum({4: 0.05, 8: 0.0005, 32: 0.0}[b] * (i + 1) for i, b in enumerate(bits))
+        trial.set_user_attr("kl", kl)
+        return kl, float(sum(bits))
+
+    study.enqueue_trial(dict.fromkeys(names, 32))
+    study.enqueue_trial(dict.fromkeys(names, 8))
+    study.optimize(objective, n_trials=30, catch=(RuntimeError,))
+    assert len({tuple(trial.params.values()) for trial in study.trials}) == 30
+
+
+def random_history(damage_of) -> History:
+    codes = np.random.default_rng(0).integers(len(BITS), size=(40, KNOBS))
+    damage = np.array([damage_of([BITS[c] for c in row]) for row in codes])
+    return History(codes, damage, np.stack([np.exp(damage), np.arange(40.0)], axis=1), {})
+
+
+@pytest.mark.parametrize("learnable", [True, False])
+def test_the_surrogate_has_skill_where_damages_add_up_and_none_where_they_are_noise(learnable: bool):
+    noise = np.random.default_rng(1)
+    history = random_history(lambda bits: np.log(outcome(bits)[0] + 1e-3) if learnable else noise.normal(-2, 1))
+    knobs = [coordinate(name, "weight_bits", BITS, 32) for name in NAMES]
+    surrogate = Surrogate(knobs, ["quality", "measured"], [1, 1], None)
+    surrogate.fit(history, np.zeros((0, KNOBS), dtype=int))
+    skill = surrogate.skill(history)
+    assert skill > 0.6 if learnable else skill < 0.1
+
+
+def test_tpe_proposes_while_the_surrogate_has_no_skill_and_that_is_said_once():
+    """The first 14 qualities are noise, the damages of the next are not: the surrogate takes over."""
+    noise = np.random.default_rng(0)
+    sampler = PolicySampler(["quality", "measured"], neutral=NEUTRAL, seed=0)
+    study = optuna.create_study(directions=["minimize"] * 2, sampler=sampler)
+    said = []
+
+    def search() -> None:
+        for number in range(60):
+            trial = study.ask()
+            bits = [trial.suggest_categorical(name, BITS) for name in NAMES]
+            kl, _, cost = outcome(bits)
+            trial.set_user_attr("kl", noise.lognormal(1, 0.7) if number < 12 else kl)
+            study.tell(trial, [kl, cost])
+            said.append(sampler.fallback is not None)
+
+    with pytest.warns(UserWarning, match="leaves proposing to TPE: .* of trials left out") as warned:
+        search()
+    assert len(warned) == 1
+    assert not any(said[:10])
+    assert any(said[10:20])
+    assert not said[-1]
+    assert study.user_attrs[FALLBACK] is None
+    assert len({tuple(trial.params.values()) for trial in study.trials}) == 60
+
+
+def docs_example() -> str:
+    page = (Path(policy_sampler.__file__).parents[1] / "docs" / "search.md").read_text(encoding="utf-8")
+    return page.split("## In a study of your own")[1].split("```python")[1].split("```")[0]
+
+
+@pytest.mark.parametrize(
+    "example", [docs_example(), textwrap.dedent(policy_sampler.__doc__.split("::")[1])], ids=["docs", "docstring"]
+)
+def test_the_example_runs_as_it_stands(example: str):
+    names: dict = {}
+    exec(example, names)
+    assert len(names["study"].trials) == 8
