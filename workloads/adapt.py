@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-from .copies import copied, has_attached_tensors, unwrapped, wrappers
+from .copies import copied, kept_tensors, unwrapped, wrappers
 from .samples import plain_input, samples
 from .workload import SPLITS, Workload, number_of_classes
 
@@ -21,7 +21,7 @@ def adapted(workload: Workload) -> Workload:
     """`workload`, which was checked, as all of slimfront reads it; its model and data are not changed."""
     example = workload.example_input
     model, remarks = plain_model(workload.model)
-    if _keeps_graphs(model, plain_input(example) if example.is_floating_point() else example):
+    if _keeps_tensors(model, plain_input(example) if example.is_floating_point() else example):
         model = copied(model)
         model.register_forward_hook(_Detach())
     if not example.is_floating_point():
@@ -41,7 +41,7 @@ def plain_model(model: nn.Module) -> tuple[nn.Module, list[str]]:
     plain, remarks = unwrapped(model), []
     if around := wrappers(model):
         remarks.append(f"{', '.join(around)}: the model inside is taken")
-    if has_attached_tensors(plain):
+    if any(not kept.is_leaf for _, _, kept in kept_tensors(plain)):
         plain = copied(plain)
     if names := [name for name, module in plain.named_modules() if _parametrizations(module)]:
         plain = copied(plain) if plain is model else plain
@@ -78,18 +78,18 @@ class _Detach:
     """A forward hook after which nothing that a model keeps for itself holds a graph: it can be copied then."""
 
     def __call__(self, model: nn.Module, _inputs: object, _output: object) -> None:
-        for module in model.modules():
-            for key, value in [*vars(module).items()]:
-                if isinstance(value, Tensor) and not value.is_leaf:
-                    setattr(module, key, value.detach())
+        for place, key, value in kept_tensors(model):
+            if not value.is_leaf:
+                place[key] = value.detach()
 
 
-def _keeps_graphs(model: nn.Module, example: Tensor) -> bool:
-    """Whether forward leaves a tensor with its graph in an attribute."""
+@torch.no_grad()
+def _keeps_tensors(model: nn.Module, example: Tensor) -> bool:
+    """Whether forward leaves a tensor in an attribute, which has its graph with it where gradients are recorded."""
     probe = copied(model).eval()
-    with torch.enable_grad():
-        probe(example)
-    return has_attached_tensors(probe)
+    before = [id(kept) for _, _, kept in kept_tensors(probe)]
+    probe(example)
+    return before != [id(kept) for _, _, kept in kept_tensors(probe)]
 
 
 def _ties(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:

@@ -57,7 +57,8 @@ def held(workload: Workload, seconds: float = SCAN_SECONDS) -> Workload:
     try:
         remarks = [*_scan(workload, seconds), *_try(copied(workload.model).eval(), workload)]
     except WorkloadError as error:
-        raise WorkloadError(f"workload {workload.name}: {error}") from error.__cause__
+        name = f"workload {workload.name}: " if workload.name else ""
+        raise WorkloadError(f"{name}{error}") from error.__cause__
     return replace(workload, remarks=(*workload.remarks, *remarks))
 
 

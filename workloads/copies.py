@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,7 +14,7 @@ WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "Opti
 
 def copied(model: nn.Module) -> nn.Module:
     """A deep copy of `model`; tensors that its forward left behind with their graph are copied without it."""
-    attached = {id(value): value.detach().clone() for value in _attributes(model) if not value.is_leaf}
+    attached = {id(value): value.detach().clone() for _, _, value in kept_tensors(model) if not value.is_leaf}
     return copy.deepcopy(model, attached)
 
 
@@ -38,11 +39,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return plain
 
 
-def has_attached_tensors(model: nn.Module) -> bool:
-    """Whether a forward left a tensor behind with its graph, which `copy.deepcopy` refuses."""
-    return any(not value.is_leaf for value in _attributes(model))
-
-
-def _attributes(model: nn.Module) -> Iterator[Tensor]:
-    """Tensors that are plain attributes of modules, neither parameters nor buffers."""
-    return (value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor))
+def kept_tensors(model: nn.Module) -> Iterator[tuple[Any, Any, Tensor]]:
+    """(where, key, tensor) of what modules keep in attributes, lists and dictionaries and is no parameter or buffer."""
+    for module in model.modules():
+        for key, value in [*vars(module).items()]:
+            if isinstance(value, Tensor):
+                yield vars(module), key, value
+            elif isinstance(value, dict) and key not in ("_parameters", "_buffers", "_modules"):
+                yield from ((value, own, kept) for own, kept in [*value.items()] if isinstance(kept, Tensor))
+            elif isinstance(value, list):
+                yield from ((value, own, kept) for own, kept in enumerate(value) if isinstance(kept, Tensor))

@@ -55,6 +55,12 @@ class Samples:
     def __len__(self) -> int:
         return len(self._dataset)
 
+    def __getattr__(self, name: str) -> Any:
+        """Everything else, such as `classes` or `indices`, is the data set's own."""
+        if name.startswith("_"):  # copies and pickles ask for these before there is a data set
+            raise AttributeError(name)
+        return getattr(self._dataset, name)
+
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         where = f"{self._split}[{index}]"
         inputs, target = read_pair(self._dataset, index, where)
