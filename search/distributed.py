@@ -51,16 +51,15 @@ class TrialRunner(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         proposal: Proposal = config["proposal"]
         self._proposal, self._left = proposal, proposal.limit_s
-        self._stages: Iterator[Stage] = self._run(proposal)
+        self._stages = self._started(proposal)
 
-    def _run(self, proposal: Proposal) -> Iterator[Stage]:
-        """The trial's stages; where no worker can start a "failed" one, for Ray tells of a setup that raised in no one's words."""
+    def _started(self, proposal: Proposal) -> Iterator[Stage]:
+        """The trial's stages; a "failed" one where no worker can start: what setup raises, Ray tells in no one's words."""
         try:
             self._worker = self._worker or Worker(self._setup)
         except BaseException as error:  # the user's code may raise anything
-            yield Stage("failed", reason=describe_exception(error), fault="start")
-            return
-        yield from self._worker.run(proposal.policy, proposal.folder, proposal.recovered)
+            return iter([Stage("failed", reason=describe_exception(error), fault="start")])
+        return self._worker.run(proposal.policy, proposal.folder, proposal.recovered)
 
 
 class RungScheduler(FIFOScheduler):
