@@ -59,7 +59,7 @@ def connect(workers: int = 1, log: Path | None = None) -> None:
         return
     require_answer()
     quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
-    log_to(log)
+    log_to(None)
     if not is_cluster_named():
         # Without an address Ray would join what it finds on this machine.
         quiet |= {
@@ -74,7 +74,8 @@ def connect(workers: int = 1, log: Path | None = None) -> None:
     except (ConnectionError, RaySystemError, AuthenticationError) as error:
         raise UserError(f"Ray cannot be started or joined: {printable(str(error))}") from error
     finally:
-        take_sigterm()  # Ray has put a handler of its own there
+        log_to(log)  # Ray has taken the handler away
+        take_sigterm()  # and put one of its own there
 
 
 def _hide_token() -> None:
