@@ -75,7 +75,7 @@ class RungScheduler(FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Hand on why a worker died, before the searcher hears that it did."""
-        self._searcher.deaths[trial.trial_id] = _how_it_died(Path(trial.error_file))
+        self._searcher.deaths[trial.trial_id] = _how_it_died(Path(trial.error_file or ""))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         stage: Stage | None = result["stage"]
