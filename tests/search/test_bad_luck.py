@@ -13,13 +13,11 @@ from pathlib import Path
 
 import pytest
 from slimfront.errors import ArtifactsError, UserError, WorkerStartError
-from slimfront.hardware_profiles.target import load_target
 from slimfront.search.artifacts_folder import require_writable, storage_problem, storing
 from slimfront.search.crash_report import CrashReport, exit_text, stage_of_death
 from slimfront.search.driver import Proposal, Search
 from slimfront.search.local import run_local
 from slimfront.search.problem import prepare
-from slimfront.search.worker import Worker, WorkerSetup
 from slimfront.search.worker_process import WorkerProcess
 from slimfront.spaces.policy import Policy
 from slimfront.studies.records import INTERRUPTED, INTERRUPTIONS, ORPHANED
@@ -219,18 +217,6 @@ def test_what_a_library_makes_of_a_full_disk_is_seen_through(tmp_path: Path) -> 
         Path("/dev/full").write_text("x", encoding="utf-8")
     with pytest.raises(ZeroDivisionError), storing(tmp_path):
         raise ZeroDivisionError
-
-
-def test_a_trial_whose_file_finds_the_disk_full_says_so(tmp_path: Path) -> None:
-    setup = WorkerSetup(
-        f"{HERE / 'tiny_workload.py'}:workload", {}, HERE, load_target("cpu-openvino"), groups=(), seed=0, batch_size=8
-    )
-    folder = tmp_path / "trial"
-    folder.mkdir()
-    (folder / "weights.safetensors").symlink_to("/dev/full")
-    *_, last = Worker(setup).run(Policy(), folder)
-    assert (last.name, last.fault) == ("failed", "storage")
-    assert not folder.exists()
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "no-such-host.invalid:6379"])
