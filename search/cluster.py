@@ -25,7 +25,7 @@ if os.environ.get("RAY_ADDRESS", "local") in ("", "local"):
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = (
         "0"  # named after where it is the default: listen on loopback only
     )
-    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ.pop("RAY_AUTH_MODE", None)  # a Ray that is started here takes a token unless it is told otherwise
 
 import ray
 from ray.exceptions import AuthenticationError, RaySystemError
@@ -59,7 +59,7 @@ def connect(workers: int = 1, log: Path | None = None) -> None:
         return
     require_answer()
     quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
-    log_to(log)
+    log_to(None)
     if not is_cluster_named():
         # Without an address Ray would join what it finds on this machine.
         quiet |= {
@@ -70,10 +70,18 @@ def connect(workers: int = 1, log: Path | None = None) -> None:
         }
     try:
         ray.init(**quiet)
+        _hide_token()
     except (ConnectionError, RaySystemError, AuthenticationError) as error:
         raise UserError(f"Ray cannot be started or joined: {printable(str(error))}") from error
     finally:
-        take_sigterm()  # Ray has put a handler of its own there
+        log_to(log)  # Ray has taken the handler away
+        take_sigterm()  # and put one of its own there
+
+
+def _hide_token() -> None:
+    """Have nobody but this user read the token: other users of the machine reach its loopback address too."""
+    if (token := Path.home() / ".ray" / "auth_token").is_file():
+        token.chmod(0o600)
 
 
 def require_answer() -> None:

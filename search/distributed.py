@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from .cluster import LOG, connect, ray  # before anything else of Ray
@@ -52,16 +53,15 @@ class TrialRunner(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         proposal: Proposal = config["proposal"]
         self._proposal, self._left = proposal, proposal.limit_s
-        self._stages: Iterator[Stage] = self._run(proposal)
+        self._stages = self._started(proposal)
 
-    def _run(self, proposal: Proposal) -> Iterator[Stage]:
-        """The trial's stages; where no worker can start a "failed" one, for Ray tells of a setup that raised in no one's words."""
+    def _started(self, proposal: Proposal) -> Iterator[Stage]:
+        """The trial's stages; a "failed" one where no worker can start: what setup raises, Ray tells in no one's words."""
         try:
             self._worker = self._worker or _worker(self._setup)
         except BaseException as error:  # the user's code may raise anything
-            yield Stage("failed", reason=describe_exception(error), fault="start")
-            return
-        yield from self._worker.run(proposal.policy, proposal.folder, proposal.recovered)
+            return iter([Stage("failed", reason=describe_exception(error), fault="start")])
+        return self._worker.run(proposal.policy, proposal.folder, proposal.recovered)
 
 
 def _worker(setup: WorkerSetup) -> Worker:
@@ -81,7 +81,7 @@ class RungScheduler(FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Hand on why a worker died, before the searcher hears that it did."""
-        self._searcher.deaths[trial.trial_id] = _how_it_died(trial.get_pickled_error())
+        self._searcher.deaths[trial.trial_id] = _how_it_died(Path(trial.error_file or ""))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         stage: Stage | None = result["stage"]
@@ -181,10 +181,11 @@ class EarlyEnd(tune.Stopper):
         return {}
 
 
-def _how_it_died(error: BaseException | None) -> str:
+def _how_it_died(error_file: Path) -> str:
     """What Ray knows of a worker's death, in its own words without those that tell of actors and their ids."""
-    said = str(error or "died").splitlines()
-    return "died: " + printable(next((line for line in said if "exit detail" in line), said[0]), 400)
+    text = error_file.read_text(encoding="utf-8", errors="replace") if error_file.is_file() else ""
+    detail = next((line for line in text.splitlines() if "exit detail" in line), "Ray knows no more")
+    return f"died: {printable(detail, 400)}"
 
 
 def run_distributed(search: Search, workers: int) -> None:
