@@ -4,7 +4,7 @@
 
 Every input is a good one with something spoilt: a value, a key, some characters, a file. It counts as failed when reading it
 raises anything but an error of the user's, when the message is longer than a few lines of a terminal, or when it takes over
-five seconds. The same seed makes the same inputs; the exit code is 1 when any failed.
+five seconds of the processor. The same seed makes the same inputs; the exit code is 1 when any failed.
 """
 
 from __future__ import annotations
@@ -321,7 +321,7 @@ def write_convolution(path: Path, classes: int) -> None:
 
 def problem_with(read: Callable[[random.Random], None], chance: random.Random) -> tuple[str | None, bool]:
     """What is wrong with how one input was answered, if anything; and whether it was refused."""
-    start, refused = time.perf_counter(), False
+    start, refused = time.process_time(), False
     try:
         read(chance)
     except UserError as error:
@@ -330,7 +330,7 @@ def problem_with(read: Callable[[random.Random], None], chance: random.Random) -
             return f"a message of {len(str(error)):,} characters: {str(error)[:300]!r}", refused
     except Exception:
         return traceback.format_exc(), refused
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     return (f"took {seconds:.1f} s" if seconds > SECONDS else None), refused
 
 
