@@ -67,6 +67,9 @@ JUDGED_AFTER = 10
 LEAST_SKILL = 0.1
 """How much better than their mean the surrogate must predict the damage of trials left out (`Surrogate.skill`)."""
 
+FULL_SKILL = 0.6
+"""Skill from which on the surrogate makes every proposal; below, TPE makes a share of them, lest a front be missed that only seems known."""
+
 DRAWS = {2: 64, 3: 32, 4: 16}
 SHORTLIST = {2: 900, 3: 300, 4: 100}
 PERTURBED = 3
@@ -247,7 +250,7 @@ class PolicySampler(BaseSampler):
         elif self.fallback is not None:
             self.fallback = None
             study.set_user_attr(FALLBACK, None)
-        return skill >= LEAST_SKILL
+        return skill >= LEAST_SKILL and self._generator.random() < skill / FULL_SKILL
 
     def _best(self, surrogate: Surrogate, history: History, pending: np.ndarray) -> np.ndarray | None:
         """Codes of the greatest expected improvement; None where nothing is left to propose."""
