@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import CompressionError
+from ..interrupts import raise_if_interrupted
 from ..spaces.channel_graph import ChannelGraph, Role, channels_lost, first_line
 from ..spaces.channel_groups import ChannelGroup, find_channel_groups
 from ..workloads.contract import few_inputs
@@ -63,7 +63,8 @@ def _refuted(model: nn.Module, inputs: Tensor, groups: Sequence[ChannelGroup]) -
     """{group: reason} of those that fail; where the pruned copy does not run at all, by bisection."""
     try:
         found, same_outputs = _one_pass(model, inputs, groups)
-    except (CompressionError, RuntimeError, ValueError, IndexError, TypeError) as error:
+    except Exception as error:  # the model's own code may raise anything with other widths
+        raise_if_interrupted(error)
         found, same_outputs = {}, False
         reason = f"with channels removed at random, the model does not run: {first_line(error)}"
     else:
@@ -168,7 +169,12 @@ def _doubled(model: nn.Module, plan: _Plan) -> Iterator[None]:
     modules, before = dict(model.named_modules()), {}
 
     def double(copies: Mapping[int, int], module: nn.Module) -> Callable[..., Any]:
-        return lambda _module, _inputs, output: _with_doubles(output, _axis(module, output, max(copies) + 1), copies)
+        def hook(_module: nn.Module, _inputs: object, output: Any) -> Any:
+            made, *rest = output if isinstance(output, tuple) else (output,)  # an attention gives its weights too
+            made = _with_doubles(made, _axis(module, made, max(copies) + 1), copies)
+            return (made, *rest) if isinstance(output, tuple) else made
+
+        return hook
 
     hooks = [
         modules[path].register_forward_hook(double(copies, modules[path]))
@@ -204,7 +210,7 @@ def _masked(model: nn.Module, plan: _Plan) -> Iterator[dict[str, list[Tensor]]]:
         def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
             read[path].append(inputs[0].clone())
             axis = _axis(module, inputs[0], 1)
-            return (inputs[0].index_fill(axis, gone.to(inputs[0].device), 0.0), *inputs[1:])
+            return _in_place_of(inputs, inputs[0].index_fill(axis, gone.to(inputs[0].device), 0.0))
 
         return hook
 
@@ -233,7 +239,7 @@ def _corrected(pruned: nn.Module, plan: _Plan, read: Mapping[str, list[Tensor]])
                 places = [place for place, channel in enumerate(kept) if channel in own]
                 if group not in failed and not _is_same(expected, inputs[0], axis, places):
                     failed[group] = path
-            return (expected, *inputs[1:])
+            return _in_place_of(inputs, expected)
 
         return hook
 
@@ -243,6 +249,11 @@ def _corrected(pruned: nn.Module, plan: _Plan, read: Mapping[str, list[Tensor]])
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _in_place_of(inputs: tuple[Any, ...], changed: Tensor) -> tuple[Any, ...]:
+    """The inputs with another first one, wherever it is given: as query, key and value of an attention."""
+    return tuple(changed if each is inputs[0] else each for each in inputs)
 
 
 def _is_same(expected: Tensor, found: Tensor, axis: int = 0, places: Sequence[int] | None = None) -> bool:
@@ -258,7 +269,7 @@ def _is_same(expected: Tensor, found: Tensor, axis: int = 0, places: Sequence[in
 
 def _axis(module: nn.Module, values: Tensor, channels: int) -> int:
     """The axis of a module's channels in what it reads or makes: the last for those that work on vectors, else the second."""
-    vectors = isinstance(module, (nn.Linear, nn.LayerNorm, nn.Embedding))
+    vectors = isinstance(module, (nn.Linear, nn.LayerNorm, nn.Embedding, nn.MultiheadAttention))
     axis = values.ndim - 1 if vectors else 1
     # A layer norm of images is a subclass that turns them; the axis that holds the channels is theirs.
     return axis if values.shape[axis] >= channels else 1

@@ -10,11 +10,15 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from slimfront.workloads.digits import digits
 from slimfront.workloads.workload import Workload
 
 _databases = itertools.count()
+
+hypothesis.settings.register_profile("slimfront", deadline=None)  # a shared machine may pause for seconds
+hypothesis.settings.load_profile("slimfront")
 
 
 def pytest_configure(config: pytest.Config) -> None:

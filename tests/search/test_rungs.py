@@ -260,7 +260,8 @@ def test_a_stopped_trial_teaches_the_damage_of_the_recovery_it_had() -> None:
         else:
             study.tell(trial, [kl, bits])
     assert len({tuple(trial.params.values()) for trial in study.trials[4:]}) >= 7  # those stopped are not asked again
-    history = sampler._history(study, sampler._surrogate)
+    sampler._look_back(study, sampler._surrogate)
+    history = sampler._history(sampler._surrogate)
     for trial, codes in zip(study.trials, history.codes, strict=True):
         assert (0, 2, 4)[codes[1]] == trial.user_attrs.get(STOPPED_EPOCHS, trial.params["r.recovery_epochs"])
 

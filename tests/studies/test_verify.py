@@ -114,9 +114,7 @@ def test_the_workload_of_a_card_is_not_run(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["slimfront", "verify", str(bundle)])
     monkeypatch.setattr("slimfront.search.timer_of_target.timer_of", untimed)
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 0
+    main()  # it exits with an error where there is one
     assert not mark.exists()
 
 
