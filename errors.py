@@ -17,8 +17,7 @@ SlimfrontError                 base: one clear line for a person, never a traceb
     └── EvaluationError        an evaluator could not produce its number
 """
 
-MAX_REASON = 2000
-"""Characters of a reason that are kept."""
+from .texts import MOST_CHARACTERS, one_line
 
 
 class SlimfrontError(Exception):
@@ -100,20 +99,10 @@ class EvaluationError(TrialError):
     """An evaluator could not produce its number."""
 
 
-def printable(text: str, limit: int = MAX_REASON) -> str:
-    """`text` as one line that any database and terminal takes: what does not print is escaped, what is too long cut.
-
-    An exception's text may hold anything: NUL, which PostgreSQL refuses, terminal codes, halves of surrogate pairs.
-    """
-    line = " ".join(text[: 8 * limit].split())
-    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-    return escaped if len(escaped) <= limit else f"{escaped[: limit - 4]} ..."
-
-
-def describe_exception(error: BaseException) -> str:
-    """An exception's type and message as one printable line."""
+def describe_exception(error: BaseException, limit: int = MOST_CHARACTERS) -> str:
+    """An exception's type and message as one line that any database and terminal takes."""
     try:
         message = str(error)
     except Exception:  # it is of a class of the user's
         message = "(its message cannot be had)"
-    return printable(f"{type(error).__name__}: {message}" if message else type(error).__name__)
+    return one_line(f"{type(error).__name__}: {message}" if message else type(error).__name__, limit)

@@ -14,8 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, printable
+from ..errors import UserError
 from ..interrupts import take_sigterm
+from ..texts import one_line
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -72,7 +73,7 @@ def connect(workers: int = 1, log: Path | None = None) -> None:
         ray.init(**quiet)
         _hide_token()
     except (ConnectionError, RaySystemError, AuthenticationError) as error:
-        raise UserError(f"Ray cannot be started or joined: {printable(str(error))}") from error
+        raise UserError(f"Ray cannot be started or joined: {one_line(str(error))}") from error
     finally:
         log_to(log)  # Ray has taken the handler away
         take_sigterm()  # and put one of its own there
@@ -95,7 +96,7 @@ def require_answer() -> None:
     address = os.environ["RAY_ADDRESS"]
     if (problem := _why_no_answer(address)) is not None:
         raise UserError(
-            f"RAY_ADDRESS={address}: {printable(problem, 300)}; start the cluster, correct RAY_ADDRESS, or unset it to run "
+            f"RAY_ADDRESS={address}: {one_line(problem, 300)}; start the cluster, correct RAY_ADDRESS, or unset it to run "
             "on this machine"
         )
 

@@ -15,8 +15,9 @@ from ray import tune  # isort: skip
 from ray.tune.schedulers import FIFOScheduler  # isort: skip
 from ray.tune.search import Searcher  # isort: skip
 
-from ..errors import describe_exception, printable
+from ..errors import describe_exception
 from ..interrupts import Interrupts, ignore_interrupts
+from ..texts import one_line
 from ..workloads.load import settle_in
 from .artifacts_folder import storing
 from .crash_report import crash_reported, stage_of_death
@@ -185,7 +186,7 @@ def _how_it_died(error_file: Path) -> str:
     """What Ray knows of a worker's death, in its own words without those that tell of actors and their ids."""
     text = error_file.read_text(encoding="utf-8", errors="replace") if error_file.is_file() else ""
     detail = next((line for line in text.splitlines() if "exit detail" in line), "Ray knows no more")
-    return f"died: {printable(detail, 400)}"
+    return f"died: {one_line(detail, 400)}"
 
 
 def run_distributed(search: Search, workers: int) -> None:

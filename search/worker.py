@@ -22,7 +22,7 @@ from ..compression.gradual import gradually_pruned
 from ..compression.packed_file import save_packed
 from ..compression.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
 from ..compression.recover import recover, recover_by_rungs
-from ..errors import EvaluationError, TargetError, TrialError, WorkloadError, describe_exception, printable
+from ..errors import EvaluationError, TargetError, TrialError, WorkloadError, describe_exception
 from ..evaluators.accuracy import Accuracy
 from ..evaluators.complexity import Complexity
 from ..evaluators.evaluator import Context, Reference, Subject
@@ -43,6 +43,7 @@ from ..spaces.policy import Policy
 from ..studies.constraint import Constraint
 from ..studies.executed import KIND as PRECISIONS
 from ..studies.spec import RungsSpec
+from ..texts import one_line
 from ..threads import usable_threads
 from ..workloads.load import load_workload
 from ..workloads.workload import MetricFunction, Workload
@@ -170,7 +171,7 @@ class Worker:
             rmtree(folder, ignore_errors=True)  # half a trial; its room may be needed to store what happened
             return Stage("failed", reason=unwritable(folder.parent, problem), fault="storage")
         own_words = isinstance(error, (TrialError, TargetError, WorkloadError))
-        return Stage("failed", reason=printable(str(error)) if own_words else describe_exception(error))
+        return Stage("failed", reason=one_line(str(error)) if own_words else describe_exception(error))
 
     def close(self) -> None:
         """End the bench's process."""

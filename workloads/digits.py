@@ -203,4 +203,5 @@ def _augmented(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Te
 
 def _progress_bar(shown: bool) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=open_console(stderr=True), transient=True, disable=not shown)
+    console = open_console(stderr=True)
+    return Progress(*columns, console=console, transient=console.is_terminal, disable=not shown)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import textwrap
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from ..errors import WorkloadError
+from ..errors import WorkloadError, describe_exception
 from ..interrupts import raise_if_interrupted
 
 
@@ -133,7 +132,7 @@ def class_range(classes: int) -> str:
 
 def describe(error: BaseException) -> str:
     """An exception's type and message as one line of at most 300 characters."""
-    return textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" ...")
+    return describe_exception(error, 300)
 
 
 def kind_of(value: Any) -> str:
