@@ -155,6 +155,7 @@ def _terminated_while_busy(done: list[str]) -> None:
 def test_sigterm_does_what_ctrl_c_does_also_in_the_background(ctrl_c: Any) -> None:
     """Shells start background jobs with SIGINT ignored."""
     before = signal.signal(signal.SIGINT, ctrl_c)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # tests that started Ray in this process have left a handler
     done: list[str] = []
     try:
         with sigterm_interrupts():

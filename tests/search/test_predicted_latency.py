@@ -59,7 +59,8 @@ def card(fitted: str, tmp_path: Path) -> Path:
 def test_a_predicted_search_never_times_and_says_that_it_predicts(card, tiny_spec, tmp_path, monkeypatch):
     monkeypatch.setattr("slimfront.hardware_profiles.bench.Bench._call", None)  # whoever times breaks
     said, url = io.StringIO(), f"sqlite:///{tmp_path}/study.db"
-    run_search(tiny_spec(target=str(card)), url, tmp_path / "artifacts", Console(file=said, width=200))
+    spec = tiny_spec(target=str(card), objectives=["accuracy_drop", "latency_ms", "packed_bytes"])
+    run_search(spec, url, tmp_path / "artifacts", Console(file=said, width=200))
     assert "latency is predicted by the table in the target's card" in said.getvalue()
     with Store(url) as store:
         trials = store.trials("tiny")

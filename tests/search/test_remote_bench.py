@@ -73,7 +73,8 @@ def test_the_node_that_is_the_target_times_for_workers_elsewhere(
     two_nodes: str, far_spec: Callable[..., StudySpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = f"sqlite:///{tmp_path}/far.db"
-    run_search(far_spec(workers=1, budget={"trials": 2}), url, tmp_path / "artifacts", Console(quiet=True))
+    spec = far_spec(workers=1, budget={"trials": 2}, objectives=["accuracy_drop", "latency_ms", "packed_bytes"])
+    run_search(spec, url, tmp_path / "artifacts", Console(quiet=True))
     with Store(url) as store:
         trials = store.trials("tiny")
         assert [trial.state for trial in trials].count("complete") == 2

@@ -46,12 +46,17 @@ def test_only_the_latest_ends_count():
     assert pace.left(5) == 5
 
 
+SAVED = ["accuracy_drop", "latency_ms", "packed_bytes"]
+"""Objectives of which fewer bits always make one better, so that the search finds something."""
+
+
 @pytest.fixture
 def searched(tiny_spec, tmp_path, monkeypatch) -> tuple[str, str]:
     """(database, what a search of four trials printed where there is no terminal, a line for every event)."""
     monkeypatch.setattr(screen, "LINE_INTERVAL_S", 0.0)
     said, url = io.StringIO(), f"{tmp_path}/study.db"
-    run_search(tiny_spec(), url, tmp_path / "artifacts", Console(file=said, width=200))
+    spec = tiny_spec(objectives=SAVED)
+    run_search(spec, url, tmp_path / "artifacts", Console(file=said, width=200))
     return url, said.getvalue()
 
 
@@ -64,13 +69,14 @@ def test_a_search_without_a_terminal_counts_and_one_that_is_refused_shows_nothin
     assert re.fullmatch(r"  4 trials in \d:\d\d, \d points? on the front", lines[-1])
     joined = [line for line in lines if "joins the front" in line]
     assert re.search(
-        r"trial \d joins the front: accuracy drop -?\d\.\d{4}.*, latency [\d.e-]+( ±[\d.e-]+)? ms$", joined[0]
+        r"trial \d joins the front: accuracy drop -?\d\.\d{4}.*, latency [\d.e-]+( ±[\d.e-]+)? ms, packed [\d.]+ kB$",
+        joined[0],
     )
     assert "hypervolume" not in said
     assert "\x1b" not in said
     again = io.StringIO()
     with pytest.raises(StoreError, match="another seed; go on with seed 0"):
-        run_search(tiny_spec(seed=5), url, tmp_path / "artifacts", Console(file=again, width=200))
+        run_search(tiny_spec(seed=5, objectives=SAVED), url, tmp_path / "artifacts", Console(file=again, width=200))
     assert again.getvalue() == ""
     with Store(url) as store:
         assert len(store.trials("tiny")) == 4

@@ -23,7 +23,6 @@ def _raise(error: BaseException) -> None:
 
 
 LUCK = {
-    "none": lambda: None,
     "exit": lambda: sys.exit(0),
     "vanish": lambda: os._exit(0),
     "crash": lambda: ctypes.string_at(0),
