@@ -1,6 +1,6 @@
 """Ray, started here or joined where RAY_ADDRESS names a cluster. Import this before `ray`: it reads settings at import.
 
-A Ray started here listens on the loopback address only, and takes nothing without its token: whoever reaches it can run
+A Ray started here listens on the loopback address only, and takes nothing without its token: anyone who reaches it can run
 anything.
 """
 
@@ -26,7 +26,7 @@ if os.environ.get("RAY_ADDRESS", "local") in ("", "local"):
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = (
         "0"  # named after where it is the default: listen on loopback only
     )
-    os.environ.pop("RAY_AUTH_MODE", None)  # a Ray that is started here takes a token unless it is told otherwise
+    os.environ.pop("RAY_AUTH_MODE", None)  # a Ray that is started here asks for a token unless this says otherwise
 
 import ray
 from ray.exceptions import AuthenticationError, RaySystemError

@@ -170,7 +170,7 @@ class Sensitivity:
         self._thread.start()
 
     def is_running(self) -> bool:
-        """Whether the thread is at work; what it had to tell so far is told.
+        """Whether the thread is at work. Passes its events so far to the listener.
 
         Raises:
             StoreError: it ended because the database could not be written.
