@@ -122,6 +122,14 @@ class Bench:
         with torch_threads(1):  # the caller's number is its own, and a session of torch's sets the process's
             return get_runtime(target.runtime).load(candidate, target).executed_precisions()
 
+    def ready(self) -> None:
+        """Return once the bench's process runs and has the reference loaded.
+
+        Raises:
+            EvaluationError: the runtime crashed over it.
+        """
+        self.pid()
+
     def pid(self) -> int:
         """Id of the bench's process."""
         return self._call(os.getpid)

@@ -31,6 +31,10 @@ class Timer(Protocol):
         """Layer -> the precision it runs in, by the runtime's own report on the target's machine."""
         ...
 
+    def ready(self) -> None:
+        """Return once it can time without first starting anything."""
+        ...
+
     def close(self) -> None:
         """Let go of the processes behind it."""
         ...

@@ -67,7 +67,9 @@ class TrialRunner(tune.Trainable):
 
 def _worker(setup: WorkerSetup) -> Worker:
     settle_in(setup.base_folder)  # Ray starts its processes in a folder of its own
-    return Worker(setup)
+    worker = Worker(setup)
+    worker.warm_up()
+    return worker
 
 
 class RungScheduler(FIFOScheduler):

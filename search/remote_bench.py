@@ -70,6 +70,9 @@ class RemoteBench:
     def executed_precisions(self, candidate: Path) -> dict[str, str]:
         return self._ask(0, "executed_precisions", candidate)
 
+    def ready(self) -> None:
+        self._ask(0, "ready", None)
+
     def close(self) -> None:
         if ray.is_initialized():
             ray.kill(self._actor)

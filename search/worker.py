@@ -137,6 +137,12 @@ class Worker:
             threads=threads,
         )
 
+    def warm_up(self) -> None:
+        """Load the runtime and start the bench's process, which the first trial would otherwise wait for in its own time."""
+        if self._context.bench is not None and self._context.reference is not None:
+            self._context.bench.executed_precisions(self._context.reference.artifact.path)
+            self._context.bench.ready()
+
     def run(self, policy: Policy, folder: Path, recovered: Path | None = None) -> Iterator[Stage]:
         """Compress and score `policy`, stage by stage; files go to `folder`.
 

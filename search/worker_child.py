@@ -44,7 +44,9 @@ def _started(connection: Connection) -> Worker:
     Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     setup = connection.recv()
     settle_in(setup.base_folder)
-    return Worker(setup)
+    worker = Worker(setup)
+    worker.warm_up()
+    return worker
 
 
 def _run(worker: Worker, proposal: Proposal, connection: Connection) -> None:
