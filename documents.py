@@ -113,7 +113,7 @@ def yaml_document(content: bytes) -> Any:
         if len(content) > MAX_YAML_BYTES:
             raise DocumentError(f"is larger than {MAX_YAML_BYTES:,} bytes")
         _check_limits(yaml.parse(content, _Loader))
-        return yaml.load(content, _Loader)
+        return yaml.load(content, _Loader)  # a SafeLoader: it makes plain values only
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise DocumentError(str(error.problem), line) from error

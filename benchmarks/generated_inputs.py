@@ -328,7 +328,7 @@ def problem_with(read: Callable[[random.Random], None], chance: random.Random) -
         refused = True
         if len(str(error)) > LONGEST_MESSAGE or "\n" in str(error):
             return f"a message of {len(str(error)):,} characters: {str(error)[:300]!r}", refused
-    except Exception:
+    except Exception:  # whatever is no line for a person is what this looks for
         return traceback.format_exc(), refused
     seconds = time.process_time() - start
     return (f"took {seconds:.1f} s" if seconds > SECONDS else None), refused
