@@ -1,14 +1,17 @@
 """An exported bundle, in a process that knows only numpy and the runtime, does what its card says."""
 
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from slimfront.errors import UserError
+from slimfront.hardware_profiles.bench import bench_cores
 from slimfront.search.run import run_search
 from slimfront.search.timer_of_target import timer_of
 from slimfront.studies.bundle import open_bundle
@@ -29,8 +32,12 @@ answers = [model({0: image[None]})[0].argmax() for image in data["inputs"]]
 assert "slimfront" not in sys.modules and "torch" not in sys.modules
 print((np.array(answers) == data["targets"]).mean())
 """
-ATTEMPTS = 3
-"""A machine that is busy for a second may spoil one timing; a wrong card spoils them all."""
+ATTEMPTS = 5
+"""Pairs of timings, of which a machine that is busy for a second may spoil some."""
+
+ANOTHER_MOOD = 1.3
+"""Factor between speed-ups of one artifact at two times on one shared machine: neighbours take caches from the larger
+reference first. Measured: 7.0 alone, 8.4 with a neighbour at the same memory. Wrong settings cost a factor of two and more."""
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +68,11 @@ def test_every_front_point_reproduces_its_card(searched: Store, digits_workload:
         card = json.loads((bundle / "card.json").read_text())["measurements"]
         accuracy = float(isolated("-c", SCORE, bundle / "model.onnx", tmp_path / "validation.npz", cwd=tmp_path))
         assert accuracy == pytest.approx(card["accuracy"]["value"], abs=0.005)
-        speedups = [speedup(bundle) for _ in range(ATTEMPTS)]
-        assert min(abs(s / card["speedup"]["value"] - 1) for s in speedups) <= 0.1, (speedups, card["speedup"])
+        moments = [(speedup(bundle), bench_speedup(bundle)) for _ in range(ATTEMPTS)]
+        assert min(abs(alone / bench - 1) for alone, bench in moments) <= 0.1, moments
+        recorded = card["speedup"]["value"]
+        factor = statistics.median(alone for alone, _ in moments) / recorded
+        assert 1 / ANOTHER_MOOD < factor < ANOTHER_MOOD, (moments, recorded)
 
 
 @pytest.mark.slow
@@ -87,3 +97,12 @@ def speedup(bundle: Path) -> float:
     """What the bundle's own script measures."""
     line = next(line for line in isolated(bundle / "run.py", cwd=bundle).splitlines() if line.startswith("speedup"))
     return float(line.split()[1])
+
+
+def bench_speedup(folder: Path) -> float:
+    """What the bench, whose figure the card has, measures at the same moment."""
+    bundle = open_bundle(folder)
+    target, example = bundle.card.target, torch.zeros(1, *bundle.card.input.shape[1:])
+    reference, model = (bundle.artifact(name).path for name in ("reference", "model"))
+    with timer_of(target, reference, example, bench_cores(target.threads)) as timer:
+        return timer.time(model).speedup
