@@ -1,7 +1,6 @@
 """An exported bundle, in a process that knows only numpy and the runtime, does what its card says."""
 
 import json
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -68,11 +67,12 @@ def test_every_front_point_reproduces_its_card(searched: Store, digits_workload:
         card = json.loads((bundle / "card.json").read_text())["measurements"]
         accuracy = float(isolated("-c", SCORE, bundle / "model.onnx", tmp_path / "validation.npz", cwd=tmp_path))
         assert accuracy == pytest.approx(card["accuracy"]["value"], abs=0.005)
-        moments = [(speedup(bundle), bench_speedup(bundle)) for _ in range(ATTEMPTS)]
-        assert min(abs(alone / bench - 1) for alone, bench in moments) <= 0.1, moments
+        moments: list[tuple[float, float]] = []
+        while not moments or (len(moments) < ATTEMPTS and not agree(*moments[-1])):
+            moments.append((speedup(bundle), bench_speedup(bundle)))
+        assert agree(*moments[-1]), moments
         recorded = card["speedup"]["value"]
-        factor = statistics.median(alone for alone, _ in moments) / recorded
-        assert 1 / ANOTHER_MOOD < factor < ANOTHER_MOOD, (moments, recorded)
+        assert 1 / ANOTHER_MOOD < moments[-1][0] / recorded < ANOTHER_MOOD, (moments, recorded)
 
 
 @pytest.mark.slow
@@ -91,6 +91,10 @@ def test_verify_finds_what_was_changed(searched: Store, tmp_path: Path) -> None:
     assert {"artifact_bytes", "speedup"} <= set(broken)
     with pytest.raises(UserError, match=r"has no card\.json"):
         list(verify_bundle(tmp_path, timer_of))
+
+
+def agree(speedup: float, other: float) -> bool:
+    return abs(speedup / other - 1) <= 0.1
 
 
 def speedup(bundle: Path) -> float:
