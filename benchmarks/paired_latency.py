@@ -19,7 +19,7 @@ from rich.table import Table
 from slimfront.compression.quantize import quantize
 from slimfront.hardware_profiles.bench import worker_cores
 from slimfront.hardware_profiles.paired_timing import PairedTiming
-from slimfront.hardware_profiles.runtime import runtimes
+from slimfront.hardware_profiles.runtime_registry import runtimes
 from slimfront.search.baseline import lower_reference
 from slimfront.search.problem import Problem, prepare
 from slimfront.spaces.candidate import Candidate

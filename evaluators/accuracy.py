@@ -10,7 +10,8 @@ from torch.nn import functional
 from ..compression.batches import loader
 from ..errors import EvaluationError
 from ..hardware_profiles.bench_lock import alone_on_gpu
-from ..hardware_profiles.runtime import RUNTIMES, Artifact
+from ..hardware_profiles.runtime import Artifact
+from ..hardware_profiles.runtime_registry import RUNTIMES
 from ..measurement import METRICS, Measurement
 from ..workloads.workload import MapDataset
 from .evaluator import Context, Subject

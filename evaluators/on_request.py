@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from ..errors import EvaluationError
 from ..hardware_profiles.energy import energy_meter
 from ..hardware_profiles.peak_memory import has_peak_memory
-from ..hardware_profiles.runtime import RUNTIMES
+from ..hardware_profiles.runtime_registry import RUNTIMES
 from ..hardware_profiles.target import Target
 from .energy import Energy
 from .evaluator import Evaluator

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from .runtime import RUNTIMES
+from .runtime_registry import RUNTIMES
 
 LOCK_FILE = Path(os.environ.get("SLIMFRONT_BENCH_LOCK", "/tmp/slimfront-bench.lock"))
 """The same for everyone on a machine, whatever their TMPDIR; an flock, which the kernel releases when its holder dies."""

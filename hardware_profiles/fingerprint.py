@@ -12,7 +12,8 @@ from typing import Any
 import psutil
 
 from ..errors import TargetError
-from .runtime import RUNTIMES, Runtime
+from .runtime import Runtime
+from .runtime_registry import RUNTIMES
 from .target import Target
 
 PACKAGES = ("slimfront", "torch", "torchvision", "torchao", "torch-pruning", "fvcore", "onnx", "optuna", "ray")

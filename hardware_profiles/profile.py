@@ -26,7 +26,8 @@ from ..threads import torch_threads
 from .bench import Bench, bench_cores
 from .device_card import DeviceCard, Kernel, Throughput
 from .fingerprint import machine, versions
-from .runtime import RUNTIMES, Runtime, get_runtime
+from .runtime import Runtime, get_runtime
+from .runtime_registry import RUNTIMES
 from .synthetic import synthetic_candidate
 from .target import Target
 

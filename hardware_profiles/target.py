@@ -16,7 +16,7 @@ from ..spaces.policy import ACTIVATION_BITS, FULL_PRECISION, WEIGHT_BITS
 from ..validation import MAX_SENTENCE, Name, first_problem, shortened, suggestion
 from .device_card import DeviceCard
 from .latency_table import LatencyTable
-from .runtime import RUNTIMES, runtimes
+from .runtime_registry import RUNTIMES, runtimes
 
 CARDS = resources.files(__package__ or "slimfront.hardware_profiles") / "cards"
 

@@ -11,7 +11,8 @@ import torch
 from .bench_lock import alone_on_gpu
 from .cuda_timing import CudaRun, require_gpu
 from .runtime import Artifact
-from .torch_runtime import Archive, TorchRuntime, TorchSession, open_archive
+from .torch_archive import Archive, open_archive
+from .torch_runtime import TorchRuntime, TorchSession
 
 if TYPE_CHECKING:
     from ..spaces.candidate import Candidate

@@ -32,7 +32,7 @@ from ..spaces.exported_graph import (
     scale_and_shift,
 )
 from ..workloads.workload import describe
-from .torch_runtime import NOTES
+from .torch_archive import NOTES
 
 aten, grids = torch.ops.aten, torch.ops.quantized_decomposed
 INTEGER_KERNELS = ("qconv", "qlinear")

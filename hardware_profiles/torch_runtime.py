@@ -7,27 +7,20 @@ artifact is one PT2 archive that plain torch loads.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.export.pt2_archive._package import PT2ArchiveContents, load_pt2
 
-from ..errors import LoweringError
 from .runtime import Artifact, TensorInfo
+from .torch_archive import Archive, open_archive
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..spaces.candidate import Candidate
     from .target import Target
-
-NOTES = "slimfront.json"
-"""The archive's file of what `signature` and `executed_precisions` tell."""
 
 
 class TorchRuntime:
@@ -56,14 +49,6 @@ class TorchRuntime:
         return TorchSession(open_archive(artifact), self.device)
 
 
-@dataclass(frozen=True)
-class Archive:
-    """A loaded archive: the model, and the notes that lowering left of it."""
-
-    model: Callable[[Tensor], Tensor]
-    notes: dict[str, Any]
-
-
 class TorchSession:
     """See `Session`."""
 
@@ -86,24 +71,3 @@ def computes_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def open_archive(artifact: Path) -> Archive:
-    """The archive at `artifact`.
-
-    Raises:
-        LoweringError: torch cannot load it.
-    """
-    import torch.ao.quantization.fx._decomposed  # noqa: F401  # registers the operations of grids
-
-    try:
-        contents = load_pt2(str(artifact), run_single_threaded=True)
-        return Archive(_runnable(contents), json.loads(contents.extra_files[NOTES]))
-    except (RuntimeError, ValueError, KeyError, OSError, AssertionError) as error:
-        raise LoweringError(f"torch refuses {artifact.name}: {(str(error) or repr(error)).splitlines()[0]}") from error
-
-
-def _runnable(contents: PT2ArchiveContents) -> Callable[[Tensor], Tensor]:
-    if contents.aoti_runners:
-        return contents.aoti_runners["model"]
-    return contents.exported_programs["model"].module(check_guards=False)

@@ -20,7 +20,8 @@ from ..evaluators.on_request import require_available
 from ..hardware_profiles.bench import bench_cores
 from ..hardware_profiles.fingerprint import machine, require_fit, versions
 from ..hardware_profiles.prediction import layers_of
-from ..hardware_profiles.runtime import RUNTIMES, Artifact, Runtime, get_runtime
+from ..hardware_profiles.runtime import Artifact, Runtime, get_runtime
+from ..hardware_profiles.runtime_registry import RUNTIMES
 from ..hardware_profiles.target import Target, load_target
 from ..hardware_profiles.timer import Timer
 from ..spaces.blocks import block_influence, find_removable_blocks, least_influential_first

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ..compression.quantize import quantize
 from ..errors import TargetError, TrialError
-from ..hardware_profiles.runtime import RUNTIMES, get_runtime
+from ..hardware_profiles.runtime import get_runtime
+from ..hardware_profiles.runtime_registry import RUNTIMES
 from ..hardware_profiles.target import Target
 from ..interrupts import raise_if_interrupted
 from ..spaces.candidate import Candidate

@@ -18,7 +18,8 @@ from ..evaluators.accuracy import score
 from ..evaluators.evaluator import Context
 from ..hardware_profiles.bench import bench_cores
 from ..hardware_profiles.onnx_signature import refuse_external_data
-from ..hardware_profiles.runtime import RUNTIMES, get_runtime
+from ..hardware_profiles.runtime import get_runtime
+from ..hardware_profiles.runtime_registry import RUNTIMES
 from ..hardware_profiles.target import Target
 from ..hardware_profiles.timer import Timer
 from ..workloads.workload import describe

@@ -11,7 +11,8 @@ import pytest
 from slimfront.errors import TargetError
 from slimfront.hardware_profiles import fingerprint
 from slimfront.hardware_profiles.fingerprint import machine, saturates, versions
-from slimfront.hardware_profiles.runtime import get_runtime, runtimes
+from slimfront.hardware_profiles.runtime import get_runtime
+from slimfront.hardware_profiles.runtime_registry import runtimes
 
 
 def test_this_machine():

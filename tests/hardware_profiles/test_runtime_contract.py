@@ -22,7 +22,8 @@ from slimfront.compression.quantize import quantize
 from slimfront.errors import LoweringError, TargetError
 from slimfront.hardware_profiles import openvino_runtime
 from slimfront.hardware_profiles import runtime as runtime_module
-from slimfront.hardware_profiles.runtime import RUNTIMES, Artifact, Runtime, get_runtime, runtimes
+from slimfront.hardware_profiles.runtime import Artifact, Runtime, get_runtime
+from slimfront.hardware_profiles.runtime_registry import RUNTIMES, runtimes
 from slimfront.hardware_profiles.target import Target, load_target
 from slimfront.hardware_profiles.torch_runtime import computes_bfloat16
 from slimfront.spaces.candidate import Candidate

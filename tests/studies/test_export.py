@@ -26,7 +26,8 @@ from safetensors.numpy import load_file, save_file
 from slimfront.compression.candidates import make_candidate
 from slimfront.errors import StoreError, TargetError, UserError
 from slimfront.hardware_profiles.device_card import DeviceCard
-from slimfront.hardware_profiles.runtime import Artifact, get_runtime, runtimes
+from slimfront.hardware_profiles.runtime import Artifact, get_runtime
+from slimfront.hardware_profiles.runtime_registry import runtimes
 from slimfront.hardware_profiles.target import Target, card_text, load_target
 from slimfront.measurement import Measurement
 from slimfront.spaces.policy import LayerPolicy, Policy
