@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 from rich.console import Console
 
-from .console import UNCUT, open_console, write_in_any_encoding
-from .errors import SlimfrontError, UserError
+from .core.console import UNCUT, open_console, write_in_any_encoding
+from .core.errors import SlimfrontError, UserError
 from .usage import USAGE_ERROR, number, port_number, usage_problem, whole_number
 
 app = typer.Typer(

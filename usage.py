@@ -52,7 +52,7 @@ def usage_problem(error: Any) -> str:
 
 
 def _problem(error: Any) -> str:
-    from .validation import suggestion  # imports pydantic, which `--help` does without
+    from .core.validation import suggestion  # imports pydantic, which `--help` does without
 
     message = str(error.message or "").removeprefix("Value error, ")
     if (option := getattr(error, "option_name", None)) and message.startswith("No such option"):

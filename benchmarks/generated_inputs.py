@@ -31,7 +31,7 @@ import yaml
 from onnx import TensorProto, helper, numpy_helper, save
 from slimfront.compression.candidates import make_candidate
 from slimfront.compression.packed_file import packed_bytes, save_packed
-from slimfront.errors import TargetError, UserError
+from slimfront.core.errors import TargetError, UserError
 from slimfront.hardware_profiles.target import load_target
 from slimfront.spaces.policy import LayerPolicy, Policy
 from slimfront.studies.bundle import open_bundle

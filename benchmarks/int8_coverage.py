@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from slimfront.compression.quantize import quantize
-from slimfront.errors import SlimfrontError
+from slimfront.core.errors import SlimfrontError
 from slimfront.hardware_profiles.runtime import get_runtime
 from slimfront.hardware_profiles.target import load_target
 from slimfront.spaces.candidate import Candidate

@@ -24,8 +24,8 @@ from rich.table import Table
 from rungs import EPOCHS, FLOOR, LOOKS, SPACE, Curve, Race, at, log2_bops, rounded, volume, whole_log2_bops
 from slimfront.compression.prune import pruned_copy, reestimate_batch_norm
 from slimfront.compression.recover import recover_by_rungs
+from slimfront.core.measurement import Measurement
 from slimfront.hardware_profiles.runtime import Artifact
-from slimfront.measurement import Measurement
 from slimfront.search.driver import Proposal, Search
 from slimfront.search.problem import Problem, prepare
 from slimfront.search.recovered import structure

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..errors import CompressionError
+from ..core.errors import CompressionError
 from ..spaces.channel_graph import ChannelGraph, channels_lost, out_channels
 from .criteria import Criterion, Scoring, get_criterion
 from .merge import merge_channels

@@ -20,7 +20,7 @@ import torch_pruning as tp
 from torch import Tensor
 from torch_pruning.dependency import Group
 
-from ..errors import CompressionError
+from ..core.errors import CompressionError
 from ..spaces.channel_graph import HeadedAttention
 
 

@@ -10,8 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import CompressionError
-from ..interrupts import raise_if_interrupted
+from ..core.errors import CompressionError
+from ..core.interrupts import raise_if_interrupted
 from ..spaces.exported_graph import WEIGHTED, module_path
 from ..workloads.workload import describe
 

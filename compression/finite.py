@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..errors import CompressionError
+from ..core.errors import CompressionError
 
 
 @torch.no_grad()

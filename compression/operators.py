@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..errors import CompressionError
+from ..core.errors import CompressionError
 from ..spaces.operators import Operator, rank_of
 from .moments import Moments, moments_of
 

@@ -29,11 +29,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from ..documents import json_document
-from ..errors import DocumentError
+from ..core.documents import json_document
+from ..core.errors import DocumentError
+from ..core.validation import shortened
 from ..spaces.candidate import Candidate
 from ..spaces.layers import LAYER_KINDS
-from ..validation import shortened
 from .packed import FLOATS, Format, Packed, pack, smallest_format, unpack
 
 SCHEMA = "2"

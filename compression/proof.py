@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..interrupts import raise_if_interrupted
+from ..core.interrupts import raise_if_interrupted
 from ..spaces.channel_graph import ChannelGraph, Role, channels_lost, first_line
 from ..spaces.channel_groups import ChannelGroup, find_channel_groups
 from ..workloads.contract import few_inputs

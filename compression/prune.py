@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from ..errors import CompressionError
+from ..core.errors import CompressionError
 from ..spaces.channel_groups import ChannelGroup
 from ..spaces.effective import effective_policy
 from ..spaces.layers import LAYER_KINDS

@@ -27,8 +27,8 @@ from torchao.quantization.pt2e.quantizer import (
 )
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
-from ..errors import CompressionError
-from ..interrupts import raise_if_interrupted
+from ..core.errors import CompressionError
+from ..core.interrupts import raise_if_interrupted
 from ..spaces.candidate import Grid, Quantization, QuantizedWeight
 from ..spaces.exported_graph import (
     ADDITIONS,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import WorkloadError
+from ..core.errors import WorkloadError
 from ..spaces.layers import LAYER_KINDS
 from .distil import Tap
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from ..errors import WorkloadError
-from ..interrupts import raise_if_interrupted
+from ..core.errors import WorkloadError
+from ..core.interrupts import raise_if_interrupted
 from ..workloads.load import load_workload
 from ..workloads.workload import MapDataset, Workload, describe
 from .distil import Tap

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
 from torch.utils.data import Subset
 
-from ..errors import CompressionError
+from ..core.errors import CompressionError
 from ..spaces.policy import Recovery
 from ..workloads.workload import MapDataset, Workload
 from .batches import loader

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 from slimfront.cli import app
-from slimfront.measurement import METRICS
+from slimfront.core.measurement import METRICS
 from typer.cli import get_docs_for_click
 
 FOLDER = Path(__file__).parent

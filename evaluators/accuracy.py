@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..compression.batches import loader
-from ..errors import EvaluationError
+from ..core.errors import EvaluationError
+from ..core.measurement import METRICS, Measurement
 from ..hardware_profiles.bench_lock import alone_on_gpu
 from ..hardware_profiles.runtime import Artifact
 from ..hardware_profiles.runtime_registry import RUNTIMES
-from ..measurement import METRICS, Measurement
 from ..workloads.workload import MapDataset
 from .evaluator import Context, Subject
 from .scores import Scores, concatenate

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..measurement import Measurement
+from ..core.measurement import Measurement
 from ..spaces.layers import LAYER_KINDS, macs_by_module
 from ..spaces.policy import FULL_PRECISION, LayerPolicy
 from .evaluator import Context, Subject

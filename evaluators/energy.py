@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 
-from ..errors import EvaluationError
+from ..core.errors import EvaluationError
+from ..core.measurement import METRICS, Measurement
 from ..hardware_profiles.paired_timing import median_interval
-from ..measurement import METRICS, Measurement
 from .evaluator import Context, Subject
 
 REPEATS = 9

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from ..core.measurement import Measurement
 from ..hardware_profiles.runtime import Artifact, Runtime
 from ..hardware_profiles.target import Target
 from ..hardware_profiles.timer import Timer
-from ..measurement import Measurement
 from ..spaces.candidate import Candidate
 from ..workloads.workload import Workload
 from .scores import Scores

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..errors import EvaluationError
+from ..core.errors import EvaluationError
+from ..core.measurement import METRICS, Measurement
 from ..hardware_profiles.paired_timing import PairedTiming
 from ..hardware_profiles.target import Target
-from ..measurement import METRICS, Measurement
 from .evaluator import Context, Subject
 
 

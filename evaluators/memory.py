@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..errors import EvaluationError
-from ..measurement import Measurement
+from ..core.errors import EvaluationError
+from ..core.measurement import Measurement
 from .evaluator import Context, Subject
 
 

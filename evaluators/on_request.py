@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..errors import EvaluationError
+from ..core.errors import EvaluationError
 from ..hardware_profiles.energy import energy_meter
 from ..hardware_profiles.peak_memory import has_peak_memory
 from ..hardware_profiles.runtime_registry import RUNTIMES

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..errors import EvaluationError
+from ..core.errors import EvaluationError
+from ..core.measurement import METRICS, PREDICTED, Measurement
 from ..hardware_profiles.prediction import calls_of, cost_units
 from ..hardware_profiles.target import Target
-from ..measurement import METRICS, PREDICTED, Measurement
 from .evaluator import Context, Evaluator, Subject
 from .latency import Latency, throughput
 

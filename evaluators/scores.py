@@ -10,7 +10,7 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
-from ..errors import EvaluationError
+from ..core.errors import EvaluationError
 from ..workloads.workload import TOP_K, MetricFunction
 
 CONFIDENCE = 0.95

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..compression.packed_file import counted_bytes, packed_bytes
-from ..errors import EvaluationError
-from ..measurement import Measurement
+from ..core.errors import EvaluationError
+from ..core.measurement import Measurement
 from ..spaces.candidate import Candidate
 from .evaluator import Context, Subject
 

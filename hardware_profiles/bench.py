@@ -22,8 +22,8 @@ import numpy as np
 from loky import ProcessPoolExecutor
 from loky.process_executor import TerminatedWorkerError
 
-from ..errors import EvaluationError
-from ..threads import torch_threads
+from ..core.errors import EvaluationError
+from ..core.threads import torch_threads
 from .bench_lock import POLL_SECONDS, bench_lock
 from .energy import EnergyMeter, energy_meter
 from .fingerprint import require_cores

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
-from ..errors import LoweringError
+from ..core.errors import LoweringError
 from ..spaces.candidate import RoundedWeight
 from .onnx_file import WeightsApart
 

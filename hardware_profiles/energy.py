@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from ..errors import EvaluationError
+from ..core.errors import EvaluationError
 from .runtime_registry import RUNTIMES
 
 POWERCAP = Path("/sys/class/powercap")

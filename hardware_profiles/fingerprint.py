@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from ..errors import TargetError
+from ..core.errors import TargetError
 from .runtime import Runtime
 from .runtime_registry import RUNTIMES
 from .target import Target

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from onnx import NodeProto
 
-from ..errors import LoweringError
+from ..core.errors import LoweringError
 from ..spaces.candidate import Grid
 from .onnx_export import INPUT, OUTPUT
 from .static_graph import StaticGraph

@@ -9,7 +9,7 @@ import numpy as np
 from ai_edge_litert.schema_py_generated import ActivationFunctionType, Padding
 from onnx import NodeProto, helper
 
-from ..errors import LoweringError
+from ..core.errors import LoweringError
 from ..spaces.candidate import Candidate, Grid, QuantizedWeight, RoundedWeight
 from .bfloat16_casts import check_rounded
 from .litert_graph import LiteGraph, Value, channels_last, natural

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..errors import LoweringError
+from ..core.errors import LoweringError
 from ..spaces.candidate import Candidate, Grid
 from .graph_cache import GraphCache
 from .litert_graph import LiteGraph

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, helper
 
-from ..errors import LoweringError
+from ..core.errors import LoweringError
 from .litert_graph import LiteGraph, Value, affine_of, channels_last, natural
 from .litert_layers import Window, as_image, is_relu6
 

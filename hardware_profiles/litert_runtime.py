@@ -13,7 +13,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated
 from ai_edge_litert.interpreter import Interpreter
 
-from ..errors import LoweringError
+from ..core.errors import LoweringError
 from .node_names import layer_of
 from .runtime import Artifact, TensorInfo
 from .target import Target

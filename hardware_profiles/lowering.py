@@ -14,7 +14,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from ..errors import LoweringError
+from ..core.errors import LoweringError
 from ..spaces.candidate import Candidate, Grid, Quantization, QuantizedWeight
 from .bfloat16_casts import insert_bfloat16
 from .graph_cache import GraphCache

@@ -15,8 +15,8 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
-from ..errors import LoweringError
-from ..interrupts import raise_if_interrupted
+from ..core.errors import LoweringError
+from ..core.interrupts import raise_if_interrupted
 from ..workloads.workload import describe
 from .node_names import WEIGHTED, first_run, layer_of
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from ..errors import LoweringError
+from ..core.errors import LoweringError
 from .node_names import WEIGHTED
 
 GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError, Message
 
-from ..errors import UserError
+from ..core.errors import UserError
 from .runtime import TensorInfo
 
 

@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as errors  # type: ignore[attr-defined]
 
-from ..errors import LoweringError
+from ..core.errors import LoweringError
 from .node_names import layer_of
 from .onnx_signature import onnx_signature
 from .runtime import Artifact, TensorInfo

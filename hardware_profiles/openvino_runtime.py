@@ -10,7 +10,7 @@ import numpy as np
 import openvino
 import openvino.opset13 as ops
 
-from ..errors import LoweringError
+from ..core.errors import LoweringError
 from .node_names import layers_of
 from .onnx_signature import onnx_signature
 from .runtime import Artifact, TensorInfo

@@ -18,11 +18,11 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from ..errors import LoweringError
+from ..core.errors import LoweringError
+from ..core.threads import torch_threads
 from ..spaces.candidate import Candidate
 from ..spaces.layers import find_layers
 from ..spaces.policy import BFLOAT16_BITS, FULL_PRECISION, Policy
-from ..threads import torch_threads
 from .bench import Bench, bench_cores
 from .device_card import DeviceCard, Kernel, Throughput
 from .fingerprint import machine, versions

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from ..errors import TargetError
+from ..core.errors import TargetError
 from .runtime_registry import RUNTIMES, runtimes
 
 if TYPE_CHECKING:  # the bench's process loads artifacts without torch

@@ -11,7 +11,7 @@ from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
-from ..errors import LoweringError
+from ..core.errors import LoweringError
 from .onnx_export import export_float
 
 

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ..documents import MAX_YAML_BYTES, read_file, yaml_document
-from ..errors import DocumentError, TargetError
+from ..core.documents import MAX_YAML_BYTES, read_file, yaml_document
+from ..core.errors import DocumentError, TargetError
+from ..core.validation import MAX_SENTENCE, Name, first_problem, shortened, suggestion
 from ..spaces.policy import ACTIVATION_BITS, FULL_PRECISION, WEIGHT_BITS
-from ..validation import MAX_SENTENCE, Name, first_problem, shortened, suggestion
 from .device_card import DeviceCard
 from .latency_table import LatencyTable
 from .runtime_registry import RUNTIMES, runtimes

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..errors import LoweringError
+from ..core.errors import LoweringError
 from ..spaces.candidate import Candidate, Grid, Quantization
 from .lowering import lower as lower_to_onnx
 from .node_names import layer_of

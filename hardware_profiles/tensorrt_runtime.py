@@ -14,7 +14,7 @@ import tensorrt  # type: ignore[import-not-found]  # of machines with a GPU
 import torch
 from filelock import FileLock
 
-from ..errors import EvaluationError, LoweringError
+from ..core.errors import EvaluationError, LoweringError
 from .bench_lock import alone_on_gpu
 from .cuda_timing import CudaRun, require_gpu
 from .runtime import Artifact, TensorInfo

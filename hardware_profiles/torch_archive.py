@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.export.pt2_archive._package import PT2ArchiveContents, load_pt2
 
-from ..errors import LoweringError
+from ..core.errors import LoweringError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,8 +20,8 @@ from torch.ao.quantization.fx import _decomposed  # noqa: F401  # registers the 
 from torch.export import ExportedProgram
 from torch.export.pt2_archive._package import package_pt2
 
-from ..errors import LoweringError
-from ..interrupts import raise_if_interrupted
+from ..core.errors import LoweringError
+from ..core.interrupts import raise_if_interrupted
 from ..spaces.candidate import Candidate, Grid, QuantizedWeight, RoundedWeight
 from ..spaces.exported_graph import (
     WEIGHTED,

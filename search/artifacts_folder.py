@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import ArtifactsError, SlimfrontError
-from ..interrupts import raise_if_interrupted
+from ..core.errors import ArtifactsError, SlimfrontError
+from ..core.interrupts import raise_if_interrupted
 
 PROBE_BYTES = 2**16
 """Written to find out whether anything can be; a worker tries as much as the uncompressed model takes."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..compression.packed_file import save_packed
+from ..core.measurement import METRICS, Measurement
 from ..evaluators.accuracy import Accuracy, score
 from ..evaluators.complexity import Complexity
 from ..evaluators.evaluator import Context, Reference, Subject
@@ -18,7 +19,6 @@ from ..evaluators.size import ArtifactSize, packed_size
 from ..hardware_profiles.runtime import Artifact
 from ..hardware_profiles.target import Target
 from ..hardware_profiles.timer import Timer
-from ..measurement import METRICS, Measurement
 from ..spaces.candidate import Candidate
 from ..spaces.policy import Policy
 

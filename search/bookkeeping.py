@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from ..measurement import Measurement
+from ..core.measurement import Measurement
 from ..studies.records import INTERRUPTED, ORPHANED, State, TrialRecord
 from ..studies.spec import StudySpec
 from ..studies.store import Store

@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from ..interrupts import take_sigterm
-from ..texts import one_line
+from ..core.errors import UserError
+from ..core.interrupts import take_sigterm
+from ..core.texts import one_line
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import EvaluationError, describe_exception
+from ..core.errors import EvaluationError, describe_exception
+from ..core.interrupts import raise_if_interrupted
+from ..core.measurement import Measurement
 from ..evaluators.accuracy import accuracy_measurements, score
 from ..evaluators.latency import latency_measurements
 from ..hardware_profiles.runtime import Artifact
-from ..interrupts import raise_if_interrupted
-from ..measurement import Measurement
 from .baseline import with_test_scores
 from .driver import Search
 from .rungs import confirmed_rung

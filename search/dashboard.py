@@ -28,8 +28,8 @@ from optuna_dashboard import save_note, save_plotly_graph_object, wsgi
 from optuna_dashboard._pareto_front import get_pareto_front_trials
 from rich.console import Console
 
-from ..errors import StoreError, UserError
-from ..interrupts import uninterrupted
+from ..core.errors import StoreError, UserError
+from ..core.interrupts import uninterrupted
 from ..studies.figures import front_figure
 from ..studies.heatmap import policy_heatmap
 from ..studies.newest_front import front_points, objectives_of

@@ -15,9 +15,9 @@ from ray import tune  # isort: skip
 from ray.tune.schedulers import FIFOScheduler  # isort: skip
 from ray.tune.search import Searcher  # isort: skip
 
-from ..errors import describe_exception
-from ..interrupts import Interrupts, ignore_interrupts
-from ..texts import one_line
+from ..core.errors import describe_exception
+from ..core.interrupts import Interrupts, ignore_interrupts
+from ..core.texts import one_line
 from ..workloads.load import settle_in
 from .artifacts_folder import storing
 from .crash_report import crash_reported, stage_of_death

@@ -16,10 +16,11 @@ from pathlib import Path
 
 from optuna.samplers import BaseSampler
 
+from ..core.interrupts import uninterrupted
+from ..core.measurement import Measurement
+from ..core.threads import usable_threads
 from ..evaluators.evaluator import Subject
 from ..hardware_profiles.runtime import Artifact
-from ..interrupts import uninterrupted
-from ..measurement import Measurement
 from ..spaces.candidate import Candidate
 from ..spaces.policy import Policy
 from ..spaces.space import Choice
@@ -29,7 +30,6 @@ from ..studies.front import Objective, Point, hypervolume, pareto_front, referen
 from ..studies.progress import has_begun, is_paid, ran
 from ..studies.records import INTERRUPTIONS, TrialRecord
 from ..studies.store import Store
-from ..threads import usable_threads
 from .bookkeeping import MOST_RETRIES, Bookkeeping
 from .feasibility import DUPLICATE
 from .halving import Verdict

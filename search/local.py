@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import Protocol
 
-from ..errors import ArtifactsError, WorkerStartError
-from ..interrupts import Interrupts
+from ..core.errors import ArtifactsError, WorkerStartError
+from ..core.interrupts import Interrupts
 from .artifacts_folder import storing
 from .driver import Proposal, Search
 from .worker import Stage, Worker

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..errors import StoreError
+from ..core.errors import StoreError
 from ..studies import lease
 from ..studies.store import Store
 

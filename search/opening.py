@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..errors import StoreError, WorkloadError, describe_exception
+from ..core.errors import StoreError, WorkloadError, describe_exception
+from ..core.interrupts import raise_if_interrupted
+from ..core.measurement import Measurement
 from ..evaluators.evaluator import Reference
 from ..hardware_profiles.runtime import Artifact
-from ..interrupts import raise_if_interrupted
-from ..measurement import Measurement
 from ..studies.store import Store
 from ..workloads.load import workload_fingerprint
 from .baseline import lower_reference, measure_reference, with_scores

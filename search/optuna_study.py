@@ -16,10 +16,10 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy import event
 
-from ..measurement import METRICS
+from ..core.measurement import METRICS
+from ..core.texts import plain_text
 from ..studies.spec import StudySpec
 from ..studies.store import Store
-from ..texts import plain_text
 
 if TYPE_CHECKING:  # the dashboard does without torch
     from ..spaces.space import Choice, Space

@@ -14,7 +14,8 @@ from ..compression.distil import get_distiller
 from ..compression.proof import proven_groups
 from ..compression.taps import tapped_modules
 from ..compression.teachers import Teacher
-from ..errors import EvaluationError, PolicyError, StudyFileError, TargetError, WorkloadError
+from ..core.errors import EvaluationError, PolicyError, StudyFileError, TargetError, WorkloadError
+from ..core.threads import usable_threads
 from ..evaluators.evaluator import Context
 from ..evaluators.on_request import require_available
 from ..hardware_profiles.bench import bench_cores
@@ -32,7 +33,6 @@ from ..spaces.policy import Recovery
 from ..spaces.scheme import Scheme
 from ..spaces.space import Space, SpaceChoices
 from ..studies.spec import StudySpec
-from ..threads import usable_threads
 from ..workloads.contract import held
 from ..workloads.load import load_workload
 from ..workloads.workload import Workload

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..errors import EvaluationError, TargetError
+from ..core.errors import EvaluationError, TargetError
 from ..evaluators.on_request import require_available
 from ..hardware_profiles.bench import Bench, bench_cores
 from ..hardware_profiles.fingerprint import machine, require_fit, versions

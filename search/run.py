@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..errors import SearchError
+from ..core.errors import SearchError
+from ..core.interrupts import sigterm_interrupts
 from ..hardware_profiles.fingerprint import saturates
-from ..interrupts import sigterm_interrupts
 from ..studies.database import absolute_url
 from ..studies.progress import reason_rows, states_text
 from ..studies.spec import StudySpec

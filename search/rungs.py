@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from ..measurement import Measurement
+from ..core.measurement import Measurement
 from ..studies.front import Objective
 from ..studies.records import STOPPED_AT, MeasurementRecord, TrialRecord
 from ..studies.spec import StudySpec

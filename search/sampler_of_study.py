@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 
-from ..measurement import METRICS
+from ..core.measurement import METRICS
 from ..spaces.policy import Policy
 from ..spaces.space import NEUTRAL, Choice, Space
 from ..studies.constraint import Constraint

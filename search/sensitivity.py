@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from ..compression.calibrate import input_grids
 from ..compression.fake_quantize import fake_quantized
 from ..compression.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
+from ..core.interrupts import raise_if_interrupted
+from ..core.measurement import Measurement
 from ..evaluators.accuracy import kl_divergence
 from ..evaluators.scores import Scores
-from ..interrupts import raise_if_interrupted
-from ..measurement import Measurement
 from ..spaces.effective import effective_policy
 from ..spaces.policy import FULL_PRECISION, Policy
 from ..spaces.space import NEUTRAL, Choice, Knob, Space

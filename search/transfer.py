@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ..errors import PolicyError
+from ..core.errors import PolicyError
 from ..spaces.policy import Policy
 from ..spaces.space import Choice, Space
 from ..studies.records import SensitivityRecord, StudyRecord, TrialRecord

@@ -22,7 +22,11 @@ from ..compression.gradual import gradually_pruned
 from ..compression.packed_file import save_packed
 from ..compression.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
 from ..compression.recover import recover, recover_by_rungs
-from ..errors import EvaluationError, TargetError, TrialError, WorkloadError, describe_exception
+from ..core.errors import EvaluationError, TargetError, TrialError, WorkloadError, describe_exception
+from ..core.interrupts import raise_if_interrupted
+from ..core.measurement import Measurement
+from ..core.texts import one_line
+from ..core.threads import usable_threads
 from ..evaluators.accuracy import Accuracy
 from ..evaluators.complexity import Complexity
 from ..evaluators.evaluator import Context, Reference, Subject
@@ -34,8 +38,6 @@ from ..hardware_profiles.fingerprint import require_fit
 from ..hardware_profiles.runtime import Artifact, get_runtime
 from ..hardware_profiles.target import Target
 from ..hardware_profiles.timer import Timer
-from ..interrupts import raise_if_interrupted
-from ..measurement import Measurement
 from ..spaces.candidate import Candidate
 from ..spaces.channel_groups import ChannelGroup
 from ..spaces.effective import effective_policy
@@ -43,8 +45,6 @@ from ..spaces.policy import Policy
 from ..studies.constraint import Constraint
 from ..studies.executed import KIND as PRECISIONS
 from ..studies.spec import RungsSpec
-from ..texts import one_line
-from ..threads import usable_threads
 from ..workloads.load import load_workload
 from ..workloads.workload import MetricFunction, Workload
 from .artifacts_folder import PROBE_BYTES, storage_problem, unwritable

@@ -10,8 +10,8 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
 
-from ..errors import describe_exception
-from ..interrupts import ignore_interrupts
+from ..core.errors import describe_exception
+from ..core.interrupts import ignore_interrupts
 
 if TYPE_CHECKING:
     from .driver import Proposal

@@ -13,7 +13,7 @@ from typing import Any
 
 from loky.backend import get_context
 
-from ..errors import WorkerStartError
+from ..core.errors import WorkerStartError
 from .crash_report import exit_text, stage_of_death
 from .driver import Proposal
 from .worker import Stage, WorkerSetup

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from ..errors import PolicyError
+from ..core.errors import PolicyError
 from .channel_groups import ChannelGroup
 from .layers import Layer
 from .operators import DENSE, Operator

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from scipy.stats import kendalltau, spearmanr
 
-from ..errors import UserError
+from ..core.errors import UserError
 from .front import Objective, Point, pareto_front
 from .records import TrialRecord
 

@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from ..measurement import METRICS
+from ..core.measurement import METRICS
 from .audit import LATENCY, ProxyAudit
 from .figures import LAYOUT
 from .records import TrialRecord

@@ -12,11 +12,11 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ..documents import MAX_JSON_BYTES, json_document, read_file, require_regular
-from ..errors import DocumentError, UserError
+from ..core.documents import MAX_JSON_BYTES, json_document, read_file, require_regular
+from ..core.errors import DocumentError, UserError
+from ..core.validation import MAX_SENTENCE, first_problem, shortened
 from ..hardware_profiles.runtime import Artifact
 from ..hardware_profiles.target import Target
-from ..validation import MAX_SENTENCE, first_problem, shortened
 from .card import SCHEMA
 
 CARD = "card.json"

@@ -20,10 +20,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from ..core.measurement import METRICS, Measurement
 from ..hardware_profiles.fingerprint import saturates
 from ..hardware_profiles.runtime import TensorInfo
 from ..hardware_profiles.target import Target
-from ..measurement import METRICS, Measurement
 from ..spaces.policy import Policy
 from . import standalone
 from .executed import storage_only

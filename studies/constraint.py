@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
-from ..validation import suggestion
+from ..core.validation import suggestion
 
 Operator = Literal["<=", ">=", "<", ">"]
 

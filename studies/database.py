@@ -11,9 +11,9 @@ from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine,
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
-from ..errors import StoreError
-from ..interrupts import uninterrupted
-from ..texts import one_line, redacted, without
+from ..core.errors import StoreError
+from ..core.interrupts import uninterrupted
+from ..core.texts import one_line, redacted, without
 from .migrations import upgrade
 from .tables import REVISION, VERSION_TABLE
 

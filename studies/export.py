@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..errors import UserError
+from ..core.errors import UserError
 from ..hardware_profiles.runtime import get_runtime
 from ..hardware_profiles.target import load_target
 from . import standalone

@@ -13,7 +13,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ..measurement import Measurement
+from ..core.measurement import Measurement
 from .front import Objective, Point
 from .picks import pick
 from .records import StudyRecord, TrialRecord

@@ -13,7 +13,7 @@ from typing import Protocol
 import moocore
 import numpy as np
 
-from ..measurement import METRICS, Direction, Measurement
+from ..core.measurement import METRICS, Direction, Measurement
 from .constraint import Constraint
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ..measurement import Measurement
+from ..core.measurement import Measurement
 from .front import Objective, Point
 from .honesty import beaten, is_lucky
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..measurement import Measurement
+from ..core.measurement import Measurement
 from .front import Objective, Point, better_somewhere, dominates_beyond_noise
 from .wording import short_text
 

@@ -10,7 +10,8 @@ from typing import Any
 from ..compression.batches import input_batches
 from ..compression.proof import proven_groups
 from ..compression.prune import CALIBRATION_BATCH
-from ..errors import WorkloadError
+from ..core.errors import WorkloadError
+from ..core.validation import suggestion
 from ..hardware_profiles.target import Target, load_target
 from ..spaces.blocks import block_influence, examine_blocks, least_influential_first
 from ..spaces.channel_groups import ChannelGroup
@@ -21,7 +22,6 @@ from ..spaces.policy import FULL_PRECISION, Recovery
 from ..spaces.presets import Family, preset_space
 from ..spaces.scheme import Scheme
 from ..spaces.space import Space, SpaceChoices
-from ..validation import suggestion
 from ..workloads.contract import held
 from ..workloads.load import OWN_FORMS, TORCHVISION, builtin_workloads, load_workload, working_in
 from ..workloads.workload import Workload

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from ..measurement import METRICS
+from ..core.measurement import METRICS
 from ..spaces.channel_groups import ChannelGroup
 from .inspection import Inspection, LayerReport
 from .terminal import facts, rows_table, words

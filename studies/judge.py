@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UserError
+from ..core.errors import UserError
 from ..hardware_profiles.runtime import Artifact
 from ..workloads.load import load_workload, workload_fingerprint
 from ..workloads.workload import Workload

@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..compression.quantize import quantize
-from ..errors import TargetError, TrialError
+from ..core.errors import TargetError, TrialError
+from ..core.interrupts import raise_if_interrupted
+from ..core.threads import torch_threads
 from ..hardware_profiles.runtime import get_runtime
 from ..hardware_profiles.runtime_registry import RUNTIMES
 from ..hardware_profiles.target import Target
-from ..interrupts import raise_if_interrupted
 from ..spaces.candidate import Candidate
 from ..spaces.layers import find_layers
 from ..spaces.policy import BFLOAT16_BITS, FULL_PRECISION, LayerPolicy, Policy
 from ..spaces.scheme import Scheme
-from ..threads import torch_threads
 from ..workloads.workload import MapDataset, Workload, describe
 from .executed import BITS
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 from sqlalchemy import Connection, text
 
-from ..errors import StoreError
+from ..core.errors import StoreError
 from .database import Database
 
 EXPIRES_S = 60.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from ..measurement import Measurement
+from ..core.measurement import Measurement
 from .front import Objective, Point
 from .honesty import doubts
 from .newest_front import why_no_front

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..errors import UserError
-from ..validation import suggestion
+from ..core.errors import UserError
+from ..core.validation import suggestion
 from .front import Objective, Point, minimised
 
 _BEST_OF = {"fastest": "latency_ms", "smallest": "artifact_bytes", "most-accurate": "accuracy"}

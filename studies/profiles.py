@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from ..errors import TargetError
+from ..core.errors import TargetError
 from ..hardware_profiles.device_card import DeviceCard, Kernel, Throughput
 from ..hardware_profiles.fingerprint import machine
 from ..hardware_profiles.runtime import get_runtime

@@ -6,8 +6,8 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
+from ..core.texts import one_line
 from ..spaces.policy import Policy
-from ..texts import one_line
 from .convergence import hypervolume_at, outlook
 from .newest_front import excesses, why_no_front
 from .records import INTERRUPTIONS, STOPPED_AT, FrontRecord, Outcome, SensitivityRecord, StudyRecord, Trial

@@ -10,9 +10,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, case, func, select
 from sqlalchemy.orm import Session, aliased
 
-from ..errors import StoreError
-from ..measurement import Measurement
-from ..validation import suggestion
+from ..core.errors import StoreError
+from ..core.measurement import Measurement
+from ..core.validation import suggestion
 from . import tables
 from .records import INTERRUPTED, STOPPED_AT, FrontRecord, StudyRecord, TrialRecord, TrialSummary, study_of, trial_of
 

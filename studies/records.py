@@ -9,7 +9,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal
 
-from ..measurement import METRICS, Measurement
+from ..core.measurement import METRICS, Measurement
 from ..spaces.policy import Policy
 from . import tables
 from .spec import StudySpec

@@ -9,7 +9,7 @@ from typing import Literal
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from ..measurement import METRICS, Measurement
+from ..core.measurement import METRICS, Measurement
 from .executed import executed_precisions
 from .front_table import front_document, front_frame
 from .honesty import doubts

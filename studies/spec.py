@@ -27,9 +27,10 @@ from pydantic import (
     model_validator,
 )
 
-from ..documents import MAX_YAML_BYTES, read_file, yaml_document
-from ..errors import DocumentError, PolicyError, StudyFileError
-from ..measurement import METRICS
+from ..core.documents import MAX_YAML_BYTES, read_file, yaml_document
+from ..core.errors import DocumentError, PolicyError, StudyFileError
+from ..core.measurement import METRICS
+from ..core.validation import Name, first_problem, shortened, suggestion
 from ..spaces.operators import Operator
 from ..spaces.policy import (
     ACTIVATION_BITS,
@@ -46,7 +47,6 @@ from ..spaces.policy import (
 )
 from ..spaces.presets import PRESETS, Family, preset_space
 from ..spaces.pruning import CRITERIA, REDUCTIONS, SCOPES
-from ..validation import Name, first_problem, shortened, suggestion
 from .constraint import Constraint
 
 SCHEMA = 1

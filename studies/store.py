@@ -9,8 +9,8 @@ from typing import Any
 
 from sqlalchemy import Engine, func, select
 
-from ..errors import StoreError
-from ..measurement import Measurement
+from ..core.errors import StoreError
+from ..core.measurement import Measurement
 from ..spaces.policy import Policy
 from . import tables
 from .database import DEFAULT_URL, Database

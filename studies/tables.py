@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from ..texts import plain_text
+from ..core.texts import plain_text
 
 PREFIX = "slimfront_"
 VERSION_TABLE = "slimfront_alembic_version"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..compression.packed_file import digest, load_packed, packed_bytes, recorded_digest
-from ..errors import TargetError, UserError
+from ..core.errors import TargetError, UserError
 from ..evaluators.accuracy import score
 from ..evaluators.evaluator import Context
 from ..hardware_profiles.bench import bench_cores

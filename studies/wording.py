@@ -7,7 +7,7 @@ from datetime import datetime
 
 from rich.filesize import decimal
 
-from ..measurement import METRICS, Measurement
+from ..core.measurement import METRICS, Measurement
 from ..spaces.effective import is_within
 from ..spaces.operators import DENSE
 from ..spaces.policy import LayerPolicy, Policy

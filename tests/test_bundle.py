@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from slimfront.errors import UserError
+from slimfront.core.errors import UserError
 from slimfront.hardware_profiles.bench import bench_cores
 from slimfront.search.run import run_search
 from slimfront.search.timer_of_target import timer_of

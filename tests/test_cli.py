@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from slimfront.cli import main
-from slimfront.measurement import Measurement
+from slimfront.core.measurement import Measurement
 from slimfront.spaces.policy import LayerPolicy, Policy
 from slimfront.studies.documents import checks_document, json_text
 from slimfront.studies.records import INTERRUPTED

@@ -8,8 +8,8 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from slimfront.errors import CompressionError, describe_exception
-from slimfront.interrupts import Interrupts, raise_if_interrupted, sigterm_interrupts, uninterrupted
+from slimfront.core.errors import CompressionError, describe_exception
+from slimfront.core.interrupts import Interrupts, raise_if_interrupted, sigterm_interrupts, uninterrupted
 from slimfront.spaces.channel_graph import ChannelGraph
 from torch import Tensor, nn, zeros
 

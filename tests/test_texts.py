@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from slimfront.errors import StoreError
+from slimfront.core.errors import StoreError
+from slimfront.core.texts import one_line, plain_text, redacted
 from slimfront.studies.database import Database, database_url
-from slimfront.texts import one_line, plain_text, redacted
 
 # URLs
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from slimfront.threads import torch_threads, usable_threads
+from slimfront.core.threads import torch_threads, usable_threads
 
 
 def test_a_thread_for_each_core_and_no_more_than_the_share_of_the_machine_carries(monkeypatch):

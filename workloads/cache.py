@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import WorkloadError
+from ..core.errors import WorkloadError
 
 logger = logging.getLogger(__name__)
 

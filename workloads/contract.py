@@ -17,8 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import TensorDataset
 
-from ..errors import WorkloadError
-from ..interrupts import raise_if_interrupted
+from ..core.errors import WorkloadError
+from ..core.interrupts import raise_if_interrupted
 from .copies import copied
 from .samples import class_range, flaw_of
 from .workload import SPLITS, Workload, describe, number_of_classes

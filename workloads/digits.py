@@ -23,8 +23,8 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import TensorDataset
 
-from ..console import open_console
-from ..threads import torch_threads
+from ..core.console import open_console
+from ..core.threads import torch_threads
 from .cache import State, trained_once
 from .digits_model import DigitsResNet
 from .digits_rnn import GRU, LSTM, DigitsRNN

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from ..errors import WorkloadError
-from ..interrupts import raise_if_interrupted
-from ..validation import MAX_SENTENCE, shortened
+from ..core.errors import WorkloadError
+from ..core.interrupts import raise_if_interrupted
+from ..core.validation import MAX_SENTENCE, shortened
 from .adapt import adapted
 from .attention import explicit_attention
 from .cache import state_digest

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from ..errors import WorkloadError, describe_exception
-from ..interrupts import raise_if_interrupted
+from ..core.errors import WorkloadError, describe_exception
+from ..core.interrupts import raise_if_interrupted
 
 
 class MapDataset(Protocol):

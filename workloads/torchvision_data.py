@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, random_split
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from ..errors import WorkloadError
+from ..core.errors import WorkloadError
 from .cache import cache_folder
 from .workload import describe
 

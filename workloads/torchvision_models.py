@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from torch import nn
 from torchvision.models import WeightsEnum
 
-from ..errors import WorkloadError
+from ..core.errors import WorkloadError
 from .torchvision_data import SOURCES, DataOptions, Transform, open_splits, random_splits
 from .workload import Workload, describe
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..errors import WorkloadError
-from ..interrupts import raise_if_interrupted
+from ..core.errors import WorkloadError
+from ..core.interrupts import raise_if_interrupted
 from .copies import copied, unwrapped
 from .samples import MapDataset, class_range, describe, flaw_of, is_class, kind_of, read_pair
 

@@ -11,7 +11,7 @@ from sklearn.cluster import KMeans
 from slimfront.compression.candidates import make_candidate
 from slimfront.compression.codebooks import coded, k_means, lloyd, power_of_two
 from slimfront.compression.recover import recover
-from slimfront.errors import PolicyError
+from slimfront.core.errors import PolicyError
 from slimfront.hardware_profiles.runtime import get_runtime
 from slimfront.hardware_profiles.target import load_target
 from slimfront.spaces.policy import LayerPolicy, Policy, Recovery

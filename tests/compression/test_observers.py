@@ -5,7 +5,7 @@ import pytest
 import torch
 from slimfront.compression.observers import ACTIVATION_OBSERVERS, EntropyObserver, PercentileObserver, divergence
 from slimfront.compression.quantize import quantize
-from slimfront.errors import CompressionError, PolicyError
+from slimfront.core.errors import CompressionError, PolicyError
 from slimfront.spaces.policy import LayerPolicy, Policy
 from slimfront.spaces.scheme import CHOICES, Scheme
 from torch import nn

@@ -12,7 +12,7 @@ from slimfront.compression.prune import pruned_copy
 from slimfront.compression.quantize import folded_norms, quantize
 from slimfront.compression.recover import recover
 from slimfront.compression.synthetic import _gap, synthetic_inputs
-from slimfront.errors import PolicyError
+from slimfront.core.errors import PolicyError
 from slimfront.spaces.effective import effective_policy
 from slimfront.spaces.policy import LayerPolicy, Policy, Recovery
 from slimfront.workloads.cache import state_digest

@@ -12,7 +12,7 @@ from slimfront.compression.post_training import POST_TRAINING, calibrated
 from slimfront.compression.quantize import quantize
 from slimfront.compression.recover import recover
 from slimfront.compression.rounding import correct_biases, rounded
-from slimfront.errors import CompressionError, PolicyError
+from slimfront.core.errors import CompressionError, PolicyError
 from slimfront.spaces.policy import POST_TRAINING as STEPS
 from slimfront.spaces.policy import LayerPolicy, Policy, Recovery
 from slimfront.spaces.scheme import Scheme

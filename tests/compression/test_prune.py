@@ -14,7 +14,7 @@ from slimfront.compression.prune import (
     reestimate_batch_norm,
     two_of_four_mask,
 )
-from slimfront.errors import CompressionError
+from slimfront.core.errors import CompressionError
 from slimfront.spaces.channel_groups import ChannelGroup, find_channel_groups
 from slimfront.spaces.policy import LayerPolicy, Policy
 from torch import Tensor, nn

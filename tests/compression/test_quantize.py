@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from slimfront.compression.quantize import quantize
-from slimfront.errors import CompressionError
+from slimfront.core.errors import CompressionError
 from slimfront.spaces.candidate import Quantization, QuantizedWeight
 from slimfront.spaces.layers import find_layers
 from slimfront.spaces.policy import LayerPolicy, Policy

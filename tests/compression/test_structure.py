@@ -14,7 +14,7 @@ from slimfront.compression.criteria import Magnitude, criteria, get_criterion, r
 from slimfront.compression.gradual import cubic, gradually_pruned
 from slimfront.compression.operators import grouped, low_rank, replace_operators, separable
 from slimfront.compression.prune import global_masks, mask_weight, pruned_copy
-from slimfront.errors import CompressionError
+from slimfront.core.errors import CompressionError
 from slimfront.spaces.blocks import block_influence, find_removable_blocks, least_influential_first
 from slimfront.spaces.channel_groups import find_channel_groups
 from slimfront.spaces.effective import effective_policy

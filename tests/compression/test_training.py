@@ -8,7 +8,7 @@ import pytest
 import torch
 from slimfront.compression.finite import require_finite
 from slimfront.compression.train import _EarlyStopping, _has_bfloat16, _optimizer, _schedule, _Training, train
-from slimfront.errors import CompressionError
+from slimfront.core.errors import CompressionError
 from slimfront.spaces.policy import Recovery
 from slimfront.workloads.workload import Workload
 from torch import nn

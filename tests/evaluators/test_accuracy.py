@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from slimfront.errors import EvaluationError
+from slimfront.core.errors import EvaluationError
 from slimfront.evaluators.accuracy import Accuracy, accuracy_measurements, cross_entropy, kl_divergence, score
 from slimfront.evaluators.scores import Scores
 from slimfront.hardware_profiles.runtime import get_runtime

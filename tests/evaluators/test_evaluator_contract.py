@@ -7,7 +7,8 @@ import math
 
 import pytest
 import torch
-from slimfront.errors import EvaluationError
+from slimfront.core.errors import EvaluationError
+from slimfront.core.measurement import METRICS
 from slimfront.evaluators.accuracy import Accuracy
 from slimfront.evaluators.complexity import Complexity
 from slimfront.evaluators.energy import Energy
@@ -15,7 +16,6 @@ from slimfront.evaluators.evaluator import Context, Evaluator, Subject
 from slimfront.evaluators.latency import Latency
 from slimfront.evaluators.memory import PeakMemory
 from slimfront.evaluators.size import ArtifactSize
-from slimfront.measurement import METRICS
 from slimfront.spaces.policy import LayerPolicy, Policy
 
 POLICIES = [Policy(), Policy(layers={"0": LayerPolicy(4, 8), "5": LayerPolicy(8, 8, 0.5)})]

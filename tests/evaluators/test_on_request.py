@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from slimfront.errors import EvaluationError, StudyFileError
+from slimfront.core.errors import EvaluationError, StudyFileError
 from slimfront.evaluators.energy import Energy
 from slimfront.evaluators.memory import PeakMemory
 from slimfront.evaluators.on_request import requested, require_available

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from slimfront.errors import EvaluationError
+from slimfront.core.errors import EvaluationError
 from slimfront.evaluators.scores import Scores, bootstrap, concatenate
 
 LOGITS = torch.tensor([[3.0, 1, 2, 0, -1, -2], [0, 5, 1, 2, 3, 4], [9, 8, 7, 6, 5, 4], [0, 0, 0, 0, 0, 1]])

@@ -24,7 +24,7 @@ import torch
 from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
-from slimfront.errors import EvaluationError, LoweringError, TargetError
+from slimfront.core.errors import EvaluationError, LoweringError, TargetError
 from slimfront.hardware_profiles import bench_lock
 from slimfront.hardware_profiles.bench import Bench, bench_cores, worker_cores
 from slimfront.hardware_profiles.runtime import get_runtime

@@ -7,7 +7,7 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from slimfront.compression.candidates import make_candidate
 from slimfront.compression.fake_quantize import dynamic_grid, fake_quantized
-from slimfront.errors import CompressionError
+from slimfront.core.errors import CompressionError
 from slimfront.hardware_profiles.lowering import lower
 from slimfront.hardware_profiles.runtime import get_runtime
 from slimfront.hardware_profiles.target import load_target

@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 import psutil
 import pytest
-from slimfront.errors import TargetError
+from slimfront.core.errors import TargetError
 from slimfront.hardware_profiles import fingerprint
 from slimfront.hardware_profiles.fingerprint import machine, saturates, versions
 from slimfront.hardware_profiles.runtime import get_runtime

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from slimfront.errors import LoweringError
+from slimfront.core.errors import LoweringError
 from slimfront.hardware_profiles.litert_runtime import LiteRtRuntime
 from slimfront.hardware_profiles.runtime import get_runtime
 from slimfront.hardware_profiles.target import load_target

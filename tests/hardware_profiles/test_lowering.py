@@ -8,7 +8,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from slimfront.errors import LoweringError
+from slimfront.core.errors import LoweringError
 from slimfront.hardware_profiles.lowering import layer_nodes, lower
 from slimfront.hardware_profiles.runtime import get_runtime
 from slimfront.hardware_profiles.target import load_target

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from slimfront.errors import TargetError
+from slimfront.core.errors import TargetError
 from slimfront.hardware_profiles import profile as module
 from slimfront.hardware_profiles.bench import Bench, bench_cores
 from slimfront.hardware_profiles.device_card import DeviceCard, Kernel

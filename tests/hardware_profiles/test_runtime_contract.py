@@ -19,7 +19,7 @@ import pytest
 import torch
 from ai_edge_litert import schema_py_generated as schema
 from slimfront.compression.quantize import quantize
-from slimfront.errors import LoweringError, TargetError
+from slimfront.core.errors import LoweringError, TargetError
 from slimfront.hardware_profiles import openvino_runtime
 from slimfront.hardware_profiles import runtime as runtime_module
 from slimfront.hardware_profiles.runtime import Artifact, Runtime, get_runtime

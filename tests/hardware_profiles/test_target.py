@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from slimfront.errors import TargetError
+from slimfront.core.errors import TargetError
 from slimfront.hardware_profiles.runtime import get_runtime
 from slimfront.hardware_profiles.runtime_registry import runtimes
 from slimfront.hardware_profiles.target import CARDS, Target, load_target, shipped_targets

@@ -11,7 +11,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 from slimfront.compression.quantize import quantize
-from slimfront.errors import LoweringError, TargetError
+from slimfront.core.errors import LoweringError, TargetError
 from slimfront.hardware_profiles.profile import SMALL_SHAPE, _asked_model
 from slimfront.hardware_profiles.runtime import get_runtime
 from slimfront.hardware_profiles.synthetic import synthetic_candidate

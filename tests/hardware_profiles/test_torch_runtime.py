@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from slimfront.core.threads import torch_threads
 from slimfront.hardware_profiles.bench import Bench, bench_cores
 from slimfront.hardware_profiles.target import load_target
 from slimfront.hardware_profiles.torch_lowering import _program
@@ -12,7 +13,6 @@ from slimfront.hardware_profiles.torch_runtime import TorchRuntime
 from slimfront.spaces.layers import find_layers
 from slimfront.spaces.policy import LayerPolicy
 from slimfront.studies.standalone import load_torch
-from slimfront.threads import torch_threads
 from torch import fx, nn
 
 

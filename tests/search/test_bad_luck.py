@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from slimfront.errors import ArtifactsError, UserError, WorkerStartError
+from slimfront.core.errors import ArtifactsError, UserError, WorkerStartError
 from slimfront.search.artifacts_folder import require_writable, storage_problem, storing
 from slimfront.search.crash_report import CrashReport, exit_text, stage_of_death
 from slimfront.search.driver import Proposal, Search

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from slimfront.errors import StoreError
+from slimfront.core.errors import StoreError
 from slimfront.search.driver import Search
 from slimfront.search.local import run_local
 from slimfront.search.lock import sole_driver

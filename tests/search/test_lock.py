@@ -14,7 +14,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from slimfront.errors import StoreError
+from slimfront.core.errors import StoreError
 from slimfront.search.lock import sole_driver
 from slimfront.search.optuna_study import open_storage
 from slimfront.spaces.policy import Policy
@@ -27,7 +27,7 @@ REFUSED = "study 'tiny' is being searched by another process"
 
 DRIVER = """
 import sys, time
-from slimfront.errors import StoreError
+from slimfront.core.errors import StoreError
 from slimfront.search.lock import sole_driver
 from slimfront.studies import lease
 from slimfront.studies.store import Store

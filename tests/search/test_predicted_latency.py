@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from rich.console import Console
-from slimfront.errors import StoreError, StudyFileError, TargetError
+from slimfront.core.errors import StoreError, StudyFileError, TargetError
 from slimfront.hardware_profiles.target import card_text, load_target
 from slimfront.search import latency_table
 from slimfront.search.driver import Search

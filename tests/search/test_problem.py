@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from slimfront.errors import StudyFileError
+from slimfront.core.errors import StudyFileError
 from slimfront.search.problem import prepare
 from slimfront.studies.spec import load_study
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from rich.console import Console
-from slimfront.errors import StudyFileError, TargetError
+from slimfront.core.errors import StudyFileError, TargetError
 from slimfront.hardware_profiles.device_card import DeviceCard
 from slimfront.hardware_profiles.energy import POWERCAP, package_zones
 from slimfront.hardware_profiles.fingerprint import machine

@@ -8,8 +8,8 @@ from pathlib import Path
 import optuna
 import pytest
 from rich.console import Console
-from slimfront.errors import SearchError
-from slimfront.measurement import METRICS, Measurement
+from slimfront.core.errors import SearchError
+from slimfront.core.measurement import METRICS, Measurement
 from slimfront.search.bookkeeping import MOST_RETRIES
 from slimfront.search.driver import FIRST_FAILURES, Proposal, Search
 from slimfront.search.problem import prepare

@@ -12,8 +12,8 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 from slimfront.compression.prune import pruned_copy
 from slimfront.compression.recover import recover, recover_by_rungs
-from slimfront.errors import StudyFileError
-from slimfront.measurement import METRICS, Measurement
+from slimfront.core.errors import StudyFileError
+from slimfront.core.measurement import METRICS, Measurement
 from slimfront.search.coordinates import HEALING, coordinate, recovery_coordinate
 from slimfront.search.driver import Search
 from slimfront.search.halving import SuccessiveHalving, priorities

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from rich.console import Console
-from slimfront.errors import StoreError
+from slimfront.core.errors import StoreError
 from slimfront.search import screen
 from slimfront.search.run import run_search
 from slimfront.search.screen import Pace, SearchProgress

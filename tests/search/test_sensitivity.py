@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from slimfront.core.threads import torch_threads
 from slimfront.search.analytic_cost import COUNTED, OF_MACHINES
 from slimfront.search.coordinates import coordinate, encode
 from slimfront.search.driver import MAX_ANCHORS, Search
@@ -20,7 +21,6 @@ from slimfront.search.sensitivity import Sensitivity, known_damage, measured, pr
 from slimfront.studies.progress import sensitivity_text
 from slimfront.studies.spec import StudySpec
 from slimfront.studies.store import Store
-from slimfront.threads import torch_threads
 from torch import nn
 from torch.nn import functional
 from torch.nn.modules.module import register_module_forward_hook

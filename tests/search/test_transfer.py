@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from slimfront.measurement import Measurement
+from slimfront.core.measurement import Measurement
 from slimfront.search.problem import prepare
 from slimfront.search.transfer import earlier_trials
 from slimfront.spaces.policy import Policy

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from slimfront.errors import EvaluationError
+from slimfront.core.errors import EvaluationError
+from slimfront.core.measurement import Measurement
+from slimfront.core.threads import torch_threads, usable_threads
 from slimfront.hardware_profiles.bench import bench_cores
 from slimfront.hardware_profiles.device_card import DeviceCard
 from slimfront.hardware_profiles.target import Target, load_target
-from slimfront.measurement import Measurement
 from slimfront.search.worker import Stage, Worker, WorkerSetup, cores_beside, finite
 from slimfront.spaces.policy import Policy
-from slimfront.threads import torch_threads, usable_threads
 
 TINY = Path(__file__).with_name("tiny_workload.py")
 ELSEWHERE = DeviceCard(

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from slimfront.compression.channels import remove_channels
-from slimfront.errors import CompressionError
+from slimfront.core.errors import CompressionError
 from slimfront.spaces import channel_groups
 from slimfront.spaces.channel_graph import ChannelGraph
 from slimfront.spaces.channel_groups import ChannelGroup, find_channel_groups

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from slimfront.errors import PolicyError
+from slimfront.core.errors import PolicyError
 from slimfront.spaces.policy import ACTIVATION_BITS, WEIGHT_BITS, LayerPolicy, Policy, Recovery, zeroed_share
 from slimfront.spaces.pruning import Pruning
 

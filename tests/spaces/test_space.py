@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from slimfront.errors import PolicyError
+from slimfront.core.errors import PolicyError
 from slimfront.spaces.channel_groups import ChannelGroup
 from slimfront.spaces.layers import Layer
 from slimfront.spaces.policy import ACTIVATION_BITS, WEIGHT_BITS, LayerPolicy, Policy, Recovery

@@ -5,8 +5,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-from slimfront.errors import UserError
-from slimfront.measurement import METRICS, PREDICTED, Measurement
+from slimfront.core.errors import UserError
+from slimfront.core.measurement import METRICS, PREDICTED, Measurement
 from slimfront.spaces.policy import Policy
 from slimfront.studies.audit import Misled, audit
 from slimfront.studies.audit_report import audit_figure

@@ -15,8 +15,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from slimfront.errors import StoreError
-from slimfront.measurement import Measurement
+from slimfront.core.errors import StoreError
+from slimfront.core.measurement import Measurement
 from slimfront.spaces.policy import Policy
 from slimfront.studies import migrations
 from slimfront.studies.database import Database, database_url

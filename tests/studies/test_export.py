@@ -24,12 +24,12 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file, save_file
 from slimfront.compression.candidates import make_candidate
-from slimfront.errors import StoreError, TargetError, UserError
+from slimfront.core.errors import StoreError, TargetError, UserError
+from slimfront.core.measurement import Measurement
 from slimfront.hardware_profiles.device_card import DeviceCard
 from slimfront.hardware_profiles.runtime import Artifact, get_runtime
 from slimfront.hardware_profiles.runtime_registry import runtimes
 from slimfront.hardware_profiles.target import Target, card_text, load_target
-from slimfront.measurement import Measurement
 from slimfront.spaces.policy import LayerPolicy, Policy
 from slimfront.studies import standalone
 from slimfront.studies.bundle import open_bundle

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-from slimfront.measurement import METRICS, Measurement
+from slimfront.core.measurement import METRICS, Measurement
 from slimfront.spaces.policy import LayerPolicy, Policy
 from slimfront.studies.figures import MOST_POINTS, front_figure
 from slimfront.studies.front import Objective

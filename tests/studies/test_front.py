@@ -7,7 +7,7 @@ import itertools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slimfront.measurement import METRICS, Measurement
+from slimfront.core.measurement import METRICS, Measurement
 from slimfront.studies.constraint import Constraint
 from slimfront.studies.front import (
     Objective,

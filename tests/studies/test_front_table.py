@@ -7,7 +7,7 @@ import json
 
 import pandas
 import pytest
-from slimfront.measurement import Measurement
+from slimfront.core.measurement import Measurement
 from slimfront.studies.front import Objective, Point
 from slimfront.studies.front_table import front_document, front_frame
 

@@ -1,7 +1,7 @@
 """Doubts about a front, on points whose intervals are drawn by hand."""
 
 import pytest
-from slimfront.measurement import Measurement
+from slimfront.core.measurement import Measurement
 from slimfront.studies.front import Objective, Point
 from slimfront.studies.honesty import beaten, beaten_by, doubts, is_lucky, twins
 

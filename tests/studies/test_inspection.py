@@ -7,14 +7,14 @@ import pytest
 import torch
 from rich.console import Console
 from slimfront.cli import app
-from slimfront.errors import LoweringError, StudyFileError, WorkloadError
+from slimfront.core.errors import LoweringError, StudyFileError, WorkloadError
+from slimfront.core.threads import torch_threads
 from slimfront.hardware_profiles.openvino_runtime import computes_bfloat16
 from slimfront.hardware_profiles.target import load_target
 from slimfront.studies import inspection, kernel_answers
 from slimfront.studies.inspection import inspect_reference, inspect_workload
 from slimfront.studies.inspection_report import inspection_tables
 from slimfront.studies.kernel_answers import bits_on
-from slimfront.threads import torch_threads
 from slimfront.workloads.load import load_workload
 from torch import nn
 from typer.testing import CliRunner

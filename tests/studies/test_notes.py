@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-from slimfront.measurement import METRICS, Measurement
+from slimfront.core.measurement import METRICS, Measurement
 from slimfront.spaces.policy import LayerPolicy, Policy, Recovery
 from slimfront.studies.front import Objective, Point
 from slimfront.studies.notes import MOST_ROWS, study_note, trial_note

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from slimfront.errors import UserError
-from slimfront.measurement import Measurement
+from slimfront.core.errors import UserError
+from slimfront.core.measurement import Measurement
 from slimfront.studies.front import Objective, Point
 from slimfront.studies.picks import RULES, pick
 

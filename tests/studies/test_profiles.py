@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console, RenderableType
 from slimfront.cli import app
-from slimfront.errors import StoreError, TargetError
+from slimfront.core.errors import StoreError, TargetError
 from slimfront.hardware_profiles import profile
 from slimfront.hardware_profiles.device_card import DeviceCard, Kernel, Throughput
 from slimfront.hardware_profiles.fingerprint import machine, versions

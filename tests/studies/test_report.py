@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
-from slimfront.errors import StoreError
-from slimfront.measurement import Measurement
+from slimfront.core.errors import StoreError
+from slimfront.core.measurement import Measurement
 from slimfront.spaces.policy import LayerPolicy, Policy, Recovery
 from slimfront.studies import tables
 from slimfront.studies.progress import ended

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from slimfront.errors import StudyFileError
+from slimfront.core.errors import StudyFileError
 from slimfront.spaces.presets import PRESETS
 from slimfront.studies.constraint import Constraint
 from slimfront.studies.spec import JUDGED, StudySpec, incompatible_changes, load_study, shipped_studies

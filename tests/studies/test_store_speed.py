@@ -6,7 +6,7 @@ import time
 
 import pytest
 from rich.console import Console
-from slimfront.measurement import METRICS, Measurement
+from slimfront.core.measurement import METRICS, Measurement
 from slimfront.spaces.policy import LayerPolicy, Policy
 from slimfront.studies import tables
 from slimfront.studies.front import Objective, Point, pareto_front

@@ -18,7 +18,7 @@ import pytest
 import torch
 from slimfront.cli import main
 from slimfront.compression.packed_file import load_packed
-from slimfront.errors import StoreError, TargetError, UserError
+from slimfront.core.errors import StoreError, TargetError, UserError
 from slimfront.hardware_profiles.runtime import Artifact
 from slimfront.spaces.policy import Policy
 from slimfront.studies.bundle import open_bundle

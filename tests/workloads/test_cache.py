@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from slimfront.errors import WorkloadError
+from slimfront.core.errors import WorkloadError
 from slimfront.workloads.cache import cache_folder, state_digest, trained_once
 from torch import nn
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from slimfront.errors import WorkloadError
+from slimfront.core.errors import WorkloadError
 from slimfront.workloads.adapt import adapted
 from slimfront.workloads.contract import held
 from slimfront.workloads.workload import Workload

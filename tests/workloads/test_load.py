@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from slimfront.errors import WorkloadError
+from slimfront.core.errors import WorkloadError
 from slimfront.workloads.load import builtin_workloads, load_workload, workload_fingerprint
 from torch import nn
 from torch.utils.data import TensorDataset

@@ -6,7 +6,7 @@ import torch
 import torchvision
 from PIL import Image
 from safetensors.torch import save_file
-from slimfront.errors import WorkloadError
+from slimfront.core.errors import WorkloadError
 from slimfront.workloads.load import load_workload, workload_fingerprint
 from torch.utils.data import DataLoader
 
