@@ -21,7 +21,7 @@ from slimfront.hardware_profiles.target import load_target
 from slimfront.spaces.candidate import Candidate
 from slimfront.spaces.layers import find_layers
 from slimfront.spaces.policy import LayerPolicy, Policy
-from slimfront.workloads.digits_model import DigitsResNet
+from slimfront.workloads.builtin.digits_model import DigitsResNet
 from torch import nn
 from torch.utils.data import TensorDataset
 from torchvision.models import resnet18

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from slimfront.workloads.digits import digits
+from slimfront.workloads.builtin.digits import digits
 from slimfront.workloads.workload import Workload
 
 _databases = itertools.count()

@@ -85,10 +85,10 @@ def _named(reference: str) -> Iterator[None]:
 def _builtin(reference: str, base: Path) -> Callable[..., object]:
     # Imported here, because each brings libraries that the other workloads do not need.
     if reference in DIGITS:
-        from .digits import digits
+        from .builtin.digits import digits
 
         return partial(digits, reference)
-    from .torchvision_models import torchvision_workload
+    from .torchvision.models import torchvision_workload
 
     return partial(torchvision_workload, reference.removeprefix(TORCHVISION), base)
 

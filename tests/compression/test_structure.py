@@ -20,8 +20,8 @@ from slimfront.spaces.channel_groups import find_channel_groups
 from slimfront.spaces.effective import effective_policy
 from slimfront.spaces.policy import LayerPolicy, Policy, Recovery
 from slimfront.spaces.pruning import CRITERIA, Pruning
-from slimfront.workloads.digits_model import DigitsResNet
-from slimfront.workloads.digits_vit import DigitsViT
+from slimfront.workloads.builtin.digits_model import DigitsResNet
+from slimfront.workloads.builtin.digits_vit import DigitsViT
 from slimfront.workloads.workload import Workload
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -363,8 +363,8 @@ from slimfront.compression.prune import pruned_copy
 from slimfront.spaces.channel_groups import find_channel_groups
 from slimfront.spaces.policy import Policy
 from slimfront.workloads.cache import state_digest
-from slimfront.workloads.digits_model import DigitsResNet
-from slimfront.workloads.digits_vit import DigitsViT
+from slimfront.workloads.builtin.digits_model import DigitsResNet
+from slimfront.workloads.builtin.digits_vit import DigitsViT
 from slimfront.workloads.workload import Workload
 from torch.utils.data import TensorDataset
 torch.set_num_threads(1)

@@ -12,8 +12,8 @@ from slimfront.hardware_profiles.target import load_target
 from slimfront.spaces.candidate import Candidate
 from slimfront.spaces.layers import find_layers
 from slimfront.spaces.policy import LayerPolicy, Policy
-from slimfront.workloads.digits_rnn import GRU, LSTM, DigitsRNN
-from slimfront.workloads.digits_vit import DigitsViT
+from slimfront.workloads.builtin.digits_rnn import GRU, LSTM, DigitsRNN
+from slimfront.workloads.builtin.digits_vit import DigitsViT
 from torch.utils.data import TensorDataset
 
 FAMILIES = {

@@ -14,7 +14,7 @@ from slimfront.hardware_profiles.target import load_target
 from slimfront.spaces.candidate import Candidate
 from slimfront.spaces.layers import find_layers
 from slimfront.spaces.policy import LayerPolicy, Policy
-from slimfront.workloads.digits_rnn import GRU, DigitsRNN
+from slimfront.workloads.builtin.digits_rnn import GRU, DigitsRNN
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 

@@ -9,7 +9,7 @@ from slimfront.spaces.channel_graph import ChannelGraph, channels_lost
 from slimfront.spaces.channel_groups import find_channel_groups
 from slimfront.spaces.policy import Policy
 from slimfront.workloads.attention import explicit_attention
-from slimfront.workloads.digits_vit import DigitsViT
+from slimfront.workloads.builtin.digits_vit import DigitsViT
 from torch import Tensor, nn
 from torchvision.models.densenet import DenseNet
 from torchvision.models.shufflenetv2 import ShuffleNetV2

@@ -15,7 +15,7 @@ from slimfront.spaces import channel_groups
 from slimfront.spaces.channel_graph import ChannelGraph
 from slimfront.spaces.channel_groups import ChannelGroup, find_channel_groups
 from slimfront.workloads.attention import SelfAttention
-from slimfront.workloads.digits_rnn import GRU, LSTM, RecurrentLayer
+from slimfront.workloads.builtin.digits_rnn import GRU, LSTM, RecurrentLayer
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch_pruning.dependency import constants, index_mapping

@@ -5,9 +5,9 @@ import torch
 from slimfront.spaces.families import family_of
 from slimfront.spaces.presets import PRESETS
 from slimfront.spaces.space import SpaceChoices
-from slimfront.workloads.digits_model import DigitsResNet
-from slimfront.workloads.digits_rnn import DigitsRNN
-from slimfront.workloads.digits_vit import DigitsViT
+from slimfront.workloads.builtin.digits_model import DigitsResNet
+from slimfront.workloads.builtin.digits_rnn import DigitsRNN
+from slimfront.workloads.builtin.digits_vit import DigitsViT
 from torch import Tensor, nn
 
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
-from slimfront.workloads.cache import state_digest
-from slimfront.workloads.digits import (
+from slimfront.workloads.builtin.digits import (
     DEVIATION,
     MEAN,
     Recipe,
@@ -17,8 +16,9 @@ from slimfront.workloads.digits import (
     reference_model,
     train_digits,
 )
-from slimfront.workloads.digits_model import DigitsResNet
-from slimfront.workloads.digits_rnn import GRU, LSTM
+from slimfront.workloads.builtin.digits_model import DigitsResNet
+from slimfront.workloads.builtin.digits_rnn import GRU, LSTM
+from slimfront.workloads.cache import state_digest
 from slimfront.workloads.load import load_workload
 from torch import nn
 
@@ -108,7 +108,7 @@ def test_a_process_that_was_pinned_to_one_core_trains_as_fast_and_the_same_weigh
 import os, time
 import torch
 from slimfront.workloads.cache import state_digest
-from slimfront.workloads.digits import Recipe, train_digits
+from slimfront.workloads.builtin.digits import Recipe, train_digits
 torch.set_num_threads(2)
 torch.rand(999, 999) @ torch.rand(999, 999)  # its threads have started
 os.sched_setaffinity(0, {{max(os.sched_getaffinity(0))}})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .attention import SelfAttention
+from ..attention import SelfAttention
 
 
 class EncoderBlock(nn.Module):

@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from torch import nn
 from torchvision.models import WeightsEnum
 
-from ..core.errors import WorkloadError
-from .torchvision_data import SOURCES, DataOptions, Transform, open_splits, random_splits
-from .workload import Workload, describe
+from ...core.errors import WorkloadError
+from ..workload import Workload, describe
+from .data import SOURCES, DataOptions, Transform, open_splits, random_splits
 
 DEFAULT_SIZE = 224
 UNKNOWN = "extra_forbidden"  # pydantic's type of error for a key that is not there

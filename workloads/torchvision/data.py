@@ -22,9 +22,9 @@ from torch.utils.data import DataLoader, Dataset, Subset, random_split
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from ..core.errors import WorkloadError
-from .cache import cache_folder
-from .workload import describe
+from ...core.errors import WorkloadError
+from ..cache import cache_folder
+from ..workload import describe
 
 logger = logging.getLogger(__name__)
 

@@ -23,13 +23,13 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import TensorDataset
 
-from ..core.console import open_console
-from ..core.threads import torch_threads
-from .cache import State, trained_once
+from ...core.console import open_console
+from ...core.threads import torch_threads
+from ..cache import State, trained_once
+from ..workload import Workload
 from .digits_model import DigitsResNet
 from .digits_rnn import GRU, LSTM, DigitsRNN
 from .digits_vit import DigitsViT
-from .workload import Workload
 
 MEAN, DEVIATION = 0.3049, 0.3188  # of the training split's up-sampled pixels in [0, 1]
 SPLIT_SEED = 0
