@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .spaces.policy import Policy
+    from .spaces.policies.policy import Policy
     from .studies.spec import StudySpec, load_study
     from .studies.store import Store
     from .workloads.workload import Workload

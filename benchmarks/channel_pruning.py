@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 import torchvision
 from slimfront.compression.prune import pruned_copy
-from slimfront.spaces.channel_groups import find_channel_groups
-from slimfront.spaces.layers import macs_by_module
-from slimfront.spaces.policy import Policy
+from slimfront.spaces.models.channel_groups import find_channel_groups
+from slimfront.spaces.models.layers import macs_by_module
+from slimfront.spaces.policies.policy import Policy
 from slimfront.workloads.attention import explicit_attention
 from torch import nn
 

@@ -18,7 +18,7 @@ from slimfront.search.analytic_cost import COUNTED, AnalyticCost
 from slimfront.search.coordinates import encode
 from slimfront.search.problem import Problem
 from slimfront.search.sampler_of_study import space_coordinates
-from slimfront.spaces.policy import FULL_PRECISION, Policy
+from slimfront.spaces.policies.policy import FULL_PRECISION, Policy
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Subset

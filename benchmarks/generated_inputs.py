@@ -33,7 +33,7 @@ from slimfront.compression.candidates import make_candidate
 from slimfront.compression.packed_file import packed_bytes, save_packed
 from slimfront.core.errors import TargetError, UserError
 from slimfront.hardware_profiles.target import load_target
-from slimfront.spaces.policy import LayerPolicy, Policy
+from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from slimfront.studies.bundle import open_bundle
 from slimfront.studies.spec import load_study
 from slimfront.studies.verify import verify_bundle

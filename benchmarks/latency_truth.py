@@ -44,9 +44,9 @@ from slimfront.search.baseline import lower_reference
 from slimfront.search.latency_table import measure_table, random_policies, time_policies
 from slimfront.search.problem import Problem, prepare
 from slimfront.search.run import run_search
-from slimfront.spaces.candidate import Candidate
-from slimfront.spaces.layers import find_layers
-from slimfront.spaces.policy import LayerPolicy, Policy
+from slimfront.spaces.models.layers import find_layers
+from slimfront.spaces.policies.candidate import Candidate
+from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from slimfront.studies.spec import load_study
 from torch import nn
 from torch.utils.data import TensorDataset

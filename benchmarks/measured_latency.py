@@ -14,7 +14,7 @@ from slimfront.hardware_profiles.paired_timing import PairedTiming
 from slimfront.search.baseline import lower_reference
 from slimfront.search.latency_table import compress
 from slimfront.search.problem import Problem
-from slimfront.spaces.policy import Policy
+from slimfront.spaces.policies.policy import Policy
 
 SECONDS = {"search": 1.0, "judge": 2.0}
 """Of one timing: what a search sees, as its trials do, and what its front is judged by, from other loadings of the artifact."""

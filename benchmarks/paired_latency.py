@@ -22,7 +22,7 @@ from slimfront.hardware_profiles.paired_timing import PairedTiming
 from slimfront.hardware_profiles.runtime_registry import runtimes
 from slimfront.search.baseline import lower_reference
 from slimfront.search.problem import Problem, prepare
-from slimfront.spaces.candidate import Candidate
+from slimfront.spaces.policies.candidate import Candidate
 from slimfront.studies.spec import load_study
 
 

@@ -35,7 +35,7 @@ from slimfront.search.coordinates import encode
 from slimfront.search.halving import SuccessiveHalving
 from slimfront.search.problem import Problem, prepare
 from slimfront.search.sampler_of_study import cost_of, space_coordinates
-from slimfront.spaces.policy import Policy
+from slimfront.spaces.policies.policy import Policy
 from slimfront.spaces.space import Space
 from slimfront.studies.spec import RungsSpec, StudySpec
 from torch import nn

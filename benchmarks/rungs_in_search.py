@@ -31,7 +31,7 @@ from slimfront.search.problem import Problem, prepare
 from slimfront.search.recovered import structure
 from slimfront.search.sampler_of_study import cost_of
 from slimfront.search.worker import Stage
-from slimfront.spaces.policy import Policy
+from slimfront.spaces.policies.policy import Policy
 from slimfront.studies.spec import StudySpec
 from slimfront.studies.store import Store
 from torch import Tensor, nn

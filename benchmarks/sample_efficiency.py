@@ -36,7 +36,7 @@ from slimfront.search.problem import Problem, prepare
 from slimfront.search.sampler_of_study import KnownDamage, greedy_policies, space_coordinates
 from slimfront.search.sensitivity import known_damage, measured, probes
 from slimfront.search.surrogate import Role
-from slimfront.spaces.policy import Policy
+from slimfront.spaces.policies.policy import Policy
 from slimfront.studies.spec import StudySpec
 
 FLOOR = 0.10

@@ -24,7 +24,7 @@ from slimfront.search.problem import Problem
 from slimfront.search.sampler_of_study import space_coordinates
 from slimfront.search.sensitivity import Probe, Simulation, known_damage, measured, probes
 from slimfront.search.surrogate import log_damage
-from slimfront.spaces.policy import Policy
+from slimfront.spaces.policies.policy import Policy
 from slimfront.studies.records import SensitivityRecord
 
 LIMITS = (0.01, 0.03, 0.1, 0.3, 1.0, float("inf"))

@@ -26,9 +26,9 @@ from slimfront.evaluators.accuracy import score
 from slimfront.evaluators.evaluator import Context
 from slimfront.hardware_profiles.runtime import get_runtime
 from slimfront.hardware_profiles.target import load_target
-from slimfront.spaces.channel_groups import ChannelGroup, find_channel_groups
-from slimfront.spaces.layers import find_layers, macs_by_module
-from slimfront.spaces.policy import LayerPolicy, Policy, Recovery, RecoveryStep
+from slimfront.spaces.models.channel_groups import ChannelGroup, find_channel_groups
+from slimfront.spaces.models.layers import find_layers, macs_by_module
+from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery, RecoveryStep
 from slimfront.workloads.load import load_workload
 from slimfront.workloads.workload import Workload
 from torch import nn

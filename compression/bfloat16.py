@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..spaces.candidate import RoundedWeight
-from ..spaces.policy import Policy
+from ..spaces.policies.candidate import RoundedWeight
+from ..spaces.policies.policy import Policy
 from .folding import folded_parameters
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..spaces.candidate import Grid
-from ..spaces.scheme import Scheme
+from ..spaces.policies.candidate import Grid
+from ..spaces.policies.quantization_scheme import Scheme
 from ..workloads.workload import MapDataset
 from .batches import input_batches
 from .quantize import CALIBRATION_BATCH, activation_spec

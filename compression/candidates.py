@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from ..spaces.candidate import Candidate
-from ..spaces.policy import Policy
+from ..spaces.policies.candidate import Candidate
+from ..spaces.policies.policy import Policy
 from ..workloads.workload import MapDataset
 from .codebooks import coded_copy
 from .quantize import quantize

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch_pruning.dependency import Group
 
 from ..core.errors import CompressionError
-from ..spaces.channel_graph import HeadedAttention
+from ..spaces.models.channel_graph import HeadedAttention
 
 
 @dataclass(frozen=True)

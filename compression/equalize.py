@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from ..core.errors import CompressionError
 from ..core.interrupts import raise_if_interrupted
-from ..spaces.exported_graph import WEIGHTED, module_path
+from ..spaces.models.exported_graph import WEIGHTED, module_path
 from ..workloads.workload import describe
 
 aten = torch.ops.aten

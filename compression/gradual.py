@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from torch import nn
 
-from ..spaces.channel_groups import ChannelGroup
-from ..spaces.effective import effective_policy
-from ..spaces.operators import DENSE
-from ..spaces.policy import LayerPolicy, Policy
+from ..spaces.models.channel_groups import ChannelGroup
+from ..spaces.policies.operators import DENSE
+from ..spaces.policies.policy import LayerPolicy, Policy
+from ..spaces.policies.resolved import effective_policy
 from ..workloads.workload import Workload
 from .prune import pruned_copy
 

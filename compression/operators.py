@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import CompressionError
-from ..spaces.operators import Operator, rank_of
+from ..spaces.policies.operators import Operator, rank_of
 from .moments import Moments, moments_of
 
 

@@ -32,8 +32,8 @@ from torch import Tensor
 from ..core.documents import json_document
 from ..core.errors import DocumentError
 from ..core.validation import shortened
-from ..spaces.candidate import Candidate
-from ..spaces.layers import LAYER_KINDS
+from ..spaces.models.layers import LAYER_KINDS
+from ..spaces.policies.candidate import Candidate
 from .packed import FLOATS, Format, Packed, pack, smallest_format, unpack
 
 SCHEMA = "2"

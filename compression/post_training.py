@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
-from ..spaces.candidate import Grid
-from ..spaces.policy import Policy
+from ..spaces.policies.candidate import Grid
+from ..spaces.policies.policy import Policy
 from ..workloads.workload import Workload
 from .codebooks import coded_copy
 from .equalize import equalize

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.interrupts import raise_if_interrupted
-from ..spaces.channel_graph import ChannelGraph, Role, channels_lost, first_line
-from ..spaces.channel_groups import ChannelGroup, find_channel_groups
+from ..spaces.models.channel_graph import ChannelGraph, Role, channels_lost, first_line
+from ..spaces.models.channel_groups import ChannelGroup, find_channel_groups
 from ..workloads.contract import few_inputs
 from ..workloads.workload import Workload
 

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from ..core.errors import CompressionError
-from ..spaces.channel_groups import ChannelGroup
-from ..spaces.effective import effective_policy
-from ..spaces.layers import LAYER_KINDS
-from ..spaces.operators import DENSE
-from ..spaces.policy import Policy, Sparsity, threshold_of
+from ..spaces.models.channel_groups import ChannelGroup
+from ..spaces.models.layers import LAYER_KINDS
+from ..spaces.policies.operators import DENSE
+from ..spaces.policies.policy import Policy, Sparsity, threshold_of
+from ..spaces.policies.resolved import effective_policy
 from ..workloads.workload import MapDataset, Workload
 from .batches import input_batches
 from .channels import remove_channels

@@ -29,8 +29,7 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from ..core.errors import CompressionError
 from ..core.interrupts import raise_if_interrupted
-from ..spaces.candidate import Grid, Quantization, QuantizedWeight
-from ..spaces.exported_graph import (
+from ..spaces.models.exported_graph import (
     ADDITIONS,
     WEIGHTED,
     constant,
@@ -40,8 +39,9 @@ from ..spaces.exported_graph import (
     runs_again,
     scale_and_shift,
 )
-from ..spaces.policy import LayerPolicy, Policy
-from ..spaces.scheme import Scheme
+from ..spaces.policies.candidate import Grid, Quantization, QuantizedWeight
+from ..spaces.policies.policy import LayerPolicy, Policy
+from ..spaces.policies.quantization_scheme import Scheme
 from ..workloads.workload import MapDataset, describe
 from .batches import input_batches
 from .bfloat16 import rounded_weights

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..spaces.channel_graph import CONVOLUTIONS, ChannelGraph
+from ..spaces.models.channel_graph import CONVOLUTIONS, ChannelGraph
 from .moments import moments_of
 
 WIDEST = 8192

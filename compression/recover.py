@@ -8,9 +8,9 @@ from contextlib import nullcontext
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..spaces.candidate import Grid
-from ..spaces.effective import effective_policy
-from ..spaces.policy import Policy
+from ..spaces.policies.candidate import Grid
+from ..spaces.policies.policy import Policy
+from ..spaces.policies.resolved import effective_policy
 from ..workloads.workload import Workload
 from .fake_quantize import fake_quantized
 from .gradients import trainable_copy

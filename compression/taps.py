@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import WorkloadError
-from ..spaces.layers import LAYER_KINDS
+from ..spaces.models.layers import LAYER_KINDS
 from .distil import Tap
 
 LAYERS = tuple(LAYER_KINDS)

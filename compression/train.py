@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, O
 from torch.utils.data import Subset
 
 from ..core.errors import CompressionError
-from ..spaces.policy import Recovery
+from ..spaces.policies.policy import Recovery
 from ..workloads.workload import MapDataset, Workload
 from .batches import loader
 from .distil import distillation_loss, get_distiller

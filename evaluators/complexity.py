@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ..core.measurement import Measurement
-from ..spaces.layers import LAYER_KINDS, macs_by_module
-from ..spaces.policy import FULL_PRECISION, LayerPolicy
+from ..spaces.models.layers import LAYER_KINDS, macs_by_module
+from ..spaces.policies.policy import FULL_PRECISION, LayerPolicy
 from .evaluator import Context, Subject
 from .size import counted_size
 

@@ -9,7 +9,7 @@ from ..core.measurement import Measurement
 from ..hardware_profiles.runtime import Artifact, Runtime
 from ..hardware_profiles.target import Target
 from ..hardware_profiles.timer import Timer
-from ..spaces.candidate import Candidate
+from ..spaces.policies.candidate import Candidate
 from ..workloads.workload import Workload
 from .scores import Scores
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..compression.packed_file import counted_bytes, packed_bytes
 from ..core.errors import EvaluationError
 from ..core.measurement import Measurement
-from ..spaces.candidate import Candidate
+from ..spaces.policies.candidate import Candidate
 from .evaluator import Context, Subject
 
 

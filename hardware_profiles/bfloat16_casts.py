@@ -12,7 +12,7 @@ import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ..core.errors import LoweringError
-from ..spaces.candidate import RoundedWeight
+from ..spaces.policies.candidate import RoundedWeight
 from .onnx_file import WeightsApart
 
 STEP = 2.0**-8

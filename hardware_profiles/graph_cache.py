@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..spaces.architecture import architecture
+from ..spaces.models.architecture import architecture
 
 G = TypeVar("G")
 

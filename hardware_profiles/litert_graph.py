@@ -17,7 +17,7 @@ import numpy as np
 from onnx import NodeProto
 
 from ..core.errors import LoweringError
-from ..spaces.candidate import Grid
+from ..spaces.policies.candidate import Grid
 from .onnx_export import INPUT, OUTPUT
 from .static_graph import StaticGraph
 from .tflite_model import Affine, TfliteModel

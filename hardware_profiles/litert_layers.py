@@ -10,7 +10,7 @@ from ai_edge_litert.schema_py_generated import ActivationFunctionType, Padding
 from onnx import NodeProto, helper
 
 from ..core.errors import LoweringError
-from ..spaces.candidate import Candidate, Grid, QuantizedWeight, RoundedWeight
+from ..spaces.policies.candidate import Candidate, Grid, QuantizedWeight, RoundedWeight
 from .bfloat16_casts import check_rounded
 from .litert_graph import LiteGraph, Value, channels_last, natural
 from .lowering import check_same

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..core.errors import LoweringError
-from ..spaces.candidate import Candidate, Grid
+from ..spaces.policies.candidate import Candidate, Grid
 from .graph_cache import GraphCache
 from .litert_graph import LiteGraph
 from .litert_layers import Layers

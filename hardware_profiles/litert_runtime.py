@@ -21,7 +21,7 @@ from .target import Target
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..spaces.candidate import Candidate
+    from ..spaces.policies.candidate import Candidate
 
 schema: Any = schema_py_generated  # its annotations do not know what a valid file always has
 

@@ -15,7 +15,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from torch import Tensor
 
 from ..core.errors import LoweringError
-from ..spaces.candidate import Candidate, Grid, Quantization, QuantizedWeight
+from ..spaces.policies.candidate import Candidate, Grid, Quantization, QuantizedWeight
 from .bfloat16_casts import insert_bfloat16
 from .graph_cache import GraphCache
 from .integer_products import write_integer_products

@@ -20,7 +20,7 @@ from .target import Target
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..spaces.candidate import Candidate
+    from ..spaces.policies.candidate import Candidate
 
 INTEGER_TYPES = (
     "QLinearConv",

@@ -19,7 +19,7 @@ from .target import Target
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..spaces.candidate import Candidate
+    from ..spaces.policies.candidate import Candidate
 
 DYNAMIC = ["framework", "slimfront.dynamic"]
 """Where OpenVINO keeps what a file's metadata say; see `lowering.DYNAMIC`."""

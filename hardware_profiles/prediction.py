@@ -18,8 +18,8 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor, nn
 
-from ..spaces.layers import LAYER_KINDS, macs_by_module
-from ..spaces.policy import Policy
+from ..spaces.models.layers import LAYER_KINDS, macs_by_module
+from ..spaces.policies.policy import Policy
 from .latency_table import Costs, LatencyTable
 
 FOLDS = 5

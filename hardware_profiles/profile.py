@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from ..core.errors import LoweringError
 from ..core.threads import torch_threads
-from ..spaces.candidate import Candidate
-from ..spaces.layers import find_layers
-from ..spaces.policy import BFLOAT16_BITS, FULL_PRECISION, Policy
+from ..spaces.models.layers import find_layers
+from ..spaces.policies.candidate import Candidate
+from ..spaces.policies.policy import BFLOAT16_BITS, FULL_PRECISION, Policy
 from .bench import Bench, bench_cores
 from .device_card import DeviceCard, Kernel, Throughput
 from .fingerprint import machine, versions

@@ -22,7 +22,7 @@ from .runtime_registry import RUNTIMES, runtimes
 if TYPE_CHECKING:  # the bench's process loads artifacts without torch
     from torch import Tensor
 
-    from ..spaces.candidate import Candidate
+    from ..spaces.policies.candidate import Candidate
     from .target import Target
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor, nn
 
-from ..spaces.candidate import Candidate, Grid, Quantization, QuantizedWeight, RoundedWeight
-from ..spaces.layers import find_layers
-from ..spaces.policy import BFLOAT16_BITS, LayerPolicy, Policy
+from ..spaces.models.layers import find_layers
+from ..spaces.policies.candidate import Candidate, Grid, Quantization, QuantizedWeight, RoundedWeight
+from ..spaces.policies.policy import BFLOAT16_BITS, LayerPolicy, Policy
 
 
 def synthetic_candidate(

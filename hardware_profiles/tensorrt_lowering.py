@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from ..core.errors import LoweringError
-from ..spaces.candidate import Candidate, Grid, Quantization
+from ..spaces.policies.candidate import Candidate, Grid, Quantization
 from .lowering import lower as lower_to_onnx
 from .node_names import layer_of
 

@@ -22,7 +22,7 @@ from .target import Target
 from .tensorrt_lowering import executed_precisions
 
 if TYPE_CHECKING:
-    from ..spaces.candidate import Candidate
+    from ..spaces.policies.candidate import Candidate
 
 LOGGER = tensorrt.Logger(tensorrt.Logger.ERROR)
 

@@ -15,7 +15,7 @@ from .torch_archive import Archive, open_archive
 from .torch_runtime import TorchRuntime, TorchSession
 
 if TYPE_CHECKING:
-    from ..spaces.candidate import Candidate
+    from ..spaces.policies.candidate import Candidate
     from .target import Target
 
 

@@ -22,8 +22,7 @@ from torch.export.pt2_archive._package import package_pt2
 
 from ..core.errors import LoweringError
 from ..core.interrupts import raise_if_interrupted
-from ..spaces.candidate import Candidate, Grid, QuantizedWeight, RoundedWeight
-from ..spaces.exported_graph import (
+from ..spaces.models.exported_graph import (
     WEIGHTED,
     constant,
     is_folded,
@@ -31,6 +30,7 @@ from ..spaces.exported_graph import (
     residual_additions,
     scale_and_shift,
 )
+from ..spaces.policies.candidate import Candidate, Grid, QuantizedWeight, RoundedWeight
 from ..workloads.workload import describe
 from .torch_archive import NOTES
 

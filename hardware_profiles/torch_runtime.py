@@ -19,7 +19,7 @@ from .torch_archive import Archive, open_archive
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..spaces.candidate import Candidate
+    from ..spaces.policies.candidate import Candidate
     from .target import Target
 
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
-from ..spaces.channel_graph import ChannelGraph
-from ..spaces.channel_groups import ChannelGroup
-from ..spaces.layers import Layer, macs_by_module
-from ..spaces.policy import BFLOAT16_BITS, DENSE, FULL_PRECISION, GRID_BITS, UNIFORM
+from ..spaces.models.channel_graph import ChannelGraph
+from ..spaces.models.channel_groups import ChannelGroup
+from ..spaces.models.layers import Layer, macs_by_module
+from ..spaces.policies.policy import BFLOAT16_BITS, DENSE, FULL_PRECISION, GRID_BITS, UNIFORM
 from ..spaces.space import Space
 
 COUNTED = ("flops", "bops", "parameters", "packed_bytes")

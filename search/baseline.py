@@ -19,8 +19,8 @@ from ..evaluators.size import ArtifactSize, packed_size
 from ..hardware_profiles.runtime import Artifact
 from ..hardware_profiles.target import Target
 from ..hardware_profiles.timer import Timer
-from ..spaces.candidate import Candidate
-from ..spaces.policy import Policy
+from ..spaces.policies.candidate import Candidate
+from ..spaces.policies.policy import Policy
 
 QUIET_SECONDS = 1.0
 

@@ -21,8 +21,8 @@ from ..core.measurement import Measurement
 from ..core.threads import usable_threads
 from ..evaluators.evaluator import Subject
 from ..hardware_profiles.runtime import Artifact
-from ..spaces.candidate import Candidate
-from ..spaces.policy import Policy
+from ..spaces.policies.candidate import Candidate
+from ..spaces.policies.policy import Policy
 from ..spaces.space import Choice
 from ..studies.convergence import stalled
 from ..studies.executed import KIND as PRECISIONS

@@ -18,8 +18,8 @@ from ..hardware_profiles.paired_timing import PairedTiming
 from ..hardware_profiles.prediction import calls_of, cost_units, fit_table, layers_of
 from ..hardware_profiles.runtime import get_runtime
 from ..hardware_profiles.target import Target
-from ..spaces.candidate import Candidate
-from ..spaces.policy import Policy
+from ..spaces.policies.candidate import Candidate
+from ..spaces.policies.policy import Policy
 from ..studies.database import absolute_url
 from ..studies.spec import StudySpec, load_study
 from ..studies.store import Store

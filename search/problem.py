@@ -25,12 +25,12 @@ from ..hardware_profiles.runtime import Artifact, Runtime, get_runtime
 from ..hardware_profiles.runtime_registry import RUNTIMES
 from ..hardware_profiles.target import Target, load_target
 from ..hardware_profiles.timer import Timer
-from ..spaces.blocks import block_influence, find_removable_blocks, least_influential_first
-from ..spaces.channel_groups import ChannelGroup
 from ..spaces.families import family_of
-from ..spaces.layers import Layer, find_layers
-from ..spaces.policy import Recovery
-from ..spaces.scheme import Scheme
+from ..spaces.models.blocks import block_influence, find_removable_blocks, least_influential_first
+from ..spaces.models.channel_groups import ChannelGroup
+from ..spaces.models.layers import Layer, find_layers
+from ..spaces.policies.policy import Recovery
+from ..spaces.policies.quantization_scheme import Scheme
 from ..spaces.space import Space, SpaceChoices
 from ..studies.spec import StudySpec
 from ..workloads.contract import held

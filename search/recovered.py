@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..spaces.policy import LayerPolicy, Policy
-from ..spaces.scheme import Scheme
+from ..spaces.policies.policy import LayerPolicy, Policy
+from ..spaces.policies.quantization_scheme import Scheme
 from ..studies.records import TrialRecord
 from ..studies.spec import StudySpec
 from ..studies.store import Store

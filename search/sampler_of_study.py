@@ -9,7 +9,7 @@ import numpy as np
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 
 from ..core.measurement import METRICS
-from ..spaces.policy import Policy
+from ..spaces.policies.policy import Policy
 from ..spaces.space import NEUTRAL, Choice, Space
 from ..studies.constraint import Constraint
 from ..studies.front import Objective, reference_point

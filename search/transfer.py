@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ..core.errors import PolicyError
-from ..spaces.policy import Policy
+from ..spaces.policies.policy import Policy
 from ..spaces.space import Choice, Space
 from ..studies.records import SensitivityRecord, StudyRecord, TrialRecord
 from ..studies.spec import StudySpec

@@ -38,10 +38,10 @@ from ..hardware_profiles.fingerprint import require_fit
 from ..hardware_profiles.runtime import Artifact, get_runtime
 from ..hardware_profiles.target import Target
 from ..hardware_profiles.timer import Timer
-from ..spaces.candidate import Candidate
-from ..spaces.channel_groups import ChannelGroup
-from ..spaces.effective import effective_policy
-from ..spaces.policy import Policy
+from ..spaces.models.channel_groups import ChannelGroup
+from ..spaces.policies.candidate import Candidate
+from ..spaces.policies.policy import Policy
+from ..spaces.policies.resolved import effective_policy
 from ..studies.constraint import Constraint
 from ..studies.executed import KIND as PRECISIONS
 from ..studies.spec import RungsSpec

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .channel_graph import HeadedAttention
-from .layers import runs_of_modules
+from .models.channel_graph import HeadedAttention
+from .models.layers import runs_of_modules
 from .presets import Family
 
 ATTENTION = (nn.MultiheadAttention, HeadedAttention)

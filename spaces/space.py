@@ -8,12 +8,22 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from ..core.errors import PolicyError
-from .channel_groups import ChannelGroup
-from .layers import Layer
-from .operators import DENSE, Operator
-from .policy import BFLOAT16_BITS, DECIMALS, FULL_PRECISION, STATIC, UNIFORM, LayerPolicy, Policy, Recovery, Sparsity
-from .pruning import Pruning
-from .scheme import Scheme
+from .models.channel_groups import ChannelGroup
+from .models.layers import Layer
+from .policies.operators import DENSE, Operator
+from .policies.policy import (
+    BFLOAT16_BITS,
+    DECIMALS,
+    FULL_PRECISION,
+    STATIC,
+    UNIFORM,
+    LayerPolicy,
+    Policy,
+    Recovery,
+    Sparsity,
+)
+from .policies.pruning import Pruning
+from .policies.quantization_scheme import Scheme
 
 Choice = int | float | str
 KnobKind = Literal[

@@ -24,7 +24,7 @@ from ..core.measurement import METRICS, Measurement
 from ..hardware_profiles.fingerprint import saturates
 from ..hardware_profiles.runtime import TensorInfo
 from ..hardware_profiles.target import Target
-from ..spaces.policy import Policy
+from ..spaces.policies.policy import Policy
 from . import standalone
 from .executed import storage_only
 from .honesty import is_lucky

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..spaces.policy import LayerPolicy, Policy
+from ..spaces.policies.policy import LayerPolicy, Policy
 from .store import Store
 
 KIND = "precisions"

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ..spaces.policy import FULL_PRECISION, Policy, zeroed_share
+from ..spaces.policies.policy import FULL_PRECISION, Policy, zeroed_share
 from .figures import LAYOUT
 from .front import Objective
 from .records import TrialRecord

@@ -13,14 +13,14 @@ from ..compression.prune import CALIBRATION_BATCH
 from ..core.errors import WorkloadError
 from ..core.validation import suggestion
 from ..hardware_profiles.target import Target, load_target
-from ..spaces.blocks import block_influence, examine_blocks, least_influential_first
-from ..spaces.channel_groups import ChannelGroup
 from ..spaces.families import family_of
-from ..spaces.layers import Layer, find_layers, macs_by_module
-from ..spaces.operators import DENSE, Operator
-from ..spaces.policy import FULL_PRECISION, Recovery
+from ..spaces.models.blocks import block_influence, examine_blocks, least_influential_first
+from ..spaces.models.channel_groups import ChannelGroup
+from ..spaces.models.layers import Layer, find_layers, macs_by_module
+from ..spaces.policies.operators import DENSE, Operator
+from ..spaces.policies.policy import FULL_PRECISION, Recovery
+from ..spaces.policies.quantization_scheme import Scheme
 from ..spaces.presets import Family, preset_space
-from ..spaces.scheme import Scheme
 from ..spaces.space import Space, SpaceChoices
 from ..workloads.contract import held
 from ..workloads.load import OWN_FORMS, TORCHVISION, builtin_workloads, load_workload, working_in

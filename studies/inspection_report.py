@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ..core.measurement import METRICS
-from ..spaces.channel_groups import ChannelGroup
+from ..spaces.models.channel_groups import ChannelGroup
 from .inspection import Inspection, LayerReport
 from .terminal import facts, rows_table, words
 from .wording import count_text, short_text

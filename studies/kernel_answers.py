@@ -14,10 +14,10 @@ from ..core.threads import torch_threads
 from ..hardware_profiles.runtime import get_runtime
 from ..hardware_profiles.runtime_registry import RUNTIMES
 from ..hardware_profiles.target import Target
-from ..spaces.candidate import Candidate
-from ..spaces.layers import find_layers
-from ..spaces.policy import BFLOAT16_BITS, FULL_PRECISION, LayerPolicy, Policy
-from ..spaces.scheme import Scheme
+from ..spaces.models.layers import find_layers
+from ..spaces.policies.candidate import Candidate
+from ..spaces.policies.policy import BFLOAT16_BITS, FULL_PRECISION, LayerPolicy, Policy
+from ..spaces.policies.quantization_scheme import Scheme
 from ..workloads.workload import MapDataset, Workload, describe
 from .executed import BITS
 

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from ..core.texts import one_line
-from ..spaces.policy import Policy
+from ..spaces.policies.policy import Policy
 from .convergence import hypervolume_at, outlook
 from .newest_front import excesses, why_no_front
 from .records import INTERRUPTIONS, STOPPED_AT, FrontRecord, Outcome, SensitivityRecord, StudyRecord, Trial

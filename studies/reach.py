@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from ..compression.packed import smallest_format
 from ..compression.prune import kept_channels, pruned_copy
 from ..evaluators.complexity import arithmetic_bits
-from ..spaces.effective import is_within
-from ..spaces.layers import LAYER_KINDS, macs_by_module
-from ..spaces.operators import Operator
-from ..spaces.policy import LayerPolicy, Policy, Sparsity, threshold_of
+from ..spaces.models.layers import LAYER_KINDS, macs_by_module
+from ..spaces.policies.operators import Operator
+from ..spaces.policies.policy import LayerPolicy, Policy, Sparsity, threshold_of
+from ..spaces.policies.resolved import is_within
 from ..spaces.space import NEUTRAL, Choice, Knob, KnobKind, Space
 
 TECHNIQUES: Mapping[str, tuple[KnobKind, ...]] = {

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from ..core.measurement import METRICS, Measurement
-from ..spaces.policy import Policy
+from ..spaces.policies.policy import Policy
 from . import tables
 from .spec import StudySpec
 

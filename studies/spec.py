@@ -31,8 +31,8 @@ from ..core.documents import MAX_YAML_BYTES, read_file, yaml_document
 from ..core.errors import DocumentError, PolicyError, StudyFileError
 from ..core.measurement import METRICS
 from ..core.validation import Name, first_problem, shortened, suggestion
-from ..spaces.operators import Operator
-from ..spaces.policy import (
+from ..spaces.policies.operators import Operator
+from ..spaces.policies.policy import (
     ACTIVATION_BITS,
     BFLOAT16_BITS,
     CODEBOOKS,
@@ -45,8 +45,8 @@ from ..spaces.policy import (
     Sparsity,
     threshold_of,
 )
+from ..spaces.policies.pruning import CRITERIA, REDUCTIONS, SCOPES
 from ..spaces.presets import PRESETS, Family, preset_space
-from ..spaces.pruning import CRITERIA, REDUCTIONS, SCOPES
 from .constraint import Constraint
 
 SCHEMA = 1

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, func, select
 
 from ..core.errors import StoreError
 from ..core.measurement import Measurement
-from ..spaces.policy import Policy
+from ..spaces.policies.policy import Policy
 from . import tables
 from .database import DEFAULT_URL, Database
 from .lease import Lease

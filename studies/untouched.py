@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from ..spaces.layers import LAYER_KINDS, is_taken_up, runs_of_modules
+from ..spaces.models.layers import LAYER_KINDS, is_taken_up, runs_of_modules
 from ..workloads.plain_layers import base_of, inputs_of, why_not_plain
 
 PARAMETRIZED = ".parametrizations."

@@ -8,9 +8,9 @@ from datetime import datetime
 from rich.filesize import decimal
 
 from ..core.measurement import METRICS, Measurement
-from ..spaces.effective import is_within
-from ..spaces.operators import DENSE
-from ..spaces.policy import LayerPolicy, Policy
+from ..spaces.policies.operators import DENSE
+from ..spaces.policies.policy import LayerPolicy, Policy
+from ..spaces.policies.resolved import is_within
 from .executed import precision_of, ran_in
 
 Row = tuple[str, ...]

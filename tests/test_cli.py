@@ -16,7 +16,7 @@ import pytest
 import yaml
 from slimfront.cli import main
 from slimfront.core.measurement import Measurement
-from slimfront.spaces.policy import LayerPolicy, Policy
+from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from slimfront.studies.documents import checks_document, json_text
 from slimfront.studies.records import INTERRUPTED
 from slimfront.studies.spec import load_study, shipped_studies

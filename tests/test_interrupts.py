@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from slimfront.core.errors import CompressionError, describe_exception
 from slimfront.core.interrupts import Interrupts, raise_if_interrupted, sigterm_interrupts, uninterrupted
-from slimfront.spaces.channel_graph import ChannelGraph
+from slimfront.spaces.models.channel_graph import ChannelGraph
 from torch import Tensor, nn, zeros
 
 

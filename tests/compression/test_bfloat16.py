@@ -12,8 +12,8 @@ from slimfront.compression.candidates import make_candidate
 from slimfront.compression.fake_quantize import fake_quantized
 from slimfront.compression.packed_file import digest, load_packed, packed_bytes, save_packed, weights_of
 from slimfront.compression.recover import recover
-from slimfront.spaces.candidate import Candidate
-from slimfront.spaces.policy import LayerPolicy, Policy, Recovery
+from slimfront.spaces.policies.candidate import Candidate
+from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
 from slimfront.workloads.workload import Workload
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset

@@ -14,7 +14,7 @@ from slimfront.compression.recover import recover
 from slimfront.core.errors import PolicyError
 from slimfront.hardware_profiles.runtime import get_runtime
 from slimfront.hardware_profiles.target import load_target
-from slimfront.spaces.policy import LayerPolicy, Policy, Recovery
+from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
 from slimfront.workloads.workload import Workload
 from torch import nn
 from torch.utils.data import TensorDataset

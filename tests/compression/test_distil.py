@@ -15,7 +15,7 @@ from slimfront.compression.synthetic import synthetic_inputs
 from slimfront.compression.taps import projections, tapped_modules, tapping
 from slimfront.compression.teachers import Teacher
 from slimfront.core.errors import PolicyError, WorkloadError
-from slimfront.spaces.policy import Policy, Recovery
+from slimfront.spaces.policies.policy import Policy, Recovery
 from slimfront.workloads.workload import Workload
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset

@@ -6,8 +6,8 @@ import torch
 from slimfront.compression.observers import ACTIVATION_OBSERVERS, EntropyObserver, PercentileObserver, divergence
 from slimfront.compression.quantize import quantize
 from slimfront.core.errors import CompressionError, PolicyError
-from slimfront.spaces.policy import LayerPolicy, Policy
-from slimfront.spaces.scheme import CHOICES, Scheme
+from slimfront.spaces.policies.policy import LayerPolicy, Policy
+from slimfront.spaces.policies.quantization_scheme import CHOICES, Scheme
 from torch import nn
 from torch.utils.data import TensorDataset
 

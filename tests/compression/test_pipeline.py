@@ -13,8 +13,8 @@ from slimfront.compression.quantize import folded_norms, quantize
 from slimfront.compression.recover import recover
 from slimfront.compression.synthetic import _gap, synthetic_inputs
 from slimfront.core.errors import PolicyError
-from slimfront.spaces.effective import effective_policy
-from slimfront.spaces.policy import LayerPolicy, Policy, Recovery
+from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
+from slimfront.spaces.policies.resolved import effective_policy
 from slimfront.workloads.cache import state_digest
 from slimfront.workloads.workload import Workload
 from torch import nn

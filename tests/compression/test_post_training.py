@@ -13,9 +13,9 @@ from slimfront.compression.quantize import quantize
 from slimfront.compression.recover import recover
 from slimfront.compression.rounding import correct_biases, rounded
 from slimfront.core.errors import CompressionError, PolicyError
-from slimfront.spaces.policy import POST_TRAINING as STEPS
-from slimfront.spaces.policy import LayerPolicy, Policy, Recovery
-from slimfront.spaces.scheme import Scheme
+from slimfront.spaces.policies.policy import POST_TRAINING as STEPS
+from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
+from slimfront.spaces.policies.quantization_scheme import Scheme
 from slimfront.workloads.cache import state_digest
 from slimfront.workloads.workload import Workload
 from torch import Tensor, nn

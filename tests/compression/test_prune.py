@@ -15,8 +15,8 @@ from slimfront.compression.prune import (
     two_of_four_mask,
 )
 from slimfront.core.errors import CompressionError
-from slimfront.spaces.channel_groups import ChannelGroup, find_channel_groups
-from slimfront.spaces.policy import LayerPolicy, Policy
+from slimfront.spaces.models.channel_groups import ChannelGroup, find_channel_groups
+from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 

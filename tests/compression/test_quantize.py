@@ -7,9 +7,9 @@ import pytest
 import torch
 from slimfront.compression.quantize import quantize
 from slimfront.core.errors import CompressionError
-from slimfront.spaces.candidate import Quantization, QuantizedWeight
-from slimfront.spaces.layers import find_layers
-from slimfront.spaces.policy import LayerPolicy, Policy
+from slimfront.spaces.models.layers import find_layers
+from slimfront.spaces.policies.candidate import Quantization, QuantizedWeight
+from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 

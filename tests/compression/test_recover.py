@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from slimfront.compression.distil import distillation_loss
 from slimfront.compression.prune import mask_weight
 from slimfront.compression.recover import recover
-from slimfront.spaces.policy import LayerPolicy, Policy, Recovery
+from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
 from slimfront.workloads.workload import Workload
 from torch import Tensor, nn
 from torch.nn import functional

@@ -12,11 +12,11 @@ from slimfront.compression.gradual import gradually_pruned
 from slimfront.compression.packed_file import digest, weights_of
 from slimfront.compression.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
 from slimfront.compression.recover import recover
-from slimfront.spaces.channel_groups import find_channel_groups
-from slimfront.spaces.effective import effective_policy
-from slimfront.spaces.policy import LayerPolicy, Policy, Recovery
-from slimfront.spaces.pruning import Pruning
-from slimfront.spaces.scheme import Scheme
+from slimfront.spaces.models.channel_groups import find_channel_groups
+from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
+from slimfront.spaces.policies.pruning import Pruning
+from slimfront.spaces.policies.quantization_scheme import Scheme
+from slimfront.spaces.policies.resolved import effective_policy
 from slimfront.workloads.attention import SelfAttention
 from slimfront.workloads.workload import Workload
 from torch import Tensor, nn

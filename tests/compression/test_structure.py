@@ -15,11 +15,11 @@ from slimfront.compression.gradual import cubic, gradually_pruned
 from slimfront.compression.operators import grouped, low_rank, replace_operators, separable
 from slimfront.compression.prune import global_masks, mask_weight, pruned_copy
 from slimfront.core.errors import CompressionError
-from slimfront.spaces.blocks import block_influence, find_removable_blocks, least_influential_first
-from slimfront.spaces.channel_groups import find_channel_groups
-from slimfront.spaces.effective import effective_policy
-from slimfront.spaces.policy import LayerPolicy, Policy, Recovery
-from slimfront.spaces.pruning import CRITERIA, Pruning
+from slimfront.spaces.models.blocks import block_influence, find_removable_blocks, least_influential_first
+from slimfront.spaces.models.channel_groups import find_channel_groups
+from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
+from slimfront.spaces.policies.pruning import CRITERIA, Pruning
+from slimfront.spaces.policies.resolved import effective_policy
 from slimfront.workloads.builtin.digits_model import DigitsResNet
 from slimfront.workloads.builtin.digits_vit import DigitsViT
 from slimfront.workloads.workload import Workload
@@ -360,8 +360,8 @@ POLICIES = {
 REPLAY = """
 import sys, torch
 from slimfront.compression.prune import pruned_copy
-from slimfront.spaces.channel_groups import find_channel_groups
-from slimfront.spaces.policy import Policy
+from slimfront.spaces.models.channel_groups import find_channel_groups
+from slimfront.spaces.policies.policy import Policy
 from slimfront.workloads.cache import state_digest
 from slimfront.workloads.builtin.digits_model import DigitsResNet
 from slimfront.workloads.builtin.digits_vit import DigitsViT

@@ -9,7 +9,7 @@ import torch
 from slimfront.compression.finite import require_finite
 from slimfront.compression.train import _EarlyStopping, _has_bfloat16, _optimizer, _schedule, _Training, train
 from slimfront.core.errors import CompressionError
-from slimfront.spaces.policy import Recovery
+from slimfront.spaces.policies.policy import Recovery
 from slimfront.workloads.workload import Workload
 from torch import nn
 from torch.nn import functional

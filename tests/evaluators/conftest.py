@@ -15,8 +15,8 @@ from slimfront.evaluators.evaluator import Context, Reference, Subject
 from slimfront.hardware_profiles.bench import Bench, bench_cores
 from slimfront.hardware_profiles.runtime import get_runtime
 from slimfront.hardware_profiles.target import load_target
-from slimfront.spaces.candidate import Candidate
-from slimfront.spaces.policy import Policy
+from slimfront.spaces.policies.candidate import Candidate
+from slimfront.spaces.policies.policy import Policy
 from slimfront.workloads.workload import Workload
 from torch import nn
 from torch.utils.data import TensorDataset

@@ -11,9 +11,9 @@ from slimfront.evaluators.latency import latency_measurements
 from slimfront.evaluators.size import ArtifactSize
 from slimfront.hardware_profiles.paired_timing import PairedTiming, Percentile
 from slimfront.hardware_profiles.target import load_target
-from slimfront.spaces.candidate import Candidate
-from slimfront.spaces.channel_groups import find_channel_groups
-from slimfront.spaces.policy import LayerPolicy, Policy
+from slimfront.spaces.models.channel_groups import find_channel_groups
+from slimfront.spaces.policies.candidate import Candidate
+from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from torch import nn
 
 CONV, GROUPED, LINEAR = 8 * 64 * 27, 16 * 16 * 18, 256 * 10

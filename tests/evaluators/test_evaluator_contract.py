@@ -16,7 +16,7 @@ from slimfront.evaluators.evaluator import Context, Evaluator, Subject
 from slimfront.evaluators.latency import Latency
 from slimfront.evaluators.memory import PeakMemory
 from slimfront.evaluators.size import ArtifactSize
-from slimfront.spaces.policy import LayerPolicy, Policy
+from slimfront.spaces.policies.policy import LayerPolicy, Policy
 
 POLICIES = [Policy(), Policy(layers={"0": LayerPolicy(4, 8), "5": LayerPolicy(8, 8, 0.5)})]
 EVALUATORS = [Complexity(), ArtifactSize(), Accuracy(), Latency(0.1), PeakMemory()]

@@ -16,7 +16,7 @@ from slimfront.hardware_profiles.energy import Rapl, energy_meter
 from slimfront.hardware_profiles.peak_memory import peak_growth
 from slimfront.hardware_profiles.target import load_target
 from slimfront.search.problem import prepare
-from slimfront.spaces.policy import Policy
+from slimfront.spaces.policies.policy import Policy
 from slimfront.studies.spec import load_study
 
 TARGET = load_target("cpu-openvino")

@@ -17,9 +17,9 @@ from slimfront.compression.quantize import PolicyQuantizer, _export, prepare_pt2
 from slimfront.hardware_profiles.fingerprint import SATURATING
 from slimfront.hardware_profiles.runtime import get_runtime
 from slimfront.hardware_profiles.target import load_target
-from slimfront.spaces.candidate import Candidate
-from slimfront.spaces.policy import LayerPolicy, Policy
-from slimfront.spaces.scheme import Scheme
+from slimfront.spaces.policies.candidate import Candidate
+from slimfront.spaces.policies.policy import LayerPolicy, Policy
+from slimfront.spaces.policies.quantization_scheme import Scheme
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset

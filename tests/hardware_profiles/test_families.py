@@ -9,9 +9,9 @@ import torch
 from slimfront.compression.quantize import quantize
 from slimfront.hardware_profiles.runtime import get_runtime
 from slimfront.hardware_profiles.target import load_target
-from slimfront.spaces.candidate import Candidate
-from slimfront.spaces.layers import find_layers
-from slimfront.spaces.policy import LayerPolicy, Policy
+from slimfront.spaces.models.layers import find_layers
+from slimfront.spaces.policies.candidate import Candidate
+from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from slimfront.workloads.builtin.digits_rnn import GRU, LSTM, DigitsRNN
 from slimfront.workloads.builtin.digits_vit import DigitsViT
 from torch.utils.data import TensorDataset

@@ -12,8 +12,8 @@ from slimfront.core.errors import LoweringError
 from slimfront.hardware_profiles.litert_runtime import LiteRtRuntime
 from slimfront.hardware_profiles.runtime import get_runtime
 from slimfront.hardware_profiles.target import load_target
-from slimfront.spaces.candidate import Candidate
-from slimfront.spaces.policy import LayerPolicy, Policy
+from slimfront.spaces.policies.candidate import Candidate
+from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from torch import Tensor, nn
 from torch.nn import functional
 

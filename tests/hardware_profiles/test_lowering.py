@@ -12,9 +12,9 @@ from slimfront.core.errors import LoweringError
 from slimfront.hardware_profiles.lowering import layer_nodes, lower
 from slimfront.hardware_profiles.runtime import get_runtime
 from slimfront.hardware_profiles.target import load_target
-from slimfront.spaces.candidate import Candidate, Grid, Quantization, QuantizedWeight
-from slimfront.spaces.layers import find_layers
-from slimfront.spaces.policy import LayerPolicy, Policy
+from slimfront.spaces.models.layers import find_layers
+from slimfront.spaces.policies.candidate import Candidate, Grid, Quantization, QuantizedWeight
+from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from torch import Tensor, nn
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from slimfront.hardware_profiles.lowering import layer_nodes
 from slimfront.hardware_profiles.node_names import WEIGHTED, layer_of, module_of_node
 from slimfront.hardware_profiles.onnx_export import export_float
-from slimfront.spaces.layers import find_layers
+from slimfront.spaces.models.layers import find_layers
 from torch import Tensor, nn
 
 NAMES = ["conv", "0", "1", "2b", "layer1", "Conv", "Gemm", "MatMul", "a_1", "blocks", "Relu"]

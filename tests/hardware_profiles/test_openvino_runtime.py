@@ -14,7 +14,7 @@ from slimfront.hardware_profiles.fingerprint import machine
 from slimfront.hardware_profiles.onnxruntime_runtime import OnnxRuntime
 from slimfront.hardware_profiles.openvino_runtime import BFLOAT16, OpenVinoRuntime
 from slimfront.hardware_profiles.target import load_target
-from slimfront.spaces.policy import LayerPolicy
+from slimfront.spaces.policies.policy import LayerPolicy
 from slimfront.studies.standalone import load_openvino
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from slimfront.hardware_profiles.latency_table import LatencyTable
 from slimfront.hardware_profiles.prediction import Call, calls_of, cost_units, fit_table, layers_of
-from slimfront.spaces.policy import LayerPolicy, Policy
+from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from torch import nn
 
 INTEGER = LayerPolicy(8, 8)

@@ -26,10 +26,10 @@ from slimfront.hardware_profiles.runtime import Artifact, Runtime, get_runtime
 from slimfront.hardware_profiles.runtime_registry import RUNTIMES, runtimes
 from slimfront.hardware_profiles.target import Target, load_target
 from slimfront.hardware_profiles.torch_runtime import computes_bfloat16
-from slimfront.spaces.candidate import Candidate
-from slimfront.spaces.layers import find_layers
-from slimfront.spaces.policy import LayerPolicy, Policy
-from slimfront.spaces.scheme import Scheme
+from slimfront.spaces.models.layers import find_layers
+from slimfront.spaces.policies.candidate import Candidate
+from slimfront.spaces.policies.policy import LayerPolicy, Policy
+from slimfront.spaces.policies.quantization_scheme import Scheme
 from torch import Tensor, nn
 
 CARDS = {"tensorrt": "gpu-tensorrt", "torch-cuda": "gpu-torch"}

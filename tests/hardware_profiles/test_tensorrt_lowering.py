@@ -17,10 +17,10 @@ from slimfront.hardware_profiles.runtime import get_runtime
 from slimfront.hardware_profiles.synthetic import synthetic_candidate
 from slimfront.hardware_profiles.target import load_target
 from slimfront.hardware_profiles.tensorrt_lowering import executed_precisions, lower
-from slimfront.spaces.candidate import Candidate
-from slimfront.spaces.layers import find_layers
-from slimfront.spaces.policy import LayerPolicy, Policy
-from slimfront.spaces.scheme import Scheme
+from slimfront.spaces.models.layers import find_layers
+from slimfront.spaces.policies.candidate import Candidate
+from slimfront.spaces.policies.policy import LayerPolicy, Policy
+from slimfront.spaces.policies.quantization_scheme import Scheme
 from torch.utils.data import TensorDataset
 
 

@@ -10,8 +10,8 @@ from slimfront.hardware_profiles.bench import Bench, bench_cores
 from slimfront.hardware_profiles.target import load_target
 from slimfront.hardware_profiles.torch_lowering import _program
 from slimfront.hardware_profiles.torch_runtime import TorchRuntime
-from slimfront.spaces.layers import find_layers
-from slimfront.spaces.policy import LayerPolicy
+from slimfront.spaces.models.layers import find_layers
+from slimfront.spaces.policies.policy import LayerPolicy
 from slimfront.studies.standalone import load_torch
 from torch import fx, nn
 

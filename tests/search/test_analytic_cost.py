@@ -9,10 +9,10 @@ from slimfront.search.analytic_cost import COUNTED, AnalyticCost, channel_shares
 from slimfront.search.coordinates import decode, encode
 from slimfront.search.problem import prepare
 from slimfront.search.sampler_of_study import role_of, space_coordinates, worst_corner
-from slimfront.spaces.candidate import Candidate
-from slimfront.spaces.channel_graph import ChannelGraph
-from slimfront.spaces.channel_groups import find_channel_groups
-from slimfront.spaces.layers import find_layers
+from slimfront.spaces.models.channel_graph import ChannelGraph
+from slimfront.spaces.models.channel_groups import find_channel_groups
+from slimfront.spaces.models.layers import find_layers
+from slimfront.spaces.policies.candidate import Candidate
 from slimfront.studies.constraint import Constraint
 from torch import nn
 

@@ -19,7 +19,7 @@ from slimfront.search.driver import Proposal, Search
 from slimfront.search.local import run_local
 from slimfront.search.problem import prepare
 from slimfront.search.worker_process import WorkerProcess
-from slimfront.spaces.policy import Policy
+from slimfront.spaces.policies.policy import Policy
 from slimfront.studies.records import INTERRUPTED, INTERRUPTIONS, ORPHANED
 from slimfront.studies.spec import StudySpec
 from slimfront.studies.store import Store

@@ -17,7 +17,7 @@ import pytest
 from slimfront.core.errors import StoreError
 from slimfront.search.lock import sole_driver
 from slimfront.search.optuna_study import open_storage
-from slimfront.spaces.policy import Policy
+from slimfront.spaces.policies.policy import Policy
 from slimfront.studies import lease
 from slimfront.studies.spec import StudySpec
 from slimfront.studies.store import Store

@@ -24,7 +24,7 @@ from slimfront.search.recovered import structure
 from slimfront.search.rungs import Rungs
 from slimfront.search.sampler_of_study import learned_coordinates
 from slimfront.search.worker import Stage
-from slimfront.spaces.policy import LayerPolicy, Policy, Recovery
+from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
 from slimfront.studies.progress import ended, reason_rows, states_text
 from slimfront.studies.spec import RungsSpec, StudySpec
 from slimfront.studies.store import Store

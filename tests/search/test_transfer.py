@@ -4,7 +4,7 @@ import pytest
 from slimfront.core.measurement import Measurement
 from slimfront.search.problem import prepare
 from slimfront.search.transfer import earlier_trials
-from slimfront.spaces.policy import Policy
+from slimfront.spaces.policies.policy import Policy
 from slimfront.studies.records import STOPPED_AT
 from slimfront.studies.store import Store
 

@@ -9,7 +9,7 @@ from slimfront.search.feasibility import DUPLICATE, Feasibility, failures
 from slimfront.search.policy_sampler import PolicySampler
 from slimfront.search.sampler_of_study import space_coordinates
 from slimfront.search.untried import Untried, UntriedSampler
-from slimfront.spaces.layers import Layer
+from slimfront.spaces.models.layers import Layer
 from slimfront.spaces.space import Space, SpaceChoices
 from slimfront.studies.records import INTERRUPTED
 

@@ -15,7 +15,7 @@ from slimfront.hardware_profiles.bench import bench_cores
 from slimfront.hardware_profiles.device_card import DeviceCard
 from slimfront.hardware_profiles.target import Target, load_target
 from slimfront.search.worker import Stage, Worker, WorkerSetup, cores_beside, finite
-from slimfront.spaces.policy import Policy
+from slimfront.spaces.policies.policy import Policy
 
 TINY = Path(__file__).with_name("tiny_workload.py")
 ELSEWHERE = DeviceCard(

@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 from slimfront.compression.prune import pruned_copy
-from slimfront.spaces.channel_graph import ChannelGraph, channels_lost
-from slimfront.spaces.channel_groups import find_channel_groups
-from slimfront.spaces.policy import Policy
+from slimfront.spaces.models.channel_graph import ChannelGraph, channels_lost
+from slimfront.spaces.models.channel_groups import find_channel_groups
+from slimfront.spaces.policies.policy import Policy
 from slimfront.workloads.attention import explicit_attention
 from slimfront.workloads.builtin.digits_vit import DigitsViT
 from torch import Tensor, nn

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from slimfront.compression.channels import remove_channels
 from slimfront.core.errors import CompressionError
 from slimfront.spaces import channel_groups
-from slimfront.spaces.channel_graph import ChannelGraph
-from slimfront.spaces.channel_groups import ChannelGroup, find_channel_groups
+from slimfront.spaces.models.channel_graph import ChannelGraph
+from slimfront.spaces.models.channel_groups import ChannelGroup, find_channel_groups
 from slimfront.workloads.attention import SelfAttention
 from slimfront.workloads.builtin.digits_rnn import GRU, LSTM, RecurrentLayer
 from torch import Tensor, nn

@@ -1,7 +1,7 @@
 """Layers of small networks, their multiply-adds worked out by hand."""
 
 import torch
-from slimfront.spaces.layers import Layer, find_layers, macs_by_module
+from slimfront.spaces.models.layers import Layer, find_layers, macs_by_module
 from torch import Tensor, nn
 from torch.nn import functional
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from slimfront.core.errors import PolicyError
-from slimfront.spaces.policy import ACTIVATION_BITS, WEIGHT_BITS, LayerPolicy, Policy, Recovery, zeroed_share
-from slimfront.spaces.pruning import Pruning
+from slimfront.spaces.policies.policy import ACTIVATION_BITS, WEIGHT_BITS, LayerPolicy, Policy, Recovery, zeroed_share
+from slimfront.spaces.policies.pruning import Pruning
 
 GOLDEN = Path(__file__).parent / "golden" / "policy-schema-1.json"
 GOLDEN_POLICY = Policy(

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from slimfront.core.errors import PolicyError
-from slimfront.spaces.channel_groups import ChannelGroup
-from slimfront.spaces.layers import Layer
-from slimfront.spaces.policy import ACTIVATION_BITS, WEIGHT_BITS, LayerPolicy, Policy, Recovery
+from slimfront.spaces.models.channel_groups import ChannelGroup
+from slimfront.spaces.models.layers import Layer
+from slimfront.spaces.policies.policy import ACTIVATION_BITS, WEIGHT_BITS, LayerPolicy, Policy, Recovery
 from slimfront.spaces.space import Knob, Space, SpaceChoices
 
 

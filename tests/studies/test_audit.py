@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 from slimfront.core.errors import UserError
 from slimfront.core.measurement import METRICS, PREDICTED, Measurement
-from slimfront.spaces.policy import Policy
+from slimfront.spaces.policies.policy import Policy
 from slimfront.studies.audit import Misled, audit
 from slimfront.studies.audit_report import audit_figure
 from slimfront.studies.records import TrialRecord

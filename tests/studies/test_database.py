@@ -17,7 +17,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from slimfront.core.errors import StoreError
 from slimfront.core.measurement import Measurement
-from slimfront.spaces.policy import Policy
+from slimfront.spaces.policies.policy import Policy
 from slimfront.studies import migrations
 from slimfront.studies.database import Database, database_url
 from slimfront.studies.store import Store

@@ -1,7 +1,7 @@
 """What a layer ran in, in words, and which bits only save storage."""
 
 import pytest
-from slimfront.spaces.policy import LayerPolicy, Policy
+from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from slimfront.studies.executed import precision_of, ran_in, storage_only
 from slimfront.studies.wording import layer_rows
 

@@ -30,7 +30,7 @@ from slimfront.hardware_profiles.device_card import DeviceCard
 from slimfront.hardware_profiles.runtime import Artifact, get_runtime
 from slimfront.hardware_profiles.runtime_registry import runtimes
 from slimfront.hardware_profiles.target import Target, card_text, load_target
-from slimfront.spaces.policy import LayerPolicy, Policy
+from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from slimfront.studies import standalone
 from slimfront.studies.bundle import open_bundle
 from slimfront.studies.card import card_page

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 from slimfront.core.measurement import METRICS, Measurement
-from slimfront.spaces.policy import LayerPolicy, Policy
+from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from slimfront.studies.figures import MOST_POINTS, front_figure
 from slimfront.studies.front import Objective
 from slimfront.studies.heatmap import BIT_COLOURS, MOST_COLUMNS, policy_heatmap

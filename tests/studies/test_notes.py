@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 from slimfront.core.measurement import METRICS, Measurement
-from slimfront.spaces.policy import LayerPolicy, Policy, Recovery
+from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
 from slimfront.studies.front import Objective, Point
 from slimfront.studies.notes import MOST_ROWS, study_note, trial_note
 from slimfront.studies.records import FrontRecord, StudyRecord, TrialRecord

@@ -6,12 +6,12 @@ from slimfront.evaluators.complexity import Complexity
 from slimfront.evaluators.evaluator import Context, Subject
 from slimfront.hardware_profiles.runtime import get_runtime
 from slimfront.hardware_profiles.target import load_target
-from slimfront.spaces.blocks import find_removable_blocks
-from slimfront.spaces.candidate import Candidate
-from slimfront.spaces.channel_groups import find_channel_groups
-from slimfront.spaces.effective import effective_policy
-from slimfront.spaces.layers import find_layers
-from slimfront.spaces.policy import LayerPolicy, Policy
+from slimfront.spaces.models.blocks import find_removable_blocks
+from slimfront.spaces.models.channel_groups import find_channel_groups
+from slimfront.spaces.models.layers import find_layers
+from slimfront.spaces.policies.candidate import Candidate
+from slimfront.spaces.policies.policy import LayerPolicy, Policy
+from slimfront.spaces.policies.resolved import effective_policy
 from slimfront.spaces.space import Space, SpaceChoices
 from slimfront.studies.reach import gains
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 from slimfront.core.errors import StoreError
 from slimfront.core.measurement import Measurement
-from slimfront.spaces.policy import LayerPolicy, Policy, Recovery
+from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
 from slimfront.studies import tables
 from slimfront.studies.progress import ended
 from slimfront.studies.records import INTERRUPTED, STOPPED_AT

@@ -10,7 +10,7 @@ import pytest
 from slimfront.core.errors import StoreError
 from slimfront.core.measurement import Measurement
 from slimfront.core.texts import plain_text
-from slimfront.spaces.policy import LayerPolicy, Policy
+from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from slimfront.studies.store import Store
 
 POLICY = Policy(width=0.5, layers={"fc": LayerPolicy(weight_bits=4, sparsity="2:4")})

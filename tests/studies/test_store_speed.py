@@ -7,7 +7,7 @@ import time
 import pytest
 from rich.console import Console
 from slimfront.core.measurement import METRICS, Measurement
-from slimfront.spaces.policy import LayerPolicy, Policy
+from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from slimfront.studies import tables
 from slimfront.studies.front import Objective, Point, pareto_front
 from slimfront.studies.report import front_table, status_report, studies_table

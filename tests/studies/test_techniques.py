@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from slimfront.spaces.channel_groups import ChannelGroup
-from slimfront.spaces.layers import Layer
-from slimfront.spaces.policy import Policy, Recovery
-from slimfront.spaces.scheme import Scheme
+from slimfront.spaces.models.channel_groups import ChannelGroup
+from slimfront.spaces.models.layers import Layer
+from slimfront.spaces.policies.policy import Policy, Recovery
+from slimfront.spaces.policies.quantization_scheme import Scheme
 from slimfront.spaces.space import Space, SpaceChoices
 from slimfront.studies.spec import StudySpec
 

@@ -20,7 +20,7 @@ from slimfront.cli import main
 from slimfront.compression.packed_file import load_packed
 from slimfront.core.errors import StoreError, TargetError, UserError
 from slimfront.hardware_profiles.runtime import Artifact
-from slimfront.spaces.policy import Policy
+from slimfront.spaces.policies.policy import Policy
 from slimfront.studies.bundle import open_bundle
 from slimfront.studies.judge import judge_of_study, judge_of_workload
 from slimfront.studies.spec import StudySpec

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from slimfront.spaces.layers import LAYER_KINDS, find_layers
+from slimfront.spaces.models.layers import LAYER_KINDS, find_layers
 from slimfront.workloads.plain_layers import LAYERS, plain_layers, why_not_plain
 from torch import Tensor, nn
 from torch.nn import functional

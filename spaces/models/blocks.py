@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .effective import is_within
+from ..policies.resolved import is_within
 from .layers import LAYER_KINDS
 
 CONTAINERS = (nn.Sequential, nn.ModuleList)

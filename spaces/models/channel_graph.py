@@ -22,8 +22,8 @@ from torch_pruning import ops
 from torch_pruning.dependency import Group, constants, index_mapping, shape_infer
 from torch_pruning.dependency import graph as dependency_graph
 
-from ..core.errors import CompressionError
-from ..core.interrupts import raise_if_interrupted
+from ...core.errors import CompressionError
+from ...core.interrupts import raise_if_interrupted
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 SHUFFLED_DIMENSIONS = 5

@@ -19,12 +19,12 @@ from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
-from ..core.documents import json_document
-from ..core.errors import DocumentError, PolicyError
-from ..core.validation import MAX_SENTENCE, shortened
+from ...core.documents import json_document
+from ...core.errors import DocumentError, PolicyError
+from ...core.validation import MAX_SENTENCE, shortened
 from .operators import DENSE, Operator
 from .pruning import Pruning
-from .scheme import Scheme
+from .quantization_scheme import Scheme
 
 SCHEMA = 1
 FULL_PRECISION = 32

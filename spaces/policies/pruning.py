@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..core.errors import PolicyError
-from ..core.validation import shortened
+from ...core.errors import PolicyError
+from ...core.validation import shortened
 
 CRITERIA = ("l2", "l1", "taylor", "bn_scale", "random")
 """What channels, heads and weights are ranked by; `compression.criteria` has the handlers and the papers."""

@@ -16,8 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import CompressionError
-from ..core.interrupts import raise_if_interrupted
+from ...core.errors import CompressionError
+from ...core.interrupts import raise_if_interrupted
 from .channel_graph import ChannelGraph, first_line, out_channels
 from .layers import LAYER_KINDS
 
