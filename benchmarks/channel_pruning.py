@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import torchvision
-from slimfront.compression.prune import pruned_copy
+from slimfront.compression.pruning.prune import pruned_copy
 from slimfront.spaces.models.channel_groups import find_channel_groups
 from slimfront.spaces.models.layers import macs_by_module
 from slimfront.spaces.policies.policy import Policy

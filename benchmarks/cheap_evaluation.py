@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from slimfront.compression.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
+from slimfront.compression.pruning.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
 from slimfront.search.analytic_cost import COUNTED, AnalyticCost
 from slimfront.search.coordinates import encode
 from slimfront.search.problem import Problem

@@ -29,8 +29,8 @@ import numpy as np
 import torch
 import yaml
 from onnx import TensorProto, helper, numpy_helper, save
-from slimfront.compression.candidates import make_candidate
-from slimfront.compression.packed_file import packed_bytes, save_packed
+from slimfront.compression.packing.packed_file import packed_bytes, save_packed
+from slimfront.compression.quantization.candidates import make_candidate
 from slimfront.core.errors import TargetError, UserError
 from slimfront.hardware_profiles.target import load_target
 from slimfront.spaces.policies.policy import LayerPolicy, Policy

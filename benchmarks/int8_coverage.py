@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from slimfront.compression.quantize import quantize
+from slimfront.compression.quantization.quantize import quantize
 from slimfront.core.errors import SlimfrontError
 from slimfront.hardware_profiles.runtime import get_runtime
 from slimfront.hardware_profiles.target import load_target

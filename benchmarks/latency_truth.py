@@ -34,7 +34,7 @@ from paired_latency import hammer, int8_artifact, summary
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
-from slimfront.compression.quantize import quantize
+from slimfront.compression.quantization.quantize import quantize
 from slimfront.hardware_profiles.bench import Bench, bench_cores, worker_cores
 from slimfront.hardware_profiles.bench_lock import bench_lock
 from slimfront.hardware_profiles.paired_timing import PairedTiming

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from types import TracebackType
 
-from slimfront.compression.prune import kept_channels
+from slimfront.compression.pruning.prune import kept_channels
 from slimfront.hardware_profiles.paired_timing import PairedTiming
 from slimfront.search.baseline import lower_reference
 from slimfront.search.latency_table import compress

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from slimfront.compression.quantize import quantize
+from slimfront.compression.quantization.quantize import quantize
 from slimfront.hardware_profiles.bench import worker_cores
 from slimfront.hardware_profiles.paired_timing import PairedTiming
 from slimfront.hardware_profiles.runtime_registry import runtimes

@@ -27,9 +27,9 @@ import torch
 from cheap_evaluation import stacked
 from rich.console import Console
 from rich.table import Table
-from slimfront.compression.fake_quantize import fake_quantized
-from slimfront.compression.prune import pruned_copy, reestimate_batch_norm
-from slimfront.compression.recover import recover_by_rungs
+from slimfront.compression.pruning.prune import pruned_copy, reestimate_batch_norm
+from slimfront.compression.quantization.fake_quantize import fake_quantized
+from slimfront.compression.recovery.recover import recover_by_rungs
 from slimfront.search.analytic_cost import COUNTED, AnalyticCost
 from slimfront.search.coordinates import encode
 from slimfront.search.halving import SuccessiveHalving

@@ -22,8 +22,8 @@ from cheap_evaluation import stacked
 from rich.console import Console
 from rich.table import Table
 from rungs import EPOCHS, FLOOR, LOOKS, SPACE, Curve, Race, at, log2_bops, rounded, volume, whole_log2_bops
-from slimfront.compression.prune import pruned_copy, reestimate_batch_norm
-from slimfront.compression.recover import recover_by_rungs
+from slimfront.compression.pruning.prune import pruned_copy, reestimate_batch_norm
+from slimfront.compression.recovery.recover import recover_by_rungs
 from slimfront.core.measurement import Measurement
 from slimfront.hardware_profiles.runtime import Artifact
 from slimfront.search.driver import Proposal, Search

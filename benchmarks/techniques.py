@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from slimfront.compression.candidates import make_candidate
-from slimfront.compression.prune import pruned_copy, reestimate_batch_norm
-from slimfront.compression.recover import recover
+from slimfront.compression.pruning.prune import pruned_copy, reestimate_batch_norm
+from slimfront.compression.quantization.candidates import make_candidate
+from slimfront.compression.recovery.recover import recover
 from slimfront.evaluators.accuracy import score
 from slimfront.evaluators.evaluator import Context
 from slimfront.hardware_profiles.runtime import get_runtime

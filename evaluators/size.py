@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..compression.packed_file import counted_bytes, packed_bytes
+from ..compression.packing.packed_file import counted_bytes, packed_bytes
 from ..core.errors import EvaluationError
 from ..core.measurement import Measurement
 from ..spaces.policies.candidate import Candidate

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from ..compression.packed_file import save_packed
+from ..compression.packing.packed_file import save_packed
 from ..core.measurement import METRICS, Measurement
 from ..evaluators.accuracy import Accuracy, score
 from ..evaluators.complexity import Complexity

@@ -11,8 +11,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from ..compression.candidates import make_candidate
-from ..compression.prune import pruned_copy
+from ..compression.pruning.prune import pruned_copy
+from ..compression.quantization.candidates import make_candidate
 from ..hardware_profiles.latency_table import Costs, LatencyTable
 from ..hardware_profiles.paired_timing import PairedTiming
 from ..hardware_profiles.prediction import calls_of, cost_units, fit_table, layers_of

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from ..compression.batches import input_batches
-from ..compression.distil import get_distiller
-from ..compression.proof import proven_groups
-from ..compression.taps import tapped_modules
-from ..compression.teachers import Teacher
+from ..compression.pruning.proof import proven_groups
+from ..compression.recovery.distil import get_distiller
+from ..compression.recovery.feature_taps import tapped_modules
+from ..compression.recovery.teachers import Teacher
 from ..core.errors import EvaluationError, PolicyError, StudyFileError, TargetError, WorkloadError
 from ..core.threads import usable_threads
 from ..evaluators.evaluator import Context

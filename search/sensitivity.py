@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..compression.calibrate import input_grids
-from ..compression.fake_quantize import fake_quantized
-from ..compression.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
+from ..compression.pruning.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
+from ..compression.quantization.calibrate import input_grids
+from ..compression.quantization.fake_quantize import fake_quantized
 from ..core.interrupts import raise_if_interrupted
 from ..core.measurement import Measurement
 from ..evaluators.accuracy import kl_divergence

@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..compression.candidates import make_candidate
 from ..compression.finite import require_finite
-from ..compression.gradual import gradually_pruned
-from ..compression.packed_file import save_packed
-from ..compression.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
-from ..compression.recover import recover, recover_by_rungs
+from ..compression.packing.packed_file import save_packed
+from ..compression.pruning.gradual import gradually_pruned
+from ..compression.pruning.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
+from ..compression.quantization.candidates import make_candidate
+from ..compression.recovery.recover import recover, recover_by_rungs
 from ..core.errors import EvaluationError, TargetError, TrialError, WorkloadError, describe_exception
 from ..core.interrupts import raise_if_interrupted
 from ..core.measurement import Measurement

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..compression.batches import input_batches
-from ..compression.proof import proven_groups
-from ..compression.prune import CALIBRATION_BATCH
+from ..compression.pruning.proof import proven_groups
+from ..compression.pruning.prune import CALIBRATION_BATCH
 from ..core.errors import WorkloadError
 from ..core.validation import suggestion
 from ..hardware_profiles.target import Target, load_target

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..compression.quantize import quantize
+from ..compression.quantization.quantize import quantize
 from ..core.errors import TargetError, TrialError
 from ..core.interrupts import raise_if_interrupted
 from ..core.threads import torch_threads

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..compression.packed import smallest_format
-from ..compression.prune import kept_channels, pruned_copy
+from ..compression.packing.packed import smallest_format
+from ..compression.pruning.prune import kept_channels, pruned_copy
 from ..evaluators.complexity import arithmetic_bits
 from ..spaces.models.layers import LAYER_KINDS, macs_by_module
 from ..spaces.policies.operators import Operator

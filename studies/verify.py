@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..compression.packed_file import digest, load_packed, packed_bytes, recorded_digest
+from ..compression.packing.packed_file import digest, load_packed, packed_bytes, recorded_digest
 from ..core.errors import TargetError, UserError
 from ..evaluators.accuracy import score
 from ..evaluators.evaluator import Context

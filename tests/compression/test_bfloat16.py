@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from slimfront.compression.bfloat16 import rounded
-from slimfront.compression.candidates import make_candidate
-from slimfront.compression.fake_quantize import fake_quantized
-from slimfront.compression.packed_file import digest, load_packed, packed_bytes, save_packed, weights_of
-from slimfront.compression.recover import recover
+from slimfront.compression.packing.packed_file import digest, load_packed, packed_bytes, save_packed, weights_of
+from slimfront.compression.quantization.candidates import make_candidate
+from slimfront.compression.quantization.fake_quantize import fake_quantized
+from slimfront.compression.recovery.recover import recover
 from slimfront.spaces.policies.candidate import Candidate
 from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
 from slimfront.workloads.workload import Workload

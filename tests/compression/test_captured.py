@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
-from slimfront.compression.captured import captured
+from slimfront.compression.quantization.captured import captured
 from torch import Tensor, nn
 
 

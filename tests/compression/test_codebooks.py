@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
 from sklearn.cluster import KMeans
-from slimfront.compression.candidates import make_candidate
-from slimfront.compression.codebooks import coded, k_means, lloyd, power_of_two
-from slimfront.compression.recover import recover
+from slimfront.compression.quantization.candidates import make_candidate
+from slimfront.compression.quantization.codebooks import coded, k_means, lloyd, power_of_two
+from slimfront.compression.recovery.recover import recover
 from slimfront.core.errors import PolicyError
 from slimfront.hardware_profiles.runtime import get_runtime
 from slimfront.hardware_profiles.target import load_target

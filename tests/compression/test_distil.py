@@ -9,11 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from slimfront.compression.distil import _angles, distillers, feature_loss, get_distiller, register, relation_loss
-from slimfront.compression.recover import recover
-from slimfront.compression.synthetic import synthetic_inputs
-from slimfront.compression.taps import projections, tapped_modules, tapping
-from slimfront.compression.teachers import Teacher
+from slimfront.compression.recovery.distil import (
+    _angles,
+    distillers,
+    feature_loss,
+    get_distiller,
+    register,
+    relation_loss,
+)
+from slimfront.compression.recovery.feature_taps import projections, tapped_modules, tapping
+from slimfront.compression.recovery.recover import recover
+from slimfront.compression.recovery.synthetic import synthetic_inputs
+from slimfront.compression.recovery.teachers import Teacher
 from slimfront.core.errors import PolicyError, WorkloadError
 from slimfront.spaces.policies.policy import Policy, Recovery
 from slimfront.workloads.workload import Workload

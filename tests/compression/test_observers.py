@@ -3,8 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from slimfront.compression.observers import ACTIVATION_OBSERVERS, EntropyObserver, PercentileObserver, divergence
-from slimfront.compression.quantize import quantize
+from slimfront.compression.quantization.observers import (
+    ACTIVATION_OBSERVERS,
+    EntropyObserver,
+    PercentileObserver,
+    divergence,
+)
+from slimfront.compression.quantization.quantize import quantize
 from slimfront.core.errors import CompressionError, PolicyError
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from slimfront.spaces.policies.quantization_scheme import CHOICES, Scheme

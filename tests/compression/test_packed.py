@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
-from slimfront.compression.packed import pack, smallest_format, unpack
+from slimfront.compression.packing.packed import pack, smallest_format, unpack
 
 
 @pytest.mark.parametrize(

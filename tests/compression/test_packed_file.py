@@ -8,8 +8,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 from safetensors.numpy import load_file
-from slimfront.compression.candidates import make_candidate
-from slimfront.compression.packed_file import (
+from slimfront.compression.packing.packed_file import (
     counted_bytes,
     digest,
     load_packed,
@@ -18,6 +17,7 @@ from slimfront.compression.packed_file import (
     save_packed,
     weights_of,
 )
+from slimfront.compression.quantization.candidates import make_candidate
 from slimfront.hardware_profiles.runtime import get_runtime
 from slimfront.hardware_profiles.target import load_target
 from slimfront.spaces.models.layers import find_layers

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from slimfront.compression import rounding
-from slimfront.compression.fake_quantize import SymmetricWeight, fake_quantized
 from slimfront.compression.folding import fold_norms
-from slimfront.compression.prune import pruned_copy
-from slimfront.compression.quantize import folded_norms, quantize
-from slimfront.compression.recover import recover
-from slimfront.compression.synthetic import _gap, synthetic_inputs
+from slimfront.compression.pruning.prune import pruned_copy
+from slimfront.compression.quantization.fake_quantize import SymmetricWeight, fake_quantized
+from slimfront.compression.quantization.quantize import folded_norms, quantize
+from slimfront.compression.recovery.recover import recover
+from slimfront.compression.recovery.synthetic import _gap, synthetic_inputs
 from slimfront.core.errors import PolicyError
 from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
 from slimfront.spaces.policies.resolved import effective_policy

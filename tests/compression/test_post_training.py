@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from slimfront.compression import rounding
-from slimfront.compression.equalize import equalize
-from slimfront.compression.fake_quantize import fake_quantized
-from slimfront.compression.post_training import POST_TRAINING, calibrated
-from slimfront.compression.quantize import quantize
-from slimfront.compression.recover import recover
-from slimfront.compression.rounding import correct_biases, rounded
+from slimfront.compression.quantization.equalize import equalize
+from slimfront.compression.quantization.fake_quantize import fake_quantized
+from slimfront.compression.quantization.quantize import quantize
+from slimfront.compression.quantization.rounding import correct_biases, rounded
+from slimfront.compression.recovery.post_training import POST_TRAINING, calibrated
+from slimfront.compression.recovery.recover import recover
 from slimfront.core.errors import CompressionError, PolicyError
 from slimfront.spaces.policies.policy import POST_TRAINING as STEPS
 from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from slimfront.compression.proof import prove_groups, proven_groups
+from slimfront.compression.pruning.proof import prove_groups, proven_groups
 from slimfront.spaces.models.channel_groups import find_channel_groups
 from slimfront.workloads.workload import Workload
 from torch import Tensor, nn

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from slimfront.compression.prune import (
+from slimfront.compression.pruning.prune import (
     is_structurally_changed,
     kept_channels,
     mask_weight,

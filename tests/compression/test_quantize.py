@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from slimfront.compression.quantize import quantize
+from slimfront.compression.quantization.quantize import quantize
 from slimfront.core.errors import CompressionError
 from slimfront.spaces.models.layers import find_layers
 from slimfront.spaces.policies.candidate import Quantization, QuantizedWeight

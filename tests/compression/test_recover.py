@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from slimfront.compression.distil import distillation_loss
-from slimfront.compression.prune import mask_weight
-from slimfront.compression.recover import recover
+from slimfront.compression.pruning.prune import mask_weight
+from slimfront.compression.recovery.distil import distillation_loss
+from slimfront.compression.recovery.recover import recover
 from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
 from slimfront.workloads.workload import Workload
 from torch import Tensor, nn

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from slimfront.compression.candidates import make_candidate
-from slimfront.compression.gradual import gradually_pruned
-from slimfront.compression.packed_file import digest, weights_of
-from slimfront.compression.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
-from slimfront.compression.recover import recover
+from slimfront.compression.packing.packed_file import digest, weights_of
+from slimfront.compression.pruning.gradual import gradually_pruned
+from slimfront.compression.pruning.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
+from slimfront.compression.quantization.candidates import make_candidate
+from slimfront.compression.recovery.recover import recover
 from slimfront.spaces.models.channel_groups import find_channel_groups
 from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
 from slimfront.spaces.policies.pruning import Pruning

@@ -9,11 +9,11 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LinearRegression
-from slimfront.compression.channels import remove_channels
-from slimfront.compression.criteria import Magnitude, criteria, get_criterion, register_criterion
-from slimfront.compression.gradual import cubic, gradually_pruned
-from slimfront.compression.operators import grouped, low_rank, replace_operators, separable
-from slimfront.compression.prune import global_masks, mask_weight, pruned_copy
+from slimfront.compression.pruning.channels import remove_channels
+from slimfront.compression.pruning.criteria import Magnitude, criteria, get_criterion, register_criterion
+from slimfront.compression.pruning.gradual import cubic, gradually_pruned
+from slimfront.compression.pruning.operators import grouped, low_rank, replace_operators, separable
+from slimfront.compression.pruning.prune import global_masks, mask_weight, pruned_copy
 from slimfront.core.errors import CompressionError
 from slimfront.spaces.models.blocks import block_influence, find_removable_blocks, least_influential_first
 from slimfront.spaces.models.channel_groups import find_channel_groups
@@ -359,7 +359,7 @@ POLICIES = {
 }
 REPLAY = """
 import sys, torch
-from slimfront.compression.prune import pruned_copy
+from slimfront.compression.pruning.prune import pruned_copy
 from slimfront.spaces.models.channel_groups import find_channel_groups
 from slimfront.spaces.policies.policy import Policy
 from slimfront.workloads.cache import state_digest

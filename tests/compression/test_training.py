@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from slimfront.compression.finite import require_finite
-from slimfront.compression.train import _EarlyStopping, _has_bfloat16, _optimizer, _schedule, _Training, train
+from slimfront.compression.recovery.train import _EarlyStopping, _has_bfloat16, _optimizer, _schedule, _Training, train
 from slimfront.core.errors import CompressionError
 from slimfront.spaces.policies.policy import Recovery
 from slimfront.workloads.workload import Workload

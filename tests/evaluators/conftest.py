@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from slimfront.compression.quantize import quantize
+from slimfront.compression.quantization.quantize import quantize
 from slimfront.evaluators.accuracy import score
 from slimfront.evaluators.evaluator import Context, Reference, Subject
 from slimfront.hardware_profiles.bench import Bench, bench_cores

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from slimfront.compression.folding import fold_norms
-from slimfront.compression.quantize import PolicyQuantizer, _export, prepare_pt2e, quantize
+from slimfront.compression.quantization.quantize import PolicyQuantizer, _export, prepare_pt2e, quantize
 from slimfront.hardware_profiles.fingerprint import SATURATING
 from slimfront.hardware_profiles.runtime import get_runtime
 from slimfront.hardware_profiles.target import load_target

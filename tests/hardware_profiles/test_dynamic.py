@@ -5,8 +5,8 @@ import onnx
 import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
-from slimfront.compression.candidates import make_candidate
-from slimfront.compression.fake_quantize import dynamic_grid, fake_quantized
+from slimfront.compression.quantization.candidates import make_candidate
+from slimfront.compression.quantization.fake_quantize import dynamic_grid, fake_quantized
 from slimfront.core.errors import CompressionError
 from slimfront.hardware_profiles.lowering import lower
 from slimfront.hardware_profiles.runtime import get_runtime

@@ -7,7 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from slimfront.compression.quantize import quantize
+from slimfront.compression.quantization.quantize import quantize
 from slimfront.hardware_profiles.lowering import lower
 from slimfront.hardware_profiles.runtime import get_runtime
 from slimfront.hardware_profiles.target import load_target

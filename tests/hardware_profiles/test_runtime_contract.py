@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from ai_edge_litert import schema_py_generated as schema
-from slimfront.compression.quantize import quantize
+from slimfront.compression.quantization.quantize import quantize
 from slimfront.core.errors import LoweringError, TargetError
 from slimfront.hardware_profiles import openvino_runtime
 from slimfront.hardware_profiles import runtime as runtime_module

@@ -18,7 +18,7 @@ import onnx
 import pytest
 import torch
 from onnx import ModelProto, numpy_helper
-from slimfront.compression.quantize import quantize
+from slimfront.compression.quantization.quantize import quantize
 from slimfront.hardware_profiles.onnxruntime_runtime import OnnxRuntimeSession
 from slimfront.hardware_profiles.runtime import get_runtime
 from slimfront.hardware_profiles.target import load_target

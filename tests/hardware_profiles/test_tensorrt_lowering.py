@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
-from slimfront.compression.quantize import quantize
+from slimfront.compression.quantization.quantize import quantize
 from slimfront.core.errors import LoweringError, TargetError
 from slimfront.hardware_profiles.profile import SMALL_SHAPE, _asked_model
 from slimfront.hardware_profiles.runtime import get_runtime

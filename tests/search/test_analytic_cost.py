@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from slimfront.compression.prune import pruned_copy
+from slimfront.compression.pruning.prune import pruned_copy
 from slimfront.evaluators.complexity import Complexity
 from slimfront.evaluators.evaluator import Subject
 from slimfront.search import analytic_cost

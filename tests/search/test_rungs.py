@@ -10,8 +10,8 @@ import pytest
 import torch
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
-from slimfront.compression.prune import pruned_copy
-from slimfront.compression.recover import recover, recover_by_rungs
+from slimfront.compression.pruning.prune import pruned_copy
+from slimfront.compression.recovery.recover import recover, recover_by_rungs
 from slimfront.core.errors import StudyFileError
 from slimfront.core.measurement import METRICS, Measurement
 from slimfront.search.coordinates import HEALING, coordinate, recovery_coordinate

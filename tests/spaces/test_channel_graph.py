@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from slimfront.compression.prune import pruned_copy
+from slimfront.compression.pruning.prune import pruned_copy
 from slimfront.spaces.models.channel_graph import ChannelGraph, channels_lost
 from slimfront.spaces.models.channel_groups import find_channel_groups
 from slimfront.spaces.policies.policy import Policy

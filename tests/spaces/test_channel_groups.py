@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from slimfront.compression.channels import remove_channels
+from slimfront.compression.pruning.channels import remove_channels
 from slimfront.core.errors import CompressionError
 from slimfront.spaces import channel_groups
 from slimfront.spaces.models.channel_graph import ChannelGraph

@@ -23,7 +23,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file, save_file
-from slimfront.compression.candidates import make_candidate
+from slimfront.compression.quantization.candidates import make_candidate
 from slimfront.core.errors import StoreError, TargetError, UserError
 from slimfront.core.measurement import Measurement
 from slimfront.hardware_profiles.device_card import DeviceCard

@@ -1,7 +1,7 @@
 """Bounds of gain, against candidates that are really built at the ends of a space."""
 
 import pytest
-from slimfront.compression.prune import pruned_copy
+from slimfront.compression.pruning.prune import pruned_copy
 from slimfront.evaluators.complexity import Complexity
 from slimfront.evaluators.evaluator import Context, Subject
 from slimfront.hardware_profiles.runtime import get_runtime

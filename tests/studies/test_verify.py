@@ -17,7 +17,7 @@ import onnx
 import pytest
 import torch
 from slimfront.cli import main
-from slimfront.compression.packed_file import load_packed
+from slimfront.compression.packing.packed_file import load_packed
 from slimfront.core.errors import StoreError, TargetError, UserError
 from slimfront.hardware_profiles.runtime import Artifact
 from slimfront.spaces.policies.policy import Policy

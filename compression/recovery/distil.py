@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..core.errors import PolicyError
+from ...core.errors import PolicyError
 
 Tap = Literal["embedding", "maps"]
 """What is seen of a network besides its outputs: what its last layer reads, or its last map of each resolution."""

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..spaces.policies.candidate import RoundedWeight
-from ..spaces.policies.policy import Policy
-from .folding import folded_parameters
+from ...spaces.policies.candidate import RoundedWeight
+from ...spaces.policies.policy import Policy
+from ..folding import folded_parameters
 
 
 def rounded(tensor: Tensor) -> Tensor:

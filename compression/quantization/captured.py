@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, fx, nn
 
-from ..spaces.models.architecture import architecture
+from ...spaces.models.architecture import architecture
 
 ENTRIES = 2
 """Graphs kept: the uncompressed model's and the newest candidate's."""

@@ -20,8 +20,8 @@ import torch_pruning as tp
 from torch import Tensor
 from torch_pruning.dependency import Group
 
-from ..core.errors import CompressionError
-from ..spaces.models.channel_graph import HeadedAttention
+from ...core.errors import CompressionError
+from ...spaces.models.channel_graph import HeadedAttention
 
 
 @dataclass(frozen=True)

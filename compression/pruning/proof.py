@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.interrupts import raise_if_interrupted
-from ..spaces.models.channel_graph import ChannelGraph, Role, channels_lost, first_line
-from ..spaces.models.channel_groups import ChannelGroup, find_channel_groups
-from ..workloads.contract import few_inputs
-from ..workloads.workload import Workload
+from ...core.interrupts import raise_if_interrupted
+from ...spaces.models.channel_graph import ChannelGraph, Role, channels_lost, first_line
+from ...spaces.models.channel_groups import ChannelGroup, find_channel_groups
+from ...workloads.contract import few_inputs
+from ...workloads.workload import Workload
 
 TOLERANCE = 1e-3
 """How far a layer's input may differ, relative to the largest, by rounding: kernels of other widths sum in another order."""

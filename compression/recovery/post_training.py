@@ -13,14 +13,14 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
-from ..spaces.policies.candidate import Grid
-from ..spaces.policies.policy import Policy
-from ..workloads.workload import Workload
-from .codebooks import coded_copy
-from .equalize import equalize
-from .folding import fold_norms
-from .quantize import folded_norms, quantize
-from .rounding import correct_biases, round_adaptively
+from ...spaces.policies.candidate import Grid
+from ...spaces.policies.policy import Policy
+from ...workloads.workload import Workload
+from ..folding import fold_norms
+from ..quantization.codebooks import coded_copy
+from ..quantization.equalize import equalize
+from ..quantization.quantize import folded_norms, quantize
+from ..quantization.rounding import correct_biases, round_adaptively
 
 Step = Callable[[nn.Module, Workload, Policy, int], None]
 """Changes a model, batch-norm folded, in place; the same seed gives the same weights."""

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from torch import nn
 
-from ..spaces.models.channel_groups import ChannelGroup
-from ..spaces.policies.operators import DENSE
-from ..spaces.policies.policy import LayerPolicy, Policy
-from ..spaces.policies.resolved import effective_policy
-from ..workloads.workload import Workload
+from ...spaces.models.channel_groups import ChannelGroup
+from ...spaces.policies.operators import DENSE
+from ...spaces.policies.policy import LayerPolicy, Policy
+from ...spaces.policies.resolved import effective_policy
+from ...workloads.workload import Workload
 from .prune import pruned_copy
 
 Train = Callable[[nn.Module, Policy], None]

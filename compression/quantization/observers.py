@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torchao.quantization.pt2e import HistogramObserver, MinMaxObserver, PerChannelMinMaxObserver
 
-from ..core.errors import CompressionError
+from ...core.errors import CompressionError
 
 TAIL = 1e-4
 """Share of the values that "percentile" leaves out at either end."""

@@ -29,11 +29,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from ..core.documents import json_document
-from ..core.errors import DocumentError
-from ..core.validation import shortened
-from ..spaces.models.layers import LAYER_KINDS
-from ..spaces.policies.candidate import Candidate
+from ...core.documents import json_document
+from ...core.errors import DocumentError
+from ...core.validation import shortened
+from ...spaces.models.layers import LAYER_KINDS
+from ...spaces.policies.candidate import Candidate
 from .packed import FLOATS, Format, Packed, pack, smallest_format, unpack
 
 SCHEMA = "2"

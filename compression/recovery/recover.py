@@ -8,14 +8,14 @@ from contextlib import nullcontext
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..spaces.policies.candidate import Grid
-from ..spaces.policies.policy import Policy
-from ..spaces.policies.resolved import effective_policy
-from ..workloads.workload import Workload
-from .fake_quantize import fake_quantized
-from .gradients import trainable_copy
+from ...spaces.policies.candidate import Grid
+from ...spaces.policies.policy import Policy
+from ...spaces.policies.resolved import effective_policy
+from ...workloads.workload import Workload
+from ..gradients import trainable_copy
+from ..pruning.prune import reestimate_batch_norm
+from ..quantization.fake_quantize import fake_quantized
 from .post_training import POST_TRAINING, calibrated
-from .prune import reestimate_batch_norm
 from .train import Masks, train, training
 
 Prune = Callable[[nn.Module], nn.Module]

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from ..core.errors import WorkloadError
-from ..core.interrupts import raise_if_interrupted
-from ..workloads.load import load_workload
-from ..workloads.workload import MapDataset, Workload, describe
+from ...core.errors import WorkloadError
+from ...core.interrupts import raise_if_interrupted
+from ...workloads.load import load_workload
+from ...workloads.workload import MapDataset, Workload, describe
 from .distil import Tap
-from .taps import tapped_modules, tapping
+from .feature_taps import tapped_modules, tapping
 
 BATCH = 256
 

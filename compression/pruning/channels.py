@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import CompressionError
-from ..spaces.models.channel_graph import ChannelGraph, channels_lost, out_channels
+from ...core.errors import CompressionError
+from ...spaces.models.channel_graph import ChannelGraph, channels_lost, out_channels
 from .criteria import Criterion, Scoring, get_criterion
 from .merge import merge_channels
 from .reconstruct import reconstruct_channels

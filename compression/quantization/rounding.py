@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..spaces.policies.candidate import Grid
-from ..spaces.policies.policy import Policy
-from ..workloads.workload import MapDataset
-from .batches import input_batches
+from ...spaces.policies.candidate import Grid
+from ...spaces.policies.policy import Policy
+from ...workloads.workload import MapDataset
+from ..batches import input_batches
 from .fake_quantize import fake_quantized
 
 SAMPLES = 128

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..spaces.models.channel_graph import CONVOLUTIONS, ChannelGraph
+from ...spaces.models.channel_graph import CONVOLUTIONS, ChannelGraph
 
 
 @torch.no_grad()

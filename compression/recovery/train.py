@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
 from torch.utils.data import Subset
 
-from ..core.errors import CompressionError
-from ..spaces.policies.policy import Recovery
-from ..workloads.workload import MapDataset, Workload
-from .batches import loader
+from ...core.errors import CompressionError
+from ...spaces.policies.policy import Recovery
+from ...workloads.workload import MapDataset, Workload
+from ..batches import loader
+from ..finite import not_finite
 from .distil import distillation_loss, get_distiller
-from .finite import not_finite
+from .feature_taps import projections, tapped_modules, tapping
 from .synthetic import synthetic_inputs
-from .taps import projections, tapped_modules, tapping
 from .teachers import Teacher
 
 HELD_OUT = 10

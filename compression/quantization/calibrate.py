@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..spaces.policies.candidate import Grid
-from ..spaces.policies.quantization_scheme import Scheme
-from ..workloads.workload import MapDataset
-from .batches import input_batches
+from ...spaces.policies.candidate import Grid
+from ...spaces.policies.quantization_scheme import Scheme
+from ...workloads.workload import MapDataset
+from ..batches import input_batches
 from .quantize import CALIBRATION_BATCH, activation_spec
 
 

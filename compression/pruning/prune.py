@@ -8,18 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from ..core.errors import CompressionError
-from ..spaces.models.channel_groups import ChannelGroup
-from ..spaces.models.layers import LAYER_KINDS
-from ..spaces.policies.operators import DENSE
-from ..spaces.policies.policy import Policy, Sparsity, threshold_of
-from ..spaces.policies.resolved import effective_policy
-from ..workloads.workload import MapDataset, Workload
-from .batches import input_batches
+from ...core.errors import CompressionError
+from ...spaces.models.channel_groups import ChannelGroup
+from ...spaces.models.layers import LAYER_KINDS
+from ...spaces.policies.operators import DENSE
+from ...spaces.policies.policy import Policy, Sparsity, threshold_of
+from ...spaces.policies.resolved import effective_policy
+from ...workloads.workload import MapDataset, Workload
+from ..batches import input_batches
+from ..folding import BATCH_NORMS
+from ..gradients import accumulate_gradients, trainable_copy
 from .channels import remove_channels
 from .criteria import Scoring, get_criterion
-from .folding import BATCH_NORMS
-from .gradients import accumulate_gradients, trainable_copy
 from .operators import replace_operators
 
 CALIBRATION_BATCH = 50

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from ..spaces.policies.candidate import Candidate
-from ..spaces.policies.policy import Policy
-from ..workloads.workload import MapDataset
+from ...spaces.policies.candidate import Candidate
+from ...spaces.policies.policy import Policy
+from ...workloads.workload import MapDataset
 from .codebooks import coded_copy
 from .quantize import quantize
 

@@ -10,10 +10,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from ..core.errors import CompressionError
-from ..core.interrupts import raise_if_interrupted
-from ..spaces.models.exported_graph import WEIGHTED, module_path
-from ..workloads.workload import describe
+from ...core.errors import CompressionError
+from ...core.interrupts import raise_if_interrupted
+from ...spaces.models.exported_graph import WEIGHTED, module_path
+from ...workloads.workload import describe
 
 aten = torch.ops.aten
 FLATTEN = aten.flatten.using_ints

@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..spaces.policies.candidate import CodedWeight
-from ..spaces.policies.policy import LayerPolicy, Policy
+from ...spaces.policies.candidate import CodedWeight
+from ...spaces.policies.policy import LayerPolicy, Policy
 
 MAX_STEPS = 300
 """Of Lloyd's algorithm; it ends earlier once nothing moves."""

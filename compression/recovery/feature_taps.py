@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import WorkloadError
-from ..spaces.models.layers import LAYER_KINDS
+from ...core.errors import WorkloadError
+from ...spaces.models.layers import LAYER_KINDS
 from .distil import Tap
 
 LAYERS = tuple(LAYER_KINDS)

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..spaces.models.channel_graph import CONVOLUTIONS, ChannelGraph
-from .moments import moments_of
+from ...spaces.models.channel_graph import CONVOLUTIONS, ChannelGraph
+from ..moments import moments_of
 
 WIDEST = 8192
 """Inputs of a reader beyond which its moments would not fit into memory; what it reads is dropped, not reconstructed."""

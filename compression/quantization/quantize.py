@@ -27,9 +27,9 @@ from torchao.quantization.pt2e.quantizer import (
 )
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
-from ..core.errors import CompressionError
-from ..core.interrupts import raise_if_interrupted
-from ..spaces.models.exported_graph import (
+from ...core.errors import CompressionError
+from ...core.interrupts import raise_if_interrupted
+from ...spaces.models.exported_graph import (
     ADDITIONS,
     WEIGHTED,
     constant,
@@ -39,14 +39,14 @@ from ..spaces.models.exported_graph import (
     runs_again,
     scale_and_shift,
 )
-from ..spaces.policies.candidate import Grid, Quantization, QuantizedWeight
-from ..spaces.policies.policy import LayerPolicy, Policy
-from ..spaces.policies.quantization_scheme import Scheme
-from ..workloads.workload import MapDataset, describe
-from .batches import input_batches
+from ...spaces.policies.candidate import Grid, Quantization, QuantizedWeight
+from ...spaces.policies.policy import LayerPolicy, Policy
+from ...spaces.policies.quantization_scheme import Scheme
+from ...workloads.workload import MapDataset, describe
+from ..batches import input_batches
+from ..folding import BATCH_NORMS
 from .bfloat16 import rounded_weights
 from .captured import captured
-from .folding import BATCH_NORMS
 from .observers import ACTIVATION_OBSERVERS, WEIGHT_OBSERVERS
 
 CONTAINER_BITS = 8

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..spaces.policies.candidate import Grid
-from ..spaces.policies.policy import FULL_PRECISION, LayerPolicy, Policy
-from ..spaces.policies.quantization_scheme import Scheme
+from ...spaces.policies.candidate import Grid
+from ...spaces.policies.policy import FULL_PRECISION, LayerPolicy, Policy
+from ...spaces.policies.quantization_scheme import Scheme
 from .bfloat16 import BFloat16Weight, rounded_input, rounded_output
 from .codebooks import SharedValues
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from ..workloads.workload import Workload
+from ...workloads.workload import Workload
 
 SAMPLES, BATCH, STEPS, STEP_SIZE = 256, 64, 30, 0.1
 

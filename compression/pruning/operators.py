@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import CompressionError
-from ..spaces.policies.operators import Operator, rank_of
-from .moments import Moments, moments_of
+from ...core.errors import CompressionError
+from ...spaces.policies.operators import Operator, rank_of
+from ..moments import Moments, moments_of
 
 
 @torch.no_grad()
