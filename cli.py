@@ -44,7 +44,7 @@ def _complete_studies() -> list[str]:
 
 
 def _complete_targets() -> list[str]:
-    from .hardware_profiles.target import shipped_targets
+    from .hardware_profiles.cards.target import shipped_targets
 
     return shipped_targets()
 
@@ -424,7 +424,7 @@ def profile(
 
         measured = add_table(measured, table, storage, err)
     if out_file is not None:
-        from .hardware_profiles.target import card_text
+        from .hardware_profiles.cards.target import card_text
 
         _write(out_file, card_text(measured))
     _print_target(target, storage, format)

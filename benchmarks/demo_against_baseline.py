@@ -22,7 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from slimfront.hardware_profiles.runtime import Artifact
+from slimfront.hardware_profiles.runtimes.base import Artifact
 from slimfront.search.problem import Problem, prepare
 from slimfront.search.run import run_search
 from slimfront.studies.front import Point, pareto_front

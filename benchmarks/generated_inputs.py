@@ -32,7 +32,7 @@ from onnx import TensorProto, helper, numpy_helper, save
 from slimfront.compression.packing.packed_file import packed_bytes, save_packed
 from slimfront.compression.quantization.candidates import make_candidate
 from slimfront.core.errors import TargetError, UserError
-from slimfront.hardware_profiles.target import load_target
+from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from slimfront.studies.bundle import open_bundle
 from slimfront.studies.spec import load_study

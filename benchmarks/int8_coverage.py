@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from slimfront.compression.quantization.quantize import quantize
 from slimfront.core.errors import SlimfrontError
-from slimfront.hardware_profiles.runtime import get_runtime
-from slimfront.hardware_profiles.target import load_target
+from slimfront.hardware_profiles.cards.target import load_target
+from slimfront.hardware_profiles.runtimes.base import get_runtime
 from slimfront.spaces.models.layers import find_layers
 from slimfront.spaces.policies.candidate import Candidate
 from slimfront.spaces.policies.policy import LayerPolicy, Policy

@@ -35,11 +35,11 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
 from slimfront.compression.quantization.quantize import quantize
-from slimfront.hardware_profiles.bench import Bench, bench_cores, worker_cores
-from slimfront.hardware_profiles.bench_lock import bench_lock
-from slimfront.hardware_profiles.paired_timing import PairedTiming
-from slimfront.hardware_profiles.runtime import get_runtime
-from slimfront.hardware_profiles.target import load_target
+from slimfront.hardware_profiles.bench.bench import Bench, bench_cores, worker_cores
+from slimfront.hardware_profiles.bench.lock import bench_lock
+from slimfront.hardware_profiles.bench.paired_timing import PairedTiming
+from slimfront.hardware_profiles.cards.target import load_target
+from slimfront.hardware_profiles.runtimes.base import get_runtime
 from slimfront.search.baseline import lower_reference
 from slimfront.search.latency_table import measure_table, random_policies, time_policies
 from slimfront.search.problem import Problem, prepare

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from slimfront.compression.pruning.prune import kept_channels
-from slimfront.hardware_profiles.paired_timing import PairedTiming
+from slimfront.hardware_profiles.bench.paired_timing import PairedTiming
 from slimfront.search.baseline import lower_reference
 from slimfront.search.latency_table import compress
 from slimfront.search.problem import Problem

@@ -17,9 +17,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 from slimfront.compression.quantization.quantize import quantize
-from slimfront.hardware_profiles.bench import worker_cores
-from slimfront.hardware_profiles.paired_timing import PairedTiming
-from slimfront.hardware_profiles.runtime_registry import runtimes
+from slimfront.hardware_profiles.bench.bench import worker_cores
+from slimfront.hardware_profiles.bench.paired_timing import PairedTiming
+from slimfront.hardware_profiles.runtimes.registry import runtimes
 from slimfront.search.baseline import lower_reference
 from slimfront.search.problem import Problem, prepare
 from slimfront.spaces.policies.candidate import Candidate

@@ -25,7 +25,7 @@ from rungs import EPOCHS, FLOOR, LOOKS, SPACE, Curve, Race, at, log2_bops, round
 from slimfront.compression.pruning.prune import pruned_copy, reestimate_batch_norm
 from slimfront.compression.recovery.recover import recover_by_rungs
 from slimfront.core.measurement import Measurement
-from slimfront.hardware_profiles.runtime import Artifact
+from slimfront.hardware_profiles.runtimes.base import Artifact
 from slimfront.search.driver import Proposal, Search
 from slimfront.search.problem import Problem, prepare
 from slimfront.search.recovered import structure

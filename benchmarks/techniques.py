@@ -24,8 +24,8 @@ from slimfront.compression.quantization.candidates import make_candidate
 from slimfront.compression.recovery.recover import recover
 from slimfront.evaluators.accuracy import score
 from slimfront.evaluators.evaluator import Context
-from slimfront.hardware_profiles.runtime import get_runtime
-from slimfront.hardware_profiles.target import load_target
+from slimfront.hardware_profiles.cards.target import load_target
+from slimfront.hardware_profiles.runtimes.base import get_runtime
 from slimfront.spaces.models.channel_groups import ChannelGroup, find_channel_groups
 from slimfront.spaces.models.layers import find_layers, macs_by_module
 from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery, RecoveryStep

@@ -10,9 +10,9 @@ from torch.nn import functional
 from ..compression.batches import loader
 from ..core.errors import EvaluationError
 from ..core.measurement import METRICS, Measurement
-from ..hardware_profiles.bench_lock import alone_on_gpu
-from ..hardware_profiles.runtime import Artifact
-from ..hardware_profiles.runtime_registry import RUNTIMES
+from ..hardware_profiles.bench.lock import alone_on_gpu
+from ..hardware_profiles.runtimes.base import Artifact
+from ..hardware_profiles.runtimes.registry import RUNTIMES
 from ..workloads.workload import MapDataset
 from .evaluator import Context, Subject
 from .scores import Scores, concatenate

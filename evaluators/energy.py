@@ -6,7 +6,7 @@ import statistics
 
 from ..core.errors import EvaluationError
 from ..core.measurement import METRICS, Measurement
-from ..hardware_profiles.paired_timing import median_interval
+from ..hardware_profiles.bench.paired_timing import median_interval
 from .evaluator import Context, Subject
 
 REPEATS = 9

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..core.measurement import Measurement
-from ..hardware_profiles.runtime import Artifact, Runtime
-from ..hardware_profiles.target import Target
-from ..hardware_profiles.timer import Timer
+from ..hardware_profiles.bench.timer import Timer
+from ..hardware_profiles.cards.target import Target
+from ..hardware_profiles.runtimes.base import Artifact, Runtime
 from ..spaces.policies.candidate import Candidate
 from ..workloads.workload import Workload
 from .scores import Scores

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ..core.errors import EvaluationError
 from ..core.measurement import METRICS, Measurement
-from ..hardware_profiles.paired_timing import PairedTiming
-from ..hardware_profiles.target import Target
+from ..hardware_profiles.bench.paired_timing import PairedTiming
+from ..hardware_profiles.cards.target import Target
 from .evaluator import Context, Subject
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..core.errors import EvaluationError
-from ..hardware_profiles.energy import energy_meter
-from ..hardware_profiles.peak_memory import has_peak_memory
-from ..hardware_profiles.runtime_registry import RUNTIMES
-from ..hardware_profiles.target import Target
+from ..hardware_profiles.bench.energy import energy_meter
+from ..hardware_profiles.bench.peak_memory import has_peak_memory
+from ..hardware_profiles.cards.target import Target
+from ..hardware_profiles.runtimes.registry import RUNTIMES
 from .energy import Energy
 from .evaluator import Evaluator
 from .latency import Latency

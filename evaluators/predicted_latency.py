@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ..core.errors import EvaluationError
 from ..core.measurement import METRICS, PREDICTED, Measurement
-from ..hardware_profiles.prediction import calls_of, cost_units
-from ..hardware_profiles.target import Target
+from ..hardware_profiles.cards.target import Target
+from ..hardware_profiles.profiling.prediction import calls_of, cost_units
 from .evaluator import Context, Evaluator, Subject
 from .latency import Latency, throughput
 

@@ -16,9 +16,9 @@ from ..evaluators.latency import latency_measurements, throughput
 from ..evaluators.on_request import requested
 from ..evaluators.predicted_latency import predicted_measurements
 from ..evaluators.size import ArtifactSize, packed_size
-from ..hardware_profiles.runtime import Artifact
-from ..hardware_profiles.target import Target
-from ..hardware_profiles.timer import Timer
+from ..hardware_profiles.bench.timer import Timer
+from ..hardware_profiles.cards.target import Target
+from ..hardware_profiles.runtimes.base import Artifact
 from ..spaces.policies.candidate import Candidate
 from ..spaces.policies.policy import Policy
 

@@ -11,7 +11,7 @@ from ..core.interrupts import raise_if_interrupted
 from ..core.measurement import Measurement
 from ..evaluators.accuracy import accuracy_measurements, score
 from ..evaluators.latency import latency_measurements
-from ..hardware_profiles.runtime import Artifact
+from ..hardware_profiles.runtimes.base import Artifact
 from .baseline import with_test_scores
 from .driver import Search
 from .rungs import confirmed_rung

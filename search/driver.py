@@ -20,7 +20,7 @@ from ..core.interrupts import uninterrupted
 from ..core.measurement import Measurement
 from ..core.threads import usable_threads
 from ..evaluators.evaluator import Subject
-from ..hardware_profiles.runtime import Artifact
+from ..hardware_profiles.runtimes.base import Artifact
 from ..spaces.policies.candidate import Candidate
 from ..spaces.policies.policy import Policy
 from ..spaces.space import Choice

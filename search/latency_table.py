@@ -13,11 +13,11 @@ from rich.progress import Progress
 
 from ..compression.pruning.prune import pruned_copy
 from ..compression.quantization.candidates import make_candidate
-from ..hardware_profiles.latency_table import Costs, LatencyTable
-from ..hardware_profiles.paired_timing import PairedTiming
-from ..hardware_profiles.prediction import calls_of, cost_units, fit_table, layers_of
-from ..hardware_profiles.runtime import get_runtime
-from ..hardware_profiles.target import Target
+from ..hardware_profiles.bench.paired_timing import PairedTiming
+from ..hardware_profiles.cards.latency_table import Costs, LatencyTable
+from ..hardware_profiles.cards.target import Target
+from ..hardware_profiles.profiling.prediction import calls_of, cost_units, fit_table, layers_of
+from ..hardware_profiles.runtimes.base import get_runtime
 from ..spaces.policies.candidate import Candidate
 from ..spaces.policies.policy import Policy
 from ..studies.database import absolute_url

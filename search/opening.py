@@ -9,7 +9,7 @@ from ..core.errors import StoreError, WorkloadError, describe_exception
 from ..core.interrupts import raise_if_interrupted
 from ..core.measurement import Measurement
 from ..evaluators.evaluator import Reference
-from ..hardware_profiles.runtime import Artifact
+from ..hardware_profiles.runtimes.base import Artifact
 from ..studies.store import Store
 from ..workloads.load import workload_fingerprint
 from .baseline import lower_reference, measure_reference, with_scores

@@ -18,13 +18,13 @@ from ..core.errors import EvaluationError, PolicyError, StudyFileError, TargetEr
 from ..core.threads import usable_threads
 from ..evaluators.evaluator import Context
 from ..evaluators.on_request import require_available
-from ..hardware_profiles.bench import bench_cores
-from ..hardware_profiles.fingerprint import machine, require_fit, versions
-from ..hardware_profiles.prediction import layers_of
-from ..hardware_profiles.runtime import Artifact, Runtime, get_runtime
-from ..hardware_profiles.runtime_registry import RUNTIMES
-from ..hardware_profiles.target import Target, load_target
-from ..hardware_profiles.timer import Timer
+from ..hardware_profiles.bench.bench import bench_cores
+from ..hardware_profiles.bench.timer import Timer
+from ..hardware_profiles.cards.target import Target, load_target
+from ..hardware_profiles.profiling.fingerprint import machine, require_fit, versions
+from ..hardware_profiles.profiling.prediction import layers_of
+from ..hardware_profiles.runtimes.base import Artifact, Runtime, get_runtime
+from ..hardware_profiles.runtimes.registry import RUNTIMES
 from ..spaces.families import family_of
 from ..spaces.models.blocks import block_influence, find_removable_blocks, least_influential_first
 from ..spaces.models.channel_groups import ChannelGroup

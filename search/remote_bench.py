@@ -15,11 +15,11 @@ import numpy as np
 
 from ..core.errors import EvaluationError, TargetError
 from ..evaluators.on_request import require_available
-from ..hardware_profiles.bench import Bench, bench_cores
-from ..hardware_profiles.fingerprint import machine, require_fit, versions
-from ..hardware_profiles.paired_timing import PairedTiming
-from ..hardware_profiles.runtime import get_runtime
-from ..hardware_profiles.target import Target
+from ..hardware_profiles.bench.bench import Bench, bench_cores
+from ..hardware_profiles.bench.paired_timing import PairedTiming
+from ..hardware_profiles.cards.target import Target
+from ..hardware_profiles.profiling.fingerprint import machine, require_fit, versions
+from ..hardware_profiles.runtimes.base import get_runtime
 from .cluster import connect, is_cluster_named, ray  # before anything else of Ray
 
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError  # isort: skip

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ..core.errors import SearchError
 from ..core.interrupts import sigterm_interrupts
-from ..hardware_profiles.fingerprint import saturates
+from ..hardware_profiles.profiling.fingerprint import saturates
 from ..studies.database import absolute_url
 from ..studies.progress import reason_rows, states_text
 from ..studies.spec import StudySpec

@@ -8,9 +8,9 @@ from pathlib import Path
 from torch import Tensor
 
 from ..compression.batches import example_batch
-from ..hardware_profiles.bench import Bench
-from ..hardware_profiles.target import Target
-from ..hardware_profiles.timer import Timer
+from ..hardware_profiles.bench.bench import Bench
+from ..hardware_profiles.bench.timer import Timer
+from ..hardware_profiles.cards.target import Target
 
 
 def timer_of(target: Target, reference: Path, example_input: Tensor, cores: Sequence[int]) -> Timer:

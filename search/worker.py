@@ -33,11 +33,11 @@ from ..evaluators.evaluator import Context, Reference, Subject
 from ..evaluators.on_request import requested
 from ..evaluators.predicted_latency import latency_evaluator
 from ..evaluators.size import ArtifactSize, counted_size, packed_size
-from ..hardware_profiles.bench import bench_cores, worker_cores
-from ..hardware_profiles.fingerprint import require_fit
-from ..hardware_profiles.runtime import Artifact, get_runtime
-from ..hardware_profiles.target import Target
-from ..hardware_profiles.timer import Timer
+from ..hardware_profiles.bench.bench import bench_cores, worker_cores
+from ..hardware_profiles.bench.timer import Timer
+from ..hardware_profiles.cards.target import Target
+from ..hardware_profiles.profiling.fingerprint import require_fit
+from ..hardware_profiles.runtimes.base import Artifact, get_runtime
 from ..spaces.models.channel_groups import ChannelGroup
 from ..spaces.policies.candidate import Candidate
 from ..spaces.policies.policy import Policy

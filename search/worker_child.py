@@ -37,7 +37,7 @@ def serve(connection: Connection, log: Path) -> None:
 
 
 def _started(connection: Connection) -> Worker:
-    from ..hardware_profiles.bench import end_with
+    from ..hardware_profiles.bench.bench import end_with
     from ..workloads.load import settle_in
     from .worker import Worker
 

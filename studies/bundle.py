@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ..core.documents import MAX_JSON_BYTES, json_document, read_file, require_regular
 from ..core.errors import DocumentError, UserError
 from ..core.validation import MAX_SENTENCE, first_problem, shortened
-from ..hardware_profiles.runtime import Artifact
-from ..hardware_profiles.target import Target
+from ..hardware_profiles.cards.target import Target
+from ..hardware_profiles.runtimes.base import Artifact
 from .card import SCHEMA
 
 CARD = "card.json"

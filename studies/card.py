@@ -21,9 +21,9 @@ from datetime import datetime
 from typing import Any
 
 from ..core.measurement import METRICS, Measurement
-from ..hardware_profiles.fingerprint import saturates
-from ..hardware_profiles.runtime import TensorInfo
-from ..hardware_profiles.target import Target
+from ..hardware_profiles.cards.target import Target
+from ..hardware_profiles.profiling.fingerprint import saturates
+from ..hardware_profiles.runtimes.base import TensorInfo
 from ..spaces.policies.policy import Policy
 from . import standalone
 from .executed import storage_only

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..core.errors import UserError
-from ..hardware_profiles.runtime import get_runtime
-from ..hardware_profiles.target import load_target
+from ..hardware_profiles.cards.target import load_target
+from ..hardware_profiles.runtimes.base import get_runtime
 from . import standalone
 from .card import card_document, card_page
 from .executed import executed_precisions

@@ -12,7 +12,7 @@ from ..compression.pruning.proof import proven_groups
 from ..compression.pruning.prune import CALIBRATION_BATCH
 from ..core.errors import WorkloadError
 from ..core.validation import suggestion
-from ..hardware_profiles.target import Target, load_target
+from ..hardware_profiles.cards.target import Target, load_target
 from ..spaces.families import family_of
 from ..spaces.models.blocks import block_influence, examine_blocks, least_influential_first
 from ..spaces.models.channel_groups import ChannelGroup

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.errors import UserError
-from ..hardware_profiles.runtime import Artifact
+from ..hardware_profiles.runtimes.base import Artifact
 from ..workloads.load import load_workload, workload_fingerprint
 from ..workloads.workload import Workload
 from .bundle import Bundle

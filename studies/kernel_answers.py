@@ -11,9 +11,9 @@ from ..compression.quantization.quantize import quantize
 from ..core.errors import TargetError, TrialError
 from ..core.interrupts import raise_if_interrupted
 from ..core.threads import torch_threads
-from ..hardware_profiles.runtime import get_runtime
-from ..hardware_profiles.runtime_registry import RUNTIMES
-from ..hardware_profiles.target import Target
+from ..hardware_profiles.cards.target import Target
+from ..hardware_profiles.runtimes.base import get_runtime
+from ..hardware_profiles.runtimes.registry import RUNTIMES
 from ..spaces.models.layers import find_layers
 from ..spaces.policies.candidate import Candidate
 from ..spaces.policies.policy import BFLOAT16_BITS, FULL_PRECISION, LayerPolicy, Policy

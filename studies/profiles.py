@@ -11,10 +11,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from ..core.errors import TargetError
-from ..hardware_profiles.device_card import DeviceCard, Kernel, Throughput
-from ..hardware_profiles.fingerprint import machine
-from ..hardware_profiles.runtime import get_runtime
-from ..hardware_profiles.target import Target, load_target, shipped_targets
+from ..hardware_profiles.cards.device_card import DeviceCard, Kernel, Throughput
+from ..hardware_profiles.cards.target import Target, load_target, shipped_targets
+from ..hardware_profiles.profiling.fingerprint import machine
+from ..hardware_profiles.runtimes.base import get_runtime
 from .database import database_url
 from .store import Store
 from .terminal import facts, rows_table
@@ -30,7 +30,7 @@ def measure_target(reference: str, storage: str, console: Console) -> Target:
     Raises:
         TargetError: no such card, its runtime is not installed, or it is of another machine.
     """
-    from ..hardware_profiles.profile import profile_target  # imports torch
+    from ..hardware_profiles.profiling.profile import profile_target  # imports torch
 
     target = load_target(reference)
     if target.remote or target.predict:

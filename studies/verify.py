@@ -16,12 +16,12 @@ from ..compression.packing.packed_file import digest, load_packed, packed_bytes,
 from ..core.errors import TargetError, UserError
 from ..evaluators.accuracy import score
 from ..evaluators.evaluator import Context
-from ..hardware_profiles.bench import bench_cores
-from ..hardware_profiles.onnx_signature import refuse_external_data
-from ..hardware_profiles.runtime import get_runtime
-from ..hardware_profiles.runtime_registry import RUNTIMES
-from ..hardware_profiles.target import Target
-from ..hardware_profiles.timer import Timer
+from ..hardware_profiles.bench.bench import bench_cores
+from ..hardware_profiles.bench.timer import Timer
+from ..hardware_profiles.cards.target import Target
+from ..hardware_profiles.runtimes.base import get_runtime
+from ..hardware_profiles.runtimes.onnx.signature import refuse_external_data
+from ..hardware_profiles.runtimes.registry import RUNTIMES
 from ..workloads.workload import describe
 from .bundle import Bundle, open_bundle
 from .judge import Judge

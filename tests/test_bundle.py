@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 from slimfront.core.errors import UserError
-from slimfront.hardware_profiles.bench import bench_cores
+from slimfront.hardware_profiles.bench.bench import bench_cores
 from slimfront.search.run import run_search
 from slimfront.search.timer_of_target import timer_of
 from slimfront.studies.bundle import open_bundle

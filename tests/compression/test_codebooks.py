@@ -12,8 +12,8 @@ from slimfront.compression.quantization.candidates import make_candidate
 from slimfront.compression.quantization.codebooks import coded, k_means, lloyd, power_of_two
 from slimfront.compression.recovery.recover import recover
 from slimfront.core.errors import PolicyError
-from slimfront.hardware_profiles.runtime import get_runtime
-from slimfront.hardware_profiles.target import load_target
+from slimfront.hardware_profiles.cards.target import load_target
+from slimfront.hardware_profiles.runtimes.base import get_runtime
 from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
 from slimfront.workloads.workload import Workload
 from torch import nn

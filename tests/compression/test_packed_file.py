@@ -18,8 +18,8 @@ from slimfront.compression.packing.packed_file import (
     weights_of,
 )
 from slimfront.compression.quantization.candidates import make_candidate
-from slimfront.hardware_profiles.runtime import get_runtime
-from slimfront.hardware_profiles.target import load_target
+from slimfront.hardware_profiles.cards.target import load_target
+from slimfront.hardware_profiles.runtimes.base import get_runtime
 from slimfront.spaces.models.layers import find_layers
 from slimfront.spaces.policies.candidate import Candidate
 from slimfront.spaces.policies.policy import LayerPolicy, Policy

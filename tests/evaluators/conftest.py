@@ -12,9 +12,9 @@ import torch
 from slimfront.compression.quantization.quantize import quantize
 from slimfront.evaluators.accuracy import score
 from slimfront.evaluators.evaluator import Context, Reference, Subject
-from slimfront.hardware_profiles.bench import Bench, bench_cores
-from slimfront.hardware_profiles.runtime import get_runtime
-from slimfront.hardware_profiles.target import load_target
+from slimfront.hardware_profiles.bench.bench import Bench, bench_cores
+from slimfront.hardware_profiles.cards.target import load_target
+from slimfront.hardware_profiles.runtimes.base import get_runtime
 from slimfront.spaces.policies.candidate import Candidate
 from slimfront.spaces.policies.policy import Policy
 from slimfront.workloads.workload import Workload

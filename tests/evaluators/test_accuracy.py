@@ -9,8 +9,8 @@ import torch
 from slimfront.core.errors import EvaluationError
 from slimfront.evaluators.accuracy import Accuracy, accuracy_measurements, cross_entropy, kl_divergence, score
 from slimfront.evaluators.scores import Scores
-from slimfront.hardware_profiles.runtime import get_runtime
-from slimfront.hardware_profiles.target import load_target
+from slimfront.hardware_profiles.cards.target import load_target
+from slimfront.hardware_profiles.runtimes.base import get_runtime
 from slimfront.spaces.policies.candidate import Candidate
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from torch import Tensor

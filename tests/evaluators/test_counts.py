@@ -9,8 +9,8 @@ from slimfront.evaluators.complexity import Complexity
 from slimfront.evaluators.evaluator import Subject
 from slimfront.evaluators.latency import latency_measurements
 from slimfront.evaluators.size import ArtifactSize
-from slimfront.hardware_profiles.paired_timing import PairedTiming, Percentile
-from slimfront.hardware_profiles.target import load_target
+from slimfront.hardware_profiles.bench.paired_timing import PairedTiming, Percentile
+from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.spaces.models.channel_groups import find_channel_groups
 from slimfront.spaces.policies.candidate import Candidate
 from slimfront.spaces.policies.policy import LayerPolicy, Policy

@@ -12,9 +12,9 @@ from slimfront.evaluators.energy import Energy
 from slimfront.evaluators.memory import PeakMemory
 from slimfront.evaluators.on_request import requested, require_available
 from slimfront.hardware_profiles import energy
-from slimfront.hardware_profiles.energy import Rapl, energy_meter
-from slimfront.hardware_profiles.peak_memory import peak_growth
-from slimfront.hardware_profiles.target import load_target
+from slimfront.hardware_profiles.bench.energy import Rapl, energy_meter
+from slimfront.hardware_profiles.bench.peak_memory import peak_growth
+from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.search.problem import prepare
 from slimfront.spaces.policies.policy import Policy
 from slimfront.studies.spec import load_study

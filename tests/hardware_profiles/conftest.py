@@ -14,9 +14,9 @@ import pytest
 import torch
 from slimfront.compression.folding import fold_norms
 from slimfront.compression.quantization.quantize import PolicyQuantizer, _export, prepare_pt2e, quantize
-from slimfront.hardware_profiles.fingerprint import SATURATING
-from slimfront.hardware_profiles.runtime import get_runtime
-from slimfront.hardware_profiles.target import load_target
+from slimfront.hardware_profiles.cards.target import load_target
+from slimfront.hardware_profiles.profiling.fingerprint import SATURATING
+from slimfront.hardware_profiles.runtimes.base import get_runtime
 from slimfront.spaces.policies.candidate import Candidate
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from slimfront.spaces.policies.quantization_scheme import Scheme

@@ -26,9 +26,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from slimfront.core.errors import EvaluationError, LoweringError, TargetError
 from slimfront.hardware_profiles import bench_lock
-from slimfront.hardware_profiles.bench import Bench, bench_cores, worker_cores
-from slimfront.hardware_profiles.runtime import get_runtime
-from slimfront.hardware_profiles.target import load_target, shipped_targets
+from slimfront.hardware_profiles.bench.bench import Bench, bench_cores, worker_cores
+from slimfront.hardware_profiles.cards.target import load_target, shipped_targets
+from slimfront.hardware_profiles.runtimes.base import get_runtime
 
 pytestmark = pytest.mark.alone
 
@@ -236,8 +236,8 @@ DRIVER = """
     import sys
     from pathlib import Path
     import numpy as np
-    from slimfront.hardware_profiles.bench import Bench, bench_cores
-    from slimfront.hardware_profiles.target import load_target, shipped_targets
+    from slimfront.hardware_profiles.bench.bench import Bench, bench_cores
+    from slimfront.hardware_profiles.cards.target import load_target, shipped_targets
 
     if __name__ == "__main__":
         reference, candidate = map(Path, sys.argv[1:])
@@ -303,7 +303,7 @@ def test_the_bench_takes_the_last_cores(monkeypatch):
 
 def test_everyone_on_a_machine_has_one_lock_whatever_their_folder_for_temporary_files(tmp_path):
     """TMPDIR is a person's own; a bench that follows it is not alone."""
-    asked = "import slimfront.hardware_profiles.bench_lock as b; print(b.LOCK_FILE)"
+    asked = "import slimfront.hardware_profiles.bench.lock as b; print(b.LOCK_FILE)"
     environment = {name: value for name, value in os.environ.items() if name != "SLIMFRONT_BENCH_LOCK"}
 
     def path(**changes: str) -> str:

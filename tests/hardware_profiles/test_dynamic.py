@@ -8,9 +8,9 @@ from onnx.reference import ReferenceEvaluator
 from slimfront.compression.quantization.candidates import make_candidate
 from slimfront.compression.quantization.fake_quantize import dynamic_grid, fake_quantized
 from slimfront.core.errors import CompressionError
-from slimfront.hardware_profiles.lowering import lower
-from slimfront.hardware_profiles.runtime import get_runtime
-from slimfront.hardware_profiles.target import load_target
+from slimfront.hardware_profiles.cards.target import load_target
+from slimfront.hardware_profiles.runtimes.base import get_runtime
+from slimfront.hardware_profiles.runtimes.onnx.lowering import lower
 from slimfront.spaces.policies.candidate import Candidate
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from torch import Tensor, nn

@@ -10,9 +10,9 @@ import psutil
 import pytest
 from slimfront.core.errors import TargetError
 from slimfront.hardware_profiles import fingerprint
-from slimfront.hardware_profiles.fingerprint import machine, saturates, versions
-from slimfront.hardware_profiles.runtime import get_runtime
-from slimfront.hardware_profiles.runtime_registry import runtimes
+from slimfront.hardware_profiles.profiling.fingerprint import machine, saturates, versions
+from slimfront.hardware_profiles.runtimes.base import get_runtime
+from slimfront.hardware_profiles.runtimes.registry import runtimes
 
 
 def test_this_machine():

@@ -8,9 +8,9 @@ import onnxruntime
 import pytest
 import torch
 from slimfront.compression.quantization.quantize import quantize
-from slimfront.hardware_profiles.lowering import lower
-from slimfront.hardware_profiles.runtime import get_runtime
-from slimfront.hardware_profiles.target import load_target
+from slimfront.hardware_profiles.cards.target import load_target
+from slimfront.hardware_profiles.runtimes.base import get_runtime
+from slimfront.hardware_profiles.runtimes.onnx.lowering import lower
 from slimfront.spaces.models.layers import find_layers
 from slimfront.spaces.policies.candidate import Candidate
 from slimfront.spaces.policies.policy import LayerPolicy, Policy

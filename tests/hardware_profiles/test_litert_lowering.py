@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from slimfront.core.errors import LoweringError
-from slimfront.hardware_profiles.litert_runtime import LiteRtRuntime
-from slimfront.hardware_profiles.runtime import get_runtime
-from slimfront.hardware_profiles.target import load_target
+from slimfront.hardware_profiles.cards.target import load_target
+from slimfront.hardware_profiles.runtimes.base import get_runtime
+from slimfront.hardware_profiles.runtimes.litert.runtime import LiteRtRuntime
 from slimfront.spaces.policies.candidate import Candidate
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from torch import Tensor, nn

@@ -9,9 +9,9 @@ import pytest
 import torch
 from onnx import numpy_helper
 from slimfront.core.errors import LoweringError
-from slimfront.hardware_profiles.lowering import layer_nodes, lower
-from slimfront.hardware_profiles.runtime import get_runtime
-from slimfront.hardware_profiles.target import load_target
+from slimfront.hardware_profiles.cards.target import load_target
+from slimfront.hardware_profiles.runtimes.base import get_runtime
+from slimfront.hardware_profiles.runtimes.onnx.lowering import layer_nodes, lower
 from slimfront.spaces.models.layers import find_layers
 from slimfront.spaces.policies.candidate import Candidate, Grid, Quantization, QuantizedWeight
 from slimfront.spaces.policies.policy import LayerPolicy, Policy

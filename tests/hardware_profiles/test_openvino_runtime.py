@@ -10,10 +10,10 @@ import openvino
 import pytest
 import torch
 from slimfront.hardware_profiles import openvino_runtime
-from slimfront.hardware_profiles.fingerprint import machine
-from slimfront.hardware_profiles.onnxruntime_runtime import OnnxRuntime
-from slimfront.hardware_profiles.openvino_runtime import BFLOAT16, OpenVinoRuntime
-from slimfront.hardware_profiles.target import load_target
+from slimfront.hardware_profiles.cards.target import load_target
+from slimfront.hardware_profiles.profiling.fingerprint import machine
+from slimfront.hardware_profiles.runtimes.onnx.onnxruntime_runtime import OnnxRuntime
+from slimfront.hardware_profiles.runtimes.onnx.openvino_runtime import BFLOAT16, OpenVinoRuntime
 from slimfront.spaces.policies.policy import LayerPolicy
 from slimfront.studies.standalone import load_openvino
 
@@ -102,8 +102,8 @@ def test_a_file_in_bfloat16_runs_where_the_kernels_are_limited_to_less_than_the_
     artifact = OpenVinoRuntime().lower(made, torch.zeros(1, 2, 20), target, tmp_path / "model.onnx")
     code = f"""
 from pathlib import Path
-from slimfront.hardware_profiles.openvino_runtime import OpenVinoRuntime
-from slimfront.hardware_profiles.target import load_target
+from slimfront.hardware_profiles.runtimes.onnx.openvino_runtime import OpenVinoRuntime
+from slimfront.hardware_profiles.cards.target import load_target
 session = OpenVinoRuntime().load(Path({str(artifact.path)!r}), load_target("cpu-openvino"))
 print(set(session.executed_precisions().values()))
 """

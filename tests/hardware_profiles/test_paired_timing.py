@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 from slimfront.hardware_profiles import paired_timing as module
-from slimfront.hardware_profiles.paired_timing import (
+from slimfront.hardware_profiles.bench.paired_timing import (
     PAIRS_BETWEEN_LOOKS,
     calm_interval,
     calm_ratio,

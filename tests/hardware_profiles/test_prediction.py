@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
-from slimfront.hardware_profiles.latency_table import LatencyTable
-from slimfront.hardware_profiles.prediction import Call, calls_of, cost_units, fit_table, layers_of
+from slimfront.hardware_profiles.cards.latency_table import LatencyTable
+from slimfront.hardware_profiles.profiling.prediction import Call, calls_of, cost_units, fit_table, layers_of
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from torch import nn
 

@@ -22,10 +22,10 @@ from slimfront.compression.quantization.quantize import quantize
 from slimfront.core.errors import LoweringError, TargetError
 from slimfront.hardware_profiles import openvino_runtime
 from slimfront.hardware_profiles import runtime as runtime_module
-from slimfront.hardware_profiles.runtime import Artifact, Runtime, get_runtime
-from slimfront.hardware_profiles.runtime_registry import RUNTIMES, runtimes
-from slimfront.hardware_profiles.target import Target, load_target
-from slimfront.hardware_profiles.torch_runtime import computes_bfloat16
+from slimfront.hardware_profiles.cards.target import Target, load_target
+from slimfront.hardware_profiles.runtimes.base import Artifact, Runtime, get_runtime
+from slimfront.hardware_profiles.runtimes.registry import RUNTIMES, runtimes
+from slimfront.hardware_profiles.runtimes.torch.runtime import computes_bfloat16
 from slimfront.spaces.models.layers import find_layers
 from slimfront.spaces.policies.candidate import Candidate
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
@@ -284,8 +284,8 @@ WITHOUT_TORCH = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from slimfront.hardware_profiles.runtime import get_runtime
-from slimfront.hardware_profiles.target import load_target
+from slimfront.hardware_profiles.runtimes.base import get_runtime
+from slimfront.hardware_profiles.cards.target import load_target
 folder, name = Path(sys.argv[1]), sys.argv[2]
 session = get_runtime(name).load(next(folder.glob("model.*")), load_target(sys.argv[3]))
 np.save(folder / "outputs.npy", session.run(np.load(folder / "inputs.npy")))

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 from slimfront.core.errors import TargetError
-from slimfront.hardware_profiles.runtime import get_runtime
-from slimfront.hardware_profiles.runtime_registry import runtimes
-from slimfront.hardware_profiles.target import CARDS, Target, load_target, shipped_targets
+from slimfront.hardware_profiles.cards.target import CARDS, Target, load_target, shipped_targets
+from slimfront.hardware_profiles.runtimes.base import get_runtime
+from slimfront.hardware_profiles.runtimes.registry import runtimes
 
 GOOD = {"name": "mine", "runtime": "openvino", "weight_bits": [8, 32], "activation_bits": [8, 32]}
 

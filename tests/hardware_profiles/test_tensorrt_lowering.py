@@ -12,11 +12,11 @@ import torch
 from onnx import numpy_helper
 from slimfront.compression.quantization.quantize import quantize
 from slimfront.core.errors import LoweringError, TargetError
-from slimfront.hardware_profiles.profile import SMALL_SHAPE, _asked_model
-from slimfront.hardware_profiles.runtime import get_runtime
-from slimfront.hardware_profiles.synthetic import synthetic_candidate
-from slimfront.hardware_profiles.target import load_target
-from slimfront.hardware_profiles.tensorrt_lowering import executed_precisions, lower
+from slimfront.hardware_profiles.cards.target import load_target
+from slimfront.hardware_profiles.profiling.profile import SMALL_SHAPE, _asked_model
+from slimfront.hardware_profiles.profiling.synthetic import synthetic_candidate
+from slimfront.hardware_profiles.runtimes.base import get_runtime
+from slimfront.hardware_profiles.runtimes.tensorrt.lowering import executed_precisions, lower
 from slimfront.spaces.models.layers import find_layers
 from slimfront.spaces.policies.candidate import Candidate
 from slimfront.spaces.policies.policy import LayerPolicy, Policy

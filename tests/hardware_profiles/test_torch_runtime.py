@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from slimfront.core.threads import torch_threads
-from slimfront.hardware_profiles.bench import Bench, bench_cores
-from slimfront.hardware_profiles.target import load_target
-from slimfront.hardware_profiles.torch_lowering import _program
-from slimfront.hardware_profiles.torch_runtime import TorchRuntime
+from slimfront.hardware_profiles.bench.bench import Bench, bench_cores
+from slimfront.hardware_profiles.cards.target import load_target
+from slimfront.hardware_profiles.runtimes.torch.lowering import _program
+from slimfront.hardware_profiles.runtimes.torch.runtime import TorchRuntime
 from slimfront.spaces.models.layers import find_layers
 from slimfront.spaces.policies.policy import LayerPolicy
 from slimfront.studies.standalone import load_torch

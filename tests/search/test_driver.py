@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 from slimfront.core.errors import StoreError, StudyFileError
 from slimfront.core.measurement import METRICS, Measurement
-from slimfront.hardware_profiles.fingerprint import machine
-from slimfront.hardware_profiles.target import card_text, load_target
+from slimfront.hardware_profiles.cards.target import card_text, load_target
+from slimfront.hardware_profiles.profiling.fingerprint import machine
 from slimfront.search.driver import Search
 from slimfront.search.local import run_local
 from slimfront.search.lock import sole_driver

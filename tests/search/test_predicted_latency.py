@@ -10,7 +10,7 @@ import pytest
 import yaml
 from rich.console import Console
 from slimfront.core.errors import StoreError, StudyFileError, TargetError
-from slimfront.hardware_profiles.target import card_text, load_target
+from slimfront.hardware_profiles.cards.target import card_text, load_target
 from slimfront.search import latency_table
 from slimfront.search.driver import Search
 from slimfront.search.latency_table import add_table
@@ -57,7 +57,7 @@ def card(fitted: str, tmp_path: Path) -> Path:
 
 
 def test_a_predicted_search_never_times_and_says_that_it_predicts(card, tiny_spec, tmp_path, monkeypatch):
-    monkeypatch.setattr("slimfront.hardware_profiles.bench.Bench._call", None)  # whoever times breaks
+    monkeypatch.setattr("slimfront.hardware_profiles.bench.bench.Bench._call", None)  # whoever times breaks
     said, url = io.StringIO(), f"sqlite:///{tmp_path}/study.db"
     spec = tiny_spec(target=str(card), objectives=["accuracy_drop", "latency_ms", "packed_bytes"])
     run_search(spec, url, tmp_path / "artifacts", Console(file=said, width=200))

@@ -10,10 +10,10 @@ import torch
 import yaml
 from rich.console import Console
 from slimfront.core.errors import StudyFileError, TargetError
-from slimfront.hardware_profiles.device_card import DeviceCard
-from slimfront.hardware_profiles.energy import POWERCAP, package_zones
-from slimfront.hardware_profiles.fingerprint import machine
-from slimfront.hardware_profiles.runtime import Artifact
+from slimfront.hardware_profiles.bench.energy import POWERCAP, package_zones
+from slimfront.hardware_profiles.cards.device_card import DeviceCard
+from slimfront.hardware_profiles.profiling.fingerprint import machine
+from slimfront.hardware_profiles.runtimes.base import Artifact
 from slimfront.search.cluster import ray
 from slimfront.search.problem import prepare
 from slimfront.search.run import run_search

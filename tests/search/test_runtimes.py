@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from slimfront.hardware_profiles.target import load_target
+from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.search.driver import Search
 from slimfront.search.local import run_local
 from slimfront.search.problem import prepare

@@ -11,9 +11,9 @@ import torch
 from slimfront.core.errors import EvaluationError
 from slimfront.core.measurement import Measurement
 from slimfront.core.threads import torch_threads, usable_threads
-from slimfront.hardware_profiles.bench import bench_cores
-from slimfront.hardware_profiles.device_card import DeviceCard
-from slimfront.hardware_profiles.target import Target, load_target
+from slimfront.hardware_profiles.bench.bench import bench_cores
+from slimfront.hardware_profiles.cards.device_card import DeviceCard
+from slimfront.hardware_profiles.cards.target import Target, load_target
 from slimfront.search.worker import Stage, Worker, WorkerSetup, cores_beside, finite
 from slimfront.spaces.policies.policy import Policy
 

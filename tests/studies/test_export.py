@@ -26,10 +26,10 @@ from safetensors.numpy import load_file, save_file
 from slimfront.compression.quantization.candidates import make_candidate
 from slimfront.core.errors import StoreError, TargetError, UserError
 from slimfront.core.measurement import Measurement
-from slimfront.hardware_profiles.device_card import DeviceCard
-from slimfront.hardware_profiles.runtime import Artifact, get_runtime
-from slimfront.hardware_profiles.runtime_registry import runtimes
-from slimfront.hardware_profiles.target import Target, card_text, load_target
+from slimfront.hardware_profiles.cards.device_card import DeviceCard
+from slimfront.hardware_profiles.cards.target import Target, card_text, load_target
+from slimfront.hardware_profiles.runtimes.base import Artifact, get_runtime
+from slimfront.hardware_profiles.runtimes.registry import runtimes
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from slimfront.studies import standalone
 from slimfront.studies.bundle import open_bundle

@@ -9,8 +9,8 @@ from rich.console import Console
 from slimfront.cli import app
 from slimfront.core.errors import LoweringError, StudyFileError, WorkloadError
 from slimfront.core.threads import torch_threads
-from slimfront.hardware_profiles.openvino_runtime import computes_bfloat16
-from slimfront.hardware_profiles.target import load_target
+from slimfront.hardware_profiles.cards.target import load_target
+from slimfront.hardware_profiles.runtimes.onnx.openvino_runtime import computes_bfloat16
 from slimfront.studies import inspection, kernel_answers
 from slimfront.studies.inspection import inspect_reference, inspect_workload
 from slimfront.studies.inspection_report import inspection_tables

@@ -9,10 +9,10 @@ from rich.console import Console, RenderableType
 from slimfront.cli import app
 from slimfront.core.errors import StoreError, TargetError
 from slimfront.hardware_profiles import profile
-from slimfront.hardware_profiles.device_card import DeviceCard, Kernel, Throughput
-from slimfront.hardware_profiles.fingerprint import machine, versions
-from slimfront.hardware_profiles.runtime import get_runtime
-from slimfront.hardware_profiles.target import card_text, load_target
+from slimfront.hardware_profiles.cards.device_card import DeviceCard, Kernel, Throughput
+from slimfront.hardware_profiles.cards.target import card_text, load_target
+from slimfront.hardware_profiles.profiling.fingerprint import machine, versions
+from slimfront.hardware_profiles.runtimes.base import get_runtime
 from slimfront.studies import profiles
 from slimfront.studies.profiles import measure_target, profiles_table, target_report
 from typer.testing import CliRunner

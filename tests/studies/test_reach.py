@@ -4,8 +4,8 @@ import pytest
 from slimfront.compression.pruning.prune import pruned_copy
 from slimfront.evaluators.complexity import Complexity
 from slimfront.evaluators.evaluator import Context, Subject
-from slimfront.hardware_profiles.runtime import get_runtime
-from slimfront.hardware_profiles.target import load_target
+from slimfront.hardware_profiles.cards.target import load_target
+from slimfront.hardware_profiles.runtimes.base import get_runtime
 from slimfront.spaces.models.blocks import find_removable_blocks
 from slimfront.spaces.models.channel_groups import find_channel_groups
 from slimfront.spaces.models.layers import find_layers

@@ -19,7 +19,7 @@ import torch
 from slimfront.cli import main
 from slimfront.compression.packing.packed_file import load_packed
 from slimfront.core.errors import StoreError, TargetError, UserError
-from slimfront.hardware_profiles.runtime import Artifact
+from slimfront.hardware_profiles.runtimes.base import Artifact
 from slimfront.spaces.policies.policy import Policy
 from slimfront.studies.bundle import open_bundle
 from slimfront.studies.judge import judge_of_study, judge_of_workload

@@ -1,0 +1,252 @@
+"""The bench: a process of its own that times artifacts against the uncompressed reference; see `paired_timing`.
+
+It holds a lock for the whole machine while it loads and times, is pinned to cores that workers keep off, collects no
+garbage while timing, and dies alone when a runtime crashes.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import signal
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+from loky import ProcessPoolExecutor
+from loky.process_executor import TerminatedWorkerError
+
+from ...core.errors import EvaluationError
+from ...core.threads import torch_threads
+from ..cards.target import Target
+from ..profiling.fingerprint import require_cores
+from ..runtimes.base import DeviceSession, Session, get_runtime
+from .energy import EnergyMeter, energy_meter
+from .lock import POLL_SECONDS, bench_lock
+from .paired_timing import PairedTiming, fastest_blocks, median_interval, paired_timing, warm_up
+from .peak_memory import peak_growth
+from .streams import load_streams
+
+
+def bench_cores(threads: int) -> list[int]:
+    """The cores the bench is pinned to: the last `threads` of those this process may use."""
+    return sorted(os.sched_getaffinity(0))[-threads:]
+
+
+def worker_cores(threads: int) -> list[int]:
+    """The cores left for other work; all of them where the bench leaves none."""
+    cores = sorted(os.sched_getaffinity(0))
+    return cores[:-threads] or cores
+
+
+class Bench:
+    """Times artifacts of one target against one reference. Start it before pinning workers elsewhere; close it at the end.
+
+    Args:
+        target: where artifacts run.
+        reference: the uncompressed model's artifact.
+        inputs: one batch, float32, shape [batch, ...].
+        cores: to pin to, from `bench_cores`.
+
+    Raises:
+        TargetError: the target has more threads than there are cores; they would spin for each other.
+    """
+
+    def __init__(self, target: Target, reference: Path, inputs: np.ndarray, cores: Sequence[int]) -> None:
+        require_cores(target, cores)
+        self._setup = (target.model_dump_json(), str(reference), inputs, list(cores), os.getpid())
+        self._process: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start the bench's process in the background; otherwise the first timing waits for it."""
+        if self._process is None:
+            self._process = ProcessPoolExecutor(max_workers=1, timeout=None, initializer=_set_up, initargs=self._setup)
+            self._process.submit(os.getpid)  # processes start with the first task
+
+    def time(self, candidate: Path, seconds: float = 2.0) -> PairedTiming:
+        """Time `candidate` against the reference for at most about `seconds`; a quiet machine takes a quarter of them.
+
+        Raises:
+            EvaluationError: the runtime crashed the bench's process; the next call starts a fresh one.
+            LoweringError: the runtime refuses the artifact.
+        """
+        return self._call(_time_pair, str(candidate), seconds)
+
+    def time_reference(self, seconds: float = 1.0) -> tuple[float, float, float, int]:
+        """Median, 95 % interval and number of blocks of the reference's latency in milliseconds, one batch."""
+        return self._call(_time_reference, seconds)
+
+    def peak_memory(self, candidate: Path) -> int:
+        """Bytes that loading and running `candidate` needs at its peak, in a fresh process on the bench's cores.
+
+        Raises:
+            EvaluationError: this system does not tell, or the runtime crashed.
+            LoweringError: the runtime refuses the artifact.
+        """
+        target_json, _, inputs, cores, _ = self._setup
+        fresh = ProcessPoolExecutor(max_workers=1, timeout=None)  # nothing was freed there that could be used again
+        try:
+            return fresh.submit(_peak_memory, target_json, str(candidate), inputs, cores).result()
+        except (BrokenProcessPool, TerminatedWorkerError) as error:
+            raise EvaluationError("the runtime crashed while its memory was being measured") from error
+        finally:
+            fresh.shutdown(wait=True, kill_workers=True)
+
+    def energy(self, candidate: Path, seconds: float, repeats: int) -> tuple[str, list[float]]:
+        """Which counter was read, and joules of one batch in each of `repeats` stretches of `seconds`.
+
+        Raises:
+            EvaluationError: this machine has no counter that may be read, or the runtime crashed.
+        """
+        return self._call(_energy, str(candidate), seconds, repeats)
+
+    def executed_precisions(self, candidate: Path) -> dict[str, str]:
+        """Layer -> the precision it runs in, by the runtime's own report; loaded in the caller's process.
+
+        Raises:
+            LoweringError: the runtime refuses the artifact.
+        """
+        target = Target.model_validate_json(self._setup[0])
+        with torch_threads(1):  # the caller's number is its own, and a session of torch's sets the process's
+            return get_runtime(target.runtime).load(candidate, target).executed_precisions()
+
+    def ready(self) -> None:
+        """Return once the bench's process runs and has the reference loaded.
+
+        Raises:
+            EvaluationError: the runtime crashed over it.
+        """
+        self.pid()
+
+    def pid(self) -> int:
+        """Id of the bench's process."""
+        return self._call(os.getpid)
+
+    def close(self) -> None:
+        """End the bench's process."""
+        if self._process is not None:
+            self._process.shutdown(wait=True, kill_workers=True)
+            self._process = None
+
+    def _call(self, function: Callable, *arguments: object):
+        self.start()
+        assert self._process is not None  # just started
+        try:
+            return self._process.submit(function, *arguments).result()
+        except (BrokenProcessPool, TerminatedWorkerError) as error:
+            self._process = None
+            raise EvaluationError("the runtime crashed while the artifact was being timed") from error
+
+
+# Below: what runs in the bench's process.
+
+
+@dataclass
+class _State:
+    """`calm_reference_s`: the fastest the reference has been seen by this process."""
+
+    target: Target
+    reference: Session
+    inputs: np.ndarray
+    calm_reference_s: float = math.inf
+
+
+_state: _State
+
+
+def _set_up(target_json: str, reference: str, inputs: np.ndarray, cores: list[int], parent: int) -> None:
+    global _state
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle; it ends this process
+    Thread(target=end_with, args=(parent,), daemon=True).start()
+    os.sched_setaffinity(0, cores)  # before the runtime starts its threads, which inherit it
+    target = Target.model_validate_json(target_json)
+    with _alone():  # another bench may be timing on these cores
+        _state = _State(target, load_streams(Path(reference), target), inputs)
+
+
+def end_with(parent: int) -> None:
+    """End this process, and so its hold of the machine, when `parent` was killed and could not end it.
+
+    It may have been killed before this process had started.
+    """
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _time_pair(candidate: str, seconds: float) -> PairedTiming:
+    with _alone():
+        began = time.time()
+        session = load_streams(Path(candidate), _state.target)
+        timing = paired_timing(_runner(session), _runner(_state.reference), seconds, _state.calm_reference_s)
+        ended = time.time()
+    _state.calm_reference_s = min(_state.calm_reference_s, timing.reference_ms / 1e3)
+    return replace(timing, began=began, ended=ended)
+
+
+def _time_reference(seconds: float) -> tuple[float, float, float, int]:
+    with _alone():
+        samples = fastest_blocks(_runner(_state.reference), seconds)
+    low, high = median_interval(samples)
+    return statistics.median(samples) * 1e3, low * 1e3, high * 1e3, len(samples)
+
+
+def _peak_memory(target_json: str, candidate: str, inputs: np.ndarray, cores: list[int]) -> int:
+    os.sched_setaffinity(0, cores)
+    target = Target.model_validate_json(target_json)
+    get_runtime(target.runtime)  # its library is loaded before the memory is
+
+    def load_and_run() -> None:
+        load_streams(Path(candidate), target).run(inputs)
+
+    with _alone():
+        return peak_growth(load_and_run)
+
+
+def _energy(candidate: str, seconds: float, repeats: int) -> tuple[str, list[float]]:
+    meter = energy_meter(_state.target.runtime)
+    with _alone():
+        run = _runner(load_streams(Path(candidate), _state.target))
+        warm_up(run, seconds)
+        return meter.name, [_joules_of_a_run(run, seconds, meter) for _ in range(repeats)]
+
+
+def _joules_of_a_run(run: Callable[[], object], seconds: float, meter: EnergyMeter) -> float:
+    deadline = time.perf_counter() + seconds
+    before, runs = meter.joules(), 0
+    while runs == 0 or time.perf_counter() < deadline:
+        run()
+        runs += 1
+    return (meter.joules() - before) / runs
+
+
+def _runner(session: Session) -> Callable[[], object]:
+    if isinstance(session, DeviceSession):
+        return session.on_device(_state.inputs)
+    return lambda: session.run(_state.inputs)
+
+
+class _alone:
+    """Alone on the machine's bench, with the garbage collector off."""
+
+    def __enter__(self) -> None:
+        self._lock = bench_lock()
+        self._lock.acquire(poll_interval=POLL_SECONDS)
+        gc.collect()
+        gc.disable()
+
+    def __exit__(self, *_: object) -> None:
+        gc.enable()
+        self._lock.release()

@@ -1,0 +1,139 @@
+"""Runtimes: how a candidate becomes an artifact and how an artifact runs. Nothing here imports torch or a runtime.
+
+A runtime lowers a `Candidate` to one file and loads that file into a session. What is timed, what is scored and what is
+exported is always that file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from ...core.errors import TargetError
+from .registry import RUNTIMES, runtimes
+
+if TYPE_CHECKING:  # the bench's process loads artifacts without torch
+    from torch import Tensor
+
+    from ...spaces.policies.candidate import Candidate
+    from ..cards.target import Target
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """The file a runtime loads.
+
+    Attributes:
+        path: absolute.
+        bytes: its size.
+    """
+
+    path: Path
+    bytes: int
+
+    @classmethod
+    def of(cls, path: Path) -> Artifact:
+        """Describe the file at `path`."""
+        return cls(path.resolve(), path.stat().st_size)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hex digest of the content, read when first asked for: half of what lowering would take, of files not always kept."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """With the digest: when it arrives in another process, the file may have been written anew."""
+        return {**self.__dict__, "sha256": self.sha256}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor that goes into an artifact or comes out of it; `dtype` as numpy calls it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Session(Protocol):
+    """A loaded artifact. Not safe to share between threads."""
+
+    def run(self, inputs: np.ndarray) -> np.ndarray:
+        """Outputs [batch, ...] for one batch of inputs [batch, ...], float32. The result may be reused by the next call."""
+        ...
+
+    def executed_precisions(self) -> dict[str, str]:
+        """Layer -> precision it runs in ("i8", "f32", "bf16", ...), by the runtime's own report."""
+        ...
+
+
+@runtime_checkable
+class DeviceSession(Protocol):
+    """A session on a device with memory and a clock of its own."""
+
+    def on_device(self, inputs: np.ndarray) -> Callable[[], object]:
+        """Runs of one batch, copied there beforehand; a `paired_timing.SelfTimed`."""
+        ...
+
+
+class Runtime(Protocol):
+    """Lowers candidates and loads artifacts.
+
+    Attributes:
+        name: a key of `RUNTIMES`.
+        suffix: how its artifacts' file names end, such as ".onnx".
+    """
+
+    name: str
+    suffix: str
+
+    def version(self) -> str:
+        """The installed version of the runtime's library."""
+        ...
+
+    def lower(self, candidate: Candidate, example_input: Tensor, target: Target, path: Path) -> Artifact:
+        """Write the artifact to `path`.
+
+        Raises:
+            LoweringError: the candidate cannot be expressed for this runtime.
+        """
+        ...
+
+    def signature(self, artifact: Path) -> tuple[TensorInfo, TensorInfo]:
+        """The artifact's input and output, batch included."""
+        ...
+
+    def load(self, artifact: Path, target: Target, threads: int | None = None) -> Session:
+        """Load an artifact on `threads` threads (the target's where not given).
+
+        Raises:
+            LoweringError: the runtime refuses the file.
+        """
+        ...
+
+
+def get_runtime(name: str) -> Runtime:
+    """The runtime called `name`.
+
+    Raises:
+        TargetError: unknown, or its package is not installed or broken.
+    """
+    if name not in RUNTIMES:
+        raise TargetError(f"unknown runtime {name!r}; known are {', '.join(runtimes())}")
+    entry = RUNTIMES[name]
+    try:
+        return getattr(import_module(f".{entry.module}", __package__), entry.cls)()
+    except ModuleNotFoundError as error:
+        raise TargetError(
+            f"runtime {name!r} is not installed ({error.name} is missing): pip install '{entry.install}'"
+        ) from error
+    except (ImportError, OSError) as error:  # such as a shared library that is not there
+        problem = str(error).partition("\n")[0]
+        raise TargetError(f"runtime {name!r} is installed but cannot be loaded: {problem}") from error

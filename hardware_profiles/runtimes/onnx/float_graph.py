@@ -1,0 +1,181 @@
+"""A model as a float32 ONNX graph whose nodes and weights carry the path of the module that made them."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
+
+import numpy as np
+import onnx
+import torch
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+from torch import Tensor, nn
+
+from ....core.errors import LoweringError
+from ....core.interrupts import raise_if_interrupted
+from ....workloads.workload import describe
+from ..node_names import WEIGHTED, first_run, layer_of
+
+OPSET = 17
+INPUT, OUTPUT = "input", "output"
+
+
+def export_float(model: nn.Module, example_input: Tensor) -> ModelProto:
+    """The float32 graph of `model`, batch-norm folded, every node and weight named after the module that made it.
+
+    The TorchScript exporter is used: 0.1 s where the dynamo exporter takes 2 s, and its node names carry module paths.
+
+    Raises:
+        LoweringError: the exporter cannot take the model.
+    """
+    buffer = io.BytesIO()
+    with warnings.catch_warnings(), _full_paths(model):
+        # The exporter announces its own deprecation and constant folding it skips; neither concerns the user.
+        warnings.simplefilter("ignore")
+        try:
+            torch.onnx.export(
+                model.eval(),
+                (example_input,),
+                buffer,  # type: ignore[arg-type]  # this exporter writes to open files too
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+            )
+        except (torch.onnx.errors.OnnxExporterError, RuntimeError, TypeError, ValueError) as error:
+            raise_if_interrupted(error)
+            raise LoweringError(f"ONNX export failed: {describe(error)}") from error
+    exported = onnx.load_from_string(buffer.getvalue())
+    _store_each_constant(exported.graph)
+    _name_layers(exported.graph, {path for path, _ in model.named_modules()})
+    _fold_constant_runs(exported.graph)
+    _name_weights(exported.graph)
+    _fold_linear_norms(exported)
+    return exported
+
+
+@contextmanager
+def _full_paths(model: nn.Module) -> Iterator[None]:
+    """Let the exporter name nodes after the whole path of their module.
+
+    By itself it leaves out containers that do not run, such as a `ModuleList`, and what a `ModuleDict` is called.
+    """
+
+    def name_scopes(*_: object) -> None:
+        paths = {module: f"{torch.typename(type(module))}::{path}" for path, module in model.named_modules()}
+        torch.jit._trace._trace_module_map = paths  # type: ignore[attr-defined]
+
+    hook = model.register_forward_pre_hook(name_scopes)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _name_layers(graph: GraphProto, modules: Set[str]) -> None:
+    """Name what a layer computes when it runs again "…/layer/Gemm/3", where the exporter writes "…/layer_3/Gemm"."""
+    for node in graph.node:
+        scope, _, path = node.name.rpartition("/")[0].rpartition("/")
+        layer, _, run = path.rpartition("_")
+        if node.op_type in WEIGHTED and path not in modules and layer in modules and run.isdigit():
+            node.name = f"{scope}/{layer}/{node.op_type}/{run}"
+
+
+def _store_each_constant(graph: GraphProto) -> None:
+    """Store every constant under its own name: the exporter stores equal ones once, such as the biases of zeros of an untrained
+    model, and gives the others by Identity, behind which nothing finds them."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    outputs = {tensor.name for tensor in graph.output}
+    for node in list(graph.node):
+        if node.op_type == "Identity" and node.input[0] in constants and node.output[0] not in outputs:
+            own = TensorProto.FromString(constants[node.input[0]].SerializeToString())
+            own.name = node.output[0]
+            graph.initializer.append(own)
+            constants[own.name] = own
+            graph.node.remove(node)
+
+
+def _fold_constant_runs(graph: GraphProto) -> None:
+    """Compute the runs of a layer that read a constant, such as the first state of a recurrent network.
+
+    OpenVINO 2026.4 refuses those whose weight alone is quantized.
+    """
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    constants |= {n.output[0]: numpy_helper.to_array(n.attribute[0].t) for n in graph.node if n.op_type == "Constant"}
+    runs = Counter(layer_of(node.name) for node in graph.node if node.op_type in WEIGHTED)
+    for node in list(graph.node):
+        if node.op_type in WEIGHTED and runs[layer_of(node.name)] > 1 and constants.keys() >= set(node.input):
+            result = ReferenceEvaluator(node).run(None, {name: constants[name] for name in node.input})
+            graph.initializer.append(numpy_helper.from_array(np.asarray(result[0]), node.output[0]))  # type: ignore[index]
+            graph.node.remove(node)
+
+
+def _name_weights(graph: GraphProto) -> None:
+    """Give every layer weights of its own, named after it."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type not in WEIGHTED:
+            continue
+        for index, kind in enumerate(("weight", "bias"), start=1):
+            if index < len(node.input) and node.input[index] in constants:
+                own = TensorProto.FromString(constants[node.input[index]].SerializeToString())
+                own.name = node.input[index] = f"{first_run(node.name)}/{kind}"
+                if own.name not in constants:  # else the layer has run before
+                    graph.initializer.append(own)
+                    constants[own.name] = own
+    _drop_unread(graph)
+
+
+def _fold_linear_norms(model: ModelProto) -> None:
+    """Fold every batch-norm behind a linear layer of one vector per sample; the exporter does it for convolutions only.
+
+    It is faster, and OpenVINO 2026.4 computes nonsense where one stands between two quantized linear layers.
+    """
+    norms = [node for node in model.graph.node if node.op_type == "BatchNormalization"]
+    if not norms:
+        return
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in graph.value_info}
+    readers = Counter(name for node in graph.node for name in node.input)
+    linear = {node.output[0]: node for node in model.graph.node if node.op_type in ("Gemm", "MatMul")}
+    trained = {tensor.name for tensor in model.graph.initializer}  # a batch-norm without weights has other constants
+    for norm in norms:
+        layer = linear.get(norm.input[0])
+        if layer is None or ranks[norm.input[0]] != 2 or not trained.issuperset(norm.input[1:]):
+            continue
+        if readers[norm.input[0]] == readers[layer.input[1]] == 1:
+            _fold(model.graph, layer, norm)
+    _drop_unread(model.graph)
+
+
+def _fold(graph: GraphProto, layer: NodeProto, norm: NodeProto) -> None:
+    """Make `layer` a Gemm that computes what `norm` made of its output."""
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    weight, *bias = (numpy_helper.to_array(stored[name]) for name in layer.input[1:])
+    gamma, beta, mean, variance = (numpy_helper.to_array(stored[name]) for name in norm.input[1:])
+    factor = gamma / np.sqrt(variance + next(a.f for a in norm.attribute if a.name == "epsilon"))
+    rows = weight.T if layer.op_type == "MatMul" else weight
+    folded = {"weight": rows * factor[:, None], "bias": beta + (sum(bias) - mean) * factor}
+    names = [f"{layer.name}/{kind}" for kind in folded]
+    for name, value in zip(names, folded.values(), strict=True):
+        if name in stored:
+            graph.initializer.remove(stored[name])
+        graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), name))
+    layer.CopyFrom(helper.make_node("Gemm", [layer.input[0], *names], [norm.output[0]], name=layer.name, transB=1))
+    graph.node.remove(norm)
+
+
+def _drop_unread(graph: GraphProto) -> None:
+    outputs = {tensor.name for tensor in graph.output}
+    read = {name for node in graph.node for name in node.input} | outputs
+    for node in list(graph.node):
+        if node.op_type == "Identity" and not read.intersection(node.output):
+            graph.node.remove(node)
+    read = {name for node in graph.node for name in node.input} | outputs
+    for tensor in list(graph.initializer):
+        if tensor.name not in read:
+            graph.initializer.remove(tensor)

@@ -1,0 +1,328 @@
+"""A candidate lowered to one ONNX file with Q/DQ pairs, which OpenVINO and ONNX Runtime both execute in integers.
+
+The float graph is exported without quantization, batch-norm folded by the exporter; the candidate's grids are then inserted
+as QuantizeLinear/DequantizeLinear pairs (ONNX opset 17). That costs milliseconds where exporting a quantized graph costs
+seconds, and keeps the file small: weights are stored as int8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from torch import Tensor
+
+from ....core.errors import LoweringError
+from ....spaces.policies.candidate import Candidate, Grid, Quantization, QuantizedWeight
+from ..node_names import WEIGHTED, layer_of, module_of_node
+from .bfloat16_casts import insert_bfloat16
+from .float_graph import export_float
+from .fuse_parallel_linears import join_products
+from .graph_cache import GraphCache
+from .integer_products import write_integer_products
+from .onnx_file import WeightsApart, weights_apart, write
+
+float_graphs = GraphCache(lambda model, example_input: weights_apart(export_float(model, example_input)))
+"""Of this process."""
+
+DYNAMIC = "slimfront.dynamic"
+"""Key of a file's metadata; see `lower`."""
+
+BFLOAT16 = "slimfront.bfloat16"
+"""Key of the metadata of a file whose layers are all in bfloat16 or on integers: a runtime that computes all floats of a file
+alike may take bfloat16 for it."""
+
+PASSED_ON = ("Identity", "Cast", "Dropout")
+"""Operations that give the model's input on as it is."""
+
+
+def lower(
+    candidate: Candidate,
+    example_input: Tensor,
+    batch: int,
+    path: Path,
+    *,
+    bound_float_layers: bool = False,
+    integer_biases: bool = False,
+    integer_products: bool = False,
+    joined_products: bool = False,
+    folded_weights: bool = False,
+) -> Path:
+    """Write `candidate` as an ONNX file with the input "input" of shape [batch, ...] and the output "output".
+
+    Args:
+        bound_float_layers: put a Clip behind the pair of a layer whose weight stays float, for a runtime that would
+            otherwise quantize that weight too.
+        integer_biases: write the bias of a linear layer on integers as int32, for a runtime that would otherwise compute
+            the layer in float.
+        integer_products: spell layers with dynamic ranges out in integer operations; else they are left to a runtime that
+            quantizes their inputs itself, which the file's metadata ask for under `DYNAMIC`.
+        joined_products: compute linear layers that read the same tensor as one.
+        folded_weights: dequantize the weights of layers that compute in float by operations that a runtime folds when it
+            loads the file, for one that would otherwise do so at every run.
+
+    Raises:
+        LoweringError: the model cannot be exported, or a quantized layer is not found in the exported graph.
+    """
+    exported = float_graphs.graph_of(candidate.model, example_input.expand(batch, *example_input.shape[1:]))
+    model = ModelProto()
+    model.CopyFrom(exported.model)
+    lowered = WeightsApart(model, dict(exported.weights))
+    insert_grids(lowered, candidate.quantization, bound_float_layers)
+    dynamic = [name for name, layer in candidate.policy.layers.items() if layer.is_dynamic]
+    if integer_products:
+        write_integer_products(lowered, [node for name in dynamic for node in layer_nodes(model.graph, name)])
+    elif dynamic:
+        model.metadata_props.add(key=DYNAMIC, value="true")
+    if integer_biases:
+        write_integer_biases(model, candidate.quantization)
+    if folded_weights:
+        on_integers = candidate.quantization.inputs.keys() | set(dynamic)
+        spell_out_weights(lowered, sorted(candidate.quantization.weights.keys() - on_integers))
+    _insert_bfloat16(lowered, candidate)
+    if joined_products:
+        join_products(lowered)
+    write(model, lowered.weights, path)
+    return path
+
+
+def insert_grids(lowered: WeightsApart, quantization: Quantization, bound_float_layers: bool = False) -> None:
+    """Put Q/DQ pairs for every grid of `quantization` into the graph and its weights, in place; see `lower`.
+
+    Raises:
+        LoweringError: a layer or addition with a grid is not in the graph.
+    """
+    graph = lowered.model.graph
+    inserter = _Inserter(lowered)
+    operands = [
+        (node, 0, grid, bound_float_layers and name not in quantization.weights)
+        for name, grid in quantization.inputs.items()
+        for node in layer_nodes(graph, name)
+    ]
+    additions = quantization.additions.items()
+    operands += [
+        (addition_node(graph, path, index), operand, grid, False) for (path, index, operand), grid in additions
+    ]
+    for operand in operands:
+        inserter.quantize_input(*operand)
+    for name, weight in quantization.weights.items():
+        inserter.quantize_weight(layer_nodes(graph, name), weight)
+    inserter.finish()
+
+
+def _insert_bfloat16(lowered: WeightsApart, candidate: Candidate) -> None:
+    weights, policy = candidate.quantization.bfloat16, candidate.policy
+    if not weights:
+        return
+    model = lowered.model
+    whole = {name for name in weights if policy.layer(name).is_bfloat16}
+    insert_bfloat16(lowered, weights, {name: layer_nodes(model.graph, name) for name in weights}, whole)
+    others = {layer_of(node.name) for node in model.graph.node if node.op_type in WEIGHTED} - whole - {None}
+    integers = candidate.quantization.weights.keys() & candidate.quantization.inputs.keys()
+    if whole and others <= integers:
+        model.metadata_props.add(key=BFLOAT16, value="true")
+
+
+def spell_out_weights(lowered: WeightsApart, layers: Iterable[str]) -> None:
+    """Dequantize the weights of `layers` by a Cast and a Mul, in place."""
+    graph = lowered.model.graph
+    makers = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for name in layers:
+        dequantize = makers[layer_nodes(graph, name)[0].input[1]]
+        integers, scale, zero_point = dequantize.input
+        shape = [-1 if axis == dequantize.attribute[0].i else 1 for axis in range(lowered.weights[integers].ndim)]
+        steps = numpy_helper.to_array(constants[scale]).reshape(shape)
+        constants[scale].CopyFrom(numpy_helper.from_array(steps, scale))
+        graph.initializer.remove(constants[zero_point])
+        cast = helper.make_node(
+            "Cast", [integers], [f"{integers}.float"], name=f"{integers}.cast", to=TensorProto.FLOAT
+        )
+        made = dequantize.output[0]
+        dequantize.CopyFrom(helper.make_node("Mul", [cast.output[0], scale], [made], name=made))
+        graph.node.insert(0, cast)
+
+
+def write_integer_biases(model: ModelProto, quantization: Quantization) -> None:
+    """Write the biases of linear layers whose input and weight are on grids as int32 x input scale x weight scale, in place.
+
+    The steps are those of the layer's own sums, 2^-32 of their range or less (Jacob et al. 2018, arXiv:1712.05877, section 2.4).
+    """
+    graph = model.graph
+    readers = {name: node for node in graph.node for name in node.input}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for name in sorted(quantization.inputs.keys() & quantization.weights.keys()):
+        scale = quantization.inputs[name].scale * quantization.weights[name].grid.scale
+        for number, node in enumerate(layer_nodes(graph, name)):
+            reader = readers.get(node.output[0]) if node.op_type == "MatMul" else node
+            if node.op_type == "Conv" or reader is None or (node.op_type == "MatMul" and reader.op_type != "Add"):
+                continue
+            position = next(
+                (i for i, tensor in enumerate(reader.input) if _is_bias(constants.get(tensor), scale)), None
+            )
+            if position is not None:
+                bias = numpy_helper.to_array(constants[reader.input[position]])
+                reader.input[position] = _dequantized_bias(graph, f"{name}.bias{number}", bias, scale)
+
+
+def _is_bias(tensor: TensorProto | None, scale: np.ndarray) -> bool:
+    return tensor is not None and list(tensor.dims) == [scale.size]
+
+
+def _dequantized_bias(graph: GraphProto, name: str, bias: np.ndarray, scale: np.ndarray) -> str:
+    """Add `bias`, shape [channels], on the int32 grid of `scale` to `graph`; the name of the tensor."""
+    limits = np.iinfo(np.int32)
+    integers = np.clip(np.rint(bias / scale.astype(np.float64)), limits.min, limits.max).astype(np.int32)
+    stored = {"q": integers, "scale": scale.astype(np.float32), "zero_point": np.zeros_like(integers)}
+    graph.initializer.extend(numpy_helper.from_array(value, f"{name}.{key}") for key, value in stored.items())
+    made = f"{name}.dq"
+    graph.node.insert(
+        0, helper.make_node("DequantizeLinear", [f"{name}.{key}" for key in stored], [made], made, axis=0)
+    )
+    return made
+
+
+def layer_nodes(graph: GraphProto, layer: str) -> list[NodeProto]:
+    """The nodes that compute `layer` (dotted module path), one for each time it runs; they read one weight.
+
+    Raises:
+        LoweringError: there is none, or they do not share their weight.
+    """
+    found = [n for n in graph.node if n.op_type in WEIGHTED and layer_of(n.name) == layer]
+    weights = len({node.input[1] for node in found})
+    if weights != 1:
+        raise LoweringError(f"layer {layer} has {weights} weights in the exported graph instead of one")
+    return found
+
+
+def addition_node(graph: GraphProto, path: str, index: int) -> NodeProto:
+    """The `index`-th addition of two computed tensors in the module `path`.
+
+    Raises:
+        LoweringError: there is none.
+    """
+    computed = _computed(graph)
+    found = [
+        n for n in graph.node if n.op_type == "Add" and module_of_node(n.name) == path and computed.issuperset(n.input)
+    ]
+    if index >= len(found):
+        raise LoweringError(f"addition {index} of {path or 'the model'} is not in the exported graph")
+    return found[index]
+
+
+def _computed(graph: GraphProto) -> set[str]:
+    """Tensors that depend on the model's input and are not that input itself; see `residual_additions`."""
+    given = {value.name for value in graph.input}
+    computed: set[str] = set()
+    for node in graph.node:
+        if node.op_type in PASSED_ON and given.issuperset(node.input):
+            given.update(node.output)
+        elif node.op_type != "Shape" and not (given | computed).isdisjoint(node.input):
+            computed.update(node.output)
+    return computed
+
+
+class _Inserter:
+    """Inserts Q/DQ pairs into a graph; one pair per tensor and grid, shared by all its readers."""
+
+    def __init__(self, lowered: WeightsApart) -> None:
+        self.lowered, self.graph = lowered, lowered.model.graph
+        self.before: dict[int, list[NodeProto]] = {}
+        self.pairs: dict[tuple, str] = {}
+        self.producer = {output: index for index, node in enumerate(self.graph.node) for output in node.output}
+        self.nodes = list(self.graph.node)
+
+    def quantize_input(self, node: NodeProto, operand: int, grid: Grid, bounded: bool) -> None:
+        """Let `node` read its operand on `grid`, through a Clip where `bounded`."""
+        tensor = node.input[operand]
+        key = (tensor, float(grid.scale), int(grid.zero_point), grid.low, grid.high, bounded)
+        if key not in self.pairs:
+            self.pairs[key] = self._add_pair(tensor, grid, bounded, len(self.pairs))
+        node.input[operand] = self.pairs[key]
+
+    def _add_pair(self, tensor: str, grid: Grid, bounded: bool, number: int) -> str:
+        name, limits = f"{tensor}.grid{number}", np.iinfo(grid.zero_point.dtype)
+        affine = [self._constant(f"{name}.scale", grid.scale), self._constant(f"{name}.zero_point", grid.zero_point)]
+        steps = [("QuantizeLinear", affine), ("DequantizeLinear", affine)]
+        if bounded:
+            steps.append(("Clip", self._ends(name, grid)))
+        elif (grid.low, grid.high) != (limits.min, limits.max):
+            # The container saturates at its own ends; a narrower grid has to saturate before it.
+            steps.insert(0, ("Clip", self._ends(name, grid)))
+        nodes, read = [], tensor
+        for operation, constants in steps:
+            made = f"{name}.{operation}"
+            nodes.append(helper.make_node(operation, [read, *constants], [made], name=made))
+            read = made
+        self.before.setdefault(self.producer.get(tensor, -1) + 1, []).extend(nodes)
+        return read
+
+    def _ends(self, name: str, grid: Grid) -> list[str]:
+        """The lowest and highest number on `grid`, as constants."""
+        return [
+            self._constant(f"{name}.{end}", (np.float32(integer) - np.float32(grid.zero_point)) * grid.scale)
+            for end, integer in (("low", grid.low), ("high", grid.high))
+        ]
+
+    def quantize_weight(self, nodes: list[NodeProto], weight: QuantizedWeight) -> None:
+        """Let `nodes`, the runs of one layer, read their weight on its grid."""
+        node = nodes[0]
+        name = node.input[1]
+        # MatMul holds the transpose of a linear layer's weight.
+        transposed = node.op_type == "MatMul"
+        integers = weight.integers.T if transposed else weight.integers
+        check_same(node.name, self.lowered.take(name), integers, weight.grid.scale, axis=int(transposed))
+        self.lowered.weights[f"{name}.q"] = integers
+        inputs = [
+            f"{name}.q",
+            self._constant(f"{name}.scale", weight.grid.scale),
+            self._constant(f"{name}.zero_point", weight.grid.zero_point),
+        ]
+        made = f"{name}.dq"
+        dequantize = helper.make_node("DequantizeLinear", inputs, [made], name=made, axis=int(transposed))
+        self.before.setdefault(0, []).append(dequantize)
+        for run in nodes:
+            run.input[1] = made
+        if weight.bias is not None and len(node.input) > 2:
+            bias = _initializer(self.graph, node.input[2])
+            bias.CopyFrom(numpy_helper.from_array(weight.bias.astype(np.float32), bias.name))
+
+    def finish(self) -> None:
+        """Write all nodes back in an order where every tensor is made before it is read."""
+        ordered: list[NodeProto] = []
+        for index, node in enumerate([*self.nodes, None]):
+            ordered.extend(self.before.get(index, []))
+            if node is not None:
+                ordered.append(node)
+        copies = [NodeProto.FromString(node.SerializeToString()) for node in ordered]
+        del self.graph.node[:]
+        self.graph.node.extend(copies)
+
+    def _constant(self, name: str, value: np.ndarray) -> str:
+        self.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+
+def check_same(name: str, values: np.ndarray, integers: np.ndarray, scale: np.ndarray, axis: int) -> None:
+    """Hold the integers against the exported weight, which differs by half a step at most unless batch-norm was folded
+    into one of them only. That scales whole channels, so some weights of each are enough.
+
+    Raises:
+        LoweringError: they differ by more, or in shape.
+    """
+    if integers.shape != values.shape:
+        raise LoweringError(f"{name}: weight of shape {list(values.shape)} where {list(integers.shape)} was expected")
+    some = tuple(slice(None) if dimension == axis else slice(4) for dimension in range(values.ndim))
+    values, integers = values[some], integers[some]
+    step = scale.reshape([-1 if dimension == axis else 1 for dimension in range(values.ndim)])
+    if (np.abs(values - integers * step) > 0.51 * step).any():
+        raise LoweringError(f"{name}: the exported weight is not the one that was quantized")
+
+
+def _initializer(graph: GraphProto, name: str) -> TensorProto:
+    for tensor in graph.initializer:
+        if tensor.name == name:
+            return tensor
+    raise LoweringError(f"weight {name} is not a constant of the exported graph")

@@ -1,0 +1,128 @@
+"""ONNX Runtime on a CPU."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as errors  # type: ignore[attr-defined]
+
+from ....core.errors import LoweringError
+from ...cards.target import Target
+from ..base import Artifact, TensorInfo
+from ..node_names import layer_of
+from .signature import onnx_signature
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ....spaces.policies.candidate import Candidate
+
+INTEGER_TYPES = (
+    "QLinearConv",
+    "QLinearMatMul",
+    "QGemm",
+    "MatMulInteger",
+    "ConvInteger",
+    "MatMulIntegerToFloat",
+    "DynamicQuantizeMatMul",
+)
+FLOAT_TYPES = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "MatMulNBits")
+REFUSALS = (
+    errors.Fail,
+    errors.InvalidArgument,
+    errors.InvalidGraph,
+    errors.InvalidProtobuf,
+    errors.NoSuchFile,
+    errors.NotImplemented,
+    errors.RuntimeException,
+)
+"""What ONNX Runtime raises over a file it cannot load; its errors have no base of their own."""
+
+ERRORS_ONLY = 3
+"""ONNX Runtime's log severity: it warns about graph optimisations that are none of the user's business."""
+
+FLOAT_ACTIVATIONS = ("session.qdq_matmulnbits_accuracy_level", "1")
+"""What MatMulNBits, a linear layer of integer weights, computes in: 1 is float32. By itself ONNX Runtime takes int8 and quantizes
+what the layer reads, whatever was decided."""
+
+
+class OnnxRuntime:
+    """See `Runtime`."""
+
+    name = "onnxruntime"
+    suffix = ".onnx"
+
+    def version(self) -> str:
+        return onnxruntime.__version__
+
+    def lower(self, candidate: Candidate, example_input: Tensor, target: Target, path: Path) -> Artifact:
+        from .lowering import lower  # imports torch, which sessions do without
+
+        # ONNX Runtime quantizes the weight of a convolution between two integer tensors whatever the policy says.
+        return Artifact.of(
+            lower(
+                candidate,
+                example_input,
+                target.batch,
+                path,
+                bound_float_layers=True,
+                integer_biases=True,
+                integer_products=True,
+                folded_weights=True,
+            )
+        )
+
+    def signature(self, artifact: Path) -> tuple[TensorInfo, TensorInfo]:
+        return onnx_signature(artifact)
+
+    def load(self, artifact: Path, target: Target, threads: int | None = None) -> OnnxRuntimeSession:
+        return OnnxRuntimeSession(artifact, threads or target.threads)
+
+
+class OnnxRuntimeSession:
+    """See `Session`."""
+
+    def __init__(self, artifact: Path, threads: int) -> None:
+        self._artifact, self._threads = artifact, threads
+        self._session = _open(artifact, self._options())
+        self._input = self._session.get_inputs()[0].name
+
+    def run(self, inputs: np.ndarray) -> np.ndarray:
+        return cast(np.ndarray, self._session.run(None, {self._input: inputs})[0])
+
+    def executed_precisions(self) -> dict[str, str]:
+        precisions: dict[str, str] = {}
+        for node in self._optimised_nodes():
+            if node.op_type in INTEGER_TYPES + FLOAT_TYPES and (layer := layer_of(node.name)) is not None:
+                precisions[layer] = "i8" if node.op_type in INTEGER_TYPES else "f32"
+        return precisions
+
+    def _optimised_nodes(self) -> list[onnx.NodeProto]:
+        """Nodes of the graph as ONNX Runtime really runs it, which it only tells by writing it to a file."""
+        with tempfile.TemporaryDirectory() as folder:
+            options = self._options()
+            # All that changes a precision, but not the memory layouts, which take the nodes' names away.
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+            options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
+            _open(self._artifact, options)
+            return list(onnx.load(options.optimized_model_filepath).graph.node)
+
+    def _options(self) -> onnxruntime.SessionOptions:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = ERRORS_ONLY
+        options.add_session_config_entry(*FLOAT_ACTIVATIONS)
+        return options
+
+
+def _open(artifact: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    try:
+        return onnxruntime.InferenceSession(str(artifact), options, providers=["CPUExecutionProvider"])
+    except REFUSALS as error:
+        raise LoweringError(f"ONNX Runtime refuses {artifact.name}: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,154 @@
+"""OpenVINO on a CPU, from the ONNX file."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import openvino
+import openvino.opset13 as ops
+
+from ....core.errors import LoweringError
+from ...cards.target import Target
+from ..base import Artifact, TensorInfo
+from ..node_names import layers_of
+from .signature import onnx_signature
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ....spaces.policies.candidate import Candidate
+
+DYNAMIC = ["framework", "slimfront.dynamic"]
+"""Where OpenVINO keeps what a file's metadata say; see `lowering.DYNAMIC`."""
+
+BFLOAT16 = ["framework", "slimfront.bfloat16"]
+"""As above, of `lowering.BFLOAT16`."""
+
+GROUP_SIZE = 32
+"""Inputs of a linear layer that share one step found at run time."""
+
+WEIGHTED_TYPES = ("Convolution", "FullyConnected", "MatMul")
+
+
+class OpenVinoRuntime:
+    """See `Runtime`."""
+
+    name = "openvino"
+    suffix = ".onnx"
+
+    def version(self) -> str:
+        return openvino.__version__.partition("-")[0]
+
+    def lower(self, candidate: Candidate, example_input: Tensor, target: Target, path: Path) -> Artifact:
+        from .lowering import lower  # imports torch, which sessions do without
+
+        return Artifact.of(lower(candidate, example_input, target.batch, path, joined_products=True))
+
+    def signature(self, artifact: Path) -> tuple[TensorInfo, TensorInfo]:
+        return onnx_signature(artifact)
+
+    def load(self, artifact: Path, target: Target, threads: int | None = None) -> OpenVinoSession:
+        core = openvino.Core()
+        config = {
+            "INFERENCE_NUM_THREADS": threads or target.threads,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+            # The process is pinned as a whole.
+            "ENABLE_CPU_PINNING": False,
+            # OpenVINO 2026.4 computes nonsense at small batches where a multiplication per channel stands between two
+            # quantized linear layers and becomes a snippet.
+            "SNIPPETS_MODE": "DISABLE",
+        }
+        try:
+            model = core.read_model(artifact)
+            # OpenVINO would quantize what linear layers with integer weights read, in every file.
+            config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = GROUP_SIZE if model.has_rt_info(DYNAMIC) else 0
+            config["INFERENCE_PRECISION_HINT"] = _precision(model)
+            return OpenVinoSession(model, core.compile_model(model, "CPU", config))
+        except RuntimeError as error:
+            raise LoweringError(f"OpenVINO refuses {artifact.name}: {str(error).strip().splitlines()[-1]}") from error
+
+
+class OpenVinoSession:
+    """See `Session`."""
+
+    def __init__(self, model: openvino.Model, compiled: openvino.CompiledModel) -> None:
+        self._model, self._compiled = model, compiled
+        self._request = compiled.create_infer_request()
+        self._bound: np.ndarray | None = None
+
+    def run(self, inputs: np.ndarray) -> np.ndarray:
+        if inputs is not self._bound:  # binding takes longer than the rest of what Python does around a run
+            shared = np.require(inputs, requirements=["C", "W"])  # OpenVINO shares no memory that may not be written
+            self._request.set_input_tensor(openvino.Tensor(shared, shared_memory=True))
+            self._bound = shared if shared is inputs else None
+        return self._request.infer(share_outputs=True)[0]
+
+    def executed_precisions(self) -> dict[str, str]:
+        precisions: dict[str, str] = {}
+        ranged = self._model.has_rt_info(DYNAMIC)
+        original = {node.get_friendly_name(): node for node in self._model.get_ops()}
+        for operation in self._compiled.get_runtime_model().get_ordered_ops():
+            if _information(operation, "layerType") not in WEIGHTED_TYPES:
+                continue
+            precision = _information(operation, "runtimePrecision").replace("u8", "i8")
+            if precision == "i8" and not ranged:
+                # A linear layer whose weight alone is stored as integers is reported so too; it computes in what it reads.
+                precision = operation.get_input_element_type(0).get_type_name().replace("u8", "i8")
+            names = _information(operation, "originalLayersNames").split(",")
+            # Fully connected operations may be named after what was fused to them; their weights are not.
+            names_of_layers = [*names, _constant_behind(operation.input_value(1)).get_friendly_name()]
+            found = set().union(*map(layers_of, names_of_layers))
+            if not found:  # what followed the layer was folded into its weight, and only that is named
+                found = set().union(*(_layers_before(original.get(name)) for name in names))
+            precisions |= dict.fromkeys(found, precision)
+        return precisions
+
+
+@cache
+def computes_bfloat16() -> bool:
+    """Whether OpenVINO computes a whole file in bfloat16 here.
+
+    Its list of capabilities names what the processor has, also where its kernels are limited to less
+    (`ONEDNN_MAX_CPU_ISA`) and refuse such a file; so it is asked to compile one.
+    """
+    core = openvino.Core()
+    if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return False
+    vector = ops.parameter([1, 16], np.float32)
+    product = ops.matmul(vector, np.ones((16, 16), np.float32), False, False)
+    model = openvino.Model([product], [vector])  # pyright: ignore[reportGeneralTypeIssues]  # the stub has two classes
+    try:
+        core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
+    except RuntimeError:
+        return False
+    return True
+
+
+def _precision(model: openvino.Model) -> str:
+    """What a file's floats are computed in. Full precision means float32 on every machine, where OpenVINO would pick bfloat16
+    if there is AMX; and a file all in bfloat16 is not to have it emulated by a CPU without it, which takes fifty times as long.
+    """
+    return "bf16" if model.has_rt_info(BFLOAT16) and computes_bfloat16() else "f32"
+
+
+def _information(operation: openvino.Node, key: str) -> str:
+    return str(operation.get_rt_info()[key].astype(str))
+
+
+def _layers_before(node: openvino.Node | None) -> set[str]:
+    """The nearest layers up the first inputs from `node` of the model as it was read."""
+    while node is not None and not layers_of(node.get_friendly_name()):
+        node = node.input_value(0).get_node() if node.get_input_size() else None
+    return set() if node is None else layers_of(node.get_friendly_name())
+
+
+def _constant_behind(output: openvino.Output) -> openvino.Node:
+    """The first operation of the chain that ends in `output`; a weight is a constant, perhaps transposed or converted."""
+    node = output.get_node()
+    while node.get_input_size():
+        node = node.input_value(0).get_node()
+    return node

@@ -1,0 +1,250 @@
+"""A candidate as a PT2 archive: its exported program with the candidate's own grids, or what Inductor compiles of that.
+
+Grids are `quantized_decomposed` operations, weights int8. Compiled ahead of time for x86, torchao's fusion passes turn what
+stands between them into oneDNN's integer convolutions and matrix products.
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections import Counter
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch.ao.quantization.fx import _decomposed  # noqa: F401  # registers the operations of grids
+from torch.export import ExportedProgram
+from torch.export.pt2_archive._package import package_pt2
+
+from ....core.errors import LoweringError
+from ....core.interrupts import raise_if_interrupted
+from ....spaces.models.exported_graph import (
+    WEIGHTED,
+    constant,
+    is_folded,
+    module_path,
+    residual_additions,
+    scale_and_shift,
+)
+from ....spaces.policies.candidate import Candidate, Grid, QuantizedWeight, RoundedWeight
+from ....workloads.workload import describe
+from .archive import NOTES
+
+aten, grids = torch.ops.aten, torch.ops.quantized_decomposed
+INTEGER_KERNELS = ("qconv", "qlinear")
+"""How Inductor names what integer convolutions and linear layers are lowered by; all other layers run in float32."""
+
+
+def lower(candidate: Candidate, inputs: Tensor, path: Path, device: str, compiled: bool) -> Path:
+    """Write `candidate` for inputs of exactly this shape [batch, ...].
+
+    Raises:
+        LoweringError: torch.export or Inductor cannot take the model.
+    """
+    try:
+        with torch.no_grad():
+            program = _program(candidate, inputs.contiguous(), device)
+            signature = [list(inputs.shape), list(program.module(check_guards=False)(inputs.to(device)).shape)]
+            if not compiled:
+                notes = {"signature": signature, "precisions": _eager(program)}
+                package_pt2(str(path), exported_programs=program, extra_files={NOTES: json.dumps(notes)})
+                return path
+            files, precisions = _compile(program, inputs.to(device))
+            notes = {"signature": signature, "precisions": precisions}
+            package_pt2(str(path), aoti_files={"model": files}, extra_files={NOTES: json.dumps(notes)})
+            return path
+    except LoweringError:
+        raise
+    except Exception as error:  # exporter and compiler raise whatever a model they cannot take makes them meet
+        raise_if_interrupted(error)
+        raise LoweringError(f"torch cannot lower the model: {describe(error)}") from error
+
+
+def _program(candidate: Candidate, inputs: Tensor, device: str) -> ExportedProgram:
+    """The exported program of `candidate`, batch-norm folded, every grid in it."""
+    model = candidate.model.eval()
+    if device != "cpu":  # what is exported holds the model's own parameters, and would take them along
+        model = deepcopy(model)
+    exported = torch.export.export(model, (inputs,)).module(check_guards=False)
+    assert isinstance(exported, fx.GraphModule)
+    _Inserter(exported, candidate).insert()
+    exported.graph.eliminate_dead_code()
+    _drop_unread(exported)
+    exported.recompile()
+    return torch.export.export(exported.to(device), (inputs.to(device),))
+
+
+def _drop_unread(exported: fx.GraphModule) -> None:
+    """Leave out the float weights that grids took the place of, which would be stored all the same."""
+    read = {node.target for node in exported.graph.nodes if node.op == "get_attr"}
+    stored = [*dict(exported.named_parameters()), *dict(exported.named_buffers())]
+    for name in stored:
+        if name not in read:
+            owner, _, attribute = name.rpartition(".")
+            delattr(exported.get_submodule(owner), attribute)
+
+
+class _Inserter:
+    """Puts a candidate's grids into its exported graph; one pair per tensor and grid, shared by all its readers."""
+
+    def __init__(self, exported: fx.GraphModule, candidate: Candidate) -> None:
+        self.exported, self.graph = exported, exported.graph
+        self.candidate, self.quantization = candidate, candidate.quantization
+        self.pairs: dict[tuple, fx.Node] = {}
+        self.weights: dict[str, fx.Node] = {}
+
+    def insert(self) -> None:
+        additions = residual_additions(self.graph)  # counted before anything changes
+        layers = [(module_path(node), node) for node in self.graph.nodes if node.target in WEIGHTED]
+        for norm in self.graph.find_nodes(op="call_function", target=aten.batch_norm.default):
+            if is_folded(norm):
+                self._fold(norm)
+        for name, node in layers:
+            if name in self.quantization.inputs:
+                self._quantize_operand(node, 0, self.quantization.inputs[name])
+            if self.candidate.policy.layer(name).is_dynamic:
+                self._quantize_at_run_time(node)
+            if name in self.quantization.weights:
+                self._quantize_weight(name, node, self.quantization.weights[name])
+            if name in self.quantization.bfloat16:
+                self._round_weight(name, node, self.quantization.bfloat16[name])
+        self._quantize_additions(additions)
+
+    def _fold(self, norm: fx.Node) -> None:
+        """Fold a batch-norm into the layer before it."""
+        layer = norm.args[0]
+        assert isinstance(layer, fx.Node)
+        scale, shift = (values.flatten() for values in scale_and_shift(self.exported, norm))
+        weight, bias = (
+            torch.from_numpy(constant(self.exported, 0.0 if value is None else value))
+            for value in (*layer.args[1:3], None)[:2]
+        )
+        folded = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
+        self._replace(layer, 1, folded, f"{norm.name}_weight")
+        self._replace(layer, 2, bias.float() * scale + shift, f"{norm.name}_bias")
+        norm.replace_all_uses_with(layer)
+        self.graph.erase_node(norm)
+
+    def _quantize_operand(self, node: fx.Node, operand: int, grid: Grid) -> None:
+        tensor = node.args[operand]
+        affine = (float(grid.scale), int(grid.zero_point), grid.low, grid.high, torch.uint8)
+        if (tensor, affine) not in self.pairs:
+            with self.graph.inserting_before(node):
+                integers = self.graph.call_function(grids.quantize_per_tensor.default, (tensor, *affine))
+                self.pairs[tensor, affine] = self.graph.call_function(
+                    grids.dequantize_per_tensor.default, (integers, *affine)
+                )
+        node.update_arg(operand, self.pairs[tensor, affine])
+
+    def _quantize_at_run_time(self, node: fx.Node) -> None:
+        tensor = node.args[0]
+        if (tensor, "dynamic") not in self.pairs:
+            bounds = (0, 255, torch.uint8)
+            with self.graph.inserting_before(node):
+                found = self.graph.call_function(
+                    grids.choose_qparams.tensor, (tensor, 0, 255, torch.finfo(torch.float32).tiny, torch.uint8)
+                )
+                affine = tuple(self.graph.call_function(operator.getitem, (found, index)) for index in (0, 1))
+                integers = self.graph.call_function(grids.quantize_per_tensor.tensor, (tensor, *affine, *bounds))
+                self.pairs[tensor, "dynamic"] = self.graph.call_function(
+                    grids.dequantize_per_tensor.tensor, (integers, *affine, *bounds)
+                )
+        node.update_arg(0, self.pairs[tensor, "dynamic"])
+
+    def _quantize_weight(self, name: str, node: fx.Node, weight: QuantizedWeight) -> None:
+        if name not in self.weights:
+            with self.graph.inserting_before(node):
+                stored = [
+                    self._buffer(f"{name}_{part}", torch.from_numpy(np.ascontiguousarray(values)))
+                    for part, values in (
+                        ("q", weight.integers),
+                        ("scale", weight.grid.scale),
+                        ("zero_point", weight.grid.zero_point.astype(np.int64)),
+                    )
+                ]
+                arguments = (*stored, 0, weight.grid.low, weight.grid.high, torch.int8)
+                self.weights[name] = self.graph.call_function(grids.dequantize_per_channel.default, arguments)
+        node.update_arg(1, self.weights[name])
+        if weight.bias is not None:
+            self._replace(node, 2, torch.from_numpy(weight.bias.astype(np.float32)), f"{name}_bias")
+
+    def _round_weight(self, name: str, node: fx.Node, weight: RoundedWeight) -> None:
+        """Let a layer read its weight in bfloat16, and compute in it where it reads and makes such numbers."""
+        is_whole = self.candidate.policy.layer(name).is_bfloat16
+        values = torch.from_numpy(weight.values.astype(np.float32)).bfloat16()
+        self._replace(node, 1, values, f"{name}_bf16")
+        if weight.bias is not None:
+            bias = torch.from_numpy(weight.bias)
+            self._replace(node, 2, bias.bfloat16() if is_whole else bias, f"{name}_bias")
+        if is_whole:
+            with self.graph.inserting_before(node):
+                node.update_arg(0, self.graph.call_function(aten.to.dtype, (node.args[0], torch.bfloat16)))
+            with self.graph.inserting_after(node):
+                made = self.graph.call_function(aten.to.dtype, (node, torch.float32))
+            node.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
+        else:
+            with self.graph.inserting_before(node):
+                node.update_arg(1, self.graph.call_function(aten.to.dtype, (node.args[1], torch.float32)))
+
+    def _quantize_additions(self, additions: list[fx.Node]) -> None:
+        seen: Counter[str] = Counter()
+        for node in additions:
+            path = module_path(node)
+            for operand in (0, 1):
+                if grid := self.quantization.additions.get((path, seen[path], operand)):
+                    self._quantize_operand(node, operand, grid)
+            seen[path] += 1
+
+    def _replace(self, node: fx.Node, position: int, values: Tensor, name: str) -> None:
+        with self.graph.inserting_before(node):
+            stored = self._buffer(name, values)
+        arguments = [*node.args, *[None] * (position + 1 - len(node.args))]
+        arguments[position] = stored
+        node.args = tuple(arguments)
+
+    def _buffer(self, name: str, values: Tensor) -> fx.Node:
+        name = _constant_name(name)
+        while hasattr(self.exported, name):
+            name += "_"
+        self.exported.register_buffer(name, values)
+        return self.graph.get_attr(name)
+
+
+def _constant_name(of: str) -> str:
+    return f"grid_{of.replace('.', '_')}"
+
+
+def _eager(program: ExportedProgram) -> dict[str, str]:
+    """What layers compute in by the types they read: float32, whatever their grids, or bfloat16."""
+    return {
+        module_path(node): "bf16" if node.meta["val"].dtype == torch.bfloat16 else "f32"
+        for node in program.graph.nodes
+        if node.target in WEIGHTED
+    }
+
+
+def _compile(program: ExportedProgram, inputs: Tensor) -> tuple[list[Any], dict[str, str]]:
+    """Files of the package that Inductor makes of `program`, and what its layers run in by the graph it compiled."""
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer  # noqa: F401  # registers integer fusions
+
+    read: set[str] = set()
+    options = {
+        "freezing": True,
+        "aot_inductor.package": True,
+        "aot_inductor.compile_wrapper_opt_level": "O0",  # twice as fast to compile; kernels keep their own level
+        "post_grad_custom_post_pass": lambda graph: read.update(_integer_weights(graph)),
+    }
+    files = torch._inductor.aot_compile(program.module(check_guards=False), (inputs,), options=options)  # type: ignore[arg-type]
+    assert isinstance(files, list)  # of a package's files
+    floats = _eager(program).items()
+    return files, {name: "i8" if _constant_name(f"{name}_scale") in read else precision for name, precision in floats}
+
+
+def _integer_weights(graph: fx.Graph) -> set[str]:
+    """Names of the constants that integer kernels read, in the graph Inductor compiles."""
+    kernels = [n for n in graph.nodes if n.name.startswith(INTEGER_KERNELS) and "prepack" not in n.name]
+    return {source.name for node in kernels for source in node.all_input_nodes}
