@@ -10,7 +10,7 @@ from pathlib import Path
 from ..compression.packing.packed_file import save_packed
 from ..core.measurement import METRICS, Measurement
 from ..evaluators.accuracy import Accuracy, score
-from ..evaluators.complexity import Complexity
+from ..evaluators.counts import Complexity
 from ..evaluators.evaluator import Context, Reference, Subject
 from ..evaluators.latency import latency_measurements, throughput
 from ..evaluators.on_request import requested

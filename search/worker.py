@@ -28,7 +28,7 @@ from ..core.measurement import Measurement
 from ..core.texts import one_line
 from ..core.threads import usable_threads
 from ..evaluators.accuracy import Accuracy
-from ..evaluators.complexity import Complexity
+from ..evaluators.counts import Complexity
 from ..evaluators.evaluator import Context, Reference, Subject
 from ..evaluators.on_request import requested
 from ..evaluators.predicted_latency import latency_evaluator

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..compression.packing.packed import smallest_format
 from ..compression.pruning.prune import kept_channels, pruned_copy
-from ..evaluators.complexity import arithmetic_bits
+from ..evaluators.counts import arithmetic_bits
 from ..spaces.models.layers import LAYER_KINDS, macs_by_module
 from ..spaces.policies.operators import Operator
 from ..spaces.policies.policy import LayerPolicy, Policy, Sparsity, threshold_of

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from slimfront.compression.pruning.prune import pruned_copy
-from slimfront.evaluators.complexity import Complexity
+from slimfront.evaluators.counts import Complexity
 from slimfront.evaluators.evaluator import Subject
 from slimfront.evaluators.latency import latency_measurements
 from slimfront.evaluators.size import ArtifactSize

@@ -10,7 +10,7 @@ import torch
 from slimfront.core.errors import EvaluationError
 from slimfront.core.measurement import METRICS
 from slimfront.evaluators.accuracy import Accuracy
-from slimfront.evaluators.complexity import Complexity
+from slimfront.evaluators.counts import Complexity
 from slimfront.evaluators.energy import Energy
 from slimfront.evaluators.evaluator import Context, Evaluator, Subject
 from slimfront.evaluators.latency import Latency

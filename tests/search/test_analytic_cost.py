@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from slimfront.compression.pruning.prune import pruned_copy
-from slimfront.evaluators.complexity import Complexity
+from slimfront.evaluators.counts import Complexity
 from slimfront.evaluators.evaluator import Subject
 from slimfront.search import analytic_cost
 from slimfront.search.analytic_cost import COUNTED, AnalyticCost, channel_shares

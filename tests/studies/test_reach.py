@@ -2,7 +2,7 @@
 
 import pytest
 from slimfront.compression.pruning.prune import pruned_copy
-from slimfront.evaluators.complexity import Complexity
+from slimfront.evaluators.counts import Complexity
 from slimfront.evaluators.evaluator import Context, Subject
 from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.hardware_profiles.runtimes.base import get_runtime
