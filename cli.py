@@ -38,7 +38,7 @@ VERSIONED = ("torch", "torchvision", "openvino", "onnxruntime", "optuna", "ray",
 
 
 def _complete_studies() -> list[str]:
-    from .studies.spec import shipped_studies
+    from .studies.study_file.spec import shipped_studies
 
     return shipped_studies()
 
@@ -167,7 +167,7 @@ def search(
     Ctrl-C stops it; nothing finished is lost and the same command goes on.
     """
     started = time.monotonic()
-    from .studies.spec import load_study
+    from .studies.study_file.spec import load_study
 
     spec = load_study(study).replaced(trials=trials, workers=workers, seed=seed, timeout_s=timeout)
 
@@ -210,8 +210,8 @@ def inspect(
     format: Format = "table",
 ) -> None:
     """Tell what a search could do to a workload and what it could not, and why, before it starts."""
-    from .studies.inspection import inspect_reference
-    from .studies.inspection_report import inspection_tables
+    from .studies.inspection.inspect import inspect_reference
+    from .studies.inspection.report import inspection_tables
 
     inspection = inspect_reference(workload, target)
     if format == "json":
@@ -223,8 +223,8 @@ def inspect(
 @app.command()
 def studies(format: Format = "table", storage: Storage = DEFAULT_STORAGE) -> None:
     """List the studies in the database."""
-    from .studies.documents import studies_document
-    from .studies.report import studies_table
+    from .studies.reports.json_documents import studies_document
+    from .studies.reports.report import studies_table
 
     with _store(storage) as store:
         if format == "json":
@@ -236,8 +236,8 @@ def studies(format: Format = "table", storage: Storage = DEFAULT_STORAGE) -> Non
 @app.command()
 def status(name: StudyName, format: Format = "table", storage: Storage = DEFAULT_STORAGE) -> None:
     """Tell how far a study is: trials by state, front, and why trials failed."""
-    from .studies.documents import status_document
-    from .studies.report import status_report
+    from .studies.reports.json_documents import status_document
+    from .studies.reports.report import status_report
 
     with _store(storage) as store:
         if format == "json":
@@ -254,8 +254,8 @@ def show(
     storage: Storage = DEFAULT_STORAGE,
 ) -> None:
     """Show one trial: its policy per layer and every measurement."""
-    from .studies.documents import trial_document
-    from .studies.report import trial_report
+    from .studies.reports.json_documents import trial_document
+    from .studies.reports.report import trial_report
 
     with _store(storage) as store:
         if format == "json":
@@ -275,7 +275,7 @@ def front(
     if format == "table":
         _print_front(name, storage, out_file)
         return
-    from .studies.report import front_text
+    from .studies.reports.report import front_text
 
     with _store(storage) as store:
         text = front_text(store, name, format)
@@ -293,8 +293,8 @@ def audit(
     storage: Storage = DEFAULT_STORAGE,
 ) -> None:
     """Tell how FLOPs, BOPs and sizes rank the trials of a study against their measured latency."""
-    from .studies.audit import audit as audit_trials
-    from .studies.audit_report import audit_document, audit_figure, audit_report
+    from .studies.analysis.audit import audit as audit_trials
+    from .studies.reports.audit_report import audit_document, audit_figure, audit_report
 
     with _store(storage) as store:
         target, trials = store.get_study(name).spec.target, store.trials(name)
@@ -325,12 +325,12 @@ def export(
     """Export one point: policy, the artifact that was measured, weights and a card. The knee unless told otherwise."""
     if trial is not None and pick is not None:
         raise UserError("give --trial or --pick, not both")
-    from .studies.export import export_bundle
+    from .studies.bundles.export import export_bundle
 
     with _store(storage) as store:
         number = export_bundle(store, name, to, trial=trial, rule=pick or "knee")
     if format == "json":
-        from .studies.documents import export_document
+        from .studies.reports.json_documents import export_document
 
         _print_json(export_document(name, number, to))
         return
@@ -364,10 +364,10 @@ def verify(
     if workload is not None and study is not None:
         raise UserError("give --workload or --study, not both")
     from .search.timer_of_target import timer_of
-    from .studies.bundle import open_bundle
-    from .studies.judge import judge_of_study, judge_of_workload
-    from .studies.verify import verify_bundle
-    from .studies.verify_report import checks_report
+    from .studies.bundles.bundle import open_bundle
+    from .studies.bundles.judge import judge_of_study, judge_of_workload
+    from .studies.bundles.verify import verify_bundle
+    from .studies.reports.verify_report import checks_report
 
     with err.status(f"verifying {bundle}"):
         judge, opened = None, open_bundle(bundle)
@@ -378,7 +378,7 @@ def verify(
                 judge = judge_of_study(store, study, opened)
         checks = list(verify_bundle(bundle, timer_of, judge))
     if format == "json":
-        from .studies.documents import checks_document
+        from .studies.reports.json_documents import checks_document
 
         _print_json(checks_document(bundle, checks))
     else:
@@ -413,7 +413,7 @@ def profile(
     Takes at most a minute, and says what a slow runtime left no time for. The card is kept in the database; studies use it by
     the file that --out writes.
     """
-    from .studies.profiles import measure_target
+    from .studies.reports.profiles import measure_target
 
     if show:
         _print_target(target, storage, format)
@@ -433,7 +433,7 @@ def profile(
 @app.command()
 def profiles(format: Format = "table", storage: Storage = DEFAULT_STORAGE) -> None:
     """List the targets: shipped templates, and what was measured of them."""
-    from .studies.profiles import profiles_document, profiles_table
+    from .studies.reports.profiles import profiles_document, profiles_table
 
     if format == "json":
         _print_json(profiles_document(storage))
@@ -492,13 +492,13 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def _store(storage: str):
-    from .studies.store import Store
+    from .studies.store.store import Store
 
     return Store(storage, create=False)
 
 
 def _print_front(name: str, storage: str, file: Path | None = None) -> None:
-    from .studies.report import front_table
+    from .studies.reports.report import front_table
 
     with _store(storage) as store:
         table = front_table(store, name)
@@ -511,7 +511,7 @@ def _print_front(name: str, storage: str, file: Path | None = None) -> None:
 
 
 def _print_target(target: str, storage: str, format: str) -> None:
-    from .studies.profiles import target_document, target_report
+    from .studies.reports.profiles import target_document, target_report
 
     if format == "json":
         _print_json(target_document(target, storage))
@@ -520,7 +520,7 @@ def _print_target(target: str, storage: str, format: str) -> None:
 
 
 def _print_json(document: Mapping[str, Any]) -> None:
-    from .studies.documents import json_text
+    from .studies.reports.json_documents import json_text
 
     sys.stdout.write(json_text(document))
 

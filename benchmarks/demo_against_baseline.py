@@ -25,11 +25,11 @@ from rich.table import Table
 from slimfront.hardware_profiles.runtimes.base import Artifact
 from slimfront.search.problem import Problem, prepare
 from slimfront.search.run import run_search
-from slimfront.studies.front import Point, pareto_front
-from slimfront.studies.newest_front import objectives_of
-from slimfront.studies.records import INTERRUPTIONS, TrialRecord
-from slimfront.studies.spec import StudySpec, load_study
-from slimfront.studies.store import Store
+from slimfront.studies.analysis.front import Point, pareto_front
+from slimfront.studies.analysis.newest_front import objectives_of
+from slimfront.studies.store.records import INTERRUPTIONS, TrialRecord
+from slimfront.studies.store.store import Store
+from slimfront.studies.study_file.spec import StudySpec, load_study
 
 DEMO = "digits-demo"
 CUTS = (15, 20, 30, 40, 100, 200)

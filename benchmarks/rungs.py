@@ -37,7 +37,7 @@ from slimfront.search.problem import Problem, prepare
 from slimfront.search.sampler_of_study import cost_of, space_coordinates
 from slimfront.spaces.policies.policy import Policy
 from slimfront.spaces.space import Space
-from slimfront.studies.spec import RungsSpec, StudySpec
+from slimfront.studies.study_file.spec import RungsSpec, StudySpec
 from torch import nn
 from torch.nn.utils import parametrize
 

@@ -32,8 +32,8 @@ from slimfront.search.recovered import structure
 from slimfront.search.sampler_of_study import cost_of
 from slimfront.search.worker import Stage
 from slimfront.spaces.policies.policy import Policy
-from slimfront.studies.spec import StudySpec
-from slimfront.studies.store import Store
+from slimfront.studies.store.store import Store
+from slimfront.studies.study_file.spec import StudySpec
 from torch import Tensor, nn
 from torch.nn import functional
 

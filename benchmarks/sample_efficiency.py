@@ -37,7 +37,7 @@ from slimfront.search.sampler_of_study import KnownDamage, greedy_policies, spac
 from slimfront.search.sensitivity import known_damage, measured, probes
 from slimfront.search.surrogate import Role
 from slimfront.spaces.policies.policy import Policy
-from slimfront.studies.spec import StudySpec
+from slimfront.studies.study_file.spec import StudySpec
 
 FLOOR = 0.10
 REFERENCES = {"floor": FLOOR, "wide": 0.5, "tight": 0.02}

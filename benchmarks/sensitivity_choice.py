@@ -25,7 +25,7 @@ from slimfront.search.sampler_of_study import space_coordinates
 from slimfront.search.sensitivity import Probe, Simulation, known_damage, measured, probes
 from slimfront.search.surrogate import log_damage
 from slimfront.spaces.policies.policy import Policy
-from slimfront.studies.records import SensitivityRecord
+from slimfront.studies.store.records import SensitivityRecord
 
 LIMITS = (0.01, 0.03, 0.1, 0.3, 1.0, float("inf"))
 """Nats, in the guess of a choice's damage; 1 is what the damage model calls broken."""

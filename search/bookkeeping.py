@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from ..core.measurement import Measurement
-from ..studies.records import INTERRUPTED, ORPHANED, State, TrialRecord
-from ..studies.spec import StudySpec
-from ..studies.store import Store
+from ..studies.store.records import INTERRUPTED, ORPHANED, State, TrialRecord
+from ..studies.store.store import Store
+from ..studies.study_file.spec import StudySpec
 from .optuna_study import OptunaStudy
 from .policy_sampler import STOPPED
 

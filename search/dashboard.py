@@ -30,14 +30,14 @@ from rich.console import Console
 
 from ..core.errors import StoreError, UserError
 from ..core.interrupts import uninterrupted
-from ..studies.figures import front_figure
-from ..studies.heatmap import policy_heatmap
-from ..studies.newest_front import front_points, objectives_of
-from ..studies.notes import study_note, trial_note
-from ..studies.records import TrialRecord
-from ..studies.sensitivity_figure import sensitivity_heatmap
-from ..studies.store import Store
-from ..studies.wording import channel_rows, layer_rows
+from ..studies.analysis.newest_front import front_points, objectives_of
+from ..studies.reports.figures import front_figure
+from ..studies.reports.heatmap import policy_heatmap
+from ..studies.reports.notes import study_note, trial_note
+from ..studies.reports.sensitivity_figure import sensitivity_heatmap
+from ..studies.reports.wording import channel_rows, layer_rows
+from ..studies.store.records import TrialRecord
+from ..studies.store.store import Store
 from .dashboard_door import LOCAL_HOSTS, READ_ONLY, App, guarded, known_hosts
 from .dashboard_page import quicken
 from .optuna_study import open_storage

@@ -24,12 +24,12 @@ from ..hardware_profiles.runtimes.base import Artifact
 from ..spaces.policies.candidate import Candidate
 from ..spaces.policies.policy import Policy
 from ..spaces.space import Choice
-from ..studies.convergence import stalled
-from ..studies.executed import KIND as PRECISIONS
-from ..studies.front import Objective, Point, hypervolume, pareto_front, reference_point
-from ..studies.progress import has_begun, is_paid, ran
-from ..studies.records import INTERRUPTIONS, TrialRecord
-from ..studies.store import Store
+from ..studies.analysis.convergence import stalled
+from ..studies.analysis.front import Objective, Point, hypervolume, pareto_front, reference_point
+from ..studies.reports.progress import has_begun, is_paid, ran
+from ..studies.store.executed import KIND as PRECISIONS
+from ..studies.store.records import INTERRUPTIONS, TrialRecord
+from ..studies.store.store import Store
 from .bookkeeping import MOST_RETRIES, Bookkeeping
 from .feasibility import DUPLICATE
 from .halving import Verdict

@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.linalg import cho_factor, cho_solve
 from scipy.stats import norm
 
-from ..studies.records import INTERRUPTED
+from ..studies.store.records import INTERRUPTED
 
 DUPLICATE = "same policy as trial"
 """What the reason of a row begins with that ended because its policy had been tried: it says nothing of the policy."""

@@ -20,9 +20,9 @@ from ..hardware_profiles.profiling.prediction import calls_of, cost_units, fit_t
 from ..hardware_profiles.runtimes.base import get_runtime
 from ..spaces.policies.candidate import Candidate
 from ..spaces.policies.policy import Policy
-from ..studies.database import absolute_url
-from ..studies.spec import StudySpec, load_study
-from ..studies.store import Store
+from ..studies.store.database import absolute_url
+from ..studies.store.store import Store
+from ..studies.study_file.spec import StudySpec, load_study
 from ..workloads.load import working_in
 from .baseline import QUIET_SECONDS, lower_reference
 from .problem import Problem, prepare

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..core.errors import StoreError
-from ..studies import lease
-from ..studies.store import Store
+from ..studies.store import lease
+from ..studies.store.store import Store
 
 
 @contextmanager

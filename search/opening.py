@@ -10,7 +10,7 @@ from ..core.interrupts import raise_if_interrupted
 from ..core.measurement import Measurement
 from ..evaluators.evaluator import Reference
 from ..hardware_profiles.runtimes.base import Artifact
-from ..studies.store import Store
+from ..studies.store.store import Store
 from ..workloads.load import workload_fingerprint
 from .baseline import lower_reference, measure_reference, with_scores
 from .problem import Problem

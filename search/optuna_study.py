@@ -18,8 +18,8 @@ from sqlalchemy import event
 
 from ..core.measurement import METRICS
 from ..core.texts import plain_text
-from ..studies.spec import StudySpec
-from ..studies.store import Store
+from ..studies.store.store import Store
+from ..studies.study_file.spec import StudySpec
 
 if TYPE_CHECKING:  # the dashboard does without torch
     from ..spaces.space import Choice, Space

@@ -32,7 +32,7 @@ from ..spaces.models.layers import Layer, find_layers
 from ..spaces.policies.policy import Recovery
 from ..spaces.policies.quantization_scheme import Scheme
 from ..spaces.space import Space, SpaceChoices
-from ..studies.spec import StudySpec
+from ..studies.study_file.spec import StudySpec
 from ..workloads.contract import held
 from ..workloads.load import load_workload
 from ..workloads.workload import Workload

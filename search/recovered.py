@@ -7,9 +7,9 @@ from pathlib import Path
 
 from ..spaces.policies.policy import LayerPolicy, Policy
 from ..spaces.policies.quantization_scheme import Scheme
-from ..studies.records import TrialRecord
-from ..studies.spec import StudySpec
-from ..studies.store import Store
+from ..studies.store.records import TrialRecord
+from ..studies.store.store import Store
+from ..studies.study_file.spec import StudySpec
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from rich.console import Console
 from ..core.errors import SearchError
 from ..core.interrupts import sigterm_interrupts
 from ..hardware_profiles.profiling.fingerprint import saturates
-from ..studies.database import absolute_url
-from ..studies.progress import reason_rows, states_text
-from ..studies.spec import StudySpec
-from ..studies.store import Store
+from ..studies.reports.progress import reason_rows, states_text
+from ..studies.store.database import absolute_url
+from ..studies.store.store import Store
+from ..studies.study_file.spec import StudySpec
 from ..workloads.load import working_in
 from .artifacts_folder import require_writable
 from .confirm import confirm_front

@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from ..core.measurement import Measurement
-from ..studies.front import Objective
-from ..studies.records import STOPPED_AT, MeasurementRecord, TrialRecord
-from ..studies.spec import StudySpec
+from ..studies.analysis.front import Objective
+from ..studies.store.records import STOPPED_AT, MeasurementRecord, TrialRecord
+from ..studies.study_file.spec import StudySpec
 from .halving import SuccessiveHalving, Verdict
 from .sampler_of_study import QUALITY
 from .worker import Stage

@@ -11,9 +11,9 @@ from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESample
 from ..core.measurement import METRICS
 from ..spaces.policies.policy import Policy
 from ..spaces.space import NEUTRAL, Choice, Space
-from ..studies.constraint import Constraint
-from ..studies.front import Objective, reference_point
-from ..studies.spec import StudySpec
+from ..studies.analysis.front import Objective, reference_point
+from ..studies.study_file.constraint import Constraint
+from ..studies.study_file.spec import StudySpec
 from .analytic_cost import COUNTED, OF_MACHINES, AnalyticCost
 from .coordinates import HEALING, Coordinate, coordinate, decode, encode, recovery_coordinate
 from .knapsack import path_policies

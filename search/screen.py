@@ -12,9 +12,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ..studies.front import Objective, Point
-from ..studies.spec import StudySpec
-from ..studies.wording import clock_text, count_text, figure_text
+from ..studies.analysis.front import Objective, Point
+from ..studies.reports.wording import clock_text, count_text, figure_text
+from ..studies.study_file.spec import StudySpec
 from .dashboard import Publisher
 from .driver import Search
 

@@ -30,8 +30,8 @@ from ..evaluators.scores import Scores
 from ..spaces.policies.policy import FULL_PRECISION, Policy
 from ..spaces.policies.resolved import effective_policy
 from ..spaces.space import NEUTRAL, Choice, Knob, Space
-from ..studies.records import SIMULATED, SensitivityRecord
-from ..studies.store import Store
+from ..studies.store.records import SIMULATED, SensitivityRecord
+from ..studies.store.store import Store
 from ..workloads.workload import describe
 from .coordinates import guessed_damage
 from .problem import Problem

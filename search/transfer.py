@@ -8,9 +8,9 @@ from dataclasses import replace
 from ..core.errors import PolicyError
 from ..spaces.policies.policy import Policy
 from ..spaces.space import Choice, Space
-from ..studies.records import SensitivityRecord, StudyRecord, TrialRecord
-from ..studies.spec import StudySpec
-from ..studies.store import Store
+from ..studies.store.records import SensitivityRecord, StudyRecord, TrialRecord
+from ..studies.store.store import Store
+from ..studies.study_file.spec import StudySpec
 from .policy_sampler import DAMAGE, Earlier
 from .sampler_of_study import QUALITY
 

@@ -42,9 +42,9 @@ from ..spaces.models.channel_groups import ChannelGroup
 from ..spaces.policies.candidate import Candidate
 from ..spaces.policies.policy import Policy
 from ..spaces.policies.resolved import effective_policy
-from ..studies.constraint import Constraint
-from ..studies.executed import KIND as PRECISIONS
-from ..studies.spec import RungsSpec
+from ..studies.store.executed import KIND as PRECISIONS
+from ..studies.study_file.constraint import Constraint
+from ..studies.study_file.spec import RungsSpec
 from ..workloads.load import load_workload
 from ..workloads.workload import MetricFunction, Workload
 from .artifacts_folder import PROBE_BYTES, storage_problem, unwritable

@@ -13,12 +13,12 @@ from slimfront.core.errors import UserError
 from slimfront.hardware_profiles.bench.bench import bench_cores
 from slimfront.search.run import run_search
 from slimfront.search.timer_of_target import timer_of
-from slimfront.studies.bundle import open_bundle
-from slimfront.studies.export import export_bundle
-from slimfront.studies.judge import judge_of_study
-from slimfront.studies.spec import load_study
-from slimfront.studies.store import Store
-from slimfront.studies.verify import verify_bundle
+from slimfront.studies.bundles.bundle import open_bundle
+from slimfront.studies.bundles.export import export_bundle
+from slimfront.studies.bundles.judge import judge_of_study
+from slimfront.studies.bundles.verify import verify_bundle
+from slimfront.studies.store.store import Store
+from slimfront.studies.study_file.spec import load_study
 from slimfront.workloads.workload import Workload
 
 SCORE = """

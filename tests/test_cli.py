@@ -17,11 +17,11 @@ import yaml
 from slimfront.cli import main
 from slimfront.core.measurement import Measurement
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
-from slimfront.studies.documents import checks_document, json_text
-from slimfront.studies.records import INTERRUPTED
-from slimfront.studies.spec import load_study, shipped_studies
-from slimfront.studies.store import Store
-from slimfront.studies.verify import Check
+from slimfront.studies.bundles.verify import Check
+from slimfront.studies.reports.json_documents import checks_document, json_text
+from slimfront.studies.store.records import INTERRUPTED
+from slimfront.studies.store.store import Store
+from slimfront.studies.study_file.spec import load_study, shipped_studies
 
 TINY = Path(__file__).parent / "search" / "tiny_workload.py"
 GOOD = {

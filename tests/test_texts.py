@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from slimfront.core.errors import StoreError
 from slimfront.core.texts import one_line, plain_text, redacted
-from slimfront.studies.database import Database, database_url
+from slimfront.studies.store.database import Database, database_url
 
 # URLs
 

@@ -15,7 +15,7 @@ from slimfront.hardware_profiles.profiling.fingerprint import machine
 from slimfront.hardware_profiles.runtimes.onnx.onnxruntime_runtime import OnnxRuntime
 from slimfront.hardware_profiles.runtimes.onnx.openvino_runtime import BFLOAT16, OpenVinoRuntime
 from slimfront.spaces.policies.policy import LayerPolicy
-from slimfront.studies.standalone import load_openvino
+from slimfront.studies.bundles.standalone import load_openvino
 
 
 @pytest.fixture

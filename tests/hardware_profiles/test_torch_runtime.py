@@ -12,7 +12,7 @@ from slimfront.hardware_profiles.runtimes.torch.lowering import _program
 from slimfront.hardware_profiles.runtimes.torch.runtime import TorchRuntime
 from slimfront.spaces.models.layers import find_layers
 from slimfront.spaces.policies.policy import LayerPolicy
-from slimfront.studies.standalone import load_torch
+from slimfront.studies.bundles.standalone import load_torch
 from torch import fx, nn
 
 

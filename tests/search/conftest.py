@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from slimfront.studies.spec import StudySpec, load_study
+from slimfront.studies.study_file.spec import StudySpec, load_study
 
 TINY = Path(__file__).with_name("tiny_workload.py")
 

@@ -13,7 +13,7 @@ from slimfront.spaces.models.channel_graph import ChannelGraph
 from slimfront.spaces.models.channel_groups import find_channel_groups
 from slimfront.spaces.models.layers import find_layers
 from slimfront.spaces.policies.candidate import Candidate
-from slimfront.studies.constraint import Constraint
+from slimfront.studies.study_file.constraint import Constraint
 from torch import nn
 
 SPACE = {

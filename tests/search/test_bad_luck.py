@@ -20,9 +20,9 @@ from slimfront.search.local import run_local
 from slimfront.search.problem import prepare
 from slimfront.search.worker_process import WorkerProcess
 from slimfront.spaces.policies.policy import Policy
-from slimfront.studies.records import INTERRUPTED, INTERRUPTIONS, ORPHANED
-from slimfront.studies.spec import StudySpec
-from slimfront.studies.store import Store
+from slimfront.studies.store.records import INTERRUPTED, INTERRUPTIONS, ORPHANED
+from slimfront.studies.store.store import Store
+from slimfront.studies.study_file.spec import StudySpec
 
 HERE = Path(__file__).parent
 UNLUCKY = HERE / "unlucky_workload.py"

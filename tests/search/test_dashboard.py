@@ -27,10 +27,10 @@ from slimfront.search.dashboard import Publisher, feasible_front, publish
 from slimfront.search.driver import Search
 from slimfront.search.local import run_local
 from slimfront.search.problem import prepare
-from slimfront.studies.newest_front import front_points, objectives_of
-from slimfront.studies.picks import pick
-from slimfront.studies.spec import StudySpec
-from slimfront.studies.store import Store
+from slimfront.studies.analysis.newest_front import front_points, objectives_of
+from slimfront.studies.analysis.selection import pick
+from slimfront.studies.store.store import Store
+from slimfront.studies.study_file.spec import StudySpec
 
 pytestmark = pytest.mark.slow
 

@@ -21,13 +21,13 @@ from slimfront.search.problem import Problem, prepare
 from slimfront.search.run import run_search
 from slimfront.search.sampler_of_study import make_sampler
 from slimfront.search.worker import Stage
-from slimfront.studies.executed import executed_precisions
-from slimfront.studies.front import Objective, Point, dominates
-from slimfront.studies.notes import study_note
-from slimfront.studies.records import INTERRUPTED
-from slimfront.studies.report import status_report
-from slimfront.studies.spec import StudySpec
-from slimfront.studies.store import Store
+from slimfront.studies.analysis.front import Objective, Point, dominates
+from slimfront.studies.reports.notes import study_note
+from slimfront.studies.reports.report import status_report
+from slimfront.studies.store.executed import executed_precisions
+from slimfront.studies.store.records import INTERRUPTED
+from slimfront.studies.store.store import Store
+from slimfront.studies.study_file.spec import StudySpec
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,8 @@ from slimfront.search.driver import Search
 from slimfront.search.local import run_local
 from slimfront.search.lock import sole_driver
 from slimfront.search.problem import prepare
-from slimfront.studies.spec import StudySpec
-from slimfront.studies.store import Store
+from slimfront.studies.store.store import Store
+from slimfront.studies.study_file.spec import StudySpec
 from sqlalchemy import event
 from sqlalchemy.pool import Pool
 

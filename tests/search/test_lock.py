@@ -19,8 +19,8 @@ from slimfront.search.lock import sole_driver
 from slimfront.search.optuna_study import open_storage
 from slimfront.spaces.policies.policy import Policy
 from slimfront.studies import lease
-from slimfront.studies.spec import StudySpec
-from slimfront.studies.store import Store
+from slimfront.studies.store.store import Store
+from slimfront.studies.study_file.spec import StudySpec
 from sqlalchemy import text
 
 REFUSED = "study 'tiny' is being searched by another process"
@@ -30,7 +30,7 @@ import sys, time
 from slimfront.core.errors import StoreError
 from slimfront.search.lock import sole_driver
 from slimfront.studies import lease
-from slimfront.studies.store import Store
+from slimfront.studies.store.store import Store
 
 lease.EXPIRES_S, lease.HEARTBEAT_S = 1.5, 0.3
 try:

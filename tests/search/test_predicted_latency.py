@@ -17,11 +17,11 @@ from slimfront.search.latency_table import add_table
 from slimfront.search.problem import prepare
 from slimfront.search.run import run_search
 from slimfront.search.timer_of_target import timer_of
-from slimfront.studies.executed import executed_precisions
-from slimfront.studies.export import export_bundle
-from slimfront.studies.report import front_table
-from slimfront.studies.store import Store
-from slimfront.studies.verify import verify_bundle
+from slimfront.studies.bundles.export import export_bundle
+from slimfront.studies.bundles.verify import verify_bundle
+from slimfront.studies.reports.report import front_table
+from slimfront.studies.store.executed import executed_precisions
+from slimfront.studies.store.store import Store
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from slimfront.core.errors import StudyFileError
 from slimfront.search.problem import prepare
-from slimfront.studies.spec import load_study
+from slimfront.studies.study_file.spec import load_study
 
 IMAGES = """
 import torch

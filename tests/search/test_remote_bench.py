@@ -18,10 +18,10 @@ from slimfront.search.cluster import ray
 from slimfront.search.problem import prepare
 from slimfront.search.run import run_search
 from slimfront.search.timer_of_target import timer_of
-from slimfront.studies.export import export_bundle
-from slimfront.studies.spec import StudySpec
-from slimfront.studies.store import Store
-from slimfront.studies.verify import verify_bundle
+from slimfront.studies.bundles.export import export_bundle
+from slimfront.studies.bundles.verify import verify_bundle
+from slimfront.studies.store.store import Store
+from slimfront.studies.study_file.spec import StudySpec
 
 CARD = {
     "name": "far", "runtime": "openvino", "weight_bits": [4, 8, 32], "activation_bits": [8, 32], "remote": True,

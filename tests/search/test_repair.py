@@ -15,9 +15,9 @@ from slimfront.search.driver import FIRST_FAILURES, Proposal, Search
 from slimfront.search.problem import prepare
 from slimfront.search.run import run_search
 from slimfront.search.worker import Stage
-from slimfront.studies.records import ORPHANED
-from slimfront.studies.spec import StudySpec
-from slimfront.studies.store import Store
+from slimfront.studies.store.records import ORPHANED
+from slimfront.studies.store.store import Store
+from slimfront.studies.study_file.spec import StudySpec
 from sqlalchemy import Connection, Engine, event
 
 TINY = Path(__file__).with_name("tiny_workload.py")

@@ -25,9 +25,9 @@ from slimfront.search.rungs import Rungs
 from slimfront.search.sampler_of_study import learned_coordinates
 from slimfront.search.worker import Stage
 from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
-from slimfront.studies.progress import ended, reason_rows, states_text
-from slimfront.studies.spec import RungsSpec, StudySpec
-from slimfront.studies.store import Store
+from slimfront.studies.reports.progress import ended, reason_rows, states_text
+from slimfront.studies.store.store import Store
+from slimfront.studies.study_file.spec import RungsSpec, StudySpec
 
 Spec = Callable[..., StudySpec]
 SPACE = {

@@ -12,7 +12,7 @@ from slimfront.core.errors import StoreError
 from slimfront.search import screen
 from slimfront.search.run import run_search
 from slimfront.search.screen import Pace, SearchProgress
-from slimfront.studies.store import Store
+from slimfront.studies.store.store import Store
 
 
 def ticking(*moments: float) -> Iterator[float]:

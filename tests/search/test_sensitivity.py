@@ -18,9 +18,9 @@ from slimfront.search.knapsack import LEVELS, path_policies
 from slimfront.search.problem import Problem, prepare
 from slimfront.search.sampler_of_study import cost_of, greedy_policies, space_coordinates
 from slimfront.search.sensitivity import Sensitivity, known_damage, measured, probes, why_not
-from slimfront.studies.progress import sensitivity_text
-from slimfront.studies.spec import StudySpec
-from slimfront.studies.store import Store
+from slimfront.studies.reports.progress import sensitivity_text
+from slimfront.studies.store.store import Store
+from slimfront.studies.study_file.spec import StudySpec
 from torch import nn
 from torch.nn import functional
 from torch.nn.modules.module import register_module_forward_hook

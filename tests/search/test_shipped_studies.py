@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from slimfront.search.run import run_search
-from slimfront.studies.spec import load_study
-from slimfront.studies.store import Store
+from slimfront.studies.store.store import Store
+from slimfront.studies.study_file.spec import load_study
 
 
 @pytest.mark.slow

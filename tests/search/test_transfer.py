@@ -5,8 +5,8 @@ from slimfront.core.measurement import Measurement
 from slimfront.search.problem import prepare
 from slimfront.search.transfer import earlier_trials
 from slimfront.spaces.policies.policy import Policy
-from slimfront.studies.records import STOPPED_AT
-from slimfront.studies.store import Store
+from slimfront.studies.store.records import STOPPED_AT
+from slimfront.studies.store.store import Store
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from slimfront.search.sampler_of_study import space_coordinates
 from slimfront.search.untried import Untried, UntriedSampler
 from slimfront.spaces.models.layers import Layer
 from slimfront.spaces.space import Space, SpaceChoices
-from slimfront.studies.records import INTERRUPTED
+from slimfront.studies.store.records import INTERRUPTED
 
 LAYERS = [Layer(f"l{index}", "linear", "", 64, 640, True) for index in range(4)]
 SPACE = Space(LAYERS, [], SpaceChoices(weight_bits=(4, 8, 32)))

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from slimfront.studies.spec import StudySpec
-from slimfront.studies.store import Store
+from slimfront.studies.store.store import Store
+from slimfront.studies.study_file.spec import StudySpec
 
 
 @pytest.fixture

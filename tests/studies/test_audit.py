@@ -8,9 +8,9 @@ import pytest
 from slimfront.core.errors import UserError
 from slimfront.core.measurement import METRICS, PREDICTED, Measurement
 from slimfront.spaces.policies.policy import Policy
-from slimfront.studies.audit import Misled, audit
-from slimfront.studies.audit_report import audit_figure
-from slimfront.studies.records import TrialRecord
+from slimfront.studies.analysis.audit import Misled, audit
+from slimfront.studies.reports.audit_report import audit_figure
+from slimfront.studies.store.records import TrialRecord
 
 
 def trial(number: int, flops: float, latency: float, drop: float = 0.0, half: float = 0.01, state: str = "complete"):

@@ -1,8 +1,8 @@
 from datetime import UTC, datetime
 
 import pytest
-from slimfront.studies.convergence import hypervolume_at, outlook, stalled
-from slimfront.studies.records import FrontRecord
+from slimfront.studies.analysis.convergence import hypervolume_at, outlook, stalled
+from slimfront.studies.store.records import FrontRecord
 
 
 def fronts(**volumes: float) -> list[FrontRecord]:

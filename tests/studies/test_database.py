@@ -19,9 +19,9 @@ from slimfront.core.errors import StoreError
 from slimfront.core.measurement import Measurement
 from slimfront.spaces.policies.policy import Policy
 from slimfront.studies import migrations
-from slimfront.studies.database import Database, database_url
-from slimfront.studies.store import Store
-from slimfront.studies.tables import PREFIX, REVISION, VERSION_TABLE, Base
+from slimfront.studies.store.database import Database, database_url
+from slimfront.studies.store.store import Store
+from slimfront.studies.store.tables import PREFIX, REVISION, VERSION_TABLE, Base
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 
 
@@ -219,7 +219,7 @@ def test_a_migration_that_breaks_off_leaves_nothing_behind(url, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("slimfront.studies.database.upgrade", broken)
+        patch.setattr("slimfront.studies.store.database.upgrade", broken)
         with pytest.raises(KeyboardInterrupt):
             Store(url)
     assert tables(url) == set()

@@ -32,11 +32,11 @@ from slimfront.hardware_profiles.runtimes.base import Artifact, get_runtime
 from slimfront.hardware_profiles.runtimes.registry import runtimes
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from slimfront.studies import standalone
-from slimfront.studies.bundle import open_bundle
-from slimfront.studies.card import card_page
-from slimfront.studies.export import export_bundle
-from slimfront.studies.spec import StudySpec
-from slimfront.studies.store import Store
+from slimfront.studies.bundles.bundle import open_bundle
+from slimfront.studies.bundles.card import card_page
+from slimfront.studies.bundles.export import export_bundle
+from slimfront.studies.store.store import Store
+from slimfront.studies.study_file.spec import StudySpec
 from torch import nn
 from torch.utils.data import TensorDataset
 

@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 import pytest
 from slimfront.core.measurement import METRICS, Measurement
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
-from slimfront.studies.figures import MOST_POINTS, front_figure
-from slimfront.studies.front import Objective
-from slimfront.studies.heatmap import BIT_COLOURS, MOST_COLUMNS, policy_heatmap
-from slimfront.studies.records import SensitivityRecord, StudyRecord, TrialRecord
-from slimfront.studies.sensitivity_figure import sensitivity_heatmap
-from slimfront.studies.spec import StudySpec
+from slimfront.studies.analysis.front import Objective
+from slimfront.studies.reports.figures import MOST_POINTS, front_figure
+from slimfront.studies.reports.heatmap import BIT_COLOURS, MOST_COLUMNS, policy_heatmap
+from slimfront.studies.reports.sensitivity_figure import sensitivity_heatmap
+from slimfront.studies.store.records import SensitivityRecord, StudyRecord, TrialRecord
+from slimfront.studies.study_file.spec import StudySpec
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 DROP, SPEEDUP = Objective.of("accuracy_drop"), Objective.of("speedup")

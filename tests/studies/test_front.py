@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from slimfront.core.measurement import METRICS, Measurement
-from slimfront.studies.constraint import Constraint
-from slimfront.studies.front import (
+from slimfront.studies.analysis.front import (
     Objective,
     Point,
     dominates,
@@ -19,6 +18,7 @@ from slimfront.studies.front import (
     pareto_front,
     reference_point,
 )
+from slimfront.studies.study_file.constraint import Constraint
 
 DROP, LATENCY, SPEEDUP, FLOPS = map(Objective.of, ("accuracy_drop", "latency_ms", "speedup", "flops"))
 EACH_COUNT = {2: (DROP, SPEEDUP), 3: (DROP, SPEEDUP, LATENCY), 4: (DROP, SPEEDUP, LATENCY, FLOPS)}

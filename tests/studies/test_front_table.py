@@ -8,8 +8,8 @@ import json
 import pandas
 import pytest
 from slimfront.core.measurement import Measurement
-from slimfront.studies.front import Objective, Point
-from slimfront.studies.front_table import front_document, front_frame
+from slimfront.studies.analysis.front import Objective, Point
+from slimfront.studies.reports.front_table import front_document, front_frame
 
 OBJECTIVES = [Objective.of("latency_ms"), Objective.of("accuracy")]
 BASELINE = {"latency_ms": Measurement("latency_ms", 10.0, 9.0, 11.0, "ms", 40, "paired-median")}

@@ -2,8 +2,8 @@
 
 import pytest
 from slimfront.core.measurement import Measurement
-from slimfront.studies.front import Objective, Point
-from slimfront.studies.honesty import beaten, beaten_by, doubts, is_lucky, twins
+from slimfront.studies.analysis.front import Objective, Point
+from slimfront.studies.analysis.significance import beaten, beaten_by, doubts, is_lucky, twins
 
 OBJECTIVES = [Objective.of("accuracy_drop"), Objective.of("latency_ms")]
 

@@ -12,9 +12,9 @@ from slimfront.core.threads import torch_threads
 from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.hardware_profiles.runtimes.onnx.openvino_runtime import computes_bfloat16
 from slimfront.studies import inspection, kernel_answers
-from slimfront.studies.inspection import inspect_reference, inspect_workload
-from slimfront.studies.inspection_report import inspection_tables
-from slimfront.studies.kernel_answers import bits_on
+from slimfront.studies.inspection.inspect import inspect_reference, inspect_workload
+from slimfront.studies.inspection.precision_probe import bits_on
+from slimfront.studies.inspection.report import inspection_tables
 from slimfront.workloads.load import load_workload
 from torch import nn
 from typer.testing import CliRunner

@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 import pytest
 from slimfront.core.measurement import METRICS, Measurement
 from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
-from slimfront.studies.front import Objective, Point
-from slimfront.studies.notes import MOST_ROWS, study_note, trial_note
-from slimfront.studies.records import FrontRecord, StudyRecord, TrialRecord
-from slimfront.studies.spec import StudySpec
+from slimfront.studies.analysis.front import Objective, Point
+from slimfront.studies.reports.notes import MOST_ROWS, study_note, trial_note
+from slimfront.studies.store.records import FrontRecord, StudyRecord, TrialRecord
+from slimfront.studies.study_file.spec import StudySpec
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 

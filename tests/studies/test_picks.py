@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from slimfront.core.errors import UserError
 from slimfront.core.measurement import Measurement
-from slimfront.studies.front import Objective, Point
-from slimfront.studies.picks import RULES, pick
+from slimfront.studies.analysis.front import Objective, Point
+from slimfront.studies.analysis.selection import RULES, pick
 
 OBJECTIVES = [Objective.of("accuracy_drop"), Objective.of("latency_ms")]
 

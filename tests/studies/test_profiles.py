@@ -14,7 +14,7 @@ from slimfront.hardware_profiles.cards.target import card_text, load_target
 from slimfront.hardware_profiles.profiling.fingerprint import machine, versions
 from slimfront.hardware_profiles.runtimes.base import get_runtime
 from slimfront.studies import profiles
-from slimfront.studies.profiles import measure_target, profiles_table, target_report
+from slimfront.studies.reports.profiles import measure_target, profiles_table, target_report
 from typer.testing import CliRunner
 
 KERNELS = [
@@ -71,7 +71,7 @@ def test_a_measured_card_is_kept_and_shown(storage):
 
 def test_a_card_of_another_machine_is_shown_as_such(storage, monkeypatch):
     measure_target("cpu-onnxruntime", storage, Console(quiet=True))
-    monkeypatch.setattr("slimfront.studies.profiles.machine", lambda: {**machine(), "cpu": "Another CPU"})
+    monkeypatch.setattr("slimfront.studies.reports.profiles.machine", lambda: {**machine(), "cpu": "Another CPU"})
     assert ", here Another CPU" in text(target_report("cpu-onnxruntime", storage))
 
 

@@ -13,7 +13,7 @@ from slimfront.spaces.policies.candidate import Candidate
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from slimfront.spaces.policies.resolved import effective_policy
 from slimfront.spaces.space import Space, SpaceChoices
-from slimfront.studies.reach import gains
+from slimfront.studies.inspection.compression_bounds import gains
 
 BLOCKS = ("blocks.0", "blocks.3", "blocks.1", "blocks.5")
 EVERYTHING = SpaceChoices(

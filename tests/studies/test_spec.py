@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from slimfront.core.errors import StudyFileError
 from slimfront.spaces.presets import PRESETS
-from slimfront.studies.constraint import Constraint
-from slimfront.studies.spec import JUDGED, StudySpec, incompatible_changes, load_study, shipped_studies
+from slimfront.studies.study_file.constraint import Constraint
+from slimfront.studies.study_file.spec import JUDGED, StudySpec, incompatible_changes, load_study, shipped_studies
 
 FULL = """\
 study: digits-demo

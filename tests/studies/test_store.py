@@ -11,7 +11,7 @@ from slimfront.core.errors import StoreError
 from slimfront.core.measurement import Measurement
 from slimfront.core.texts import plain_text
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
-from slimfront.studies.store import Store
+from slimfront.studies.store.store import Store
 
 POLICY = Policy(width=0.5, layers={"fc": LayerPolicy(weight_bits=4, sparsity="2:4")})
 LATENCY = Measurement("latency_ms", 2.5, 2.25, 2.75, "ms", 40, "paired-median", noisy=True)

@@ -11,7 +11,7 @@ from slimfront.spaces.models.layers import Layer
 from slimfront.spaces.policies.policy import Policy, Recovery
 from slimfront.spaces.policies.quantization_scheme import Scheme
 from slimfront.spaces.space import Space, SpaceChoices
-from slimfront.studies.spec import StudySpec
+from slimfront.studies.study_file.spec import StudySpec
 
 ROOT = Path(__file__).parent.parent.parent
 STUDY = {"study": "s", "workload": "digits", "target": "cpu-openvino", "objectives": ["accuracy_drop", "flops"]}

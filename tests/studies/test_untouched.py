@@ -1,7 +1,7 @@
 """Why weights are none that a policy may touch."""
 
 import torch
-from slimfront.studies.untouched import why_untouched
+from slimfront.studies.inspection.untouched import why_untouched
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm

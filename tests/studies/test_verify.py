@@ -21,11 +21,11 @@ from slimfront.compression.packing.packed_file import load_packed
 from slimfront.core.errors import StoreError, TargetError, UserError
 from slimfront.hardware_profiles.runtimes.base import Artifact
 from slimfront.spaces.policies.policy import Policy
-from slimfront.studies.bundle import open_bundle
-from slimfront.studies.judge import judge_of_study, judge_of_workload
-from slimfront.studies.spec import StudySpec
-from slimfront.studies.store import Store
-from slimfront.studies.verify import Check, verify_bundle
+from slimfront.studies.bundles.bundle import open_bundle
+from slimfront.studies.bundles.judge import judge_of_study, judge_of_workload
+from slimfront.studies.bundles.verify import Check, verify_bundle
+from slimfront.studies.store.store import Store
+from slimfront.studies.study_file.spec import StudySpec
 
 ROOT = Path(__file__).parents[2]
 PAYLOAD = "open({!r}, 'w').close()"

@@ -1,0 +1,113 @@
+"""The proxy audit: how well counts that stand in for speed rank a study's trials, against their measured latency."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy.stats import kendalltau, spearmanr
+
+from ...core.errors import UserError
+from ..store.records import TrialRecord
+from .front import Objective, Point, pareto_front
+
+PROXIES = ("flops", "bops", "parameters", "artifact_bytes", "packed_bytes")
+LATENCY = "latency_ms"
+FEWEST = 4
+"""Trials below which no rank correlation means anything."""
+
+NORMAL_QUANTILE = 1.959964
+
+
+@dataclass(frozen=True)
+class Misled:
+    """A point that a proxy puts on its front, and a trial that is measured faster at no loss of accuracy.
+
+    Attributes:
+        trial: on the front of (accuracy_drop, proxy).
+        faster: its accuracy_drop is no higher, and its latency lower by more than the noise.
+        proxy_ratio: proxy of `faster` / proxy of `trial`, at least 1: the proxy sees no gain, or has it the other way round.
+        latency_ratio: latency of `trial` / latency of `faster`, above 1.
+    """
+
+    trial: int
+    faster: int
+    proxy_ratio: float
+    latency_ratio: float
+
+
+@dataclass(frozen=True)
+class ProxyAudit:
+    """How one proxy ranks trials.
+
+    Attributes:
+        n: trials with both numbers.
+        spearman, low, high: rank correlation with latency and its 95 % interval (Bonett & Wright 2000, Psychometrika
+            65:23); NaN where the proxy is the same for all trials.
+        kendall: tau-b.
+        misled: the point best by the proxy among those that measured latency beats; None where it beats none.
+    """
+
+    proxy: str
+    n: int
+    spearman: float
+    low: float
+    high: float
+    kendall: float
+    misled: Misled | None
+
+
+def audit(trials: Sequence[TrialRecord]) -> list[ProxyAudit]:
+    """One audit per proxy that was measured, over all trials that were timed, infeasible ones too; a predicted latency
+    is itself computed from such counts, and says nothing of them.
+
+    Raises:
+        UserError: too few trials were timed.
+    """
+    timed = [
+        trial for trial in trials if LATENCY in trial.measurements and not trial.measurements[LATENCY].is_predicted
+    ]
+    if len(timed) < FEWEST:
+        raise UserError(f"{len(timed)} trials have a measured latency; an audit needs at least {FEWEST}")
+    audits = (_audit(proxy, [trial for trial in timed if proxy in trial.measurements]) for proxy in PROXIES)
+    return [found for found in audits if found.n >= FEWEST]
+
+
+def _audit(proxy: str, trials: Sequence[TrialRecord]) -> ProxyAudit:
+    counts = [trial.measurements[proxy].value for trial in trials]
+    latencies = [trial.measurements[LATENCY].value for trial in trials]
+    n = len(trials)
+    if len(set(counts)) < 2 or len(set(latencies)) < 2:
+        return ProxyAudit(proxy, n, math.nan, math.nan, math.nan, math.nan, None)
+    spearman, kendall = (float(rank(counts, latencies).statistic) for rank in (spearmanr, kendalltau))  # type: ignore[attr-defined]
+    return ProxyAudit(proxy, n, spearman, *_interval(spearman, n), kendall, _misled(proxy, trials))
+
+
+def _interval(spearman: float, n: int) -> tuple[float, float]:
+    if abs(spearman) >= 1:
+        return spearman, spearman
+    half = NORMAL_QUANTILE * math.sqrt((1 + spearman**2 / 2) / (n - 3))
+    return math.tanh(math.atanh(spearman) - half), math.tanh(math.atanh(spearman) + half)
+
+
+def _misled(proxy: str, trials: Sequence[TrialRecord]) -> Misled | None:
+    scored = [trial for trial in trials if trial.state == "complete" and "accuracy_drop" in trial.measurements]
+    by_proxy = [Objective.of("accuracy_drop"), Objective.of(proxy)]
+    front = pareto_front([Point.of(trial, by_proxy) for trial in scored], by_proxy)
+    for point in sorted(front, key=lambda point: point.values[1]):
+        slow = next(trial for trial in scored if trial.number == point.trial)
+        faster = [trial for trial in scored if _is_faster(trial, slow)]
+        if faster:
+            best = min(faster, key=lambda trial: trial.measurements[LATENCY].value)
+            return Misled(slow.number, best.number, _ratio(best, slow, proxy), _ratio(slow, best, LATENCY))
+    return None
+
+
+def _is_faster(trial: TrialRecord, than: TrialRecord) -> bool:
+    ours, theirs = trial.measurements, than.measurements
+    return ours[LATENCY].high < theirs[LATENCY].low and ours["accuracy_drop"].value <= theirs["accuracy_drop"].value
+
+
+def _ratio(above: TrialRecord, below: TrialRecord, name: str) -> float:
+    return above.measurements[name].value / below.measurements[name].value

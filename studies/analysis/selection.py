@@ -1,0 +1,57 @@
+"""One point of a front, by a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ...core.errors import UserError
+from ...core.validation import suggestion
+from .front import Objective, Point, minimised
+
+_BEST_OF = {"fastest": "latency_ms", "smallest": "artifact_bytes", "most-accurate": "accuracy"}
+
+RULES = ("knee", *_BEST_OF)
+"""What `pick` knows."""
+
+
+def pick(points: Sequence[Point], objectives: Sequence[Objective], rule: str) -> Point:
+    """The point of a front that a rule picks.
+
+    - "knee": the point farthest below the plane through the front's extremes, each objective scaled to [0, 1] over
+      the front: where giving up a little of one objective stops buying much of another (Das 1999, Structural
+      Optimization 18:107; Branke et al. 2004, PPSN VIII:722).
+    - "fastest", "smallest", "most-accurate": the best `latency_ms`, `artifact_bytes` or `accuracy`, whether or not
+      that is an objective; of equals the one nearer to the knee.
+
+    The earliest trial wins where the rule leaves a tie.
+
+    Raises:
+        UserError: an unknown rule, an empty front, or a point that was not measured for the rule.
+    """
+    if rule not in RULES:
+        raise UserError(f"no rule {rule!r} to pick by; {suggestion(rule, RULES)}")
+    if not points:
+        raise UserError("the front is empty: no trial has met the constraints yet")
+    heights = _heights(minimised(points, objectives))
+    costs = [0.0] * len(points) if rule == "knee" else [_cost(point, _BEST_OF[rule]) for point in points]
+    best = min(range(len(points)), key=lambda i: (costs[i], heights[i], points[i].trial))
+    return points[best]
+
+
+def _heights(values: np.ndarray) -> np.ndarray:
+    """Signed distance [n] of points [n, objectives], up to a factor, above the plane sum(scaled) = 1.
+
+    With two objectives that plane is the line through the front's two extremes; with more it is the one through the
+    unit points of the scaled front, as the plane through its extremes need not exist. Rounded, so that ties are ties.
+    """
+    low, span = values.min(axis=0), np.ptp(values, axis=0)
+    scaled = (values - low) / np.where(span > 0, span, 1)
+    return np.round(scaled.sum(axis=1) - 1, 12)
+
+
+def _cost(point: Point, name: str) -> float:
+    if name not in point.measurements:
+        raise UserError(f"trial {point.trial} has no {name} to pick by")
+    return Objective.of(name).sign * point.measurements[name].value

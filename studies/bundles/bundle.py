@@ -1,0 +1,173 @@
+"""A bundle opened as data from somebody else: nothing it names is run, and no file outside its folder is read."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from ...core.documents import MAX_JSON_BYTES, json_document, read_file, require_regular
+from ...core.errors import DocumentError, UserError
+from ...core.validation import MAX_SENTENCE, first_problem, shortened
+from ...hardware_profiles.cards.target import Target
+from ...hardware_profiles.runtimes.base import Artifact
+from .card import SCHEMA
+
+CARD = "card.json"
+MAX_INPUT_BYTES = 2**31
+"""Of one batch of a model's float32 inputs."""
+
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+
+class ListedFile(_Part):
+    """What a card says of one file."""
+
+    sha256: Annotated[str, Field(min_length=64, max_length=64)]
+    bytes: Annotated[int, Field(ge=0)]
+
+
+class Figure(_Part):
+    """A measurement, of which only the value is held against what is found."""
+
+    value: float
+
+
+class SpeedUp(_Part):
+    """As above; a ratio."""
+
+    value: Annotated[float, Field(gt=0)]
+
+
+class Measured(_Part):
+    """The measurements that are checked."""
+
+    accuracy: Figure
+    artifact_bytes: Figure
+    speedup: SpeedUp
+    packed_bytes: Figure | None = None
+
+
+class InputShape(_Part):
+    """Of the model's input, batch included."""
+
+    shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=16)]
+
+
+class Provenance(_Part):
+    """Where the bundle comes from, by its own account."""
+
+    workload_fingerprint: str | None = None
+
+
+class Card(_Part):
+    """What verifying reads of a card.json; `card` describes the whole of it."""
+
+    schema_: Annotated[int, Field(alias="schema")]
+    trial: Annotated[int, Field(ge=0)]
+    measurements: Measured
+    target: Target
+    input: InputShape
+    provenance: Provenance
+    files: Annotated[dict[str, ListedFile], Field(max_length=100)]
+
+    @field_validator("files")
+    @classmethod
+    def _plain_names(cls, files: dict[str, ListedFile]) -> dict[str, ListedFile]:
+        for name in files:
+            if not _PLAIN.fullmatch(name):
+                raise ValueError(f"{shortened(repr(name))} is no plain name of a file in the bundle")
+        return files
+
+    @field_validator("input")
+    @classmethod
+    def _fits_memory(cls, given: InputShape) -> InputShape:
+        if 4 * math.prod(given.shape) > MAX_INPUT_BYTES:
+            raise ValueError(f"one batch would take more than {MAX_INPUT_BYTES:,} bytes")
+        return given
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A folder with a card that makes sense, and files that are there, each in the folder itself."""
+
+    folder: Path
+    card: Card
+
+    def artifact(self, stem: str) -> Artifact:
+        """The model or the reference, whatever format its runtime loads.
+
+        Raises:
+            UserError: the card lists none.
+        """
+        found = next((name for name in self.card.files if Path(name).stem == stem), None)
+        if found is None or not (self.folder / found).exists():
+            raise UserError(f"{self.folder} has no {stem} file; export the bundle again")
+        return Artifact.of(self.folder / found)
+
+    def listed(self, artifact: Artifact) -> str:
+        """The sha256 that the card gives a file."""
+        return self.card.files[artifact.path.name].sha256
+
+    def changed(self) -> list[str]:
+        """Names of the listed files that are missing or not what the card says."""
+        return [name for name, about in self.card.files.items() if not self._is_as_listed(name, about)]
+
+    def _is_as_listed(self, name: str, about: ListedFile) -> bool:
+        path = self.folder / name
+        if not path.exists() or path.stat().st_size != about.bytes:
+            return False
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == about.sha256
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """The bundle in `folder`, its card read and its files found to be regular ones; their content is not looked at yet.
+
+    Raises:
+        UserError: no bundle, one of a later schema, a card that is malformed, or a file that is a link, a pipe or elsewhere.
+    """
+    path = Path(os.path.abspath(folder)) / CARD
+    if not os.path.lexists(path):
+        raise UserError(
+            f"{shortened(folder, MAX_SENTENCE)} is no bundle: it has no {CARD}; `slimfront export` makes one"
+        )
+    try:
+        bundle = Bundle(path.parent, _card(json_document(read_file(path, MAX_JSON_BYTES, regular=True))))
+    except DocumentError as error:
+        raise UserError(f"{folder / CARD}: {error}") from error
+    for name in bundle.card.files:
+        _refuse_elsewhere(bundle.folder / name, folder / name)
+    return bundle
+
+
+def _card(document: object) -> Card:
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise DocumentError(
+            f"has schema {shortened(schema)}, this slimfront knows {SCHEMA}; a newer slimfront reads it"
+        )
+    try:
+        return Card.model_validate(document)
+    except ValidationError as error:
+        key, problem = first_problem(Card, error)
+        raise DocumentError(f"{key}: {problem}" if key else problem) from error
+
+
+def _refuse_elsewhere(path: Path, shown: Path) -> None:
+    try:
+        require_regular(path)
+    except FileNotFoundError:
+        return  # told by `changed`, as one that was taken out
+    except (DocumentError, OSError) as error:
+        raise UserError(f"{shown}: {getattr(error, 'strerror', None) or error}") from error

@@ -1,0 +1,279 @@
+"""The card of a bundle: what was measured of it, where and with what, as JSON and as a page for people.
+
+card.json (schema 1)::
+
+    {"schema": 1, "study", "trial", "policy_digest", "state", "notes": [sentence],
+     "measurements": {name: {"value", "low", "high", "unit", "n", "method", "noisy"}},
+     "baseline": {"measurements": as above},
+     "test_accuracy": as a measurement, or null where the test split was not scored,
+     "target": the target's card, "input": {"name", "shape", "dtype"}, "output": the same,
+     "provenance": {"created", "study_created", "workload", "workload_options", "workload_fingerprint", "seed",
+                    "batch_size", "worker", "machine", "versions"},
+     "files": {name: {"sha256", "bytes"}}}
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from ...core.measurement import METRICS, Measurement
+from ...hardware_profiles.cards.target import Target
+from ...hardware_profiles.profiling.fingerprint import saturates
+from ...hardware_profiles.runtimes.base import TensorInfo
+from ...spaces.policies.policy import Policy
+from ..analysis.significance import is_lucky
+from ..reports.wording import (
+    bounds_text,
+    channel_rows,
+    excess_text,
+    full_text,
+    in_order,
+    layer_rows,
+    predicted_text,
+    recovery_text,
+    short_text,
+    width_text,
+)
+from ..store.executed import storage_only
+from ..store.records import StudyRecord, TrialRecord
+from . import standalone
+
+SCHEMA = 1
+
+_PACKAGES = {"torch-cuda": "torch", "tensorrt": "tensorrt with torch", "litert": "ai-edge-litert"}
+"""Runtime -> what its loader imports, where it is not called the same."""
+
+_TUNED = "The settings are part of what was measured, and are not read from the file: {} {}. What it computes may \
+then differ, and it may take several times as long as this card says."
+_PLAINLY = {
+    "openvino": _TUNED.format(
+        '`core.compile_model(path, "CPU")` alone',
+        "picks the precision of floats (bfloat16 where the processor has it), quantizes what linear layers read, and takes "
+        "every core",
+    ),
+    "onnxruntime": _TUNED.format(
+        "`InferenceSession(path)` alone", "quantizes what linear layers with integer weights read, and takes every core"
+    ),
+    "litert": _TUNED.format("`Interpreter(path)` alone", "takes as many threads as it likes"),
+    "torch": _TUNED.format("`load_pt2(path)` alone", "takes as many threads as the process has, and records gradients"),
+    "torch-cuda": _TUNED.format("`load_pt2(path)` alone", "may round floats to TF32"),
+    "tensorrt": "The engine runs on GPUs of the kind that it was built on, with the same version of TensorRT.",
+}
+"""Runtime -> what becomes of a file that is loaded without the settings."""
+
+_PYRIGHT = re.compile(r"  # pyright: ignore\[\w+\]")
+
+
+def card_document(
+    study: StudyRecord,
+    trial: TrialRecord,
+    target: Target,
+    signature: tuple[TensorInfo, TensorInfo],
+    executed: Mapping[str, str],
+    created: datetime,
+    files: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The card as plain JSON values.
+
+    Args:
+        signature: the artifact's input and output.
+        executed: layer -> precision it ran in.
+        created: when the artifact was made.
+        files: the bundle's other files, name -> sha256 and bytes.
+    """
+    measured = _measurements(trial.measurements)
+    return {
+        "schema": SCHEMA,
+        "study": study.name,
+        "trial": trial.number,
+        "policy_digest": trial.digest,
+        "state": trial.state,
+        "notes": [*_notes(trial, executed), *_notes_of_machine(study, trial, target)],
+        "measurements": measured,
+        "baseline": {"measurements": _measurements(study.baseline)},
+        "test_accuracy": measured.get("test_accuracy"),
+        "target": target.model_dump(mode="json"),
+        "input": _tensor(signature[0]),
+        "output": _tensor(signature[1]),
+        "executed_precisions": dict(executed),
+        "provenance": {
+            "created": created.isoformat(),
+            "study_created": study.created.isoformat(),
+            "workload": study.spec.workload,
+            "workload_options": study.spec.workload_options,
+            "workload_fingerprint": study.workload_fingerprint,
+            "seed": study.spec.seed,
+            "batch_size": study.spec.recovery.batch_size,
+            "worker": trial.worker,
+            "machine": dict(study.machine),
+            "versions": dict(study.versions),
+        },
+        "files": {name: dict(about) for name, about in files.items()},
+    }
+
+
+def card_page(card: Mapping[str, Any], policy: Policy) -> str:
+    """The card as Markdown."""
+    target = card["target"]
+    parts = [
+        f"# {card['study']}, trial {card['trial']}",
+        _summary(card),
+        *card["notes"],
+        "## Measured",
+        f"On target {target['name']}: {target['runtime']}, threads {target['threads']}, batch {target['batch']}. "
+        "Intervals are 95 %. What each name means is at the end.",
+        _measured_table(card),
+        "## Decided",
+        f"Width: {width_text(policy)}. Recovery: {recovery_text(policy)}. Policy {card['policy_digest']}.",
+        *_decisions(policy, card["executed_precisions"]),
+        "## Run it",
+        f"`python run.py` runs `{_file(card, 'model')}` as it was measured, and times it against "
+        f"`{_file(card, 'reference')}`, the uncompressed model. Without it, numpy and "
+        f"{_PACKAGES.get(target['runtime'], target['runtime'])} are enough:",
+        _example(card),
+        _PLAINLY[target["runtime"]],
+        "## Where the numbers come from",
+        _bullets(card["provenance"]),
+        "## Files",
+        _table(
+            ("file", "bytes", "sha256"), [(n, f"{f['bytes']:,}", f"`{f['sha256']}`") for n, f in card["files"].items()]
+        ),
+        "## Names",
+        "\n".join(f"- {name}: {METRICS[name].meaning}." for name in card["measurements"]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _measurements(measured: Mapping[str, Measurement]) -> dict[str, dict[str, Any]]:
+    documents = {measurement.name: measurement.to_dict() for measurement in in_order(measured)}
+    return {name: {key: value for key, value in m.items() if key != "name"} for name, m in documents.items()}
+
+
+def _notes(trial: TrialRecord, executed: Mapping[str, str]) -> list[str]:
+    """What a reader of the numbers has to know first."""
+    notes = [
+        f"Violates {constraint}, by {excess_text(constraint, excess)}: the trial is infeasible and not on the front."
+        for constraint, excess in trial.violations.items()
+        if excess > 0
+    ]
+    if trial.outcome == "stopped":
+        notes.append(f"Recovered in part only, and not on the front: {trial.reason}.")
+    if trial.state == "complete" and trial.reason:
+        notes.append(f"{trial.reason.capitalize()}.")
+    if "test_accuracy" not in trial.measurements:
+        notes.append("Not scored on the test split: only points of the front are, at the end of a search.")
+    if is_lucky(trial.measurements):
+        notes.append(
+            "Lucky: its accuracy drop on the test split is greater than on the split it was chosen by, beyond the noise of both."
+        )
+    if predicted := predicted_text(in_order(trial.measurements)):
+        notes.append(predicted)
+    if noisy := [m.name for m in in_order(trial.measurements) if m.noisy]:
+        notes.append(f"Noisy: {', '.join(noisy)}. The interval stayed wider than the protocol asks for.")
+    if unused := storage_only(trial.policy, executed):
+        notes.append(
+            f"Storage-only: {', '.join(unused)}. The runtime computed these layers at more bits than were decided, "
+            "which save no time there."
+        )
+    return notes
+
+
+def _notes_of_machine(study: StudyRecord, trial: TrialRecord, target: Target) -> list[str]:
+    """What other machines would make of the artifact."""
+    full = [name for name, layer in trial.policy.layers.items() if layer.weight_bits == layer.activation_bits == 8]
+    if not full or not saturates(study.machine, target.runtime):
+        return []
+    return [
+        f"Saturating: {', '.join(full)}. The processor it was measured on has no VNNI: sums of 8-bit products overflow in "
+        f"{target.runtime}'s kernels there. On processors with VNNI the outputs differ, and so may the accuracy."
+    ]
+
+
+def _tensor(info: TensorInfo) -> dict[str, Any]:
+    return {"name": info.name, "shape": list(info.shape), "dtype": info.dtype}
+
+
+def _file(card: Mapping[str, Any], stem: str) -> str:
+    return next(name for name in card["files"] if name.startswith(f"{stem}."))
+
+
+def _summary(card: Mapping[str, Any]) -> str:
+    """One sentence: what was compressed, and what it gained and lost."""
+    measured, baseline = card["measurements"], card["baseline"]["measurements"]
+    size, original = (of["artifact_bytes"]["value"] for of in (measured, baseline))
+    return (
+        f"{card['provenance']['workload']}, compressed for {card['target']['name']}: "
+        f"{_short(measured, 'speedup')} as fast as the uncompressed model, {short_text(size, 'bytes')} instead of "
+        f"{short_text(original, 'bytes')}, accuracy {_short(measured, 'accuracy')} instead of "
+        f"{_short(baseline, 'accuracy')} on the search-validation split."
+    )
+
+
+def _short(measured: Mapping[str, Any], name: str) -> str:
+    return short_text(measured[name]["value"], measured[name]["unit"])
+
+
+def _measured_table(card: Mapping[str, Any]) -> str:
+    baseline = card["baseline"]["measurements"]
+    rows = []
+    for name, document in card["measurements"].items():
+        m = Measurement(name, **document)
+        original = full_text(baseline[name]["value"], m.unit) if name in baseline else ""
+        rows.append(
+            (
+                name,
+                full_text(m.value, m.unit),
+                " to ".join(filter(None, bounds_text(m))),
+                original,
+                m.unit,
+                str(m.n),
+                m.method,
+            )
+        )
+    return _table(("measurement", "this model", "interval", "uncompressed", "unit", "n", "method"), rows)
+
+
+def _decisions(policy: Policy, executed: Mapping[str, str]) -> list[str]:
+    parts = []
+    if channels := channel_rows(policy):
+        parts.append(_table(("channel group", "removed", "kept, width included"), channels))
+    if layers := layer_rows(policy, executed):
+        parts.append(_table(("layer", "weight bits", "activation bits", "sparsity", "ran in"), layers))
+    parts.append("Layers not listed keep full precision and density." if layers else "No layer is quantized or masked.")
+    return parts
+
+
+def _example(card: Mapping[str, Any]) -> str:
+    """The lines that run the model: the very loader of run.py with what it calls, and its use."""
+    target, tensor = card["target"], card["input"]
+    loader = standalone.LOADERS[target["runtime"]]
+    called = [vars(standalone).get(name) for name in loader.__code__.co_names]
+    functions = [*filter(inspect.isfunction, called), loader]
+    source = "\n\n".join(inspect.getsource(function).replace(" -> Run:", ":") for function in functions)
+    use = (
+        f'run = {loader.__name__}("{_file(card, "model")}", threads={target["threads"]})\n'
+        f"inputs = np.zeros({tensor['shape']}, dtype=np.{tensor['dtype']})  # put yours here\n"
+        f"outputs = run(inputs)  # shape {card['output']['shape']}; copy what you keep, the next call reuses it\n"
+    )
+    return f"```python\nimport numpy as np\n\n\n{_PYRIGHT.sub('', source)}\n\n{use}```"
+
+
+def _bullets(values: Mapping[str, Any]) -> str:
+    return "\n".join(f"- {name.replace('_', ' ')}: {_inline(value)}" for name, value in values.items())
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_inline(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return " ".join(map(str, value)) or "none"
+    return "not recorded" if value is None else str(value)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)

@@ -1,0 +1,171 @@
+"""An exported bundle held against its card, on this machine.
+
+A bundle is data. What scores it, the user names; its model is a file for a runtime that only computes, or it is not loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...compression.packing.packed_file import digest, load_packed, packed_bytes, recorded_digest
+from ...core.errors import TargetError, UserError
+from ...evaluators.accuracy import score
+from ...evaluators.evaluator import Context
+from ...hardware_profiles.bench.bench import bench_cores
+from ...hardware_profiles.bench.timer import Timer
+from ...hardware_profiles.cards.target import Target
+from ...hardware_profiles.runtimes.base import get_runtime
+from ...hardware_profiles.runtimes.onnx.signature import refuse_external_data
+from ...hardware_profiles.runtimes.registry import RUNTIMES
+from ...workloads.workload import describe
+from .bundle import Bundle, open_bundle
+from .judge import Judge
+
+ACCURACY_TOLERANCE = 0.005
+SPEEDUP_TOLERANCE = 0.1
+SECONDS = 2.0
+PACKED = "packed.safetensors"
+
+OpenTimer = Callable[[Target, Path, Tensor, Sequence[int]], Timer]
+"""(target, reference, example input, cores of a bench on this machine) -> what times artifacts of that target."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One claim of a card: what it says, what was found here, what difference is allowed, and whether it holds; None
+    where it cannot be told here."""
+
+    claim: str
+    recorded: str
+    found: str
+    allowed: str
+    holds: bool | None
+
+
+def verify_bundle(folder: Path, open_timer: OpenTimer, judge: Judge | None = None) -> Iterator[Check]:
+    """Check what the card claims, one by one: the files, their sizes, the accuracy and the paired speed-up.
+
+    Args:
+        folder: as `export_bundle` wrote it, or somebody else.
+        open_timer: `search.timer_of_target.timer_of`; a remote target is timed where it is.
+        judge: what the accuracy is scored by; without one it is not checked.
+
+    Raises:
+        UserError: no bundle, one of a later schema, or one that is not all in its folder; a workload for other inputs.
+    """
+    bundle = open_bundle(folder)
+    changed = bundle.changed()
+    found = f"{', '.join(changed)} changed" if changed else "unchanged"
+    yield Check("files, by sha256", f"{len(bundle.card.files)} files", found, "none", not changed)
+    model, recorded = bundle.artifact("model"), bundle.card.measurements.artifact_bytes.value
+    yield Check("artifact_bytes", f"{recorded:.0f}", str(model.bytes), "none", model.bytes == recorded)
+    yield from _packed(bundle)
+    reason = _why_not_loaded(bundle, judge)
+    yield from _accuracy(bundle, judge, reason)
+    yield _speedup(bundle, judge, open_timer, reason)
+
+
+def _packed(bundle: Bundle) -> Iterator[Check]:
+    """Whether the packed file takes what was measured, and comes back as the weights that were packed."""
+    path, measured = bundle.folder / PACKED, bundle.card.measurements.packed_bytes
+    if PACKED not in bundle.card.files or measured is None or not path.exists():
+        return
+    found = packed_bytes(path)
+    yield Check("packed_bytes", f"{measured.value:.0f}", str(found), "none", found == measured.value)
+    claim = "packed weights, by digest"
+    try:
+        before, after = recorded_digest(path), digest(load_packed(path, bundle.artifact("reference").bytes))
+    except ValueError as error:
+        yield Check(claim, "", str(error), "none", False)
+    else:
+        yield Check(claim, before, after, "none", before == after)
+
+
+def _why_not_loaded(bundle: Bundle, judge: Judge | None) -> str | None:
+    """Why the model and the reference are not loaded here; None where they are.
+
+    Raises:
+        UserError: they are not files that the target's runtime loads, or read other files.
+    """
+    name, artifacts = bundle.card.target.runtime, [bundle.artifact(stem) for stem in ("model", "reference")]
+    made_here = judge.made_here if judge else frozenset()
+    if RUNTIMES[name].runs_code and not made_here.issuperset(artifact.sha256 for artifact in artifacts):
+        return f"not run: files of {name} may hold code; --study runs those that a study of yours made"
+    try:
+        suffix = get_runtime(name).suffix
+    except TargetError as error:
+        return f"not run: {error}"
+    for artifact in artifacts:
+        if artifact.path.suffix != suffix:
+            raise UserError(f"{bundle.folder}: {artifact.path.name} is no {suffix} file, which {name} loads")
+        if suffix == ".onnx":
+            refuse_external_data(artifact.path)
+    return None
+
+
+def _accuracy(bundle: Bundle, judge: Judge | None, reason: str | None) -> Iterator[Check]:
+    recorded = bundle.card.measurements.accuracy.value
+    told = f"{recorded:.4f}"
+    if judge is None or reason is not None:
+        yield Check("accuracy", told, reason or "not scored: --workload or --study says on what data", "", None)
+        return
+    yield _same_workload(bundle, judge)
+    target, model = bundle.card.target, bundle.artifact("model")
+    context = Context(judge.workload, target, get_runtime(target.runtime))
+    try:
+        value = score(model, judge.workload.validation, context).value()
+    except Exception as error:  # a runtime raises anything over a model that is not what its card says
+        yield Check("accuracy", told, f"cannot be scored: {describe(error)}", f"{ACCURACY_TOLERANCE}", False)
+    else:
+        close = abs(value - recorded) <= ACCURACY_TOLERANCE
+        yield Check("accuracy", told, f"{value:.4f}", f"{ACCURACY_TOLERANCE}", close)
+
+
+def _same_workload(bundle: Bundle, judge: Judge) -> Check:
+    """Whether the bundle was made of this very model and these data, by its own account.
+
+    Raises:
+        UserError: the workload's inputs are no inputs of the bundle's model.
+    """
+    given, taken = list(judge.workload.example_input.shape[1:]), bundle.card.input.shape[1:]
+    if given != taken:
+        raise UserError(
+            f"workload {judge.workload.name} has inputs of {given}, the model of {bundle.folder} takes {taken}"
+        )
+    recorded = (bundle.card.provenance.workload_fingerprint or "none")[:16]
+    found = judge.fingerprint[:16]
+    same = found == recorded
+    return Check("workload", recorded, found if same else f"{found}: other weights or data", "", same or None)
+
+
+def _speedup(bundle: Bundle, judge: Judge | None, open_timer: OpenTimer, reason: str | None) -> Check:
+    """The paired speed-up measured again where the target is; not checked where nobody can get there."""
+    target, recorded = bundle.card.target, bundle.card.measurements.speedup.value
+    claim, told = "speedup", f"{recorded:.3f}"
+    cores = bench_cores(target.threads)
+    if target.predict:
+        reason = "not measured: predicted for a machine elsewhere"
+    elif len(cores) < target.threads and not target.remote:
+        reason = f"not measured: the target has {target.threads} threads, this process {len(cores)} cores"
+    if reason is not None:
+        return Check(claim, told, reason, "", None)
+    example = judge.workload.example_input if judge else _random_input(bundle)
+    try:
+        with open_timer(target, bundle.artifact("reference").path, example, cores) as timer:
+            found = timer.time(bundle.artifact("model").path, SECONDS).speedup
+    except TargetError as error:  # no node of a cluster is it
+        return Check(claim, told, f"not measured: {error}", "", None)
+    except Exception as error:  # a runtime raises anything over a model that is not what its card says
+        return Check(claim, told, f"cannot be timed: {describe(error)}", f"{SPEEDUP_TOLERANCE:.0%}", False)
+    close = abs(found / recorded - 1) <= SPEEDUP_TOLERANCE
+    return Check(claim, told, f"{found:.3f}", f"{SPEEDUP_TOLERANCE:.0%}", close)
+
+
+def _random_input(bundle: Bundle) -> Tensor:
+    """One sample as the card describes it, shape [1, ...]."""
+    return torch.randn(1, *bundle.card.input.shape[1:], generator=torch.Generator().manual_seed(0))

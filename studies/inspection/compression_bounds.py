@@ -1,0 +1,170 @@
+"""How far counts can fall in a space: each technique alone and all together, at the ends of what the space offers.
+
+Only removed channels are built, once; blocks, operators, zeros and bits are counted from there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ...compression.packing.packed import smallest_format
+from ...compression.pruning.prune import kept_channels, pruned_copy
+from ...evaluators.counts import arithmetic_bits
+from ...spaces.models.layers import LAYER_KINDS, macs_by_module
+from ...spaces.policies.operators import Operator
+from ...spaces.policies.policy import LayerPolicy, Policy, Sparsity, threshold_of
+from ...spaces.policies.resolved import is_within
+from ...spaces.space import NEUTRAL, Choice, Knob, KnobKind, Space
+
+TECHNIQUES: Mapping[str, tuple[KnobKind, ...]] = {
+    "channels": ("width", "channels"),
+    "blocks": ("depth", "removed"),
+    "operators": ("operator",),
+    "weight sparsity": ("sparsity",),
+    "bits": ("weight_bits", "activation_bits"),
+}
+TOGETHER = "all together"
+_WORDS: Mapping[KnobKind, str] = {
+    "width": "width",
+    "channels": "channel sparsity",
+    "operator": "operators",
+    "sparsity": "weight sparsity",
+    "weight_bits": "weight bits",
+    "activation_bits": "activation bits",
+}
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What a technique can make of a quantity.
+
+    Attributes:
+        technique: one of `TECHNIQUES`, or `TOGETHER`.
+        metric: a key of `METRICS`.
+        before, after: of the uncompressed model, and at the end of the space.
+        how: the end of the space in words.
+    """
+
+    technique: str
+    metric: str
+    before: float
+    after: float
+    how: str
+
+
+def gains(model: nn.Module, example_input: Tensor, space: Space) -> list[Gain]:
+    """Bounds from counts: nothing was timed, time seldom falls as far, and accuracy is not looked at.
+
+    Args:
+        example_input: shape [1, ...].
+    """
+    models: dict[tuple[tuple[str, int], ...], tuple[nn.Module, dict[str, int]]] = {}
+    models[()] = model, macs_by_module(model, example_input)
+
+    def count(policy: Policy) -> dict[str, float]:
+        kept = tuple(kept_channels(policy, space.groups).items())
+        if kept not in models:
+            slim = pruned_copy(model, example_input, Policy(width=policy.width, channels=policy.channels), space.groups)
+            models[kept] = slim, macs_by_module(slim, example_input)
+        return counted(*models[kept], policy)
+
+    before, found = count(Policy()), []
+    for technique, kinds in {**TECHNIQUES, TOGETHER: tuple(sum(TECHNIQUES.values(), ()))}.items():
+        ends = {knob: _least(knob, model) for knob in space.knobs if knob.kind in kinds}
+        policy = space.policy({knob.name: ends.get(knob, _neutral(knob)) for knob in space.knobs})
+        how = _in_words(ends, policy, space) if technique != TOGETHER else "everything above"
+        after = count(policy) if ends else before
+        found += [
+            Gain(technique, name, before[name], value, how) for name, value in after.items() if value < before[name]
+        ]
+    return found
+
+
+def counted(model: nn.Module, macs: Mapping[str, int], policy: Policy) -> dict[str, float]:
+    """Metric -> count of `model`, whose channels are as they are, once all else in `policy` is done to it.
+
+    FLOPs, BOPs, parameters and packed bytes are those of `evaluators.complexity` for the built model; with operators, packed bytes
+    are counted as if one weight stood in each layer's place.
+
+    Args:
+        macs: dotted module path -> multiply-adds of `model`.
+    """
+    gone = policy.removed_blocks
+    names = [n for n, m in model.named_modules() if type(m) in LAYER_KINDS and not is_within(n, gone)]
+    weights = {name: _weight(model, name) for name in names}
+    size = {name: _size(model, name, policy.layer(name)) for name in names}
+    left = {name: macs.get(name, 0) * size[name] / weights[name].numel() for name in names}
+    parameters = sum(p.numel() for n, p in model.named_parameters() if not is_within(n, gone))
+    return {
+        "flops": macs[""] - sum(macs[block] for block in gone) - sum(macs.get(name, 0) - left[name] for name in names),
+        "bops": sum(left[n] * arithmetic_bits(policy.layer(n)) * policy.layer(n).activation_bits for n in names),
+        "parameters": parameters - sum(weights[name].numel() - size[name] for name in names),
+        "packed_bytes": sum(_packed(weights[name], size[name], policy, name) for name in names)
+        + sum(tensor.nbytes for name, tensor in _others(model, names) if not is_within(name, gone)),
+    }
+
+
+def _weight(model: nn.Module, name: str) -> Tensor:
+    return model.get_submodule(name).weight  # type: ignore[return-value]
+
+
+def _others(model: nn.Module, layers: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    weights = {f"{name}.weight" for name in layers}
+    for name, tensor in model.state_dict().items():
+        if name not in weights and not name.endswith(".num_batches_tracked"):
+            yield name, tensor
+
+
+def _size(model: nn.Module, name: str, decided: LayerPolicy) -> int:
+    """Weights of what stands in a layer's place."""
+    shape, operator = _weight(model, name).shape, Operator.parse(decided.operator)
+    fits = operator.why_not(shape, getattr(model.get_submodule(name), "groups", 1)) is None
+    return operator.weights(shape) if fits else math.prod(shape)
+
+
+def _packed(weight: Tensor, size: int, policy: Policy, name: str) -> int:
+    """Bytes of a layer's weight of so many elements, with its steps, zero points and table."""
+    decided, rows = policy.layer(name), len(weight)
+    values = size - round(_zeros(decided.sparsity, weight) * size)
+    total = smallest_format(rows, -(-size // rows), values, decided.weight_bits)[1]
+    total += 4 * (rows if policy.scheme.weights == "channel" else 1) * decided.has_weight_grid
+    return total + 4 * 2**decided.weight_bits * decided.has_codebook + 5 * decided.has_activation_grid
+
+
+def _zeros(sparsity: Sparsity, weight: Tensor) -> float:
+    """The fraction of a weight that becomes zero."""
+    threshold = threshold_of(sparsity)
+    if threshold is not None:
+        return float((weight.abs() < threshold * weight.std()).float().mean())
+    return 0.5 if sparsity == "2:4" else float(sparsity)
+
+
+@torch.no_grad()
+def _least(knob: Knob, model: nn.Module) -> Choice:
+    """The choice of a knob that leaves least."""
+    weights = [_weight(model, name) for name in knob.governs if knob.kind in ("operator", "sparsity")]
+    if knob.kind == "operator":
+        return min(knob.choices, key=lambda choice: Operator.parse(choice).weights(weights[0].shape))
+    if knob.kind == "sparsity":
+        return max(knob.choices, key=lambda choice: sum(_zeros(choice, weight) * weight.numel() for weight in weights))
+    furthest = max if knob.kind in ("channels", "removed") else min
+    return furthest(knob.choices, key=float)
+
+
+def _neutral(knob: Knob) -> Choice:
+    return NEUTRAL[knob.kind] if NEUTRAL[knob.kind] in knob.choices else knob.choices[0]
+
+
+def _in_words(ends: Mapping[Knob, Choice], policy: Policy, space: Space) -> str:
+    chosen: dict[str, list[str]] = {}
+    for knob, choice in ends.items():
+        if knob.kind in _WORDS:
+            chosen.setdefault(_WORDS[knob.kind], []).append(str(choice))
+    parts = [f"{word} {' and '.join(dict.fromkeys(choices))}" for word, choices in chosen.items()]
+    removed = f"{len(policy.removed_blocks)} of {len(space.blocks)} blocks removed"
+    return ", ".join(parts) or removed

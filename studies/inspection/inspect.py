@@ -1,0 +1,188 @@
+"""What a search could do to a workload, and what it could not: layers, channel groups, each knob's reach and its upper bound."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ...compression.batches import input_batches
+from ...compression.pruning.proof import proven_groups
+from ...compression.pruning.prune import CALIBRATION_BATCH
+from ...core.errors import WorkloadError
+from ...core.validation import suggestion
+from ...hardware_profiles.cards.target import Target, load_target
+from ...spaces.families import family_of
+from ...spaces.models.blocks import block_influence, examine_blocks, least_influential_first
+from ...spaces.models.channel_groups import ChannelGroup
+from ...spaces.models.layers import Layer, find_layers, macs_by_module
+from ...spaces.policies.operators import DENSE, Operator
+from ...spaces.policies.policy import FULL_PRECISION, Recovery
+from ...spaces.policies.quantization_scheme import Scheme
+from ...spaces.presets import Family, preset_space
+from ...spaces.space import Space, SpaceChoices
+from ...workloads.contract import held
+from ...workloads.load import OWN_FORMS, TORCHVISION, builtin_workloads, load_workload, working_in
+from ...workloads.workload import Workload
+from ..study_file.spec import StudySpec, shipped_studies, study_named
+from .compression_bounds import Gain, gains
+from .precision_probe import bits_on, why_float_only
+from .untouched import why_untouched
+
+KEPT_BACK = "space.keep holds it back"
+OPERATORS = ("separable", "groups=4", "rank=0.25")
+FEWEST_SAMPLES = 20
+"""Random images an inspection has made; the least `workloads.torchvision_data.DataOptions` takes."""
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """A layer and what may stand in its way.
+
+    Attributes:
+        name, kind, weights, macs: as in `spaces.layers.Layer`.
+        share: of the model's multiply-adds.
+        group: channel group that makes its outputs, or "".
+        refused: technique -> why it is none for this layer.
+    """
+
+    name: str
+    kind: str
+    weights: int
+    macs: int
+    share: float
+    group: str
+    refused: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """All that is known of a workload before a search.
+
+    Attributes:
+        layers: those a policy may touch; `skipped` maps every other module that owns a matrix or kernel to the reason.
+        groups: channel groups and heads that can be pruned; `unprunable` maps the others to the reason.
+        blocks: path of each block that may be removed whole -> its influence, see `spaces.blocks.block_influence`;
+            `fixed_blocks` maps the others to the reason.
+        family: whose preset a study without a space takes.
+        choices: key of a study's space -> what it offers, or the preset does; those that are off left out.
+        float_only: why no layer can be quantized on any target, or None where they can; no bits are searched then.
+        bits: weight and activation bits of the target -> what they are good for there; empty without a target.
+        gains: upper bounds of what each technique alone and all together can gain, from counts.
+        remarks: what was changed or found of the workload, each a line for its owner.
+    """
+
+    workload: str
+    family: str
+    parameters: int
+    macs: int
+    layers: Sequence[LayerReport]
+    skipped: Mapping[str, str]
+    groups: Sequence[ChannelGroup]
+    unprunable: Mapping[str, str]
+    blocks: Mapping[str, float]
+    fixed_blocks: Mapping[str, str]
+    choices: Mapping[str, Sequence[Any]]
+    target: str | None
+    float_only: str | None
+    bits: Mapping[str, str]
+    gains: Sequence[Gain]
+    remarks: Sequence[str] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain JSON values."""
+        return asdict(self)
+
+
+def inspect_reference(reference: str, target: str | None = None) -> Inspection:
+    """Inspect a study file's workload, or a workload by its name.
+
+    Args:
+        reference: a study file, a shipped study, or what `load_workload` takes.
+        target: card to judge bits by; a study's own by default.
+
+    Raises:
+        UserError: neither a study nor a workload, or the target cannot be had.
+    """
+    spec, known = study_named(reference), {*shipped_studies(), *builtin_workloads()}
+    if spec is None and ":" not in reference and reference not in known:
+        wanted = f"a study file, the name of a study or workload, {OWN_FORMS}"
+        raise WorkloadError(f"{reference!r} is none of {wanted}; {suggestion(reference, known)}")
+    base = spec.base_folder if spec else Path.cwd()
+    name, options = (spec.workload, spec.workload_options) if spec else (reference, {})
+    wanted = target or (spec.target if spec else None)
+    card = load_target(wanted, Path.cwd() if target else base) if wanted else None
+    with working_in(base):
+        return inspect_workload(held(load_workload(name, _little_data(name, options), base)), card, spec)
+
+
+def inspect_workload(workload: Workload, target: Target | None = None, spec: StudySpec | None = None) -> Inspection:
+    """Inspect a loaded workload, in the space of a study or else of its family's preset."""
+    model, example = workload.model.eval(), workload.example_input
+    layers, macs = find_layers(model, example), macs_by_module(model, example)[""]
+    groups, unprunable = proven_groups(workload)
+    removable, fixed = examine_blocks(model, example)
+    batches = (batch.to(example.device) for batch in input_batches(workload.calibration, CALIBRATION_BATCH))
+    influence = block_influence(model, batches, removable) if removable else {}
+    family = family_of(model, example)
+    float_only = why_float_only(workload)
+    choices, scheme = _choices(family, target, spec)
+    if float_only:
+        choices = replace(choices, weight_bits=(FULL_PRECISION,), activation_bits=(FULL_PRECISION,))
+    space = Space(layers, groups, choices, Recovery(1), removable, scheme, least_influential_first(influence))
+    makers = {layer: group.name for group in groups for layer in group.layers}
+    operators = [name for name in choices.operators if name != DENSE] if spec else OPERATORS
+    kept_back = {layer.name for layer in layers} - {layer.name for layer in space.layers}
+    reports = [_layer(layer, macs, makers.get(layer.name, ""), operators, layer.name in kept_back) for layer in layers]
+    return Inspection(
+        workload=workload.name,
+        family=family,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        macs=macs,
+        layers=reports,
+        skipped=why_untouched(model, example),
+        groups=space.groups,
+        unprunable=unprunable | {group.name: KEPT_BACK for group in groups if group not in space.groups},
+        blocks={name: influence[name] for name in space.blocks},
+        fixed_blocks=fixed | {name: KEPT_BACK for name in removable if name not in space.blocks},
+        choices=_searched(choices),
+        target=target.name if target else None,
+        float_only=float_only,
+        bits=bits_on(workload, target) if target and not float_only else {},
+        gains=gains(model, example, space),
+        remarks=workload.remarks,
+    )
+
+
+def _choices(family: Family, target: Target | None, spec: StudySpec | None) -> tuple[SpaceChoices, Scheme]:
+    """What a study offers, or the preset of a family, of the bits a target takes."""
+    bits = {key: getattr(target, key) for key in ("weight_bits", "activation_bits")} if target else {}
+    if spec is None:
+        return SpaceChoices(**preset_space(family, bits)), Scheme()
+    offered = spec.with_preset(family, bits).space.model_dump(exclude={"preset"})
+    return SpaceChoices(**offered), Scheme(**spec.quantization.model_dump())
+
+
+def _searched(choices: SpaceChoices) -> dict[str, tuple[Any, ...]]:
+    """Key of a space -> its choices, of those that are not simply off."""
+    neutral = asdict(SpaceChoices())
+    return {key: value for key, value in asdict(choices).items() if key != "granularity" and value != neutral[key]}
+
+
+def _little_data(workload: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`options` with as few random images as there may be, where a model of torchvision has no other data: it would label
+    them all, and only a few are looked at."""
+    if not workload.startswith(TORCHVISION) or "data" in options:
+        return options
+    return {**options, "data": {"name": "random", "samples": FEWEST_SAMPLES}}
+
+
+def _layer(layer: Layer, macs: int, group: str, operators: Sequence[str], kept_back: bool) -> LayerReport:
+    refused = {} if layer.sparsifiable_2_4 else {"2:4": "its input dimension is no multiple of 4"}
+    for choice in operators:
+        if problem := Operator.parse(choice).why_not(layer.shape, layer.groups):
+            refused[choice] = problem
+    if kept_back:
+        refused = {"anything": KEPT_BACK}
+    return LayerReport(layer.name, layer.kind, layer.weights, layer.macs, layer.macs / max(1, macs), group, refused)

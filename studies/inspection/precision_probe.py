@@ -1,0 +1,126 @@
+"""What bit-widths are good for on a target: as its runtime reports it of the workload's own model, never as one would guess."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ...compression.quantization.quantize import quantize
+from ...core.errors import TargetError, TrialError
+from ...core.interrupts import raise_if_interrupted
+from ...core.threads import torch_threads
+from ...hardware_profiles.cards.target import Target
+from ...hardware_profiles.runtimes.base import get_runtime
+from ...hardware_profiles.runtimes.registry import RUNTIMES
+from ...spaces.models.layers import find_layers
+from ...spaces.policies.candidate import Candidate
+from ...spaces.policies.policy import BFLOAT16_BITS, FULL_PRECISION, LayerPolicy, Policy
+from ...spaces.policies.quantization_scheme import Scheme
+from ...workloads.workload import MapDataset, Workload, describe
+from ..store.executed import BITS
+
+CONTAINER_BITS = 8
+SAMPLES = 2
+"""Of the calibration split: precisions do not depend on how well a range was found. Two, for which the model is captured anyway,
+where norms are folded."""
+
+Pair = tuple[int, int]
+Answer = Mapping[str, str] | str
+"""Layer -> precision it runs in, or why that is not known."""
+
+
+def why_float_only(workload: Workload) -> str | None:
+    """Why no layer of the model can be quantized, on any target, or None where they can."""
+    model, example = workload.model.eval(), workload.example_input
+    layers = {
+        layer.name: LayerPolicy(CONTAINER_BITS) for layer in find_layers(model, example)[:1]
+    }  # one traces as all do
+    try:
+        quantize(model, example, Policy(layers=layers), _some(workload))
+    except Exception as reason:  # tracing may raise anything in a user's model
+        raise_if_interrupted(reason)
+        return str(reason) if isinstance(reason, TrialError) else describe(reason)
+    return None
+
+
+def bits_on(workload: Workload, target: Target) -> dict[str, str]:
+    """ "weight 8" or "activation 4" -> what it is good for on `target`.
+
+    A card that was measured has been asked already. Widths below 8 share 8-bit containers, so that the narrowest is asked
+    for all of them. Where nobody can be asked, or a width cannot be lowered, that is what is said.
+    """
+    answers = _of_card(target) if target.measured else _of_runtime(workload, target)
+    said = {}
+    for kind, offered in (("weight", target.weight_bits), ("activation", target.activation_bits)):
+        for bits in sorted(offered):
+            answer = answers if isinstance(answers, str) else answers.get(_pair(kind, bits, target), {})
+            said[f"{kind} {bits}"] = "float32, as it is" if bits == FULL_PRECISION else _in_words(bits, answer)
+    return said
+
+
+def _pair(kind: str, bits: int, target: Target) -> Pair:
+    """The weight and activation bits that are asked for a width of one of them."""
+    if bits == BFLOAT16_BITS:  # nothing multiplies it with other numbers
+        return bits, bits if bits in target.activation_bits else FULL_PRECISION
+    offered = target.weight_bits if kind == "weight" else target.activation_bits
+    asked = min(offered) if bits < CONTAINER_BITS else bits
+    other_offered = target.activation_bits if kind == "weight" else target.weight_bits
+    other = CONTAINER_BITS if bits <= CONTAINER_BITS and CONTAINER_BITS in other_offered else FULL_PRECISION
+    return (asked, other) if kind == "weight" else (other, asked)
+
+
+def _in_words(bits: int, executed: Answer) -> str:
+    if isinstance(executed, str):
+        return f"not asked: {executed}"
+    if not executed:
+        return "not reported"
+    counts = Counter(executed.values()).most_common()
+    told = ", ".join(f"{precision} in {count} of {len(executed)}" for precision, count in counts)
+    wasted = all(bits < BITS.get(precision, 0) for precision in executed.values())
+    return f"storage only: {told}" if wasted else told
+
+
+def _of_card(target: Target) -> Mapping[Pair, Answer]:
+    assert target.measured is not None
+    found: dict[Pair, dict[str, str]] = {}
+    for kernel in target.measured.kernels:
+        if kernel.executed is not None:
+            found.setdefault((kernel.weight_bits, kernel.activation_bits), {})[kernel.operation] = kernel.executed
+    return found
+
+
+def _of_runtime(workload: Workload, target: Target) -> Mapping[Pair, Answer] | str:
+    if target.remote or target.predict:
+        return "the target is elsewhere; profile it there"
+    if target.options.get("compile"):
+        return "every answer takes a compilation of half a minute; `slimfront profile` asks for them"
+    widths = [("weight", bits) for bits in target.weight_bits] + [("activation", b) for b in target.activation_bits]
+    pairs = {_pair(kind, bits, target) for kind, bits in widths if bits != FULL_PRECISION}
+    layers = [layer.name for layer in find_layers(workload.model, workload.example_input)]
+    return {pair: _asked(workload, target, layers, pair) for pair in sorted(pairs)}
+
+
+def _asked(workload: Workload, target: Target, names: Sequence[str], pair: Pair) -> Answer:
+    try:
+        return _executed(workload, target, names, pair)
+    except (TargetError, TrialError) as reason:  # of this pair: the others may run all the same
+        return str(reason)
+
+
+def _executed(workload: Workload, target: Target, names: Sequence[str], pair: Pair) -> dict[str, str]:
+    """Layer -> precision with every layer at this pair of widths."""
+    runtime = get_runtime(target.runtime)
+    model, example = workload.model.eval(), workload.example_input
+    layers = {name: LayerPolicy(*pair) for name in names}
+    kind = "symmetric" if RUNTIMES[target.runtime].symmetric else "affine"
+    policy = Policy(layers=layers, scheme=Scheme("min_max", activations=kind))  # the range that is found soonest
+    candidate = Candidate(policy, model, quantize(model, example, policy, _some(workload)))
+    with tempfile.TemporaryDirectory() as folder, torch_threads(1):  # a session of torch's sets the process's number
+        path = Path(folder) / f"model{runtime.suffix}"
+        return runtime.load(runtime.lower(candidate, example, target, path).path, target).executed_precisions()
+
+
+def _some(workload: Workload) -> MapDataset:
+    return [workload.calibration[index] for index in range(min(SAMPLES, len(workload.calibration)))]

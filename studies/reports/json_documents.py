@@ -1,0 +1,125 @@
+"""What commands print with `--format json`: one document each, of plain JSON values. docs/json.md describes them.
+
+`front_table.front_document`, `audit_report.audit_document`, `inspection.Inspection.to_dict` and
+`profiles.target_document` are of the same kind.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..store.executed import executed_precisions
+from ..store.records import MeasurementRecord, StudyRecord
+from ..store.store import Store
+from .progress import OUTCOMES, ended, reason_rows
+
+if TYPE_CHECKING:
+    from ..bundles.verify import Check  # for annotations only: it imports torch
+
+
+def json_text(document: Mapping[str, Any]) -> str:
+    """The document as indented JSON; a number that is not finite becomes null, as JSON has none."""
+    return json.dumps(_finite(document), indent=2) + "\n"
+
+
+def studies_document(store: Store) -> dict[str, Any]:
+    """Every study, oldest first: {"studies": [...]}."""
+    paid = store.paid_trials()
+    return {"studies": [_study(store, study, paid.get(study.name, 0)) for study in store.studies()]}
+
+
+def status_document(store: Store, name: str) -> dict[str, Any]:
+    """How far a study is.
+
+    Raises:
+        StoreError: there is no such study.
+    """
+    study, trials, front = store.get_study(name), store.trial_summaries(name), store.current_front(name)
+    spec = study.spec
+    outcomes = [trial.outcome for trial in trials]
+    return {
+        **_study(store, study, ended(trials)),
+        "constraints": list(map(str, spec.constraints)),
+        "sampler": spec.sampler,
+        "seed": spec.seed,
+        "workers": spec.workers,
+        "budget": spec.budget.model_dump(mode="json"),
+        "trials_by_state": {outcome: outcomes.count(outcome) for outcome in OUTCOMES},
+        "retries": sum(trial.retry_of is not None for trial in trials),
+        "front": list(front.members) if front else [],
+        "reasons": [
+            {"trials": int(count), "state": state or None, "reason": reason}
+            for count, state, reason in reason_rows(trials)
+        ],
+        "remark": study.remark,
+    }
+
+
+def trial_document(store: Store, name: str, number: int) -> dict[str, Any]:
+    """One trial: how it ended, its policy, and every figure ever measured of it.
+
+    Raises:
+        StoreError: there is no such study or trial.
+    """
+    trial, history = store.get_trial(name, number), store.measurement_history(name, number)
+    newest = {record.measurement.name: record for record in history}
+    return {
+        "study": name,
+        "trial": number,
+        "state": trial.outcome,
+        "reason": trial.reason,
+        "retry_of": trial.retry_of,
+        "worker": trial.worker,
+        "started": trial.started.isoformat(),
+        "finished": trial.finished.isoformat() if trial.finished else None,
+        "policy_digest": trial.digest,
+        "policy": json.loads(trial.policy_json),
+        "executed": dict(executed_precisions(store, name, number)),
+        "violations": dict(trial.violations),
+        "measurements": [_measured(record, record is newest[record.measurement.name]) for record in history],
+    }
+
+
+def export_document(name: str, trial: int, folder: Path) -> dict[str, Any]:
+    """What was exported, and its files."""
+    files = sorted(file.name for file in folder.iterdir())
+    return {"study": name, "trial": trial, "bundle": str(folder), "files": files}
+
+
+def checks_document(bundle: Path, checks: Sequence[Check]) -> dict[str, Any]:
+    """What `verify` found; "holds" is null of a claim that could not be checked, and false if any claim does not hold."""
+    holds = all(check.holds is not False for check in checks)
+    return {"bundle": str(bundle), "holds": holds, "checks": [asdict(check) for check in checks]}
+
+
+def _study(store: Store, study: StudyRecord, trials: int) -> dict[str, Any]:
+    front, spec = store.current_front(study.name), study.spec
+    return {
+        "study": study.name,
+        "workload": spec.workload,
+        "target": spec.target,
+        "objectives": list(spec.objectives),
+        "created": study.created.isoformat(),
+        "trials": trials,
+        "trials_wanted": spec.budget.trials,
+        "front_points": len(front.members) if front else 0,
+        "hypervolume": front.hypervolume if front else None,
+    }
+
+
+def _measured(record: MeasurementRecord, is_newest: bool) -> dict[str, Any]:
+    about = {"rung": record.rung, "target": record.target, "made_at": record.made_at.isoformat()}
+    return {**record.measurement.to_dict(), **about, "replaced": not is_newest}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value

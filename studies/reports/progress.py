@@ -1,0 +1,145 @@
+"""How far a search is, in words: states, budget, the front's growth, and why trials are not on it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from ...core.texts import one_line
+from ...spaces.policies.policy import Policy
+from ..analysis.convergence import hypervolume_at, outlook
+from ..analysis.newest_front import excesses, why_no_front
+from ..store.records import INTERRUPTIONS, STOPPED_AT, FrontRecord, Outcome, SensitivityRecord, StudyRecord, Trial
+from ..study_file.spec import BudgetSpec
+from .terminal import sparkline
+from .wording import count_text, excess_text
+
+MOST_REASONS = 12
+LONGEST_REASON = 300
+"""Characters of a reason in a list; `slimfront show` has all that is stored."""
+
+OUTCOMES: tuple[Outcome, ...] = ("running", "complete", "infeasible", "stopped", "failed")
+"""In the order they are told in."""
+
+UNCOMPRESSED = Policy().digest
+"""Of the policy that changes nothing: to read each trial's policy would take longer than all else here."""
+
+LONGEST_LINE = 40
+"""Characters of the sparkline."""
+
+
+def ended(trials: Sequence[Trial]) -> int:
+    """Trials that the budget has paid for: those that came to an end, one that was stopped and went on later counted once.
+
+    Interrupted trials are free, and so is what failed before the search had its first result (`has_begun`).
+    """
+    stopped = {trial.number for trial in trials if trial.outcome == "stopped"}
+    begun = has_begun(trials)
+    return sum(trial.retry_of not in stopped for trial in trials if is_paid(trial, begun))
+
+
+def is_paid(trial: Trial, begun: bool) -> bool:
+    """Whether the budget pays for a trial of a search that has `begun`, or has not."""
+    return trial.state != "running" and trial.reason not in INTERRUPTIONS and (begun or trial.state != "failed")
+
+
+def has_begun(trials: Sequence[Trial]) -> bool:
+    """Whether any trial that a worker ran had a result.
+
+    What failed before says more about the set-up than about policies: the next run tries those policies again.
+    """
+    return any(ran(trial) and trial.state != "failed" for trial in trials)
+
+
+def states_text(trials: Sequence[Trial]) -> str:
+    """How many trials came out in which way, and how many of all are retries."""
+    counts = Counter(trial.outcome for trial in trials)
+    text = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome]) or "none yet"
+    retries = sum(trial.retry_of is not None for trial in trials)
+    return f"{text}; retries among them: {retries}" if retries else text
+
+
+def ran(trial: Trial) -> bool:
+    """Whether a worker ran the trial to its end; the uncompressed model's takes the baseline's figures over."""
+    return trial.state != "running" and trial.reason not in INTERRUPTIONS and trial.digest != UNCOMPRESSED
+
+
+def sensitivity_text(sensitivities: Sequence[SensitivityRecord]) -> str:
+    """How many choices were measured alone, and how long that took."""
+    if not sensitivities:
+        return "not measured"
+    taken = sum(record.source is not None for record in sensitivities)
+    seconds = sum(record.seconds for record in sensitivities)
+    text = f"{count_text(len(sensitivities), 'choice')} alone, {seconds:.1f} s"
+    return f"{text}; {taken} of them known from earlier studies" if taken else text
+
+
+def budget_text(budget: BudgetSpec, trials: Sequence[Trial]) -> str:
+    """What was spent of the budget."""
+    spent = ended(trials)
+    parts = [f"{spent} of {budget.trials} trials"] if budget.trials else [f"{spent} trials so far"]
+    if budget.timeout_s:
+        parts.append(f"at most {budget.timeout_s:g} s a run")
+    if budget.patience:
+        parts.append(f"until {budget.patience} trials in a row hardly grow the front")
+    return ", ".join(parts)
+
+
+def growth_text(fronts: Sequence[FrontRecord], trials: Sequence[Trial]) -> str:
+    """Size of the front, and its hypervolume from the first snapshot to the last as numbers and a sparkline."""
+    if not fronts or not fronts[-1].members:
+        return f"none yet: {why_no_front(trials)}"
+    first, last = fronts[0], fronts[-1]
+    tried = max(last.trials, sum(trial.state != "running" for trial in trials))
+    line = sparkline(_volumes(fronts, tried))
+    expected = outlook(fronts, tried)
+    return (
+        f"{count_text(len(last.members), 'point')}, hypervolume {last.hypervolume:.4g}\n"
+        f"{line}  {first.hypervolume:.4g} at trial {first.trials}, last change at trial {last.trials} of {tried}"
+        + (f"\n{expected}" if expected else "")
+    )
+
+
+def reason_rows(trials: Sequence[Trial]) -> list[tuple[str, str, str]]:
+    """(trials, state, reason) of everything that kept trials off the front, grouped, the most frequent first."""
+    rows = [
+        (len(beyond), "infeasible", f"{constraint} violated; the nearest by {excess_text(constraint, min(beyond))}")
+        for constraint, beyond in excesses(trials).items()
+    ]
+    stopped = [trial.reason or "" for trial in trials if trial.outcome == "stopped"]
+    if stopped:
+        rungs = sorted({reason.removeprefix(STOPPED_AT).split(",")[0].strip() for reason in stopped})
+        rows.append((len(stopped), "stopped", f"{STOPPED_AT} {' or '.join(rungs)}: more training was not worth it"))
+    failures: dict[str, list[str]] = defaultdict(list)
+    for trial in trials:
+        if trial.state == "failed":
+            reason = one_line(trial.reason or "", LONGEST_REASON)
+            failures[re.sub(r"\d+", "#", reason)].append(reason)  # reasons alike but for their numbers are one
+    rows += [(len(reasons), "failed", reasons[0]) for reasons in failures.values()]
+    rows.sort(key=lambda row: -row[0])
+    shown = [(str(count), state, text) for count, state, text in rows[:MOST_REASONS]]
+    if left := rows[MOST_REASONS:]:
+        shown.append((str(sum(count for count, _, _ in left)), "", f"{len(left)} more reasons"))
+    return shown
+
+
+def next_commands(study: StudyRecord, trials: Sequence[Trial], fronts: Sequence[FrontRecord]) -> list[tuple[str, str]]:
+    """(command, what it does) that make sense now."""
+    name, budget = study.name, study.spec.budget.trials
+    commands = []
+    if budget is None or ended(trials) < budget:
+        commands.append(("slimfront search STUDY.yaml", "goes on, if no other process is at it"))
+    if fronts and fronts[-1].members:
+        commands.append((f"slimfront front {name}", "the front as a table"))
+        commands.append((f"slimfront export {name} --to DIR", "the knee of the front as a bundle"))
+    elif not commands:
+        commands.append(("slimfront search STUDY.yaml --trials N", "goes on with a larger budget"))
+    return commands
+
+
+def _volumes(fronts: Sequence[FrontRecord], tried: int) -> list[float | None]:
+    """The hypervolume after evenly spaced numbers of trials, at most `LONGEST_LINE` of them."""
+    width = min(tried, LONGEST_LINE)
+    marks = [round((i + 1) * tried / width) for i in range(width)]
+    return [hypervolume_at(fronts, mark) if mark >= fronts[0].trials else None for mark in marks]

@@ -1,0 +1,157 @@
+"""Measurements, policies and moments in words, for the terminal and for cards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+
+from rich.filesize import decimal
+
+from ...core.measurement import METRICS, Measurement
+from ...spaces.policies.operators import DENSE
+from ...spaces.policies.policy import LayerPolicy, Policy
+from ...spaces.policies.resolved import is_within
+from ..store.executed import precision_of, ran_in
+
+Row = tuple[str, ...]
+
+_COUNTED = ("bytes", "FLOPs", "BOPs", "count")
+_NAMED_UNITS = ("ms", "nats", "J", "samples/s")
+"""Units that `short_text` leaves out, and that no letter or sign of its stands for."""
+
+_FACTORS = ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"))
+
+
+def full_text(value: float, unit: str) -> str:
+    """A number in its own unit, the unit left out: counts to the last digit, others to four."""
+    if unit in _COUNTED:
+        return f"{value:,.0f}"
+    if unit in ("fraction", "nats"):
+        return f"{round(value, 4) + 0.0:.4f}"  # + 0.0: never "-0.0000"
+    return f"{value:#.4g}".removesuffix(".")
+
+
+def short_text(value: float, unit: str) -> str:
+    """A number for a narrow column: bytes as kB, counts as k, M or G, ratios with an x."""
+    if unit == "bytes":
+        return decimal(round(value))
+    if unit in _COUNTED:
+        factor, letter = next(((factor, letter) for factor, letter in _FACTORS if value >= factor), (1, ""))
+        return f"{value / factor:.3g}{letter}"
+    return f"{value:.2f}x" if unit == "ratio" else full_text(value, unit)
+
+
+def count_text(count: int, noun: str) -> str:
+    """ "1 point", "2 points"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def bounds_text(measurement: Measurement) -> tuple[str, str]:
+    """Low and high end of the interval in the measurement's unit; both empty where the number is exact."""
+    if measurement.low == measurement.high:
+        return "", ""
+    return full_text(measurement.low, measurement.unit), full_text(measurement.high, measurement.unit)
+
+
+def spread_text(measurement: Measurement) -> str:
+    """ "±" and the wider half of the interval; empty where the number is exact."""
+    half = max(measurement.high - measurement.value, measurement.value - measurement.low)
+    if not half:
+        return ""
+    return f"±{half:.2g}" if measurement.unit in ("ms", "ratio") else f"±{short_text(half, measurement.unit)}"
+
+
+def figure_text(measurement: Measurement, *, spread: bool = True) -> str:
+    """What was measured and how much, as in "latency 0.512 ms" or "accuracy drop 0.0010 ±0.0040"."""
+    unit = measurement.unit
+    name = measurement.name.removesuffix(f"_{unit.lower()}").replace("_", " ")
+    amount = short_text(measurement.value, unit)
+    parts = [name, amount, spread_text(measurement) if spread else "", unit if unit in _NAMED_UNITS else ""]
+    return " ".join(filter(None, parts))
+
+
+def clock_text(seconds: float) -> str:
+    """Minutes and seconds as a clock shows them, "1:05"; with hours from the first on, "2:00:07"."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def excess_text(constraint: str, excess: float) -> str:
+    """How far beyond a constraint, or within it, in the unit of its metric; `constraint` as the study file writes it."""
+    unit = METRICS[constraint.split()[0]].unit
+    amount = short_text(abs(excess), unit)
+    return f"{amount} {unit}" if unit in _NAMED_UNITS else amount
+
+
+def predicted_text(measurements: Iterable[Measurement]) -> str | None:
+    """One sentence on figures that were predicted; None where all were measured."""
+    foretold = [m for m in measurements if m.is_predicted]
+    if not foretold:
+        return None
+    names = dict.fromkeys(m.name for m in foretold)
+    return f"Predicted: {', '.join(names)}. They were {foretold[0].method}, not measured on the target."
+
+
+def in_order(measurements: Mapping[str, Measurement]) -> list[Measurement]:
+    """Measurements as `METRICS` lists them."""
+    return [measurements[name] for name in METRICS if name in measurements]
+
+
+def layer_rows(policy: Policy, executed: Mapping[str, str] | None = None) -> list[Row]:
+    """(layer, weight bits, activation bits, sparsity and operator) of every layer that the policy changes and does not remove.
+
+    With the precisions it `executed` in, what each layer ran in comes last.
+    """
+    rows = {
+        name: (name, _weight_bits(layer), _activation_bits(layer), _sparsity(layer))
+        for name, layer in policy.layers.items()
+        if not is_within(name, policy.removed_blocks)
+    }
+    if executed is None:
+        return list(rows.values())
+    return [(*row, ran_in(policy.layers[name], precision_of(name, executed))) for name, row in rows.items()]
+
+
+def channel_rows(policy: Policy) -> list[Row]:
+    """(channel group, fraction removed, fraction kept after width too) of every group with a sparsity of its own."""
+    return [(group, f"{removed:g}", f"{policy.kept_fraction(group):g}") for group, removed in policy.channels.items()]
+
+
+def width_text(policy: Policy) -> str:
+    """The student's width in words, and how it was pruned where that is not the usual way."""
+    width = "full" if policy.width == 1 else f"{policy.width:g} of every channel group kept"
+    settings = [f"{name} {value}" for name, value in policy.pruning.changes().items()]
+    pruned = [f"pruned with {', '.join(settings)}"] if settings else []
+    removed = [f"without {', '.join(policy.removed_blocks)}"] if policy.removed_blocks else []
+    return "; ".join([width, *removed, *pruned])
+
+
+def recovery_text(policy: Policy) -> str:
+    """The fine-tuning in words."""
+    recovery = policy.recovery
+    if not recovery.changes_weights:
+        return "none"
+    if not recovery.epochs:
+        return f"{', '.join(recovery.steps)}, without training"
+    return (
+        f"{recovery.epochs} epochs at learning rate {recovery.learning_rate:g}, "
+        f"distilled at temperature {recovery.temperature:g} with alpha {recovery.alpha:g}"
+    )
+
+
+def moment(when: datetime) -> str:
+    """A moment on this machine's clock."""
+    return when.astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+
+
+def _weight_bits(layer: LayerPolicy) -> str:
+    return f"{layer.weight_bits}, {layer.codebook}" if layer.has_codebook else str(layer.weight_bits)
+
+
+def _activation_bits(layer: LayerPolicy) -> str:
+    return f"{layer.activation_bits}, {layer.activation_range}" if layer.is_dynamic else str(layer.activation_bits)
+
+
+def _sparsity(layer: LayerPolicy) -> str:
+    sparsity = layer.sparsity if isinstance(layer.sparsity, str) else f"{layer.sparsity:g}"
+    return sparsity if layer.operator == DENSE else f"{sparsity}, {layer.operator}"

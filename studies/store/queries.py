@@ -1,0 +1,137 @@
+"""What the store asks the database, each question within the caller's session."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import fields
+from typing import Any
+
+from sqlalchemy import ColumnElement, case, func, select
+from sqlalchemy.orm import Session, aliased
+
+from ...core.errors import StoreError
+from ...core.measurement import Measurement
+from ...core.validation import suggestion
+from . import tables
+from .records import INTERRUPTED, STOPPED_AT, FrontRecord, StudyRecord, TrialRecord, TrialSummary, study_of, trial_of
+
+
+def find_study(session: Session, name: str) -> tables.Study:
+    """The row of a study.
+
+    Raises:
+        StoreError: there is none of that name; names the nearest.
+    """
+    row = session.scalar(select(tables.Study).filter_by(name=name))
+    if row is None:
+        known = session.scalars(select(tables.Study.name)).all()
+        raise StoreError(f"no study {name!r} in the database; {suggestion(name, known)}")
+    return row
+
+
+def find_trial(session: Session, study: str, number: int) -> tables.Trial:
+    """The row of a trial.
+
+    Raises:
+        StoreError: no such study, or no trial of that number in it.
+    """
+    return find_trials(session, study, [number])[0]
+
+
+def find_trials(session: Session, study: str, numbers: Collection[int]) -> Sequence[tables.Trial]:
+    """The rows of several trials, by number.
+
+    Raises:
+        StoreError: no such study, or one of the trials is not in it.
+    """
+    study_id = find_study(session, study).id
+    wanted = select(tables.Trial).where(tables.Trial.study_id == study_id, tables.Trial.number.in_(numbers))
+    rows = session.scalars(wanted.order_by(tables.Trial.number)).all()
+    missing = set(numbers) - {row.number for row in rows}
+    if missing:
+        raise StoreError(f"study {study!r} has no trial {min(missing)}; `slimfront status {study}` counts its trials")
+    return rows
+
+
+def study_record(session: Session, row: tables.Study) -> StudyRecord:
+    """A study with its baseline."""
+    return study_of(row, baseline_rows(session, row))
+
+
+def baseline_rows(session: Session, study: tables.Study) -> Sequence[tables.MeasurementRow]:
+    """The rows of the uncompressed model's measurements, oldest first."""
+    wanted = select(tables.MeasurementRow).filter_by(study_id=study.id, trial_id=None)
+    return session.scalars(wanted.order_by(tables.MeasurementRow.id)).all()
+
+
+def trial_records(session: Session, study: str, *wanted: ColumnElement[bool]) -> list[TrialRecord]:
+    """A study's trials that meet all conditions, by number, each with its newest measurement of each name."""
+    study_id = find_study(session, study).id
+    trials = select(tables.Trial).where(tables.Trial.study_id == study_id, *wanted).order_by(tables.Trial.number)
+    ids = trials.with_only_columns(tables.Trial.id).order_by(None)
+    table = tables.MeasurementRow
+    # Rows of columns, as objects would take longer to load than the whole query.
+    columns: list[Any] = [table.trial_id, *(getattr(table, field.name) for field in fields(Measurement))]
+    # The study is named again for the index on (study, trial).
+    rows = select(*columns).where(table.study_id == study_id, table.trial_id.in_(ids)).order_by(table.id)
+    measured: dict[int, dict[str, Measurement]] = defaultdict(dict)
+    for trial_id, *values in session.execute(rows):
+        measurement = Measurement(*values)
+        measured[trial_id][measurement.name] = measurement
+    return [trial_of(study, trial, measured[trial.id]) for trial in session.scalars(trials)]
+
+
+def trial_summaries(session: Session, study_id: int) -> list[TrialSummary]:
+    """A study's trials by number, without policies and measurements."""
+    names = [field.name for field in fields(TrialSummary)]
+    columns: list[Any] = [getattr(tables.Trial, name) for name in names]
+    rows = session.execute(select(*columns).where(tables.Trial.study_id == study_id).order_by(tables.Trial.number))
+    known = (dict(zip(names, row, strict=True)) for row in rows)
+    return [TrialSummary(**{**trial, "violations": trial["violations"] or {}}) for trial in known]
+
+
+def paid_trials(session: Session, uncompressed: str) -> dict[str, int]:
+    """Study -> trials that its budget has paid for, counted by the database by the rules of `progress.ended`.
+
+    Args:
+        uncompressed: digest of the policy that changes nothing.
+    """
+    trial, stopped = tables.Trial, aliased(tables.Trial)
+    is_failed = trial.state == "failed"
+    begun = func.max(case((~is_failed & (trial.digest != uncompressed), 1), else_=0))
+    goes_on = (
+        (stopped.study_id == trial.study_id)
+        & (stopped.number == trial.retry_of)
+        & stopped.reason.startswith(STOPPED_AT)
+    )
+    rows = session.execute(
+        select(tables.Study.name, func.count() - func.sum(case((is_failed, 1), else_=0)), func.count(), begun)
+        .join(trial, trial.study_id == tables.Study.id)
+        .outerjoin(stopped, goes_on)
+        .where(trial.state != "running", func.coalesce(trial.reason, "") != INTERRUPTED, stopped.id.is_(None))
+        .group_by(tables.Study.name)
+    )
+    return {name: total if has_begun else results for name, results, total, has_begun in rows}
+
+
+def newest_front_id(study_id: int) -> Any:
+    """A scalar subquery: the study's newest snapshot, NULL before the first."""
+    return select(func.max(tables.Front.id)).where(tables.Front.study_id == study_id).scalar_subquery()
+
+
+def front_records(session: Session, study_id: int, *, newest_only: bool = False) -> list[FrontRecord]:
+    """The study's snapshots, oldest first, or a list of the newest alone."""
+    wanted = tables.Front.id == newest_front_id(study_id) if newest_only else tables.Front.study_id == study_id
+    fronts = session.scalars(select(tables.Front).where(wanted).order_by(tables.Front.id)).all()
+    members: dict[int, list[int]] = defaultdict(list)
+    rows = (
+        select(tables.FrontMember.front_id, tables.Trial.number)
+        .join(tables.Trial, tables.Trial.id == tables.FrontMember.trial_id)
+        .join(tables.Front, tables.Front.id == tables.FrontMember.front_id)
+        .where(wanted)
+        .order_by(tables.Trial.number)
+    )
+    for front_id, number in session.execute(rows):
+        members[front_id].append(number)
+    return [FrontRecord(tuple(members[front.id]), front.hypervolume, front.trials, front.made_at) for front in fronts]

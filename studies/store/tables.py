@@ -1,0 +1,215 @@
+"""The database's tables as SQLAlchemy models, all prefixed `slimfront_` so that Optuna's can lie beside them.
+
+A change here needs a migration in `migrations/versions`; a test holds the two against each other.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Double,
+    ForeignKey,
+    Index,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from ...core.texts import plain_text
+
+PREFIX = "slimfront_"
+VERSION_TABLE = "slimfront_alembic_version"
+REVISION = "0004"
+"""The newest migration, which these models describe; revisions are zero-padded and so sort as text."""
+
+STATES = ("running", "complete", "infeasible", "failed")
+
+
+def now() -> datetime:
+    """The present moment in UTC."""
+    return datetime.now(UTC)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware moment in UTC; SQLite has no time zones and would give it back naive."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_result_value(self, value: datetime | None, dialect: object) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class PlainText(TypeDecorator[str]):
+    """Text that anyone may have written, such as an exception's: stored escaped and cut, as PostgreSQL takes no NUL."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: object) -> str | None:
+        return None if value is None else plain_text(value)
+
+
+class Base(DeclarativeBase):
+    """All of slimfront's tables."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 (read by SQLAlchemy, never written)
+        datetime: UtcDateTime,
+        float: Double,
+        dict[str, Any]: JSON,
+    }
+
+
+class Study(Base):
+    __tablename__ = "slimfront_study"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(255), unique=True)
+    spec: Mapped[str] = mapped_column(Text)
+    workload_fingerprint: Mapped[str] = mapped_column(String(255))
+    versions: Mapped[dict[str, Any]]
+    machine: Mapped[dict[str, Any]]
+    remark: Mapped[str | None] = mapped_column(PlainText)
+    created: Mapped[datetime] = mapped_column(default=now)
+
+
+class Trial(Base):
+    __tablename__ = "slimfront_trial"
+    __table_args__ = (
+        UniqueConstraint("study_id", "number"),
+        Index(None, "study_id", "state"),
+        Index(None, "study_id", "digest"),
+        CheckConstraint(f"state IN {STATES}", name="state"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey(Study.id))
+    number: Mapped[int]
+    policy: Mapped[str] = mapped_column(Text)
+    digest: Mapped[str] = mapped_column(String(64))
+    state: Mapped[str] = mapped_column(String(16), default="running")
+    reason: Mapped[str | None] = mapped_column(PlainText)
+    worker: Mapped[str | None] = mapped_column(PlainText)
+    retry_of: Mapped[int | None]
+    started: Mapped[datetime] = mapped_column(default=now)
+    finished: Mapped[datetime | None]
+    violations: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+
+
+class MeasurementRow(Base):
+    """One measured number; rows are only ever added. Without a trial it belongs to the study's baseline."""
+
+    __tablename__ = "slimfront_measurement"
+    __table_args__ = (Index(None, "study_id", "trial_id"), Index(None, "study_id", "name"))
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey(Study.id))
+    trial_id: Mapped[int | None] = mapped_column(ForeignKey(Trial.id))
+    name: Mapped[str] = mapped_column(String(64))
+    value: Mapped[float]
+    low: Mapped[float]
+    high: Mapped[float]
+    unit: Mapped[str] = mapped_column(String(32))
+    n: Mapped[int] = mapped_column(BigInteger)
+    method: Mapped[str] = mapped_column(PlainText)
+    noisy: Mapped[bool]
+    rung: Mapped[int]
+    target: Mapped[str | None] = mapped_column(PlainText)
+    made_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Front(Base):
+    """A snapshot of a study's front, written each time its members change."""
+
+    __tablename__ = "slimfront_front"
+    __table_args__ = (Index(None, "study_id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey(Study.id))
+    hypervolume: Mapped[float]
+    trials: Mapped[int]
+    made_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class FrontMember(Base):
+    __tablename__ = "slimfront_front_member"
+
+    front_id: Mapped[int] = mapped_column(ForeignKey(Front.id), primary_key=True)
+    trial_id: Mapped[int] = mapped_column(ForeignKey(Trial.id), primary_key=True)
+
+
+class Artifact(Base):
+    __tablename__ = "slimfront_artifact"
+    __table_args__ = (UniqueConstraint("trial_id", "path"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    trial_id: Mapped[int] = mapped_column(ForeignKey(Trial.id))
+    kind: Mapped[str] = mapped_column(String(64))
+    path: Mapped[str] = mapped_column(String(1024))
+    sha256: Mapped[str] = mapped_column(String(64))
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    made_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Lease(Base):
+    """Which process searches a study, by the study's name: the driver that makes the study's row has its lease before.
+
+    Moments are seconds since 1970 on the database's own clock, since those of several machines differ.
+    """
+
+    __tablename__ = "slimfront_lease"
+
+    study: Mapped[str] = mapped_column(String(255), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(255))
+    heartbeat: Mapped[float]
+    expires: Mapped[float]
+
+
+class Sensitivity(Base):
+    """The damage that one choice of one knob does alone."""
+
+    __tablename__ = "slimfront_sensitivity"
+    __table_args__ = (Index(None, "study_id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey(Study.id))
+    knob: Mapped[str] = mapped_column(Text)
+    choice: Mapped[str] = mapped_column(Text)
+    digest: Mapped[str] = mapped_column(String(64))
+    kl: Mapped[float]
+    low: Mapped[float]
+    high: Mapped[float]
+    n: Mapped[int] = mapped_column(BigInteger)
+    seconds: Mapped[float]
+    source: Mapped[str | None] = mapped_column(PlainText)
+    made_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Target(Base):
+    __tablename__ = "slimfront_target"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(255), unique=True)
+    card: Mapped[dict[str, Any]]
+    fingerprint: Mapped[dict[str, Any]]
+    measured_at: Mapped[datetime] = mapped_column(default=now)
