@@ -363,7 +363,7 @@ def verify(
     """
     if workload is not None and study is not None:
         raise UserError("give --workload or --study, not both")
-    from .search.timer_of_target import timer_of
+    from .search.cluster.timers import timer_of
     from .studies.bundles.bundle import open_bundle
     from .studies.bundles.judge import judge_of_study, judge_of_workload
     from .studies.bundles.verify import verify_bundle
@@ -420,7 +420,7 @@ def profile(
         return
     measured = measure_target(target, storage, err)
     if table is not None:
-        from .search.latency_table import add_table  # imports torch, optuna
+        from .search.measured_table import add_table  # imports torch, optuna
 
         measured = add_table(measured, table, storage, err)
     if out_file is not None:
@@ -455,7 +455,7 @@ def dashboard(
     storage: Storage = DEFAULT_STORAGE,
 ) -> None:
     """Serve optuna-dashboard over the database, read-only."""
-    from .search.dashboard import serve
+    from .search.dashboard.serve import serve
 
     with _store(storage) as store:
         serve(store, name, host, port, err, allow_host or ())

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 from slimfront.compression.pruning.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
-from slimfront.search.analytic_cost import COUNTED, AnalyticCost
-from slimfront.search.coordinates import encode
-from slimfront.search.problem import Problem
-from slimfront.search.sampler_of_study import space_coordinates
+from slimfront.search.sampler.dimensions import encode
+from slimfront.search.sampler.factory import space_coordinates
+from slimfront.search.sampler.surrogate.analytic_cost import COUNTED, AnalyticCost
+from slimfront.search.trials.prepared_study import Problem
 from slimfront.spaces.policies.policy import FULL_PRECISION, Policy
 from torch import Tensor, nn
 from torch.nn import functional

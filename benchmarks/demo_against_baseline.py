@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from slimfront.hardware_profiles.runtimes.base import Artifact
-from slimfront.search.problem import Problem, prepare
 from slimfront.search.run import run_search
+from slimfront.search.trials.prepared_study import Problem, prepare
 from slimfront.studies.analysis.front import Point, pareto_front
 from slimfront.studies.analysis.newest_front import objectives_of
 from slimfront.studies.store.records import INTERRUPTIONS, TrialRecord

@@ -40,10 +40,10 @@ from slimfront.hardware_profiles.bench.lock import bench_lock
 from slimfront.hardware_profiles.bench.paired_timing import PairedTiming
 from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.hardware_profiles.runtimes.base import get_runtime
-from slimfront.search.baseline import lower_reference
-from slimfront.search.latency_table import measure_table, random_policies, time_policies
-from slimfront.search.problem import Problem, prepare
+from slimfront.search.measured_table import measure_table, random_policies, time_policies
 from slimfront.search.run import run_search
+from slimfront.search.trials.baseline import lower_reference
+from slimfront.search.trials.prepared_study import Problem, prepare
 from slimfront.spaces.models.layers import find_layers
 from slimfront.spaces.policies.candidate import Candidate
 from slimfront.spaces.policies.policy import LayerPolicy, Policy

@@ -11,9 +11,9 @@ from types import TracebackType
 
 from slimfront.compression.pruning.prune import kept_channels
 from slimfront.hardware_profiles.bench.paired_timing import PairedTiming
-from slimfront.search.baseline import lower_reference
-from slimfront.search.latency_table import compress
-from slimfront.search.problem import Problem
+from slimfront.search.measured_table import compress
+from slimfront.search.trials.baseline import lower_reference
+from slimfront.search.trials.prepared_study import Problem
 from slimfront.spaces.policies.policy import Policy
 
 SECONDS = {"search": 1.0, "judge": 2.0}

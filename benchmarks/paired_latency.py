@@ -20,8 +20,8 @@ from slimfront.compression.quantization.quantize import quantize
 from slimfront.hardware_profiles.bench.bench import worker_cores
 from slimfront.hardware_profiles.bench.paired_timing import PairedTiming
 from slimfront.hardware_profiles.runtimes.registry import runtimes
-from slimfront.search.baseline import lower_reference
-from slimfront.search.problem import Problem, prepare
+from slimfront.search.trials.baseline import lower_reference
+from slimfront.search.trials.prepared_study import Problem, prepare
 from slimfront.spaces.policies.candidate import Candidate
 from slimfront.studies.study_file.spec import load_study
 

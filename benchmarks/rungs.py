@@ -30,11 +30,11 @@ from rich.table import Table
 from slimfront.compression.pruning.prune import pruned_copy, reestimate_batch_norm
 from slimfront.compression.quantization.fake_quantize import fake_quantized
 from slimfront.compression.recovery.recover import recover_by_rungs
-from slimfront.search.analytic_cost import COUNTED, AnalyticCost
-from slimfront.search.coordinates import encode
-from slimfront.search.halving import SuccessiveHalving
-from slimfront.search.problem import Problem, prepare
-from slimfront.search.sampler_of_study import cost_of, space_coordinates
+from slimfront.search.fidelity.halving import SuccessiveHalving
+from slimfront.search.sampler.dimensions import encode
+from slimfront.search.sampler.factory import cost_of, space_coordinates
+from slimfront.search.sampler.surrogate.analytic_cost import COUNTED, AnalyticCost
+from slimfront.search.trials.prepared_study import Problem, prepare
 from slimfront.spaces.policies.policy import Policy
 from slimfront.spaces.space import Space
 from slimfront.studies.study_file.spec import RungsSpec, StudySpec

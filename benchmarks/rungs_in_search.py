@@ -27,10 +27,10 @@ from slimfront.compression.recovery.recover import recover_by_rungs
 from slimfront.core.measurement import Measurement
 from slimfront.hardware_profiles.runtimes.base import Artifact
 from slimfront.search.driver import Proposal, Search
-from slimfront.search.problem import Problem, prepare
-from slimfront.search.recovered import structure
-from slimfront.search.sampler_of_study import cost_of
-from slimfront.search.worker import Stage
+from slimfront.search.sampler.factory import cost_of
+from slimfront.search.trials.prepared_study import Problem, prepare
+from slimfront.search.trials.recovered import structure
+from slimfront.search.trials.worker import Stage
 from slimfront.spaces.policies.policy import Policy
 from slimfront.studies.store.store import Store
 from slimfront.studies.study_file.spec import StudySpec
@@ -122,7 +122,7 @@ class Trainer:
 
 
 class Runner:
-    """Runs trials of a search as `slimfront.search.local` does, from what `trainer` has on disk."""
+    """Runs trials of a search as `slimfront.search.execution.local` does, from what `trainer` has on disk."""
 
     def __init__(self, search: Search, trainer: Trainer, ceiling: float) -> None:
         self._search, self._trainer, self._ceiling = search, trainer, ceiling

@@ -30,12 +30,12 @@ from measured_latency import SECONDS, MeasuredLatency
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from rich.console import Console
 from rich.table import Table
-from slimfront.search.analytic_cost import COUNTED
-from slimfront.search.policy_sampler import PolicySampler
-from slimfront.search.problem import Problem, prepare
-from slimfront.search.sampler_of_study import KnownDamage, greedy_policies, space_coordinates
+from slimfront.search.sampler.factory import KnownDamage, greedy_policies, space_coordinates
+from slimfront.search.sampler.policy_sampler import PolicySampler
+from slimfront.search.sampler.surrogate.analytic_cost import COUNTED
+from slimfront.search.sampler.surrogate.surrogate import Role
 from slimfront.search.sensitivity import known_damage, measured, probes
-from slimfront.search.surrogate import Role
+from slimfront.search.trials.prepared_study import Problem, prepare
 from slimfront.spaces.policies.policy import Policy
 from slimfront.studies.study_file.spec import StudySpec
 

@@ -18,12 +18,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 from sample_efficiency import TASKS, problem_of
-from slimfront.search.coordinates import encode
-from slimfront.search.damage_model import BROKEN, StructuredMean
-from slimfront.search.problem import Problem
-from slimfront.search.sampler_of_study import space_coordinates
+from slimfront.search.sampler.dimensions import encode
+from slimfront.search.sampler.factory import space_coordinates
+from slimfront.search.sampler.surrogate.damage_model import BROKEN, StructuredMean
+from slimfront.search.sampler.surrogate.surrogate import log_damage
 from slimfront.search.sensitivity import Probe, Simulation, known_damage, measured, probes
-from slimfront.search.surrogate import log_damage
+from slimfront.search.trials.prepared_study import Problem
 from slimfront.spaces.policies.policy import Policy
 from slimfront.studies.store.records import SensitivityRecord
 

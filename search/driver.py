@@ -31,20 +31,20 @@ from ..studies.store.executed import KIND as PRECISIONS
 from ..studies.store.records import INTERRUPTIONS, TrialRecord
 from ..studies.store.store import Store
 from .bookkeeping import MOST_RETRIES, Bookkeeping
-from .feasibility import DUPLICATE
-from .halving import Verdict
-from .opening import open_reference, open_study
-from .optuna_study import OptunaStudy
-from .policy_sampler import STOPPED_EPOCHS, STOPPED_VALUES
-from .problem import Problem
-from .recovered import RecoveredWeights
-from .rungs import Rungs, stopped_text
-from .sampler_of_study import greedy_policies, make_sampler
+from .fidelity.halving import Verdict
+from .fidelity.rungs import Rungs, stopped_text
+from .optuna.study import OptunaStudy
+from .sampler.factory import greedy_policies, make_sampler
+from .sampler.feasibility import DUPLICATE
+from .sampler.policy_sampler import STOPPED_EPOCHS, STOPPED_VALUES
+from .sampler.untried import Untried
 from .sensitivity import Sensitivity, known_damage
+from .study_setup import open_reference, open_study
 from .time_budget import TimeBudget
 from .transfer import earlier_trials
-from .untried import Untried
-from .worker import PRECISIONS_FILE, Stage, WorkerSetup, cores_beside, keep
+from .trials.prepared_study import Problem
+from .trials.recovered import RecoveredWeights
+from .trials.worker import PRECISIONS_FILE, Stage, WorkerSetup, cores_beside, keep
 
 MAX_ANCHORS = 12
 CONFIRMING_SECONDS = 3.0

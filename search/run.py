@@ -15,14 +15,14 @@ from ..studies.store.database import absolute_url
 from ..studies.store.store import Store
 from ..studies.study_file.spec import StudySpec
 from ..workloads.load import working_in
-from .artifacts_folder import require_writable
-from .confirm import confirm_front
-from .dashboard import Publisher
+from .confirmation import confirm_front
+from .dashboard.serve import Publisher
 from .driver import Search
-from .local import run_local
+from .execution.artifacts_folder import require_writable
+from .execution.local import run_local
 from .lock import sole_driver
-from .problem import prepare
 from .screen import SearchProgress
+from .trials.prepared_study import prepare
 
 
 @sigterm_interrupts()
@@ -48,7 +48,7 @@ def run_search(spec: StudySpec, storage: str, artifacts: Path, console: Console,
 def _run(spec: StudySpec, storage: str, artifacts: Path, progress: SearchProgress, started: float) -> None:
     require_writable(artifacts / spec.study)
     if spec.workers:
-        from .cluster import require_answer  # only here: importing ray takes a second
+        from .cluster.cluster import require_answer  # only here: importing ray takes a second
 
         require_answer()
     problem = prepare(spec)
@@ -74,7 +74,7 @@ def _run(spec: StudySpec, storage: str, artifacts: Path, progress: SearchProgres
         _warn_of_saturation(search, progress)
         try:
             if spec.workers:
-                from .distributed import run_distributed  # only here: importing ray takes a second
+                from .execution.ray_tune import run_distributed  # only here: importing ray takes a second
 
                 run_distributed(search, spec.workers)
             else:

@@ -15,7 +15,7 @@ from rich.text import Text
 from ..studies.analysis.front import Objective, Point
 from ..studies.reports.wording import clock_text, count_text, figure_text
 from ..studies.study_file.spec import StudySpec
-from .dashboard import Publisher
+from .dashboard.serve import Publisher
 from .driver import Search
 
 LINE_INTERVAL_S = 10.0

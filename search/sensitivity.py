@@ -33,9 +33,9 @@ from ..spaces.space import NEUTRAL, Choice, Knob, Space
 from ..studies.store.records import SIMULATED, SensitivityRecord
 from ..studies.store.store import Store
 from ..workloads.workload import describe
-from .coordinates import guessed_damage
-from .problem import Problem
+from .sampler.dimensions import guessed_damage
 from .transfer import earlier_sensitivities
+from .trials.prepared_study import Problem
 
 Listener = Callable[[str, int, str], None]
 """(event, number, text), as `driver.Search` takes one."""

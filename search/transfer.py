@@ -11,8 +11,8 @@ from ..spaces.space import Choice, Space
 from ..studies.store.records import SensitivityRecord, StudyRecord, TrialRecord
 from ..studies.store.store import Store
 from ..studies.study_file.spec import StudySpec
-from .policy_sampler import DAMAGE, Earlier
-from .sampler_of_study import QUALITY
+from .sampler.factory import QUALITY
+from .sampler.policy_sampler import DAMAGE, Earlier
 
 MOST_TRIALS = 200
 """Earlier trials that are read, the newest: what a proposal takes grows with them."""

@@ -11,8 +11,8 @@ import torch
 from rich.console import Console
 from slimfront.core.errors import UserError
 from slimfront.hardware_profiles.bench.bench import bench_cores
+from slimfront.search.cluster.timers import timer_of
 from slimfront.search.run import run_search
-from slimfront.search.timer_of_target import timer_of
 from slimfront.studies.bundles.bundle import open_bundle
 from slimfront.studies.bundles.export import export_bundle
 from slimfront.studies.bundles.judge import judge_of_study

@@ -15,7 +15,7 @@ from slimfront.hardware_profiles import energy
 from slimfront.hardware_profiles.bench.energy import Rapl, energy_meter
 from slimfront.hardware_profiles.bench.peak_memory import peak_growth
 from slimfront.hardware_profiles.cards.target import load_target
-from slimfront.search.problem import prepare
+from slimfront.search.trials.prepared_study import prepare
 from slimfront.spaces.policies.policy import Policy
 from slimfront.studies.study_file.spec import load_study
 

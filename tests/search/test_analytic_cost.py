@@ -5,10 +5,10 @@ from slimfront.compression.pruning.prune import pruned_copy
 from slimfront.evaluators.counts import Complexity
 from slimfront.evaluators.evaluator import Subject
 from slimfront.search import analytic_cost
-from slimfront.search.analytic_cost import COUNTED, AnalyticCost, channel_shares
-from slimfront.search.coordinates import decode, encode
-from slimfront.search.problem import prepare
-from slimfront.search.sampler_of_study import role_of, space_coordinates, worst_corner
+from slimfront.search.sampler.dimensions import decode, encode
+from slimfront.search.sampler.factory import role_of, space_coordinates, worst_corner
+from slimfront.search.sampler.surrogate.analytic_cost import COUNTED, AnalyticCost, channel_shares
+from slimfront.search.trials.prepared_study import prepare
 from slimfront.spaces.models.channel_graph import ChannelGraph
 from slimfront.spaces.models.channel_groups import find_channel_groups
 from slimfront.spaces.models.layers import find_layers

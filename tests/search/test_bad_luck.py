@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 from slimfront.core.errors import ArtifactsError, UserError, WorkerStartError
-from slimfront.search.artifacts_folder import require_writable, storage_problem, storing
-from slimfront.search.crash_report import CrashReport, exit_text, stage_of_death
 from slimfront.search.driver import Proposal, Search
-from slimfront.search.local import run_local
-from slimfront.search.problem import prepare
-from slimfront.search.worker_process import WorkerProcess
+from slimfront.search.execution.artifacts_folder import require_writable, storage_problem, storing
+from slimfront.search.execution.crash_report import CrashReport, exit_text, stage_of_death
+from slimfront.search.execution.local import run_local
+from slimfront.search.execution.worker_process import WorkerProcess
+from slimfront.search.trials.prepared_study import prepare
 from slimfront.spaces.policies.policy import Policy
 from slimfront.studies.store.records import INTERRUPTED, INTERRUPTIONS, ORPHANED
 from slimfront.studies.store.store import Store
@@ -59,7 +59,7 @@ def store(tmp_path: Path):
 def run(spec: StudySpec, store: Store, tmp_path: Path) -> Search:
     search = Search(prepare(spec), store, tmp_path / "artifacts")
     if spec.workers:
-        from slimfront.search.distributed import run_distributed
+        from slimfront.search.execution.ray_tune import run_distributed
 
         run_distributed(search, spec.workers)
     else:
@@ -180,7 +180,7 @@ def test_a_trial_that_the_searchs_own_time_cuts_short_is_tried_again(
 def test_a_crash_report_names_the_users_own_line(tmp_path: Path) -> None:
     script = tmp_path / "task.py"
     script.write_text(
-        "import ctypes, sys\nfrom pathlib import Path\nfrom slimfront.search.crash_report import crash_reported\n"
+        "import ctypes, sys\nfrom pathlib import Path\nfrom slimfront.search.execution.crash_report import crash_reported\n"
         "def metric():\n    ctypes.PyDLL(None).sleep(60)\n"
         "with crash_reported(Path(sys.argv[1]), 0.2):\n    metric()\n"
     )
@@ -225,7 +225,7 @@ def test_what_a_library_makes_of_a_full_disk_is_seen_through(tmp_path: Path) -> 
 def test_a_ray_address_that_nobody_answers_is_one_line_in_seconds(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from slimfront.search.cluster import require_answer
+    from slimfront.search.cluster.cluster import require_answer
 
     monkeypatch.setenv("RAY_ADDRESS", address)
     began = time.monotonic()

@@ -23,10 +23,10 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.wait import WebDriverWait
 from slimfront.search import dashboard
-from slimfront.search.dashboard import Publisher, feasible_front, publish
+from slimfront.search.dashboard.serve import Publisher, feasible_front, publish
 from slimfront.search.driver import Search
-from slimfront.search.local import run_local
-from slimfront.search.problem import prepare
+from slimfront.search.execution.local import run_local
+from slimfront.search.trials.prepared_study import prepare
 from slimfront.studies.analysis.newest_front import front_points, objectives_of
 from slimfront.studies.analysis.selection import pick
 from slimfront.studies.store.store import Store

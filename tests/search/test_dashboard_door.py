@@ -15,8 +15,8 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 from optuna_dashboard import _inmemory_cache, _serializer
 from slimfront.search import dashboard, dashboard_page
-from slimfront.search.dashboard_door import guarded, known_hosts
-from slimfront.search.optuna_study import open_storage
+from slimfront.search.dashboard.door import guarded, known_hosts
+from slimfront.search.optuna.study import open_storage
 from slimfront.studies.store.store import Store
 
 KNOBS = {"conv.weight_bits": (4, 8, 32), "conv.sparsity": (0.0, 0.5, "2:4"), "width": (0.5, 1, None)}

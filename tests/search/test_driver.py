@@ -14,13 +14,13 @@ from slimfront.core.measurement import METRICS, Measurement
 from slimfront.hardware_profiles.cards.target import card_text, load_target
 from slimfront.hardware_profiles.profiling.fingerprint import machine
 from slimfront.search.driver import Search
-from slimfront.search.local import run_local
+from slimfront.search.execution.local import run_local
 from slimfront.search.lock import sole_driver
-from slimfront.search.policy_sampler import PolicySampler
-from slimfront.search.problem import Problem, prepare
 from slimfront.search.run import run_search
-from slimfront.search.sampler_of_study import make_sampler
-from slimfront.search.worker import Stage
+from slimfront.search.sampler.factory import make_sampler
+from slimfront.search.sampler.policy_sampler import PolicySampler
+from slimfront.search.trials.prepared_study import Problem, prepare
+from slimfront.search.trials.worker import Stage
 from slimfront.studies.analysis.front import Objective, Point, dominates
 from slimfront.studies.reports.notes import study_note
 from slimfront.studies.reports.report import status_report
@@ -295,7 +295,7 @@ def test_the_front_is_confirmed_on_the_test_split(tiny_spec: Spec, tmp_path: Pat
 def test_a_processor_without_vnni_is_told_of_before_the_first_trial(
     flags: list[str], tiny_spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slimfront.search.problem.machine", lambda: {**machine(), "flags": flags})
+    monkeypatch.setattr("slimfront.search.trials.prepared_study.machine", lambda: {**machine(), "flags": flags})
     spec = tiny_spec(budget={"trials": 1})
     console = Console(record=True, file=io.StringIO(), width=200)
     run_search(spec, f"sqlite:///{tmp_path / 'told.db'}", tmp_path / "artifacts", console)

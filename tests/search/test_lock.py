@@ -16,7 +16,7 @@ import optuna
 import pytest
 from slimfront.core.errors import StoreError
 from slimfront.search.lock import sole_driver
-from slimfront.search.optuna_study import open_storage
+from slimfront.search.optuna.study import open_storage
 from slimfront.spaces.policies.policy import Policy
 from slimfront.studies import lease
 from slimfront.studies.store.store import Store

@@ -7,13 +7,13 @@ import numpy as np
 import optuna
 import pytest
 from slimfront.search import policy_sampler
-from slimfront.search.acquisition import expected_improvement, free_boxes
-from slimfront.search.coordinates import coordinate, decode, encode
-from slimfront.search.cost_model import CostModel
-from slimfront.search.damage_model import StructuredMean
-from slimfront.search.damage_posterior import DamagePosterior
-from slimfront.search.policy_sampler import FALLBACK, Earlier, PolicySampler
-from slimfront.search.surrogate import History, Surrogate
+from slimfront.search.sampler.acquisition import expected_improvement, free_boxes
+from slimfront.search.sampler.dimensions import coordinate, decode, encode
+from slimfront.search.sampler.policy_sampler import FALLBACK, Earlier, PolicySampler
+from slimfront.search.sampler.surrogate.cost_model import CostModel
+from slimfront.search.sampler.surrogate.damage_model import StructuredMean
+from slimfront.search.sampler.surrogate.damage_posterior import DamagePosterior
+from slimfront.search.sampler.surrogate.surrogate import History, Surrogate
 
 KNOBS = 12
 BITS = (2, 3, 4, 6, 8, 32)

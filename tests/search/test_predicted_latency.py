@@ -12,11 +12,11 @@ from rich.console import Console
 from slimfront.core.errors import StoreError, StudyFileError, TargetError
 from slimfront.hardware_profiles.cards.target import card_text, load_target
 from slimfront.search import latency_table
+from slimfront.search.cluster.timers import timer_of
 from slimfront.search.driver import Search
-from slimfront.search.latency_table import add_table
-from slimfront.search.problem import prepare
+from slimfront.search.measured_table import add_table
 from slimfront.search.run import run_search
-from slimfront.search.timer_of_target import timer_of
+from slimfront.search.trials.prepared_study import prepare
 from slimfront.studies.bundles.export import export_bundle
 from slimfront.studies.bundles.verify import verify_bundle
 from slimfront.studies.reports.report import front_table

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from slimfront.core.errors import StudyFileError
-from slimfront.search.problem import prepare
+from slimfront.search.trials.prepared_study import prepare
 from slimfront.studies.study_file.spec import load_study
 
 IMAGES = """

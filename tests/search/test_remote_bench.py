@@ -14,10 +14,10 @@ from slimfront.hardware_profiles.bench.energy import POWERCAP, package_zones
 from slimfront.hardware_profiles.cards.device_card import DeviceCard
 from slimfront.hardware_profiles.profiling.fingerprint import machine
 from slimfront.hardware_profiles.runtimes.base import Artifact
-from slimfront.search.cluster import ray
-from slimfront.search.problem import prepare
+from slimfront.search.cluster.cluster import ray
+from slimfront.search.cluster.timers import timer_of
 from slimfront.search.run import run_search
-from slimfront.search.timer_of_target import timer_of
+from slimfront.search.trials.prepared_study import prepare
 from slimfront.studies.bundles.export import export_bundle
 from slimfront.studies.bundles.verify import verify_bundle
 from slimfront.studies.store.store import Store

@@ -12,9 +12,9 @@ from slimfront.core.errors import SearchError
 from slimfront.core.measurement import METRICS, Measurement
 from slimfront.search.bookkeeping import MOST_RETRIES
 from slimfront.search.driver import FIRST_FAILURES, Proposal, Search
-from slimfront.search.problem import prepare
 from slimfront.search.run import run_search
-from slimfront.search.worker import Stage
+from slimfront.search.trials.prepared_study import prepare
+from slimfront.search.trials.worker import Stage
 from slimfront.studies.store.records import ORPHANED
 from slimfront.studies.store.store import Store
 from slimfront.studies.study_file.spec import StudySpec

@@ -14,16 +14,16 @@ from slimfront.compression.pruning.prune import pruned_copy
 from slimfront.compression.recovery.recover import recover, recover_by_rungs
 from slimfront.core.errors import StudyFileError
 from slimfront.core.measurement import METRICS, Measurement
-from slimfront.search.coordinates import HEALING, coordinate, recovery_coordinate
 from slimfront.search.driver import Search
-from slimfront.search.halving import SuccessiveHalving, priorities
-from slimfront.search.local import run_local
-from slimfront.search.policy_sampler import STOPPED, STOPPED_EPOCHS, PolicySampler
-from slimfront.search.problem import prepare
-from slimfront.search.recovered import structure
-from slimfront.search.rungs import Rungs
-from slimfront.search.sampler_of_study import learned_coordinates
-from slimfront.search.worker import Stage
+from slimfront.search.execution.local import run_local
+from slimfront.search.fidelity.halving import SuccessiveHalving, priorities
+from slimfront.search.fidelity.rungs import Rungs
+from slimfront.search.sampler.dimensions import HEALING, coordinate, recovery_coordinate
+from slimfront.search.sampler.factory import learned_coordinates
+from slimfront.search.sampler.policy_sampler import STOPPED, STOPPED_EPOCHS, PolicySampler
+from slimfront.search.trials.prepared_study import prepare
+from slimfront.search.trials.recovered import structure
+from slimfront.search.trials.worker import Stage
 from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
 from slimfront.studies.reports.progress import ended, reason_rows, states_text
 from slimfront.studies.store.store import Store
@@ -206,7 +206,7 @@ def test_unpromising_trials_stop_and_are_learned_from(
     )  # fmt: skip
     search = Search(prepare(spec), store, tmp_path / "artifacts")
     if workers:
-        from slimfront.search.distributed import run_distributed
+        from slimfront.search.execution.ray_tune import run_distributed
 
         run_distributed(search, workers)
     else:

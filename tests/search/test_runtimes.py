@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.search.driver import Search
-from slimfront.search.local import run_local
-from slimfront.search.problem import prepare
+from slimfront.search.execution.local import run_local
+from slimfront.search.trials.prepared_study import prepare
 from slimfront.studies.store.store import Store
 
 TRIALS = {"cpu-litert": 3, "cpu-onnxruntime": 3, "cpu-openvino": 3, "cpu-torch": 3}

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from slimfront.core.threads import torch_threads
-from slimfront.search.analytic_cost import COUNTED, OF_MACHINES
-from slimfront.search.coordinates import coordinate, encode
 from slimfront.search.driver import MAX_ANCHORS, Search
-from slimfront.search.knapsack import LEVELS, path_policies
-from slimfront.search.problem import Problem, prepare
-from slimfront.search.sampler_of_study import cost_of, greedy_policies, space_coordinates
+from slimfront.search.sampler.dimensions import coordinate, encode
+from slimfront.search.sampler.factory import cost_of, greedy_policies, space_coordinates
+from slimfront.search.sampler.greedy_path import LEVELS, path_policies
+from slimfront.search.sampler.surrogate.analytic_cost import COUNTED, OF_MACHINES
 from slimfront.search.sensitivity import Sensitivity, known_damage, measured, probes, why_not
+from slimfront.search.trials.prepared_study import Problem, prepare
 from slimfront.studies.reports.progress import sensitivity_text
 from slimfront.studies.store.store import Store
 from slimfront.studies.study_file.spec import StudySpec

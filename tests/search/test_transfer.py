@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 from slimfront.core.measurement import Measurement
-from slimfront.search.problem import prepare
 from slimfront.search.transfer import earlier_trials
+from slimfront.search.trials.prepared_study import prepare
 from slimfront.spaces.policies.policy import Policy
 from slimfront.studies.store.records import STOPPED_AT
 from slimfront.studies.store.store import Store

@@ -5,10 +5,10 @@ import optuna
 import pytest
 from optuna.samplers import NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
-from slimfront.search.feasibility import DUPLICATE, Feasibility, failures
-from slimfront.search.policy_sampler import PolicySampler
-from slimfront.search.sampler_of_study import space_coordinates
-from slimfront.search.untried import Untried, UntriedSampler
+from slimfront.search.sampler.factory import space_coordinates
+from slimfront.search.sampler.feasibility import DUPLICATE, Feasibility, failures
+from slimfront.search.sampler.policy_sampler import PolicySampler
+from slimfront.search.sampler.untried import Untried, UntriedSampler
 from slimfront.spaces.models.layers import Layer
 from slimfront.spaces.space import Space, SpaceChoices
 from slimfront.studies.store.records import INTERRUPTED

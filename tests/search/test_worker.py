@@ -14,7 +14,7 @@ from slimfront.core.threads import torch_threads, usable_threads
 from slimfront.hardware_profiles.bench.bench import bench_cores
 from slimfront.hardware_profiles.cards.device_card import DeviceCard
 from slimfront.hardware_profiles.cards.target import Target, load_target
-from slimfront.search.worker import Stage, Worker, WorkerSetup, cores_beside, finite
+from slimfront.search.trials.worker import Stage, Worker, WorkerSetup, cores_beside, finite
 from slimfront.spaces.policies.policy import Policy
 
 TINY = Path(__file__).with_name("tiny_workload.py")

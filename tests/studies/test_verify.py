@@ -113,7 +113,7 @@ def test_the_workload_of_a_card_is_not_run(
     write_card(bundle, {**card, "provenance": {**card["provenance"], **named}})
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["slimfront", "verify", str(bundle)])
-    monkeypatch.setattr("slimfront.search.timer_of_target.timer_of", untimed)
+    monkeypatch.setattr("slimfront.search.cluster.timers.timer_of", untimed)
     main()  # it exits with an error where there is one
     assert not mark.exists()
 

@@ -1,0 +1,136 @@
+"""Ray, started here or joined where RAY_ADDRESS names a cluster. Import this before `ray`: it reads settings at import.
+
+A Ray started here listens on the loopback address only, and takes nothing without its token: anyone who reaches it can run
+anything.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import UserError
+from ...core.interrupts import take_sigterm
+from ...core.texts import one_line
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # it would go on talking to Ray, which the same signal may have ended
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # verbose=0 is silent only with the old output
+if os.environ.get("RAY_ADDRESS", "local") in ("", "local"):
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = (
+        "0"  # named after where it is the default: listen on loopback only
+    )
+    os.environ.pop("RAY_AUTH_MODE", None)  # a Ray that is started here asks for a token unless this says otherwise
+
+import ray
+from ray.exceptions import AuthenticationError, RaySystemError
+
+OBJECT_STORE_BYTES = 200 * 2**20
+"""Results are small and weights stay with their worker; Ray would take 30 % of the memory."""
+
+CONNECT_SECONDS = 5
+ANSWER_SECONDS = 30
+"""A cluster that answers does so within two, Python's start included; on a busy machine within ten."""
+
+LOG = "ray.log"
+"""What Ray and Tune say of themselves, in the study's artifacts folder."""
+
+
+def is_cluster_named() -> bool:
+    """Whether RAY_ADDRESS names a cluster."""
+    return os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
+
+
+def connect(workers: int = 1, log: Path | None = None) -> None:
+    """Join the cluster RAY_ADDRESS names, else start Ray on this machine for `workers`; nothing where that is done.
+
+    Args:
+        log: where Ray's and Tune's messages in this process go; None keeps them from anywhere.
+
+    Raises:
+        UserError: nobody answers under RAY_ADDRESS, or the cluster does not let this user in.
+    """
+    if ray.is_initialized():
+        return
+    require_answer()
+    quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    log_to(None)
+    if not is_cluster_named():
+        # Without an address Ray would join what it finds on this machine.
+        quiet |= {
+            "address": "local",
+            "num_cpus": workers,
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+        }
+    try:
+        ray.init(**quiet)
+        _hide_token()
+    except (ConnectionError, RaySystemError, AuthenticationError) as error:
+        raise UserError(f"Ray cannot be started or joined: {one_line(str(error))}") from error
+    finally:
+        log_to(log)  # Ray has taken the handler away
+        take_sigterm()  # and put one of its own there
+
+
+def _hide_token() -> None:
+    """Have nobody but this user read the token: other users of the machine reach its loopback address too."""
+    if (token := Path.home() / ".ray" / "auth_token").is_file():
+        token.chmod(0o600)
+
+
+def require_answer() -> None:
+    """See that the cluster of RAY_ADDRESS answers; Ray itself would wait for minutes, and hear no signal. Nothing without one.
+
+    Raises:
+        UserError: it does not.
+    """
+    if not is_cluster_named():
+        return
+    address = os.environ["RAY_ADDRESS"]
+    if (problem := _why_no_answer(address)) is not None:
+        raise UserError(
+            f"RAY_ADDRESS={address}: {one_line(problem, 300)}; start the cluster, correct RAY_ADDRESS, or unset it to run "
+            "on this machine"
+        )
+
+
+def _why_no_answer(address: str) -> str | None:
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            return f"nobody answers there ({error})"
+    if address.startswith("ray://"):
+        return None
+    check = ["ray.scripts.scripts", "health-check", "--skip-version-check", "--address", address]
+    try:
+        found = subprocess.run(
+            [sys.executable, "-m", *check], capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"no Ray cluster answers there within {ANSWER_SECONDS} s"
+    if "uthentication" in found.stderr:
+        return "the cluster wants a token: copy its ~/.ray/auth_token here and set RAY_AUTH_MODE=token"
+    said = found.stderr.strip().splitlines() or ["no Ray cluster answers there"]
+    return said[-1].rstrip(".") if found.returncode else None
+
+
+def log_to(file: Path | None) -> None:
+    """Have the loggers of Ray and Tune write to `file`, or nowhere, and never to the terminal."""
+    for name in [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "ray"]:
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = name != "ray"
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(file, encoding="utf-8") if file is not None else logging.NullHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger("ray").addHandler(handler)

@@ -1,0 +1,82 @@
+"""Whether the artifacts folder takes what trials write; where it does not, no policy is at fault."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ...core.errors import ArtifactsError, SlimfrontError
+from ...core.interrupts import raise_if_interrupted
+
+PROBE_BYTES = 2**16
+"""Written to find out whether anything can be; a worker tries as much as the uncompressed model takes."""
+
+_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_NO_SPACE = (os.strerror(errno.ENOSPC), "os error 28")
+
+
+def require_writable(folder: Path) -> None:
+    """See that files can be written to the artifacts folder, before anything is measured.
+
+    Raises:
+        ArtifactsError: they cannot.
+    """
+    if (problem := why_unwritable(folder)) is not None:
+        raise ArtifactsError(unwritable(folder, problem))
+
+
+def unwritable(folder: Path, problem: str) -> str:
+    """The line for a user."""
+    return f"{folder}: artifacts cannot be written here: {problem}; make room, or name another folder by --artifacts"
+
+
+def storage_problem(folder: Path, error: BaseException, size: int = PROBE_BYTES) -> str | None:
+    """What is wrong with the folder where that is why a trial failed; None where it failed for reasons of its own.
+
+    Libraries hide what the system said, and some say nothing at all: the folder itself is tried.
+    """
+    if isinstance(error, OSError) and error.errno in _STORAGE:
+        return os.strerror(error.errno)
+    if any(text in str(error) for text in _NO_SPACE):
+        return _NO_SPACE[0]
+    return why_unwritable(folder, size)
+
+
+def why_unwritable(folder: Path, size: int = PROBE_BYTES) -> str | None:
+    """Why no file of `size` bytes can be written in `folder`, which is made; None where one can."""
+    probe = folder / f".writable-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with probe.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, max(size, 1))
+    except OSError as error:
+        return error.strerror or str(error)
+    finally:
+        _remove(probe)
+    return None
+
+
+def _remove(probe: Path) -> None:
+    with suppress(OSError):  # it never came to be, for the reason that is being told
+        probe.unlink()
+
+
+@contextmanager
+def storing(folder: Path) -> Iterator[None]:
+    """Say in one line where an exception comes of a folder that cannot be written to.
+
+    Raises:
+        ArtifactsError: of one that the block raised.
+    """
+    try:
+        yield
+    except SlimfrontError:
+        raise
+    except Exception as error:  # libraries that write files raise what they like
+        raise_if_interrupted(error)
+        if (problem := storage_problem(folder, error)) is not None:
+            raise ArtifactsError(unwritable(folder, problem)) from error
+        raise

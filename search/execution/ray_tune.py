@@ -1,0 +1,241 @@
+"""Runs a search over Ray Tune: long-lived workers take trials one stage at a time; the driver alone writes."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..cluster.cluster import LOG, connect, ray  # before anything else of Ray
+
+from ray import tune  # isort: skip
+from ray.tune.schedulers import FIFOScheduler  # isort: skip
+from ray.tune.search import Searcher  # isort: skip
+
+from ...core.errors import describe_exception
+from ...core.interrupts import Interrupts, ignore_interrupts
+from ...core.texts import one_line
+from ...workloads.load import settle_in
+from ..driver import Proposal, Search
+from ..trials.worker import Stage, Worker, WorkerSetup
+from .artifacts_folder import storing
+from .crash_report import crash_reported, stage_of_death
+from .local import raise_fault
+from .worker_process import STARTS
+
+
+class TrialRunner(tune.Trainable):
+    """A worker slot: one `step` is one stage of a trial; the same process takes the next trial."""
+
+    def setup(self, config: dict[str, Any], setup: WorkerSetup) -> None:
+        ignore_interrupts()  # Ctrl-C is the driver's to handle
+        self._setup, self._worker = setup, None
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        began = time.monotonic()
+        with crash_reported(self._proposal.folder, self._left):
+            stage = next(self._stages, None)
+        if self._left is not None:
+            self._left -= time.monotonic() - began
+        return {"stage": stage, "done": stage is None}
+
+    def cleanup(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        proposal: Proposal = config["proposal"]
+        self._proposal, self._left = proposal, proposal.limit_s
+        self._stages = self._started(proposal)
+
+    def _started(self, proposal: Proposal) -> Iterator[Stage]:
+        """The trial's stages; a "failed" one where no worker can start: what setup raises, Ray tells in no one's words."""
+        try:
+            self._worker = self._worker or _worker(self._setup)
+        except BaseException as error:  # the user's code may raise anything
+            return iter([Stage("failed", reason=describe_exception(error), fault="start")])
+        return self._worker.run(proposal.policy, proposal.folder, proposal.recovered)
+
+
+def _worker(setup: WorkerSetup) -> Worker:
+    settle_in(setup.base_folder)  # Ray starts its processes in a folder of its own
+    worker = Worker(setup)
+    worker.warm_up()
+    return worker
+
+
+class RungScheduler(FIFOScheduler):
+    """Stops a trial of Tune's where the driver's successive halving says that more training is not worth it.
+
+    No trial is ever paused: the state of its training stays in its worker, and goes on from there.
+    """
+
+    def __init__(self, search: Search, searcher: StudySearcher) -> None:
+        super().__init__()
+        self._search, self._searcher = search, searcher
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Hand on why a worker died, before the searcher hears that it did."""
+        self._searcher.deaths[trial.trial_id] = _how_it_died(Path(trial.error_file or ""))
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        stage: Stage | None = result["stage"]
+        if stage is None or stage.reason is not None:
+            return self.CONTINUE
+        number = trial.config["proposal"].number
+        verdict = self._search.verdict(number, stage)
+        if verdict is None or verdict.is_promising:
+            return self.CONTINUE
+        self._search.record(number, stage)  # the searcher is not told of results that stop a trial
+        self._search.stop(number, stage, verdict)
+        return self.STOP
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles schedulers for checkpoints of its own; here the database is the truth."""
+        return {}
+
+
+class StudySearcher(Searcher):
+    """Hands the driver's proposals to Tune, and Tune's results to the driver.
+
+    Attributes:
+        deaths: Tune's trial -> how the worker that ran it died.
+        fault: the stage after which no trial would fare better, once there is one.
+    """
+
+    def __init__(self, search: Search) -> None:
+        super().__init__()
+        self.deaths: dict[str, str] = {}
+        self.fault: Stage | None = None
+        self._search = search
+        self._proposals: dict[str, Proposal] = {}
+        self._again: deque[Proposal] = deque()
+        self._failed_starts = 0
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        if self.fault is not None:
+            return Searcher.FINISHED
+        proposal = self._again.popleft() if self._again else self._search.propose()
+        if proposal is None:
+            return Searcher.FINISHED
+        self._proposals[trial_id] = proposal
+        return {"proposal": proposal}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        if (stage := result["stage"]) is not None:
+            self._take(trial_id, stage)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        if (proposal := self._proposals.get(trial_id)) is None:  # at fault
+            return
+        if error:
+            limit = self._search.spec.budget.trial_timeout_s
+            self._take(trial_id, stage_of_death(proposal, limit, self.deaths.pop(trial_id, "died")))
+        elif result is not None and result.get("done"):
+            self._search.finish(proposal.number)
+        self._proposals.pop(trial_id, None)
+
+    def _take(self, trial_id: str, stage: Stage) -> None:
+        """Record a stage; one at fault leaves its trial to be run again, by another worker or by the study's next run."""
+        if stage.fault is None:
+            self._failed_starts = 0
+            self._search.record(self._proposals[trial_id].number, stage)
+            return
+        proposal = self._proposals.pop(trial_id)
+        if stage.fault == "start":
+            self._failed_starts += 1
+            self._again.append(proposal)
+        if stage.fault == "storage" or self._failed_starts >= STARTS:
+            self.fault = stage
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles searchers for checkpoints of its own; here the database is the truth."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing, as for `__getstate__`."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, as for `__getstate__`."""
+
+
+class EarlyEnd(tune.Stopper):
+    """Ends the run where no trial would fare better than the last, or an interrupt was lost in a library."""
+
+    def __init__(self, searcher: StudySearcher, interrupts: Interrupts) -> None:
+        self._searcher, self._interrupts = searcher, interrupts
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._searcher.fault is not None or self._interrupts.received
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing, as for a scheduler."""
+        return {}
+
+
+def _how_it_died(error_file: Path) -> str:
+    """What Ray knows of a worker's death, in its own words without those that tell of actors and their ids."""
+    text = error_file.read_text(encoding="utf-8", errors="replace") if error_file.is_file() else ""
+    detail = next((line for line in text.splitlines() if "exit detail" in line), "Ray knows no more")
+    return f"died: {one_line(detail, 400)}"
+
+
+def run_distributed(search: Search, workers: int) -> None:
+    """Run trials on `workers` Ray actors until the budget is spent.
+
+    Joins the cluster RAY_ADDRESS names, else starts Ray on this machine. An interrupt ends the run; trials still running
+    are closed as interrupted.
+
+    Raises:
+        KeyboardInterrupt: after the first Ctrl-C, when everything is stored.
+        ArtifactsError: the artifacts folder cannot be written to.
+        WorkerStartError: no worker can start.
+    """
+    searcher, log = StudySearcher(search), search.folder / LOG
+    try:
+        with storing(search.folder):
+            search.try_uncompressed()
+        connect(workers, log)
+        with Interrupts() as interrupts:
+            _tune(search, searcher, workers, interrupts)
+    finally:
+        is_cut_short = not search.is_over and searcher.fault is None
+        search.interrupt()  # before Ray is spoken to: what interrupts this process may have ended Ray's
+        ray.shutdown()
+    if searcher.fault is not None:
+        raise_fault(searcher.fault)
+    if is_cut_short:
+        raise KeyboardInterrupt
+
+
+def _tune(search: Search, searcher: StudySearcher, workers: int, interrupts: Interrupts) -> None:
+    with tempfile.TemporaryDirectory(prefix="slimfront-tune-") as folder:
+        trainable = tune.with_parameters(TrialRunner, setup=search.worker_setup(workers))
+        tune.Tuner(
+            tune.with_resources(trainable, {"cpu": 1}),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=RungScheduler(search, searcher),
+                num_samples=-1,
+                max_concurrent_trials=workers,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                storage_path=folder,
+                name="tune",
+                verbose=0,
+                stop=EarlyEnd(searcher, interrupts),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
+        ).fit()

@@ -1,0 +1,72 @@
+"""What runs in the process of a `WorkerProcess`. Imports nothing that takes long or prints: the log is opened first."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING
+
+from ...core.errors import describe_exception
+from ...core.interrupts import ignore_interrupts
+
+if TYPE_CHECKING:
+    from ..driver import Proposal
+    from ..trials.worker import Worker
+
+
+def serve(connection: Connection, log: Path) -> None:
+    """Answer a `WorkerSetup` with None or why no worker could start, and each proposal with its stages and None.
+
+    After a stage it waits to hear whether the next one is wanted.
+    """
+    ignore_interrupts()  # Ctrl-C is the driver's to handle; it ends this process
+    _print_to(log)
+    try:
+        worker = _started(connection)
+    except BaseException as error:  # the user's code may raise anything
+        connection.send(describe_exception(error))
+        return
+    connection.send(None)
+    while (proposal := connection.recv()) is not None:
+        _run(worker, proposal, connection)
+    worker.close()
+
+
+def _started(connection: Connection) -> Worker:
+    from ...hardware_profiles.bench.bench import end_with
+    from ...workloads.load import settle_in
+    from ..trials.worker import Worker
+
+    Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    setup = connection.recv()
+    settle_in(setup.base_folder)
+    worker = Worker(setup)
+    worker.warm_up()
+    return worker
+
+
+def _run(worker: Worker, proposal: Proposal, connection: Connection) -> None:
+    from .crash_report import crash_reported
+
+    stages, left = worker.run(proposal.policy, proposal.folder, proposal.recovered), proposal.limit_s
+    while True:
+        began = time.monotonic()
+        with crash_reported(proposal.folder, left):
+            stage = next(stages, None)
+        if left is not None:
+            left -= time.monotonic() - began
+        connection.send(stage)
+        if stage is None or not connection.recv():
+            return
+
+
+def _print_to(log: Path) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(file.fileno(), stream.fileno())

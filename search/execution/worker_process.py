@@ -1,0 +1,124 @@
+"""A worker in a process of its own on this machine: what a trial does to it, it does not do to the search."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from loky.backend import get_context
+
+from ...core.errors import WorkerStartError
+from ..driver import Proposal
+from ..trials.worker import Stage, WorkerSetup
+from .crash_report import exit_text, stage_of_death
+from .worker_child import serve
+
+STARTS = 3
+"""Starts in a row that may fail before no more is tried."""
+
+GRACE_SECONDS = 30
+"""Beyond a trial's limit, which its process keeps itself, until it is killed from here."""
+
+POLL_SECONDS = 0.5
+"""A process that died may have left others behind that hold its end of the pipe."""
+
+
+class WorkerProcess:
+    """Runs trials one after the other in one long-lived process, replaced when a trial ended it.
+
+    Args:
+        log: what the process prints goes there.
+        trial_timeout_s: of the study; a trial may have another limit.
+    """
+
+    def __init__(self, setup: WorkerSetup, log: Path, trial_timeout_s: float | None = None) -> None:
+        self._setup, self._log, self._trial_timeout_s = setup, log, trial_timeout_s
+        self._start()  # it takes seconds, in which there is other work to do
+
+    def run(self, proposal: Proposal) -> Iterator[Stage]:
+        """The stages of a trial, the next one begun when it is asked for; a process that dies is a "failed" stage.
+
+        Raises:
+            WorkerStartError: no process could start.
+        """
+        self._require_started()
+        try:
+            self._connection.send(proposal)
+            while (stage := self._receive(proposal.limit_s)) is not None:
+                yield stage
+                self._connection.send(True)
+        except GeneratorExit:
+            with suppress(OSError):  # as below
+                self._connection.send(False)
+        except TimeoutError:
+            self._end()
+            yield stage_of_death(proposal, self._trial_timeout_s, None)
+        except (EOFError, OSError):  # the other end is gone
+            yield stage_of_death(proposal, self._trial_timeout_s, self._end())
+
+    def close(self) -> None:
+        """End the process, and its bench with it."""
+        with suppress(OSError):  # it may be gone
+            self._connection.send(None)
+        self._process.join(1)
+        self._end()
+
+    def _start(self) -> None:
+        context: Any = get_context("loky")  # it does not run the main script again
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(theirs, self._log))
+        self._process.start()
+        theirs.close()
+        self._connection.send(self._setup)
+        self._is_ready = False
+
+    def _require_started(self) -> None:
+        problem: str | None = None
+        for _ in range(STARTS):
+            if not self._process.is_alive():
+                self._start()
+            if self._is_ready or (problem := self._why_not_started()) is None:
+                return
+        raise WorkerStartError(
+            f"no worker can start, after {STARTS} tries: {problem}; what it printed is in {self._log}"
+        )
+
+    def _why_not_started(self) -> str | None:
+        try:
+            problem = self._receive(None)
+        except (EOFError, OSError):
+            return f"its process {self._end()}"
+        if problem is not None:
+            self._end()
+        self._is_ready = problem is None
+        return problem
+
+    def _receive(self, limit_s: float | None) -> Any:
+        """What the process sends next.
+
+        Raises:
+            EOFError, OSError: it died.
+            TimeoutError: it takes much longer than its limit.
+        """
+        deadline = None if limit_s is None else time.monotonic() + limit_s + GRACE_SECONDS
+        while not self._connection.poll():
+            wait([self._connection, self._process.sentinel], POLL_SECONDS)
+            if self._process.exitcode is not None and not self._connection.poll():
+                raise EOFError
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError
+        return self._connection.recv()
+
+    def _end(self) -> str:
+        """How the process ended, which it is made to where it has not."""
+        if self._process.exitcode is None:
+            os.kill(self._process.pid, signal.SIGKILL)  # loky's processes have no kill()
+        self._process.join()
+        self._connection.close()
+        return exit_text(self._process.exitcode)

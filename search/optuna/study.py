@@ -1,0 +1,162 @@
+"""The Optuna study behind a search: asked for parameters, told results; the only place its storage is touched.
+
+Optuna's tables and slimfront's lie in the same database; trial numbers are the same in both.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState
+from sqlalchemy import event
+
+from ...core.measurement import METRICS
+from ...core.texts import plain_text
+from ...studies.store.store import Store
+from ...studies.study_file.spec import StudySpec
+
+if TYPE_CHECKING:  # the dashboard does without torch
+    from ...spaces.space import Choice, Space
+
+DASHBOARD_CONSTRAINTS = "constraints"
+"""System attribute the dashboard greys infeasible trials by; it does not read what `Trial.set_constraint` stores."""
+
+
+REASON = "reason"
+"""User attribute of a trial: why it has no result; any text."""
+
+
+class OptunaStudy:
+    """Ask and tell over one Optuna study.
+
+    Ownership: one driver at a time; nothing here is safe to share between threads.
+
+    Args:
+        sampler: makes the sampler, given how many trials the study has.
+    """
+
+    def __init__(self, spec: StudySpec, space: Space, store: Store, sampler: Callable[[int], BaseSampler]) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._space = space
+        self._storage = open_storage(store)
+        self._study = optuna.create_study(
+            storage=self._storage,
+            study_name=spec.study,
+            directions=[METRICS[name].direction for name in spec.objectives],
+            load_if_exists=True,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)  # metric names are what the dashboard shows
+            self._study.set_metric_names([f"{name} [{METRICS[name].unit}]" for name in spec.objectives])
+        self._make_sampler = sampler
+        self.renew_sampler()
+        self._asked: dict[int, optuna.Trial] = {}
+
+    def renew_sampler(self) -> None:
+        """Make the sampler anew, since what it starts from has changed."""
+        self._study.sampler = self._make_sampler(len(self._study.get_trials(deepcopy=False)))
+
+    def reclaim(self) -> list[int]:
+        """Take over the trials that an earlier driver left running; numbers of those."""
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            self._asked[trial.number] = optuna.Trial(self._study, trial._trial_id)
+        return list(self._asked)
+
+    def ask(self) -> tuple[int, dict[str, Choice], dict[str, Any]]:
+        """Number, parameters and user attributes of the next trial: an enqueued one, else the sampler's."""
+        trial = self._study.ask()
+        _ = trial.relative_params  # NSGA-II ignores enqueued parameters unless these are read first
+        parameters: dict[str, Any] = {
+            knob.name: trial.suggest_categorical(knob.name, knob.choices) for knob in self._space.knobs
+        }
+        self._asked[trial.number] = trial
+        return trial.number, parameters, dict(trial.user_attrs)
+
+    def enqueue(self, parameters: Mapping[str, Choice], attributes: Mapping[str, Any]) -> None:
+        """Have these parameters asked next."""
+        self._study.enqueue_trial(dict(parameters), user_attrs=dict(attributes))
+
+    def waiting(self) -> list[dict[str, Any]]:
+        """Parameters of the trials that are enqueued and were not asked yet."""
+        trials = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        return [dict(trial.system_attrs.get("fixed_params", {})) for trial in trials]
+
+    def annotate(self, number: int, attributes: Mapping[str, Any]) -> None:
+        """Attach what the dashboard shows beside a trial that was asked here."""
+        for key, value in attributes.items():
+            self._asked[number].set_user_attr(key, plain_text(str(value)) if key == REASON else value)
+
+    def tell(self, number: int, values: Sequence[float] | None, violations: Mapping[str, float]) -> None:
+        """End a trial: with its objective values, or without any where a constraint ended it early."""
+        trial = self._asked.pop(number)
+        for constraint, violation in violations.items():
+            if constraint not in trial.constraints:  # a driver was killed after it had set this one
+                trial.set_constraint(constraint, violation)
+        self._storage.set_trial_system_attr(trial._trial_id, DASHBOARD_CONSTRAINTS, list(violations.values()))
+        if values is None:
+            self._study.tell(trial, state=TrialState.PRUNED)
+        else:
+            self._study.tell(trial, list(values))
+
+    def fail(self, number: int, reason: str) -> None:
+        """End a trial that has no result; samplers do not learn from it."""
+        trial = self._asked.pop(number)
+        trial.set_user_attr(REASON, plain_text(reason))
+        self._study.tell(trial, state=TrialState.FAIL)
+
+    def abandon(self, reason: str) -> None:
+        """End every trial that runs, asked here or left by an earlier driver."""
+        self._asked.clear()
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            self._storage.set_trial_user_attr(trial._trial_id, REASON, reason)
+            self._study.tell(trial.number, state=TrialState.FAIL)
+
+    def has_ended(self, number: int) -> bool:
+        """Whether a trial that an earlier driver asked for has ended in Optuna's tables."""
+        return self._study.get_trials(deepcopy=False)[number].state.is_finished()
+
+    @property
+    def fallback(self) -> str | None:
+        """What the sampler says of having left proposing to another one; None where it did not."""
+        return getattr(self._study.sampler, "fallback", None)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was ever asked or enqueued."""
+        return not self._study.get_trials(deepcopy=False)
+
+    @property
+    def optuna_study(self) -> optuna.Study:
+        """The study itself, for notes and figures on the dashboard."""
+        return self._study
+
+
+def open_storage(store: Store) -> RDBStorage:
+    """Optuna's storage in the store's database; on SQLite with the same journal settings, or it writes half as fast.
+
+    It writes only while the store holds the leases it took, and its errors are the store's.
+    """
+    sqlite = _is_sqlite(store.url)
+    storage = RDBStorage(
+        store.url, engine_kwargs={"connect_args": {"timeout": 30}} if sqlite else {"pool_pre_ping": True}
+    )
+    store.watch(storage.engine)
+    if sqlite:
+        event.listen(storage.engine, "connect", _fast_sqlite)
+        storage.engine.dispose()  # connections opened before the listener
+    return storage
+
+
+def _is_sqlite(url: str) -> bool:
+    return url.startswith("sqlite")
+
+
+def _fast_sqlite(connection: Any, _record: object) -> None:
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")

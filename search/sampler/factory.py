@@ -1,0 +1,161 @@
+"""The sampler a study file names, told what the space and the target's costs are."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+
+from ...core.measurement import METRICS
+from ...spaces.policies.policy import Policy
+from ...spaces.space import NEUTRAL, Choice, Space
+from ...studies.analysis.front import Objective, reference_point
+from ...studies.study_file.constraint import Constraint
+from ...studies.study_file.spec import StudySpec
+from ..trials.prepared_study import Problem
+from .dimensions import HEALING, Coordinate, coordinate, decode, encode, recovery_coordinate
+from .greedy_path import path_policies
+from .policy_sampler import Earlier, PolicySampler
+from .surrogate.analytic_cost import COUNTED, OF_MACHINES, AnalyticCost
+from .surrogate.surrogate import Role
+from .untried import Untried, UntriedSampler
+
+KnownDamage = Mapping[str, Mapping[Choice, float]]
+"""Knob -> choice -> nats that choice does alone."""
+
+QUALITY = ("accuracy", "accuracy_drop", "cross_entropy", "kl")
+"""Metrics that follow the damage."""
+
+WIDEST_DROP = 0.1
+"""An accuracy this far below the baseline's is worth nothing, where no constraint says otherwise."""
+
+
+def make_sampler(
+    problem: Problem,
+    baseline: Mapping[str, float],
+    trials_so_far: int,
+    earlier: Sequence[Earlier] = (),
+    known: KnownDamage | None = None,
+    untried: Untried | None = None,
+) -> BaseSampler:
+    """The study's sampler. Its seed depends on how far the study is: the same one would propose the same trials again.
+
+    Args:
+        baseline: metric -> value of the uncompressed model.
+        earlier: trials of other studies; only the policy sampler learns from them.
+        known: damage of single choices, which it starts from.
+        untried: says what may be proposed; without, any policy may.
+    """
+    spec = problem.spec
+    digest = hashlib.sha256(f"{spec.seed}/{trials_so_far}".encode()).digest()
+    seed = int.from_bytes(digest[:4], "big")
+    sampler = _plain_sampler(spec, seed) or _policy_sampler(problem, baseline, earlier, known, untried, seed)
+    if untried is None:
+        return sampler
+    learns = not isinstance(sampler, PolicySampler)
+    return UntriedSampler(sampler, space_coordinates(problem.space), untried, seed, learns_failures=learns)
+
+
+def _plain_sampler(spec: StudySpec, seed: int) -> BaseSampler | None:
+    """Optuna's own sampler that a study names; None where it names the policy sampler."""
+    if spec.sampler == "nsgaii":
+        return NSGAIISampler(seed=seed, population_size=20)
+    if spec.sampler == "random":
+        return RandomSampler(seed=seed)
+    if spec.sampler == "tpe":
+        return TPESampler(seed=seed, multivariate=True, constant_liar=spec.workers > 1, n_startup_trials=10)
+    return None
+
+
+def _policy_sampler(
+    problem: Problem,
+    baseline: Mapping[str, float],
+    earlier: Sequence[Earlier],
+    known: KnownDamage | None,
+    untried: Untried | None,
+    seed: int,
+) -> PolicySampler:
+    spec, cost = problem.spec, cost_of(problem)
+    # Optuna reads the dashboard's list, in which a trial that was stopped has one more, as constraints named by their place.
+    copied = map(str, range(len(spec.constraints) + 1))
+    return PolicySampler(
+        [role_of(name, cost.is_exact) for name in spec.objectives],
+        coordinates=learned_coordinates(problem, known),
+        counted=cost,
+        keys=cost.keys if cost.is_exact else None,
+        reference=worst_corner(baseline, spec.objectives, spec.constraints),
+        implied=frozenset({*copied, *(str(c) for c in spec.constraints if c.metric in spec.objectives)}),
+        earlier=earlier,
+        may_propose=untried.__contains__ if untried is not None else lambda _: True,
+        seed=seed,
+    )
+
+
+def cost_of(problem: Problem) -> AnalyticCost:
+    """What is counted of the points of a problem's space."""
+    workload = problem.context.workload
+    return AnalyticCost(problem.space, problem.layers, workload.model, workload.example_input)
+
+
+def space_coordinates(space: Space, known: KnownDamage | None = None) -> list[Coordinate]:
+    """The knobs of a space as the policy sampler sees them, in their order."""
+    known = known or {}
+    return [
+        coordinate(knob.name, knob.kind, knob.choices, NEUTRAL[knob.kind], known.get(knob.name)) for knob in space.knobs
+    ]
+
+
+def learned_coordinates(problem: Problem, known: KnownDamage | None = None) -> list[Coordinate]:
+    """`space_coordinates` with every recovery that rungs may stop a trial after, also where the space offers but one."""
+    coordinates, rungs = space_coordinates(problem.space, known), problem.spec.rungs
+    offered = problem.space.choices.recovery_epochs
+    if rungs is None or offered == (0,):
+        return coordinates
+    marks = {mark for epochs in offered for mark in rungs.marks(epochs)}
+    stops = marks | {0.0} if 0 in rungs.recovery else marks
+    if len(offered) == 1:
+        return [*coordinates, recovery_coordinate(HEALING, offered, stops)]
+    return [
+        recovery_coordinate(knob.name, knob.choices, stops) if knob.kind == HEALING else knob for knob in coordinates
+    ]
+
+
+def greedy_policies(problem: Problem, known: KnownDamage) -> list[Policy]:
+    """Policies along the greedy path of what single choices damage, against what they save.
+
+    Those are the objectives that are counted, else BOPs and bytes as most machines have them. The policies are recovered as long
+    as the space allows, as the anchors of a structure are: several choices together do most damage.
+    """
+    space, cost = problem.space, cost_of(problem)
+    columns = [COUNTED.index(name) for name in problem.spec.objectives if name in COUNTED] or list(OF_MACHINES)
+    coordinates = space_coordinates(space, known)
+    recovered = space.uniform({"recovery_epochs": max(space.choices.recovery_epochs)})
+    start = encode(coordinates, space.parameters(recovered))
+    path = path_policies(coordinates, start, lambda codes: np.log(cost(codes)[:, columns]).sum(axis=1))
+    return [space.policy(decode(coordinates, codes)) for codes in path]
+
+
+def role_of(metric: str, counts_are_exact: bool) -> Role:
+    """How the policy sampler knows a metric: counts that are not exact are features from which it is learned."""
+    if metric in QUALITY:
+        return "quality"
+    return COUNTED.index(metric) if metric in COUNTED and counts_are_exact else "measured"
+
+
+def worst_corner(
+    baseline: Mapping[str, float], objectives: Sequence[str], constraints: Sequence[Constraint]
+) -> list[float]:
+    """What improvement is counted from: the study's reference point, tightened to what constraints on objectives allow.
+
+    A maximised metric, whose reference is 0, starts near the baseline's instead.
+    """
+    corner = list(reference_point(baseline, [Objective.of(name) for name in objectives], constraints))
+    for index, name in enumerate(objectives):
+        if METRICS[name].direction == "maximize":
+            corner[index] = baseline[name] - WIDEST_DROP if name == "accuracy" else baseline[name] / 1.1
+        for constraint in constraints:
+            if constraint.metric == name and constraint.violation(corner[index]) > 0:
+                corner[index] = constraint.bound
+    return corner

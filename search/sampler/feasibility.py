@@ -1,0 +1,67 @@
+"""How likely a policy is to come to its end, learned from those that did and those that failed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from optuna.trial import FrozenTrial, TrialState
+from scipy.linalg import cho_factor, cho_solve
+from scipy.stats import norm
+
+from ...studies.store.records import INTERRUPTED
+
+DUPLICATE = "same policy as trial"
+"""What the reason of a row begins with that ended because its policy had been tried: it says nothing of the policy."""
+
+SHARED = 10.0
+"""Variance of what single choices do to a trial's end, all knobs together."""
+
+NEARBY = 1.0
+"""Variance of what only policies close to one another share."""
+
+REACH = 2.0
+"""Knobs that two policies differ in while they share most of `NEARBY`."""
+
+NOISE = 0.1
+"""Variance of ends that no choice explains."""
+
+CERTAINTY = 1.5
+"""How many standard deviations a latent figure of 1 is away from failing."""
+
+LEAST = 0.02
+"""A policy is never less likely to come to its end, as failures may have causes outside it."""
+
+
+class Feasibility:
+    """Least-squares classification by a Gaussian process on what policies have in common.
+
+    The latent figure is 1 where nothing failed and -1 at a failure. Two policies share what their common choices do, and more
+    where they differ in few knobs: a choice that always fails is found out, and the neighbours of one failure are avoided.
+    """
+
+    def __init__(self, codes: np.ndarray, failed: np.ndarray) -> None:
+        """Fit to codes [n, knobs] and whether each failed [n]."""
+        self._codes = codes
+        covariance = self._kernel(codes) + NOISE * np.eye(len(codes))
+        self._weights = cho_solve(cho_factor(covariance, lower=True), np.where(failed, -2.0, 0.0))
+
+    def __call__(self, codes: np.ndarray) -> np.ndarray:
+        """Probability [n], of one where nothing failed nearby, that policies of codes [n, knobs] come to their end."""
+        latent = 1 + self._kernel(codes) @ self._weights
+        return np.clip(norm.cdf(CERTAINTY * latent) / norm.cdf(CERTAINTY), LEAST, 1.0)
+
+    def _kernel(self, codes: np.ndarray) -> np.ndarray:
+        """Covariance [m, n] of codes [m, knobs] with those it was fitted to."""
+        common = sum((codes[:, None, knob] == self._codes[:, knob]).astype(float) for knob in range(codes.shape[1]))
+        apart = codes.shape[1] - common
+        return SHARED * common / codes.shape[1] + NEARBY * np.exp(-apart / REACH)
+
+
+def failures(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Trials that failed by themselves: neither interrupted nor a policy asked twice."""
+    return [trial for trial in trials if trial.state == TrialState.FAIL and trial.params and not _is_excused(trial)]
+
+
+def _is_excused(trial: FrozenTrial) -> bool:
+    return str(trial.user_attrs.get("reason", "")).startswith((INTERRUPTED, DUPLICATE))

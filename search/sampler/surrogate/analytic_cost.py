@@ -1,0 +1,191 @@
+"""FLOPs, BOPs, parameters and packed bytes of thousands of policies at once, without building any model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor, nn
+
+from ....spaces.models.channel_graph import ChannelGraph
+from ....spaces.models.channel_groups import ChannelGroup
+from ....spaces.models.layers import Layer, macs_by_module
+from ....spaces.policies.policy import BFLOAT16_BITS, DENSE, FULL_PRECISION, GRID_BITS, UNIFORM
+from ....spaces.space import Space
+
+COUNTED = ("flops", "bops", "parameters", "packed_bytes")
+"""Metrics in the order of `AnalyticCost`'s columns."""
+
+OF_MACHINES = (len(COUNTED), len(COUNTED) + 1)
+"""Columns of `AnalyticCost` after these: BOPs and bytes as most machines and files have them."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Which part a channel group owns: of each layer's outputs and inputs, shape [layers, groups]; of all other parameters and of
+    what is stored beside parameters, [groups]."""
+
+    outputs: np.ndarray
+    inputs: np.ndarray
+    others: np.ndarray
+    buffers: np.ndarray
+
+
+def channel_shares(model: nn.Module, example_input: Tensor, layers: Sequence[Layer], groups: Sequence[ChannelGroup]) -> Shares:  # fmt: skip
+    """Shares found by really pruning each group alone, on one copy that is traced once and made whole again after each.
+
+    Args:
+        example_input: shape [1, ...].
+    """
+    outputs, inputs = np.zeros((2, len(layers), len(groups)))
+    full = [_weight(model, layer.name).shape for layer in layers]
+    others, every = np.zeros(len(groups)), _other_parameters(model, layers)
+    buffers, stored = np.zeros(len(groups)), _buffer_bytes(model)
+    if not groups:
+        return Shares(outputs, inputs, others, buffers)
+    graph = ChannelGraph(copy.deepcopy(model), example_input)
+    for column, group in enumerate(groups):
+        kept = group.kept(0.5)
+        removed = 1 - kept / group.channels
+        with graph.without({group.name: graph.any_channels(group.name, kept)}) as pruned:
+            for row, (layer, before) in enumerate(zip(layers, full, strict=True)):
+                after = _weight(pruned, layer.name).shape
+                outputs[row, column] = (1 - after[0] / before[0]) / removed
+                inputs[row, column] = (1 - after[1] / before[1]) / removed
+            others[column] = (1 - _other_parameters(pruned, layers) / max(1, every)) / removed
+            buffers[column] = (1 - _buffer_bytes(pruned) / max(1, stored)) / removed
+    return Shares(outputs, inputs, others, buffers)
+
+
+class AnalyticCost:
+    """Costs of a space's points from their codes.
+
+    BOPs, parameters and, without masks, to a byte per layer and to five where its activations' range is dynamic, packed bytes as
+    counted of a policy are exact where every other parameter (batch-norm's,
+    biases) has one channel dimension. Operators and removed blocks are not counted here; FLOPs outside the layers are scaled like those parameters. Trials store what is counted of the built model.
+
+    Args:
+        layers: all of the model's, those kept back too.
+        model, example_input: the uncompressed model and its input, shape [1, ...].
+    """
+
+    def __init__(self, space: Space, layers: Sequence[Layer], model: nn.Module, example_input: Tensor) -> None:
+        self._space, self._layers = space, list(layers)
+        self._shares = channel_shares(model, example_input, layers, space.groups)
+        self._macs = np.array([layer.macs for layer in layers], dtype=float)
+        self._weights = np.array([layer.weights for layer in layers], dtype=float)
+        self._other_macs = macs_by_module(copy.deepcopy(model), example_input)[""] - self._macs.sum()
+        self._other_weights = _other_parameters(model, layers)
+        self._channels = np.array([_weight(model, layer.name).shape[0] for layer in layers], dtype=float)
+        self._buffers = _buffer_bytes(model)
+        self._per_tensor = space.scheme.weights == "tensor"
+        self._read_knobs()
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the space leaves every layer in place, of its kind and on integer grids, which is what is counted here."""
+        choices = self._space.choices
+        in_place = choices.removed_blocks == (0,) and choices.depth == (1.0,)
+        return in_place and choices.operators == (DENSE,) and choices.codebooks == (UNIFORM,)
+
+    def __call__(self, codes: np.ndarray) -> np.ndarray:
+        """[n, 6] of codes [n, knobs of the space]: a column per `COUNTED`, and those `OF_MACHINES`.
+
+        The latter are BOPs and bytes where a layer is multiplied as wide as the wider of its weights and activations, and nothing
+        is narrower than a byte.
+        """
+        kept = self._kept(codes)
+        outputs = 1 - (1 - kept) @ self._shares.outputs.T
+        fraction = outputs * (1 - (1 - kept) @ self._shares.inputs.T)
+        weight_bits, activation_bits = (self._bits(kind, codes) for kind in ("weight_bits", "activation_bits"))
+        # Activations in bfloat16 are so beside such weights only, see `LayerPolicy`.
+        alone = (activation_bits == BFLOAT16_BITS) & (weight_bits != BFLOAT16_BITS)
+        activation_bits = np.where(alone, FULL_PRECISION, activation_bits)
+        macs, weights, rest = self._macs * fraction, self._weights * fraction, 1 - (1 - kept) @ self._shares.others
+        others = self._other_weights * rest
+        multiplied = np.maximum(np.maximum(weight_bits, activation_bits), GRID_BITS)
+        return np.stack([
+            macs.sum(axis=1) + self._other_macs * rest,
+            (macs * weight_bits * activation_bits).sum(axis=1),
+            weights.sum(axis=1) + others,
+            ((weights * weight_bits).sum(axis=1) + others * FULL_PRECISION) / 8
+            + self._buffers * (1 - (1 - kept) @ self._shares.buffers.T)
+            + self._grid_bytes(outputs, weight_bits, activation_bits),
+            (macs * multiplied**2).sum(axis=1) + self._other_macs * rest * FULL_PRECISION**2,
+            ((weights * np.maximum(weight_bits, GRID_BITS)).sum(axis=1) + others * FULL_PRECISION) / 8,
+        ], axis=1)  # fmt: skip
+
+    def _grid_bytes(self, outputs: np.ndarray, weight_bits: np.ndarray, activation_bits: np.ndarray) -> np.ndarray:
+        """Bytes [n] of steps and zero points, from the fraction of each layer's outputs kept and its bits, all [n, layers]."""
+        steps = 1 if self._per_tensor else self._channels * outputs
+        return (4 * steps * (weight_bits <= GRID_BITS) + 5 * (activation_bits <= GRID_BITS)).sum(axis=1)
+
+    def keys(self, codes: np.ndarray) -> list[bytes]:
+        """What tells points apart: those of equal channels, bits, masks and recovery are one model."""
+        others = [index for index, knob in enumerate(self._space.knobs) if knob.kind not in ("width", "channels")]
+        rows = np.hstack([np.round(self._kept(codes), 6), codes[:, others]])
+        return [row.tobytes() for row in rows]
+
+    def _read_knobs(self) -> None:
+        """Tables from choices to kept fractions and bits."""
+        knobs = {(knob.kind, knob.governs): index for index, knob in enumerate(self._space.knobs)}
+        self._width_knob = knobs.get(("width", ()))
+        self._channel_knobs = [knobs.get(("channels", (group.name,))) for group in self._space.groups]
+        # A neutral choice alone is no knob: what the space fixes is read from a policy of it.
+        fixed = self._space.uniform({})
+        widths = self._choices(self._width_knob, fixed.width)
+        self._kept_tables = [
+            np.array([[group.kept(width * (1 - removed)) / group.channels
+                       for removed in self._choices(knob, fixed.channels.get(group.name, 0.0))] for width in widths])
+            for group, knob in zip(self._space.groups, self._channel_knobs, strict=True)
+        ]  # fmt: skip
+        self._bit_knobs: dict[str, list[tuple[int | None, np.ndarray]]] = {}
+        for kind in ("weight_bits", "activation_bits"):
+            governing = {
+                name: index
+                for index, knob in enumerate(self._space.knobs)
+                if knob.kind == kind
+                for name in knob.governs
+            }
+            self._bit_knobs[kind] = [
+                (index, np.array(self._choices(index, getattr(fixed.layer(layer.name), kind)), dtype=float))
+                for layer in self._layers
+                for index in [governing.get(layer.name)]
+            ]
+
+    def _choices(self, knob: int | None, fixed: float) -> tuple:
+        return (fixed,) if knob is None else self._space.knobs[knob].choices
+
+    def _kept(self, codes: np.ndarray) -> np.ndarray:
+        """Fraction of channels kept [n, groups]."""
+        none = np.zeros(len(codes), dtype=int)
+        width = none if self._width_knob is None else codes[:, self._width_knob]
+        columns = [
+            table[width, none if knob is None else codes[:, knob]]
+            for table, knob in zip(self._kept_tables, self._channel_knobs, strict=True)
+        ]
+        return np.stack(columns, axis=1) if columns else np.zeros((len(codes), 0))
+
+    def _bits(self, kind: str, codes: np.ndarray) -> np.ndarray:
+        """Bits [n, layers]."""
+        none = np.zeros(len(codes), dtype=int)
+        return np.stack([table[none if knob is None else codes[:, knob]] for knob, table in self._bit_knobs[kind]], 1)
+
+
+def _other_parameters(model: nn.Module, layers: Sequence[Layer]) -> int:
+    """Parameters that are no layer's weight."""
+    weights = sum(_weight(model, layer.name).numel() for layer in layers)
+    return sum(parameter.numel() for parameter in model.parameters()) - weights
+
+
+def _buffer_bytes(model: nn.Module) -> int:
+    """What a packed file holds beside parameters, such as the statistics of batch-norm."""
+    parameters = dict(model.named_parameters())
+    stored = {name: tensor for name, tensor in model.state_dict().items() if name not in parameters}
+    return sum(tensor.nbytes for name, tensor in stored.items() if not name.endswith(".num_batches_tracked"))
+
+
+def _weight(model: nn.Module, name: str) -> Tensor:
+    return model.get_submodule(name).weight  # type: ignore[return-value]

@@ -1,0 +1,182 @@
+"""What a study asks, made concrete: its workload loaded, its target read, its space built. Nothing is written yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...compression.batches import input_batches
+from ...compression.pruning.proof import proven_groups
+from ...compression.recovery.distil import get_distiller
+from ...compression.recovery.feature_taps import tapped_modules
+from ...compression.recovery.teachers import Teacher
+from ...core.errors import EvaluationError, PolicyError, StudyFileError, TargetError, WorkloadError
+from ...core.threads import usable_threads
+from ...evaluators.evaluator import Context
+from ...evaluators.on_request import require_available
+from ...hardware_profiles.bench.bench import bench_cores
+from ...hardware_profiles.bench.timer import Timer
+from ...hardware_profiles.cards.target import Target, load_target
+from ...hardware_profiles.profiling.fingerprint import machine, require_fit, versions
+from ...hardware_profiles.profiling.prediction import layers_of
+from ...hardware_profiles.runtimes.base import Artifact, Runtime, get_runtime
+from ...hardware_profiles.runtimes.registry import RUNTIMES
+from ...spaces.families import family_of
+from ...spaces.models.blocks import block_influence, find_removable_blocks, least_influential_first
+from ...spaces.models.channel_groups import ChannelGroup
+from ...spaces.models.layers import Layer, find_layers
+from ...spaces.policies.policy import Recovery
+from ...spaces.policies.quantization_scheme import Scheme
+from ...spaces.space import Space, SpaceChoices
+from ...studies.study_file.spec import StudySpec
+from ...workloads.contract import held
+from ...workloads.load import load_workload
+from ...workloads.workload import Workload
+from ..cluster.timers import timer_of
+
+BITS = ("weight_bits", "activation_bits")
+"""Keys of a space that a target's card has too."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A study ready to be searched.
+
+    Attributes:
+        context: workload, target and runtime; without bench and reference, which need measuring first.
+        groups: channel groups that can be pruned; `unprunable` maps the others to the reason.
+    """
+
+    spec: StudySpec
+    context: Context
+    layers: list[Layer]
+    groups: list[ChannelGroup]
+    unprunable: Mapping[str, str]
+    space: Space
+
+    @property
+    def target(self) -> Target:
+        """Where candidates run."""
+        return self.context.target
+
+    def bench(self, reference: Artifact) -> Timer:
+        """A timer of this target, its reference the uncompressed model's artifact."""
+        example = self.context.workload.example_input
+        return timer_of(self.target, reference.path, example, bench_cores(self.target.threads))
+
+    def measured_with(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """The machine that candidates are timed on, and its versions.
+
+        Raises:
+            TargetError: it is a node of the Ray cluster, and the cluster has none, another than the card's, or one that
+                cannot measure what the study asks for.
+        """
+        if self.target.remote:
+            from ..cluster.remote_bench import remote_machine  # only here: importing ray takes a second
+
+            return remote_machine(self.target, self.spec.metrics)
+        return machine(), versions(self.context.runtime)
+
+
+def prepare(spec: StudySpec) -> Problem:
+    """Load what `spec` names and build its space.
+
+    Raises:
+        UserError: the workload or the target cannot be had, or the space does not fit them.
+    """
+    with _naming(spec, "target"):
+        target = load_target(spec.target, spec.base_folder)
+        runtime = _runtime_here(target)
+        if not target.remote:  # where it is remote, the node sees to it
+            require_fit(target, runtime)
+    _check_bits(spec, target)
+    _check_metrics(spec, target)
+    threads = usable_threads()
+    torch.set_num_threads(threads)
+    with _naming(spec, "workload"):
+        workload = held(load_workload(spec.workload, spec.workload_options, spec.base_folder))
+    model, example = workload.model.eval(), workload.example_input
+    if target.predict and target.latency_table is not None and target.latency_table.model != layers_of(model):
+        raise StudyFileError(spec.file, "target", f"the latency table of {target.name} was fitted to another model")
+    spec = spec.with_preset(family_of(model, example), {key: getattr(target, key) for key in BITS})
+    layers = find_layers(model, example)
+    groups, unprunable = proven_groups(workload)
+    removable = spec.space.removed_blocks != (0,) or spec.space.depth != (1.0,)
+    blocks = find_removable_blocks(model, example) if removable else []
+    defaults = spec.recovery
+    with _naming(spec, "recovery.distiller"):
+        tap = get_distiller(defaults.distiller, defaults.temperature).tap
+        tapped_modules(model, example, tap)
+    with _naming(spec, "recovery.teachers"):
+        Teacher(workload, defaults.teachers, None)
+    # One epoch stands for any: only the other settings are read from it.
+    recovery = Recovery(1, **defaults.model_dump(exclude={"batch_size"}))
+    space = Space(
+        layers,
+        groups,
+        SpaceChoices(**spec.space.model_dump(exclude={"preset"})),
+        recovery,
+        blocks,
+        Scheme(**spec.quantization.model_dump()),
+        _ranked(workload, blocks) if spec.space.depth != (1.0,) else (),
+    )
+    if not space.knobs:
+        raise StudyFileError(
+            spec.file, "space", "nothing is left to choose: every layer is kept back or cannot be pruned"
+        )
+    return Problem(spec, Context(workload, target, runtime, threads=threads), layers, groups, unprunable, space)
+
+
+def _runtime_here(target: Target) -> Runtime:
+    try:
+        return get_runtime(target.runtime)
+    except TargetError as error:
+        if not (target.remote or target.predict):
+            raise
+        raise TargetError(f"{error}; elsewhere is only timed: candidates are lowered and scored here") from error
+
+
+def _ranked(workload: Workload, blocks: Sequence[str]) -> list[str]:
+    device = workload.example_input.device
+    batches = (batch.to(device) for batch in input_batches(workload.calibration, 50))
+    return least_influential_first(block_influence(workload.model, batches, blocks))
+
+
+@contextmanager
+def _naming(spec: StudySpec, key: str) -> Iterator[None]:
+    """Have what goes wrong with a key's value name the study file and the key."""
+    try:
+        yield
+    except (TargetError, WorkloadError, PolicyError) as error:
+        raise StudyFileError(spec.file, key, str(error)) from error
+
+
+def _check_metrics(spec: StudySpec, target: Target) -> None:
+    for key, metrics in (("objectives", spec.objectives), ("constraints", [c.metric for c in spec.constraints])):
+        for index, metric in enumerate(metrics):
+            try:
+                require_available(metric, target)
+            except EvaluationError as error:
+                raise StudyFileError(spec.file, f"{key}.{index}", f"{metric} cannot be measured: {error}") from error
+
+
+def _check_bits(spec: StudySpec, target: Target) -> None:
+    if "dynamic" in spec.space.activation_ranges and not RUNTIMES[target.runtime].dynamic:
+        problem = f"target {target.name} runs on {target.runtime}, which computes no ranges at run time"
+        raise StudyFileError(spec.file, "space.activation_ranges", problem)
+    if RUNTIMES[target.runtime].symmetric and spec.quantization.activations != "symmetric":
+        problem = f"must be symmetric: target {target.name} runs on {target.runtime}, which takes no other grids"
+        raise StudyFileError(spec.file, "quantization.activations", problem)
+    given = (
+        spec.space.model_fields_set if spec.space.preset != "none" else BITS
+    )  # a preset offers what the target takes
+    for key in (key for key in BITS if key in given):
+        allowed = getattr(target, key)
+        for index, bits in enumerate(getattr(spec.space, key)):
+            if bits not in allowed:
+                problem = f"target {target.name} takes {', '.join(map(str, allowed))}, not {bits}"
+                raise StudyFileError(spec.file, f"space.{key}.{index}", problem)

@@ -1,0 +1,319 @@
+"""One trial, top to bottom, as a worker runs it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from shutil import rmtree
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ...compression.finite import require_finite
+from ...compression.packing.packed_file import save_packed
+from ...compression.pruning.gradual import gradually_pruned
+from ...compression.pruning.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
+from ...compression.quantization.candidates import make_candidate
+from ...compression.recovery.recover import recover, recover_by_rungs
+from ...core.errors import EvaluationError, TargetError, TrialError, WorkloadError, describe_exception
+from ...core.interrupts import raise_if_interrupted
+from ...core.measurement import Measurement
+from ...core.texts import one_line
+from ...core.threads import usable_threads
+from ...evaluators.accuracy import Accuracy
+from ...evaluators.counts import Complexity
+from ...evaluators.evaluator import Context, Reference, Subject
+from ...evaluators.on_request import requested
+from ...evaluators.predicted_latency import latency_evaluator
+from ...evaluators.size import ArtifactSize, counted_size, packed_size
+from ...hardware_profiles.bench.bench import bench_cores, worker_cores
+from ...hardware_profiles.bench.timer import Timer
+from ...hardware_profiles.cards.target import Target
+from ...hardware_profiles.profiling.fingerprint import require_fit
+from ...hardware_profiles.runtimes.base import Artifact, get_runtime
+from ...spaces.models.channel_groups import ChannelGroup
+from ...spaces.policies.candidate import Candidate
+from ...spaces.policies.policy import Policy
+from ...spaces.policies.resolved import effective_policy
+from ...studies.store.executed import KIND as PRECISIONS
+from ...studies.study_file.constraint import Constraint
+from ...studies.study_file.spec import RungsSpec
+from ...workloads.load import load_workload
+from ...workloads.workload import MetricFunction, Workload
+from ..cluster.timers import timer_of
+from ..execution.artifacts_folder import PROBE_BYTES, storage_problem, unwritable
+
+TIMING_SECONDS = 1.0
+PRECISIONS_FILE = "precisions.json"
+
+
+@dataclass(frozen=True)
+class WorkerSetup:
+    """What a worker is told once, at its start; plain values that travel to other processes.
+
+    Attributes:
+        workload, workload_options, base_folder: what `load_workload` takes.
+        groups: the model's channel groups, found once by the driver.
+        reference: the uncompressed model, measured once by the driver; None while that is done.
+        reference_inputs: batch of one timing, from the example input.
+        constraints: a trial ends early where one on size or latency is violated.
+        kept_off_bench: this worker leaves the bench's cores alone, on whatever machine it is.
+        threads: for training and scoring, where the worker has as many cores.
+        metrics: that the study names; some are measured only then.
+        rungs: where recovery is looked at before its end.
+    """
+
+    workload: str
+    workload_options: Mapping[str, object]
+    base_folder: Path
+    target: Target
+    groups: Sequence[ChannelGroup]
+    seed: int
+    batch_size: int
+    constraints: Sequence[Constraint] = ()
+    reference: Reference | None = None
+    kept_off_bench: bool = False
+    threads: int = 1
+    metrics: Sequence[str] = ()
+    rungs: RungsSpec | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the metric: one of the user's own module is not known elsewhere before the workload is loaded."""
+        return {**self.__dict__, "reference": _scored_by(self.reference, "")}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one step of a trial found.
+
+    Attributes:
+        name: "counted", "timed", "scored", "recovered" or "failed".
+        rung: fidelity: 0 without recovery, then one more at each look at it.
+        measurements: made in this step.
+        artifacts: files written so far that are worth keeping, kind -> file.
+        reason: why the trial failed, else None.
+        fault: of a failure that is not the policy's, which is tried again: "start", no worker can start; "storage", its files
+            cannot be written; "time", the search's own time was over.
+        final: whether no more training follows.
+        epochs: of recovery behind it; below 1 it is the part of the training data.
+        worker: host name and process id of who ran it, and its threads, on which the last bits of trained weights depend.
+    """
+
+    name: str
+    rung: int = 0
+    measurements: Sequence[Measurement] = ()
+    artifacts: Mapping[str, Artifact] = field(default_factory=dict)
+    reason: str | None = None
+    fault: Literal["start", "storage", "time"] | None = None
+    final: bool = True
+    epochs: float = 0
+    worker: str = field(default_factory=lambda: f"{platform.node()}:{os.getpid()}, threads {torch.get_num_threads()}")
+
+
+class Worker:
+    """Runs trials one after the other; the model, its data and the bench are set up once."""
+
+    def __init__(self, setup: WorkerSetup, workload: Workload | None = None) -> None:
+        self._bench_cores = bench_cores(setup.target.threads)
+        if setup.kept_off_bench:
+            os.sched_setaffinity(0, cores_beside(setup.target))
+        threads = min(setup.threads, usable_threads())  # this may be a smaller machine than the driver's
+        torch.set_num_threads(threads)
+        self.setup = setup
+        self.workload = workload or load_workload(setup.workload, setup.workload_options, setup.base_folder)
+        self._context = Context(
+            workload=self.workload,
+            target=setup.target,
+            runtime=get_runtime(setup.target.runtime),
+            bench=self._bench(),
+            reference=_scored_by(setup.reference, self.workload.metric),
+            threads=threads,
+        )
+
+    def warm_up(self) -> None:
+        """Load the runtime and start the bench's process, which the first trial would otherwise wait for in its own time."""
+        if self._context.bench is not None and self._context.reference is not None:
+            self._context.bench.executed_precisions(self._context.reference.artifact.path)
+            self._context.bench.ready()
+
+    def run(self, policy: Policy, folder: Path, recovered: Path | None = None) -> Iterator[Stage]:
+        """Compress and score `policy`, stage by stage; files go to `folder`.
+
+        Whoever does not ask for the next stage stops the trial: its training goes no further.
+
+        Args:
+            recovered: weights of the same structure after the same recovery, which is then left out.
+
+        A trial that breaks ends with a "failed" stage, whatever is raised; what ends the process is its owner's to see to.
+
+        Raises:
+            KeyboardInterrupt: the user's own Ctrl-C, whatever was made of it.
+        """
+        stages = self._stages(policy, folder, recovered)
+        try:
+            while (stage := self._next(stages, folder)) is not None:
+                yield stage
+        finally:
+            stages.close()
+
+    def _next(self, stages: Generator[Stage], folder: Path) -> Stage | None:
+        try:
+            return finite(next(stages, None))
+        except BaseException as error:  # a user's model, metric or loss may raise anything; other trials may be fine
+            raise_if_interrupted(error)
+            return self._failed(error, folder)
+
+    def _failed(self, error: BaseException, folder: Path) -> Stage:
+        reference = self.setup.reference
+        size = reference.artifact.bytes if reference is not None else PROBE_BYTES
+        if (problem := storage_problem(folder, error, size)) is not None:
+            rmtree(folder, ignore_errors=True)  # half a trial; its room may be needed to store what happened
+            return Stage("failed", reason=unwritable(folder.parent, problem), fault="storage")
+        own_words = isinstance(error, (TrialError, TargetError, WorkloadError))
+        return Stage("failed", reason=one_line(str(error)) if own_words else describe_exception(error))
+
+    def close(self) -> None:
+        """End the bench's process."""
+        if self._context.bench is not None:
+            self._context.bench.close()
+
+    def _stages(self, policy: Policy, folder: Path, recovered: Path | None) -> Generator[Stage]:
+        if not self.setup.target.remote:  # it may be on another machine than the driver, which has seen to its own
+            require_fit(self.setup.target, self._context.runtime)
+        folder.mkdir(parents=True, exist_ok=True)
+        example = self.workload.example_input
+        groups, seed, original = self.setup.groups, self.setup.seed, policy
+        model = pruned_copy(self.workload.model, example, policy, groups, self.workload, seed)
+        policy = effective_policy(policy)  # in terms of the layers that are there now
+        counted = Complexity().evaluate(Subject(Candidate(policy, model)), self._context)
+        yield Stage("counted", measurements=counted)
+        if self._out_of_bounds(counted):
+            return
+        if is_structurally_changed(original, groups):
+            reestimate_batch_norm(model, self.workload.calibration)
+        subject = self._lower(policy, model, folder)
+        # Before recovery: latency needs no trained weights, and a trial that is too slow ends here.
+        timed = [
+            counted_size(subject.candidate),  # its grids are known now
+            *ArtifactSize().evaluate(subject, self._context),
+            *latency_evaluator(self.setup.target, TIMING_SECONDS).evaluate(subject, self._context),
+            *(m for evaluator in requested(self.setup.metrics) for m in evaluator.evaluate(subject, self._context)),
+        ]
+        yield Stage("timed", measurements=timed, artifacts=self._precisions(subject, folder))
+        if self._out_of_bounds(timed):
+            return
+        scored = Accuracy().evaluate(subject, self._context)
+        if not policy.recovery.changes_weights:
+            files = keep(subject, folder)
+            yield Stage("scored", measurements=[*scored, packed_size(files["packed"].path)], artifacts=files)
+            return
+        yield Stage("scored", measurements=scored, final=False)
+
+        def prune(trained: nn.Module) -> nn.Module:
+            if policy.pruning.steps == 1:
+                return pruned_copy(trained, example, original, groups, self.workload, seed)
+            return gradually_pruned(replace(self.workload, model=trained), original, groups, self._train_an_epoch, seed)
+
+        if recovered is not None:
+            model.load_state_dict(load_file(recovered))
+            yield self._recovered(policy, model, folder, 1, policy.recovery.epochs)
+            return
+        if policy.pruning.steps > 1 and policy.recovery.steps[0] == "prune":
+            model = prune(self.workload.model)
+        if self.setup.rungs is None:
+            model = recover(model, self.workload, original, seed, self.setup.batch_size, prune)
+            yield self._recovered(policy, model, folder, 1, policy.recovery.epochs)
+            return
+        marks = self.setup.rungs.marks(policy.recovery.epochs)
+        looks = recover_by_rungs(model, self.workload, original, seed, self.setup.batch_size, marks)
+        for rung, (model, epochs) in enumerate(looks, start=1):
+            yield self._recovered(policy, model, folder, rung, epochs)
+
+    def _recovered(self, policy: Policy, model: nn.Module, folder: Path, rung: int, epochs: float) -> Stage:
+        """The stage of a model with so many epochs of recovery behind it."""
+        subject = self._lower(policy, model, folder)
+        files = keep(subject, folder)
+        measured = [
+            *ArtifactSize().evaluate(subject, self._context),
+            *Accuracy().evaluate(subject, self._context),
+            packed_size(files["packed"].path),
+        ]
+        final = epochs == policy.recovery.epochs
+        return Stage("recovered", rung, measured, files, final=final, epochs=epochs)
+
+    def _train_an_epoch(self, model: nn.Module, policy: Policy) -> None:
+        policy = replace(policy, recovery=replace(policy.recovery, epochs=1, steps=("prune", "train")))
+        recover(model, self.workload, policy, self.setup.seed, self.setup.batch_size)
+
+    def _lower(self, policy: Policy, model: nn.Module, folder: Path) -> Subject:
+        require_finite(model)
+        example = self.workload.example_input
+        candidate = make_candidate(model, example, policy, self.workload.calibration)
+        runtime = self._context.runtime
+        artifact = runtime.lower(candidate, example, self.setup.target, folder / f"model{runtime.suffix}")
+        return Subject(candidate, artifact)
+
+    def _precisions(self, subject: Subject, folder: Path) -> dict[str, Artifact]:
+        """What every layer of the timed artifact runs in, by the runtime's own report; nothing where it was not timed."""
+        if self._context.bench is None or subject.artifact is None:
+            return {}
+        precisions = self._context.bench.executed_precisions(subject.artifact.path)
+        return {PRECISIONS: keep_precisions(precisions, folder)}
+
+    def _out_of_bounds(self, measurements: Sequence[Measurement]) -> bool:
+        values = {measurement.name: measurement.value for measurement in measurements}
+        return any(c.metric in values and c.violation(values[c.metric]) > 0 for c in self.setup.constraints)
+
+    def _bench(self) -> Timer | None:
+        setup = self.setup
+        if setup.reference is None or setup.target.predict:
+            return None
+        return timer_of(setup.target, setup.reference.artifact.path, self.workload.example_input, self._bench_cores)
+
+
+def finite(stage: Stage | None) -> Stage | None:
+    """The stage itself, held to measurements that are finite: no front can compare others, and no database holds them.
+
+    Raises:
+        EvaluationError: one is NaN or infinite; it is named.
+    """
+    for measured in stage.measurements if stage is not None else ():
+        if not all(map(math.isfinite, (measured.value, measured.low, measured.high))):
+            interval = f"{measured.value:g} in [{measured.low:g}, {measured.high:g}]"
+            raise EvaluationError(f"{measured.name} is not finite: {interval}")
+    return stage
+
+
+def _scored_by(reference: Reference | None, metric: str | MetricFunction) -> Reference | None:
+    if reference is None or reference.validation is None:
+        return reference
+    return replace(reference, validation=replace(reference.validation, metric=metric))
+
+
+def cores_beside(target: Target) -> list[int]:
+    """The cores of this machine that its bench of `target` leaves to workers; all where that is on another machine."""
+    return worker_cores(0 if target.remote else target.threads)
+
+
+def keep_precisions(precisions: Mapping[str, str], folder: Path) -> Artifact:
+    """The file of a trial that tells what every layer runs in."""
+    path = folder / PRECISIONS_FILE
+    path.write_text(json.dumps(precisions), encoding="utf-8")
+    return Artifact.of(path)
+
+
+def keep(subject: Subject, folder: Path) -> dict[str, Artifact]:
+    """Files of a trial: the artifact, the float weights it was made from and the packed ones it stands for, without pickle."""
+    weights = folder / "weights.safetensors"
+    state = {name: tensor.contiguous() for name, tensor in subject.candidate.model.state_dict().items()}
+    save_file(state, weights)
+    assert subject.artifact is not None  # a subject is kept only after it was lowered
+    packed = save_packed(subject.candidate, folder / "packed.safetensors")
+    return {"model": subject.artifact, "weights": Artifact.of(weights), "packed": Artifact.of(packed)}
