@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 __all__ = ["Policy", "Store", "StudySpec", "Workload", "load_study"]
 
 _HOMES = {
-    "Policy": ".spaces.policy",
-    "Store": ".studies.store",
-    "StudySpec": ".studies.spec",
+    "Policy": ".spaces.policies.policy",
+    "Store": ".studies.store.store",
+    "StudySpec": ".studies.study_file.spec",
     "Workload": ".workloads.workload",
-    "load_study": ".studies.spec",
+    "load_study": ".studies.study_file.spec",
 }
 
 

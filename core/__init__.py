@@ -1,1 +1,4 @@
-"""TODO"""
+"""Floor 0: what every room needs: errors, interrupts, validation, measurements, text.
+
+Imports nothing of slimfront.
+"""

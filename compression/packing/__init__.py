@@ -1,1 +1,1 @@
-"""TODO"""
+"""Weights in one file of the fewest bytes. May import `spaces`."""

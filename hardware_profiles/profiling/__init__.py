@@ -1,1 +1,1 @@
-"""TODO"""
+"""Measuring a machine, and predicting latency from what was measured. May import `cards`, `runtimes` and `bench`."""

@@ -40,11 +40,11 @@ class RuntimeEntry:
 
 
 RUNTIMES = {
-    "openvino": RuntimeEntry("openvino_runtime", "OpenVinoRuntime", "slimfront[openvino]", dynamic=True),
-    "onnxruntime": RuntimeEntry("onnxruntime_runtime", "OnnxRuntime", "slimfront[onnxruntime]", dynamic=True),
-    "litert": RuntimeEntry("litert_runtime", "LiteRtRuntime", "slimfront[litert]", dynamic=True),
+    "openvino": RuntimeEntry("onnx.openvino_runtime", "OpenVinoRuntime", "slimfront[openvino]", dynamic=True),
+    "onnxruntime": RuntimeEntry("onnx.onnxruntime_runtime", "OnnxRuntime", "slimfront[onnxruntime]", dynamic=True),
+    "litert": RuntimeEntry("litert.runtime", "LiteRtRuntime", "slimfront[litert]", dynamic=True),
     "tensorrt": RuntimeEntry(
-        "tensorrt_runtime",
+        "nvidia.tensorrt_runtime",
         "TensorRtRuntime",
         "slimfront[tensorrt]",
         activation_bits=tuple(bits for bits in ACTIVATION_BITS if bits != BFLOAT16_BITS),
@@ -54,7 +54,7 @@ RUNTIMES = {
         options={"optimization_level": range(6), "workspace_mib": range(1, 2**20 + 1)},
     ),
     "torch": RuntimeEntry(
-        "torch_runtime",
+        "torch.runtime",
         "TorchRuntime",
         "torch",
         dynamic=True,
@@ -63,7 +63,7 @@ RUNTIMES = {
         options={"compile": (False, True)},
     ),
     "torch-cuda": RuntimeEntry(
-        "torch_cuda_runtime", "TorchCudaRuntime", "torch", dynamic=True, gpu=True, runs_code=True
+        "nvidia.torch_cuda_runtime", "TorchCudaRuntime", "torch", dynamic=True, gpu=True, runs_code=True
     ),
 }
 

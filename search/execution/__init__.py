@@ -1,1 +1,1 @@
-"""TODO"""
+"""Where trials run: in a process of this machine or over Ray Tune. May import the driver."""

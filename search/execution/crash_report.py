@@ -23,7 +23,7 @@ FILE = "crash.txt"
 
 _FRAME = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+) in (?P<function>.+)$', re.MULTILINE)
 _FATAL = re.compile(r"^Fatal Python error: (.+)$", re.MULTILINE)
-_OWN = Path(__file__).parent.parent
+_OWN = Path(__file__).parents[2]
 
 
 @contextmanager

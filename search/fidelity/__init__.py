@@ -1,1 +1,1 @@
-"""TODO"""
+"""Which trials are worth more training: rungs and successive halving. May import `trials` and `sampler`."""

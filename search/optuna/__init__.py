@@ -1,1 +1,1 @@
-"""TODO"""
+"""The Optuna study of a search; the only place its storage is touched."""

@@ -1,1 +1,1 @@
-"""TODO"""
+"""What a torch model is made of: layers, blocks, channel groups. May import `policies`."""

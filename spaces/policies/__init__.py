@@ -1,1 +1,1 @@
-"""TODO"""
+"""One point of a space: what happens to each layer, as versioned JSON. Imports `core` only."""

@@ -1,1 +1,4 @@
-"""TODO"""
+"""What a study's records say: the front, its significance, selection, convergence.
+
+May import `store` and `study_file`.
+"""

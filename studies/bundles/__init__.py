@@ -1,1 +1,4 @@
-"""TODO"""
+"""A trial as a folder that needs no slimfront: exported, opened, verified.
+
+May import `analysis` and `reports.wording`.
+"""

@@ -58,7 +58,7 @@ JUDGED = frozenset(name for name in METRICS if not name.startswith(("simulated_"
 _FIXED = (
     "workload", "workload_options", "target", "objectives", "constraints", "seed", "space", "recovery", "quantization",
 )  # fmt: skip
-_LIBRARY = resources.files(__package__ or "slimfront.studies").joinpath("library")
+_LIBRARY = resources.files("slimfront.studies").joinpath("library")
 
 T = TypeVar("T")
 

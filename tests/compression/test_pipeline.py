@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from slimfront.compression import rounding
 from slimfront.compression.folding import fold_norms
 from slimfront.compression.pruning.prune import pruned_copy
+from slimfront.compression.quantization import rounding
 from slimfront.compression.quantization.fake_quantize import SymmetricWeight, fake_quantized
 from slimfront.compression.quantization.quantize import folded_norms, quantize
 from slimfront.compression.recovery.recover import recover

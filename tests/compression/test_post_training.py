@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from slimfront.compression import rounding
+from slimfront.compression.quantization import rounding
 from slimfront.compression.quantization.equalize import equalize
 from slimfront.compression.quantization.fake_quantize import fake_quantized
 from slimfront.compression.quantization.quantize import quantize

@@ -11,7 +11,7 @@ from slimfront.core.errors import EvaluationError, StudyFileError
 from slimfront.evaluators.energy import Energy
 from slimfront.evaluators.memory import PeakMemory
 from slimfront.evaluators.on_request import requested, require_available
-from slimfront.hardware_profiles import energy
+from slimfront.hardware_profiles.bench import energy
 from slimfront.hardware_profiles.bench.energy import Rapl, energy_meter
 from slimfront.hardware_profiles.bench.peak_memory import peak_growth
 from slimfront.hardware_profiles.cards.target import load_target

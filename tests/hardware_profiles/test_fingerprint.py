@@ -9,7 +9,7 @@ from importlib.metadata import version
 import psutil
 import pytest
 from slimfront.core.errors import TargetError
-from slimfront.hardware_profiles import fingerprint
+from slimfront.hardware_profiles.profiling import fingerprint
 from slimfront.hardware_profiles.profiling.fingerprint import machine, saturates, versions
 from slimfront.hardware_profiles.runtimes.base import get_runtime
 from slimfront.hardware_profiles.runtimes.registry import runtimes

@@ -9,9 +9,9 @@ import numpy as np
 import openvino
 import pytest
 import torch
-from slimfront.hardware_profiles import openvino_runtime
 from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.hardware_profiles.profiling.fingerprint import machine
+from slimfront.hardware_profiles.runtimes.onnx import openvino_runtime
 from slimfront.hardware_profiles.runtimes.onnx.onnxruntime_runtime import OnnxRuntime
 from slimfront.hardware_profiles.runtimes.onnx.openvino_runtime import BFLOAT16, OpenVinoRuntime
 from slimfront.spaces.policies.policy import LayerPolicy

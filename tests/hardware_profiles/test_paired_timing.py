@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
-from slimfront.hardware_profiles import paired_timing as module
+from slimfront.hardware_profiles.bench import paired_timing as module
 from slimfront.hardware_profiles.bench.paired_timing import (
     PAIRS_BETWEEN_LOOKS,
     calm_interval,

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from slimfront.core.errors import TargetError
-from slimfront.hardware_profiles import profile as module
 from slimfront.hardware_profiles.bench.bench import Bench, bench_cores
 from slimfront.hardware_profiles.cards.device_card import DeviceCard, Kernel
 from slimfront.hardware_profiles.cards.target import card_text, load_target
+from slimfront.hardware_profiles.profiling import profile as module
 from slimfront.hardware_profiles.profiling.fingerprint import machine, require_fit, versions
 from slimfront.hardware_profiles.profiling.profile import OPERATIONS, memory_bandwidth, profile_target
 from slimfront.hardware_profiles.profiling.synthetic import synthetic_candidate

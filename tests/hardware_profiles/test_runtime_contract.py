@@ -20,10 +20,10 @@ import torch
 from ai_edge_litert import schema_py_generated as schema
 from slimfront.compression.quantization.quantize import quantize
 from slimfront.core.errors import LoweringError, TargetError
-from slimfront.hardware_profiles import openvino_runtime
-from slimfront.hardware_profiles import runtime as runtime_module
 from slimfront.hardware_profiles.cards.target import Target, load_target
+from slimfront.hardware_profiles.runtimes import base as runtime_module
 from slimfront.hardware_profiles.runtimes.base import Artifact, Runtime, get_runtime
+from slimfront.hardware_profiles.runtimes.onnx import openvino_runtime
 from slimfront.hardware_profiles.runtimes.registry import RUNTIMES, runtimes
 from slimfront.hardware_profiles.runtimes.torch.runtime import computes_bfloat16
 from slimfront.spaces.models.layers import find_layers

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from slimfront.hardware_profiles import streams
+from slimfront.hardware_profiles.bench import streams
 from slimfront.hardware_profiles.bench.streams import Streams, load_streams
 from slimfront.hardware_profiles.cards.target import load_target
 

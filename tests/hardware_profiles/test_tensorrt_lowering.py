@@ -16,7 +16,7 @@ from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.hardware_profiles.profiling.profile import SMALL_SHAPE, _asked_model
 from slimfront.hardware_profiles.profiling.synthetic import synthetic_candidate
 from slimfront.hardware_profiles.runtimes.base import get_runtime
-from slimfront.hardware_profiles.runtimes.tensorrt.lowering import executed_precisions, lower
+from slimfront.hardware_profiles.runtimes.nvidia.tensorrt_lowering import executed_precisions, lower
 from slimfront.spaces.models.layers import find_layers
 from slimfront.spaces.policies.candidate import Candidate
 from slimfront.spaces.policies.policy import LayerPolicy, Policy

@@ -4,9 +4,9 @@ import torch
 from slimfront.compression.pruning.prune import pruned_copy
 from slimfront.evaluators.counts import Complexity
 from slimfront.evaluators.evaluator import Subject
-from slimfront.search import analytic_cost
 from slimfront.search.sampler.dimensions import decode, encode
 from slimfront.search.sampler.factory import role_of, space_coordinates, worst_corner
+from slimfront.search.sampler.surrogate import analytic_cost
 from slimfront.search.sampler.surrogate.analytic_cost import COUNTED, AnalyticCost, channel_shares
 from slimfront.search.trials.prepared_study import prepare
 from slimfront.spaces.models.channel_graph import ChannelGraph

@@ -22,7 +22,7 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.wait import WebDriverWait
-from slimfront.search import dashboard
+from slimfront.search.dashboard import serve as dashboard
 from slimfront.search.dashboard.serve import Publisher, feasible_front, publish
 from slimfront.search.driver import Search
 from slimfront.search.execution.local import run_local

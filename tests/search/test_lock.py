@@ -18,7 +18,7 @@ from slimfront.core.errors import StoreError
 from slimfront.search.lock import sole_driver
 from slimfront.search.optuna.study import open_storage
 from slimfront.spaces.policies.policy import Policy
-from slimfront.studies import lease
+from slimfront.studies.store import lease
 from slimfront.studies.store.store import Store
 from slimfront.studies.study_file.spec import StudySpec
 from sqlalchemy import text
@@ -29,7 +29,7 @@ DRIVER = """
 import sys, time
 from slimfront.core.errors import StoreError
 from slimfront.search.lock import sole_driver
-from slimfront.studies import lease
+from slimfront.studies.store import lease
 from slimfront.studies.store.store import Store
 
 lease.EXPIRES_S, lease.HEARTBEAT_S = 1.5, 0.3

@@ -6,7 +6,7 @@ import moocore
 import numpy as np
 import optuna
 import pytest
-from slimfront.search import policy_sampler
+from slimfront.search.sampler import policy_sampler
 from slimfront.search.sampler.acquisition import expected_improvement, free_boxes
 from slimfront.search.sampler.dimensions import coordinate, decode, encode
 from slimfront.search.sampler.policy_sampler import FALLBACK, Earlier, PolicySampler

@@ -11,7 +11,7 @@ import yaml
 from rich.console import Console
 from slimfront.core.errors import StoreError, StudyFileError, TargetError
 from slimfront.hardware_profiles.cards.target import card_text, load_target
-from slimfront.search import latency_table
+from slimfront.search import measured_table as latency_table
 from slimfront.search.cluster.timers import timer_of
 from slimfront.search.driver import Search
 from slimfront.search.measured_table import add_table

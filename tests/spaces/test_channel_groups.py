@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from slimfront.compression.pruning.channels import remove_channels
 from slimfront.core.errors import CompressionError
-from slimfront.spaces import channel_groups
+from slimfront.spaces.models import channel_groups
 from slimfront.spaces.models.channel_graph import ChannelGraph
 from slimfront.spaces.models.channel_groups import ChannelGroup, find_channel_groups
 from slimfront.workloads.attention import SelfAttention

@@ -18,7 +18,7 @@ from alembic.script import ScriptDirectory
 from slimfront.core.errors import StoreError
 from slimfront.core.measurement import Measurement
 from slimfront.spaces.policies.policy import Policy
-from slimfront.studies import migrations
+from slimfront.studies.store import migrations
 from slimfront.studies.store.database import Database, database_url
 from slimfront.studies.store.store import Store
 from slimfront.studies.store.tables import PREFIX, REVISION, VERSION_TABLE, Base

@@ -31,7 +31,7 @@ from slimfront.hardware_profiles.cards.target import Target, card_text, load_tar
 from slimfront.hardware_profiles.runtimes.base import Artifact, get_runtime
 from slimfront.hardware_profiles.runtimes.registry import runtimes
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
-from slimfront.studies import standalone
+from slimfront.studies.bundles import standalone
 from slimfront.studies.bundles.bundle import open_bundle
 from slimfront.studies.bundles.card import card_page
 from slimfront.studies.bundles.export import export_bundle

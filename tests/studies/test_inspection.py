@@ -11,7 +11,8 @@ from slimfront.core.errors import LoweringError, StudyFileError, WorkloadError
 from slimfront.core.threads import torch_threads
 from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.hardware_profiles.runtimes.onnx.openvino_runtime import computes_bfloat16
-from slimfront.studies import inspection, kernel_answers
+from slimfront.studies.inspection import inspect as inspection
+from slimfront.studies.inspection import precision_probe as kernel_answers
 from slimfront.studies.inspection.inspect import inspect_reference, inspect_workload
 from slimfront.studies.inspection.precision_probe import bits_on
 from slimfront.studies.inspection.report import inspection_tables

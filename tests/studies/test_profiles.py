@@ -8,12 +8,12 @@ import pytest
 from rich.console import Console, RenderableType
 from slimfront.cli import app
 from slimfront.core.errors import StoreError, TargetError
-from slimfront.hardware_profiles import profile
 from slimfront.hardware_profiles.cards.device_card import DeviceCard, Kernel, Throughput
 from slimfront.hardware_profiles.cards.target import card_text, load_target
+from slimfront.hardware_profiles.profiling import profile
 from slimfront.hardware_profiles.profiling.fingerprint import machine, versions
 from slimfront.hardware_profiles.runtimes.base import get_runtime
-from slimfront.studies import profiles
+from slimfront.studies.reports import profiles
 from slimfront.studies.reports.profiles import measure_target, profiles_table, target_report
 from typer.testing import CliRunner
 

@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 from slimfront.core.measurement import METRICS, Measurement
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
-from slimfront.studies import tables
 from slimfront.studies.analysis.front import Objective, Point, pareto_front
 from slimfront.studies.reports.report import front_table, status_report, studies_table
+from slimfront.studies.store import tables
 from slimfront.studies.store.store import Store
 from sqlalchemy import insert
 

@@ -1,1 +1,1 @@
-"""TODO"""
+"""The `digits` workloads and their networks. May import what `workloads/` shares."""

@@ -1,1 +1,1 @@
-"""TODO"""
+"""ONNX files with Q/DQ pairs, and OpenVINO and ONNX Runtime, which run them."""

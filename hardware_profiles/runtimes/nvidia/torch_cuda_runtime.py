@@ -10,9 +10,9 @@ import torch
 
 from ...bench.lock import alone_on_gpu
 from ..base import Artifact
-from ..cuda_timing import CudaRun, require_gpu
-from .archive import Archive, open_archive
-from .runtime import TorchRuntime, TorchSession
+from ..torch.archive import Archive, open_archive
+from ..torch.runtime import TorchRuntime, TorchSession
+from .cuda_timing import CudaRun, require_gpu
 
 if TYPE_CHECKING:
     from ....spaces.policies.candidate import Candidate

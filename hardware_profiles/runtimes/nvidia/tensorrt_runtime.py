@@ -18,8 +18,8 @@ from ....core.errors import EvaluationError, LoweringError
 from ...bench.lock import alone_on_gpu
 from ...cards.target import Target
 from ..base import Artifact, TensorInfo
-from ..cuda_timing import CudaRun, require_gpu
-from .lowering import executed_precisions
+from .cuda_timing import CudaRun, require_gpu
+from .tensorrt_lowering import executed_precisions
 
 if TYPE_CHECKING:
     from ....spaces.policies.candidate import Candidate
@@ -66,7 +66,7 @@ class TensorRtRuntime:
         return tensorrt.__version__
 
     def lower(self, candidate: Candidate, example_input: torch.Tensor, target: Target, path: Path) -> Artifact:
-        from .lowering import lower
+        from .tensorrt_lowering import lower
 
         with tempfile.TemporaryDirectory() as folder:
             model = lower(candidate, example_input, target.batch, Path(folder) / "model.onnx")

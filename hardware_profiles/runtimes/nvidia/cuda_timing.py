@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from ...core.errors import TargetError
+from ....core.errors import TargetError
 
 
 def require_gpu(runtime: str) -> None:
