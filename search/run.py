@@ -18,10 +18,10 @@ from ..workloads.load import working_in
 from .confirmation import confirm_front
 from .dashboard.serve import Publisher
 from .driver import Search
-from .execution.artifacts_folder import require_writable
 from .execution.local import run_local
 from .lock import sole_driver
 from .screen import SearchProgress
+from .trials.artifacts_folder import require_writable
 from .trials.prepared_study import prepare
 
 

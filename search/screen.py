@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..studies.analysis.front import Objective, Point
-from ..studies.reports.wording import clock_text, count_text, figure_text
 from ..studies.study_file.spec import StudySpec
+from ..studies.wording import clock_text, count_text, figure_text
 from .dashboard.serve import Publisher
 from .driver import Search
 

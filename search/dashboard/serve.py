@@ -35,9 +35,9 @@ from ...studies.reports.figures import front_figure
 from ...studies.reports.heatmap import policy_heatmap
 from ...studies.reports.notes import study_note, trial_note
 from ...studies.reports.sensitivity_figure import sensitivity_heatmap
-from ...studies.reports.wording import channel_rows, layer_rows
 from ...studies.store.records import TrialRecord
 from ...studies.store.store import Store
+from ...studies.wording import channel_rows, layer_rows
 from ..optuna.study import open_storage
 from .door import LOCAL_HOSTS, READ_ONLY, App, guarded, known_hosts
 from .page import quicken

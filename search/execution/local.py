@@ -9,8 +9,8 @@ from typing import Protocol
 from ...core.errors import ArtifactsError, WorkerStartError
 from ...core.interrupts import Interrupts
 from ..driver import Proposal, Search
+from ..trials.artifacts_folder import storing
 from ..trials.worker import Stage, Worker
-from .artifacts_folder import storing
 from .worker_process import WorkerProcess
 
 LOG = "workers.log"

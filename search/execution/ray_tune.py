@@ -20,8 +20,8 @@ from ...core.interrupts import Interrupts, ignore_interrupts
 from ...core.texts import one_line
 from ...workloads.load import settle_in
 from ..driver import Proposal, Search
+from ..trials.artifacts_folder import storing
 from ..trials.worker import Stage, Worker, WorkerSetup
-from .artifacts_folder import storing
 from .crash_report import crash_reported, stage_of_death
 from .local import raise_fault
 from .worker_process import STARTS

@@ -48,7 +48,7 @@ from ...studies.study_file.spec import RungsSpec
 from ...workloads.load import load_workload
 from ...workloads.workload import MetricFunction, Workload
 from ..cluster.timers import timer_of
-from ..execution.artifacts_folder import PROBE_BYTES, storage_problem, unwritable
+from .artifacts_folder import PROBE_BYTES, storage_problem, unwritable
 
 TIMING_SECONDS = 1.0
 PRECISIONS_FILE = "precisions.json"

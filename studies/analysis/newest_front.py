@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
-from ..reports.wording import excess_text
 from ..store.records import StudyRecord, Trial
 from ..store.store import Store
+from ..wording import excess_text
 from .front import Objective, Point
 
 

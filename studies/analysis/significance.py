@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ...core.measurement import Measurement
-from ..reports.wording import short_text
+from ..wording import short_text
 from .front import Objective, Point, better_somewhere, dominates_beyond_noise
 
 NORMAL_QUANTILE = 1.959964

@@ -26,7 +26,9 @@ from ...hardware_profiles.profiling.fingerprint import saturates
 from ...hardware_profiles.runtimes.base import TensorInfo
 from ...spaces.policies.policy import Policy
 from ..analysis.significance import is_lucky
-from ..reports.wording import (
+from ..store.executed import storage_only
+from ..store.records import StudyRecord, TrialRecord
+from ..wording import (
     bounds_text,
     channel_rows,
     excess_text,
@@ -38,8 +40,6 @@ from ..reports.wording import (
     short_text,
     width_text,
 )
-from ..store.executed import storage_only
-from ..store.records import StudyRecord, TrialRecord
 from . import standalone
 
 SCHEMA = 1

@@ -10,8 +10,8 @@ from rich.text import Text
 
 from ...core.measurement import METRICS
 from ...spaces.models.channel_groups import ChannelGroup
-from ..reports.terminal import facts, rows_table, words
-from ..reports.wording import count_text, short_text
+from ..terminal import facts, rows_table, words
+from ..wording import count_text, short_text
 from .inspect import Inspection, LayerReport
 
 

@@ -15,8 +15,8 @@ from rich.text import Text
 from ...core.measurement import METRICS
 from ..analysis.audit import LATENCY, ProxyAudit
 from ..store.records import TrialRecord
+from ..terminal import rows_table
 from .figures import LAYOUT
-from .terminal import rows_table
 
 GREY, BLUE, RED = "#c4c4c4", "#8fb8de", "#d1495b"
 

@@ -10,8 +10,7 @@ from ..analysis.newest_front import why_no_front
 from ..analysis.selection import pick
 from ..analysis.significance import doubts
 from ..store.records import FrontRecord, StudyRecord, TrialRecord
-from .progress import states_text
-from .wording import (
+from ..wording import (
     bounds_text,
     channel_rows,
     full_text,
@@ -23,6 +22,7 @@ from .wording import (
     spread_text,
     width_text,
 )
+from .progress import states_text
 
 MOST_ROWS = 40
 """Points of the front in the table of a study's note."""

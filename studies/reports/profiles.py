@@ -17,8 +17,8 @@ from ...hardware_profiles.profiling.fingerprint import machine
 from ...hardware_profiles.runtimes.base import get_runtime
 from ..store.database import database_url
 from ..store.store import Store
-from .terminal import facts, rows_table
-from .wording import moment
+from ..terminal import facts, rows_table
+from ..wording import moment
 
 
 def measure_target(reference: str, storage: str, console: Console) -> Target:

@@ -12,8 +12,8 @@ from ..analysis.convergence import hypervolume_at, outlook
 from ..analysis.newest_front import excesses, why_no_front
 from ..store.records import INTERRUPTIONS, STOPPED_AT, FrontRecord, Outcome, SensitivityRecord, StudyRecord, Trial
 from ..study_file.spec import BudgetSpec
-from .terminal import sparkline
-from .wording import count_text, excess_text
+from ..terminal import sparkline
+from ..wording import count_text, excess_text
 
 MOST_REASONS = 12
 LONGEST_REASON = 300

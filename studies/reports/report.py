@@ -16,17 +16,8 @@ from ..analysis.significance import doubts
 from ..store.executed import executed_precisions
 from ..store.records import MeasurementRecord, TrialRecord
 from ..store.store import Store
-from .front_table import front_document, front_frame
-from .progress import (
-    budget_text,
-    growth_text,
-    next_commands,
-    reason_rows,
-    sensitivity_text,
-    states_text,
-)
-from .terminal import Fitting, add_row, commands, facts, rows_table, words
-from .wording import (
+from ..terminal import Fitting, add_row, commands, facts, rows_table, words
+from ..wording import (
     bounds_text,
     channel_rows,
     count_text,
@@ -38,6 +29,15 @@ from .wording import (
     short_text,
     spread_text,
     width_text,
+)
+from .front_table import front_document, front_frame
+from .progress import (
+    budget_text,
+    growth_text,
+    next_commands,
+    reason_rows,
+    sensitivity_text,
+    states_text,
 )
 
 BESIDE = ("accuracy", "speedup", "latency_ms", "artifact_bytes", "flops")

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ..bundles.verify import Check
-from .terminal import add_row, rows_table
+from ..terminal import add_row, rows_table
 
 WIDEST = 24
 """Characters of a finding that stand in the table; longer ones stand below it."""

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from slimfront.core.errors import ArtifactsError, UserError, WorkerStartError
 from slimfront.search.driver import Proposal, Search
-from slimfront.search.execution.artifacts_folder import require_writable, storage_problem, storing
 from slimfront.search.execution.crash_report import CrashReport, exit_text, stage_of_death
 from slimfront.search.execution.local import run_local
 from slimfront.search.execution.worker_process import WorkerProcess
+from slimfront.search.trials.artifacts_folder import require_writable, storage_problem, storing
 from slimfront.search.trials.prepared_study import prepare
 from slimfront.spaces.policies.policy import Policy
 from slimfront.studies.store.records import INTERRUPTED, INTERRUPTIONS, ORPHANED

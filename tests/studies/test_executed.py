@@ -2,8 +2,8 @@
 
 import pytest
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
-from slimfront.studies.reports.wording import layer_rows
 from slimfront.studies.store.executed import precision_of, ran_in, storage_only
+from slimfront.studies.wording import layer_rows
 
 
 @pytest.mark.parametrize(

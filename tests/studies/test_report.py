@@ -16,11 +16,11 @@ from slimfront.core.measurement import Measurement
 from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
 from slimfront.studies.reports.progress import ended
 from slimfront.studies.reports.report import front_table, front_text, status_report, studies_table, trial_report
-from slimfront.studies.reports.terminal import sparkline
 from slimfront.studies.store import tables
 from slimfront.studies.store.records import INTERRUPTED, STOPPED_AT
 from slimfront.studies.store.store import Store
 from slimfront.studies.study_file.spec import StudySpec
+from slimfront.studies.terminal import sparkline
 from sqlalchemy import Engine, delete, event, text
 
 POLICY = Policy(

@@ -12,8 +12,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ...core.console import UNCUT
-from ...core.texts import plain_text
+from ..core.console import UNCUT
+from ..core.texts import plain_text
 
 LONGEST_CELL = 10_000
 """Characters of any one text; what is stored now is shorter, what older versions stored need not be."""

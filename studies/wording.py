@@ -7,11 +7,11 @@ from datetime import datetime
 
 from rich.filesize import decimal
 
-from ...core.measurement import METRICS, Measurement
-from ...spaces.policies.operators import DENSE
-from ...spaces.policies.policy import LayerPolicy, Policy
-from ...spaces.policies.resolved import is_within
-from ..store.executed import precision_of, ran_in
+from ..core.measurement import METRICS, Measurement
+from ..spaces.policies.operators import DENSE
+from ..spaces.policies.policy import LayerPolicy, Policy
+from ..spaces.policies.resolved import is_within
+from .store.executed import precision_of, ran_in
 
 Row = tuple[str, ...]
 
