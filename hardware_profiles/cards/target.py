@@ -18,7 +18,7 @@ from ..runtimes.registry import RUNTIMES, runtimes
 from .device_card import DeviceCard
 from .latency_table import LatencyTable
 
-CARDS = resources.files(__package__ or "slimfront.hardware_profiles") / "cards"
+CARDS = resources.files("slimfront.hardware_profiles.cards")
 
 
 class Target(BaseModel):

@@ -7,8 +7,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from slimfront.compression.bfloat16 import rounded
 from slimfront.compression.packing.packed_file import digest, load_packed, packed_bytes, save_packed, weights_of
+from slimfront.compression.quantization.bfloat16 import rounded
 from slimfront.compression.quantization.candidates import make_candidate
 from slimfront.compression.quantization.fake_quantize import fake_quantized
 from slimfront.compression.recovery.recover import recover
