@@ -45,7 +45,7 @@ from ...spaces.policies.policy import (
     Sparsity,
     threshold_of,
 )
-from ...spaces.policies.pruning import CRITERIA, REDUCTIONS, SCOPES
+from ...spaces.policies.pruning import REDUCTIONS, SCOPES
 from ...spaces.presets import PRESETS, Family, preset_space
 from .constraint import Constraint
 
@@ -162,7 +162,7 @@ class SpaceSpec(_Part):
     weight_sparsity: Choices[WeightSparsity] = (0.0,)
     width: Choices[Width] = (1.0,)
     recovery_epochs: Choices[CountOrNone] = (0,)
-    criterion: Choices[Annotated[str, _one_of(CRITERIA)]] = ("l2",)
+    criterion: Choices[Text] = ("l2",)
     sparsity_scope: Choices[Annotated[str, _one_of(SCOPES)]] = ("layer",)
     pruning_steps: Choices[Count] = (1,)
     channel_reduction: Choices[Annotated[str, _one_of(REDUCTIONS)]] = ("drop",)
