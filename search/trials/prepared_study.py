@@ -44,7 +44,7 @@ BITS = ("weight_bits", "activation_bits")
 
 
 @dataclass(frozen=True)
-class Problem:
+class PreparedStudy:
     """A study ready to be searched.
 
     Attributes:
@@ -83,7 +83,7 @@ class Problem:
         return machine(), versions(self.context.runtime)
 
 
-def prepare(spec: StudySpec) -> Problem:
+def prepare(spec: StudySpec) -> PreparedStudy:
     """Load what `spec` names and build its space.
 
     Raises:
@@ -132,7 +132,7 @@ def prepare(spec: StudySpec) -> Problem:
         raise StudyFileError(
             spec.file, "space", "nothing is left to choose: every layer is kept back or cannot be pruned"
         )
-    return Problem(spec, Context(workload, target, runtime, threads=threads), layers, groups, unprunable, space)
+    return PreparedStudy(spec, Context(workload, target, runtime, threads=threads), layers, groups, unprunable, space)
 
 
 def _runtime_here(target: Target) -> Runtime:
