@@ -18,7 +18,8 @@ from slimfront.search.sampler.dimensions import encode
 from slimfront.search.sampler.factory import space_coordinates
 from slimfront.search.sampler.surrogate.analytic_cost import COUNTED, AnalyticCost
 from slimfront.search.trials.prepared_study import Problem
-from slimfront.spaces.policies.policy import FULL_PRECISION, Policy
+from slimfront.spaces.policies.layer_policy import FULL_PRECISION
+from slimfront.spaces.policies.policy import Policy
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Subset

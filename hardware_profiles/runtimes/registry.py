@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ...spaces.policies.policy import ACTIVATION_BITS, BFLOAT16_BITS, WEIGHT_BITS
+from ...spaces.policies.layer_policy import ACTIVATION_BITS, BFLOAT16_BITS, WEIGHT_BITS
 
 
 @dataclass(frozen=True)
