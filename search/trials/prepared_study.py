@@ -43,7 +43,7 @@ BITS = ("weight_bits", "activation_bits")
 
 
 @dataclass(frozen=True)
-class Problem:
+class PreparedStudy:
     """A study ready to be searched.
 
     Attributes:
@@ -82,7 +82,7 @@ class Problem:
         return machine(), versions(self.context.runtime)
 
 
-def prepare(spec: StudySpec) -> Problem:
+def prepare(spec: StudySpec) -> PreparedStudy:
     """Load what `spec` names and build its space.
 
     Raises:
@@ -128,7 +128,7 @@ def prepare(spec: StudySpec) -> Problem:
         raise StudyFileError(
             spec.file, "space", "nothing is left to choose: every layer is kept back or cannot be pruned"
         )
-    return Problem(spec, Context(workload, target, runtime, threads=threads), layers, groups, unprunable, space)
+    return PreparedStudy(spec, Context(workload, target, runtime, threads=threads), layers, groups, unprunable, space)
 
 
 def _runtime_here(target: Target) -> Runtime:

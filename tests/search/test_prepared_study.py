@@ -83,9 +83,9 @@ def test_a_teacher_in_the_study_s_folder_is_found_from_anywhere(tmp_path: Path, 
 def test_data_and_groups_are_looked_at_before_anything_is_searched(tmp_path: Path, study_file):
     (tmp_path / "images.py").write_text(IMAGES)
     file = study_file(workload="images.py:workload")
-    problem = prepare(load_study(str(file)))
-    assert [group.name for group in problem.groups] == ["second"]
-    assert "change places" in problem.unprunable["first"]
+    prepared = prepare(load_study(str(file)))
+    assert [group.name for group in prepared.groups] == ["second"]
+    assert "change places" in prepared.unprunable["first"]
     file = study_file(workload="images.py:workload", workload_options={"flawed": True})
     with pytest.raises(StudyFileError) as caught:
         prepare(load_study(str(file)))
