@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from ...compression.batches import input_batches
+from ...compression.pruning.criteria import get_criterion
 from ...compression.pruning.proof import proven_groups
 from ...compression.recovery.distil import get_distiller
 from ...compression.recovery.feature_taps import tapped_modules
 from ...compression.recovery.teachers import Teacher
-from ...core.errors import EvaluationError, PolicyError, StudyFileError, TargetError, WorkloadError
+from ...core.errors import CompressionError, EvaluationError, PolicyError, StudyFileError, TargetError, WorkloadError
 from ...core.threads import usable_threads
 from ...evaluators.evaluator import Context
 from ...evaluators.on_request import require_available
@@ -107,6 +108,9 @@ def prepare(spec: StudySpec) -> PreparedStudy:
     groups, unprunable = proven_groups(workload)
     removable = spec.space.removed_blocks != (0,) or spec.space.depth != (1.0,)
     blocks = find_removable_blocks(model, example) if removable else []
+    for index, name in enumerate(spec.space.criterion):
+        with _naming(spec, f"space.criterion.{index}"):
+            get_criterion(name)
     defaults = spec.recovery
     with _naming(spec, "recovery.distiller"):
         tap = get_distiller(defaults.distiller, defaults.temperature).tap
@@ -151,7 +155,7 @@ def _naming(spec: StudySpec, key: str) -> Iterator[None]:
     """Have what goes wrong with a key's value name the study file and the key."""
     try:
         yield
-    except (TargetError, WorkloadError, PolicyError) as error:
+    except (CompressionError, TargetError, WorkloadError, PolicyError) as error:
         raise StudyFileError(spec.file, key, str(error)) from error
 
 

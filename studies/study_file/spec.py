@@ -42,7 +42,7 @@ from ...spaces.policies.layer_policy import (
 )
 from ...spaces.policies.operators import Operator
 from ...spaces.policies.policy import Recovery
-from ...spaces.policies.pruning import CRITERIA, REDUCTIONS, SCOPES
+from ...spaces.policies.pruning import REDUCTIONS, SCOPES
 from ...spaces.policies.recovery import RecoveryStep
 from ...spaces.policies.sparsity import Sparsity, threshold_of
 from ...spaces.presets import PRESETS, Family, preset_space
@@ -161,7 +161,7 @@ class SpaceSpec(_Part):
     weight_sparsity: Choices[WeightSparsity] = (0.0,)
     width: Choices[Width] = (1.0,)
     recovery_epochs: Choices[CountOrNone] = (0,)
-    criterion: Choices[Annotated[str, _one_of(CRITERIA)]] = ("l2",)
+    criterion: Choices[Text] = ("l2",)
     sparsity_scope: Choices[Annotated[str, _one_of(SCOPES)]] = ("layer",)
     pruning_steps: Choices[Count] = (1,)
     channel_reduction: Choices[Annotated[str, _one_of(REDUCTIONS)]] = ("drop",)
