@@ -218,7 +218,7 @@ def test_unpromising_trials_stop_and_are_learned_from(
     again = [trial for trial in trials if trial.retry_of is not None]
     assert len(trials) - len(again) == search.finished == ended(trials) == 9  # who goes on is charged once
     assert search.is_over
-    assert Search(search.problem, store, tmp_path / "artifacts").is_over  # also when it is opened again
+    assert Search(search.prepared, store, tmp_path / "artifacts").is_over  # also when it is opened again
     for trial in again:
         assert store.get_trial("tiny", trial.retry_of).outcome == "stopped"
 
@@ -305,8 +305,8 @@ def test_a_stopped_trial_says_nothing_wrong_of_the_only_recovery_there_is() -> N
 def test_recoveries_that_trials_are_stopped_after_are_learned_at_and_not_proposed(
     tiny_spec: Spec, offered: list[int], recovery: list[float], expected: tuple[float, ...]
 ) -> None:
-    problem = prepare(tiny_spec(space={**SPACE, "recovery_epochs": offered}, rungs={"recovery": recovery}))
-    (knob,) = (knob for knob in learned_dimensions(problem) if knob.kind == RECOVERY_KIND)
+    prepared = prepare(tiny_spec(space={**SPACE, "recovery_epochs": offered}, rungs={"recovery": recovery}))
+    (knob,) = (knob for knob in learned_dimensions(prepared) if knob.kind == RECOVERY_KIND)
     assert (knob.choices, knob.offered) == (expected, len(offered))
     kinds = [knob.kind for knob in learned_dimensions(prepare(tiny_spec(space={**SPACE, "recovery_epochs": offered})))]
     assert kinds.count(RECOVERY_KIND) == (len(offered) > 1)  # without rungs the knobs alone
