@@ -51,23 +51,23 @@ def _run(spec: StudySpec, storage: str, artifacts: Path, progress: SearchProgres
         from .cluster.cluster import require_answer  # only here: importing ray takes a second
 
         require_answer()
-    problem = prepare(spec)
-    for remark in problem.context.workload.remarks:
+    prepared = prepare(spec)
+    for remark in prepared.context.workload.remarks:
         progress.say(remark, "yellow")
-    for group, reason in problem.unprunable.items():
+    for group, reason in prepared.unprunable.items():
         progress.say(f"channels of {group} stay: {reason}", "dim")
     progress.say(
-        f"{len(problem.layers)} layers, {len(problem.groups)} channel groups, {len(problem.space.knobs)} knobs; "
-        f"target {problem.target.name}"
+        f"{len(prepared.layers)} layers, {len(prepared.groups)} channel groups, {len(prepared.space.knobs)} knobs; "
+        f"target {prepared.target.name}"
     )
-    if problem.target.predict and problem.target.latency_table is not None:
-        table = problem.target.latency_table
+    if prepared.target.predict and prepared.target.latency_table is not None:
+        table = prepared.target.latency_table
         progress.say(
             f"latency is predicted by the table in the target's card (median error {table.error:.1%}), not measured",
             "yellow",
         )
     with Store(storage) as store, sole_driver(store, spec.study):
-        search = Search(problem, store, artifacts, progress.tell, started)
+        search = Search(prepared, store, artifacts, progress.tell, started)
         publisher = Publisher(search)
         progress.follow(search, publisher)
         _warn_of_a_noisy_machine(search, progress)
@@ -111,7 +111,7 @@ def _warn_of_a_noisy_machine(search: Search, progress: SearchProgress) -> None:
 
 def _warn_of_saturation(search: Search, progress: SearchProgress) -> None:
     """Say so where the machine computes 8-bit layers otherwise than most others would."""
-    choices, runtime = search.problem.space.choices, search.problem.target.runtime
+    choices, runtime = search.prepared.space.choices, search.prepared.target.runtime
     offered = 8 in choices.weight_bits and 8 in choices.activation_bits
     if offered and saturates(search.store.get_study(search.spec.study).machine, runtime):
         progress.say(

@@ -1,12 +1,14 @@
-"""What a channel, a head or a single weight is worth: the criteria pruning ranks them by.
+"""The importance of a channel, a head or a single weight: the criteria that pruning ranks them by.
 
-| name | worth | source |
+A further criterion is a class here and its `register_criterion`, or an entry point in the group `slimfront.criteria`.
+
+| name | importance | source |
 |---|---|---|
 | l2 | sum of squares over all layers of the group | Li et al. 2017, arXiv:1608.08710; groups: Fang et al. 2023, arXiv:2301.12900 |
 | l1 | sum of magnitudes | Li et al. 2017, arXiv:1608.08710 |
 | taylor | weight x gradient: what the loss changes without it, to first order | Molchanov et al. 2019, arXiv:1906.10771 |
 | bn_scale | batch-norm's scale; as l2 where a group has no batch-norm, and for single weights | Liu et al. 2017, arXiv:1708.06519 |
-| random | nothing: the control that the others have to beat | |
+| random | uniform noise: the control that the others have to beat | |
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from torch import Tensor
 from torch_pruning.dependency import Group
 
 from ...core.errors import CompressionError
+from ...core.registry import Registry
 from ...spaces.models.channel_graph import HeadedAttention
 
 ImportanceClass = Callable[..., Callable[[Group], Tensor | None]]
@@ -30,7 +33,7 @@ ImportanceClass = Callable[..., Callable[[Group], Tensor | None]]
 
 @dataclass(frozen=True)
 class Scoring:
-    """What criteria may use beside the weights.
+    """What criteria may use in addition to the weights.
 
     Attributes:
         seed: of random scores.
@@ -46,7 +49,7 @@ class Scoring:
 
 
 class Criterion(Protocol):
-    """Ranks what may be removed; what scores lowest goes first.
+    """Ranks what may be removed; the lowest importance is pruned first.
 
     Attributes:
         needs_gradients: `Scoring.has_gradients` has to hold.
@@ -111,7 +114,7 @@ class Taylor(_ByWeight):
 
 
 class BatchNormScale(Magnitude):
-    """|scale| of the batch-norm behind a channel; as `Magnitude` where there is none."""
+    """|scale| of the batch-norm after a channel; as `Magnitude` where there is none."""
 
     def channels(self, group: Group, name: str, scoring: Scoring) -> Tensor:
         scales = _unnormalised(tp.importance.BNScaleImportance, group)
@@ -140,34 +143,26 @@ def _unnormalised(kind: ImportanceClass, group: Group, **settings: object) -> Te
     return kind(normalizer=None, **settings)(group)
 
 
-_CRITERIA: dict[str, Criterion] = {}
+CRITERIA: Registry[Criterion | type[Criterion]] = Registry("criterion", "slimfront.criteria", CompressionError)
+"""Name -> criterion, or the class of one that takes no arguments."""
+
+register_criterion = CRITERIA.register
+"""Have policies choose a criterion by a name."""
 
 
 def criteria() -> list[str]:
     """Names of the criteria there are."""
-    return sorted(_CRITERIA)
-
-
-def register_criterion(name: str, criterion: Criterion) -> None:
-    """Have policies choose `criterion` by `name`.
-
-    Raises:
-        ValueError: the name is taken.
-    """
-    if name in _CRITERIA:
-        raise ValueError(f"criterion {name!r} is already registered; known are {', '.join(criteria())}")
-    _CRITERIA[name] = criterion
+    return list(CRITERIA)
 
 
 def get_criterion(name: str) -> Criterion:
     """The criterion of a name.
 
     Raises:
-        CompressionError: no such criterion.
+        CompressionError: no such criterion, or its package cannot be imported.
     """
-    if name not in _CRITERIA:
-        raise CompressionError(f"no criterion {name!r}; known are {', '.join(criteria())}")
-    return _CRITERIA[name]
+    found = CRITERIA[name]
+    return found() if isinstance(found, type) else found
 
 
 def _require_gradients(scoring: Scoring) -> None:

@@ -12,8 +12,9 @@ from ...core.errors import CompressionError
 from ...spaces.models.channel_groups import ChannelGroup
 from ...spaces.models.layers import LAYER_KINDS, WeightedLayer
 from ...spaces.policies.operators import DENSE
-from ...spaces.policies.policy import Policy, Sparsity, threshold_of
+from ...spaces.policies.policy import Policy
 from ...spaces.policies.resolved import effective_policy
+from ...spaces.policies.sparsity import Sparsity, threshold_of
 from ...workloads.workload import MapDataset, Workload
 from ..batches import input_batches
 from ..folding import BATCH_NORMS

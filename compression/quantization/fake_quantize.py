@@ -16,7 +16,8 @@ from torch.nn.utils import parametrize
 
 from ...spaces.models.layers import layer_at
 from ...spaces.policies.candidate import Grid
-from ...spaces.policies.policy import FULL_PRECISION, LayerPolicy, Policy
+from ...spaces.policies.layer_policy import FULL_PRECISION
+from ...spaces.policies.policy import LayerPolicy, Policy
 from ...spaces.policies.quantization_scheme import Scheme
 from .bfloat16 import BFloat16Weight, rounded_input, rounded_output
 from .codebooks import SharedValues

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from ...compression.batches import input_batches
+from ...compression.pruning.criteria import get_criterion
 from ...compression.pruning.proof import proven_groups
 from ...compression.recovery.distil import get_distiller
 from ...compression.recovery.feature_taps import tapped_modules
 from ...compression.recovery.teachers import Teacher
-from ...core.errors import EvaluationError, PolicyError, StudyFileError, TargetError, WorkloadError
+from ...core.errors import CompressionError, EvaluationError, PolicyError, StudyFileError, TargetError, WorkloadError
 from ...core.threads import usable_threads
 from ...evaluators.evaluator import Context
 from ...evaluators.on_request import require_available
@@ -43,7 +44,7 @@ BITS = ("weight_bits", "activation_bits")
 
 
 @dataclass(frozen=True)
-class Problem:
+class PreparedStudy:
     """A study ready to be searched.
 
     Attributes:
@@ -82,7 +83,7 @@ class Problem:
         return machine(), versions(self.context.runtime)
 
 
-def prepare(spec: StudySpec) -> Problem:
+def prepare(spec: StudySpec) -> PreparedStudy:
     """Load what `spec` names and build its space.
 
     Raises:
@@ -107,6 +108,9 @@ def prepare(spec: StudySpec) -> Problem:
     groups, unprunable = proven_groups(workload)
     removable = spec.space.removed_blocks != (0,) or spec.space.depth != (1.0,)
     blocks = find_removable_blocks(model, example) if removable else []
+    for index, name in enumerate(spec.space.criterion):
+        with _naming(spec, f"space.criterion.{index}"):
+            get_criterion(name)
     defaults = spec.recovery
     with _naming(spec, "recovery.distiller"):
         tap = get_distiller(defaults.distiller, defaults.temperature).tap
@@ -128,7 +132,7 @@ def prepare(spec: StudySpec) -> Problem:
         raise StudyFileError(
             spec.file, "space", "nothing is left to choose: every layer is kept back or cannot be pruned"
         )
-    return Problem(spec, Context(workload, target, runtime, threads=threads), layers, groups, unprunable, space)
+    return PreparedStudy(spec, Context(workload, target, runtime, threads=threads), layers, groups, unprunable, space)
 
 
 def _runtime_here(target: Target) -> Runtime:
@@ -151,7 +155,7 @@ def _naming(spec: StudySpec, key: str) -> Iterator[None]:
     """Have what goes wrong with a key's value name the study file and the key."""
     try:
         yield
-    except (TargetError, WorkloadError, PolicyError) as error:
+    except (CompressionError, TargetError, WorkloadError, PolicyError) as error:
         raise StudyFileError(spec.file, key, str(error)) from error
 
 

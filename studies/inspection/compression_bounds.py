@@ -17,8 +17,9 @@ from ...compression.pruning.prune import kept_channels, pruned_copy
 from ...evaluators.counts import arithmetic_bits
 from ...spaces.models.layers import LAYER_KINDS, layer_at, macs_by_module
 from ...spaces.policies.operators import Operator
-from ...spaces.policies.policy import LayerPolicy, Policy, Sparsity, threshold_of
+from ...spaces.policies.policy import LayerPolicy, Policy
 from ...spaces.policies.resolved import is_within
+from ...spaces.policies.sparsity import Sparsity, threshold_of
 from ...spaces.space import NEUTRAL, Choice, Knob, KnobKind, Space
 
 TECHNIQUES: Mapping[str, tuple[KnobKind, ...]] = {
