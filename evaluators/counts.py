@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ..core.measurement import Measurement
 from ..spaces.models.layers import LAYER_KINDS, macs_by_module
-from ..spaces.policies.policy import FULL_PRECISION, LayerPolicy
+from ..spaces.policies.layer_policy import FULL_PRECISION
+from ..spaces.policies.policy import LayerPolicy
 from .evaluator import Context, LoweredCandidate
 from .size import counted_size
 

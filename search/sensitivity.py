@@ -27,7 +27,8 @@ from ..core.interrupts import raise_if_interrupted
 from ..core.measurement import Measurement
 from ..evaluators.accuracy import kl_divergence
 from ..evaluators.scores import Scores
-from ..spaces.policies.policy import FULL_PRECISION, Policy
+from ..spaces.policies.layer_policy import FULL_PRECISION
+from ..spaces.policies.policy import Policy
 from ..spaces.policies.resolved import effective_policy
 from ..spaces.space import NEUTRAL, Choice, Knob, Space
 from ..studies.store.records import SIMULATED, SensitivityRecord

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from ...core.errors import TargetError
 from ...core.registry import Registry
-from ...spaces.policies.policy import ACTIVATION_BITS, BFLOAT16_BITS, WEIGHT_BITS
+from ...spaces.policies.layer_policy import ACTIVATION_BITS, BFLOAT16_BITS, WEIGHT_BITS
 
 
 @dataclass(frozen=True)

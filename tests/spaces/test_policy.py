@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from slimfront.core.errors import PolicyError
-from slimfront.spaces.policies.policy import ACTIVATION_BITS, WEIGHT_BITS, LayerPolicy, Policy, Recovery, zeroed_share
+from slimfront.spaces.policies.layer_policy import ACTIVATION_BITS, WEIGHT_BITS
+from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
 from slimfront.spaces.policies.pruning import Pruning
+from slimfront.spaces.policies.sparsity import zeroed_share
 
 GOLDEN = Path(__file__).parent / "golden" / "policy-schema-1.json"
 GOLDEN_POLICY = Policy(
