@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,19 +13,17 @@ from ..evaluators.accuracy import accuracy_measurements, score
 from ..evaluators.latency import latency_measurements
 from ..hardware_profiles.runtimes.base import Artifact
 from .driver import Search
+from .events import TrialConfirmed
 from .fidelity.rungs import confirmed_rung
 from .trials.baseline import with_test_scores
 
 SECONDS = 2.0
 
 
-def confirm_front(search: Search, progress: Callable[[int, int], None] = lambda *_: None) -> None:
+def confirm_front(search: Search) -> None:
     """Measure every point of the front again, the very files that export hands out, one after the other.
 
-    New figures may change the front; whoever joins it is confirmed too.
-
-    Args:
-        progress: told (confirmed so far, points to confirm).
+    New figures may change the front; a point that joins it is confirmed too.
     """
     context = search.prepared.context
     reference = with_test_scores(context, search.reference)
@@ -44,7 +42,7 @@ def confirm_front(search: Search, progress: Callable[[int, int], None] = lambda 
                 measured += accuracy_measurements(scores, reference.test, prefix="test_")
             search.remeasured(number, measured, confirmed_rung(search.spec))
             confirmed.add(number)
-            progress(len(confirmed), len(confirmed) + len(waiting) - 1)
+            search.tell(TrialConfirmed(number, len(confirmed), len(confirmed) + len(waiting) - 1))
 
 
 @contextmanager

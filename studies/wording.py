@@ -12,6 +12,7 @@ from ..spaces.policies.operators import DENSE
 from ..spaces.policies.policy import LayerPolicy, Policy
 from ..spaces.policies.resolved import is_within
 from .store.executed import precision_of, ran_in
+from .store.records import Violation
 
 Row = tuple[str, ...]
 
@@ -76,10 +77,10 @@ def clock_text(seconds: float) -> str:
     return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
-def excess_text(constraint: str, excess: float) -> str:
-    """How far beyond a constraint, or within it, in the unit of its metric; `constraint` as the study file writes it."""
-    unit = METRICS[constraint.split()[0]].unit
-    amount = short_text(abs(excess), unit)
+def excess_text(violation: Violation) -> str:
+    """How far beyond a constraint, or within it, in the unit of its metric."""
+    unit = METRICS[violation.metric].unit
+    amount = short_text(abs(violation.excess), unit)
     return f"{amount} {unit}" if unit in _NAMED_UNITS else amount
 
 

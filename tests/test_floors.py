@@ -55,6 +55,7 @@ INSIDE = {
     "evaluators": ["evaluators"],
     "studies": [
         "studies.study_file",
+        "studies.store.trial_state",
         "studies.store.tables",
         "studies.store.migrations",
         "studies.store",

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from ...core.measurement import Measurement
 from ...studies.analysis.front import Objective
-from ...studies.store.records import STOPPED_AT, MeasurementRecord, TrialRecord
+from ...studies.store.records import MeasurementRecord, TrialRecord
+from ...studies.store.trial_state import TrialState
 from ...studies.study_file.spec import StudySpec
 from ..sampler.factory import QUALITY
 from ..trials.worker import Stage
@@ -18,7 +19,7 @@ class Rungs:
     """The rungs of a study; without any, nothing is ever decided.
 
     A recovery that has ended is compared with nobody: what it had at an earlier rung is. A trial that goes on after all is a
-    retry of the one that was stopped, and has its rungs behind it.
+    retry of the one that was stopped, and has passed its rungs.
     """
 
     def __init__(self, spec: StudySpec) -> None:
@@ -51,7 +52,7 @@ class Rungs:
         self._stopped[number] = rung
 
     def passed(self, number: int | None) -> int:
-        """The rung that a retry of a stopped trial has behind it; -1 where that trial was not stopped."""
+        """The rung that a retry of a stopped trial has passed; -1 where that trial was not stopped."""
         return self._stopped.get(number, -1) if number is not None else -1
 
     def promoted(self) -> int | None:
@@ -71,17 +72,17 @@ class Rungs:
         """Note what a trial of an earlier run had at each rung it was at."""
         if trial.retry_of in self._stopped:
             self.take_up(trial.retry_of)
-        if self._halving is None or trial.state == "failed":
+        if self._halving is None or not trial.state.has_result:
             return
         passed = self.passed(trial.retry_of)
         values: dict[str, float] = {}
         looks = sorted({record.rung for record in history if record.measurement.name in QUALITY})
-        for rung in looks if trial.outcome == "stopped" else looks[: max(1, len(looks) - 1)]:
+        for rung in looks if trial.state is TrialState.PRUNED else looks[: max(1, len(looks) - 1)]:
             values.update({r.measurement.name: r.measurement.value for r in history if r.rung <= rung})
             if rung > passed:
                 self._arrive(trial.number, rung, values)
-        if trial.outcome == "stopped":
-            self.stop(trial.number, looks[-1])
+        if trial.rung is not None:
+            self.stop(trial.number, trial.rung)
 
     def _arrive(self, number: int, rung: int, values: Mapping[str, float]) -> HalvingDecision | None:
         if self._halving is None or (rung == 0 and 0 not in self._looks) or any(n not in values for n in self._names):
@@ -93,7 +94,7 @@ class Rungs:
 def stopped_text(stage: Stage, verdict: HalvingDecision, epochs: int) -> str:
     """Why a trial whose recovery would have taken `epochs` was stopped after `stage`."""
     trained = f"{stage.epochs:g} of {epochs} epochs"
-    return f"{STOPPED_AT} {stage.rung}, {trained}: place {verdict.place} of {verdict.of}, {verdict.kept} go on"
+    return f"stopped at rung {stage.rung}, {trained}: place {verdict.place} of {verdict.of}, {verdict.kept} go on"
 
 
 def confirmed_rung(spec: StudySpec) -> int:

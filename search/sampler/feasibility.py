@@ -9,10 +9,13 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.linalg import cho_factor, cho_solve
 from scipy.stats import norm
 
-from ...studies.store.records import INTERRUPTED
+from ...studies.store.trial_state import TrialState as StoredState
 
-DUPLICATE = "same policy as trial"
-"""What the reason of a row begins with that ended because its policy had been tried: it says nothing of the policy."""
+STATE = "state"
+"""User attribute of a failed trial: the state it has in slimfront's tables, or `DUPLICATE`."""
+
+DUPLICATE = "duplicate"
+"""State of a trial that ended because its policy had been tried: it says nothing of the policy."""
 
 SHARED = 10.0
 """Variance of what single choices do to a trial's end, all knobs together."""
@@ -64,4 +67,4 @@ def failures(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def _is_excused(trial: FrozenTrial) -> bool:
-    return str(trial.user_attrs.get("reason", "")).startswith((INTERRUPTED, DUPLICATE))
+    return trial.user_attrs.get(STATE) in (StoredState.INTERRUPTED, DUPLICATE)

@@ -156,11 +156,11 @@ def _measurements(measured: Mapping[str, Measurement]) -> dict[str, dict[str, An
 def _notes(trial: TrialRecord, executed: Mapping[str, str]) -> list[str]:
     """What a reader of the numbers has to know first."""
     notes = [
-        f"Violates {constraint}, by {excess_text(constraint, excess)}: the trial is infeasible and not on the front."
-        for constraint, excess in trial.violations.items()
-        if excess > 0
+        f"Violates {violation.constraint}, by {excess_text(violation)}: the trial is infeasible and not on the front."
+        for violation in trial.violations
+        if violation.excess > 0
     ]
-    if trial.outcome == "stopped":
+    if trial.state == "pruned":
         notes.append(f"Recovered in part only, and not on the front: {trial.reason}.")
     if trial.state == "complete" and trial.reason:
         notes.append(f"{trial.reason.capitalize()}.")

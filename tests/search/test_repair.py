@@ -11,7 +11,9 @@ from rich.console import Console
 from slimfront.core.errors import SearchError
 from slimfront.core.measurement import METRICS, Measurement
 from slimfront.search.bookkeeping import MOST_RETRIES
-from slimfront.search.driver import FIRST_FAILURES, Proposal, Search
+from slimfront.search.budget import FIRST_FAILURES
+from slimfront.search.driver import Search
+from slimfront.search.proposals import Proposal
 from slimfront.search.run import run_search
 from slimfront.search.trials.prepared_study import prepare
 from slimfront.search.trials.worker import Stage

@@ -6,12 +6,11 @@ import pytest
 from optuna.samplers import NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 from slimfront.search.sampler.factory import space_dimensions
-from slimfront.search.sampler.feasibility import DUPLICATE, Feasibility, failures
+from slimfront.search.sampler.feasibility import DUPLICATE, STATE, Feasibility, failures
 from slimfront.search.sampler.policy_sampler import PolicySampler
 from slimfront.search.sampler.untried import Untried, UntriedSampler
 from slimfront.spaces.models.layers import Layer
 from slimfront.spaces.space import Space, SpaceChoices
-from slimfront.studies.store.records import INTERRUPTED
 
 LAYERS = [Layer(f"l{index}", "linear", "", 64, 640, True) for index in range(4)]
 SPACE = Space(LAYERS, [], SpaceChoices(weight_bits=(4, 8, 32)))
@@ -117,9 +116,9 @@ def test_one_choice_is_blamed_where_every_policy_with_it_failed() -> None:
 
 def test_interrupted_and_duplicate_rows_are_no_failures() -> None:
     study = optuna.create_study()
-    for reason in (INTERRUPTED, f"{DUPLICATE} 3, not tried again", "out of memory"):
+    for state in ("interrupted", DUPLICATE, "failed"):
         trial = study.ask()
         trial.suggest_categorical("bits", [4, 8])
-        trial.set_user_attr("reason", reason)
+        trial.set_user_attr(STATE, state)
         study.tell(trial, state=TrialState.FAIL)
-    assert [trial.user_attrs["reason"] for trial in failures(study.trials)] == ["out of memory"]
+    assert [trial.user_attrs[STATE] for trial in failures(study.trials)] == ["failed"]
