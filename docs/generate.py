@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 from slimfront.cli import app
-from slimfront.core.measurement import METRICS
+from slimfront.core.metrics import METRICS
 from typer.cli import get_docs_for_click
 
 FOLDER = Path(__file__).parent
@@ -19,8 +19,8 @@ def cli_page() -> str:
 
 def metrics_page() -> str:
     """Every metric that objectives, constraints and reports name."""
-    rows = [f"| `{m.name}` | {m.unit} | {m.direction} | {m.meaning} |" for m in METRICS.values()]
-    head = ["# Metrics", "", "| name | unit | direction | meaning |", "|---|---|---|---|"]
+    rows = [f"| `{m.name}` | {m.unit} | {m.direction} | {m.phase} | {m.meaning} |" for m in METRICS.values()]
+    head = ["# Metrics", "", "| name | unit | direction | first known when | meaning |", "|---|---|---|---|---|"]
     return "\n".join([*head, *rows]) + "\n"
 
 

@@ -18,7 +18,7 @@ from ...compression.recovery.teachers import Teacher
 from ...core.errors import CompressionError, EvaluationError, PolicyError, StudyFileError, TargetError, WorkloadError
 from ...core.threads import usable_threads
 from ...evaluators.evaluator import Context
-from ...evaluators.on_request import require_available
+from ...evaluators.registry import require_available
 from ...hardware_profiles.bench.bench import bench_cores
 from ...hardware_profiles.bench.timer import Timer
 from ...hardware_profiles.cards.target import Target, load_target
@@ -132,7 +132,14 @@ def prepare(spec: StudySpec) -> PreparedStudy:
         raise StudyFileError(
             spec.file, "space", "nothing is left to choose: every layer is kept back or cannot be pruned"
         )
-    return PreparedStudy(spec, Context(workload, target, runtime, threads=threads), layers, groups, unprunable, space)
+    return PreparedStudy(
+        spec,
+        Context(workload, target, runtime, threads=threads, metrics=spec.metrics),
+        layers,
+        groups,
+        unprunable,
+        space,
+    )
 
 
 def _runtime_here(target: Target) -> Runtime:

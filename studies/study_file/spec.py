@@ -29,7 +29,7 @@ from pydantic import (
 
 from ...core.documents import MAX_YAML_BYTES, read_file, yaml_document
 from ...core.errors import DocumentError, PolicyError, StudyFileError
-from ...core.measurement import METRICS
+from ...core.metrics import METRICS
 from ...core.validation import Name, first_problem, shortened, suggestion
 from ...spaces.policies.layer_policy import (
     ACTIVATION_BITS,
@@ -50,9 +50,6 @@ from .constraint import Constraint
 
 SCHEMA = 1
 """Version of the JSON a study is stored as."""
-
-JUDGED = frozenset(name for name in METRICS if not name.startswith(("simulated_", "test_")))
-"""Metrics an objective or a constraint may name: of the artifact, not a simulation, and never on the test split."""
 
 _FIXED = (
     "workload", "workload_options", "target", "objectives", "constraints", "seed", "space", "recovery", "quantization",
@@ -98,13 +95,13 @@ def _operator(value: object) -> str:
 
 
 def _metric(name: str) -> str:
-    if name not in JUDGED:
-        raise ValueError(f"{name!r} cannot be an objective; {suggestion(name, JUDGED)}")
+    if name not in METRICS.searchable:
+        raise ValueError(f"{name!r} cannot be an objective; {suggestion(name, METRICS.searchable)}")
     return name
 
 
 def _constraint(value: object) -> Constraint:
-    return value if isinstance(value, Constraint) else Constraint.parse(value, JUDGED)
+    return value if isinstance(value, Constraint) else Constraint.parse(value, METRICS.searchable)
 
 
 MAX_NAME = 300
