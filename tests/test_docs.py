@@ -6,7 +6,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-import slimfront
 import torch
 import typer
 import yaml
@@ -41,14 +40,6 @@ def test_every_command_and_option_has_help() -> None:
         assert command.help, name
         for parameter in command.params:
             assert parameter.help, f"{name} {parameter.name}"
-
-
-def test_the_public_names_are_these() -> None:
-    assert slimfront.__all__ == ["Policy", "Store", "StudySpec", "Workload", "load_study"]
-    for name in slimfront.__all__:
-        assert getattr(slimfront, name).__name__ == name
-    with pytest.raises(AttributeError, match="no attribute 'Trainer'"):
-        _ = slimfront.Trainer
 
 
 YAML = [(page, block) for page in PAGES for block in code_blocks(page, "yaml")]
