@@ -8,7 +8,9 @@ from slimfront.spaces.models.channel_groups import ChannelGroup
 from slimfront.spaces.models.layers import Layer
 from slimfront.spaces.policies.layer_policy import ACTIVATION_BITS, WEIGHT_BITS
 from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
-from slimfront.spaces.space import Knob, Space, SpaceChoices
+from slimfront.spaces.choices import SpaceChoices
+from slimfront.spaces.knobs.kind import Knob
+from slimfront.spaces.space import Space
 
 
 def layer(name: str, kind: str = "conv2d", sparsifiable: bool = True) -> Layer:
@@ -77,7 +79,7 @@ def test_every_policy_decides_only_what_is_offered(point):
     policy = space.policy(parameters)
     kept = set(policy.layers) | set(policy.channels)
     assert kept <= {member.name for member in space.layers} | {group.name for group in space.groups}
-    assert policy.width in {round(width, 6) for width in space.choices.width}
+    assert policy.width in {round(width, 6) for width in space.choices["width"]}
 
 
 @given(points())
