@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from slimfront.compression.pruning.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
 from slimfront.search.sampler.dimensions import encode
-from slimfront.search.sampler.factory import space_coordinates
+from slimfront.search.sampler.factory import space_dimensions
 from slimfront.search.sampler.surrogate.analytic_cost import COUNTED, AnalyticCost
 from slimfront.search.trials.prepared_study import PreparedStudy
 from slimfront.spaces.policies.layer_policy import FULL_PRECISION
@@ -55,7 +55,7 @@ class CheapEvaluator:
     def bops(self, policy: Policy) -> float:
         """Of a point of the study's space."""
         space = self._prepared.space
-        codes = encode(space_coordinates(space), space.parameters(policy))
+        codes = encode(space_dimensions(space), space.parameters(policy))
         return float(self.cost(codes[None])[0, COUNTED.index("bops")])
 
     def test_accuracy(self, policy: Policy) -> float:

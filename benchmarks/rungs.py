@@ -32,7 +32,7 @@ from slimfront.compression.quantization.fake_quantize import fake_quantized
 from slimfront.compression.recovery.recover import recover_by_rungs
 from slimfront.search.fidelity.halving import SuccessiveHalving
 from slimfront.search.sampler.dimensions import encode
-from slimfront.search.sampler.factory import cost_of, space_coordinates
+from slimfront.search.sampler.factory import cost_of, space_dimensions
 from slimfront.search.sampler.surrogate.analytic_cost import COUNTED, AnalyticCost
 from slimfront.search.trials.prepared_study import PreparedStudy, prepare
 from slimfront.spaces.policies.policy import Policy
@@ -187,7 +187,7 @@ def rounded(model: nn.Module, policy: Policy) -> Iterator[nn.Module]:
 
 
 def log2_bops(cost: AnalyticCost, space: Space, policy: Policy) -> float:
-    codes = encode(space_coordinates(space), space.parameters(policy))
+    codes = encode(space_dimensions(space), space.parameters(policy))
     return float(np.log2(cost(codes[None])[0, COUNTED.index("bops")]))
 
 

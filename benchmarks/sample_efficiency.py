@@ -30,7 +30,7 @@ from measured_latency import SECONDS, MeasuredLatency
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from rich.console import Console
 from rich.table import Table
-from slimfront.search.sampler.factory import KnownDamage, greedy_policies, space_coordinates
+from slimfront.search.sampler.factory import KnownDamage, greedy_policies, space_dimensions
 from slimfront.search.sampler.policy_sampler import PolicySampler
 from slimfront.search.sampler.surrogate.analytic_cost import COUNTED
 from slimfront.search.sampler.surrogate.surrogate import Role
@@ -248,7 +248,7 @@ def sampler_of(
         return TPESampler(seed=seed, multivariate=True, n_startup_trials=10)
     return PolicySampler(
         ["quality", cost.role],
-        coordinates=space_coordinates(prepared.space, known),
+        dimensions=space_dimensions(prepared.space, known),
         counted=evaluator.cost,
         keys=evaluator.cost.keys,
         reference=(FLOOR, cost.whole),

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from sample_efficiency import TASKS, prepared_task
 from slimfront.search.sampler.dimensions import encode
-from slimfront.search.sampler.factory import space_coordinates
+from slimfront.search.sampler.factory import space_dimensions
 from slimfront.search.sampler.surrogate.damage_model import BROKEN, StructuredMean
 from slimfront.search.sampler.surrogate.surrogate import log_damage
 from slimfront.search.sensitivity import Probe, Simulation, known_damage, measured, probes
@@ -79,9 +79,9 @@ def foretold(
 ) -> np.ndarray:
     """Log damage [policies] by the damage model's priors, given the records of the chosen probes."""
     found = [records[probe.policy.digest] for probe in chosen if probe.policy.digest in records]
-    coordinates = space_coordinates(prepared.space, known_damage(prepared.space, found))
-    codes = [encode(coordinates, prepared.space.parameters(policy)) for policy in policies]
-    return StructuredMean(coordinates).predict(np.array(codes))
+    dimensions = space_dimensions(prepared.space, known_damage(prepared.space, found))
+    codes = [encode(dimensions, prepared.space.parameters(policy)) for policy in policies]
+    return StructuredMean(dimensions).predict(np.array(codes))
 
 
 def rotation(errors: Mapping[str, Mapping[float, float]]) -> dict[str, dict[str, float]]:

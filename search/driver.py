@@ -31,7 +31,7 @@ from ..studies.store.executed import KIND as PRECISIONS
 from ..studies.store.records import INTERRUPTIONS, TrialRecord
 from ..studies.store.store import Store
 from .bookkeeping import MOST_RETRIES, Bookkeeping
-from .fidelity.halving import Verdict
+from .fidelity.halving import HalvingDecision
 from .fidelity.rungs import Rungs, stopped_text
 from .optuna.study import OptunaStudy
 from .sampler.factory import greedy_policies, make_sampler
@@ -207,7 +207,7 @@ class Search:
         if stage.reason is not None:
             self.fail(number, stage.reason)
 
-    def verdict(self, number: int, stage: Stage) -> Verdict | None:
+    def verdict(self, number: int, stage: Stage) -> HalvingDecision | None:
         """How a trial stands among those that got as far; None where nothing is to be decided.
 
         To be asked once a stage, before or after it is recorded.
@@ -219,7 +219,7 @@ class Search:
         return self._rungs.verdict(number, stage, measured, running.retry_of)
 
     @uninterrupted()
-    def stop(self, number: int, stage: Stage, verdict: Verdict) -> None:
+    def stop(self, number: int, stage: Stage, verdict: HalvingDecision) -> None:
         """End a trial that is not worth more training, all its stages recorded so far."""
         running = self._running.pop(number)
         self._rungs.stop(number, stage.rung)

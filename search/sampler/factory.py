@@ -15,9 +15,9 @@ from ...studies.analysis.front import Objective, reference_point
 from ...studies.study_file.constraint import Constraint
 from ...studies.study_file.spec import StudySpec
 from ..trials.prepared_study import PreparedStudy
-from .dimensions import HEALING, Coordinate, coordinate, decode, encode, recovery_coordinate
+from .dimensions import RECOVERY_KIND, SearchDimension, decode, encode, recovery_dimension, search_dimension
 from .greedy_path import path_policies
-from .policy_sampler import Earlier, PolicySampler
+from .policy_sampler import PolicySampler, TransferredTrial
 from .surrogate.analytic_cost import COUNTED, OF_MACHINES, AnalyticCost
 from .surrogate.surrogate import Role
 from .untried import Untried, UntriedSampler
@@ -36,7 +36,7 @@ def make_sampler(
     prepared: PreparedStudy,
     baseline: Mapping[str, float],
     trials_so_far: int,
-    earlier: Sequence[Earlier] = (),
+    earlier: Sequence[TransferredTrial] = (),
     known: KnownDamage | None = None,
     untried: Untried | None = None,
 ) -> BaseSampler:
@@ -55,7 +55,7 @@ def make_sampler(
     if untried is None:
         return sampler
     learns = not isinstance(sampler, PolicySampler)
-    return UntriedSampler(sampler, space_coordinates(prepared.space), untried, seed, learns_failures=learns)
+    return UntriedSampler(sampler, space_dimensions(prepared.space), untried, seed, learns_failures=learns)
 
 
 def _plain_sampler(spec: StudySpec, seed: int) -> BaseSampler | None:
@@ -72,7 +72,7 @@ def _plain_sampler(spec: StudySpec, seed: int) -> BaseSampler | None:
 def _policy_sampler(
     prepared: PreparedStudy,
     baseline: Mapping[str, float],
-    earlier: Sequence[Earlier],
+    earlier: Sequence[TransferredTrial],
     known: KnownDamage | None,
     untried: Untried | None,
     seed: int,
@@ -82,7 +82,7 @@ def _policy_sampler(
     copied = map(str, range(len(spec.constraints) + 1))
     return PolicySampler(
         [role_of(name, cost.is_exact) for name in spec.objectives],
-        coordinates=learned_coordinates(prepared, known),
+        dimensions=learned_dimensions(prepared, known),
         counted=cost,
         keys=cost.keys if cost.is_exact else None,
         reference=worst_corner(baseline, spec.objectives, spec.constraints),
@@ -99,26 +99,28 @@ def cost_of(prepared: PreparedStudy) -> AnalyticCost:
     return AnalyticCost(prepared.space, prepared.layers, workload.model, workload.example_input)
 
 
-def space_coordinates(space: Space, known: KnownDamage | None = None) -> list[Coordinate]:
+def space_dimensions(space: Space, known: KnownDamage | None = None) -> list[SearchDimension]:
     """The knobs of a space as the policy sampler sees them, in their order."""
     known = known or {}
     return [
-        coordinate(knob.name, knob.kind, knob.choices, NEUTRAL[knob.kind], known.get(knob.name)) for knob in space.knobs
+        search_dimension(knob.name, knob.kind, knob.choices, NEUTRAL[knob.kind], known.get(knob.name))
+        for knob in space.knobs
     ]
 
 
-def learned_coordinates(prepared: PreparedStudy, known: KnownDamage | None = None) -> list[Coordinate]:
-    """`space_coordinates` with every recovery that rungs may stop a trial after, also where the space offers but one."""
-    coordinates, rungs = space_coordinates(prepared.space, known), prepared.spec.rungs
+def learned_dimensions(prepared: PreparedStudy, known: KnownDamage | None = None) -> list[SearchDimension]:
+    """`space_dimensions` with every recovery that rungs may stop a trial after, also where the space offers but one."""
+    dimensions, rungs = space_dimensions(prepared.space, known), prepared.spec.rungs
     offered = prepared.space.choices.recovery_epochs
     if rungs is None or offered == (0,):
-        return coordinates
+        return dimensions
     marks = {mark for epochs in offered for mark in rungs.marks(epochs)}
     stops = marks | {0.0} if 0 in rungs.recovery else marks
     if len(offered) == 1:
-        return [*coordinates, recovery_coordinate(HEALING, offered, stops)]
+        return [*dimensions, recovery_dimension(RECOVERY_KIND, offered, stops)]
     return [
-        recovery_coordinate(knob.name, knob.choices, stops) if knob.kind == HEALING else knob for knob in coordinates
+        recovery_dimension(knob.name, knob.choices, stops) if knob.kind == RECOVERY_KIND else knob
+        for knob in dimensions
     ]
 
 
@@ -130,11 +132,11 @@ def greedy_policies(prepared: PreparedStudy, known: KnownDamage) -> list[Policy]
     """
     space, cost = prepared.space, cost_of(prepared)
     columns = [COUNTED.index(name) for name in prepared.spec.objectives if name in COUNTED] or list(OF_MACHINES)
-    coordinates = space_coordinates(space, known)
+    dimensions = space_dimensions(space, known)
     recovered = space.uniform({"recovery_epochs": max(space.choices.recovery_epochs)})
-    start = encode(coordinates, space.parameters(recovered))
-    path = path_policies(coordinates, start, lambda codes: np.log(cost(codes)[:, columns]).sum(axis=1))
-    return [space.policy(decode(coordinates, codes)) for codes in path]
+    start = encode(dimensions, space.parameters(recovered))
+    path = path_policies(dimensions, start, lambda codes: np.log(cost(codes)[:, columns]).sum(axis=1))
+    return [space.policy(decode(dimensions, codes)) for codes in path]
 
 
 def role_of(metric: str, counts_are_exact: bool) -> Role:

@@ -5,7 +5,7 @@ from slimfront.compression.pruning.prune import pruned_copy
 from slimfront.evaluators.counts import Complexity
 from slimfront.evaluators.evaluator import LoweredCandidate
 from slimfront.search.sampler.dimensions import decode, encode
-from slimfront.search.sampler.factory import role_of, space_coordinates, worst_corner
+from slimfront.search.sampler.factory import role_of, space_dimensions, worst_corner
 from slimfront.search.sampler.surrogate import analytic_cost
 from slimfront.search.sampler.surrogate.analytic_cost import COUNTED, AnalyticCost, channel_shares
 from slimfront.search.trials.prepared_study import prepare
@@ -42,11 +42,11 @@ def test_what_is_counted_at_once_is_what_complexity_counts_of_the_built_model(we
     prepared = prepare(tiny_spec(space=SPACE, quantization={"weights": weights}))
     workload = prepared.context.workload
     cost = AnalyticCost(prepared.space, prepared.layers, workload.model, workload.example_input)
-    coordinates = space_coordinates(prepared.space)
-    sizes = [len(knob.choices) for knob in coordinates]
+    dimensions = space_dimensions(prepared.space)
+    sizes = [len(knob.choices) for knob in dimensions]
     codes = np.random.default_rng(0).integers(sizes, size=(12, len(sizes)))
     for row, found in zip(codes, cost(codes), strict=True):
-        policy = prepared.space.policy(decode(coordinates, row))
+        policy = prepared.space.policy(decode(dimensions, row))
         model = pruned_copy(workload.model, workload.example_input, policy, prepared.groups)
         counted = Complexity().evaluate(LoweredCandidate(Candidate(policy, model)), prepared.context)
         exact = {measurement.name: measurement.value for measurement in counted}
@@ -61,7 +61,7 @@ def test_what_files_hold_and_machines_multiply_is_told_beside_the_counts(tiny_sp
     cost = AnalyticCost(space, prepared.layers, workload.model, workload.example_input)
 
     def told(**bits: int) -> dict[str, float]:
-        codes = encode(space_coordinates(space), space.parameters(space.uniform(bits)))
+        codes = encode(space_dimensions(space), space.parameters(space.uniform(bits)))
         return dict(zip((*COUNTED, "multiplied", "stored"), cost(codes[None])[0], strict=True))
 
     whole, eight, four = told(), told(weight_bits=8, activation_bits=8), told(weight_bits=4, activation_bits=8)
@@ -94,10 +94,10 @@ def test_a_model_is_traced_once_for_the_shares_of_all_its_groups(monkeypatch):
 
 
 def test_points_that_are_one_model_have_one_key(prepared, cost):
-    coordinates = space_coordinates(prepared.space)
-    names = [knob.name for knob in coordinates]
+    dimensions = space_dimensions(prepared.space)
+    names = [knob.name for knob in dimensions]
     codes = np.zeros((3, len(names)), dtype=int)
-    channels = [index for index, knob in enumerate(coordinates) if knob.kind == "channels"]
+    channels = [index for index, knob in enumerate(dimensions) if knob.kind == "channels"]
     codes[0, channels] = 1  # 16 channels at full width, half of them removed
     codes[1, names.index("00.student.width") if "00.student.width" in names else 0] = 1  # half the width
     codes[2, 1] = codes[2, -1] = 1

@@ -12,8 +12,8 @@ import pytest
 import torch
 from slimfront.core.threads import torch_threads
 from slimfront.search.driver import MAX_ANCHORS, Search
-from slimfront.search.sampler.dimensions import coordinate, encode
-from slimfront.search.sampler.factory import cost_of, greedy_policies, space_coordinates
+from slimfront.search.sampler.dimensions import encode, search_dimension
+from slimfront.search.sampler.factory import cost_of, greedy_policies, space_dimensions
 from slimfront.search.sampler.greedy_path import LEVELS, path_policies
 from slimfront.search.sampler.surrogate.analytic_cost import COUNTED, OF_MACHINES
 from slimfront.search.sensitivity import Sensitivity, known_damage, measured, probes, why_not
@@ -96,16 +96,16 @@ def test_a_choice_the_model_does_not_bear_is_named_and_left_out(prepared) -> Non
 
 
 def test_other_choices_are_scaled_like_the_measured_one() -> None:
-    knob = coordinate("0.fc.weight_bits", "weight_bits", (2, 4, 32), 32, known={4: 0.5})
+    knob = search_dimension("0.fc.weight_bits", "weight_bits", (2, 4, 32), 32, known={4: 0.5})
     assert np.exp(knob.prior[:2]) == pytest.approx([16 * 0.5, 0.5])  # a fourth per bit
     assert knob.measured
-    assert not coordinate("0.fc.weight_bits", "weight_bits", (2, 4, 32), 32).measured
+    assert not search_dimension("0.fc.weight_bits", "weight_bits", (2, 4, 32), 32).measured
 
 
 def test_the_greedy_path_is_as_good_as_any_where_steps_are_even() -> None:
     """Eight knobs that save the same: at each level the least harmful ones are switched, as trying all subsets finds."""
     harms = np.array([0.004, 0.3, 0.02, 0.08, 0.006, 0.15, 0.5, 0.04])
-    knobs = [coordinate(f"{i}.k", "k", (0, 1), 0, known={1: harm}) for i, harm in enumerate(harms)]
+    knobs = [search_dimension(f"{i}.k", "k", (0, 1), 0, known={1: harm}) for i, harm in enumerate(harms)]
     path = path_policies(knobs, np.zeros(8, dtype=int), lambda codes: -codes.sum(axis=1).astype(float))
     subsets = np.array(list(product((0, 1), repeat=8)))
     for codes in path:
@@ -117,7 +117,7 @@ def test_the_greedy_path_is_as_good_as_any_where_steps_are_even() -> None:
 
 
 def test_knobs_that_were_not_measured_stay_as_they_are() -> None:
-    knobs = [coordinate("0.k", "k", (0, 1), 0, known={1: 0.01}), coordinate("1.k", "k", (0, 1), 0)]
+    knobs = [search_dimension("0.k", "k", (0, 1), 0, known={1: 0.01}), search_dimension("1.k", "k", (0, 1), 0)]
     path = path_policies(knobs, np.zeros(2, dtype=int), lambda codes: -codes.sum(axis=1).astype(float))
     assert [codes.tolist() for codes in path] == [[1, 0]]
 
@@ -129,12 +129,12 @@ def test_the_path_s_policies_are_cheaper_one_after_the_other(prepared, cost: str
     document = {**prepared.spec.model_dump(mode="json", exclude_unset=True), "objectives": ["accuracy_drop", cost]}
     prepared = prepare(StudySpec.from_document(document, "here", tmp_path))
     known = known_damage(prepared.space, list(measured(prepared, probes(prepared.space))))
-    assert any(knob.measured for knob in space_coordinates(prepared.space, known))
+    assert any(knob.measured for knob in space_dimensions(prepared.space, known))
     policies = greedy_policies(prepared, known)
     layers = [[policy.layer(name) for name in ("stem", "conv", "fc")] for policy in policies]
     assert min(layer.weight_bits for each in layers for layer in each) == narrowest  # machines gain nothing below 8
     costs = cost_of(prepared)(
-        np.array([encode(space_coordinates(prepared.space), prepared.space.parameters(policy)) for policy in policies])
+        np.array([encode(space_dimensions(prepared.space), prepared.space.parameters(policy)) for policy in policies])
     )
     saved = costs[:, [COUNTED.index("bops")] if cost == "bops" else list(OF_MACHINES)].prod(axis=1)
     assert (np.diff(saved) < 0).all()
