@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .spaces.policies.policy import Policy
     from .studies.store.store import Store
-    from .studies.study_file.spec import StudySpec, load_study
+    from .studies.study_file.load import load_study
+    from .studies.study_file.spec import StudySpec
     from .workloads.workload import Workload
 
 __all__ = ["Policy", "Store", "StudySpec", "Workload", "load_study"]

@@ -38,7 +38,7 @@ VERSIONED = ("torch", "torchvision", "openvino", "onnxruntime", "optuna", "ray",
 
 
 def _complete_studies() -> list[str]:
-    from .studies.study_file.spec import shipped_studies
+    from .studies.study_file.load import shipped_studies
 
     return shipped_studies()
 
@@ -167,7 +167,7 @@ def search(
     Ctrl-C stops it; nothing finished is lost and the same command goes on.
     """
     started = time.monotonic()
-    from .studies.study_file.spec import load_study
+    from .studies.study_file.load import load_study
 
     spec = load_study(study).replaced(trials=trials, workers=workers, seed=seed, timeout_s=timeout)
 

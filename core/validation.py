@@ -7,7 +7,7 @@ import reprlib
 from collections.abc import Iterable
 from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 MAX_SENTENCE = 300
@@ -67,6 +67,23 @@ CountOrNone = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Text = Annotated[str, Field(min_length=1, max_length=1000)]
 T = TypeVar("T")
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
+    seen = set()
+    for value in values:
+        if value in seen:
+            raise ValueError(f"{value} is there twice")
+        seen.add(value)
+    return values
+
+
+Ordered = Annotated[tuple[T, ...], BeforeValidator(_as_tuple)]
+Listed = Annotated[tuple[T, ...], Field(max_length=1000), BeforeValidator(_as_tuple), AfterValidator(_distinct)]
 
 
 def one_of(allowed: tuple[T, ...]) -> AfterValidator:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from ..core.errors import PolicyError
 from .knobs.kind import Granularity, KnobKind, Subject
@@ -44,9 +44,10 @@ class SpaceChoices(Mapping[str, tuple[Choice, ...]]):
     def __len__(self) -> int:
         return len(self._offered)
 
-    def replaced(self, keep: Sequence[str] | None = None, **offered: Sequence[Choice]) -> SpaceChoices:
-        """These choices with others for some keys."""
-        return SpaceChoices(self.granularity, self.keep if keep is None else keep, **{**self._offered, **offered})
+    def without_quantization(self) -> SpaceChoices:
+        """These choices with everything in full precision."""
+        full = {kind.key: (kind.neutral,) for kind in KNOB_KINDS.values() if kind.is_quantizing}
+        return SpaceChoices(self.granularity, self.keep, **{**self._offered, **full})
 
     def searched(self) -> list[KnobKind]:
         """The kinds of knobs that are not off."""
@@ -57,6 +58,6 @@ class SpaceChoices(Mapping[str, tuple[Choice, ...]]):
         return any(kind.subject in subjects for kind in self.searched())
 
 
-def off(kinds: Iterable[KnobKind]) -> dict[str, tuple[Choice, ...]]:
-    """Study key -> neutral choice alone, of these kinds."""
-    return {kind.key: (kind.neutral,) for kind in kinds}
+def keys_of_targets() -> list[str]:
+    """Study keys that a target's card has too, for the choices it takes."""
+    return [kind.key for kind in KNOB_KINDS.values() if kind.is_listed_by_targets]

@@ -109,9 +109,7 @@ class Space:
         of layers."""
         model = SearchedModel(self.layers, self.groups, self.blocks, self.ranking, self.choices.granularity)
         numbered = [
-            kind
-            for kind in KNOB_KINDS.values()
-            if kind.is_numbered_when_off or not kind.is_off(self.choices[kind.key])
+            kind for kind in KNOB_KINDS.values() if kind.is_numbered_when_off or not kind.is_off(self.choices[kind.key])
         ]
         for _, kinds in groupby(numbered, key=_turn):
             found = (kind.decisions(model, self.choices[kind.key]) for kind in kinds)
@@ -133,8 +131,8 @@ def _chosen(knob: Knob, parameters: Mapping[str, Choice]) -> Choice:
 def _nearest(knob: Knob, wanted: Choice, neutral: Choice) -> Choice:
     if wanted in knob.choices:
         return wanted
-    if isinstance(neutral, str):  # names have no order to be near in
-        return neutral if neutral in knob.choices else knob.choices[0]
     numbers = [choice for choice in knob.choices if not isinstance(choice, str)]
+    if isinstance(neutral, str) or not numbers:  # names have no order to be near in
+        return neutral if neutral in knob.choices else knob.choices[0]
     target = neutral if isinstance(wanted, str) else wanted
-    return min(numbers or knob.choices, key=lambda choice: abs(float(choice) - float(target)))
+    return min(numbers, key=lambda choice: abs(float(choice) - float(target)))

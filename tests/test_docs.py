@@ -12,7 +12,7 @@ import typer
 import yaml
 from slimfront.cli import app
 from slimfront.hardware_profiles.cards.target import load_target
-from slimfront.studies.study_file.spec import load_study, shipped_studies
+from slimfront.studies.study_file.load import load_study, shipped_studies
 from torch import nn
 from torch.utils.data import TensorDataset
 

@@ -179,9 +179,7 @@ class KnobKind(ABC):
     def guess(self, choice: Choice, choices: Sequence[Choice]) -> float:
         """Nats of damage that a choice is guessed to do alone, whatever it is made for; only ratios are read where it was
         measured. Names and other choices without a size count by their place."""
-        neutral = list(choices).index(self.neutral) if self.neutral in choices else 0
-        steps = abs(list(choices).index(choice) - neutral) / max(1, len(choices) - 1)
-        return 0.25 * steps**2
+        return steps_damage(choice, choices, list(choices).index(self.neutral) if self.neutral in choices else 0)
 
     def furthest(self, choices: Sequence[Choice], weights: Sequence[Tensor]) -> Choice:
         """The choice that leaves least of a model.
@@ -208,6 +206,12 @@ class KnobKind(ABC):
     def words(self, choice: Choice) -> str:
         """A choice in a few words, as in "weight bits 4"."""
         return f"{self.label} {choice:g}" if isinstance(choice, float) else f"{self.label} {choice}"
+
+
+def steps_damage(choice: Choice, choices: Sequence[Choice], neutral: int) -> float:
+    """Nats of damage that a choice is guessed to do by its distance from the neutral one's place."""
+    steps = abs(list(choices).index(choice) - neutral) / max(1, len(choices) - 1)
+    return 0.25 * steps**2
 
 
 def any_of(knob: Knob, decided: Choice) -> Choice:

@@ -34,7 +34,7 @@ class _Bits(LayerKind):
     is_listed_by_targets: bool = True
 
     def guess(self, choice: Choice, choices: Sequence[Choice]) -> float:
-        return 4.0 ** (2 - float(choice))  # quantization noise falls fourfold per bit
+        return bits_damage(float(choice))
 
     def wishes(self, choices: Mapping[str, Sequence[Choice]], bits: Wish) -> Iterable[Wish]:
         return ()
@@ -122,6 +122,11 @@ KINDS: tuple[KnobKind, ...] = (
         needs={"dynamic": Need("dynamic", "computes no ranges at run time")},
     ),
 )
+
+
+def bits_damage(bits: float) -> float:
+    """Nats that rounding to so many bits is guessed to cost: quantization noise falls fourfold per bit."""
+    return 4.0 ** (2 - bits)
 
 
 def lightest_bits(choices: Mapping[str, Sequence[Choice]]) -> dict[str, Choice]:

@@ -9,8 +9,8 @@ from ..policies.draft import PolicyDraft
 from ..policies.policy import Choice, Policy
 from .kind import Knob, KnobKind, any_of
 
-RECOVERY_KNOB = "recovery_epochs"
-"""Name of the kind, and its key in study files."""
+RECOVERY_KIND = "recovery_epochs"
+"""Name of the kind whose choices repair damage instead of doing any; also its key in study files."""
 
 
 class _RecoveryEpochs(KnobKind):
@@ -26,8 +26,8 @@ class _RecoveryEpochs(KnobKind):
 
 KINDS: tuple[KnobKind, ...] = (
     _RecoveryEpochs(
-        name=RECOVERY_KNOB,
-        key=RECOVERY_KNOB,
+        name=RECOVERY_KIND,
+        key=RECOVERY_KIND,
         type=CountOrNone,
         neutral=0,
         meaning="passes over the training data after compression",
