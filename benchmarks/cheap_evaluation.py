@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 from slimfront.compression.pruning.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
 from slimfront.search.sampler.dimensions import encode
-from slimfront.search.sampler.factory import space_coordinates
+from slimfront.search.sampler.factory import space_dimensions
 from slimfront.search.sampler.surrogate.analytic_cost import COUNTED, AnalyticCost
-from slimfront.search.trials.prepared_study import Problem
-from slimfront.spaces.policies.policy import FULL_PRECISION, Policy
+from slimfront.search.trials.prepared_study import PreparedStudy
+from slimfront.spaces.policies.layer_policy import FULL_PRECISION
+from slimfront.spaces.policies.policy import Policy
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Subset
@@ -33,16 +34,16 @@ class Scores:
 
 
 class CheapEvaluator:
-    """Scores policies of one problem; `file` (JSON lines) holds what was scored before, by policy digest and split."""
+    """Scores policies of one prepared study; `file` (JSON lines) holds what was scored before, by policy digest and split."""
 
-    def __init__(self, problem: Problem, file: Path) -> None:
-        self._problem, self._file = problem, file
-        workload = problem.context.workload
+    def __init__(self, prepared: PreparedStudy, file: Path) -> None:
+        self._prepared, self._file = prepared, file
+        workload = prepared.context.workload
         self._data = {"validation": stacked(workload.validation), "test": stacked(workload.test)}
         with torch.no_grad():
             model = workload.model.eval()
             self._reference = {split: model(inputs) for split, (inputs, _) in self._data.items()}
-        self.cost = AnalyticCost(problem.space, problem.layers, workload.model, workload.example_input)
+        self.cost = AnalyticCost(prepared.space, prepared.layers, workload.model, workload.example_input)
         lines = file.read_text().splitlines() if file.exists() else []
         self._known = {(row["digest"], row["split"]): row for row in map(json.loads, lines)}
 
@@ -52,9 +53,9 @@ class CheapEvaluator:
         return Scores(row["kl"], row["accuracy"])
 
     def bops(self, policy: Policy) -> float:
-        """Of a point of the problem's space."""
-        space = self._problem.space
-        codes = encode(space_coordinates(space), space.parameters(policy))
+        """Of a point of the study's space."""
+        space = self._prepared.space
+        codes = encode(space_dimensions(space), space.parameters(policy))
         return float(self.cost(codes[None])[0, COUNTED.index("bops")])
 
     def test_accuracy(self, policy: Policy) -> float:
@@ -88,9 +89,9 @@ class CheapEvaluator:
         return {"kl": min(float(kl), 50.0) if torch.isfinite(kl) else 50.0, "accuracy": float(accuracy)}
 
     def _compressed(self, policy: Policy) -> nn.Module:
-        workload = self._problem.context.workload
-        model = pruned_copy(workload.model, workload.example_input, policy, self._problem.groups)
-        if is_structurally_changed(policy, self._problem.groups):
+        workload = self._prepared.context.workload
+        model = pruned_copy(workload.model, workload.example_input, policy, self._prepared.groups)
+        if is_structurally_changed(policy, self._prepared.groups):
             reestimate_batch_norm(model, Subset(workload.calibration, range(50)))
         for name, layer in policy.layers.items():
             module = model.get_submodule(name)

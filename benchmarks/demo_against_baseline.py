@@ -24,7 +24,7 @@ from rich.progress import track
 from rich.table import Table
 from slimfront.hardware_profiles.runtimes.base import Artifact
 from slimfront.search.run import run_search
-from slimfront.search.trials.prepared_study import Problem, prepare
+from slimfront.search.trials.prepared_study import PreparedStudy, prepare
 from slimfront.studies.analysis.front import Point, pareto_front
 from slimfront.studies.analysis.newest_front import objectives_of
 from slimfront.studies.store.records import INTERRUPTIONS, TrialRecord
@@ -115,11 +115,11 @@ def fronts(store: Store, name: str) -> dict[int, list[Member]]:
     return {cut: [member(point) for point in front(ended[:cut])] for cut in cuts}
 
 
-def judged(problem: Problem, found: Sequence[Searched]) -> list[dict[str, Any]]:
+def judged(prepared: PreparedStudy, found: Sequence[Searched]) -> list[dict[str, Any]]:
     """A row per search and number of trials: its front's volume of each kind; None where not all of it was scored so."""
-    (bound,) = problem.spec.constraints
+    (bound,) = prepared.spec.constraints
     members = (member for search in found for front in search.fronts.values() for member in front)
-    latencies = timed(problem, found[0].reference, sorted({member.artifact for member in members}))
+    latencies = timed(prepared, found[0].reference, sorted({member.artifact for member in members}))
 
     def volume(front: Sequence[Member], split: str, *, log: bool) -> float | None:
         if any(split not in member.drops for member in front):
@@ -137,10 +137,10 @@ def judged(problem: Problem, found: Sequence[Searched]) -> list[dict[str, Any]]:
     ]
 
 
-def timed(problem: Problem, reference: Path, artifacts: Sequence[Path]) -> dict[Path, float]:
+def timed(prepared: PreparedStudy, reference: Path, artifacts: Sequence[Path]) -> dict[Path, float]:
     """Latency of each artifact over the uncompressed model's, in an order that no search has to itself."""
     mixed = random.Random(0).sample(artifacts, k=len(artifacts))
-    with problem.bench(Artifact.of(reference / f"model{problem.context.runtime.suffix}")) as bench:
+    with prepared.bench(Artifact.of(reference / f"model{prepared.context.runtime.suffix}")) as bench:
         return {
             path: 1 / bench.time(path).speedup
             for path in track(mixed, "timing the fronts", console=Console(stderr=True))

@@ -43,7 +43,7 @@ from slimfront.hardware_profiles.runtimes.base import get_runtime
 from slimfront.search.measured_table import measure_table, random_policies, time_policies
 from slimfront.search.run import run_search
 from slimfront.search.trials.baseline import lower_reference
-from slimfront.search.trials.prepared_study import Problem, prepare
+from slimfront.search.trials.prepared_study import PreparedStudy, prepare
 from slimfront.spaces.models.layers import find_layers
 from slimfront.spaces.policies.candidate import Candidate
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
@@ -77,19 +77,19 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    problem = prepare(load_study("digits-demo"))
+    prepared = prepare(load_study("digits-demo"))
     with tempfile.TemporaryDirectory() as folder:
         bars = [
-            *spread(problem, Path(folder), repeats=6 if options.quick else 12, many=12 if options.quick else 40),
-            *exclusion(problem, Path(folder), trials=2 if options.quick else 5),
+            *spread(prepared, Path(folder), repeats=6 if options.quick else 12, many=12 if options.quick else 40),
+            *exclusion(prepared, Path(folder), trials=2 if options.quick else 5),
             *agreement(
                 Path(folder),
                 *((["mobilenet_v2"], ROUNDS // 3) if options.quick else (["mobilenet_v2", "resnet18"], ROUNDS)),
             ),
         ]
         if not options.quick:
-            bars += prediction("digits", problem, 80, 30)
-            bars += prediction("MobileNetV2", mobilenet_problem(Path(folder)), 80, 30)
+            bars += prediction("digits", prepared, 80, 30)
+            bars += prediction("MobileNetV2", prepared_mobilenet(Path(folder)), 80, 30)
     show(bars)
     if options.json:
         options.json.write_text(json.dumps([{**asdict(bar), "holds": bar.holds} for bar in bars], indent=2))
@@ -98,13 +98,13 @@ def main() -> None:
 # 1 and 2
 
 
-def spread(problem: Problem, folder: Path, repeats: int, many: int) -> list[Bar]:
+def spread(prepared: PreparedStudy, folder: Path, repeats: int, many: int) -> list[Bar]:
     """Coefficients of variation, bias and coverage on the digits model."""
-    reference = lower_reference(problem.context, folder / "reference")
-    candidate = int8_artifact(problem, folder)
-    with problem.bench(reference) as bench:
+    reference = lower_reference(prepared.context, folder / "reference")
+    candidate = int8_artifact(prepared, folder)
+    with prepared.bench(reference) as bench:
         before = [bench.time(candidate) for _ in range(many // 2)]
-        process = multiprocessing.Process(target=hammer, args=(worker_cores(problem.target.threads),), daemon=True)
+        process = multiprocessing.Process(target=hammer, args=(worker_cores(prepared.target.threads),), daemon=True)
         process.start()
         hammered = [bench.time(candidate) for _ in range(repeats)]
         process.kill()
@@ -196,10 +196,10 @@ def benchmark_app(tool: str, path: Path) -> float:
 # 4
 
 
-def exclusion(problem: Problem, folder: Path, trials: int) -> list[Bar]:
+def exclusion(prepared: PreparedStudy, folder: Path, trials: int) -> list[Bar]:
     """Seconds until a killed bench is free, and how long two benches at work timed at the same time."""
-    reference = lower_reference(problem.context, folder / "reference")
-    with problem.bench(reference) as bench, ThreadPoolExecutor(1) as pool:
+    reference = lower_reference(prepared.context, folder / "reference")
+    with prepared.bench(reference) as bench, ThreadPoolExecutor(1) as pool:
         bench.time(reference.path, 0.2)
         pid, timing = bench.pid(), pool.submit(bench.time, reference.path, 60)
         lock = bench_lock()
@@ -250,10 +250,10 @@ def _is_held(lock: FileLock) -> bool:
 # 5
 
 
-def prediction(name: str, problem: Problem, fitted: int, unseen: int) -> list[Bar]:
+def prediction(name: str, prepared: PreparedStudy, fitted: int, unseen: int) -> list[Bar]:
     """Rank correlation and median error of a table on policies it was not fitted to."""
-    table = measure_table(problem, fitted)
-    _, units, timings = time_policies(problem, random_policies(problem, unseen, seed=1))
+    table = measure_table(prepared, fitted)
+    _, units, timings = time_policies(prepared, random_policies(prepared, unseen, seed=1))
     relative = np.array([1 / timing.speedup for timing in timings])
     predicted = np.array([table.predict(each) for each in units]) / table.reference_ms
     errors = np.abs(predicted / relative - 1)
@@ -272,7 +272,7 @@ def prediction(name: str, problem: Problem, fitted: int, unseen: int) -> list[Ba
     ]
 
 
-def mobilenet_problem(folder: Path) -> Problem:
+def prepared_mobilenet(folder: Path) -> PreparedStudy:
     """MobileNetV2 with random weights: blocks at 8 or 32 bits, channels and width."""
     study = {
         "study": "mobilenet", "workload": "torchvision:mobilenet_v2", "target": "cpu-openvino",

@@ -13,7 +13,7 @@ from slimfront.compression.pruning.prune import kept_channels
 from slimfront.hardware_profiles.bench.paired_timing import PairedTiming
 from slimfront.search.measured_table import compress
 from slimfront.search.trials.baseline import lower_reference
-from slimfront.search.trials.prepared_study import Problem
+from slimfront.search.trials.prepared_study import PreparedStudy
 from slimfront.spaces.policies.policy import Policy
 
 SECONDS = {"search": 1.0, "judge": 2.0}
@@ -24,16 +24,16 @@ LOADINGS = {"search": 1, "judge": 8}
 
 
 class MeasuredLatency:
-    """Latency of policies over the uncompressed model's, 1 / speed-up, on the target of one problem.
+    """Latency of policies over the uncompressed model's, 1 / speed-up, on the target of one prepared study.
 
     Args:
         file: JSON lines of what was timed before, on this machine, by artifact and purpose.
     """
 
-    def __init__(self, problem: Problem, file: Path) -> None:
-        self._problem, self._file = problem, file
+    def __init__(self, prepared: PreparedStudy, file: Path) -> None:
+        self._prepared, self._file = prepared, file
         self._folder = tempfile.TemporaryDirectory(prefix="slimfront-latency-")
-        self._bench = problem.bench(lower_reference(problem.context, Path(self._folder.name) / "reference"))
+        self._bench = prepared.bench(lower_reference(prepared.context, Path(self._folder.name) / "reference"))
         lines = file.read_text().splitlines() if file.exists() else []
         self._known = {(row["artifact"], row["purpose"]): row for row in map(json.loads, lines)}
 
@@ -63,10 +63,10 @@ class MeasuredLatency:
         return statistics.median((row["high"] - row["low"]) / 2 / row["speedup"] for row in rows)
 
     def _timed(self, policy: Policy, purpose: str) -> dict[str, float]:
-        problem = self._problem
-        path = Path(self._folder.name) / f"candidate{problem.context.runtime.suffix}"
-        example = problem.context.workload.example_input
-        artifact = problem.context.runtime.lower(compress(problem, policy), example, problem.target, path)
+        prepared = self._prepared
+        path = Path(self._folder.name) / f"candidate{prepared.context.runtime.suffix}"
+        example = prepared.context.workload.example_input
+        artifact = prepared.context.runtime.lower(compress(prepared, policy), example, prepared.target, path)
         timings: list[PairedTiming] = []
         while len(timings) < LOADINGS[purpose] and all(timing.noisy for timing in timings):
             timings.append(self._bench.time(artifact.path, SECONDS[purpose]))
@@ -75,6 +75,6 @@ class MeasuredLatency:
 
     def _work_of(self, policy: Policy) -> str:
         """What the artifact does: channels kept and each layer's grids; a weight of fewer than 8 bits is stored as int8 too."""
-        layers = [policy.layer(layer.name) for layer in self._problem.layers]
+        layers = [policy.layer(layer.name) for layer in self._prepared.layers]
         grids = [(max(8, layer.weight_bits), layer.activation_bits) for layer in layers]
-        return json.dumps([kept_channels(policy, self._problem.groups), grids])
+        return json.dumps([kept_channels(policy, self._prepared.groups), grids])

@@ -21,7 +21,7 @@ from slimfront.hardware_profiles.bench.bench import worker_cores
 from slimfront.hardware_profiles.bench.paired_timing import PairedTiming
 from slimfront.hardware_profiles.runtimes.registry import runtimes
 from slimfront.search.trials.baseline import lower_reference
-from slimfront.search.trials.prepared_study import Problem, prepare
+from slimfront.search.trials.prepared_study import PreparedStudy, prepare
 from slimfront.spaces.policies.candidate import Candidate
 from slimfront.studies.study_file.spec import load_study
 
@@ -34,22 +34,22 @@ def main() -> None:
     options = parser.parse_args()
     repeats = 6 if options.quick else 12
     spec = load_study("digits-demo").model_copy(update={"target": f"cpu-{options.runtime}"})
-    problem = prepare(spec)
+    prepared = prepare(spec)
     with tempfile.TemporaryDirectory() as folder:
-        quiet, hammered = measure(problem, Path(folder), repeats)
+        quiet, hammered = measure(prepared, Path(folder), repeats)
     figures = {"quiet": summary(quiet, quiet), "hammered": summary(hammered, quiet)}
     show(figures, repeats)
     if options.json:
         options.json.write_text(json.dumps({"runtime": options.runtime, "repeats": repeats, **figures}, indent=2))
 
 
-def measure(problem: Problem, folder: Path, repeats: int) -> tuple[list[PairedTiming], list[PairedTiming]]:
+def measure(prepared: PreparedStudy, folder: Path, repeats: int) -> tuple[list[PairedTiming], list[PairedTiming]]:
     """Timings on the quiet machine, and beside a hammering process."""
-    reference = lower_reference(problem.context, folder / "reference")
-    candidate = int8_artifact(problem, folder)
-    with problem.bench(reference) as bench:
+    reference = lower_reference(prepared.context, folder / "reference")
+    candidate = int8_artifact(prepared, folder)
+    with prepared.bench(reference) as bench:
         quiet = [bench.time(candidate) for _ in range(repeats)]
-        process = multiprocessing.Process(target=hammer, args=(worker_cores(problem.target.threads),), daemon=True)
+        process = multiprocessing.Process(target=hammer, args=(worker_cores(prepared.target.threads),), daemon=True)
         process.start()
         try:
             return quiet, [bench.time(candidate) for _ in range(repeats)]
@@ -57,14 +57,14 @@ def measure(problem: Problem, folder: Path, repeats: int) -> tuple[list[PairedTi
             process.kill()
 
 
-def int8_artifact(problem: Problem, folder: Path) -> Path:
+def int8_artifact(prepared: PreparedStudy, folder: Path) -> Path:
     """The digits model with every layer at 8 bits."""
-    policy = problem.space.anchors()[1]
-    workload = problem.context.workload
+    policy = prepared.space.anchors()[1]
+    workload = prepared.context.workload
     quantization = quantize(workload.model, workload.example_input, policy, workload.calibration)
     candidate = Candidate(policy, workload.model, quantization)
     path = folder / "int8.onnx"
-    return problem.context.runtime.lower(candidate, workload.example_input, problem.target, path).path
+    return prepared.context.runtime.lower(candidate, workload.example_input, prepared.target, path).path
 
 
 def hammer(cores: list[int]) -> None:

@@ -32,9 +32,9 @@ from slimfront.compression.quantization.fake_quantize import fake_quantized
 from slimfront.compression.recovery.recover import recover_by_rungs
 from slimfront.search.fidelity.halving import SuccessiveHalving
 from slimfront.search.sampler.dimensions import encode
-from slimfront.search.sampler.factory import cost_of, space_coordinates
+from slimfront.search.sampler.factory import cost_of, space_dimensions
 from slimfront.search.sampler.surrogate.analytic_cost import COUNTED, AnalyticCost
-from slimfront.search.trials.prepared_study import Problem, prepare
+from slimfront.search.trials.prepared_study import PreparedStudy, prepare
 from slimfront.spaces.policies.policy import Policy
 from slimfront.spaces.space import Space
 from slimfront.studies.study_file.spec import RungsSpec, StudySpec
@@ -93,15 +93,15 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=9, help="orders of the policies")
     options = parser.parse_args()
-    problem = problem_of(options.workload)
+    prepared = prepared_task(options.workload)
     torch.set_num_threads(1)
     options.cache.mkdir(parents=True, exist_ok=True)
     count, *more = (6, 9) if options.quick else (round(options.policies * times) for times in (1, 1.2, 1.4, 1.6, 2))
-    cost = cost_of(problem)
+    cost = cost_of(prepared)
     curves, *others = (
         list(
             trained(
-                problem,
+                prepared,
                 cost,
                 count if seed else max(count, *more),
                 seed,
@@ -110,7 +110,7 @@ def main() -> None:
         )
         for seed in range(2 if options.quick else 3)
     )
-    ceiling = whole_log2_bops(problem)
+    ceiling = whole_log2_bops(prepared)
     again = [volume(each, ceiling) / volume(curves[:count], ceiling) for each in others]
     figures = {
         text: {drawn: compare(curves, ceiling, options.seeds, rungs, count, drawn) for drawn in (count, *more)}
@@ -128,7 +128,7 @@ def main() -> None:
     print(f"hypervolume of all recovered in another order of the samples / of all: {told}")
 
 
-def problem_of(workload: str) -> Problem:
+def prepared_task(workload: str) -> PreparedStudy:
     document = {
         "study": "rungs", "workload": workload, "target": "cpu-openvino", "objectives": ["accuracy_drop", "bops"],
         "space": SPACE, "budget": {"trials": 1},
@@ -136,25 +136,25 @@ def problem_of(workload: str) -> Problem:
     return prepare(StudySpec.from_document(document, "benchmark", Path()))
 
 
-def trained(problem: Problem, cost: AnalyticCost, count: int, seed: int, file: Path) -> Iterator[Curve]:
+def trained(prepared: PreparedStudy, cost: AnalyticCost, count: int, seed: int, file: Path) -> Iterator[Curve]:
     """The curves of `count` random policies, those in `file` read and the others trained and added to it."""
     lines = file.read_text().splitlines() if file.exists() else []
     known = {row["digest"]: Curve(**row) for row in map(json.loads, lines)}
-    draw, space = random.Random(0), problem.space
+    draw, space = random.Random(0), prepared.space
     for _ in range(count):
         policy = space.policy({knob.name: draw.choice(knob.choices) for knob in space.knobs})
         if policy.digest not in known:
-            known[policy.digest] = curve_of(problem, cost, policy, seed)
+            known[policy.digest] = curve_of(prepared, cost, policy, seed)
             with file.open("a") as opened:
                 opened.write(json.dumps(asdict(known[policy.digest])) + "\n")
         yield known[policy.digest]
 
 
-def curve_of(problem: Problem, cost: AnalyticCost, policy: Policy, seed: int) -> Curve:
-    workload = problem.context.workload
+def curve_of(prepared: PreparedStudy, cost: AnalyticCost, policy: Policy, seed: int) -> Curve:
+    workload = prepared.context.workload
     data = {split: stacked(getattr(workload, split)) for split in ("validation", "test")}
     whole = {split: accuracy(workload.model.eval(), Policy(), *pair) for split, pair in data.items()}
-    model = pruned_copy(workload.model, workload.example_input, policy, problem.groups)
+    model = pruned_copy(workload.model, workload.example_input, policy, prepared.groups)
     reestimate_batch_norm(model, workload.calibration)
     drops: dict[str, list[float]] = {split: [] for split in data}
     seconds = [0.0]
@@ -169,7 +169,7 @@ def curve_of(problem: Problem, cost: AnalyticCost, policy: Policy, seed: int) ->
         seconds.append(seconds[-1] + time.process_time() - started)
         look(trained_model)
         started = time.process_time()
-    return Curve(policy.digest, log2_bops(cost, problem.space, policy), drops["validation"], drops["test"], seconds)
+    return Curve(policy.digest, log2_bops(cost, prepared.space, policy), drops["validation"], drops["test"], seconds)
 
 
 @torch.no_grad()
@@ -187,13 +187,13 @@ def rounded(model: nn.Module, policy: Policy) -> Iterator[nn.Module]:
 
 
 def log2_bops(cost: AnalyticCost, space: Space, policy: Policy) -> float:
-    codes = encode(space_coordinates(space), space.parameters(policy))
+    codes = encode(space_dimensions(space), space.parameters(policy))
     return float(np.log2(cost(codes[None])[0, COUNTED.index("bops")]))
 
 
-def whole_log2_bops(problem: Problem) -> float:
+def whole_log2_bops(prepared: PreparedStudy) -> float:
     """Of the uncompressed model, which the space does not hold."""
-    return float(np.log2(sum(layer.macs for layer in problem.layers) * 32 * 32))
+    return float(np.log2(sum(layer.macs for layer in prepared.layers) * 32 * 32))
 
 
 def compare(

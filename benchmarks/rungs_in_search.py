@@ -28,7 +28,7 @@ from slimfront.core.measurement import Measurement
 from slimfront.hardware_profiles.runtimes.base import Artifact
 from slimfront.search.driver import Proposal, Search
 from slimfront.search.sampler.factory import cost_of
-from slimfront.search.trials.prepared_study import Problem, prepare
+from slimfront.search.trials.prepared_study import PreparedStudy, prepare
 from slimfront.search.trials.recovered import structure
 from slimfront.search.trials.worker import Stage
 from slimfront.spaces.policies.policy import Policy
@@ -55,15 +55,15 @@ ARMS: dict[str, dict[str, Any]] = {
 class Trainer:
     """Recovers policies of a workload, each structure once, and scores them at `LOOKS`; `folder` keeps both."""
 
-    def __init__(self, problem: Problem, folder: Path) -> None:
-        workload = problem.context.workload
-        self._problem, self._folder, self._file = problem, folder, folder / "scores.jsonl"
+    def __init__(self, prepared: PreparedStudy, folder: Path) -> None:
+        workload = prepared.context.workload
+        self._prepared, self._folder, self._file = prepared, folder, folder / "scores.jsonl"
         self._data = {split: stacked(getattr(workload, split)) for split in ("validation", "test")}
         with torch.no_grad():
             self._reference = {split: workload.model.eval()(inputs) for split, (inputs, _) in self._data.items()}
         lines = self._file.read_text().splitlines() if self._file.exists() else []
         self._scores = {tuple(key): score for key, score in map(json.loads, lines)}
-        self._cost, self._models = cost_of(problem), dict[str, nn.Module]()
+        self._cost, self._models = cost_of(prepared), dict[str, nn.Module]()
 
     def weights(self, policy: Policy) -> Path:
         """Of a policy's structure at every look, with the seconds of training behind them; trained now if they were not before."""
@@ -103,15 +103,15 @@ class Trainer:
 
     def log2_bops(self, policy: Policy) -> float:
         """As counted for any point of the space."""
-        return log2_bops(self._cost, self._problem.space, policy)
+        return log2_bops(self._cost, self._prepared.space, policy)
 
     def _pruned(self, policy: Policy) -> nn.Module:
-        workload = self._problem.context.workload
-        return pruned_copy(workload.model, workload.example_input, policy, self._problem.groups)
+        workload = self._prepared.context.workload
+        return pruned_copy(workload.model, workload.example_input, policy, self._prepared.groups)
 
     def _trained(self, policy: Policy) -> Iterator[tuple[dict[str, Tensor], float]]:
         """Weights and seconds at each look."""
-        workload, model, spent = self._problem.context.workload, self._pruned(policy), 0.0
+        workload, model, spent = self._prepared.context.workload, self._pruned(policy), 0.0
         reestimate_batch_norm(model, workload.calibration)
         yield _copied(model), spent
         started = time.process_time()
@@ -213,11 +213,11 @@ def searched(workload: str, arm: str, seed: int, trials: int, epochs: int, folde
         "constraints": [f"accuracy_drop <= {FLOOR}"], "space": {**SPACE, "recovery_epochs": [epochs]}, "budget": {"trials": trials}, "seed": seed,
         "workers": 0, **ARMS[arm],
     }  # fmt: skip
-    problem = prepare(StudySpec.from_document(document, "benchmark", Path()))
+    prepared = prepare(StudySpec.from_document(document, "benchmark", Path()))
     torch.set_num_threads(1)  # `prepare` takes all
     with tempfile.TemporaryDirectory(prefix="slimfront-rungs-") as scratch, Store(f"sqlite:///{scratch}/x.db") as store:
-        search = Search(problem, store, Path(scratch))
-        return Runner(search, Trainer(problem, folder), whole_log2_bops(problem)).run()
+        search = Search(prepared, store, Path(scratch))
+        return Runner(search, Trainer(prepared, folder), whole_log2_bops(prepared)).run()
 
 
 def show(rows: list[dict[str, Any]], title: str) -> None:

@@ -30,12 +30,12 @@ from measured_latency import SECONDS, MeasuredLatency
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from rich.console import Console
 from rich.table import Table
-from slimfront.search.sampler.factory import KnownDamage, greedy_policies, space_coordinates
+from slimfront.search.sampler.factory import KnownDamage, greedy_policies, space_dimensions
 from slimfront.search.sampler.policy_sampler import PolicySampler
 from slimfront.search.sampler.surrogate.analytic_cost import COUNTED
 from slimfront.search.sampler.surrogate.surrogate import Role
 from slimfront.search.sensitivity import known_damage, measured, probes
-from slimfront.search.trials.prepared_study import Problem, prepare
+from slimfront.search.trials.prepared_study import PreparedStudy, prepare
 from slimfront.spaces.policies.policy import Policy
 from slimfront.studies.study_file.spec import StudySpec
 
@@ -130,39 +130,41 @@ def main() -> None:
         options.arms, options.trials, options.our_trials, options.seeds = "tpe-anchors,policy", trials, trials, seeds
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    problem = problem_of(options.task)
+    prepared = prepared_task(options.task)
     torch.set_num_threads(1)  # two threads on models this small spend four times the processor time
     options.cache.mkdir(parents=True, exist_ok=True)
-    evaluator = CheapEvaluator(problem, options.cache / f"{options.task}.jsonl")
-    with cost_of(options.cost, problem, evaluator, options.cache / f"{options.task}.latency.jsonl") as cost:
-        figures = compared(problem, evaluator, cost, options)
+    evaluator = CheapEvaluator(prepared, options.cache / f"{options.task}.jsonl")
+    with cost_of(options.cost, prepared, evaluator, options.cache / f"{options.task}.latency.jsonl") as cost:
+        figures = compared(prepared, evaluator, cost, options)
     show(figures, options)
     if options.figure:
         curves(figures, options.task).write_html(options.figure, include_plotlyjs="cdn")
 
 
 @contextmanager
-def cost_of(name: str, problem: Problem, evaluator: CheapEvaluator, file: Path) -> Iterator[Cost]:
+def cost_of(name: str, prepared: PreparedStudy, evaluator: CheapEvaluator, file: Path) -> Iterator[Cost]:
     if name == "bops":
         yield Cost(COUNTED.index("bops"), evaluator.bops, evaluator.bops, evaluator.bops(Policy()))
         return
-    with MeasuredLatency(problem, file) as latency:
+    with MeasuredLatency(prepared, file) as latency:
         yield Cost("measured", lambda p: latency.of(p, "search"), lambda p: latency.of(p, "judge"), 1.0)
         spreads = ", ".join(f"{latency.spread(purpose):.1%} for the {purpose}" for purpose in SECONDS)
         Console().print(f"intervals of timings, on either side, the median: {spreads}", highlight=False)
 
 
-def compared(problem: Problem, evaluator: CheapEvaluator, cost: Cost, options: argparse.Namespace) -> dict[str, Any]:
+def compared(
+    prepared: PreparedStudy, evaluator: CheapEvaluator, cost: Cost, options: argparse.Namespace
+) -> dict[str, Any]:
     """The figures of all arms and seeds asked for, written out after every seed."""
     arms = options.arms.split(",")
-    known, charge = sensitivity(problem, evaluator) if set(arms) - set(WITHOUT_SENSITIVITY) else ({}, 0)
+    known, charge = sensitivity(prepared, evaluator) if set(arms) - set(WITHOUT_SENSITIVITY) else ({}, 0)
     runs, figures = [], {}
     for seed in range(options.seeds):
         for arm in arms:
             trials = options.our_trials if arm.startswith("policy") else options.trials
             trials = min(trials, GP_TRIALS) if arm == "gp-anchors" else trials
             first = ({}, 0) if arm in WITHOUT_SENSITIVITY else (known, charge)
-            runs.append(search(problem, evaluator, cost, arm, seed, trials, *first))
+            runs.append(search(prepared, evaluator, cost, arm, seed, trials, *first))
             Console(stderr=True).print(f"{arm} seed {seed}: {len(runs[-1].policies)} trials", highlight=False)
         figures = judged(runs, evaluator, cost)
         if options.json:
@@ -171,7 +173,7 @@ def compared(problem: Problem, evaluator: CheapEvaluator, cost: Cost, options: a
     return figures
 
 
-def problem_of(task: str) -> Problem:
+def prepared_task(task: str) -> PreparedStudy:
     document = {
         "study": task, "target": "cpu-openvino", "objectives": ["accuracy_drop", "bops"], "space": SPACE,
         "budget": {"trials": 1}, **TASKS[task],
@@ -180,7 +182,7 @@ def problem_of(task: str) -> Problem:
 
 
 def search(
-    problem: Problem,
+    prepared: PreparedStudy,
     evaluator: CheapEvaluator,
     cost: Cost,
     arm: str,
@@ -195,20 +197,20 @@ def search(
         known: what single choices damage, which took the time of `charge` trials.
     """
     plain = arm in SEEDED_ONLY
-    sampler = sampler_of(arm, seed, problem, evaluator, cost, known)
+    sampler = sampler_of(arm, seed, prepared, evaluator, cost, known)
     study = optuna.create_study(directions=["minimize"] * 2, sampler=sampler)
-    anchors = problem.space.anchors()[:ANCHORS] if not plain and not arm.endswith("no-anchors") else []
-    for policy in [*anchors, *(greedy_policies(problem, known) if known else [])]:
-        study.enqueue_trial(dict(problem.space.parameters(policy)))
+    anchors = prepared.space.anchors()[:ANCHORS] if not plain and not arm.endswith("no-anchors") else []
+    for policy in [*anchors, *(greedy_policies(prepared, known) if known else [])]:
+        study.enqueue_trial(dict(prepared.space.parameters(policy)))
     run, seen = Run(arm, seed, charge=charge), set()
     whole = evaluator.scores(Policy()).accuracy
     while len(run.policies) < run.first(trials):
         started = time.process_time()
         trial = study.ask()
         _ = trial.relative_params
-        parameters = {knob.name: trial.suggest_categorical(knob.name, knob.choices) for knob in problem.space.knobs}
+        parameters = {knob.name: trial.suggest_categorical(knob.name, knob.choices) for knob in prepared.space.knobs}
         run.ask_s.append(time.process_time() - started)
-        policy = problem.space.policy(parameters)
+        policy = prepared.space.policy(parameters)
         run.duplicates += policy.digest in seen
         if policy.digest in seen and not plain:
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -226,15 +228,15 @@ def search(
     return run
 
 
-def sensitivity(problem: Problem, evaluator: CheapEvaluator) -> tuple[KnownDamage, int]:
+def sensitivity(prepared: PreparedStudy, evaluator: CheapEvaluator) -> tuple[KnownDamage, int]:
     """What single choices damage, and the trials that is charged as: processor time over that of a median evaluation."""
     started = time.process_time()
-    known = known_damage(problem.space, list(measured(problem, probes(problem.space))))
-    return known, math.ceil((time.process_time() - started) / evaluator.seconds(problem.space.anchors()[1:10]))
+    known = known_damage(prepared.space, list(measured(prepared, probes(prepared.space))))
+    return known, math.ceil((time.process_time() - started) / evaluator.seconds(prepared.space.anchors()[1:10]))
 
 
 def sampler_of(
-    arm: str, seed: int, problem: Problem, evaluator: CheapEvaluator, cost: Cost, known: KnownDamage
+    arm: str, seed: int, prepared: PreparedStudy, evaluator: CheapEvaluator, cost: Cost, known: KnownDamage
 ) -> BaseSampler:
     if arm == "gp-anchors":
         return GPSampler(seed=seed, n_startup_trials=10)
@@ -246,7 +248,7 @@ def sampler_of(
         return TPESampler(seed=seed, multivariate=True, n_startup_trials=10)
     return PolicySampler(
         ["quality", cost.role],
-        coordinates=space_coordinates(problem.space, known),
+        dimensions=space_dimensions(prepared.space, known),
         counted=evaluator.cost,
         keys=evaluator.cost.keys,
         reference=(FLOOR, cost.whole),

@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from sample_efficiency import TASKS, problem_of
+from sample_efficiency import TASKS, prepared_task
 from slimfront.search.sampler.dimensions import encode
-from slimfront.search.sampler.factory import space_coordinates
+from slimfront.search.sampler.factory import space_dimensions
 from slimfront.search.sampler.surrogate.damage_model import BROKEN, StructuredMean
 from slimfront.search.sampler.surrogate.surrogate import log_damage
 from slimfront.search.sensitivity import Probe, Simulation, known_damage, measured, probes
-from slimfront.search.trials.prepared_study import Problem
+from slimfront.search.trials.prepared_study import PreparedStudy
 from slimfront.spaces.policies.policy import Policy
 from slimfront.studies.store.records import SensitivityRecord
 
@@ -39,30 +39,30 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="30 policies a task instead of 60")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
     options = parser.parse_args()
-    errors = {task: errors_by_limit(problem_of(task), 30 if options.quick else 60) for task in TASKS}
+    errors = {task: errors_by_limit(prepared_task(task), 30 if options.quick else 60) for task in TASKS}
     show(errors)
     if options.json:
         options.json.write_text(json.dumps({"errors": errors, "rotation": rotation(errors)}, indent=1))
 
 
-def errors_by_limit(problem: Problem, count: int) -> dict[float, float]:
+def errors_by_limit(prepared: PreparedStudy, count: int) -> dict[float, float]:
     """Limit -> median absolute error of the log damage foretold."""
-    wanted = {limit: probes(problem.space, limit) for limit in LIMITS}
+    wanted = {limit: probes(prepared.space, limit) for limit in LIMITS}
     every = {probe.policy.digest: probe for chosen in wanted.values() for probe in chosen}
-    records = {record.digest: record for record in measured(problem, list(every.values()))}
-    simulation = Simulation(problem)
-    policies = changed_policies(problem, count)
+    records = {record.digest: record for record in measured(prepared, list(every.values()))}
+    simulation = Simulation(prepared)
+    policies = changed_policies(prepared, count)
     damages = np.array([log_damage(simulation.divergence(policy).value) for policy in policies])
     intact = damages < BROKEN
     return {
-        limit: float(np.median(np.abs(foretold(problem, chosen, records, policies) - damages)[intact]))
+        limit: float(np.median(np.abs(foretold(prepared, chosen, records, policies) - damages)[intact]))
         for limit, chosen in wanted.items()
     }
 
 
-def changed_policies(problem: Problem, count: int) -> list[Policy]:
+def changed_policies(prepared: PreparedStudy, count: int) -> list[Policy]:
     """The uncompressed model with some knobs drawn anew."""
-    draw, space = random.Random(0), problem.space
+    draw, space = random.Random(0), prepared.space
     whole = space.parameters(space.uniform({}))
     drawn = []
     for index in range(count):
@@ -72,13 +72,16 @@ def changed_policies(problem: Problem, count: int) -> list[Policy]:
 
 
 def foretold(
-    problem: Problem, chosen: Sequence[Probe], records: Mapping[str, SensitivityRecord], policies: Sequence[Policy]
+    prepared: PreparedStudy,
+    chosen: Sequence[Probe],
+    records: Mapping[str, SensitivityRecord],
+    policies: Sequence[Policy],
 ) -> np.ndarray:
     """Log damage [policies] by the damage model's priors, given the records of the chosen probes."""
     found = [records[probe.policy.digest] for probe in chosen if probe.policy.digest in records]
-    coordinates = space_coordinates(problem.space, known_damage(problem.space, found))
-    codes = [encode(coordinates, problem.space.parameters(policy)) for policy in policies]
-    return StructuredMean(coordinates).predict(np.array(codes))
+    dimensions = space_dimensions(prepared.space, known_damage(prepared.space, found))
+    codes = [encode(dimensions, prepared.space.parameters(policy)) for policy in policies]
+    return StructuredMean(dimensions).predict(np.array(codes))
 
 
 def rotation(errors: Mapping[str, Mapping[float, float]]) -> dict[str, dict[str, float]]:

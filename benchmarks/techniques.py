@@ -28,7 +28,8 @@ from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.hardware_profiles.runtimes.base import get_runtime
 from slimfront.spaces.models.channel_groups import ChannelGroup, find_channel_groups
 from slimfront.spaces.models.layers import find_layers, macs_by_module
-from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery, RecoveryStep
+from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
+from slimfront.spaces.policies.recovery import RecoveryStep
 from slimfront.workloads.load import load_workload
 from slimfront.workloads.workload import Workload
 from torch import nn

@@ -14,7 +14,7 @@ from ..hardware_profiles.bench.lock import alone_on_gpu
 from ..hardware_profiles.runtimes.base import Artifact
 from ..hardware_profiles.runtimes.registry import RUNTIMES
 from ..workloads.workload import MapDataset
-from .evaluator import Context, Subject
+from .evaluator import Context, LoweredCandidate
 from .scores import Scores, concatenate
 
 
@@ -56,10 +56,10 @@ class Accuracy:
     metrics = ("accuracy", "accuracy_drop", "cross_entropy", "kl")
     needs_artifact = True
 
-    def evaluate(self, subject: Subject, context: Context) -> list[Measurement]:
-        if subject.artifact is None:
+    def evaluate(self, lowered: LoweredCandidate, context: Context) -> list[Measurement]:
+        if lowered.artifact is None:
             raise EvaluationError("accuracy needs an artifact")
-        scores = score(subject.artifact, context.workload.validation, context)
+        scores = score(lowered.artifact, context.workload.validation, context)
         reference = context.reference.validation if context.reference else None
         measured = accuracy_measurements(scores, reference or scores)
         if context.workload.loss is None:

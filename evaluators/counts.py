@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ..core.measurement import Measurement
 from ..spaces.models.layers import LAYER_KINDS, macs_by_module
-from ..spaces.policies.policy import FULL_PRECISION, LayerPolicy
-from .evaluator import Context, Subject
+from ..spaces.policies.layer_policy import FULL_PRECISION
+from ..spaces.policies.policy import LayerPolicy
+from .evaluator import Context, LoweredCandidate
 from .size import counted_size
 
 
@@ -19,8 +20,8 @@ class Complexity:
     metrics = ("flops", "bops", "parameters", "packed_bytes")
     needs_artifact = False
 
-    def evaluate(self, subject: Subject, context: Context) -> list[Measurement]:
-        model, policy = subject.candidate.model, subject.candidate.policy
+    def evaluate(self, lowered: LoweredCandidate, context: Context) -> list[Measurement]:
+        model, policy = lowered.candidate.model, lowered.candidate.policy
         macs = macs_by_module(model, context.workload.example_input)
         layers = {name: module for name, module in model.named_modules() if type(module) in LAYER_KINDS}
         bops = sum(
@@ -32,7 +33,7 @@ class Complexity:
             Measurement.exact("flops", macs[""], "fvcore"),
             Measurement.exact("bops", bops, "fvcore x bits"),
             Measurement.exact("parameters", parameters, "count"),
-            counted_size(subject.candidate),
+            counted_size(lowered.candidate),
         ]
 
 

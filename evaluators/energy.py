@@ -6,8 +6,8 @@ import statistics
 
 from ..core.errors import EvaluationError
 from ..core.measurement import METRICS, Measurement
-from ..hardware_profiles.bench.paired_timing import median_interval
-from .evaluator import Context, Subject
+from ..core.statistics import quantile_interval
+from .evaluator import Context, LoweredCandidate
 
 REPEATS = 9
 
@@ -27,10 +27,10 @@ class Energy:
     def __init__(self, seconds: float = 2.0) -> None:
         self.seconds = seconds
 
-    def evaluate(self, subject: Subject, context: Context) -> list[Measurement]:
-        if subject.artifact is None or context.bench is None:
+    def evaluate(self, lowered: LoweredCandidate, context: Context) -> list[Measurement]:
+        if lowered.artifact is None or context.bench is None:
             raise EvaluationError("energy needs an artifact and a bench")
-        meter, joules = context.bench.energy(subject.artifact.path, self.seconds / REPEATS, REPEATS)
-        low, high = median_interval(joules)
+        meter, joules = context.bench.energy(lowered.artifact.path, self.seconds / REPEATS, REPEATS)
+        low, high = quantile_interval(joules)
         unit = METRICS["energy_j"].unit
         return [Measurement("energy_j", statistics.median(joules), low, high, unit, REPEATS, meter)]

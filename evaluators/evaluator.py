@@ -52,15 +52,15 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is evaluated: a candidate, and its artifact once it was lowered."""
+class LoweredCandidate:
+    """A candidate and its artifact, which is None for what is counted before lowering."""
 
     candidate: Candidate
     artifact: Artifact | None = None
 
 
 class Evaluator(Protocol):
-    """Turns a subject into measurements.
+    """Turns a lowered candidate into measurements.
 
     Attributes:
         metrics: names of the measurements it can make, keys of `METRICS`.
@@ -70,10 +70,10 @@ class Evaluator(Protocol):
     metrics: tuple[str, ...]
     needs_artifact: bool
 
-    def evaluate(self, subject: Subject, context: Context) -> list[Measurement]:
+    def evaluate(self, lowered: LoweredCandidate, context: Context) -> list[Measurement]:
         """One measurement for each of `metrics` that the workload gives a meaning, in their order.
 
         Raises:
-            EvaluationError: the number cannot be produced for this subject.
+            EvaluationError: the number cannot be produced for this candidate.
         """
         ...

@@ -6,7 +6,7 @@ from ..core.errors import EvaluationError
 from ..core.measurement import METRICS, Measurement
 from ..hardware_profiles.bench.paired_timing import PairedTiming
 from ..hardware_profiles.cards.target import Target
-from .evaluator import Context, Subject
+from .evaluator import Context, LoweredCandidate
 
 
 class Latency:
@@ -29,10 +29,10 @@ class Latency:
     def __init__(self, seconds: float = 2.0) -> None:
         self.seconds = seconds
 
-    def evaluate(self, subject: Subject, context: Context) -> list[Measurement]:
-        if subject.artifact is None or context.bench is None or context.reference is None:
+    def evaluate(self, lowered: LoweredCandidate, context: Context) -> list[Measurement]:
+        if lowered.artifact is None or context.bench is None or context.reference is None:
             raise EvaluationError("latency needs an artifact, a bench and a reference")
-        timing = context.bench.time(subject.artifact.path, self.seconds)
+        timing = context.bench.time(lowered.artifact.path, self.seconds)
         return latency_measurements(timing, context.reference.latency_ms, context.target)
 
 

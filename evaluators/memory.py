@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..core.errors import EvaluationError
 from ..core.measurement import Measurement
-from .evaluator import Context, Subject
+from .evaluator import Context, LoweredCandidate
 
 
 class PeakMemory:
@@ -13,8 +13,8 @@ class PeakMemory:
     metrics: tuple[str, ...] = ("peak_memory_bytes",)
     needs_artifact = True
 
-    def evaluate(self, subject: Subject, context: Context) -> list[Measurement]:
-        if subject.artifact is None or context.bench is None:
+    def evaluate(self, lowered: LoweredCandidate, context: Context) -> list[Measurement]:
+        if lowered.artifact is None or context.bench is None:
             raise EvaluationError("peak memory needs an artifact and a bench")
-        peak = context.bench.peak_memory(subject.artifact.path)
+        peak = context.bench.peak_memory(lowered.artifact.path)
         return [Measurement.exact("peak_memory_bytes", peak, "growth of the peak resident set, one load")]

@@ -6,7 +6,7 @@ from ..core.errors import EvaluationError
 from ..core.measurement import METRICS, PREDICTED, Measurement
 from ..hardware_profiles.cards.target import Target
 from ..hardware_profiles.profiling.prediction import calls_of, cost_units
-from .evaluator import Context, Evaluator, Subject
+from .evaluator import Context, Evaluator, LoweredCandidate
 from .latency import Latency, throughput
 
 
@@ -16,11 +16,11 @@ class PredictedLatency:
     metrics: tuple[str, ...] = ("speedup", "latency_ms", "throughput")
     needs_artifact = False
 
-    def evaluate(self, subject: Subject, context: Context) -> list[Measurement]:
+    def evaluate(self, lowered: LoweredCandidate, context: Context) -> list[Measurement]:
         table = context.target.latency_table
         if table is None:
             raise EvaluationError("predicting latency needs a latency table in the target's card")
-        example, candidate = context.workload.example_input, subject.candidate
+        example, candidate = context.workload.example_input, lowered.candidate
         reference = calls_of(context.workload.model, example)
         costs = cost_units(candidate.policy, calls_of(candidate.model, example), reference)
         if missing := table.missing(costs):

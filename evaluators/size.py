@@ -8,7 +8,7 @@ from ..compression.packing.packed_file import counted_bytes, packed_bytes
 from ..core.errors import EvaluationError
 from ..core.measurement import Measurement
 from ..spaces.policies.candidate import Candidate
-from .evaluator import Context, Subject
+from .evaluator import Context, LoweredCandidate
 
 
 class ArtifactSize:
@@ -17,10 +17,10 @@ class ArtifactSize:
     metrics = ("artifact_bytes",)
     needs_artifact = True
 
-    def evaluate(self, subject: Subject, context: Context) -> list[Measurement]:
-        if subject.artifact is None:
+    def evaluate(self, lowered: LoweredCandidate, context: Context) -> list[Measurement]:
+        if lowered.artifact is None:
             raise EvaluationError("artifact_bytes needs an artifact")
-        return [Measurement.exact("artifact_bytes", subject.artifact.bytes, "file size")]
+        return [Measurement.exact("artifact_bytes", lowered.artifact.bytes, "file size")]
 
 
 def counted_size(candidate: Candidate) -> Measurement:

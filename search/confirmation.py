@@ -27,11 +27,11 @@ def confirm_front(search: Search, progress: Callable[[int, int], None] = lambda 
     Args:
         progress: told (confirmed so far, points to confirm).
     """
-    context = search.problem.context
+    context = search.prepared.context
     reference = with_test_scores(context, search.reference)
     assert reference.test is not None  # just scored
     confirmed = _confirmed(search)
-    with search.problem.bench(reference.artifact) as bench:
+    with search.prepared.bench(reference.artifact) as bench:
         while waiting := [point.trial for point in search.front if point.trial not in confirmed]:
             number = waiting[0]
             artifact = _artifact(search, number)

@@ -19,7 +19,7 @@ from optuna.samplers import BaseSampler
 from ..core.interrupts import uninterrupted
 from ..core.measurement import Measurement
 from ..core.threads import usable_threads
-from ..evaluators.evaluator import Subject
+from ..evaluators.evaluator import LoweredCandidate
 from ..hardware_profiles.runtimes.base import Artifact
 from ..spaces.policies.candidate import Candidate
 from ..spaces.policies.policy import Policy
@@ -31,7 +31,7 @@ from ..studies.store.executed import KIND as PRECISIONS
 from ..studies.store.records import INTERRUPTIONS, TrialRecord
 from ..studies.store.store import Store
 from .bookkeeping import MOST_RETRIES, Bookkeeping
-from .fidelity.halving import Verdict
+from .fidelity.halving import HalvingDecision
 from .fidelity.rungs import Rungs, stopped_text
 from .optuna.study import OptunaStudy
 from .sampler.factory import greedy_policies, make_sampler
@@ -42,7 +42,7 @@ from .sensitivity import Sensitivity, known_damage
 from .study_setup import open_reference, open_study
 from .time_budget import TimeBudget
 from .transfer import earlier_trials
-from .trials.prepared_study import Problem
+from .trials.prepared_study import PreparedStudy
 from .trials.recovered import RecoveredWeights
 from .trials.worker import PRECISIONS_FILE, Stage, WorkerSetup, cores_beside, keep
 
@@ -90,7 +90,7 @@ class Search:
     """One run of a study.
 
     Args:
-        problem: what is searched.
+        prepared: what is searched.
         store: open; this process becomes the study's only driver.
         artifacts: folder that files of trials are kept in; workers must reach it.
         listener: told of everything that happens.
@@ -105,27 +105,27 @@ class Search:
 
     def __init__(
         self,
-        problem: Problem,
+        prepared: PreparedStudy,
         store: Store,
         artifacts: Path,
         listener: Listener = lambda *_: None,
         started: float | None = None,
     ) -> None:
-        self.problem, self.spec, self.store = problem, problem.spec, store
+        self.prepared, self.spec, self.store = prepared, prepared.spec, store
         self.folder = artifacts.resolve() / self.spec.study
         self.objectives = [Objective.of(name) for name in self.spec.objectives]
         self._listener = listener
-        open_study(problem, store)
-        self.reference = open_reference(problem, store, self.folder / "reference")
+        open_study(prepared, store)
+        self.reference = open_reference(prepared, store, self.folder / "reference")
         self._reference_point = reference_point(self._baseline(), self.objectives, self.spec.constraints)
         started = time.monotonic() if started is None else started
         self.time = TimeBudget(self.spec.budget.timeout_s, started, self._confirmation_seconds())
         self.stopped_because: str | None = None
-        self._sensitivity = Sensitivity(store, problem, self.time.for_sensitivity, listener)
+        self._sensitivity = Sensitivity(store, prepared, self.time.for_sensitivity, listener)
         self._learned = not self._sensitivity.missing
         self._seen: dict[str, int] = {}
-        self._untried = Untried(problem.space, self._seen, f"{self.spec.seed}/spare")
-        self._optuna = OptunaStudy(self.spec, problem.space, store, self._sampler)
+        self._untried = Untried(prepared.space, self._seen, f"{self.spec.seed}/spare")
+        self._optuna = OptunaStudy(self.spec, prepared.space, store, self._sampler)
         self._books = Bookkeeping(self.spec, store, self._optuna)
         self._running: dict[int, _Running] = {}
         self._recovered = RecoveredWeights(store, self.spec)
@@ -151,7 +151,7 @@ class Search:
                 self._optuna.enqueue(*self._first.popleft())
             number, parameters, attributes = self._optuna.ask()
             self._note_fallback(number)
-            policy = self.problem.space.policy(parameters)
+            policy = self.prepared.space.policy(parameters)
             if policy.digest not in self._seen or "retry_of" in attributes:
                 return self._start(number, policy, attributes)
             # Nothing that was proposed here: a trial that someone else enqueued in the study.
@@ -166,7 +166,7 @@ class Search:
         assert number is not None  # the search would be over
         self._rungs.take_up(number)
         policy = self.store.get_trial(self.spec.study, number).policy
-        self._optuna.enqueue(self.problem.space.parameters(policy), {"retry_of": number})
+        self._optuna.enqueue(self.prepared.space.parameters(policy), {"retry_of": number})
         retry, _, attributes = self._optuna.ask()
         return self._start(retry, policy, attributes)
 
@@ -175,15 +175,17 @@ class Search:
 
         The baseline has just been measured of the very same model: no worker need do it again.
         """
-        if not (self._is_new and self.problem.space.anchors()[0].is_uncompressed):
+        if not (self._is_new and self.prepared.space.anchors()[0].is_uncompressed):
             return
         proposal = self.propose()
         if proposal is None:
             return
         baseline = self.store.get_study(self.spec.study).baseline
-        subject = Subject(Candidate(proposal.policy, self.problem.context.workload.model), self.reference.artifact)
+        lowered = LoweredCandidate(
+            Candidate(proposal.policy, self.prepared.context.workload.model), self.reference.artifact
+        )
         folder = self.reference.artifact.path.parent
-        files = keep(subject, folder)
+        files = keep(lowered, folder)
         if (precisions := folder / PRECISIONS_FILE).is_file():  # gone with its folder, or never there in an old study
             files[PRECISIONS] = Artifact.of(precisions)
         self.record(proposal.number, Stage("scored", measurements=list(baseline.values()), artifacts=files))
@@ -196,7 +198,7 @@ class Search:
         if not running.measurements:
             self.store.set_worker(self.spec.study, number, stage.worker)
         running.measurements.update({m.name: m for m in stage.measurements})
-        self.store.add_measurements(self.spec.study, number, stage.measurements, stage.rung, self.problem.target.name)
+        self.store.add_measurements(self.spec.study, number, stage.measurements, stage.rung, self.prepared.target.name)
         for kind, artifact in stage.artifacts.items():
             self.store.record_artifact(
                 self.spec.study, number, kind, str(artifact.path), artifact.sha256, artifact.bytes
@@ -205,7 +207,7 @@ class Search:
         if stage.reason is not None:
             self.fail(number, stage.reason)
 
-    def verdict(self, number: int, stage: Stage) -> Verdict | None:
+    def verdict(self, number: int, stage: Stage) -> HalvingDecision | None:
         """How a trial stands among those that got as far; None where nothing is to be decided.
 
         To be asked once a stage, before or after it is recorded.
@@ -217,7 +219,7 @@ class Search:
         return self._rungs.verdict(number, stage, measured, running.retry_of)
 
     @uninterrupted()
-    def stop(self, number: int, stage: Stage, verdict: Verdict) -> None:
+    def stop(self, number: int, stage: Stage, verdict: HalvingDecision) -> None:
         """End a trial that is not worth more training, all its stages recorded so far."""
         running = self._running.pop(number)
         self._rungs.stop(number, stage.rung)
@@ -257,14 +259,14 @@ class Search:
 
     def worker_setup(self, workers: int) -> WorkerSetup:
         """What workers need; with `workers` > 0 they are kept off the bench's cores and share the others."""
-        target = self.problem.target
-        threads = usable_threads(cores_beside(target)) // workers if workers else self.problem.context.threads
+        target = self.prepared.target
+        threads = usable_threads(cores_beside(target)) // workers if workers else self.prepared.context.threads
         return WorkerSetup(
             workload=self.spec.workload,
             workload_options=self.spec.workload_options,
             base_folder=self.spec.base_folder,
             target=target,
-            groups=self.problem.groups,
+            groups=self.prepared.groups,
             seed=self.spec.seed,
             batch_size=self.spec.recovery.batch_size,
             constraints=self.spec.constraints,
@@ -273,6 +275,7 @@ class Search:
             threads=max(1, threads),
             metrics=self.spec.metrics,
             rungs=self.spec.rungs,
+            pickled_workload=self.prepared.pickled_workload,
         )
 
     # What reports ask
@@ -329,7 +332,7 @@ class Search:
     @uninterrupted()
     def remeasured(self, number: int, measurements: list[Measurement], rung: int) -> None:
         """Store newer figures of a trial that has ended, and let the front follow."""
-        self.store.add_measurements(self.spec.study, number, measurements, rung, self.problem.target.name)
+        self.store.add_measurements(self.spec.study, number, measurements, rung, self.prepared.target.name)
         self._add_point(self.store.get_trial(self.spec.study, number))
 
     # How it starts
@@ -340,22 +343,24 @@ class Search:
 
     def _confirmation_seconds(self) -> float:
         """Seconds that confirming one point of the front takes, about."""
-        workload = self.problem.context.workload
+        workload = self.prepared.context.workload
         return CONFIRMING_SECONDS + self.reference.scoring_seconds * len(workload.test) / len(workload.validation)
 
     def _sampler(self, trials_so_far: int) -> BaseSampler:
-        earlier = earlier_trials(self.store, self.spec, self.problem.space) if self.spec.transfer else []
-        return make_sampler(self.problem, self._baseline(), trials_so_far, earlier, self._known_damage(), self._untried)
+        earlier = earlier_trials(self.store, self.spec, self.prepared.space) if self.spec.transfer else []
+        return make_sampler(
+            self.prepared, self._baseline(), trials_so_far, earlier, self._known_damage(), self._untried
+        )
 
     def _known_damage(self) -> dict[str, dict[Choice, float]]:
-        return known_damage(self.problem.space, self._sensitivity.records)
+        return known_damage(self.prepared.space, self._sensitivity.records)
 
     def _learn_sensitivity(self) -> None:
         """Have what single choices damage measured: by a thread while workers run, or here once the anchors have ended."""
         if self._learned or self.is_over:
             return
         if self.spec.workers and not self._sensitivity.has_started:
-            self._sensitivity.start(cores_beside(self.problem.target))
+            self._sensitivity.start(cores_beside(self.prepared.target))
         elif not self.spec.workers and not self._first:
             self._sensitivity.measure()
         if not self._sensitivity.has_started or self._sensitivity.is_running():
@@ -383,10 +388,10 @@ class Search:
             elif trial.reason not in INTERRUPTIONS and failures[trial.digest] > MOST_RETRIES:
                 self._seen[trial.digest] = trial.number
             elif trial.number not in retried and self._rungs.passed(trial.retry_of) < 0:
-                self._first.append((self.problem.space.parameters(trial.policy), {"retry_of": trial.number}))
+                self._first.append((self.prepared.space.parameters(trial.policy), {"retry_of": trial.number}))
         self._tried = {trial.digest for trial in trials}
         path = self._path() if self._learned else []
-        self._first += self._enqueued([*self.problem.space.anchors()[:MAX_ANCHORS], *path])
+        self._first += self._enqueued([*self.prepared.space.anchors()[:MAX_ANCHORS], *path])
         waiting = self._optuna.waiting()  # a driver that was killed had them enqueued: they are asked first
         self._first = deque(item for item in self._first if item[0] not in waiting)
         self._save_front()
@@ -401,13 +406,13 @@ class Search:
 
     def _path(self) -> list[Policy]:
         """The greedy path where single damages are known."""
-        return greedy_policies(self.problem, self._known_damage()) if self._sensitivity.records else []
+        return greedy_policies(self.prepared, self._known_damage()) if self._sensitivity.records else []
 
     def _enqueued(self, policies: Iterable[Policy]) -> list[tuple[Mapping[str, Choice], Mapping[str, object]]]:
         """What is to be enqueued for these policies, each once and those left out that the study has tried."""
         known = self._tried | self._seen.keys()
         new = dict.fromkeys(policy for policy in policies if policy.digest not in known)
-        return [(self.problem.space.parameters(policy), {}) for policy in new]
+        return [(self.prepared.space.parameters(policy), {}) for policy in new]
 
     def _note_fallback(self, number: int) -> None:
         """Say where the study is looked at while another sampler proposes; and tell the listener, the first time."""

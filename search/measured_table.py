@@ -25,7 +25,7 @@ from ..studies.store.store import Store
 from ..studies.study_file.spec import StudySpec, load_study
 from ..workloads.load import working_in
 from .trials.baseline import QUIET_SECONDS, lower_reference
-from .trials.prepared_study import Problem, prepare
+from .trials.prepared_study import PreparedStudy, prepare
 from .trials.worker import TIMING_SECONDS
 
 POLICIES = 80
@@ -44,12 +44,12 @@ def add_table(target: Target, study: str, storage: str, console: Console) -> Tar
 
 
 def _add_table(target: Target, spec: StudySpec, storage: str, console: Console) -> Target:
-    problem = prepare(spec)
-    context = replace(problem.context, target=target, runtime=get_runtime(target.runtime))
+    prepared = prepare(spec)
+    context = replace(prepared.context, target=target, runtime=get_runtime(target.runtime))
     with Store(storage) as store, Progress(console=console, transient=True) as progress:
         task = progress.add_task(f"timing policies of {spec.study}", total=POLICIES)
         table = measure_table(
-            replace(problem, context=context), POLICIES, progress=lambda done, _: progress.update(task, completed=done)
+            replace(prepared, context=context), POLICIES, progress=lambda done, _: progress.update(task, completed=done)
         )
         found = target.model_copy(update={"latency_table": table})
         store.save_target(
@@ -59,54 +59,54 @@ def _add_table(target: Target, spec: StudySpec, storage: str, console: Console) 
 
 
 def measure_table(
-    problem: Problem, policies: int, seed: int = 0, progress: Callable[[int, int], None] = lambda *_: None
+    prepared: PreparedStudy, policies: int, seed: int = 0, progress: Callable[[int, int], None] = lambda *_: None
 ) -> LatencyTable:
     """Time `policies` random policies of the study's space and fit a table to them.
 
     Raises:
         TrialError: a policy of the space cannot be compressed, lowered or timed.
     """
-    reference_ms, units, timings = time_policies(problem, random_policies(problem, policies, seed), progress)
+    reference_ms, units, timings = time_policies(prepared, random_policies(prepared, policies, seed), progress)
     spread = [timing.high / timing.speedup - 1 for timing in timings]
     relative = [1 / timing.speedup for timing in timings]
-    return fit_table(layers_of(problem.context.workload.model), units, relative, spread, reference_ms)
+    return fit_table(layers_of(prepared.context.workload.model), units, relative, spread, reference_ms)
 
 
 def time_policies(
-    problem: Problem, policies: Sequence[Policy], progress: Callable[[int, int], None] = lambda *_: None
+    prepared: PreparedStudy, policies: Sequence[Policy], progress: Callable[[int, int], None] = lambda *_: None
 ) -> tuple[float, list[Costs], list[PairedTiming]]:
     """The reference's latency in milliseconds, and for each policy what it is charged for and how fast it is.
 
     Raises:
         TrialError: a policy cannot be compressed, lowered or timed.
     """
-    model, example = problem.context.workload.model, problem.context.workload.example_input
+    model, example = prepared.context.workload.model, prepared.context.workload.example_input
     reference_calls = calls_of(model, example)
     units: list[Costs] = []
     timings: list[PairedTiming] = []
     with tempfile.TemporaryDirectory(prefix="slimfront-table-") as folder:
-        reference = lower_reference(problem.context, Path(folder) / "reference")
-        with problem.bench(reference) as bench:
+        reference = lower_reference(prepared.context, Path(folder) / "reference")
+        with prepared.bench(reference) as bench:
             reference_ms, *_ = bench.time_reference(QUIET_SECONDS)
             for policy in policies:
                 progress(len(units), len(policies))
-                candidate = compress(problem, policy)
-                path = Path(folder) / f"candidate{problem.context.runtime.suffix}"
-                artifact = problem.context.runtime.lower(candidate, example, problem.target, path)
+                candidate = compress(prepared, policy)
+                path = Path(folder) / f"candidate{prepared.context.runtime.suffix}"
+                artifact = prepared.context.runtime.lower(candidate, example, prepared.target, path)
                 timings.append(bench.time(artifact.path, TIMING_SECONDS))
                 units.append(cost_units(policy, calls_of(candidate.model, example), reference_calls))
     return reference_ms, units, timings
 
 
-def random_policies(problem: Problem, count: int, seed: int) -> list[Policy]:
+def random_policies(prepared: PreparedStudy, count: int, seed: int) -> list[Policy]:
     """Policies of the study's space, every knob drawn evenly."""
     generator = random.Random(seed)
-    space = problem.space
+    space = prepared.space
     return [space.policy({knob.name: generator.choice(knob.choices) for knob in space.knobs}) for _ in range(count)]
 
 
-def compress(problem: Problem, policy: Policy) -> Candidate:
+def compress(prepared: PreparedStudy, policy: Policy) -> Candidate:
     """The candidate of a policy as far as latency goes: weights are not recovered."""
-    workload = problem.context.workload
-    model = pruned_copy(workload.model, workload.example_input, policy, problem.groups)
+    workload = prepared.context.workload
+    model = pruned_copy(workload.model, workload.example_input, policy, prepared.groups)
     return make_candidate(model, workload.example_input, policy, workload.calibration)

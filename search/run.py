@@ -15,6 +15,7 @@ from ..studies.store.database import absolute_url
 from ..studies.store.store import Store
 from ..studies.study_file.spec import StudySpec
 from ..workloads.load import working_in
+from ..workloads.workload import Workload
 from .confirmation import confirm_front
 from .dashboard.serve import Publisher
 from .driver import Search
@@ -26,13 +27,21 @@ from .trials.prepared_study import prepare
 
 
 @sigterm_interrupts()
-def run_search(spec: StudySpec, storage: str, artifacts: Path, console: Console, started: float | None = None) -> None:
+def run_search(
+    spec: StudySpec,
+    storage: str,
+    artifacts: Path,
+    console: Console,
+    started: float | None = None,
+    given: Workload | None = None,
+) -> None:
     """Run or continue the study, confirm its front, and publish it to the dashboard.
 
     Meanwhile the current folder is the study file's, as it is in workers: relative paths in the workload's code start there.
 
     Args:
         started: `time.monotonic()` when the user gave the command, which the budget of time is counted from; now by default.
+        given: the workload, where it is an object of this program.
 
     Raises:
         UserError: bad input; nothing was written where it was found before the study began.
@@ -42,32 +51,34 @@ def run_search(spec: StudySpec, storage: str, artifacts: Path, console: Console,
     started = time.monotonic() if started is None else started
     url, artifacts = absolute_url(storage), artifacts.resolve()
     with working_in(spec.base_folder), SearchProgress(spec, console, started) as progress:
-        _run(spec, url, artifacts, progress, started)
+        _run(spec, url, artifacts, progress, started, given)
 
 
-def _run(spec: StudySpec, storage: str, artifacts: Path, progress: SearchProgress, started: float) -> None:
+def _run(
+    spec: StudySpec, storage: str, artifacts: Path, progress: SearchProgress, started: float, given: Workload | None
+) -> None:
     require_writable(artifacts / spec.study)
     if spec.workers:
         from .cluster.cluster import require_answer  # only here: importing ray takes a second
 
         require_answer()
-    problem = prepare(spec)
-    for remark in problem.context.workload.remarks:
+    prepared = prepare(spec, given)
+    for remark in prepared.context.workload.remarks:
         progress.say(remark, "yellow")
-    for group, reason in problem.unprunable.items():
+    for group, reason in prepared.unprunable.items():
         progress.say(f"channels of {group} stay: {reason}", "dim")
     progress.say(
-        f"{len(problem.layers)} layers, {len(problem.groups)} channel groups, {len(problem.space.knobs)} knobs; "
-        f"target {problem.target.name}"
+        f"{len(prepared.layers)} layers, {len(prepared.groups)} channel groups, {len(prepared.space.knobs)} knobs; "
+        f"target {prepared.target.name}"
     )
-    if problem.target.predict and problem.target.latency_table is not None:
-        table = problem.target.latency_table
+    if prepared.target.predict and prepared.target.latency_table is not None:
+        table = prepared.target.latency_table
         progress.say(
             f"latency is predicted by the table in the target's card (median error {table.error:.1%}), not measured",
             "yellow",
         )
     with Store(storage) as store, sole_driver(store, spec.study):
-        search = Search(problem, store, artifacts, progress.tell, started)
+        search = Search(prepared, store, artifacts, progress.tell, started)
         publisher = Publisher(search)
         progress.follow(search, publisher)
         _warn_of_a_noisy_machine(search, progress)
@@ -111,7 +122,7 @@ def _warn_of_a_noisy_machine(search: Search, progress: SearchProgress) -> None:
 
 def _warn_of_saturation(search: Search, progress: SearchProgress) -> None:
     """Say so where the machine computes 8-bit layers otherwise than most others would."""
-    choices, runtime = search.problem.space.choices, search.problem.target.runtime
+    choices, runtime = search.prepared.space.choices, search.prepared.target.runtime
     offered = 8 in choices.weight_bits and 8 in choices.activation_bits
     if offered and saturates(search.store.get_study(search.spec.study).machine, runtime):
         progress.say(

@@ -27,7 +27,8 @@ from ..core.interrupts import raise_if_interrupted
 from ..core.measurement import Measurement
 from ..evaluators.accuracy import kl_divergence
 from ..evaluators.scores import Scores
-from ..spaces.policies.policy import FULL_PRECISION, Policy
+from ..spaces.policies.layer_policy import FULL_PRECISION
+from ..spaces.policies.policy import Policy
 from ..spaces.policies.resolved import effective_policy
 from ..spaces.space import NEUTRAL, Choice, Knob, Space
 from ..studies.store.records import SIMULATED, SensitivityRecord
@@ -35,7 +36,7 @@ from ..studies.store.store import Store
 from ..workloads.workload import describe
 from .sampler.dimensions import guessed_damage
 from .transfer import earlier_sensitivities
-from .trials.prepared_study import Problem
+from .trials.prepared_study import PreparedStudy
 
 Listener = Callable[[str, int, str], None]
 """(event, number, text), as `driver.Search` takes one."""
@@ -82,7 +83,7 @@ def probes(space: Space, limit: float = TELLING) -> list[Probe]:
 
 
 def measured(
-    problem: Problem, wanted: Sequence[Probe], tell: Listener = lambda *_: None
+    prepared: PreparedStudy, wanted: Sequence[Probe], tell: Listener = lambda *_: None
 ) -> Iterator[SensitivityRecord]:
     """Measure probe by probe; one that fails is left out.
 
@@ -93,7 +94,7 @@ def measured(
     """
     started = time.monotonic()
     try:
-        simulation = Simulation(problem)
+        simulation = Simulation(prepared)
     except Exception as error:  # the user's model may raise anything
         raise_if_interrupted(error)
         tell("unmeasured", 0, f"no choice can be measured alone: {describe(error)}")
@@ -127,13 +128,13 @@ class Sensitivity:
     def __init__(
         self,
         store: Store,
-        problem: Problem,
+        prepared: PreparedStudy,
         seconds: float = math.inf,
         tell: Listener = lambda *_: None,
     ) -> None:
-        self._store, self._problem, self._seconds, self._tell = store, problem, seconds, tell
-        self.records = store.sensitivities(problem.spec.study) if problem.spec.sensitivity else []
-        self._wanted = probes(problem.space) if problem.spec.sensitivity and why_not(problem) is None else []
+        self._store, self._prepared, self._seconds, self._tell = store, prepared, seconds, tell
+        self.records = store.sensitivities(prepared.spec.study) if prepared.spec.sensitivity else []
+        self._wanted = probes(prepared.space) if prepared.spec.sensitivity and why_not(prepared) is None else []
         self._take_over()
         self.has_started = False
         self._events: SimpleQueue[tuple[str, int, str]] = SimpleQueue()
@@ -154,7 +155,7 @@ class Sensitivity:
 
     def _measure(self, tell: Listener) -> None:
         started, total, missing = time.monotonic(), len(self._wanted), self.missing
-        for record in measured(self._problem, missing, tell) if missing else ():
+        for record in measured(self._prepared, missing, tell) if missing else ():
             self._keep([record])
             tell("sensitivity", len(self.records), f"{len(self.records)} of {total}")
             if self._stopped.is_set():
@@ -196,30 +197,30 @@ class Sensitivity:
             self._failure = error
 
     def _keep(self, records: Sequence[SensitivityRecord]) -> None:
-        self._store.add_sensitivities(self._problem.spec.study, records)
+        self._store.add_sensitivities(self._prepared.spec.study, records)
         self.records = [*self.records, *records]
 
     def _take_over(self) -> None:
         """Keep what another study of the same workload measured already, on as many samples."""
-        missing = self.missing if self._problem.spec.transfer else []
+        missing = self.missing if self._prepared.spec.transfer else []
         if not missing:
             return
-        samples = min(SAMPLES, len(self._problem.context.workload.validation))
-        earlier = earlier_sensitivities(self._store, self._problem.spec)
+        samples = min(SAMPLES, len(self._prepared.context.workload.validation))
+        earlier = earlier_sensitivities(self._store, self._prepared.spec)
         found = {probe: earlier.get((probe.policy.digest, samples)) for probe in missing}
         known = [replace(r, knob=p.knob.name, choice=p.choice) for p, r in found.items() if r is not None]
         if known:
             self._keep(known)
 
 
-def why_not(problem: Problem) -> str | None:
+def why_not(prepared: PreparedStudy) -> str | None:
     """Why no sensitivity can be measured here; None where it can."""
-    trials = problem.spec.budget.trials
+    trials = prepared.spec.budget.trials
     if trials is not None and trials < LEAST_TRIALS:
         return f"a budget below {LEAST_TRIALS} trials is mostly anchors"
-    if problem.context.workload.loss is not None:
+    if prepared.context.workload.loss is not None:
         return "the workload has a loss of its own, and perhaps no classes"
-    return None if probes(problem.space) else "no knob does damage alone"
+    return None if probes(prepared.space) else "no knob does damage alone"
 
 
 def known_damage(space: Space, records: Sequence[SensitivityRecord]) -> dict[str, dict[Choice, float]]:
@@ -235,17 +236,17 @@ def known_damage(space: Space, records: Sequence[SensitivityRecord]) -> dict[str
 class Simulation:
     """The workload's model under a policy, in float: what is removed is removed, bits are rounding."""
 
-    def __init__(self, problem: Problem) -> None:
-        self._problem, workload = problem, problem.context.workload
+    def __init__(self, prepared: PreparedStudy) -> None:
+        self._prepared, workload = prepared, prepared.context.workload
         count = min(SAMPLES, len(workload.validation))
         chosen = np.linspace(0, len(workload.validation) - 1, count).round().astype(int)
         pairs = [workload.validation[int(index)] for index in chosen]
         self._inputs = torch.stack([inputs for inputs, _ in pairs])
         self._targets = torch.tensor([int(target) for _, target in pairs])
         self._reference = self._scores(workload.model.eval())
-        widths = [bits for bits in problem.space.choices.activation_bits if bits < FULL_PRECISION // 2]
-        names = [layer.name for layer in problem.space.layers]
-        self._grids = input_grids(workload.model, names, widths, workload.calibration, problem.space.scheme)
+        widths = [bits for bits in prepared.space.choices.activation_bits if bits < FULL_PRECISION // 2]
+        names = [layer.name for layer in prepared.space.layers]
+        self._grids = input_grids(workload.model, names, widths, workload.calibration, prepared.space.scheme)
 
     def divergence(self, policy: Policy) -> Measurement:
         """KL from the uncompressed outputs, in nats.
@@ -253,8 +254,8 @@ class Simulation:
         Raises:
             CompressionError: the policy does not fit the model.
         """
-        workload, groups = self._problem.context.workload, self._problem.groups
-        model = pruned_copy(workload.model, workload.example_input, policy, groups, workload, self._problem.spec.seed)
+        workload, groups = self._prepared.context.workload, self._prepared.groups
+        model = pruned_copy(workload.model, workload.example_input, policy, groups, workload, self._prepared.spec.seed)
         if is_structurally_changed(policy, groups):
             reestimate_batch_norm(model, workload.calibration)
         policy = effective_policy(policy)
@@ -269,7 +270,7 @@ class Simulation:
     @torch.no_grad()
     def _scores(self, model: nn.Module) -> Scores:
         outputs: Tensor = model(self._inputs)
-        return Scores(outputs, self._targets, self._problem.context.workload.metric)
+        return Scores(outputs, self._targets, self._prepared.context.workload.metric)
 
 
 def _telling(knob: Knob, offered: Sequence[Choice], limit: float) -> Choice:

@@ -13,20 +13,20 @@ from ..hardware_profiles.runtimes.base import Artifact
 from ..studies.store.store import Store
 from ..workloads.load import workload_fingerprint
 from .trials.baseline import lower_reference, measure_reference, with_scores
-from .trials.prepared_study import Problem
+from .trials.prepared_study import PreparedStudy
 from .trials.worker import keep_precisions
 
 
-def open_study(problem: Problem, store: Store) -> None:
+def open_study(prepared: PreparedStudy, store: Store) -> None:
     """Store a new study, or take up one of that name under the study file as it is now.
 
     Raises:
         StoreError: the database holds a study of that name that is not this one.
     """
-    spec = problem.spec
-    fingerprint = workload_fingerprint(problem.context.workload)
+    spec = prepared.spec
+    fingerprint = workload_fingerprint(prepared.context.workload)
     if not store.has_study(spec.study):
-        machine, versions = problem.measured_with()
+        machine, versions = prepared.measured_with()
         store.create_study(spec, fingerprint, versions, machine)
         return
     record = store.update_spec(spec)
@@ -38,7 +38,7 @@ def open_study(problem: Problem, store: Store) -> None:
         )
 
 
-def open_reference(problem: Problem, store: Store, folder: Path) -> Reference:
+def open_reference(prepared: PreparedStudy, store: Store, folder: Path) -> Reference:
     """The uncompressed model, measured when the study was new and read back ever after.
 
     Args:
@@ -48,24 +48,24 @@ def open_reference(problem: Problem, store: Store, folder: Path) -> Reference:
         StoreError: the study's latencies were measured, and its target now predicts them, or the other way round.
         WorkloadError: the model cannot be measured; no candidate could be compared with it.
     """
-    context, study = problem.context, problem.spec.study
+    context, study = prepared.context, prepared.spec.study
     path = folder / f"model{context.runtime.suffix}"
     baseline = store.get_study(study).baseline
     # A file without a baseline is another study's leftover under the same name.
     artifact = Artifact.of(path) if baseline and path.is_file() else lower_reference(context, folder)
-    _refuse_mixed_latencies(problem, baseline)
+    _refuse_mixed_latencies(prepared, baseline)
     if not baseline:
-        measurements = _measure(problem, artifact, folder)
-        store.set_baseline(study, measurements, problem.target.name)
+        measurements = _measure(prepared, artifact, folder)
+        store.set_baseline(study, measurements, prepared.target.name)
         baseline = {measurement.name: measurement for measurement in measurements}
     return with_scores(context, artifact, baseline["latency_ms"].value)
 
 
-def _measure(problem: Problem, artifact: Artifact, folder: Path) -> list[Measurement]:
+def _measure(prepared: PreparedStudy, artifact: Artifact, folder: Path) -> list[Measurement]:
     try:
-        with problem.bench(artifact) as bench:
-            measurements = measure_reference(problem.context, artifact, bench, problem.spec.metrics)
-            if not problem.target.predict:  # this machine's are not the target's
+        with prepared.bench(artifact) as bench:
+            measurements = measure_reference(prepared.context, artifact, bench, prepared.spec.metrics)
+            if not prepared.target.predict:  # this machine's are not the target's
                 keep_precisions(bench.executed_precisions(artifact.path), folder)
             return measurements
     except BaseException as error:  # the workload's metric or loss may raise anything
@@ -73,11 +73,11 @@ def _measure(problem: Problem, artifact: Artifact, folder: Path) -> list[Measure
         raise WorkloadError(f"the uncompressed model cannot be measured: {describe_exception(error)}") from error
 
 
-def _refuse_mixed_latencies(problem: Problem, baseline: Mapping[str, Measurement]) -> None:
+def _refuse_mixed_latencies(prepared: PreparedStudy, baseline: Mapping[str, Measurement]) -> None:
     """See that a study continues as it began: with measured latencies, or with predicted ones."""
-    if baseline and baseline["latency_ms"].is_predicted != problem.target.predict:
+    if baseline and baseline["latency_ms"].is_predicted != prepared.target.predict:
         had, has = ("predicted", "measured") if baseline["latency_ms"].is_predicted else ("measured", "predicted")
         raise StoreError(
-            f"study {problem.spec.study!r} has {had} latencies and its target's card now asks for {has} ones, "
+            f"study {prepared.spec.study!r} has {had} latencies and its target's card now asks for {has} ones, "
             "which no front may mix; give the study another name"
         )

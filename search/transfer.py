@@ -12,20 +12,20 @@ from ..studies.store.records import SensitivityRecord, StudyRecord, TrialRecord
 from ..studies.store.store import Store
 from ..studies.study_file.spec import StudySpec
 from .sampler.factory import QUALITY
-from .sampler.policy_sampler import DAMAGE, Earlier
+from .sampler.policy_sampler import DAMAGE, TransferredTrial
 
 MOST_TRIALS = 200
-"""Earlier trials that are read, the newest: what a proposal takes grows with them."""
+"""Trials of other studies that are read, the newest: what a proposal takes grows with them."""
 
 
-def earlier_trials(store: Store, spec: StudySpec, space: Space) -> list[Earlier]:
+def earlier_trials(store: Store, spec: StudySpec, space: Space) -> list[TransferredTrial]:
     """Trials of other studies with the same model and data whose policies are points of `space`.
 
     Their divergence holds on any target, but not of trials that were stopped before their recovery ended; what was measured
     counts only where the target is the same. Quality is left to be judged anew.
     """
     study = store.get_study(spec.study)
-    found: dict[str, Earlier] = {}
+    found: dict[str, TransferredTrial] = {}
     for other in _same_workload(store, study):
         for trial in store.trials(other.name):
             if trial.digest not in found and (parameters := _point(space, trial.policy)) is not None:
@@ -57,8 +57,8 @@ def _point(space: Space, policy: Policy) -> dict[str, Choice] | None:
         return None  # it decides what this space does not offer: nothing can be told of it here
 
 
-def _told(trial: TrialRecord, parameters: dict[str, Choice], spec: StudySpec, same_target: bool) -> Earlier:
+def _told(trial: TrialRecord, parameters: dict[str, Choice], spec: StudySpec, same_target: bool) -> TransferredTrial:
     measured = {name: measurement.value for name, measurement in trial.measurements.items()}
     values = [measured.get(name) if same_target and name not in QUALITY else None for name in spec.objectives]
     damage = measured.get(DAMAGE) if trial.outcome != "stopped" else None
-    return Earlier(parameters, damage, tuple(values))
+    return TransferredTrial(parameters, damage, tuple(values))

@@ -10,20 +10,13 @@ from typing import Any, Literal
 from ..core.errors import PolicyError
 from .models.channel_groups import ChannelGroup
 from .models.layers import Layer
+from .policies.checks import DECIMALS
+from .policies.layer_policy import BFLOAT16_BITS, FULL_PRECISION, STATIC, UNIFORM
 from .policies.operators import DENSE, Operator
-from .policies.policy import (
-    BFLOAT16_BITS,
-    DECIMALS,
-    FULL_PRECISION,
-    STATIC,
-    UNIFORM,
-    LayerPolicy,
-    Policy,
-    Recovery,
-    Sparsity,
-)
+from .policies.policy import LayerPolicy, Policy, Recovery
 from .policies.pruning import Pruning
 from .policies.quantization_scheme import Scheme
+from .policies.sparsity import Sparsity
 
 Choice = int | float | str
 KnobKind = Literal[

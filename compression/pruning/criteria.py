@@ -1,17 +1,20 @@
-"""What a channel, a head or a single weight is worth: the criteria pruning ranks them by.
+"""The importance of a channel, a head or a single weight: the criteria that pruning ranks them by.
 
-| name | worth | source |
+A further criterion is a class here and its `register_criterion`, or an entry point in the group `slimfront.criteria`.
+
+| name | importance | source |
 |---|---|---|
 | l2 | sum of squares over all layers of the group | Li et al. 2017, arXiv:1608.08710; groups: Fang et al. 2023, arXiv:2301.12900 |
 | l1 | sum of magnitudes | Li et al. 2017, arXiv:1608.08710 |
 | taylor | weight x gradient: what the loss changes without it, to first order | Molchanov et al. 2019, arXiv:1906.10771 |
 | bn_scale | batch-norm's scale; as l2 where a group has no batch-norm, and for single weights | Liu et al. 2017, arXiv:1708.06519 |
-| random | nothing: the control that the others have to beat | |
+| random | uniform noise: the control that the others have to beat | |
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,12 +24,16 @@ from torch import Tensor
 from torch_pruning.dependency import Group
 
 from ...core.errors import CompressionError
+from ...core.registry import Registry
 from ...spaces.models.channel_graph import HeadedAttention
+
+ImportanceClass = Callable[..., Callable[[Group], Tensor | None]]
+"""A class of `torch_pruning.importance`, whose annotations leave out that `normalizer` may be None."""
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """What criteria may use beside the weights.
+    """What criteria may use in addition to the weights.
 
     Attributes:
         seed: of random scores.
@@ -42,7 +49,7 @@ class Scoring:
 
 
 class Criterion(Protocol):
-    """Ranks what may be removed; what scores lowest goes first.
+    """Ranks what may be removed; the lowest importance is pruned first.
 
     Attributes:
         needs_gradients: `Scoring.has_gradients` has to hold.
@@ -84,7 +91,7 @@ class Magnitude(_ByWeight):
     p: int = 2
 
     def channels(self, group: Group, name: str, scoring: Scoring) -> Tensor:
-        return tp.importance.GroupMagnitudeImportance(p=self.p, normalizer=None)(group)  # type: ignore[arg-type]
+        return _scores(tp.importance.GroupMagnitudeImportance, group, name, p=self.p)
 
     def weights(self, weight: Tensor, name: str, scoring: Scoring) -> Tensor:
         return weight.detach().abs() ** self.p
@@ -97,7 +104,7 @@ class Taylor(_ByWeight):
 
     def channels(self, group: Group, name: str, scoring: Scoring) -> Tensor:
         _require_gradients(scoring)
-        return tp.importance.GroupTaylorImportance(normalizer=None, multivariable=True)(group)  # type: ignore[arg-type]
+        return _scores(tp.importance.GroupTaylorImportance, group, name, multivariable=True)
 
     def weights(self, weight: Tensor, name: str, scoring: Scoring) -> Tensor:
         _require_gradients(scoring)
@@ -107,10 +114,10 @@ class Taylor(_ByWeight):
 
 
 class BatchNormScale(Magnitude):
-    """|scale| of the batch-norm behind a channel; as `Magnitude` where there is none."""
+    """|scale| of the batch-norm after a channel; as `Magnitude` where there is none."""
 
     def channels(self, group: Group, name: str, scoring: Scoring) -> Tensor:
-        scales = tp.importance.BNScaleImportance(normalizer=None)(group)  # type: ignore[arg-type]
+        scales = _unnormalised(tp.importance.BNScaleImportance, group)
         return super().channels(group, name, scoring) if scales is None else scales
 
 
@@ -124,34 +131,38 @@ class Random(_ByWeight):
         return torch.rand(weight.shape, generator=scoring.generator(name))
 
 
-_CRITERIA: dict[str, Criterion] = {}
+def _scores(kind: ImportanceClass, group: Group, name: str, **settings: object) -> Tensor:
+    scores = _unnormalised(kind, group, **settings)
+    if scores is None:
+        raise CompressionError(f"{name}: no layer of the group has weights to score")
+    return scores
+
+
+def _unnormalised(kind: ImportanceClass, group: Group, **settings: object) -> Tensor | None:
+    """Scores of an importance of Torch-Pruning as they are, None where it finds no layer that it reads."""
+    return kind(normalizer=None, **settings)(group)
+
+
+CRITERIA: Registry[Criterion | type[Criterion]] = Registry("criterion", "slimfront.criteria", CompressionError)
+"""Name -> criterion, or the class of one that takes no arguments."""
+
+register_criterion = CRITERIA.register
+"""Have policies choose a criterion by a name."""
 
 
 def criteria() -> list[str]:
     """Names of the criteria there are."""
-    return sorted(_CRITERIA)
-
-
-def register_criterion(name: str, criterion: Criterion) -> None:
-    """Have policies choose `criterion` by `name`.
-
-    Raises:
-        ValueError: the name is taken.
-    """
-    if name in _CRITERIA:
-        raise ValueError(f"criterion {name!r} is already registered; known are {', '.join(criteria())}")
-    _CRITERIA[name] = criterion
+    return list(CRITERIA)
 
 
 def get_criterion(name: str) -> Criterion:
     """The criterion of a name.
 
     Raises:
-        CompressionError: no such criterion.
+        CompressionError: no such criterion, or its package cannot be imported.
     """
-    if name not in _CRITERIA:
-        raise CompressionError(f"no criterion {name!r}; known are {', '.join(criteria())}")
-    return _CRITERIA[name]
+    found = CRITERIA[name]
+    return found() if isinstance(found, type) else found
 
 
 def _require_gradients(scoring: Scoring) -> None:

@@ -1,5 +1,7 @@
 """Distillers: what a student is taught to imitate, by the name a study chooses.
 
+A further distiller is a class here and its `register_distiller`, or an entry point in the group `slimfront.distillers`.
+
 | name | imitates | source |
 |---|---|---|
 | soft | the teacher's softened outputs | Hinton et al. 2015, arXiv:1503.02531 |
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...core.errors import PolicyError
+from ...core.registry import Registry
 
 Tap = Literal["embedding", "maps"]
 """What is seen of a network besides its outputs: what its last layer reads, or its last map of each resolution."""
@@ -142,41 +145,29 @@ def _attention(activations: Tensor) -> Tensor:
     return functional.normalize(activations.square().mean(dim=1).flatten(1), dim=1)
 
 
-_DISTILLERS: dict[str, Callable[[float], Distiller]] = {}
+DISTILLERS: Registry[Callable[[float], Distiller]] = Registry("distiller", "slimfront.distillers", PolicyError)
+"""Name -> distiller, made from the temperature."""
 
-
-def register(name: str, make: Callable[[float], Distiller]) -> None:
-    """Make a distiller known as `name`; `make` is given the temperature.
-
-    Raises:
-        PolicyError: the name is taken.
-    """
-    if name in _DISTILLERS:
-        raise PolicyError(f"distiller {name!r} is there already; known are {', '.join(distillers())}")
-    _DISTILLERS[name] = make
+register_distiller = DISTILLERS.register
+"""Make a distiller known by a name."""
 
 
 def distillers() -> list[str]:
     """Names of the distillers there are."""
-    return sorted(_DISTILLERS)
+    return list(DISTILLERS)
 
 
 def get_distiller(name: str, temperature: float) -> Distiller:
     """The distiller called `name`, softening outputs by `temperature`.
 
     Raises:
-        PolicyError: unknown.
+        PolicyError: unknown, or its package cannot be imported.
     """
-    if name not in _DISTILLERS:
-        raise PolicyError(f"unknown distiller {name!r}; known are {', '.join(distillers())}")
-    return _DISTILLERS[name](temperature)
+    return DISTILLERS[name](temperature)
 
 
-for _name, _make in (
-    ("soft", Soft),
-    ("hard", Hard),
-    ("feature", Feature),
-    ("relation", Relation),
-    ("attention", Attention),
-):
-    register(_name, _make)
+register_distiller("soft", Soft)
+register_distiller("hard", Hard)
+register_distiller("feature", Feature)
+register_distiller("relation", Relation)
+register_distiller("attention", Attention)

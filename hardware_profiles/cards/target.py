@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ...core.documents import MAX_YAML_BYTES, read_file, yaml_document
 from ...core.errors import DocumentError, TargetError
 from ...core.validation import MAX_SENTENCE, Name, first_problem, shortened, suggestion
-from ...spaces.policies.policy import ACTIVATION_BITS, FULL_PRECISION, WEIGHT_BITS
+from ...spaces.policies.layer_policy import ACTIVATION_BITS, FULL_PRECISION, WEIGHT_BITS
 from ..runtimes.registry import RUNTIMES, runtimes
 from .device_card import DeviceCard
 from .latency_table import LatencyTable

@@ -22,7 +22,8 @@ from ...core.errors import LoweringError
 from ...core.threads import torch_threads
 from ...spaces.models.layers import find_layers
 from ...spaces.policies.candidate import Candidate
-from ...spaces.policies.policy import BFLOAT16_BITS, FULL_PRECISION, Policy
+from ...spaces.policies.layer_policy import BFLOAT16_BITS, FULL_PRECISION
+from ...spaces.policies.policy import Policy
 from ..bench.bench import Bench, bench_cores
 from ..cards.device_card import DeviceCard, Kernel, Throughput
 from ..cards.target import Target

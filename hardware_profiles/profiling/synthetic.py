@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from ...spaces.models.layers import find_layers
 from ...spaces.policies.candidate import Candidate, Grid, Quantization, QuantizedWeight, RoundedWeight
-from ...spaces.policies.policy import BFLOAT16_BITS, LayerPolicy, Policy
+from ...spaces.policies.layer_policy import BFLOAT16_BITS
+from ...spaces.policies.policy import LayerPolicy, Policy
 
 
 def synthetic_candidate(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from ...core.errors import TargetError
-from .registry import RUNTIMES, runtimes
+from .registry import RUNTIMES
 
 if TYPE_CHECKING:  # the bench's process loads artifacts without torch
     from torch import Tensor
@@ -125,11 +125,9 @@ def get_runtime(name: str) -> Runtime:
     Raises:
         TargetError: unknown, or its package is not installed or broken.
     """
-    if name not in RUNTIMES:
-        raise TargetError(f"unknown runtime {name!r}; known are {', '.join(runtimes())}")
     entry = RUNTIMES[name]
     try:
-        return getattr(import_module(f".{entry.module}", __package__), entry.cls)()
+        return getattr(import_module(entry.module, __package__), entry.cls)()
     except ModuleNotFoundError as error:
         raise TargetError(
             f"runtime {name!r} is not installed ({error.name} is missing): pip install '{entry.install}'"

@@ -1,11 +1,16 @@
-"""What is known of each runtime before its library is imported."""
+"""What is known of each runtime before its library is imported.
+
+A further runtime is an entry here and its module, or a `RuntimeEntry` under an entry point in the group `slimfront.runtimes`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ...spaces.policies.policy import ACTIVATION_BITS, BFLOAT16_BITS, WEIGHT_BITS
+from ...core.errors import TargetError
+from ...core.registry import Registry
+from ...spaces.policies.layer_policy import ACTIVATION_BITS, BFLOAT16_BITS, WEIGHT_BITS
 
 
 @dataclass(frozen=True)
@@ -13,7 +18,7 @@ class RuntimeEntry:
     """What is known of a runtime before its library is imported.
 
     Attributes:
-        module, cls: where it is: a module here, and the class in it.
+        module, cls: where it is: a dotted module, one that begins with a dot in this package, and the class in it.
         install: what to install for it.
         weight_bits, activation_bits: what it can be given; a card that offers more is refused.
         dynamic: whether it takes 8-bit activations whose range is computed at run time.
@@ -39,12 +44,20 @@ class RuntimeEntry:
     options: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
-RUNTIMES = {
-    "openvino": RuntimeEntry("onnx.openvino_runtime", "OpenVinoRuntime", "slimfront[openvino]", dynamic=True),
-    "onnxruntime": RuntimeEntry("onnx.onnxruntime_runtime", "OnnxRuntime", "slimfront[onnxruntime]", dynamic=True),
-    "litert": RuntimeEntry("litert.runtime", "LiteRtRuntime", "slimfront[litert]", dynamic=True),
-    "tensorrt": RuntimeEntry(
-        "nvidia.tensorrt_runtime",
+RUNTIMES: Registry[RuntimeEntry] = Registry("runtime", "slimfront.runtimes", TargetError)
+"""Name -> what is known of the runtime."""
+
+RUNTIMES.register(
+    "openvino", RuntimeEntry(".onnx.openvino_runtime", "OpenVinoRuntime", "slimfront[openvino]", dynamic=True)
+)
+RUNTIMES.register(
+    "onnxruntime", RuntimeEntry(".onnx.onnxruntime_runtime", "OnnxRuntime", "slimfront[onnxruntime]", dynamic=True)
+)
+RUNTIMES.register("litert", RuntimeEntry(".litert.runtime", "LiteRtRuntime", "slimfront[litert]", dynamic=True))
+RUNTIMES.register(
+    "tensorrt",
+    RuntimeEntry(
+        ".nvidia.tensorrt_runtime",
         "TensorRtRuntime",
         "slimfront[tensorrt]",
         activation_bits=tuple(bits for bits in ACTIVATION_BITS if bits != BFLOAT16_BITS),
@@ -53,8 +66,11 @@ RUNTIMES = {
         runs_code=True,
         options={"optimization_level": range(6), "workspace_mib": range(1, 2**20 + 1)},
     ),
-    "torch": RuntimeEntry(
-        "torch.runtime",
+)
+RUNTIMES.register(
+    "torch",
+    RuntimeEntry(
+        ".torch.runtime",
         "TorchRuntime",
         "torch",
         dynamic=True,
@@ -62,12 +78,13 @@ RUNTIMES = {
         runs_code=True,
         options={"compile": (False, True)},
     ),
-    "torch-cuda": RuntimeEntry(
-        "nvidia.torch_cuda_runtime", "TorchCudaRuntime", "torch", dynamic=True, gpu=True, runs_code=True
-    ),
-}
+)
+RUNTIMES.register(
+    "torch-cuda",
+    RuntimeEntry(".nvidia.torch_cuda_runtime", "TorchCudaRuntime", "torch", dynamic=True, gpu=True, runs_code=True),
+)
 
 
 def runtimes() -> list[str]:
     """Names of the runtimes slimfront knows."""
-    return sorted(RUNTIMES)
+    return list(RUNTIMES)

@@ -229,14 +229,14 @@ class Publisher:
         return True
 
     def _publish(self) -> None:
-        store, problem = self._search.store, self._search.problem
+        store, prepared = self._search.store, self._search.prepared
         study = store.get_study(self._search.spec.study)
         trials, front, points = store.trials(study.name), store.current_front(study.name), front_points(store, study)
         members = [trial for trial in trials if front is not None and trial.number in front.members]
         self._write("note", study_note(study, trials, front, points), lambda text: save_note(self._study, text))
         self._save_figure("front", front_figure(study, trials, [trial.number for trial in members]))
         if members:
-            names = [layer.name for layer in problem.layers], [group.name for group in problem.groups]
+            names = [layer.name for layer in prepared.layers], [group.name for group in prepared.groups]
             self._save_figure("policies", policy_heatmap(members, objectives_of(study)[0], *names))
         if sensitivities := store.sensitivities(study.name):
             self._save_figure("sensitivity", sensitivity_heatmap(sensitivities))

@@ -27,7 +27,7 @@ class _InProcess:
     """A worker in this process: for debugging, and for workloads that no other process could load."""
 
     def __init__(self, search: Search) -> None:
-        self._worker = Worker(search.worker_setup(0), search.problem.context.workload)
+        self._worker = Worker(search.worker_setup(0), search.prepared.context.workload)
         self.close = self._worker.close
 
     def run(self, proposal: Proposal) -> Iterator[Stage]:

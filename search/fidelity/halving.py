@@ -20,7 +20,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Verdict:
+class HalvingDecision:
     """How a trial stands at a rung.
 
     Attributes:
@@ -49,11 +49,11 @@ class SuccessiveHalving:
         self._signs, self._reduction = np.array(signs), reduction
         self._rungs: dict[int, list[np.ndarray]] = defaultdict(list)
 
-    def arrive(self, rung: int, values: Sequence[float]) -> Verdict:
+    def arrive(self, rung: int, values: Sequence[float]) -> HalvingDecision:
         """Note a trial's objectives at a rung, and judge it against those noted before."""
         results = self._rungs[rung]
         results.append(self._signs * np.asarray(values, dtype=float))
-        return Verdict(int(priorities(np.stack(results))[-1]) + 1, len(results), self._kept(len(results)))
+        return HalvingDecision(int(priorities(np.stack(results))[-1]) + 1, len(results), self._kept(len(results)))
 
     def best(self, rung: int) -> list[int]:
         """Of all that have been at a rung, in the order they came (from 0), those that would go on now, the best first."""

@@ -11,7 +11,7 @@ from ...studies.store.records import STOPPED_AT, MeasurementRecord, TrialRecord
 from ...studies.study_file.spec import StudySpec
 from ..sampler.factory import QUALITY
 from ..trials.worker import Stage
-from .halving import SuccessiveHalving, Verdict
+from .halving import HalvingDecision, SuccessiveHalving
 
 
 class Rungs:
@@ -32,7 +32,7 @@ class Rungs:
 
     def verdict(
         self, number: int, stage: Stage, measured: Mapping[str, Measurement], retry_of: int | None = None
-    ) -> Verdict | None:
+    ) -> HalvingDecision | None:
         """How a trial stands after a stage among those that got as far; None where nothing is to be decided.
 
         Args:
@@ -83,14 +83,14 @@ class Rungs:
         if trial.outcome == "stopped":
             self.stop(trial.number, looks[-1])
 
-    def _arrive(self, number: int, rung: int, values: Mapping[str, float]) -> Verdict | None:
+    def _arrive(self, number: int, rung: int, values: Mapping[str, float]) -> HalvingDecision | None:
         if self._halving is None or (rung == 0 and 0 not in self._looks) or any(n not in values for n in self._names):
             return None
         self._came[rung].append(number)
         return self._halving.arrive(rung, [values[name] for name in self._names])
 
 
-def stopped_text(stage: Stage, verdict: Verdict, epochs: int) -> str:
+def stopped_text(stage: Stage, verdict: HalvingDecision, epochs: int) -> str:
     """Why a trial whose recovery would have taken `epochs` was stopped after `stage`."""
     trained = f"{stage.epochs:g} of {epochs} epochs"
     return f"{STOPPED_AT} {stage.rung}, {trained}: place {verdict.place} of {verdict.of}, {verdict.kept} go on"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-HEALING = "recovery_epochs"
+RECOVERY_KIND = "recovery_epochs"
 """Kind of the knob whose choices heal damage instead of doing any."""
 
 LIGHTEST_DAMAGE = 1e-3
@@ -20,7 +20,7 @@ LEAST_MEASURED = 1e-6
 
 
 @dataclass(frozen=True)
-class Coordinate:
+class SearchDimension:
     """One knob of a study.
 
     Attributes:
@@ -49,9 +49,9 @@ class Coordinate:
         return ranks / max(1, len(self.choices) - 1)
 
 
-def coordinate(
+def search_dimension(
     name: str, kind: str, choices: Sequence[Any], neutral: Any = None, known: Mapping[Any, float] | None = None
-) -> Coordinate:
+) -> SearchDimension:
     """A knob with guesses of its damage: by its kind, and scaled to what was measured of the knob.
 
     Quantization noise falls fourfold per bit; what pruning removes is guessed to hurt as the square of the fraction.
@@ -72,22 +72,22 @@ def coordinate(
         return scales[nearest] if nearest is not None else 0.0
 
     prior = tuple(guesses[choice] + scale(choice) for choice in choices)
-    return Coordinate(name, kind, tuple(choices), index, prior, bool(scales))
+    return SearchDimension(name, kind, tuple(choices), index, prior, bool(scales))
 
 
-def recovery_coordinate(name: str, offered: Sequence[float], found: Iterable[float]) -> Coordinate:
+def recovery_dimension(name: str, offered: Sequence[float], found: Iterable[float]) -> SearchDimension:
     """The knob of recovery: the epochs it offers, and those behind which trials are stopped."""
     choices = (*offered, *sorted(set(found) - set(offered)))
-    return replace(coordinate(name, HEALING, choices), offered=len(offered))
+    return replace(search_dimension(name, RECOVERY_KIND, choices), offered=len(offered))
 
 
 def guessed_damage(kind: str, choices: Sequence[Any], neutral: Any = None) -> dict[Any, float]:
-    """Choice -> nats it is guessed to do alone, whatever the layer; arguments as for `coordinate`."""
+    """Choice -> nats it is guessed to do alone, whatever the layer; arguments as for `search_dimension`."""
     index = list(choices).index(neutral) if neutral in choices else None
     return {choice: _guess(kind, choice, choices, index) for choice in choices}
 
 
-def encode(coordinates: Sequence[Coordinate], parameters: Mapping[str, Any]) -> np.ndarray:
+def encode(dimensions: Sequence[SearchDimension], parameters: Mapping[str, Any]) -> np.ndarray:
     """Index of each knob's choice, shape [knobs]; a knob that was not asked for counts as neutral, or as its first choice.
 
     Raises:
@@ -95,7 +95,7 @@ def encode(coordinates: Sequence[Coordinate], parameters: Mapping[str, Any]) -> 
     """
     return np.array([
         knob.choices.index(parameters[knob.name]) if knob.name in parameters else knob.neutral or 0
-        for knob in coordinates
+        for knob in dimensions
     ])  # fmt: skip
 
 
@@ -105,15 +105,15 @@ def most_below(choices: Sequence[float], bound: float) -> int:
     return list(choices).index(max(fitting) if fitting else min(choices))
 
 
-def decode(coordinates: Sequence[Coordinate], codes: np.ndarray) -> dict[str, Any]:
+def decode(dimensions: Sequence[SearchDimension], codes: np.ndarray) -> dict[str, Any]:
     """Parameters of one row of codes; the inverse of `encode`."""
-    return {knob.name: knob.choices[int(code)] for knob, code in zip(coordinates, codes, strict=True)}
+    return {knob.name: knob.choices[int(code)] for knob, code in zip(dimensions, codes, strict=True)}
 
 
 def _guess(kind: str, choice: Any, choices: Sequence[Any], neutral: int | None) -> float:
     if kind.endswith("bits"):
         return max(LIGHTEST_DAMAGE, 4.0 ** (2 - float(choice)))
-    if kind == HEALING:
+    if kind == RECOVERY_KIND:
         return max(LIGHTEST_DAMAGE, float(choice))  # only their order is read
     if kind in ("width", "depth", "channels", "sparsity"):
         removed = 0.5 if isinstance(choice, str) else float(choice)

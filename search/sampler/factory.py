@@ -14,10 +14,10 @@ from ...spaces.space import NEUTRAL, Choice, Space
 from ...studies.analysis.front import Objective, reference_point
 from ...studies.study_file.constraint import Constraint
 from ...studies.study_file.spec import StudySpec
-from ..trials.prepared_study import Problem
-from .dimensions import HEALING, Coordinate, coordinate, decode, encode, recovery_coordinate
+from ..trials.prepared_study import PreparedStudy
+from .dimensions import RECOVERY_KIND, SearchDimension, decode, encode, recovery_dimension, search_dimension
 from .greedy_path import path_policies
-from .policy_sampler import Earlier, PolicySampler
+from .policy_sampler import PolicySampler, TransferredTrial
 from .surrogate.analytic_cost import COUNTED, OF_MACHINES, AnalyticCost
 from .surrogate.surrogate import Role
 from .untried import Untried, UntriedSampler
@@ -33,10 +33,10 @@ WIDEST_DROP = 0.1
 
 
 def make_sampler(
-    problem: Problem,
+    prepared: PreparedStudy,
     baseline: Mapping[str, float],
     trials_so_far: int,
-    earlier: Sequence[Earlier] = (),
+    earlier: Sequence[TransferredTrial] = (),
     known: KnownDamage | None = None,
     untried: Untried | None = None,
 ) -> BaseSampler:
@@ -48,14 +48,14 @@ def make_sampler(
         known: damage of single choices, which it starts from.
         untried: says what may be proposed; without, any policy may.
     """
-    spec = problem.spec
+    spec = prepared.spec
     digest = hashlib.sha256(f"{spec.seed}/{trials_so_far}".encode()).digest()
     seed = int.from_bytes(digest[:4], "big")
-    sampler = _plain_sampler(spec, seed) or _policy_sampler(problem, baseline, earlier, known, untried, seed)
+    sampler = _plain_sampler(spec, seed) or _policy_sampler(prepared, baseline, earlier, known, untried, seed)
     if untried is None:
         return sampler
     learns = not isinstance(sampler, PolicySampler)
-    return UntriedSampler(sampler, space_coordinates(problem.space), untried, seed, learns_failures=learns)
+    return UntriedSampler(sampler, space_dimensions(prepared.space), untried, seed, learns_failures=learns)
 
 
 def _plain_sampler(spec: StudySpec, seed: int) -> BaseSampler | None:
@@ -70,19 +70,19 @@ def _plain_sampler(spec: StudySpec, seed: int) -> BaseSampler | None:
 
 
 def _policy_sampler(
-    problem: Problem,
+    prepared: PreparedStudy,
     baseline: Mapping[str, float],
-    earlier: Sequence[Earlier],
+    earlier: Sequence[TransferredTrial],
     known: KnownDamage | None,
     untried: Untried | None,
     seed: int,
 ) -> PolicySampler:
-    spec, cost = problem.spec, cost_of(problem)
+    spec, cost = prepared.spec, cost_of(prepared)
     # Optuna reads the dashboard's list, in which a trial that was stopped has one more, as constraints named by their place.
     copied = map(str, range(len(spec.constraints) + 1))
     return PolicySampler(
         [role_of(name, cost.is_exact) for name in spec.objectives],
-        coordinates=learned_coordinates(problem, known),
+        dimensions=learned_dimensions(prepared, known),
         counted=cost,
         keys=cost.keys if cost.is_exact else None,
         reference=worst_corner(baseline, spec.objectives, spec.constraints),
@@ -93,48 +93,50 @@ def _policy_sampler(
     )
 
 
-def cost_of(problem: Problem) -> AnalyticCost:
-    """What is counted of the points of a problem's space."""
-    workload = problem.context.workload
-    return AnalyticCost(problem.space, problem.layers, workload.model, workload.example_input)
+def cost_of(prepared: PreparedStudy) -> AnalyticCost:
+    """What is counted of the points of a prepared study's space."""
+    workload = prepared.context.workload
+    return AnalyticCost(prepared.space, prepared.layers, workload.model, workload.example_input)
 
 
-def space_coordinates(space: Space, known: KnownDamage | None = None) -> list[Coordinate]:
+def space_dimensions(space: Space, known: KnownDamage | None = None) -> list[SearchDimension]:
     """The knobs of a space as the policy sampler sees them, in their order."""
     known = known or {}
     return [
-        coordinate(knob.name, knob.kind, knob.choices, NEUTRAL[knob.kind], known.get(knob.name)) for knob in space.knobs
+        search_dimension(knob.name, knob.kind, knob.choices, NEUTRAL[knob.kind], known.get(knob.name))
+        for knob in space.knobs
     ]
 
 
-def learned_coordinates(problem: Problem, known: KnownDamage | None = None) -> list[Coordinate]:
-    """`space_coordinates` with every recovery that rungs may stop a trial after, also where the space offers but one."""
-    coordinates, rungs = space_coordinates(problem.space, known), problem.spec.rungs
-    offered = problem.space.choices.recovery_epochs
+def learned_dimensions(prepared: PreparedStudy, known: KnownDamage | None = None) -> list[SearchDimension]:
+    """`space_dimensions` with every recovery that rungs may stop a trial after, also where the space offers but one."""
+    dimensions, rungs = space_dimensions(prepared.space, known), prepared.spec.rungs
+    offered = prepared.space.choices.recovery_epochs
     if rungs is None or offered == (0,):
-        return coordinates
+        return dimensions
     marks = {mark for epochs in offered for mark in rungs.marks(epochs)}
     stops = marks | {0.0} if 0 in rungs.recovery else marks
     if len(offered) == 1:
-        return [*coordinates, recovery_coordinate(HEALING, offered, stops)]
+        return [*dimensions, recovery_dimension(RECOVERY_KIND, offered, stops)]
     return [
-        recovery_coordinate(knob.name, knob.choices, stops) if knob.kind == HEALING else knob for knob in coordinates
+        recovery_dimension(knob.name, knob.choices, stops) if knob.kind == RECOVERY_KIND else knob
+        for knob in dimensions
     ]
 
 
-def greedy_policies(problem: Problem, known: KnownDamage) -> list[Policy]:
+def greedy_policies(prepared: PreparedStudy, known: KnownDamage) -> list[Policy]:
     """Policies along the greedy path of what single choices damage, against what they save.
 
     Those are the objectives that are counted, else BOPs and bytes as most machines have them. The policies are recovered as long
     as the space allows, as the anchors of a structure are: several choices together do most damage.
     """
-    space, cost = problem.space, cost_of(problem)
-    columns = [COUNTED.index(name) for name in problem.spec.objectives if name in COUNTED] or list(OF_MACHINES)
-    coordinates = space_coordinates(space, known)
+    space, cost = prepared.space, cost_of(prepared)
+    columns = [COUNTED.index(name) for name in prepared.spec.objectives if name in COUNTED] or list(OF_MACHINES)
+    dimensions = space_dimensions(space, known)
     recovered = space.uniform({"recovery_epochs": max(space.choices.recovery_epochs)})
-    start = encode(coordinates, space.parameters(recovered))
-    path = path_policies(coordinates, start, lambda codes: np.log(cost(codes)[:, columns]).sum(axis=1))
-    return [space.policy(decode(coordinates, codes)) for codes in path]
+    start = encode(dimensions, space.parameters(recovered))
+    path = path_policies(dimensions, start, lambda codes: np.log(cost(codes)[:, columns]).sum(axis=1))
+    return [space.policy(decode(dimensions, codes)) for codes in path]
 
 
 def role_of(metric: str, counts_are_exact: bool) -> Role:

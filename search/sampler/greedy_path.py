@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .dimensions import LEAST_MEASURED, Coordinate
+from .dimensions import LEAST_MEASURED, SearchDimension
 
 LEVELS = np.geomspace(0.01, 1.0, 8)
 """Summed damage, in nats, at which a policy of the path is taken: from what is hardly noticed to what is broken."""
@@ -19,15 +19,15 @@ LogCost = Callable[[np.ndarray], np.ndarray]
 """codes [n, knobs] -> log of the cost [n]."""
 
 
-def path_policies(coordinates: Sequence[Coordinate], start: np.ndarray, log_cost: LogCost) -> list[np.ndarray]:
+def path_policies(dimensions: Sequence[SearchDimension], start: np.ndarray, log_cost: LogCost) -> list[np.ndarray]:
     """The last policy of the greedy path below each of `LEVELS`, each once.
 
     Args:
-        coordinates: knobs whose `prior` is what choices damage alone; those without a measured prior stay as in `start`.
+        dimensions: knobs whose `prior` is what choices damage alone; those without a measured prior stay as in `start`.
         start: codes the path begins with, shape [knobs].
     """
-    damages = [_damages(knob) for knob in coordinates]
-    path = list(_path(coordinates, damages, start, log_cost))
+    damages = [_damages(knob) for knob in dimensions]
+    path = list(_path(dimensions, damages, start, log_cost))
     taken: list[np.ndarray] = []
     for level in LEVELS:
         below = [codes for total, codes in path if total <= level]
@@ -36,10 +36,10 @@ def path_policies(coordinates: Sequence[Coordinate], start: np.ndarray, log_cost
     return taken
 
 
-def _path(coordinates: Sequence[Coordinate], damages: Sequence[np.ndarray], start: np.ndarray, log_cost: LogCost):
+def _path(dimensions: Sequence[SearchDimension], damages: Sequence[np.ndarray], start: np.ndarray, log_cost: LogCost):
     """(summed damage, codes) after every step, until nothing saves any more or all is broken."""
     codes, total = start.copy(), 0.0
-    moves = [(i, o) for i, knob in enumerate(coordinates) if knob.measured for o in range(len(knob.choices))]
+    moves = [(i, o) for i, knob in enumerate(dimensions) if knob.measured for o in range(len(knob.choices))]
     while total <= LEVELS[-1]:
         rows = np.repeat(codes[None], len(moves), axis=0)
         for row, (index, option) in zip(rows, moves, strict=True):
@@ -54,7 +54,7 @@ def _path(coordinates: Sequence[Coordinate], damages: Sequence[np.ndarray], star
         yield total, codes
 
 
-def _damages(knob: Coordinate) -> np.ndarray:
+def _damages(knob: SearchDimension) -> np.ndarray:
     """Nats of each choice, 0 at the neutral one."""
     nats = np.exp(np.array(knob.prior))
     if knob.neutral is not None:

@@ -37,7 +37,7 @@ from threadpoolctl import ThreadpoolController
 
 from .acquisition import expected_improvement, normal_draws
 from .candidates import CROSSED, MUTANTS, TRADE_OFFS, cross, descend, distinct, mutate
-from .dimensions import HEALING, Coordinate, coordinate, decode, encode, most_below
+from .dimensions import RECOVERY_KIND, SearchDimension, decode, encode, most_below, search_dimension
 from .feasibility import Feasibility, failures
 from .surrogate.surrogate import Counted, History, Role, Surrogate, damage_of_drop, log_damage
 from .untried import accepted, choices_of, completed
@@ -76,7 +76,7 @@ PERTURBED = 3
 
 
 @dataclass(frozen=True)
-class Earlier:
+class TransferredTrial:
     """A trial of another study of the same model.
 
     Attributes:
@@ -101,7 +101,7 @@ class PolicySampler(BaseSampler):
 
     Args:
         roles: one per objective; without a "quality" among them TPE proposes.
-        coordinates: the knobs; None reads them from the study's trials.
+        dimensions: the knobs; None reads them from the study's trials.
         neutral: parameter -> choice that does no damage, where knobs are read from trials.
         counted: codes [n, knobs] -> what roles count; None where no role is a number.
         keys: codes -> what tells policies apart; by default the codes do.
@@ -120,21 +120,21 @@ class PolicySampler(BaseSampler):
         self,
         roles: Sequence[Role],
         *,
-        coordinates: Sequence[Coordinate] | None = None,
+        dimensions: Sequence[SearchDimension] | None = None,
         neutral: Mapping[str, Any] | None = None,
         counted: Counted | None = None,
         keys: Callable[[np.ndarray], list[bytes]] | None = None,
         reference: Sequence[float] | None = None,
         implied: frozenset[str] = frozenset(),
-        earlier: Sequence[Earlier] = (),
+        earlier: Sequence[TransferredTrial] = (),
         residual: bool = True,
         may_propose: Callable[[Mapping[str, Any]], bool] = lambda _: True,
         seed: int | None = None,
     ) -> None:
-        if any(isinstance(role, int) for role in roles) and (counted is None or coordinates is None):
-            raise ValueError("a counted role needs `counted` and the `coordinates` it reads")
+        if any(isinstance(role, int) for role in roles) and (counted is None or dimensions is None):
+            raise ValueError("a counted role needs `counted` and the `dimensions` it reads")
         self._roles, self._neutral, self._counted = tuple(roles), dict(neutral or {}), counted
-        self._coordinates = list(coordinates) if coordinates is not None else None
+        self._dimensions = list(dimensions) if dimensions is not None else None
         self._keys = keys or (lambda codes: [row.tobytes() for row in codes])
         self._reference, self._implied, self._residual = reference, implied | {STOPPED}, residual
         self._earlier = tuple(earlier)
@@ -209,7 +209,7 @@ class PolicySampler(BaseSampler):
         if not self._trusts(study, surrogate, learned):
             return {}
         best = self._best(surrogate, history, self._pending)
-        return {} if best is None else decode(surrogate.coordinates, best)
+        return {} if best is None else decode(surrogate.dimensions, best)
 
     def _explore(
         self, study: Study, trial: FrozenTrial, space: Mapping[str, BaseDistribution], surrogate: Surrogate
@@ -218,7 +218,7 @@ class PolicySampler(BaseSampler):
         known = self._tpe.infer_relative_search_space(study, trial)
 
         def accepts(drawn: Mapping[str, Any]) -> bool:
-            codes = encode(surrogate.coordinates, drawn)[None]
+            codes = encode(surrogate.dimensions, drawn)[None]
             is_new = self._keys(codes)[0] not in self._tried and self._may_propose(drawn)
             return is_new and self._may_end(codes)[0] > 0
 
@@ -273,10 +273,10 @@ class PolicySampler(BaseSampler):
             candidates, drawn = candidates[shortlist], drawn[:, shortlist]
         gains = expected_improvement(drawn, front, reference) * self._may_end(candidates)
         ordered = candidates[np.argsort(-gains, kind="stable")]
-        return next((codes for codes in ordered if self._may_propose(decode(surrogate.coordinates, codes))), None)
+        return next((codes for codes in ordered if self._may_propose(decode(surrogate.dimensions, codes))), None)
 
     def _candidates(self, surrogate: Surrogate, parents: np.ndarray) -> np.ndarray:
-        sizes = np.array([knob.offered or len(knob.choices) for knob in surrogate.coordinates])
+        sizes = np.array([knob.offered or len(knob.choices) for knob in surrogate.dimensions])
         chains = len(TRADE_OFFS) * PERTURBED
         shifts = surrogate.shifts(PERTURBED, self._generator)
         shifts[0] = 0
@@ -339,16 +339,16 @@ class PolicySampler(BaseSampler):
         """Codes [trials, knobs], each trial's found once."""
         for trial in trials:
             if trial.number not in self._codes or trial.state == TrialState.RUNNING:  # it may still ask for more
-                self._codes[trial.number] = encode(surrogate.coordinates, trial.params)
+                self._codes[trial.number] = encode(surrogate.dimensions, trial.params)
         codes = [self._codes[trial.number] for trial in trials]
-        return np.array(codes, dtype=int).reshape(-1, len(surrogate.coordinates))
+        return np.array(codes, dtype=int).reshape(-1, len(surrogate.dimensions))
 
     def _as_trained(self, trials: Sequence[FrozenTrial], surrogate: Surrogate) -> np.ndarray:
         """Codes [trials, knobs] that damages are learned at: of a trial that was stopped with as much recovery as it had."""
         self._seen = self._encoded(trials, surrogate)
         codes = self._seen.copy()
-        for index, knob in enumerate(surrogate.coordinates):
-            if knob.kind == HEALING:
+        for index, knob in enumerate(surrogate.dimensions):
+            if knob.kind == RECOVERY_KIND:
                 for row, trial in enumerate(trials):
                     if (epochs := trial.user_attrs.get(STOPPED_EPOCHS)) is not None:
                         codes[row, index] = most_below(knob.choices, epochs)
@@ -358,7 +358,7 @@ class PolicySampler(BaseSampler):
         """`history` and what earlier studies found: they teach, but are neither on the front nor seen."""
         if not self._earlier:
             return history
-        codes = np.array([encode(surrogate.coordinates, trial.parameters) for trial in self._earlier])
+        codes = np.array([encode(surrogate.dimensions, trial.parameters) for trial in self._earlier])
         damage = np.array([np.nan if trial.kl is None else log_damage(trial.kl) for trial in self._earlier])
         values = surrogate.scaled(np.array([trial.values for trial in self._earlier], dtype=float))
         unknown = np.full(len(codes), np.nan)
@@ -381,10 +381,10 @@ class PolicySampler(BaseSampler):
 
     def _surrogate_of(self, study: Study, space: Mapping[str, BaseDistribution]) -> Surrogate:
         if self._surrogate is None or (
-            self._coordinates is None and {knob.name for knob in self._surrogate.coordinates} != set(space)
+            self._dimensions is None and {knob.name for knob in self._surrogate.dimensions} != set(space)
         ):
-            knobs = self._coordinates or [
-                coordinate(name, name.rsplit(".", 1)[-1], choices_of(distribution), self._neutral.get(name))
+            knobs = self._dimensions or [
+                search_dimension(name, name.rsplit(".", 1)[-1], choices_of(distribution), self._neutral.get(name))
                 for name, distribution in space.items()
             ]
             signs = [-1 if direction == StudyDirection.MAXIMIZE else 1 for direction in study.directions]

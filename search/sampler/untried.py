@@ -14,7 +14,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from ...spaces.space import Choice, Knob, Space
-from .dimensions import Coordinate, encode
+from .dimensions import SearchDimension, encode
 from .feasibility import Feasibility, failures
 
 REDRAWS = 8
@@ -78,7 +78,7 @@ class UntriedSampler(BaseSampler):
 
     Args:
         sampler: what proposes.
-        coordinates: all knobs of the study.
+        dimensions: all knobs of the study.
         untried: says which points may be proposed, and has a spare one where the sampler finds none.
         seed: of what is changed in a proposal that was refused.
         learns_failures: False where the sampler avoids what is likely to fail by itself.
@@ -87,14 +87,14 @@ class UntriedSampler(BaseSampler):
     def __init__(
         self,
         sampler: BaseSampler,
-        coordinates: Sequence[Coordinate],
+        dimensions: Sequence[SearchDimension],
         untried: Untried,
         seed: int | None = None,
         learns_failures: bool = True,
     ) -> None:
-        self.sampler, self._coordinates, self._untried = sampler, list(coordinates), untried
+        self.sampler, self._dimensions, self._untried = sampler, list(dimensions), untried
         self._space: dict[str, BaseDistribution] = {
-            knob.name: CategoricalDistribution(knob.choices[: knob.offered]) for knob in coordinates
+            knob.name: CategoricalDistribution(knob.choices[: knob.offered]) for knob in dimensions
         }
         self._generator = np.random.default_rng(seed)
         self._learns_failures = learns_failures
@@ -146,9 +146,9 @@ class UntriedSampler(BaseSampler):
         if not failed:
             return lambda _: 1.0
         done = [trial for trial in ended if trial.state != TrialState.FAIL]
-        codes = np.array([encode(self._coordinates, trial.params) for trial in [*done, *failed]])
+        codes = np.array([encode(self._dimensions, trial.params) for trial in [*done, *failed]])
         model = Feasibility(codes, np.arange(len(codes)) >= len(done))
-        return lambda drawn: float(model(encode(self._coordinates, drawn)[None])[0])
+        return lambda drawn: float(model(encode(self._dimensions, drawn)[None])[0])
 
 
 def completed(

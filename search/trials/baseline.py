@@ -11,7 +11,7 @@ from ...compression.packing.packed_file import save_packed
 from ...core.measurement import METRICS, Measurement
 from ...evaluators.accuracy import Accuracy, score
 from ...evaluators.counts import Complexity
-from ...evaluators.evaluator import Context, Reference, Subject
+from ...evaluators.evaluator import Context, LoweredCandidate, Reference
 from ...evaluators.latency import latency_measurements, throughput
 from ...evaluators.on_request import requested
 from ...evaluators.predicted_latency import predicted_measurements
@@ -43,14 +43,14 @@ def measure_reference(
     Args:
         metrics: that the study names; some are measured only then.
     """
-    subject = Subject(Candidate(Policy(), context.workload.model.eval()), artifact)
+    lowered = LoweredCandidate(Candidate(Policy(), context.workload.model.eval()), artifact)
     return [
-        *(counted for counted in Complexity().evaluate(subject, context) if counted.name != "packed_bytes"),
-        packed_size(save_packed(subject.candidate, artifact.path.with_name("packed.safetensors"))),
-        *ArtifactSize().evaluate(subject, context),
-        *Accuracy().evaluate(subject, context),
+        *(counted for counted in Complexity().evaluate(lowered, context) if counted.name != "packed_bytes"),
+        packed_size(save_packed(lowered.candidate, artifact.path.with_name("packed.safetensors"))),
+        *ArtifactSize().evaluate(lowered, context),
+        *Accuracy().evaluate(lowered, context),
         *(_predicted(context.target) if context.target.predict else _timed(context.target, artifact, bench)),
-        *(m for evaluator in requested(metrics) for m in evaluator.evaluate(subject, replace(context, bench=bench))),
+        *(m for evaluator in requested(metrics) for m in evaluator.evaluate(lowered, replace(context, bench=bench))),
     ]
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from ...compression.batches import input_batches
+from ...compression.pruning.criteria import get_criterion
 from ...compression.pruning.proof import proven_groups
 from ...compression.recovery.distil import get_distiller
 from ...compression.recovery.feature_taps import tapped_modules
 from ...compression.recovery.teachers import Teacher
-from ...core.errors import EvaluationError, PolicyError, StudyFileError, TargetError, WorkloadError
+from ...core.errors import CompressionError, EvaluationError, PolicyError, StudyFileError, TargetError, WorkloadError
 from ...core.threads import usable_threads
 from ...evaluators.evaluator import Context
 from ...evaluators.on_request import require_available
@@ -34,21 +35,22 @@ from ...spaces.policies.quantization_scheme import Scheme
 from ...spaces.space import Space, SpaceChoices
 from ...studies.study_file.spec import StudySpec
 from ...workloads.contract import held
-from ...workloads.load import load_workload
 from ...workloads.workload import Workload
 from ..cluster.timers import timer_of
+from .given_workload import loaded_workload, pickled_workload
 
 BITS = ("weight_bits", "activation_bits")
 """Keys of a space that a target's card has too."""
 
 
 @dataclass(frozen=True)
-class Problem:
+class PreparedStudy:
     """A study ready to be searched.
 
     Attributes:
         context: workload, target and runtime; without bench and reference, which need measuring first.
         groups: channel groups that can be pruned; `unprunable` maps the others to the reason.
+        pickled_workload: the workload as it was given, where that was an object of the program that searches; else None.
     """
 
     spec: StudySpec
@@ -57,6 +59,7 @@ class Problem:
     groups: list[ChannelGroup]
     unprunable: Mapping[str, str]
     space: Space
+    pickled_workload: bytes | None = None
 
     @property
     def target(self) -> Target:
@@ -82,8 +85,11 @@ class Problem:
         return machine(), versions(self.context.runtime)
 
 
-def prepare(spec: StudySpec) -> Problem:
+def prepare(spec: StudySpec, given: Workload | None = None) -> PreparedStudy:
     """Load what `spec` names and build its space.
+
+    Args:
+        given: the workload itself, where it is an object of this program that `spec` cannot name.
 
     Raises:
         UserError: the workload or the target cannot be had, or the space does not fit them.
@@ -98,7 +104,8 @@ def prepare(spec: StudySpec) -> Problem:
     threads = usable_threads()
     torch.set_num_threads(threads)
     with _naming(spec, "workload"):
-        workload = held(load_workload(spec.workload, spec.workload_options, spec.base_folder))
+        pickled = None if given is None else pickled_workload(given)
+        workload = held(loaded_workload(spec.workload, spec.workload_options, spec.base_folder, pickled))
     model, example = workload.model.eval(), workload.example_input
     if target.predict and target.latency_table is not None and target.latency_table.model != layers_of(model):
         raise StudyFileError(spec.file, "target", f"the latency table of {target.name} was fitted to another model")
@@ -107,6 +114,9 @@ def prepare(spec: StudySpec) -> Problem:
     groups, unprunable = proven_groups(workload)
     removable = spec.space.removed_blocks != (0,) or spec.space.depth != (1.0,)
     blocks = find_removable_blocks(model, example) if removable else []
+    for index, name in enumerate(spec.space.criterion):
+        with _naming(spec, f"space.criterion.{index}"):
+            get_criterion(name)
     defaults = spec.recovery
     with _naming(spec, "recovery.distiller"):
         tap = get_distiller(defaults.distiller, defaults.temperature).tap
@@ -128,7 +138,9 @@ def prepare(spec: StudySpec) -> Problem:
         raise StudyFileError(
             spec.file, "space", "nothing is left to choose: every layer is kept back or cannot be pruned"
         )
-    return Problem(spec, Context(workload, target, runtime, threads=threads), layers, groups, unprunable, space)
+    return PreparedStudy(
+        spec, Context(workload, target, runtime, threads=threads), layers, groups, unprunable, space, pickled
+    )
 
 
 def _runtime_here(target: Target) -> Runtime:
@@ -151,7 +163,7 @@ def _naming(spec: StudySpec, key: str) -> Iterator[None]:
     """Have what goes wrong with a key's value name the study file and the key."""
     try:
         yield
-    except (TargetError, WorkloadError, PolicyError) as error:
+    except (CompressionError, TargetError, WorkloadError, PolicyError) as error:
         raise StudyFileError(spec.file, key, str(error)) from error
 
 

@@ -29,7 +29,7 @@ from ...core.texts import one_line
 from ...core.threads import usable_threads
 from ...evaluators.accuracy import Accuracy
 from ...evaluators.counts import Complexity
-from ...evaluators.evaluator import Context, Reference, Subject
+from ...evaluators.evaluator import Context, LoweredCandidate, Reference
 from ...evaluators.on_request import requested
 from ...evaluators.predicted_latency import latency_evaluator
 from ...evaluators.size import ArtifactSize, counted_size, packed_size
@@ -45,10 +45,10 @@ from ...spaces.policies.resolved import effective_policy
 from ...studies.store.executed import KIND as PRECISIONS
 from ...studies.study_file.constraint import Constraint
 from ...studies.study_file.spec import RungsSpec
-from ...workloads.load import load_workload
 from ...workloads.workload import MetricFunction, Workload
 from ..cluster.timers import timer_of
 from .artifacts_folder import PROBE_BYTES, storage_problem, unwritable
+from .given_workload import loaded_workload
 
 TIMING_SECONDS = 1.0
 PRECISIONS_FILE = "precisions.json"
@@ -68,6 +68,7 @@ class WorkerSetup:
         threads: for training and scoring, where the worker has as many cores.
         metrics: that the study names; some are measured only then.
         rungs: where recovery is looked at before its end.
+        pickled_workload: the workload itself, where it is an object of the program that searches.
     """
 
     workload: str
@@ -83,6 +84,7 @@ class WorkerSetup:
     threads: int = 1
     metrics: Sequence[str] = ()
     rungs: RungsSpec | None = None
+    pickled_workload: bytes | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the metric: one of the user's own module is not known elsewhere before the workload is loaded."""
@@ -127,7 +129,9 @@ class Worker:
         threads = min(setup.threads, usable_threads())  # this may be a smaller machine than the driver's
         torch.set_num_threads(threads)
         self.setup = setup
-        self.workload = workload or load_workload(setup.workload, setup.workload_options, setup.base_folder)
+        self.workload = workload or loaded_workload(
+            setup.workload, setup.workload_options, setup.base_folder, setup.pickled_workload
+        )
         self._context = Context(
             workload=self.workload,
             target=setup.target,
@@ -192,26 +196,26 @@ class Worker:
         groups, seed, original = self.setup.groups, self.setup.seed, policy
         model = pruned_copy(self.workload.model, example, policy, groups, self.workload, seed)
         policy = effective_policy(policy)  # in terms of the layers that are there now
-        counted = Complexity().evaluate(Subject(Candidate(policy, model)), self._context)
+        counted = Complexity().evaluate(LoweredCandidate(Candidate(policy, model)), self._context)
         yield Stage("counted", measurements=counted)
         if self._out_of_bounds(counted):
             return
         if is_structurally_changed(original, groups):
             reestimate_batch_norm(model, self.workload.calibration)
-        subject = self._lower(policy, model, folder)
+        lowered = self._lower(policy, model, folder)
         # Before recovery: latency needs no trained weights, and a trial that is too slow ends here.
         timed = [
-            counted_size(subject.candidate),  # its grids are known now
-            *ArtifactSize().evaluate(subject, self._context),
-            *latency_evaluator(self.setup.target, TIMING_SECONDS).evaluate(subject, self._context),
-            *(m for evaluator in requested(self.setup.metrics) for m in evaluator.evaluate(subject, self._context)),
+            counted_size(lowered.candidate),  # its grids are known now
+            *ArtifactSize().evaluate(lowered, self._context),
+            *latency_evaluator(self.setup.target, TIMING_SECONDS).evaluate(lowered, self._context),
+            *(m for evaluator in requested(self.setup.metrics) for m in evaluator.evaluate(lowered, self._context)),
         ]
-        yield Stage("timed", measurements=timed, artifacts=self._precisions(subject, folder))
+        yield Stage("timed", measurements=timed, artifacts=self._precisions(lowered, folder))
         if self._out_of_bounds(timed):
             return
-        scored = Accuracy().evaluate(subject, self._context)
+        scored = Accuracy().evaluate(lowered, self._context)
         if not policy.recovery.changes_weights:
-            files = keep(subject, folder)
+            files = keep(lowered, folder)
             yield Stage("scored", measurements=[*scored, packed_size(files["packed"].path)], artifacts=files)
             return
         yield Stage("scored", measurements=scored, final=False)
@@ -238,11 +242,11 @@ class Worker:
 
     def _recovered(self, policy: Policy, model: nn.Module, folder: Path, rung: int, epochs: float) -> Stage:
         """The stage of a model with so many epochs of recovery behind it."""
-        subject = self._lower(policy, model, folder)
-        files = keep(subject, folder)
+        lowered = self._lower(policy, model, folder)
+        files = keep(lowered, folder)
         measured = [
-            *ArtifactSize().evaluate(subject, self._context),
-            *Accuracy().evaluate(subject, self._context),
+            *ArtifactSize().evaluate(lowered, self._context),
+            *Accuracy().evaluate(lowered, self._context),
             packed_size(files["packed"].path),
         ]
         final = epochs == policy.recovery.epochs
@@ -252,19 +256,19 @@ class Worker:
         policy = replace(policy, recovery=replace(policy.recovery, epochs=1, steps=("prune", "train")))
         recover(model, self.workload, policy, self.setup.seed, self.setup.batch_size)
 
-    def _lower(self, policy: Policy, model: nn.Module, folder: Path) -> Subject:
+    def _lower(self, policy: Policy, model: nn.Module, folder: Path) -> LoweredCandidate:
         require_finite(model)
         example = self.workload.example_input
         candidate = make_candidate(model, example, policy, self.workload.calibration)
         runtime = self._context.runtime
         artifact = runtime.lower(candidate, example, self.setup.target, folder / f"model{runtime.suffix}")
-        return Subject(candidate, artifact)
+        return LoweredCandidate(candidate, artifact)
 
-    def _precisions(self, subject: Subject, folder: Path) -> dict[str, Artifact]:
+    def _precisions(self, lowered: LoweredCandidate, folder: Path) -> dict[str, Artifact]:
         """What every layer of the timed artifact runs in, by the runtime's own report; nothing where it was not timed."""
-        if self._context.bench is None or subject.artifact is None:
+        if self._context.bench is None or lowered.artifact is None:
             return {}
-        precisions = self._context.bench.executed_precisions(subject.artifact.path)
+        precisions = self._context.bench.executed_precisions(lowered.artifact.path)
         return {PRECISIONS: keep_precisions(precisions, folder)}
 
     def _out_of_bounds(self, measurements: Sequence[Measurement]) -> bool:
@@ -309,11 +313,11 @@ def keep_precisions(precisions: Mapping[str, str], folder: Path) -> Artifact:
     return Artifact.of(path)
 
 
-def keep(subject: Subject, folder: Path) -> dict[str, Artifact]:
+def keep(lowered: LoweredCandidate, folder: Path) -> dict[str, Artifact]:
     """Files of a trial: the artifact, the float weights it was made from and the packed ones it stands for, without pickle."""
     weights = folder / "weights.safetensors"
-    state = {name: tensor.contiguous() for name, tensor in subject.candidate.model.state_dict().items()}
+    state = {name: tensor.contiguous() for name, tensor in lowered.candidate.model.state_dict().items()}
     save_file(state, weights)
-    assert subject.artifact is not None  # a subject is kept only after it was lowered
-    packed = save_packed(subject.candidate, folder / "packed.safetensors")
-    return {"model": subject.artifact, "weights": Artifact.of(weights), "packed": Artifact.of(packed)}
+    assert lowered.artifact is not None  # a lowered is kept only after it was lowered
+    packed = save_packed(lowered.candidate, folder / "packed.safetensors")
+    return {"model": lowered.artifact, "weights": Artifact.of(weights), "packed": Artifact.of(packed)}

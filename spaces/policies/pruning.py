@@ -8,9 +8,6 @@ from typing import Any
 from ...core.errors import PolicyError
 from ...core.validation import shortened
 
-CRITERIA = ("l2", "l1", "taylor", "bn_scale", "random")
-"""What channels, heads and weights are ranked by; `compression.criteria` has the handlers and the papers."""
-
 SCOPES = ("layer", "global")
 REDUCTIONS = ("drop", "merge", "reconstruct")
 
@@ -20,7 +17,8 @@ class Pruning:
     """Settings of everything a policy prunes.
 
     Attributes:
-        criterion: one of `CRITERIA`; what is worth least goes first.
+        criterion: the name of an importance criterion; the lowest importance is pruned first. Compression knows the names, which
+            installed packages add to: a policy whose package is missing can still be read and shown.
         scope: "layer" takes each layer's fraction of weights from that layer; "global" takes as many weights in all, wherever
             they are worth least.
         steps: 1 prunes at once; more prune gradually during recovery, along a cubic (Zhu & Gupta 2017, arXiv:1710.01878).
@@ -37,7 +35,9 @@ class Pruning:
     reduction: str = "drop"
 
     def __post_init__(self) -> None:
-        for name, known in (("criterion", CRITERIA), ("scope", SCOPES), ("reduction", REDUCTIONS)):
+        if not isinstance(self.criterion, str) or not self.criterion:
+            raise PolicyError(f"pruning criterion must be a name, not {shortened(repr(self.criterion))}")
+        for name, known in (("scope", SCOPES), ("reduction", REDUCTIONS)):
             if getattr(self, name) not in known:
                 raise PolicyError(
                     f"pruning {name} must be one of {', '.join(known)}, not {shortened(repr(getattr(self, name)))}"

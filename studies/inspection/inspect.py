@@ -17,8 +17,9 @@ from ...spaces.families import family_of
 from ...spaces.models.blocks import block_influence, examine_blocks, least_influential_first
 from ...spaces.models.channel_groups import ChannelGroup
 from ...spaces.models.layers import Layer, find_layers, macs_by_module
+from ...spaces.policies.layer_policy import FULL_PRECISION
 from ...spaces.policies.operators import DENSE, Operator
-from ...spaces.policies.policy import FULL_PRECISION, Recovery
+from ...spaces.policies.policy import Recovery
 from ...spaces.policies.quantization_scheme import Scheme
 from ...spaces.presets import Family, preset_space
 from ...spaces.space import Space, SpaceChoices

@@ -16,7 +16,8 @@ from ...hardware_profiles.runtimes.base import get_runtime
 from ...hardware_profiles.runtimes.registry import RUNTIMES
 from ...spaces.models.layers import find_layers
 from ...spaces.policies.candidate import Candidate
-from ...spaces.policies.policy import BFLOAT16_BITS, FULL_PRECISION, LayerPolicy, Policy
+from ...spaces.policies.layer_policy import BFLOAT16_BITS, FULL_PRECISION
+from ...spaces.policies.policy import LayerPolicy, Policy
 from ...spaces.policies.quantization_scheme import Scheme
 from ...workloads.workload import MapDataset, Workload, describe
 from ..store.executed import BITS

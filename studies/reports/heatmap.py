@@ -10,7 +10,9 @@ from typing import Any, Literal
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ...spaces.policies.policy import FULL_PRECISION, Policy, zeroed_share
+from ...spaces.policies.layer_policy import FULL_PRECISION
+from ...spaces.policies.policy import Policy
+from ...spaces.policies.sparsity import zeroed_share
 from ..analysis.front import Objective
 from ..store.records import TrialRecord
 from .figures import LAYOUT

@@ -14,7 +14,7 @@ from slimfront.compression.recovery.distil import (
     distillers,
     feature_loss,
     get_distiller,
-    register,
+    register_distiller,
     relation_loss,
 )
 from slimfront.compression.recovery.feature_taps import projections, tapped_modules, tapping
@@ -52,8 +52,8 @@ def test_the_registry_lists_what_it_knows():
     assert distillers() == ["attention", "feature", "hard", "relation", "soft"]
     with pytest.raises(PolicyError, match=r"^unknown distiller 'sfot'; known are attention, .*soft$"):
         get_distiller("sfot", 1.0)
-    with pytest.raises(PolicyError, match=r"^distiller 'soft' is there already; known are"):
-        register("soft", type(get_distiller("soft", 1.0)))
+    with pytest.raises(PolicyError, match=r"^distiller 'soft' is already registered; known are"):
+        register_distiller("soft", type(get_distiller("soft", 1.0)))
 
 
 def test_hard_labels_are_the_teachers_classes():

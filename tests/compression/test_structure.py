@@ -18,7 +18,7 @@ from slimfront.core.errors import CompressionError
 from slimfront.spaces.models.blocks import block_influence, find_removable_blocks, least_influential_first
 from slimfront.spaces.models.channel_groups import find_channel_groups
 from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
-from slimfront.spaces.policies.pruning import CRITERIA, Pruning
+from slimfront.spaces.policies.pruning import Pruning
 from slimfront.spaces.policies.resolved import effective_policy
 from slimfront.workloads.builtin.digits_model import DigitsResNet
 from slimfront.workloads.builtin.digits_vit import DigitsViT
@@ -125,10 +125,12 @@ def test_gradients_are_asked_for():
 
 
 def test_the_registry_names_what_it_knows():
-    assert criteria() == sorted(CRITERIA)
-    with pytest.raises(CompressionError, match="no criterion 'fisher'; known are bn_scale, l1, l2, random, taylor"):
+    assert criteria() == ["bn_scale", "l1", "l2", "random", "taylor"]
+    with pytest.raises(
+        CompressionError, match="unknown criterion 'fisher'; known are bn_scale, l1, l2, random, taylor"
+    ):
         get_criterion("fisher")
-    with pytest.raises(ValueError, match="'l2' is already registered; known are bn_scale"):
+    with pytest.raises(CompressionError, match="'l2' is already registered; known are bn_scale"):
         register_criterion("l2", Magnitude())
 
 
@@ -217,7 +219,7 @@ def test_a_separable_kernel_is_found_again():
 
 def test_an_operator_that_cannot_stand_is_told_in_one_line(digits, groups):
     policy = Policy(layers={"fc": LayerPolicy(operator="separable")})
-    with pytest.raises(CompressionError, match=r"^separable cannot stand for fc: the layer is no convolution$"):
+    with pytest.raises(CompressionError, match=r"^separable cannot replace fc: the layer is no convolution$"):
         pruned_copy(digits.model, DIGIT, policy, groups)
 
 

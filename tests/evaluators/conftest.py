@@ -11,7 +11,7 @@ import pytest
 import torch
 from slimfront.compression.quantization.quantize import quantize
 from slimfront.evaluators.accuracy import score
-from slimfront.evaluators.evaluator import Context, Reference, Subject
+from slimfront.evaluators.evaluator import Context, LoweredCandidate, Reference
 from slimfront.hardware_profiles.bench.bench import Bench, bench_cores
 from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.hardware_profiles.runtimes.base import get_runtime
@@ -55,23 +55,23 @@ def context(workload: Workload) -> Context:
 
 
 @pytest.fixture
-def lowered(context: Context, tmp_path: Path) -> Callable[..., Subject]:
-    """(policy, batch of the target, the target's own unless given) -> subject with its artifact."""
+def lower(context: Context, tmp_path: Path) -> Callable[..., LoweredCandidate]:
+    """(policy, batch of the target, the target's own unless given) -> lowered with its artifact."""
 
-    def make(policy: Policy, batch: int | None = None) -> Subject:
+    def make(policy: Policy, batch: int | None = None) -> LoweredCandidate:
         workload, target = context.workload, context.target.model_copy(update={"batch": batch or context.target.batch})
         example = workload.example_input
         made = Candidate(policy, workload.model, quantize(workload.model, example, policy, workload.calibration))
         path = tmp_path / f"{policy.digest}-{target.batch}.onnx"
-        return Subject(made, context.runtime.lower(made, example, target, path))
+        return LoweredCandidate(made, context.runtime.lower(made, example, target, path))
 
     return make
 
 
 @pytest.fixture
-def complete(context: Context, lowered: Callable[..., Subject]) -> Iterator[Context]:
+def complete(context: Context, lower: Callable[..., LoweredCandidate]) -> Iterator[Context]:
     """The context with a bench and a scored reference."""
-    artifact = lowered(Policy()).artifact
+    artifact = lower(Policy()).artifact
     inputs = np.zeros((context.target.batch, 3, 8, 8), np.float32)
     reference = Reference(artifact, 2.0, validation=score(artifact, context.workload.validation, context))
     with Bench(context.target, artifact.path, inputs, bench_cores(1)) as bench:

@@ -22,29 +22,29 @@ INTEGERS = Policy(layers={"0": LayerPolicy(8, 8), "5": LayerPolicy(4, 8)})
 
 @pytest.mark.parametrize("policy", [Policy(), INTEGERS], ids=["float", "integers"])
 @pytest.mark.parametrize("batch", [7, 10, 53, 64])
-def test_a_padded_last_batch_scores_as_samples_one_by_one(batch, policy, context, lowered):
+def test_a_padded_last_batch_scores_as_samples_one_by_one(batch, policy, context, lower):
     data = context.workload.validation  # 53 samples
     scored = []
     for size in (1, batch):
         at = dataclasses.replace(context, target=context.target.model_copy(update={"batch": size}))
-        scored.append(score(lowered(policy, size).artifact, data, at))
+        scored.append(score(lower(policy, size).artifact, data, at))
     assert len(scored[1].outputs) == 53
     np.testing.assert_allclose(scored[0].outputs, scored[1].outputs, atol=1e-6)
     assert torch.equal(scored[1].targets, data.tensors[1])
 
 
-def test_the_scores_are_the_models(context, lowered):
+def test_the_scores_are_the_models(context, lower):
     data = context.workload.validation
-    scores = score(lowered(Policy()).artifact, data, context)
+    scores = score(lower(Policy()).artifact, data, context)
     with torch.no_grad():
         expected = context.workload.model(data.tensors[0])
     torch.testing.assert_close(scores.outputs, expected, atol=1e-5, rtol=1e-5)
     assert scores.value() == int((expected.argmax(1) == data.tensors[1]).sum()) / 53
 
 
-def test_the_outputs_of_earlier_batches_are_not_overwritten(context, lowered):
+def test_the_outputs_of_earlier_batches_are_not_overwritten(context, lower):
     at = dataclasses.replace(context, target=context.target.model_copy(update={"batch": 1}))
-    scores = score(lowered(Policy(), 1).artifact, context.workload.validation, at)
+    scores = score(lower(Policy(), 1).artifact, context.workload.validation, at)
     assert len({tuple(row.tolist()) for row in scores.outputs}) == 53
 
 
@@ -70,16 +70,16 @@ def test_torch_scores_on_the_targets_threads_and_gives_the_process_its_own_back(
     assert torch.get_num_threads() == 2
 
 
-def test_the_drop_is_against_the_reference(complete, lowered):
-    subject = lowered(INTEGERS)
-    measured = {m.name: m for m in Accuracy().evaluate(subject, complete)}
+def test_the_drop_is_against_the_reference(complete, lower):
+    lowered = lower(INTEGERS)
+    measured = {m.name: m for m in Accuracy().evaluate(lowered, complete)}
     reference = complete.reference.validation
     assert measured["accuracy_drop"].value == pytest.approx(reference.value() - measured["accuracy"].value)
     assert measured["accuracy"].n == measured["accuracy_drop"].n == 53
 
 
-def test_the_reference_does_not_drop(context, lowered):
-    measured = {m.name: m for m in Accuracy().evaluate(lowered(Policy()), context)}
+def test_the_reference_does_not_drop(context, lower):
+    measured = {m.name: m for m in Accuracy().evaluate(lower(Policy()), context)}
     drop = measured["accuracy_drop"]
     assert (drop.low, drop.value, drop.high) == (0, 0, 0)
 
@@ -93,13 +93,13 @@ def test_measurements_of_another_split_carry_its_name():
     ]
 
 
-def test_a_metric_of_the_users_own_is_used(context, lowered):
+def test_a_metric_of_the_users_own_is_used(context, lower):
     def metric(outputs: torch.Tensor, targets: torch.Tensor) -> float:
         return -float(functional.cross_entropy(outputs, targets))
 
     workload = dataclasses.replace(context.workload, metric=metric)
     measured = {
-        m.name: m for m in Accuracy().evaluate(lowered(Policy()), dataclasses.replace(context, workload=workload))
+        m.name: m for m in Accuracy().evaluate(lower(Policy()), dataclasses.replace(context, workload=workload))
     }
     assert measured["accuracy"].value == pytest.approx(-measured["cross_entropy"].value, rel=1e-5)
     assert (measured["accuracy"].method, measured["accuracy_drop"].method) == ("bootstrap", "paired-bootstrap")
@@ -134,8 +134,8 @@ def test_kl_divergence_by_hand():
     assert kl_divergence(reference, reference).value == 0
 
 
-def test_no_class_is_picked_from_outputs_that_are_not_finite(context, lowered):
+def test_no_class_is_picked_from_outputs_that_are_not_finite(context, lower):
     inputs, targets = (tensor.clone() for tensor in context.workload.validation.tensors)
     inputs[23, 0, 0, 0] = math.nan
     with pytest.raises(EvaluationError, match="output on sample 23 of the split is not finite"):
-        score(lowered(Policy()).artifact, TensorDataset(inputs, targets), context)
+        score(lower(Policy()).artifact, TensorDataset(inputs, targets), context)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from slimfront.compression.pruning.prune import pruned_copy
 from slimfront.evaluators.counts import Complexity
-from slimfront.evaluators.evaluator import Subject
+from slimfront.evaluators.evaluator import LoweredCandidate
 from slimfront.evaluators.latency import latency_measurements
 from slimfront.evaluators.size import ArtifactSize
 from slimfront.hardware_profiles.bench.paired_timing import PairedTiming, Percentile
@@ -31,7 +31,7 @@ def counted(context, model):
     def count(policy: Policy, compressed: nn.Module = model) -> dict[str, float]:
         workload = dataclasses.replace(context.workload, model=model)
         measurements = Complexity().evaluate(
-            Subject(Candidate(policy, compressed)), dataclasses.replace(context, workload=workload)
+            LoweredCandidate(Candidate(policy, compressed)), dataclasses.replace(context, workload=workload)
         )
         assert all(m.low == m.value == m.high for m in measurements)
         return {m.name: m.value for m in measurements}
@@ -68,8 +68,8 @@ def test_codes_take_their_bits_and_their_table_and_are_multiplied_with_as_floats
 
 def test_packed_bits_are_rounded_up_to_bytes(context):
     model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3, bias=False)).eval()
-    subject = Subject(Candidate(Policy(layers={"2": LayerPolicy(weight_bits=3)}), model))
-    told = {m.name: m.value for m in Complexity().evaluate(subject, context)}
+    lowered = LoweredCandidate(Candidate(Policy(layers={"2": LayerPolicy(weight_bits=3)}), model))
+    told = {m.name: m.value for m in Complexity().evaluate(lowered, context)}
     assert told["packed_bytes"] == 4 + 3 * 4  # 27 bits, and a step for each channel
 
 
@@ -98,16 +98,16 @@ def test_a_layer_over_tokens_counts_its_bops_per_token(context):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.fc(x.flatten(1, 2))  # 24 tokens of 8
 
-    subject = Subject(Candidate(Policy(layers={"fc": LayerPolicy(4, 8)}), Tokens().eval()))
-    told = {m.name: m.value for m in Complexity().evaluate(subject, context)}
+    lowered = LoweredCandidate(Candidate(Policy(layers={"fc": LayerPolicy(4, 8)}), Tokens().eval()))
+    told = {m.name: m.value for m in Complexity().evaluate(lowered, context)}
     assert told["flops"] == 24 * 40
     assert told["bops"] == 24 * 40 * 32
 
 
-def test_artifact_bytes_are_those_of_the_file(context, lowered):
-    subject = lowered(Policy())
-    (measured,) = ArtifactSize().evaluate(subject, context)
-    assert measured.value == subject.artifact.path.stat().st_size
+def test_artifact_bytes_are_those_of_the_file(context, lower):
+    lowered = lower(Policy())
+    (measured,) = ArtifactSize().evaluate(lowered, context)
+    assert measured.value == lowered.artifact.path.stat().st_size
     assert measured.unit == "bytes"
 
 

@@ -39,8 +39,8 @@ def test_memory_that_is_held_and_let_go_again_is_counted():
     assert peak_growth(lambda: None) < size / 20
 
 
-def test_an_artifact_needs_as_much_memory_each_time(complete, lowered):
-    first, second = (PeakMemory().evaluate(lowered(Policy()), complete)[0].value for _ in range(2))
+def test_an_artifact_needs_as_much_memory_each_time(complete, lower):
+    first, second = (PeakMemory().evaluate(lower(Policy()), complete)[0].value for _ in range(2))
     assert first > 0
     assert second == pytest.approx(first, rel=0.5)
 
@@ -118,18 +118,18 @@ def test_energy_that_cannot_be_measured_is_refused_before_a_study_begins(key, mo
         prepare(spec)
 
 
-def test_memory_and_energy_need_a_bench(context, lowered):
+def test_memory_and_energy_need_a_bench(context, lower):
     for evaluator in (PeakMemory(), Energy()):
         with pytest.raises(EvaluationError, match=r"needs an artifact and a bench$"):
-            evaluator.evaluate(lowered(Policy()), dataclasses.replace(context, bench=None))
+            evaluator.evaluate(lower(Policy()), dataclasses.replace(context, bench=None))
 
 
-def test_energy_is_the_counters_rise_over_the_runs(complete, lowered):
+def test_energy_is_the_counters_rise_over_the_runs(complete, lower):
     class Counting:
         """A bench whose counter rises by 3 J a run."""
 
         def energy(self, candidate, seconds, repeats):
             return "a counter", [3.0] * repeats
 
-    (measured,) = Energy().evaluate(lowered(Policy()), dataclasses.replace(complete, bench=Counting()))
+    (measured,) = Energy().evaluate(lower(Policy()), dataclasses.replace(complete, bench=Counting()))
     assert (measured.value, measured.low, measured.high, measured.unit, measured.method) == (3, 3, 3, "J", "a counter")

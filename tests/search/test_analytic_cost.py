@@ -3,9 +3,9 @@ import pytest
 import torch
 from slimfront.compression.pruning.prune import pruned_copy
 from slimfront.evaluators.counts import Complexity
-from slimfront.evaluators.evaluator import Subject
+from slimfront.evaluators.evaluator import LoweredCandidate
 from slimfront.search.sampler.dimensions import decode, encode
-from slimfront.search.sampler.factory import role_of, space_coordinates, worst_corner
+from slimfront.search.sampler.factory import role_of, space_dimensions, worst_corner
 from slimfront.search.sampler.surrogate import analytic_cost
 from slimfront.search.sampler.surrogate.analytic_cost import COUNTED, AnalyticCost, channel_shares
 from slimfront.search.trials.prepared_study import prepare
@@ -27,28 +27,28 @@ SPACE = {
 
 
 @pytest.fixture
-def problem(tiny_spec):
+def prepared(tiny_spec):
     return prepare(tiny_spec(space=SPACE))
 
 
 @pytest.fixture
-def cost(problem):
-    workload = problem.context.workload
-    return AnalyticCost(problem.space, problem.layers, workload.model, workload.example_input)
+def cost(prepared):
+    workload = prepared.context.workload
+    return AnalyticCost(prepared.space, prepared.layers, workload.model, workload.example_input)
 
 
 @pytest.mark.parametrize("weights", ["channel", "tensor"])
 def test_what_is_counted_at_once_is_what_complexity_counts_of_the_built_model(weights, tiny_spec):
-    problem = prepare(tiny_spec(space=SPACE, quantization={"weights": weights}))
-    workload = problem.context.workload
-    cost = AnalyticCost(problem.space, problem.layers, workload.model, workload.example_input)
-    coordinates = space_coordinates(problem.space)
-    sizes = [len(knob.choices) for knob in coordinates]
+    prepared = prepare(tiny_spec(space=SPACE, quantization={"weights": weights}))
+    workload = prepared.context.workload
+    cost = AnalyticCost(prepared.space, prepared.layers, workload.model, workload.example_input)
+    dimensions = space_dimensions(prepared.space)
+    sizes = [len(knob.choices) for knob in dimensions]
     codes = np.random.default_rng(0).integers(sizes, size=(12, len(sizes)))
     for row, found in zip(codes, cost(codes), strict=True):
-        policy = problem.space.policy(decode(coordinates, row))
-        model = pruned_copy(workload.model, workload.example_input, policy, problem.groups)
-        counted = Complexity().evaluate(Subject(Candidate(policy, model)), problem.context)
+        policy = prepared.space.policy(decode(dimensions, row))
+        model = pruned_copy(workload.model, workload.example_input, policy, prepared.groups)
+        counted = Complexity().evaluate(LoweredCandidate(Candidate(policy, model)), prepared.context)
         exact = {measurement.name: measurement.value for measurement in counted}
         for index, name in enumerate(COUNTED):
             assert found[index] == pytest.approx(exact[name], rel=0.05 if name == "flops" else 1e-9, abs=1), name
@@ -56,12 +56,12 @@ def test_what_is_counted_at_once_is_what_complexity_counts_of_the_built_model(we
 
 def test_what_files_hold_and_machines_multiply_is_told_beside_the_counts(tiny_spec):
     """A layer of 4 bits is stored and multiplied as one of 8; one integer operand alone leaves the product in float."""
-    problem = prepare(tiny_spec(space={"weight_bits": [4, 8, 32], "activation_bits": [8, 32]}))
-    space, workload = problem.space, problem.context.workload
-    cost = AnalyticCost(space, problem.layers, workload.model, workload.example_input)
+    prepared = prepare(tiny_spec(space={"weight_bits": [4, 8, 32], "activation_bits": [8, 32]}))
+    space, workload = prepared.space, prepared.context.workload
+    cost = AnalyticCost(space, prepared.layers, workload.model, workload.example_input)
 
     def told(**bits: int) -> dict[str, float]:
-        codes = encode(space_coordinates(space), space.parameters(space.uniform(bits)))
+        codes = encode(space_dimensions(space), space.parameters(space.uniform(bits)))
         return dict(zip((*COUNTED, "multiplied", "stored"), cost(codes[None])[0], strict=True))
 
     whole, eight, four = told(), told(weight_bits=8, activation_bits=8), told(weight_bits=4, activation_bits=8)
@@ -93,11 +93,11 @@ def test_a_model_is_traced_once_for_the_shares_of_all_its_groups(monkeypatch):
     assert shares.others.tolist() == pytest.approx([16 / 18, 0])  # biases: 16 of the first layer, 2 of the last
 
 
-def test_points_that_are_one_model_have_one_key(problem, cost):
-    coordinates = space_coordinates(problem.space)
-    names = [knob.name for knob in coordinates]
+def test_points_that_are_one_model_have_one_key(prepared, cost):
+    dimensions = space_dimensions(prepared.space)
+    names = [knob.name for knob in dimensions]
     codes = np.zeros((3, len(names)), dtype=int)
-    channels = [index for index, knob in enumerate(coordinates) if knob.kind == "channels"]
+    channels = [index for index, knob in enumerate(dimensions) if knob.kind == "channels"]
     codes[0, channels] = 1  # 16 channels at full width, half of them removed
     codes[1, names.index("00.student.width") if "00.student.width" in names else 0] = 1  # half the width
     codes[2, 1] = codes[2, -1] = 1
@@ -113,10 +113,10 @@ def test_the_worst_corner_is_tightened_by_constraints_on_objectives():
     assert worst_corner(baseline, ["accuracy", "speedup", "latency_ms"], bounds) == pytest.approx([0.8, 1.0, 1.5])
 
 
-def test_where_layers_may_be_replaced_costs_are_learned_instead_of_counted(problem, cost, tiny_spec):
+def test_where_layers_may_be_replaced_costs_are_learned_instead_of_counted(prepared, cost, tiny_spec):
     assert cost.is_exact
     assert role_of("bops", cost.is_exact) == COUNTED.index("bops")
-    workload = problem.context.workload
+    workload = prepared.context.workload
     other = prepare(tiny_spec(space={**SPACE, "operators": ["dense", "separable"]}))
     replaced = AnalyticCost(other.space, other.layers, workload.model, workload.example_input)
     assert not replaced.is_exact

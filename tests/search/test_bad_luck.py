@@ -145,11 +145,11 @@ def test_a_signal_ends_a_hanging_search_within_seconds(number: int, luck: Luck, 
 
 @pytest.mark.slow
 def test_a_policy_that_takes_the_search_down_is_retried_twice(tiny_spec: Spec, store: Store, tmp_path: Path) -> None:
-    problem = prepare(tiny_spec(budget={"trials": 3}))
+    prepared = prepare(tiny_spec(budget={"trials": 3}))
     for _ in range(3):  # drivers that are never heard of again
-        first = Search(problem, store, tmp_path / "artifacts").propose()
+        first = Search(prepared, store, tmp_path / "artifacts").propose()
     assert first is not None
-    last = Search(problem, store, tmp_path / "artifacts")
+    last = Search(prepared, store, tmp_path / "artifacts")
     assert [trial.reason for trial in store.trials("tiny")] == [
         ORPHANED, ORPHANED, "the search's process died 3 times while this policy ran",
     ]  # fmt: skip

@@ -19,7 +19,7 @@ from slimfront.search.lock import sole_driver
 from slimfront.search.run import run_search
 from slimfront.search.sampler.factory import make_sampler
 from slimfront.search.sampler.policy_sampler import PolicySampler
-from slimfront.search.trials.prepared_study import Problem, prepare
+from slimfront.search.trials.prepared_study import PreparedStudy, prepare
 from slimfront.search.trials.worker import Stage
 from slimfront.studies.analysis.front import Objective, Point, dominates
 from slimfront.studies.reports.notes import study_note
@@ -40,8 +40,8 @@ def store(tmp_path: Path):
         yield opened
 
 
-def searched(problem: Problem, store: Store, tmp_path: Path) -> Search:
-    search = Search(problem, store, tmp_path / "artifacts")
+def searched(prepared: PreparedStudy, store: Store, tmp_path: Path) -> Search:
+    search = Search(prepared, store, tmp_path / "artifacts")
     run_local(search)
     return search
 
@@ -88,15 +88,15 @@ def test_an_early_violation_ends_the_trial_before_it_is_scored(tiny_spec: Spec, 
 
 
 def test_an_infeasible_trial_that_was_scored_keeps_its_values(tiny_spec: Spec, store: Store, tmp_path: Path) -> None:
-    problem = prepare(tiny_spec(constraints=["accuracy_drop <= -1"]))
-    searched(problem, store, tmp_path)
+    prepared = prepare(tiny_spec(constraints=["accuracy_drop <= -1"]))
+    searched(prepared, store, tmp_path)
     assert {trial.state for trial in store.trials("tiny")} == {"infeasible"}
     study = optuna.load_study(study_name="tiny", storage=store.url)
     trial = study.get_trials()[0]
     assert trial.state.name == "COMPLETE"
     assert trial.constraints["accuracy_drop <= -1"] > 0
     assert trial.system_attrs["constraints"][0] > 0  # what the dashboard greys by
-    sampler = make_sampler(problem, {"accuracy_drop": 0.0, "latency_ms": 1.0}, 4)
+    sampler = make_sampler(prepared, {"accuracy_drop": 0.0, "latency_ms": 1.0}, 4)
     assert isinstance(sampler, PolicySampler)
     # The drop is an objective, and what the dashboard greys by is read back as a constraint "0".
     assert set(trial.constraints) == {"0", "accuracy_drop <= -1"}
@@ -130,9 +130,9 @@ def test_every_sampler_tries_every_policy_of_a_small_space_once(
     sampler: str, tiny_spec: Spec, store: Store, tmp_path: Path
 ) -> None:
     space = {"granularity": "model", "weight_bits": [4, 6, 8, 32], "activation_bits": [4, 8, 32]}
-    problem = prepare(tiny_spec(sampler=sampler, space=space, budget={"trials": 23}))
+    prepared = prepare(tiny_spec(sampler=sampler, space=space, budget={"trials": 23}))
     for _ in range(2):  # stopped once, while a trial runs, and taken up again
-        search = Search(problem, store, tmp_path / "files")
+        search = Search(prepared, store, tmp_path / "files")
         search.try_uncompressed()
         while proposal := search.propose():
             if proposal.number == 3:
@@ -155,29 +155,29 @@ def test_every_sampler_tries_every_policy_of_a_small_space_once(
 
 def test_what_a_killed_driver_had_enqueued_is_tried_once(tiny_spec: Spec, store: Store, tmp_path: Path) -> None:
     space = {"granularity": "model", "weight_bits": [8, 32], "activation_bits": [8, 32]}
-    problem = prepare(tiny_spec(space=space))
-    Search(problem, store, tmp_path / "artifacts").optuna.enqueue(
-        problem.space.parameters(problem.space.anchors()[1]), {}
+    prepared = prepare(tiny_spec(space=space))
+    Search(prepared, store, tmp_path / "artifacts").optuna.enqueue(
+        prepared.space.parameters(prepared.space.anchors()[1]), {}
     )
-    search = Search(problem, store, tmp_path / "artifacts")
+    search = Search(prepared, store, tmp_path / "artifacts")
     while proposal := search.propose():
         search.fail(proposal.number, "not of interest")
     assert len({trial.digest for trial in store.trials("tiny")}) == len(optuna_states(store)) == 4
 
 
 def test_the_uncompressed_trial_tells_what_its_layers_ran_in(tiny_spec: Spec, store: Store, tmp_path: Path) -> None:
-    problem = prepare(tiny_spec())
-    Search(problem, store, tmp_path / "artifacts").try_uncompressed()
-    assert executed_precisions(store, "tiny", 0) == {layer.name: "f32" for layer in problem.layers}
+    prepared = prepare(tiny_spec())
+    Search(prepared, store, tmp_path / "artifacts").try_uncompressed()
+    assert executed_precisions(store, "tiny", 0) == {layer.name: "f32" for layer in prepared.layers}
 
 
 @pytest.mark.parametrize("sampler", ["policy", "tpe", "nsgaii", "random"])
 def test_every_sampler_tries_the_anchors_first(sampler: str, tiny_spec: Spec, store: Store, tmp_path: Path) -> None:
-    problem = prepare(tiny_spec(sampler=sampler))
-    search = Search(problem, store, tmp_path / "artifacts")
+    prepared = prepare(tiny_spec(sampler=sampler))
+    search = Search(prepared, store, tmp_path / "artifacts")
     proposals = [search.propose() for _ in range(4)]
     search.interrupt()
-    assert [proposal.policy for proposal in proposals] == problem.space.anchors()[:4]
+    assert [proposal.policy for proposal in proposals] == prepared.space.anchors()[:4]
 
 
 def test_a_sampler_that_gave_up_is_told_of_where_the_study_is_looked_at(
@@ -214,13 +214,13 @@ def test_ctrl_c_between_two_tables_leaves_them_telling_the_same(
 
 
 def test_interrupted_trials_are_closed_and_tried_again(tiny_spec: Spec, store: Store, tmp_path: Path) -> None:
-    problem = prepare(tiny_spec(budget={"trials": 6}))
-    search = Search(problem, store, tmp_path / "artifacts")
+    prepared = prepare(tiny_spec(budget={"trials": 6}))
+    search = Search(prepared, store, tmp_path / "artifacts")
     interrupted = search.propose()
     search.interrupt()
     assert store.get_trial("tiny", 0).reason == INTERRUPTED
     assert not store.running_trials("tiny")
-    searched(problem, store, tmp_path)
+    searched(prepared, store, tmp_path)
     first, retry, *_ = store.trials("tiny")  # before the anchors that are still to come
     assert (first.number, retry.retry_of) == (0, 0)
     assert retry.policy == interrupted.policy
@@ -231,11 +231,11 @@ def test_interrupted_trials_are_closed_and_tried_again(tiny_spec: Spec, store: S
 def test_orphans_of_a_killed_driver_are_closed_once_and_tried_again(
     tiny_spec: Spec, store: Store, tmp_path: Path
 ) -> None:
-    problem = prepare(tiny_spec(budget={"trials": 6}))
-    Search(problem, store, tmp_path / "artifacts").propose()  # and its driver is never heard of again
+    prepared = prepare(tiny_spec(budget={"trials": 6}))
+    Search(prepared, store, tmp_path / "artifacts").propose()  # and its driver is never heard of again
     assert [trial.number for trial in store.running_trials("tiny")] == [0]
-    searched(problem, store, tmp_path)
-    searched(problem, store, tmp_path)
+    searched(prepared, store, tmp_path)
+    searched(prepared, store, tmp_path)
     assert optuna_states(store).count("RUNNING") == 0
     assert [trial.retry_of for trial in store.trials("tiny")].count(0) == 1
 

@@ -43,13 +43,13 @@ def test_a_full_database_is_one_line_and_the_trial_is_not_left_running(
         if event == "stage" and number == 1:
             pages[0] = -1
 
-    problem = prepare(tiny_spec(budget={"trials": 6}, sensitivity=False))
+    prepared = prepare(tiny_spec(budget={"trials": 6}, sensitivity=False))
     with Store(f"sqlite:///{tmp_path}/slimfront.db") as store:
         with pytest.raises(StoreError) as caught, sole_driver(store, "tiny"):
-            run_local(Search(problem, store, tmp_path / "artifacts", fill))
+            run_local(Search(prepared, store, tmp_path / "artifacts", fill))
         pages[0] = UNLIMITED
         with sole_driver(store, "tiny"):
-            run_local(Search(problem, store, tmp_path / "artifacts"))
+            run_local(Search(prepared, store, tmp_path / "artifacts"))
         assert str(caught.value).endswith(
             "slimfront.db: the database or its disk is full; nothing more is stored until there is space"
         )

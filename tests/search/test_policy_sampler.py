@@ -8,8 +8,8 @@ import optuna
 import pytest
 from slimfront.search.sampler import policy_sampler
 from slimfront.search.sampler.acquisition import expected_improvement, free_boxes
-from slimfront.search.sampler.dimensions import coordinate, decode, encode
-from slimfront.search.sampler.policy_sampler import FALLBACK, Earlier, PolicySampler
+from slimfront.search.sampler.dimensions import decode, encode, search_dimension
+from slimfront.search.sampler.policy_sampler import FALLBACK, PolicySampler, TransferredTrial
 from slimfront.search.sampler.surrogate.cost_model import CostModel
 from slimfront.search.sampler.surrogate.damage_model import StructuredMean
 from slimfront.search.sampler.surrogate.damage_posterior import DamagePosterior
@@ -150,7 +150,7 @@ def test_a_constraint_on_something_else_is_kept():
 
 
 def test_the_mean_recovers_an_additive_damage():
-    knobs = [coordinate(name, "weight_bits", BITS, 32) for name in NAMES]
+    knobs = [search_dimension(name, "weight_bits", BITS, 32) for name in NAMES]
     codes = np.random.default_rng(0).integers(len(BITS), size=(80, KNOBS))
     damage = np.log([outcome([BITS[c] for c in row])[0] + 1e-3 for row in codes])
     mean = StructuredMean(knobs)
@@ -161,10 +161,10 @@ def test_the_mean_recovers_an_additive_damage():
 
 
 OF_ALL_KINDS = [
-    coordinate("a.weight_bits", "weight_bits", BITS, 32),
-    coordinate("b.width", "width", (1.0, 0.5), 1.0),
-    coordinate("c.channels", "channels", (0.0, 0.25, 0.5), 0.0),
-    coordinate("d.recovery_epochs", "recovery_epochs", (0, 1, 2), 0),
+    search_dimension("a.weight_bits", "weight_bits", BITS, 32),
+    search_dimension("b.width", "width", (1.0, 0.5), 1.0),
+    search_dimension("c.channels", "channels", (0.0, 0.25, 0.5), 0.0),
+    search_dimension("d.recovery_epochs", "recovery_epochs", (0, 1, 2), 0),
 ]
 FEW = np.array([[0, 1, 2, 0], [2, 0, 0, 1], [3, 1, 1, 2], [5, 0, 2, 0]])
 
@@ -192,7 +192,7 @@ def test_the_derivatives_of_the_damage_are_finite_differences():
 
 
 def posterior_of(codes: np.ndarray, damage: np.ndarray, pending=()) -> DamagePosterior:
-    knobs = [coordinate(name, "weight_bits", BITS, 32) for name in NAMES]
+    knobs = [search_dimension(name, "weight_bits", BITS, 32) for name in NAMES]
     mean = StructuredMean(knobs)
     mean.fit(codes, damage)
     pending = np.array(pending, dtype=int).reshape(-1, KNOBS)
@@ -232,7 +232,7 @@ def test_candidates_descend_from_damages_that_the_trials_leave_likely():
 
 def test_damages_lie_where_the_posterior_expects_them():
     """Networks as the prior imagines them: errors of the prediction in units of its own deviation are of size one."""
-    knobs = [coordinate(name, "weight_bits", BITS, 32) for name in NAMES]
+    knobs = [search_dimension(name, "weight_bits", BITS, 32) for name in NAMES]
     truth, errors = StructuredMean(knobs), []
     for seed in range(6):
         draw = np.random.default_rng(seed)
@@ -266,7 +266,7 @@ def test_expected_improvement_is_the_mean_gain_of_hypervolume(objectives: int):
 
 
 def test_codes_are_parameters_again():
-    knobs = [coordinate("a", "weight_bits", (8, 2, 32), 32), coordinate("b", "sparsity", (0.0, "2:4"), 0.0)]
+    knobs = [search_dimension("a", "weight_bits", (8, 2, 32), 32), search_dimension("b", "sparsity", (0.0, "2:4"), 0.0)]
     for parameters in ({"a": 2, "b": "2:4"}, {"a": 32, "b": 0.0}):
         assert decode(knobs, encode(knobs, parameters)) == parameters
     assert list(encode(knobs, {"a": 8})) == [0, 0]  # a branch not taken counts as neutral
@@ -279,7 +279,7 @@ def test_earlier_trials_teach_damage_and_cost_but_are_no_trials_of_this_study():
     for _ in range(60):
         bits = [BITS[index] for index in draw.integers(2, len(BITS), size=KNOBS)]
         kl, _, cost = outcome(bits)
-        told.append(Earlier(dict(zip(NAMES, bits, strict=True)), kl, (None, cost)))
+        told.append(TransferredTrial(dict(zip(NAMES, bits, strict=True)), kl, (None, cost)))
 
     def found(earlier):
         return volume(
@@ -317,10 +317,10 @@ def test_free_boxes_fill_all_that_a_front_leaves(objectives: int, count: int):
 
 
 def test_one_knob_s_choices_are_judged_as_whole_policies_are():
-    knobs = [*(coordinate(name, "weight_bits", BITS, 32) for name in NAMES[:4]),
-             *(coordinate(f"g{index}.channels", "channels", (0.0, 0.25, 0.5), 0.0) for index in range(2)),
-             coordinate("s.width", "width", (1.0, 0.5), 1.0),
-             coordinate("r.recovery_epochs", "recovery_epochs", (0, 1, 3), 0)]  # fmt: skip
+    knobs = [*(search_dimension(name, "weight_bits", BITS, 32) for name in NAMES[:4]),
+             *(search_dimension(f"g{index}.channels", "channels", (0.0, 0.25, 0.5), 0.0) for index in range(2)),
+             search_dimension("s.width", "width", (1.0, 0.5), 1.0),
+             search_dimension("r.recovery_epochs", "recovery_epochs", (0, 1, 3), 0)]  # fmt: skip
     draw = np.random.default_rng(0)
     codes = np.stack([draw.integers(len(knob.choices), size=30) for knob in knobs], axis=1)
     mean = StructuredMean(knobs)
@@ -336,8 +336,8 @@ def test_one_knob_s_choices_are_judged_as_whole_policies_are():
 
 def test_a_broken_width_says_little_of_channels():
     """A quarter of everything breaks the model; half the channels of half of it still do as little as half the channels do."""
-    groups = [coordinate(f"g{index}.channels", "channels", (0.0, 0.5), 0.0) for index in range(4)]
-    knobs = [*groups, coordinate("student.width", "width", (1.0, 0.5, 0.25), 1.0)]
+    groups = [search_dimension(f"g{index}.channels", "channels", (0.0, 0.5), 0.0) for index in range(4)]
+    knobs = [*groups, search_dimension("student.width", "width", (1.0, 0.5, 0.25), 1.0)]
     whole, half, quarter = ([0, 0, 0, 0, width] for width in range(3))
     mean = StructuredMean(knobs)
     mean.fit(np.array([whole, [1, 1, 1, 1, 0], half, quarter]), np.array([-6.9, -3.5, -3.0, 1.2]))
@@ -346,8 +346,8 @@ def test_a_broken_width_says_little_of_channels():
 
 
 def test_channels_do_more_damage_at_a_width_where_trials_say_so():
-    groups = [coordinate(f"g{index}.channels", "channels", (0.0, 0.5), 0.0) for index in range(4)]
-    mean = StructuredMean([*groups, coordinate("student.width", "width", (1.0, 0.5), 1.0)])
+    groups = [search_dimension(f"g{index}.channels", "channels", (0.0, 0.5), 0.0) for index in range(4)]
+    mean = StructuredMean([*groups, search_dimension("student.width", "width", (1.0, 0.5), 1.0)])
     codes = np.array(
         [[*(index == one for index in range(4)), width] for one in range(4) for width in (0, 1)], dtype=int
     )
@@ -358,7 +358,9 @@ def test_channels_do_more_damage_at_a_width_where_trials_say_so():
 
 
 def test_a_lucky_quality_counts_as_its_damage_makes_likely():
-    surrogate = Surrogate([coordinate("a.weight_bits", "weight_bits", BITS, 32)], ["quality", "measured"], [1, 1], None)
+    surrogate = Surrogate(
+        [search_dimension("a.weight_bits", "weight_bits", BITS, 32)], ["quality", "measured"], [1, 1], None
+    )
     damage = np.log(np.array([0.001, 0.01, 0.1, 0.1, 0.1, np.nan]))
     drops = np.array([0.0, 0.01, 0.08, 0.02, 0.11, 0.05])  # the fourth is lucky, the fifth is not
     codes = np.array([[5], [4], [1], [2], [3], [0]])
@@ -370,7 +372,7 @@ def test_a_lucky_quality_counts_as_its_damage_makes_likely():
 
 @pytest.mark.parametrize("adds", [True, False])
 def test_a_cost_adds_up_or_multiplies_as_its_data_say(adds: bool):
-    knobs = [coordinate(name, "weight_bits", BITS, 32) for name in NAMES]
+    knobs = [search_dimension(name, "weight_bits", BITS, 32) for name in NAMES]
     codes = np.random.default_rng(2).integers(len(BITS), size=(120, KNOBS))
     bits = np.array(BITS)[codes]
     costs = bits @ SIZE if adds else np.exp(np.log(bits) @ SIZE / SIZE.sum())
@@ -384,7 +386,7 @@ def test_a_cost_adds_up_or_multiplies_as_its_data_say(adds: bool):
 
 def test_a_cost_that_is_what_is_counted_is_known_after_few_trials():
     """And what is counted misleads no cost that has nothing to do with it."""
-    knobs = [coordinate(name, "weight_bits", BITS, 32) for name in NAMES]
+    knobs = [search_dimension(name, "weight_bits", BITS, 32) for name in NAMES]
     draw = np.random.default_rng(2)
     codes = draw.integers(len(BITS), size=(220, KNOBS))
     counted, unrelated = np.log(np.array(BITS)[codes] @ SIZE)[:, None], draw.normal(size=(220, 1))
@@ -400,7 +402,7 @@ def test_a_cost_that_is_what_is_counted_is_known_after_few_trials():
 
 
 def test_the_luck_of_one_measurement_is_no_uncertainty_of_a_cost():
-    knobs = [coordinate(name, "weight_bits", BITS, 32) for name in NAMES[:3]]
+    knobs = [search_dimension(name, "weight_bits", BITS, 32) for name in NAMES[:3]]
     draw = np.random.default_rng(2)
     codes, nothing = draw.integers(len(BITS), size=(200, 3)), np.zeros((200, 0))
     logs = 0.02 * np.array(BITS)[codes].sum(axis=1) + draw.normal(0, 0.1, 200)
@@ -412,10 +414,14 @@ def test_the_luck_of_one_measurement_is_no_uncertainty_of_a_cost():
 
 
 def test_channels_and_widths_may_be_names():
-    names = coordinate("a.channels", "channels", ("all", "few"), "all")
-    fractions = coordinate("a.channels", "channels", (0.0, 0.5), 0.0)
-    width = coordinate("s.width", "width", ("wide", "slim"), "wide")
-    for knob, beside in ((names, width), (fractions, width), (names, coordinate("s.width", "width", (1.0, 0.5), 1.0))):
+    names = search_dimension("a.channels", "channels", ("all", "few"), "all")
+    fractions = search_dimension("a.channels", "channels", (0.0, 0.5), 0.0)
+    width = search_dimension("s.width", "width", ("wide", "slim"), "wide")
+    for knob, beside in (
+        (names, width),
+        (fractions, width),
+        (names, search_dimension("s.width", "width", (1.0, 0.5), 1.0)),
+    ):
         mean = StructuredMean([knob, beside])
         both, one, none = mean.predict(np.array([[1, 1], [1, 0], [0, 0]]))
         assert both > one > none
@@ -452,7 +458,7 @@ def random_history(damage_of) -> History:
 def test_the_surrogate_has_skill_where_damages_add_up_and_none_where_they_are_noise(learnable: bool):
     noise = np.random.default_rng(1)
     history = random_history(lambda bits: np.log(outcome(bits)[0] + 1e-3) if learnable else noise.normal(-2, 1))
-    knobs = [coordinate(name, "weight_bits", BITS, 32) for name in NAMES]
+    knobs = [search_dimension(name, "weight_bits", BITS, 32) for name in NAMES]
     surrogate = Surrogate(knobs, ["quality", "measured"], [1, 1], None)
     surrogate.fit(history, np.zeros((0, KNOBS), dtype=int))
     skill = surrogate.skill(history)

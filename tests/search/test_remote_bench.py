@@ -81,8 +81,8 @@ def test_the_node_that_is_the_target_times_for_workers_elsewhere(
         assert all(trial.measurements["speedup"].n > 1 for trial in trials)
         assert store.get_study("tiny").machine["cpu"] == machine()["cpu"]
         export_bundle(store, "tiny", tmp_path / "bundle", trial=None, rule="knee")
-    problem = prepare(far_spec())
-    with problem.bench(Artifact.of(tmp_path / "artifacts" / "tiny" / "reference" / "model.onnx")) as bench:
+    prepared = prepare(far_spec())
+    with prepared.bench(Artifact.of(tmp_path / "artifacts" / "tiny" / "reference" / "model.onnx")) as bench:
         assert bench.time_reference(0.2)[0] > 0
         actors = [process for process in psutil.process_iter() if "_BenchActor" in " ".join(cmdline(process))]
         assert actors

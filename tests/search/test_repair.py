@@ -73,17 +73,17 @@ def agree(store: Store) -> None:
 def test_a_driver_may_be_killed_at_any_write(
     constraints: list[str], tiny_spec: Callable[..., StudySpec], tmp_path: Path
 ) -> None:
-    problem = prepare(tiny_spec(space=SPACE, sampler="random", budget={"trials": 3}, constraints=constraints))
+    prepared = prepare(tiny_spec(space=SPACE, sampler="random", budget={"trials": 3}, constraints=constraints))
     database, copy = tmp_path / "new.db", tmp_path / "killed.db"
     with Store(f"sqlite:///{database}") as store:
-        search = Search(problem, store, tmp_path / "artifacts")
+        search = Search(prepared, store, tmp_path / "artifacts")
         scored(search, search.propose())
     write = 0
     while True:
         with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(copy)) as target:
             source.backup(target)  # with what its write-ahead log holds
         with Store(f"sqlite:///{copy}") as store:
-            search = Search(problem, store, tmp_path / "artifacts")
+            search = Search(prepared, store, tmp_path / "artifacts")
             try:
                 with killed_at(write) as commits:
                     scored(search, search.propose())
@@ -91,7 +91,7 @@ def test_a_driver_may_be_killed_at_any_write(
                 pass
             else:
                 break  # the trial has fewer writes
-            search = Search(problem, store, tmp_path / "artifacts")
+            search = Search(prepared, store, tmp_path / "artifacts")
             agree(store)
             while proposal := search.propose():
                 scored(search, proposal)
@@ -109,15 +109,15 @@ def test_a_driver_may_be_killed_at_any_write(
 def test_a_policy_that_kills_its_driver_is_tried_again_twice(
     tiny_spec: Callable[..., StudySpec], tmp_path: Path
 ) -> None:
-    problem = prepare(tiny_spec(space=SPACE, sampler="random", budget={"trials": 4}))
+    prepared = prepare(tiny_spec(space=SPACE, sampler="random", budget={"trials": 4}))
     with Store(f"sqlite:///{tmp_path / 'study.db'}") as store:
-        scored(*(lambda search: (search, search.propose()))(Search(problem, store, tmp_path / "artifacts")))
+        scored(*(lambda search: (search, search.propose()))(Search(prepared, store, tmp_path / "artifacts")))
         deadly = None
         for _ in range(MOST_RETRIES + 1):
-            proposal = Search(problem, store, tmp_path / "artifacts").propose()
+            proposal = Search(prepared, store, tmp_path / "artifacts").propose()
             deadly = deadly or proposal.policy
             assert proposal.policy == deadly
-        search = Search(problem, store, tmp_path / "artifacts")
+        search = Search(prepared, store, tmp_path / "artifacts")
         assert search.propose().policy != deadly
         search.interrupt()
         reasons = [trial.reason for trial in store.trials("tiny") if trial.policy == deadly]
@@ -129,15 +129,15 @@ def test_a_policy_that_kills_its_driver_is_tried_again_twice(
 def test_what_failed_before_the_first_result_is_tried_again_and_free(
     tiny_spec: Callable[..., StudySpec], tmp_path: Path
 ) -> None:
-    problem = prepare(tiny_spec(space=SPACE, sampler="random", budget={"trials": 4}))
+    prepared = prepare(tiny_spec(space=SPACE, sampler="random", budget={"trials": 4}))
     with Store(f"sqlite:///{tmp_path / 'study.db'}") as store:
-        search = Search(problem, store, tmp_path / "artifacts")
+        search = Search(prepared, store, tmp_path / "artifacts")
         failed = []
         while proposal := search.propose():
             failed.append(proposal.policy)
             search.fail(proposal.number, "FileNotFoundError: model.pt")
         assert len(failed) == 4
-        search = Search(problem, store, tmp_path / "artifacts")  # and now the file is there
+        search = Search(prepared, store, tmp_path / "artifacts")  # and now the file is there
         again = []
         while proposal := search.propose():
             again.append(proposal.policy)

@@ -18,8 +18,8 @@ from slimfront.search.driver import Search
 from slimfront.search.execution.local import run_local
 from slimfront.search.fidelity.halving import SuccessiveHalving, priorities
 from slimfront.search.fidelity.rungs import Rungs
-from slimfront.search.sampler.dimensions import HEALING, coordinate, recovery_coordinate
-from slimfront.search.sampler.factory import learned_coordinates
+from slimfront.search.sampler.dimensions import RECOVERY_KIND, recovery_dimension, search_dimension
+from slimfront.search.sampler.factory import learned_dimensions
 from slimfront.search.sampler.policy_sampler import STOPPED, STOPPED_EPOCHS, PolicySampler
 from slimfront.search.trials.prepared_study import prepare
 from slimfront.search.trials.recovered import structure
@@ -218,7 +218,7 @@ def test_unpromising_trials_stop_and_are_learned_from(
     again = [trial for trial in trials if trial.retry_of is not None]
     assert len(trials) - len(again) == search.finished == ended(trials) == 9  # who goes on is charged once
     assert search.is_over
-    assert Search(search.problem, store, tmp_path / "artifacts").is_over  # also when it is opened again
+    assert Search(search.prepared, store, tmp_path / "artifacts").is_over  # also when it is opened again
     for trial in again:
         assert store.get_trial("tiny", trial.retry_of).outcome == "stopped"
 
@@ -273,9 +273,9 @@ BITS = (2, 3, 4, 6, 8, 32)
 def foretold(says_when: bool) -> float:
     """Error of the log damage of recovered policies after a study in which four epochs leave a fifth of all damage and every
     other trial was stopped before any, which it says or does not."""
-    knobs = [coordinate(name, "weight_bits", BITS, 32) for name in NAMES]
-    coordinates = [*knobs, recovery_coordinate(HEALING, (4,), (0.0,))]
-    sampler = PolicySampler(["quality", "measured"], coordinates=coordinates, seed=0)
+    knobs = [search_dimension(name, "weight_bits", BITS, 32) for name in NAMES]
+    dimensions = [*knobs, recovery_dimension(RECOVERY_KIND, (4,), (0.0,))]
+    sampler = PolicySampler(["quality", "measured"], dimensions=dimensions, seed=0)
     study = optuna.create_study(directions=["minimize"] * 2, sampler=sampler)
     for number in range(14):
         trial = study.ask({name: CategoricalDistribution(BITS) for name in NAMES})
@@ -305,8 +305,8 @@ def test_a_stopped_trial_says_nothing_wrong_of_the_only_recovery_there_is() -> N
 def test_recoveries_that_trials_are_stopped_after_are_learned_at_and_not_proposed(
     tiny_spec: Spec, offered: list[int], recovery: list[float], expected: tuple[float, ...]
 ) -> None:
-    problem = prepare(tiny_spec(space={**SPACE, "recovery_epochs": offered}, rungs={"recovery": recovery}))
-    (knob,) = (knob for knob in learned_coordinates(problem) if knob.kind == HEALING)
+    prepared = prepare(tiny_spec(space={**SPACE, "recovery_epochs": offered}, rungs={"recovery": recovery}))
+    (knob,) = (knob for knob in learned_dimensions(prepared) if knob.kind == RECOVERY_KIND)
     assert (knob.choices, knob.offered) == (expected, len(offered))
-    kinds = [knob.kind for knob in learned_coordinates(prepare(tiny_spec(space={**SPACE, "recovery_epochs": offered})))]
-    assert kinds.count(HEALING) == (len(offered) > 1)  # without rungs the knobs alone
+    kinds = [knob.kind for knob in learned_dimensions(prepare(tiny_spec(space={**SPACE, "recovery_epochs": offered})))]
+    assert kinds.count(RECOVERY_KIND) == (len(offered) > 1)  # without rungs the knobs alone

@@ -12,12 +12,12 @@ import pytest
 import torch
 from slimfront.core.threads import torch_threads
 from slimfront.search.driver import MAX_ANCHORS, Search
-from slimfront.search.sampler.dimensions import coordinate, encode
-from slimfront.search.sampler.factory import cost_of, greedy_policies, space_coordinates
+from slimfront.search.sampler.dimensions import encode, search_dimension
+from slimfront.search.sampler.factory import cost_of, greedy_policies, space_dimensions
 from slimfront.search.sampler.greedy_path import LEVELS, path_policies
 from slimfront.search.sampler.surrogate.analytic_cost import COUNTED, OF_MACHINES
 from slimfront.search.sensitivity import Sensitivity, known_damage, measured, probes, why_not
-from slimfront.search.trials.prepared_study import Problem, prepare
+from slimfront.search.trials.prepared_study import PreparedStudy, prepare
 from slimfront.studies.reports.progress import sensitivity_text
 from slimfront.studies.store.store import Store
 from slimfront.studies.study_file.spec import StudySpec
@@ -29,7 +29,7 @@ SPACE = {"weight_bits": [2, 3, 8, 32], "activation_bits": [4, 32], "channel_spar
 
 
 @pytest.fixture(scope="module")
-def problem(tmp_path_factory: pytest.TempPathFactory) -> Problem:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedStudy:
     document = {
         "study": "tiny", "workload": f"{Path(__file__).with_name('tiny_workload.py')}:workload", "target": "cpu-openvino",
         "objectives": ["accuracy_drop", "latency_ms"], "space": SPACE, "budget": {"trials": 30},
@@ -49,19 +49,19 @@ def on_grid(weight: torch.Tensor, bits: int) -> torch.Tensor:
     return (weight / step).round() * step
 
 
-def test_each_knob_is_measured_alone(problem) -> None:
-    found = probes(problem.space)
-    assert [probe.knob for probe in found] == problem.space.knobs
+def test_each_knob_is_measured_alone(prepared) -> None:
+    found = probes(prepared.space)
+    assert [probe.knob for probe in found] == prepared.space.knobs
     for probe in found:
-        parameters = problem.space.parameters(probe.policy)
-        whole = problem.space.parameters(problem.space.uniform({}))
+        parameters = prepared.space.parameters(probe.policy)
+        whole = prepared.space.parameters(prepared.space.uniform({}))
         assert {name for name in whole if parameters[name] != whole[name]} == {probe.knob.name}
     assert {probe.choice for probe in found} == {3, 4, 0.5}  # guessed at 0.25, 1/16 and 0.25 nats; 2 bits at 1
 
 
-def test_a_weight_s_damage_is_that_of_the_model_rounded_by_hand(problem) -> None:
-    probe = next(probe for probe in probes(problem.space) if probe.knob.name.endswith("fc.weight_bits"))
-    workload = problem.context.workload
+def test_a_weight_s_damage_is_that_of_the_model_rounded_by_hand(prepared) -> None:
+    probe = next(probe for probe in probes(prepared.space) if probe.knob.name.endswith("fc.weight_bits"))
+    workload = prepared.context.workload
     rounded = copy.deepcopy(workload.model)
     rounded.fc.weight.data = on_grid(rounded.fc.weight.data, 3)
     chosen = torch.linspace(0, len(workload.validation) - 1, 64).round().long()
@@ -69,43 +69,43 @@ def test_a_weight_s_damage_is_that_of_the_model_rounded_by_hand(problem) -> None
     with torch.no_grad():
         expected, outputs = (model(inputs).double().log_softmax(1) for model in (workload.model, rounded))
     by_hand = functional.kl_div(outputs, expected, log_target=True, reduction="batchmean")
-    (record,) = measured(problem, [probe])
+    (record,) = measured(prepared, [probe])
     assert record.kl.value == pytest.approx(float(by_hand), rel=1e-3)
     assert (record.kl.n, record.choice, record.digest) == (64, 3, probe.policy.digest)
     assert workload.model.fc.weight.unique().numel() > 7 * 2  # the workload's own model keeps its weights
 
 
-def test_a_choice_the_model_does_not_bear_is_named_and_left_out(problem) -> None:
-    model = copy.deepcopy(problem.context.workload.model)
+def test_a_choice_the_model_does_not_bear_is_named_and_left_out(prepared) -> None:
+    model = copy.deepcopy(prepared.context.workload.model)
 
     def shape_written_into_forward(stem: nn.Module, _inputs: tuple) -> None:
         if len(stem.weight) != 16:
             raise ZeroDivisionError("sixteen channels, please")
 
     model.stem.register_forward_pre_hook(shape_written_into_forward)
-    context = replace(problem.context, workload=replace(problem.context.workload, model=model))
-    wanted, told = probes(problem.space), []
-    records = list(measured(replace(problem, context=context), wanted, lambda *event: told.append(event)))
+    context = replace(prepared.context, workload=replace(prepared.context.workload, model=model))
+    wanted, told = probes(prepared.space), []
+    records = list(measured(replace(prepared, context=context), wanted, lambda *event: told.append(event)))
     left_out = next(probe.knob.name for probe in wanted if probe.knob.kind == "channels")
     reason = "ZeroDivisionError: sixteen channels, please"
     assert told == [("unmeasured", 0, f"{left_out} = 0.5 cannot be measured alone: {reason}")]
     assert [record.knob for record in records] == [p.knob.name for p in wanted if p.knob.name != left_out]
     model.stem.register_forward_pre_hook(lambda *_: 1 / 0)
-    assert list(measured(replace(problem, context=context), wanted, lambda *event: told.append(event))) == []
+    assert list(measured(replace(prepared, context=context), wanted, lambda *event: told.append(event))) == []
     assert told[1:] == [("unmeasured", 0, "no choice can be measured alone: ZeroDivisionError: division by zero")]
 
 
 def test_other_choices_are_scaled_like_the_measured_one() -> None:
-    knob = coordinate("0.fc.weight_bits", "weight_bits", (2, 4, 32), 32, known={4: 0.5})
+    knob = search_dimension("0.fc.weight_bits", "weight_bits", (2, 4, 32), 32, known={4: 0.5})
     assert np.exp(knob.prior[:2]) == pytest.approx([16 * 0.5, 0.5])  # a fourth per bit
     assert knob.measured
-    assert not coordinate("0.fc.weight_bits", "weight_bits", (2, 4, 32), 32).measured
+    assert not search_dimension("0.fc.weight_bits", "weight_bits", (2, 4, 32), 32).measured
 
 
 def test_the_greedy_path_is_as_good_as_any_where_steps_are_even() -> None:
     """Eight knobs that save the same: at each level the least harmful ones are switched, as trying all subsets finds."""
     harms = np.array([0.004, 0.3, 0.02, 0.08, 0.006, 0.15, 0.5, 0.04])
-    knobs = [coordinate(f"{i}.k", "k", (0, 1), 0, known={1: harm}) for i, harm in enumerate(harms)]
+    knobs = [search_dimension(f"{i}.k", "k", (0, 1), 0, known={1: harm}) for i, harm in enumerate(harms)]
     path = path_policies(knobs, np.zeros(8, dtype=int), lambda codes: -codes.sum(axis=1).astype(float))
     subsets = np.array(list(product((0, 1), repeat=8)))
     for codes in path:
@@ -117,7 +117,7 @@ def test_the_greedy_path_is_as_good_as_any_where_steps_are_even() -> None:
 
 
 def test_knobs_that_were_not_measured_stay_as_they_are() -> None:
-    knobs = [coordinate("0.k", "k", (0, 1), 0, known={1: 0.01}), coordinate("1.k", "k", (0, 1), 0)]
+    knobs = [search_dimension("0.k", "k", (0, 1), 0, known={1: 0.01}), search_dimension("1.k", "k", (0, 1), 0)]
     path = path_policies(knobs, np.zeros(2, dtype=int), lambda codes: -codes.sum(axis=1).astype(float))
     assert [codes.tolist() for codes in path] == [[1, 0]]
 
@@ -125,25 +125,25 @@ def test_knobs_that_were_not_measured_stay_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("cost", "narrowest"), [("bops", 2), ("latency_ms", 8)], ids=["counted", "as machines have them"]
 )
-def test_the_path_s_policies_are_cheaper_one_after_the_other(problem, cost: str, narrowest: int, tmp_path) -> None:
-    document = {**problem.spec.model_dump(mode="json", exclude_unset=True), "objectives": ["accuracy_drop", cost]}
-    problem = prepare(StudySpec.from_document(document, "here", tmp_path))
-    known = known_damage(problem.space, list(measured(problem, probes(problem.space))))
-    assert any(knob.measured for knob in space_coordinates(problem.space, known))
-    policies = greedy_policies(problem, known)
+def test_the_path_s_policies_are_cheaper_one_after_the_other(prepared, cost: str, narrowest: int, tmp_path) -> None:
+    document = {**prepared.spec.model_dump(mode="json", exclude_unset=True), "objectives": ["accuracy_drop", cost]}
+    prepared = prepare(StudySpec.from_document(document, "here", tmp_path))
+    known = known_damage(prepared.space, list(measured(prepared, probes(prepared.space))))
+    assert any(knob.measured for knob in space_dimensions(prepared.space, known))
+    policies = greedy_policies(prepared, known)
     layers = [[policy.layer(name) for name in ("stem", "conv", "fc")] for policy in policies]
     assert min(layer.weight_bits for each in layers for layer in each) == narrowest  # machines gain nothing below 8
-    costs = cost_of(problem)(
-        np.array([encode(space_coordinates(problem.space), problem.space.parameters(policy)) for policy in policies])
+    costs = cost_of(prepared)(
+        np.array([encode(space_dimensions(prepared.space), prepared.space.parameters(policy)) for policy in policies])
     )
     saved = costs[:, [COUNTED.index("bops")] if cost == "bops" else list(OF_MACHINES)].prod(axis=1)
     assert (np.diff(saved) < 0).all()
     assert len(policies) >= 2
 
 
-def test_the_path_is_recovered_where_the_space_recovers(problem, tmp_path) -> None:
+def test_the_path_is_recovered_where_the_space_recovers(prepared, tmp_path) -> None:
     space = {**SPACE, "recovery_epochs": [0, 2, 1]}
-    document = {**problem.spec.model_dump(mode="json", exclude_unset=True), "space": space}
+    document = {**prepared.spec.model_dump(mode="json", exclude_unset=True), "space": space}
     recovering = prepare(StudySpec.from_document(document, "here", tmp_path))
     known = known_damage(recovering.space, list(measured(recovering, probes(recovering.space))))
     assert {policy.recovery.epochs for policy in greedy_policies(recovering, known)} == {2}
@@ -151,40 +151,40 @@ def test_the_path_is_recovered_where_the_space_recovers(problem, tmp_path) -> No
 
 @pytest.mark.slow
 def test_it_follows_the_anchors_is_measured_once_and_known_to_later_studies(
-    problem: Problem, store: Store, tmp_path: Path
+    prepared: PreparedStudy, store: Store, tmp_path: Path
 ) -> None:
-    first = Search(problem, store, tmp_path / "artifacts")
+    first = Search(prepared, store, tmp_path / "artifacts")
     assert store.sensitivities("tiny") == []  # nothing waits for it
-    anchors = problem.space.anchors()[:MAX_ANCHORS]
+    anchors = prepared.space.anchors()[:MAX_ANCHORS]
     proposals = [first.propose() for _ in anchors]
     assert [proposal.policy for proposal in proposals] == anchors
     assert store.sensitivities("tiny") == []
     following = [first.propose().policy for _ in range(4)]
     records = store.sensitivities("tiny")
-    assert len(records) == len(problem.space.knobs)
+    assert len(records) == len(prepared.space.knobs)
     assert sum(record.seconds for record in records) > 0
-    expected = greedy_policies(problem, known_damage(problem.space, records))
+    expected = greedy_policies(prepared, known_damage(prepared.space, records))
     path = [policy for policy in dict.fromkeys(expected) if policy not in anchors][:4]
     assert following[: len(path)] == path
     first.interrupt()
-    Search(problem, store, tmp_path / "artifacts").propose()  # goes on
+    Search(prepared, store, tmp_path / "artifacts").propose()  # goes on
     assert store.sensitivities("tiny") == records
-    renamed = problem.spec.model_copy(update={"study": "later"})
-    Search(replace(problem, spec=renamed), store, tmp_path / "artifacts")
+    renamed = prepared.spec.model_copy(update={"study": "later"})
+    Search(replace(prepared, spec=renamed), store, tmp_path / "artifacts")
     later = store.sensitivities("later")
     assert {record.source for record in later} == {"tiny"}
     assert [record.kl for record in later] == [record.kl for record in records]
     assert sensitivity_text(later).endswith(f"{len(later)} of them known from earlier studies")
 
 
-def stored_study(problem: Problem, store: Store) -> None:
-    store.create_study(problem.spec, "fingerprint", {}, {})
+def stored_study(prepared: PreparedStudy, store: Store) -> None:
+    store.create_study(prepared.spec, "fingerprint", {}, {})
 
 
-def test_beside_workers_a_thread_measures_and_the_driver_tells(problem: Problem, store: Store) -> None:
-    stored_study(problem, store)
+def test_beside_workers_a_thread_measures_and_the_driver_tells(prepared: PreparedStudy, store: Store) -> None:
+    stored_study(prepared, store)
     told: list[tuple[str, int, str]] = []
-    sensitivity, threads = Sensitivity(store, problem, tell=lambda *event: told.append(event)), set()
+    sensitivity, threads = Sensitivity(store, prepared, tell=lambda *event: told.append(event)), set()
     watch = register_module_forward_hook(lambda *_: threads.add(torch.get_num_threads()))
     with torch_threads(2), watch:
         sensitivity.start(sorted(os.sched_getaffinity(0)))
@@ -193,35 +193,35 @@ def test_beside_workers_a_thread_measures_and_the_driver_tells(problem: Problem,
             time.sleep(0.01)
         assert torch.get_num_threads() == 2
     assert threads == {1}  # workers have the cores
-    count = len(problem.space.knobs)
+    count = len(prepared.space.knobs)
     assert told[-1] == ("sensitivity", count, f"{count} of {count}")
     assert not sensitivity.missing
     assert len(store.sensitivities("tiny")) == count
 
 
 def test_what_was_measured_before_the_seconds_were_spent_is_kept_and_the_rest_measured_by_the_next_run(
-    problem: Problem, store: Store
+    prepared: PreparedStudy, store: Store
 ) -> None:
-    stored_study(problem, store)
+    stored_study(prepared, store)
     told: list[str] = []
-    Sensitivity(store, problem, seconds=0, tell=lambda *event: told.append(event[2])).measure()
-    count = len(problem.space.knobs)
+    Sensitivity(store, prepared, seconds=0, tell=lambda *event: told.append(event[2])).measure()
+    count = len(prepared.space.knobs)
     spent = "a tenth of the time budget is spent on it"
     assert told == [f"1 of {count}", f"{count - 1} of {count} choices are not measured alone: {spent}"]
     assert len(store.sensitivities("tiny")) == 1
-    Sensitivity(store, problem).measure()
+    Sensitivity(store, prepared).measure()
     assert len(store.sensitivities("tiny")) == count
 
 
 @pytest.mark.slow
 def test_it_is_left_out_where_it_makes_no_sense_or_is_not_wanted(
-    problem: Problem, store: Store, tmp_path: Path
+    prepared: PreparedStudy, store: Store, tmp_path: Path
 ) -> None:
-    unwanted = replace(problem, spec=problem.spec.model_copy(update={"sensitivity": False}))
+    unwanted = replace(prepared, spec=prepared.spec.model_copy(update={"sensitivity": False}))
     Search(unwanted, store, tmp_path / "artifacts")
     assert store.sensitivities("tiny") == []
-    short = replace(problem, spec=problem.spec.replaced(trials=23))
+    short = replace(prepared, spec=prepared.spec.replaced(trials=23))
     assert why_not(short) == "a budget below 24 trials is mostly anchors"
-    workload = replace(problem.context.workload, loss=functional.mse_loss)
-    own_loss = replace(problem, context=replace(problem.context, workload=workload))
+    workload = replace(prepared.context.workload, loss=functional.mse_loss)
+    own_loss = replace(prepared, context=replace(prepared.context, workload=workload))
     assert why_not(own_loss) == "the workload has a loss of its own, and perhaps no classes"

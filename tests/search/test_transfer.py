@@ -27,28 +27,28 @@ def added(store: Store, spec, fingerprint: str, policies: list[Policy], kl: floa
 
 
 def test_studies_of_the_same_workload_tell_damage_and_on_the_same_target_latency(tiny_spec, store: Store):
-    problem = prepare(tiny_spec())
-    whole, int8, other = Policy(), problem.space.anchors()[1], Policy(width=0.5)
-    store.create_study(problem.spec, "same", {}, {})
+    prepared = prepare(tiny_spec())
+    whole, int8, other = Policy(), prepared.space.anchors()[1], Policy(width=0.5)
+    store.create_study(prepared.spec, "same", {}, {})
     added(store, tiny_spec(study="before"), "same", [whole, int8, other], kl=0.25)
-    added(store, tiny_spec(study="elsewhere", target="cpu-onnxruntime"), "same", [problem.space.anchors()[2]], kl=0.5)
-    added(store, tiny_spec(study="foreign"), "another model", [problem.space.anchors()[3]], kl=0.5)
-    found = earlier_trials(store, problem.spec, problem.space)
+    added(store, tiny_spec(study="elsewhere", target="cpu-onnxruntime"), "same", [prepared.space.anchors()[2]], kl=0.5)
+    added(store, tiny_spec(study="foreign"), "another model", [prepared.space.anchors()[3]], kl=0.5)
+    found = earlier_trials(store, prepared.spec, prepared.space)
     # A width is no point of this space; the drop is judged anew; the foreign model tells nothing.
-    assert [problem.space.policy(trial.parameters) for trial in found] == [whole, int8, problem.space.anchors()[2]]
+    assert [prepared.space.policy(trial.parameters) for trial in found] == [whole, int8, prepared.space.anchors()[2]]
     assert [trial.kl for trial in found] == [0.25, 0.25, 0.5]
     assert [trial.values for trial in found] == [(None, 2.0), (None, 2.0), (None, None)]
 
 
 def test_a_trial_that_was_stopped_tells_its_latency_but_no_damage(tiny_spec, store: Store):
-    problem = prepare(tiny_spec())
-    store.create_study(problem.spec, "same", {}, {})
-    added(store, tiny_spec(study="before"), "same", problem.space.anchors()[:2], kl=0.25)
-    store.start_trial("before", 2, problem.space.anchors()[2])
+    prepared = prepare(tiny_spec())
+    store.create_study(prepared.spec, "same", {}, {})
+    added(store, tiny_spec(study="before"), "same", prepared.space.anchors()[:2], kl=0.25)
+    store.start_trial("before", 2, prepared.space.anchors()[2])
     store.add_measurements(
         "before", 2, [Measurement("kl", 3.0, 3.0, 3.0, "nats"), Measurement("latency_ms", 2.0, 2.0, 2.0, "ms")]
     )
     store.finish_trial("before", 2, "infeasible", f"{STOPPED_AT} 0, 0 of 4 epochs: place 3 of 3, 1 go on", {})
-    found = earlier_trials(store, problem.spec, problem.space)
+    found = earlier_trials(store, prepared.spec, prepared.space)
     assert [trial.kl for trial in found] == [0.25, 0.25, None]
     assert found[-1].values == (None, 2.0)

@@ -5,7 +5,7 @@ import optuna
 import pytest
 from optuna.samplers import NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
-from slimfront.search.sampler.factory import space_coordinates
+from slimfront.search.sampler.factory import space_dimensions
 from slimfront.search.sampler.feasibility import DUPLICATE, Feasibility, failures
 from slimfront.search.sampler.policy_sampler import PolicySampler
 from slimfront.search.sampler.untried import Untried, UntriedSampler
@@ -17,7 +17,7 @@ LAYERS = [Layer(f"l{index}", "linear", "", 64, 640, True) for index in range(4)]
 SPACE = Space(LAYERS, [], SpaceChoices(weight_bits=(4, 8, 32)))
 MAKERS = {
     "policy": lambda untried: PolicySampler(
-        ["quality", "measured"], coordinates=space_coordinates(SPACE), may_propose=untried.__contains__, seed=0
+        ["quality", "measured"], dimensions=space_dimensions(SPACE), may_propose=untried.__contains__, seed=0
     ),
     "tpe": lambda _: TPESampler(seed=0, multivariate=True),
     "nsgaii": lambda _: NSGAIISampler(seed=0, population_size=8),
@@ -36,9 +36,7 @@ class Asked:
     def __init__(self, name: str) -> None:
         self.seen: dict[str, int] = {}
         self.untried = Untried(SPACE, self.seen, 0)
-        sampler = UntriedSampler(
-            MAKERS[name](self.untried), space_coordinates(SPACE), self.untried, 0, name != "policy"
-        )
+        sampler = UntriedSampler(MAKERS[name](self.untried), space_dimensions(SPACE), self.untried, 0, name != "policy")
         self.study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
 
     def search(self, trials: int) -> None:

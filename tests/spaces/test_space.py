@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from slimfront.core.errors import PolicyError
 from slimfront.spaces.models.channel_groups import ChannelGroup
 from slimfront.spaces.models.layers import Layer
-from slimfront.spaces.policies.policy import ACTIVATION_BITS, WEIGHT_BITS, LayerPolicy, Policy, Recovery
+from slimfront.spaces.policies.layer_policy import ACTIVATION_BITS, WEIGHT_BITS
+from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
 from slimfront.spaces.space import Knob, Space, SpaceChoices
 
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ....spaces.models.channel_graph import ChannelGraph
 from ....spaces.models.channel_groups import ChannelGroup
 from ....spaces.models.layers import Layer, macs_by_module
-from ....spaces.policies.policy import BFLOAT16_BITS, DENSE, FULL_PRECISION, GRID_BITS, UNIFORM
+from ....spaces.policies.layer_policy import BFLOAT16_BITS, FULL_PRECISION, GRID_BITS, UNIFORM
+from ....spaces.policies.operators import DENSE
 from ....spaces.space import Space
 
 COUNTED = ("flops", "bops", "parameters", "packed_bytes")

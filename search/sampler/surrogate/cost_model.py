@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import logsumexp, softmax
 from sklearn.linear_model import BayesianRidge
 
-from ..dimensions import Coordinate
+from ..dimensions import SearchDimension
 
 TRUST = (1.0, 3.0, 10.0, 30.0, 100.0)
 """How many times as much what is counted may explain as the choices beside it do."""
@@ -24,14 +24,14 @@ class AdditiveModel:
     counted is trusted is averaged over, each trust as likely as the values make it.
 
     Args:
-        coordinates: the knobs of codes.
+        dimensions: the knobs of codes.
 
     Attributes:
         evidence: log marginal likelihood of the values it was fitted to.
     """
 
-    def __init__(self, coordinates: Sequence[Coordinate]) -> None:
-        self._sizes = [len(knob.choices) for knob in coordinates]
+    def __init__(self, dimensions: Sequence[SearchDimension]) -> None:
+        self._sizes = [len(knob.choices) for knob in dimensions]
         self._starts = np.concatenate([[0], np.cumsum(self._sizes)[:-1]]).astype(int)
 
     def fit(self, codes: np.ndarray, counted: np.ndarray, values: np.ndarray) -> None:
@@ -82,8 +82,8 @@ class CostModel:
     It takes and gives logarithms.
     """
 
-    def __init__(self, coordinates: Sequence[Coordinate]) -> None:
-        self._added, self._multiplied = AdditiveModel(coordinates), AdditiveModel(coordinates)
+    def __init__(self, dimensions: Sequence[SearchDimension]) -> None:
+        self._added, self._multiplied = AdditiveModel(dimensions), AdditiveModel(dimensions)
 
     def fit(self, codes: np.ndarray, counted: np.ndarray, logs: np.ndarray) -> None:
         """Fit to codes [n, knobs], log counted figures [n, any] and log costs [n]."""

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.sparse import csr_array
 
-from ..dimensions import HEALING, Coordinate
+from ..dimensions import RECOVERY_KIND, SearchDimension
 
 FLOOR = 1e-3
 NOISE = 0.2
@@ -41,16 +41,16 @@ class StructuredMean:
     """The additive mean; keep one over a search, each fit starts from the last.
 
     Args:
-        coordinates: the knobs; at most one of kind `HEALING`.
+        dimensions: the knobs; at most one of kind `RECOVERY_KIND`.
     """
 
-    def __init__(self, coordinates: Sequence[Coordinate]) -> None:
-        healers = [index for index, knob in enumerate(coordinates) if knob.kind == HEALING]
+    def __init__(self, dimensions: Sequence[SearchDimension]) -> None:
+        healers = [index for index, knob in enumerate(dimensions) if knob.kind == RECOVERY_KIND]
         self._healer = healers[0] if healers else None
-        self._harming = [index for index in range(len(coordinates)) if index not in healers]
-        self._lay_out([coordinates[index] for index in self._harming])
-        levels = len(coordinates[self._healer].choices) if self._healer is not None else 1
-        self._lay_out_healing(levels, coordinates)
+        self._harming = [index for index in range(len(dimensions)) if index not in healers]
+        self._lay_out([dimensions[index] for index in self._harming])
+        levels = len(dimensions[self._healer].choices) if self._healer is not None else 1
+        self._lay_out_healing(levels, dimensions)
         self._scaled = np.zeros(2 + self._offsets + self._levels * self._kinds)
         self._fitted = self._unpack(self._scaled)
 
@@ -151,7 +151,7 @@ class StructuredMean:
         _, _, slope, offset = self._fitted
         return offset + slope * np.log(FLOOR + total)
 
-    def _lay_out(self, knobs: Sequence[Coordinate]) -> None:
+    def _lay_out(self, knobs: Sequence[SearchDimension]) -> None:
         """Give every option a place in theta, and every offset one in the parameter vector."""
         kinds = sorted({knob.kind for knob in knobs})
         self._kinds = len(kinds)
@@ -178,11 +178,11 @@ class StructuredMean:
         ])  # fmt: skip
         self._offsets = self._spread.shape[1]
 
-    def _lay_out_healing(self, levels: int, coordinates: Sequence[Coordinate]) -> None:
+    def _lay_out_healing(self, levels: int, dimensions: Sequence[SearchDimension]) -> None:
         self._levels = levels
         self._healing_prior = np.zeros((levels, self._kinds))
         if self._healer is not None:
-            epochs = [float(choice) for choice in coordinates[self._healer].choices]
+            epochs = [float(choice) for choice in dimensions[self._healer].choices]
             self._healing_prior -= np.log1p(np.array(epochs) - min(epochs))[:, None]
             self._healing_free = (np.array(epochs) > min(epochs))[:, None]
         else:

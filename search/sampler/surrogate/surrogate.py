@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from sklearn.isotonic import IsotonicRegression
 
-from ..dimensions import Coordinate
+from ..dimensions import SearchDimension
 from .cost_model import AdditiveModel, CostModel
 from .damage_model import FLOOR, NOISE, StructuredMean
 from .damage_posterior import GRID, DamagePosterior
@@ -64,19 +64,19 @@ class Surrogate:
 
     def __init__(
         self,
-        coordinates: Sequence[Coordinate],
+        dimensions: Sequence[SearchDimension],
         roles: Sequence[Role],
         signs: Sequence[int],
         counted: Counted | None,
         residual: bool = True,
     ) -> None:
-        self.coordinates, self.roles, self.signs = coordinates, roles, np.array(signs)
+        self.dimensions, self.roles, self.signs = dimensions, roles, np.array(signs)
         self._counted, self._grid = counted, GRID if residual else ((1.0, NOISE / 2),)
         self._scales_due = self._costs_due = self._skill_due = 0.0
         self._measured: dict[int, CostModel | None] = {}
         self._constraints: dict[str, AdditiveModel | None] = {}
-        self._positions = [knob.positions for knob in coordinates]
-        self.mean = StructuredMean(coordinates)
+        self._positions = [knob.positions for knob in dimensions]
+        self.mean = StructuredMean(dimensions)
 
     def scaled(self, values: np.ndarray) -> np.ndarray:
         """Objectives [n, objectives] so that less is better: quality as it is, costs as logarithms, in which ratios count alike."""
@@ -129,7 +129,7 @@ class Surrogate:
     def _cross_validated(self, codes: np.ndarray, damage: np.ndarray) -> float:
         fold, left = np.random.default_rng(len(codes)).permutation(len(codes)) % FOLDS, np.empty(len(codes))
         for index in range(FOLDS):
-            mean, out = StructuredMean(self.coordinates), fold == index
+            mean, out = StructuredMean(self.dimensions), fold == index
             mean.fit(codes[~out], damage[~out])
             posterior = DamagePosterior(
                 mean, self.positions, codes[~out], damage[~out], codes[:0], (self._posterior.scales,)
@@ -197,7 +197,7 @@ class Surrogate:
         known = ~np.isnan(values)
         if len(np.unique(values[known])) < 2:
             return None
-        model = kind(self.coordinates)
+        model = kind(self.dimensions)
         model.fit(codes[known], self.counted(codes[known]), values[known])
         return model
 

@@ -74,6 +74,15 @@ def test_a_recovery_the_workload_has_no_place_for_names_file_and_key(tmp_path: P
     assert str(caught.value) == f"{file}: {problem}"
 
 
+def test_an_unknown_criterion_names_file_and_key(tmp_path: Path, study_file):
+    (tmp_path / "perceptron.py").write_text(PERCEPTRON)
+    file = study_file(workload="perceptron.py:workload", space={"criterion": ["l2", "fisher"]})
+    with pytest.raises(StudyFileError) as caught:
+        prepare(load_study(str(file)))
+    known = "bn_scale, l1, l2, random, taylor"
+    assert str(caught.value) == f"{file}: space.criterion.1: unknown criterion 'fisher'; known are {known}"
+
+
 def test_a_teacher_in_the_study_s_folder_is_found_from_anywhere(tmp_path: Path, tiny_spec):
     (tmp_path / "perceptron.py").write_text(PERCEPTRON)
     spec = tiny_spec(workload="perceptron.py:workload", recovery={"teachers": ["perceptron.py:workload"]})
@@ -83,9 +92,9 @@ def test_a_teacher_in_the_study_s_folder_is_found_from_anywhere(tmp_path: Path, 
 def test_data_and_groups_are_looked_at_before_anything_is_searched(tmp_path: Path, study_file):
     (tmp_path / "images.py").write_text(IMAGES)
     file = study_file(workload="images.py:workload")
-    problem = prepare(load_study(str(file)))
-    assert [group.name for group in problem.groups] == ["second"]
-    assert "change places" in problem.unprunable["first"]
+    prepared = prepare(load_study(str(file)))
+    assert [group.name for group in prepared.groups] == ["second"]
+    assert "change places" in prepared.unprunable["first"]
     file = study_file(workload="images.py:workload", workload_options={"flawed": True})
     with pytest.raises(StudyFileError) as caught:
         prepare(load_study(str(file)))

@@ -1,0 +1,121 @@
+"""How a policy trains a model after compression."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from .checks import is_number, is_whole, require, rounded
+
+RecoveryStep = Literal["prune", "quantize", "train", "equalize", "adaround", "correct_bias"]
+POST_TRAINING: tuple[RecoveryStep, ...] = ("equalize", "adaround", "correct_bias")
+"""Steps that read the calibration split without its labels; `compression.post_training` has the handlers and the papers."""
+
+RECOVERY_CHOICES: dict[str, tuple[str, ...]] = {
+    "steps": ("prune", "quantize", "train", *POST_TRAINING),
+    "data": ("train", "unlabelled", "synthetic"),
+    "schedule": ("one_cycle", "cosine", "constant"),
+    "optimizer": ("sgd", "adamw"),
+}
+"""What a setting of recovery is one of, or what its parts are."""
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """Training around pruning and quantization, with distillation from the uncompressed model (Hinton et al. 2015,
+    arXiv:1503.02531).
+
+    Attributes:
+        epochs: passes over the training split; 0 is no recovery, and the other fields then mean nothing.
+        learning_rate: peak of a one-cycle schedule.
+        temperature: of the softened targets.
+        alpha: weight of the distillation term in [0, 1]; 1 - alpha goes to the workload's own loss.
+        steps: in order; the "train" steps share the epochs. "prune" is there once. From "quantize" on, which is there once
+            or not at all, training is aware of the grids; without it quantization follows training. Those of
+            `POST_TRAINING` work without epochs too.
+        distiller: name of what is imitated, see `compression.distil`.
+        teachers: workloads whose models teach beside the uncompressed one, their probabilities averaged.
+        data: "train", "unlabelled" (the training inputs, their labels never read) or "synthetic" (no data at all).
+        mutual: a second student learns beside this one, and each from the other.
+        schedule: of the learning rate, "one_cycle", "cosine" or "constant".
+        optimizer: "sgd" with Nesterov momentum 0.9, or "adamw" (Loshchilov & Hutter 2019, arXiv:1711.05101), which Transformers
+            and recurrent networks learn faster with.
+        patience: training ends after so many epochs without a lower loss on a tenth of the training data held out of it,
+            with the best weights; 0 trains to the end.
+        mixed_precision: train in bfloat16 where the machine computes in it.
+    """
+
+    epochs: int = 0
+    learning_rate: float = 0.01
+    temperature: float = 4.0
+    alpha: float = 0.7
+    steps: tuple[RecoveryStep, ...] = ("prune", "train")
+    distiller: str = "soft"
+    teachers: tuple[str, ...] = ()
+    data: Literal["train", "unlabelled", "synthetic"] = "train"
+    mutual: bool = False
+    schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    patience: int = 0
+    mixed_precision: bool = False
+
+    def __post_init__(self) -> None:
+        self._check_pipeline()
+        require(
+            is_whole(self.epochs) and self.epochs >= 0,
+            f"recovery epochs must be a whole number >= 0, not {self.epochs!r}",
+        )
+        for name in ("learning_rate", "temperature", "alpha"):
+            value = getattr(self, name)
+            require(is_number(value), f"recovery {name} must be a number, not {value!r}")
+            object.__setattr__(self, name, rounded(value))
+        require(self.learning_rate > 0, f"recovery learning_rate must be > 0, not {self.learning_rate!r}")
+        require(self.temperature > 0, f"recovery temperature must be > 0, not {self.temperature!r}")
+        require(0 <= self.alpha <= 1, f"recovery alpha must lie in [0, 1], not {self.alpha!r}")
+
+    def _check_pipeline(self) -> None:
+        for name in ("steps", "teachers"):
+            value = getattr(self, name)
+            require(isinstance(value, (list, tuple)), f"recovery {name} must be a list, not {value!r}")
+            object.__setattr__(self, name, tuple(value))
+        for name, known in RECOVERY_CHOICES.items():
+            value = getattr(self, name)
+            for part in value if isinstance(value, tuple) else (value,):
+                require(part in known, f"recovery {name}: {part!r} is not one of {', '.join(known)}")
+        trainings = 0 if self.is_calibrated else 1
+        bounds = {"prune": (1, 1), "quantize": (0, 1), "train": (trainings, len(self.steps))}
+        for step, (least, most) in {**bounds, **dict.fromkeys(POST_TRAINING, (0, 1))}.items():
+            count = self.steps.count(step)
+            require(least <= count <= most, f"recovery steps: {step!r} is there {count} times in {list(self.steps)}")
+        require(all(isinstance(name, str) for name in (self.distiller, *self.teachers)), "recovery: names must be text")
+        for name in ("mutual", "mixed_precision"):
+            require(isinstance(getattr(self, name), bool), f"recovery {name} must be true or false")
+        require(is_whole(self.patience) and self.patience >= 0, "recovery patience must be a whole number >= 0")
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether a step reads the calibration split."""
+        return any(step in POST_TRAINING for step in self.steps)
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether there is anything to do after pruning."""
+        return self.epochs > 0 or self.is_calibrated
+
+    def reduced(self, quantized: bool) -> Recovery:
+        """These settings without what decides nothing: training without epochs, grids where no layer is `quantized`."""
+        steps = tuple(step for step in self.steps if quantized or step not in POST_TRAINING)
+        if self.epochs and "train" in steps:
+            return replace(self, steps=steps)
+        calibrated: tuple[RecoveryStep, ...] = tuple(step for step in steps if step == "prune" or step in POST_TRAINING)
+        return Recovery(steps=calibrated) if len(calibrated) > 1 else Recovery()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; what came with later versions only where it says anything."""
+        always = ("epochs", "learning_rate", "temperature", "alpha")
+        values = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name in always or getattr(self, f.name) != f.default
+        }
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
