@@ -71,7 +71,9 @@ Artifacts = Annotated[
 StudyName = Annotated[
     str, typer.Argument(metavar="NAME", help="Name of a study in the database.", autocompletion=_complete_names)
 ]
-Format = Annotated[Literal["table", "json"], typer.Option(help="How to print it; docs/reference/json.md describes the JSON.")]
+Format = Annotated[
+    Literal["table", "json"], typer.Option(help="How to print it; docs/reference/json.md describes the JSON.")
+]
 DEFAULT_STORAGE = "sqlite:///slimfront.db"
 DEFAULT_ARTIFACTS = Path("slimfront-artifacts")
 

@@ -14,6 +14,7 @@ import slimfront
 import typer
 import yaml
 from pydantic import BaseModel
+from slimfront import api
 from slimfront.cli import app
 from slimfront.core.measurement import METRICS
 from slimfront.hardware_profiles.cards.target import Target
@@ -266,13 +267,16 @@ def members(owner: type) -> Iterator[str]:
 
 def api_entry(name: str) -> str:
     """What slimfront exports under `name`."""
-    thing = getattr(slimfront, name)
+    thing = getattr(api, name, getattr(slimfront, name))  # `slimfront.search` is a package that can be called
     if inspect.isclass(thing):
         return "\n\n".join([f"## {name}", documented(thing.__doc__), *members(thing)])
     if callable(thing):
         return "\n\n".join([f"## {name}", signature(name, thing), documented(thing.__doc__)])
     return f"## {name}\n\n`{thing!r}`"
 
+
+FIRST = ("search", "Study", "verify", "compress", "inspect", "Workload")
+"""What a reader of the Python API looks for first."""
 
 API_INTRO = """
 What `import slimfront` offers. Everything else is private by convention and may change. The words are those of the
@@ -282,7 +286,8 @@ What `import slimfront` offers. Everything else is private by convention and may
 
 def python_api() -> str:
     """Everything that the package exports, from its docstrings."""
-    return page("Python API", API_INTRO, *(api_entry(name) for name in slimfront.__all__))
+    names = sorted(slimfront.__all__, key=lambda name: (name not in FIRST, FIRST.index(name) if name in FIRST else 0, name))
+    return page("Python API", API_INTRO, *(api_entry(name) for name in names))
 
 
 PAGES: dict[str, Callable[[], str]] = {
