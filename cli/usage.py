@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import typer
@@ -52,28 +53,55 @@ def usage_problem(error: Any) -> str:
 
 
 def _problem(error: Any) -> str:
-    from .core.validation import suggestion  # imports pydantic, which `--help` does without
+    for recognise in (_unknown_option, _unknown_command, _no_value, _extra_argument, _wrong_value):
+        if (problem := recognise(error, str(error.message or "").removeprefix("Value error, "))) is not None:
+            return problem
+    message = str(error.message or "")
+    return message[:1].lower() + message[1:].rstrip(".")
 
-    message = str(error.message or "").removeprefix("Value error, ")
-    if (option := getattr(error, "option_name", None)) and message.startswith("No such option"):
-        parameters = error.ctx.command.params if error.ctx else []
-        options = {name for parameter in parameters for name in parameter.opts if name.startswith("-")}
-        return f"there is no option {option}; {suggestion(option, options | {'--help'})}"
-    if found := _COMMAND.match(message):
-        return f"there is no command {found['name']!r}; {suggestion(found['name'], error.ctx.command.commands)}"
-    if option and message.endswith("requires an argument."):
-        return f"{option} needs a value"
-    if found := _EXTRA.match(message):
-        return f"{found['extra']!r} is one argument too many"
+
+def _unknown_option(error: Any, message: str) -> str | None:
+    option = getattr(error, "option_name", None)
+    if not option or not message.startswith("No such option"):
+        return None
+    parameters = error.ctx.command.params if error.ctx else []
+    options = {name for parameter in parameters for name in parameter.opts if name.startswith("-")}
+    return f"there is no option {option}; {_suggestion(option, options | {'--help'})}"
+
+
+def _unknown_command(error: Any, message: str) -> str | None:
+    if (found := _COMMAND.match(message)) is None:
+        return None
+    return f"there is no command {found['name']!r}; {_suggestion(found['name'], error.ctx.command.commands)}"
+
+
+def _no_value(error: Any, message: str) -> str | None:
+    option = getattr(error, "option_name", None)
+    return f"{option} needs a value" if option and message.endswith("requires an argument.") else None
+
+
+def _extra_argument(error: Any, message: str) -> str | None:
+    found = _EXTRA.match(message)
+    return f"{found['extra']!r} is one argument too many" if found else None
+
+
+def _wrong_value(error: Any, message: str) -> str | None:
+    """What is wrong with the value of a parameter that the error names."""
     if (parameter := getattr(error, "param", None)) is None:
-        return message[:1].lower() + message[1:].rstrip(".")
+        return None
     name = _name(parameter)
     if type(error).__name__ == "MissingParameter":
         return f"{name} is missing"
     if found := _CHOICE.search(message):
         known = [choice.strip(QUOTE) for choice in found["known"].split(", ")]
-        return f"{name} has no choice {found['value']}; {suggestion(found['value'].strip(QUOTE), known)}"
+        return f"{name} has no choice {found['value']}; {_suggestion(found['value'].strip(QUOTE), known)}"
     return f"{name} {message}".rstrip(".")
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    from ..core.validation import suggestion  # imports pydantic, which `--help` does without
+
+    return suggestion(name, known)
 
 
 def _name(parameter: Any) -> str:
