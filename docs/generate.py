@@ -286,7 +286,9 @@ What `import slimfront` offers. Everything else is private by convention and may
 
 def python_api() -> str:
     """Everything that the package exports, from its docstrings."""
-    names = sorted(slimfront.__all__, key=lambda name: (name not in FIRST, FIRST.index(name) if name in FIRST else 0, name))
+    names = sorted(
+        slimfront.__all__, key=lambda name: (name not in FIRST, FIRST.index(name) if name in FIRST else 0, name)
+    )
     return page("Python API", API_INTRO, *(api_entry(name) for name in names))
 
 
