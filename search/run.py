@@ -127,6 +127,6 @@ def _warn_of_saturation(search: Search, progress: SearchProgress) -> None:
     if offered and saturates(search.store.get_study(search.spec.study).machine, runtime):
         progress.say(
             f"this processor has no VNNI: sums of 8-bit weights times 8-bit activations overflow in {runtime}'s kernels; "
-            "accuracies are those of such processors, see docs/targets.md",
+            "accuracies are those of such processors, see docs/guide/choosing-a-target.md",
             "yellow",
         )
