@@ -237,7 +237,7 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_every_document_is_json_alone_and_its_keys_are_on_the_page(
     measured: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
-    page = (Path(__file__).parent.parent / "docs" / "json.md").read_text()
+    page = (Path(__file__).parent.parent / "docs" / "reference" / "json.md").read_text()
     for line in ("studies", "status tiny", "show tiny 1", "front tiny", "profiles", "profile cpu-torch --show"):
         code, printed, problem = typed(*line.split(), "--format", "json", monkeypatch=monkeypatch, capfd=capfd)
         assert (code, problem) == (0, ""), line

@@ -21,7 +21,7 @@ FLOORS = {
     "evaluators": 3,
     "studies": 4,
     "search": 5,
-    "usage": 6,
+    "api": 6,
     "cli": 7,
     "__main__": 8,
     "__init__": 8,
@@ -34,6 +34,7 @@ INSIDE = {
         "compression",
         ("compression.pruning", "compression.quantization", "compression.packing"),
         "compression.recovery",
+        "compression.compress",
     ],
     "hardware_profiles": [
         (
@@ -75,6 +76,8 @@ INSIDE = {
         "search.screen",
         "search.run",
     ],
+    "api": ["api.bundles", "api.study", "api"],
+    "cli": ["cli.options", "cli"],
 }
 """The floors inside each room, the lowest first: what a module imports of its own room lies lower, or in the same entry. The
 longest entry that a module's dotted path begins with is its own."""
@@ -92,7 +95,8 @@ def imported(path: Path) -> list[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = folder[: len(folder) - node.level + 1]
-            found.append(".".join([".", *base, *(node.module or "").split(".")]).replace("..", "."))
+            modules = [node.module] if node.module else [alias.name for alias in node.names]
+            found += [".".join([".", *base, *module.split(".")]).replace("..", ".") for module in modules]
         elif isinstance(node, ast.ImportFrom):
             found.append(node.module.split(".")[0])
         elif isinstance(node, ast.Import):
