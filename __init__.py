@@ -55,7 +55,7 @@ _HOMES = {
     "Workload": ".workloads.workload",
     "compress": ".api",
     "inspect": ".api",
-    "load_study": ".studies.study_file.spec",
+    "load_study": ".studies.study_file.load",
     "register_criterion": ".compression.pruning.criteria",
     "register_distiller": ".compression.recovery.distil",
     "verify": ".api",

@@ -104,7 +104,8 @@ class KnobKind(ABC):
         key: of the study file's `space`.
         type: annotation that pydantic checks one choice in a study file with.
         neutral: what the uncompressed model is set to.
-        meaning: one line for the reference of study files.
+        meaning: one line of Markdown for the reference of study files.
+        unit: of a choice that is a number, for the same page.
         label: a few words for tables.
         subject: what one knob is for: the whole "model", each channel "group", the "layer"s that share a knob, each removable
             "block", or the blocks' "ranking" by importance.
@@ -127,6 +128,7 @@ class KnobKind(ABC):
     label: str
     subject: Subject
     owner: str = "model"
+    unit: str = ""
     technique: str = ""
     is_damaging: bool = True
     is_counted: bool = False

@@ -47,7 +47,8 @@ KINDS: tuple[KnobKind, ...] = (
         key="weight_sparsity",
         type=Annotated[Sparsity, PlainValidator(_sparsity)],
         neutral=0.0,
-        meaning='fraction of a layer\'s weights set to zero, "2:4", or a threshold such as "<0.5std"',
+        meaning='Per layer: a number in [0, 1), `"2:4"` for two of every four, or a threshold in standard deviations such as `"<0.5std"`.',
+        unit="fraction zeroed",
         label="weight sparsity",
         technique="weight sparsity",
         is_counted=True,
@@ -58,7 +59,7 @@ KINDS: tuple[KnobKind, ...] = (
         key="criterion",
         type=Text,
         neutral="l2",
-        meaning="importance criterion that channels, heads and weights are ranked by",
+        meaning="Importance that channels, heads and weights are ranked by: `l2`, `l1`, `taylor`, `bn_scale`, `random`, or one that a [plug-in](../guide/plug-ins.md) adds.",
         label="criterion",
     ),
     PruningKind(
@@ -66,7 +67,7 @@ KINDS: tuple[KnobKind, ...] = (
         key="sparsity_scope",
         type=Annotated[str, one_of(SCOPES)],
         neutral="layer",
-        meaning="whether fractions of weights are taken layer by layer or of the lowest importance in the whole model",
+        meaning="`layer`, or `global` to take weights wherever importance is lowest.",
         label="scope",
     ),
     PruningKind(
@@ -74,7 +75,8 @@ KINDS: tuple[KnobKind, ...] = (
         key="pruning_steps",
         type=Count,
         neutral=1,
-        meaning="pruning steps; more than one prunes gradually during recovery",
+        meaning="More than one prunes gradually during recovery.",
+        unit="steps",
         label="steps",
     ),
     PruningKind(
@@ -82,7 +84,7 @@ KINDS: tuple[KnobKind, ...] = (
         key="channel_reduction",
         type=Annotated[str, one_of(REDUCTIONS)],
         neutral="drop",
-        meaning="whether removed channels are dropped, merged into the most similar ones kept, or reconstructed from all kept",
+        meaning="`drop`, `merge` into the most similar channel kept, or `reconstruct` from all kept by least squares.",
         label="reduction",
     ),
 )

@@ -90,14 +90,16 @@ _WEIGHTS = _WeightBits(
     name="weight_bits",
     key="weight_bits",
     type=Annotated[int, one_of(WEIGHT_BITS)],
-    meaning="bits of a layer's weight; 32 is full precision, 16 is bfloat16",
+    meaning="Of 2, 3, 4, 5, 6, 8, 16 and 32, as far as the target takes them; 16 is bfloat16.",
+    unit="bits",
     label="weight bits",
 )
 _ACTIVATIONS = _ActivationBits(
     name="activation_bits",
     key="activation_bits",
     type=Annotated[int, one_of(ACTIVATION_BITS)],
-    meaning="bits of what a layer reads; 32 is full precision, 16 is bfloat16 and needs weights of 16 bits",
+    meaning="Of 4, 6, 8, 16 and 32; 16 is bfloat16, with 16-bit weights only.",
+    unit="bits",
     label="activation bits",
 )
 KINDS: tuple[KnobKind, ...] = (
@@ -108,7 +110,7 @@ KINDS: tuple[KnobKind, ...] = (
         key="codebooks",
         type=Annotated[str, one_of(CODEBOOKS)],
         neutral=UNIFORM,
-        meaning="values that weights of 8 bits and fewer may take",
+        meaning="Values of weights of 8 bits and fewer, per layer: `uniform` (integers), `power_of_two` or `k_means`.",
         label="codebook",
     ),
     _ActivationRange(
@@ -116,7 +118,7 @@ KINDS: tuple[KnobKind, ...] = (
         key="activation_ranges",
         type=Annotated[str, one_of(RANGES)],
         neutral=STATIC,
-        meaning="whether ranges of 8-bit activations of linear layers are calibrated or computed at run time",
+        meaning="Per linear layer, range of 8-bit activations: `static` (calibrated) or `dynamic` (computed at run time).",
         label="activation range",
         is_counted=True,
         needs={"dynamic": Need("dynamic", "computes no ranges at run time")},

@@ -60,5 +60,7 @@ class SpaceSpec(Part):
 
 def add_key(kind: KnobKind) -> None:
     """Give spaces of study files the key of a kind of knob."""
-    annotation: Any = Annotated[Listed[kind.type], Field(min_length=1, description=kind.meaning)]
+    annotation: Any = Annotated[
+        Listed[kind.type], Field(min_length=1, description=kind.meaning, json_schema_extra={"unit": kind.unit})
+    ]
     add_fields(SpaceSpec, {kind.key: FieldInfo.from_annotated_attribute(annotation, (kind.neutral,))})
