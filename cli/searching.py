@@ -107,7 +107,7 @@ def inspect(
     ] = None,
     format: Format = "table",
 ) -> None:
-    """Tell what a search could do to a workload and what it could not, and why, before it starts."""
+    """Show what a search could do to a workload and what it could not, and why, before it starts."""
     from .. import api
     from ..studies.inspection.report import inspection_tables
 
