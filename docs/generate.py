@@ -122,12 +122,18 @@ def default_text(schema: Mapping[str, Any], required: bool) -> str:
 
 
 def keys_table(model: type[BaseModel], kind: str) -> str:
-    """The keys of a file: type and default from the program, unit and meaning from keys.yaml or the kind of knob."""
-    rows = []
+    """The keys of a file, a table for each mapping: type and default from the program, unit and meaning from keys.yaml or, of
+    a knob, from its kind."""
+    parts: dict[str, list[tuple[str, ...]]] = {}
     for key, schema, required in schema_keys(model):
         unit, meaning = KEYS[kind].get(key) or (schema["unit"], schema["description"])
-        rows.append((f"`{key}`", type_text(schema), default_text(schema, required), unit, meaning))
-    return table(("key", "type", "default", "unit", "meaning"), rows)
+        typed = f"{type_text(schema)}; {unit}" if unit else type_text(schema)
+        row = (f"`{key}`", typed, default_text(schema, required), meaning)
+        parts.setdefault(key.rpartition(".")[0], []).append(row)
+    header = ("key", "type; unit", "default", "meaning")
+    return "\n\n".join(
+        f"## {f'`{part}`' if part else 'Top level'}\n\n{table(header, rows)}" for part, rows in parts.items()
+    )
 
 
 STUDY_INTRO = """
