@@ -242,12 +242,31 @@ def policy_file() -> str:
     return page("policy.json", POLICY_INTRO, f"## Top level\n\n{dataclass_table(Policy)}", *tables)
 
 
+def argument(parameter: inspect.Parameter) -> str:
+    """A parameter as Python writes it, an annotation that is text without its quotes."""
+    name = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "") + parameter.name
+    typed = "" if parameter.annotation is parameter.empty else f": {annotation(parameter.annotation)}"
+    default = str(parameter.default) if isinstance(parameter.default, Path) else parameter.default
+    return f"{name}{typed}" + ("" if parameter.default is parameter.empty else f" = {default!r}")
+
+
+def annotation(found: Any) -> str:
+    """A type as the code writes it."""
+    return found if isinstance(found, str) else inspect.formatannotation(found)
+
+
 def signature(name: str, function: Callable[..., Any]) -> str:
     """A call as Python writes it, one argument a line where it is long."""
-    text = f"{name}{inspect.signature(function)}".replace("'", "")
+    called = inspect.signature(function)
+    arguments = []
+    for parameter in called.parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in [text[:1] for text in arguments]:
+            arguments.append("*")
+        arguments.append(argument(parameter))
+    returned = "" if called.return_annotation is called.empty else f" -> {annotation(called.return_annotation)}"
+    text = f"{name}({', '.join(arguments)}){returned}"
     if len(text) > 100:
-        parameters = inspect.signature(function).parameters.values()
-        text = f"{name}(\n" + "".join(f"    {parameter},\n".replace("'", "") for parameter in parameters) + ")"
+        text = f"{name}(\n" + "".join(f"    {part},\n" for part in arguments) + f"){returned}"
     return f"```text\n{text}\n```"
 
 
