@@ -118,7 +118,7 @@ class Study:
         """The trial with the best value of a metric among those that met every constraint, on the front or not.
 
         Args:
-            metric: a name of docs/metrics.md.
+            metric: a name of docs/reference/metrics.md.
             where: further conditions, such as "accuracy_drop <= 0.01".
 
         Raises:

@@ -26,7 +26,7 @@ def export(
     format: Format = "table",
     storage: Storage = DEFAULT_STORAGE,
 ) -> None:
-    """Export one point: policy, the artifact that was measured, weights and a card. The knee unless told otherwise."""
+    """Export one point: policy, the artifact that was measured, weights and a card. The knee by default."""
     if trial is not None and pick is not None:
         raise UserError("give --trial or --pick, not both")
     from ..api import Study

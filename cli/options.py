@@ -22,7 +22,7 @@ err = open_console(stderr=True)
 
 
 def complete_studies() -> list[str]:
-    from ..studies.study_file.spec import shipped_studies
+    from ..studies.study_file.load import shipped_studies
 
     return shipped_studies()
 
@@ -55,7 +55,9 @@ Artifacts = Annotated[
 StudyName = Annotated[
     str, typer.Argument(metavar="NAME", help="Name of a study in the database.", autocompletion=complete_names)
 ]
-Format = Annotated[Literal["table", "json"], typer.Option(help="How to print it; docs/json.md describes the JSON.")]
+Format = Annotated[
+    Literal["table", "json"], typer.Option(help="How to print it; docs/reference/json.md describes the JSON.")
+]
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -29,7 +29,7 @@ def studies(format: Format = "table", storage: Storage = DEFAULT_STORAGE) -> Non
 
 
 def status(name: StudyName, format: Format = "table", storage: Storage = DEFAULT_STORAGE) -> None:
-    """Tell how far a study is: trials by state, front, and why trials failed."""
+    """Report how far a study is: trials by state, front, and why trials failed."""
     from ..api import Study
 
     with Study.open(storage, name) as study:
@@ -82,7 +82,7 @@ def audit(
     plot: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write the figure to this file.")] = None,
     storage: Storage = DEFAULT_STORAGE,
 ) -> None:
-    """Tell how FLOPs, BOPs and sizes rank the trials of a study against their measured latency."""
+    """Show how FLOPs, BOPs and sizes rank the trials of a study against their measured latency."""
     from ..studies.analysis.audit import audit as audit_trials
     from ..studies.reports.audit_report import audit_document, audit_figure, audit_report
 

@@ -71,7 +71,7 @@ def search(
     """
     started = time.monotonic()
     from .. import api
-    from ..studies.study_file.spec import load_study
+    from ..studies.study_file.load import load_study
 
     spec = load_study(study).replaced(trials=trials, workers=workers, seed=seed, timeout_s=timeout)
     try:
@@ -107,7 +107,7 @@ def inspect(
     ] = None,
     format: Format = "table",
 ) -> None:
-    """Tell what a search could do to a workload and what it could not, and why, before it starts."""
+    """Show what a search could do to a workload and what it could not, and why, before it starts."""
     from .. import api
     from ..studies.inspection.report import inspection_tables
 

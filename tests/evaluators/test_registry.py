@@ -24,7 +24,7 @@ from slimfront.search.trials.prepared_study import prepare
 from slimfront.spaces.policies.policy import Policy
 from slimfront.studies.analysis.front import Objective, reference_point
 from slimfront.studies.study_file.constraint import Constraint
-from slimfront.studies.study_file.spec import load_study
+from slimfront.studies.study_file.load import load_study
 from slimfront.studies.wording import figure_text
 
 TARGET = load_target("cpu-openvino")
