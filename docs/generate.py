@@ -74,8 +74,21 @@ def command_line() -> str:
     for name, example in EXAMPLES.items():
         usage = re.compile(rf"(## `slimfront {name}`\n.*?\*\*Usage\*\*:\n\n```console\n.*?```\n)", re.DOTALL)
         text = usage.sub(lambda found, line=example: f"{found[1]}\n**Example**:\n\n```console\n{line}\n```\n", text, 1)
+    rows = ((f"[`{name}`](#slimfront-{name})", first_sentence(each.help)) for name, each in command.commands.items())
+    text = re.sub(
+        r"\*\*Commands\*\*:\n\n.*?\n\n",
+        lambda _: table(("command", "what it does"), rows) + "\n\n",
+        text,
+        count=1,
+        flags=re.DOTALL,
+    )
     codes = table(("exit code", "meaning"), ((str(code), meaning) for code, meaning in EXIT_CODES.items()))
     return f"{text.strip()}\n\n## Exit codes\n\n{codes}\n"
+
+
+def first_sentence(text: str) -> str:
+    """A command's help up to the first empty line, on one line."""
+    return " ".join(text.partition("\n\n")[0].split())
 
 
 def metrics() -> str:
