@@ -18,6 +18,7 @@ from slimfront import api
 from slimfront.cli import app
 from slimfront.core.measurement import METRICS
 from slimfront.hardware_profiles.cards.target import Target
+from slimfront.spaces.policies import layer_policy
 from slimfront.spaces.policies import policy as policy_module
 from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
 from slimfront.spaces.policies.pruning import Pruning
@@ -134,10 +135,11 @@ def default_text(schema: Mapping[str, Any], required: bool) -> str:
 
 
 def keys_table(model: type[BaseModel], kind: str) -> str:
-    """The keys of a file, a table for each mapping: type and default from the program, unit and meaning from keys.yaml."""
+    """The keys of a file, a table for each mapping: type and default from the program, unit and meaning from keys.yaml or, of
+    a knob, from its kind."""
     parts: dict[str, list[tuple[str, ...]]] = {}
     for key, schema, required in schema_keys(model):
-        unit, meaning = KEYS[kind][key]
+        unit, meaning = KEYS[kind].get(key) or (schema["unit"], schema["description"])
         typed = f"{type_text(schema)}; {unit}" if unit else type_text(schema)
         row = (f"`{key}`", typed, default_text(schema, required), meaning)
         parts.setdefault(key.rpartition(".")[0], []).append(row)
@@ -210,10 +212,10 @@ def entries(section: str) -> Iterator[tuple[str, str]]:
 
 
 def spelled(meaning: str) -> str:
-    """A meaning with constants of the policy's module replaced by what they hold."""
+    """A meaning with constants of the module of layers' policies replaced by what they hold."""
 
     def values(found: re.Match[str]) -> str:
-        held = getattr(policy_module, found[1], None)
+        held = getattr(layer_policy, found[1], None)
         return ", ".join(map(str, held)) if isinstance(held, tuple) else found[0]
 
     return re.sub(r"`([A-Z_]+)`", values, meaning)

@@ -17,7 +17,7 @@ from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.spaces.models.channel_groups import find_channel_groups
 from slimfront.spaces.policies.policy import Policy
 from slimfront.spaces.policies.pruning import Pruning
-from slimfront.studies.study_file.spec import load_study, shipped_studies
+from slimfront.studies.study_file.load import load_study, shipped_studies
 from torch import nn
 from torch.utils.data import TensorDataset
 

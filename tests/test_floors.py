@@ -28,7 +28,7 @@ FLOORS = {
 }
 INSIDE = {
     "core": ["core.texts", "core", "core.documents"],
-    "spaces": ["spaces.policies", "spaces.models", "spaces"],
+    "spaces": ["spaces.policies", "spaces.models", "spaces.knobs", "spaces"],
     "workloads": ["workloads", ("workloads.builtin", "workloads.torchvision"), "workloads.load"],
     "compression": [
         "compression",

@@ -44,7 +44,7 @@ from ...spaces.policies.policy import Policy
 from ...spaces.policies.resolved import effective_policy
 from ...studies.store.executed import KIND as PRECISIONS
 from ...studies.study_file.constraint import Constraint
-from ...studies.study_file.spec import RungsSpec
+from ...studies.study_file.parts import RungsSpec
 from ...workloads.workload import MetricFunction, Workload
 from ..cluster.timers import timer_of
 from .artifacts_folder import PROBE_BYTES, storage_problem, unwritable

@@ -17,7 +17,7 @@ from slimfront.hardware_profiles.bench.peak_memory import peak_growth
 from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.search.trials.prepared_study import prepare
 from slimfront.spaces.policies.policy import Policy
-from slimfront.studies.study_file.spec import load_study
+from slimfront.studies.study_file.load import load_study
 
 TARGET = load_target("cpu-openvino")
 

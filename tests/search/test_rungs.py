@@ -27,7 +27,8 @@ from slimfront.search.trials.worker import Stage
 from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
 from slimfront.studies.reports.progress import ended, reason_rows, states_text
 from slimfront.studies.store.store import Store
-from slimfront.studies.study_file.spec import RungsSpec, StudySpec
+from slimfront.studies.study_file.parts import RungsSpec
+from slimfront.studies.study_file.spec import StudySpec
 
 Spec = Callable[..., StudySpec]
 SPACE = {

@@ -10,7 +10,8 @@ import pytest
 from slimfront.core.errors import StudyFileError
 from slimfront.spaces.presets import PRESETS
 from slimfront.studies.study_file.constraint import Constraint
-from slimfront.studies.study_file.spec import JUDGED, StudySpec, incompatible_changes, load_study, shipped_studies
+from slimfront.studies.study_file.load import load_study, shipped_studies
+from slimfront.studies.study_file.spec import JUDGED, StudySpec, incompatible_changes
 
 FULL = """\
 study: digits-demo
@@ -260,7 +261,7 @@ BAD = {
         "must be at least 0, not -2",
     ),
     "keep that is text": ("weight_bits: [4, 32]", "keep: stem", "space.keep", "must be a list, not 'stem'"),
-    "empty space": ("[4, 32]", "[4]", "space", "empty space: give at least one of weight_bits,"),
+    "empty space": ("[4, 32]", "[4]", "space", "empty space: give at least one of width, recovery_epochs,"),
     "empty space of no knobs": ("{weight_bits: [4, 32]}", "{}", "space", "empty space"),
     "name of a folder": ("study: small", "study: ..", "study", "'..' is a folder of its own in a path"),
     "name of the same folder": ("study: small", "study: '.'", "study", "'.' is a folder of its own in a path"),
@@ -430,7 +431,7 @@ def test_workers_budget_and_sampler_may_change(make_spec):
         ({"objectives": ["latency_ms", "accuracy_drop"]}, ["objectives"]),
         ({"constraints": ["flops < 3"]}, ["constraints"]),
         ({"seed": 5}, ["seed"]),
-        ({"space": {"weight_bits": [8, 32], "keep": ["fc"]}}, ["space.weight_bits", "space.keep"]),
+        ({"space": {"weight_bits": [8, 32], "keep": ["fc"]}}, ["space.keep", "space.weight_bits"]),
         ({"recovery": {"alpha": 0.1}, "target": "gpu"}, ["target", "recovery.alpha"]),
     ],
 )
