@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from ..core.metrics import is_confirmed
 from ..studies.analysis.convergence import stalled
 from ..studies.analysis.front import Point
 from ..studies.reports.progress import has_begun, is_paid, ran
@@ -65,7 +66,7 @@ class Budget:
         """Whether no trial is to be started any more, so that the front can still be confirmed in time."""
         if math.isinf(self._time.left):
             return False
-        unconfirmed = sum("test_accuracy" not in point.measurements for point in front)
+        unconfirmed = sum(not is_confirmed(point.measurements) for point in front)
         return self._time.is_spent(self._durations, unconfirmed)
 
     @property

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..core.errors import StoreError, WorkloadError, describe_exception
 from ..core.interrupts import raise_if_interrupted
 from ..core.measurement import Measurement
-from ..evaluators.evaluator import LoweredCandidate, Reference
+from ..evaluators.evaluator import Reference
 from ..hardware_profiles.runtimes.base import Artifact
 from ..spaces.policies.candidate import Candidate
 from ..spaces.policies.policy import Policy
@@ -74,7 +74,7 @@ def stage_of_baseline(
     """What was found of the uncompressed model when the study began, as the stage of a trial with its `policy`."""
     candidate = Candidate(policy, prepared.context.workload.model)
     folder = reference.artifact.path.parent
-    files = keep(LoweredCandidate(candidate, reference.artifact), folder)
+    files = keep(candidate, reference.artifact, folder)
     if (precisions := folder / PRECISIONS_FILE).is_file():  # gone with its folder, or never there in an old study
         files[PRECISIONS] = Artifact.of(precisions)
     return Stage("scored", measurements=list(baseline.values()), artifacts=files)
@@ -90,7 +90,7 @@ def time_budget(prepared: PreparedStudy, reference: Reference, started: float) -
 def _measure(prepared: PreparedStudy, artifact: Artifact, folder: Path) -> list[Measurement]:
     try:
         with prepared.bench(artifact) as bench:
-            measurements = measure_reference(prepared.context, artifact, bench, prepared.spec.metrics)
+            measurements = measure_reference(prepared.context, artifact, bench)
             if not prepared.target.predict:  # this machine's are not the target's
                 keep_precisions(bench.executed_precisions(artifact.path), folder)
             return measurements

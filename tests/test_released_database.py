@@ -20,7 +20,7 @@ from slimfront.studies.reports.json_documents import studies_document, trial_doc
 from slimfront.studies.reports.report import front_text, status_report
 from slimfront.studies.reports.status import study_status
 from slimfront.studies.store.store import Store
-from slimfront.studies.study_file.spec import load_study
+from slimfront.studies.study_file.load import load_study
 
 GOLDEN = Path(__file__).parent / "golden"
 BINARY = ("model.onnx", "weights.safetensors", "packed.safetensors", "reference.onnx", "policy.json")

@@ -6,11 +6,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from ...core.measurement import Measurement
+from ...core.metrics import is_quality
 from ...studies.analysis.front import Objective
 from ...studies.store.records import MeasurementRecord, TrialRecord
 from ...studies.store.trial_state import TrialState
 from ...studies.study_file.spec import StudySpec
-from ..sampler.factory import QUALITY
 from ..trials.worker import Stage
 from .halving import HalvingDecision, SuccessiveHalving
 
@@ -76,7 +76,7 @@ class Rungs:
             return
         passed = self.passed(trial.retry_of)
         values: dict[str, float] = {}
-        looks = sorted({record.rung for record in history if record.measurement.name in QUALITY})
+        looks = sorted({record.rung for record in history if is_quality(record.measurement.name)})
         for rung in looks if trial.state is TrialState.PRUNED else looks[: max(1, len(looks) - 1)]:
             values.update({r.measurement.name: r.measurement.value for r in history if r.rung <= rung})
             if rung > passed:

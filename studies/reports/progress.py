@@ -12,7 +12,7 @@ from ..analysis.convergence import hypervolume_at, outlook
 from ..analysis.newest_front import excesses, why_no_front
 from ..store.records import FrontRecord, SensitivityRecord, StudyRecord, TrialSummary
 from ..store.trial_state import TrialState
-from ..study_file.spec import BudgetSpec
+from ..study_file.parts import BudgetSpec
 from ..terminal import sparkline
 from ..wording import count_text, excess_text
 

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from ...core.measurement import METRICS, Measurement
+from ...core.measurement import Measurement
+from ...core.metrics import METRICS
 from ..study_file.spec import StudySpec
 from . import tables
 from .records import SIMULATED, SensitivityRecord, StudyRecord, TrialRecord, TrialSummary, Violation

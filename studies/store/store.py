@@ -7,13 +7,14 @@ from typing import Any
 
 from sqlalchemy import Engine, select
 
+from ...core.defaults import DEFAULT_STORAGE
 from ...core.errors import StoreError
 from ...core.measurement import Measurement
 from ...spaces.policies.policy import Policy
 from ..study_file.spec import StudySpec
 from . import tables
 from .changes import TrialEnd, add_front, change_spec, end_trial, put_artifact
-from .database import DEFAULT_URL, Database
+from .database import Database
 from .lease import Lease
 from .queries import (
     artifact_records,
@@ -61,7 +62,7 @@ class Store:
         StoreError: from every method, when the database cannot be opened or is locked, or a study is not in it.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, create: bool = True) -> None:
+    def __init__(self, url: str = DEFAULT_STORAGE, *, create: bool = True) -> None:
         self._database = Database(url, create=create)
 
     def __enter__(self) -> Store:
