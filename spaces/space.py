@@ -47,8 +47,7 @@ class Space:
         self.choices, self.recovery, self.scheme = choices, recovery, scheme
         self.layers = [layer for layer in layers if not self._is_kept(layer.name)]
         self.groups = [group for group in groups if not any(map(self._is_kept, group.layers))]
-        self.blocks = [name for name in blocks if not self._is_kept(name)]
-        self.ranking = [name for name in ranking if not self._is_kept(name)]
+        self.blocks, self.ranking = self._not_kept(blocks), self._not_kept(ranking)
         self._decided = _numbered(list(self._decisions()))
         self.knobs = [knob for knob in self._decided if len(knob.choices) > 1]
         self._known = {knob.name for knob in self.knobs}
@@ -98,6 +97,9 @@ class Space:
 
     def _is_kept(self, name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in self.choices.keep)
+
+    def _not_kept(self, names: Sequence[str]) -> list[str]:
+        return [name for name in names if not self._is_kept(name)]
 
     def _decisions(self) -> Iterator[Decision]:
         """All decisions in the order of their numbers: kind by kind, but layer by layer for those that every study decides
