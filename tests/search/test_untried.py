@@ -9,8 +9,9 @@ from slimfront.search.sampler.factory import space_dimensions
 from slimfront.search.sampler.feasibility import DUPLICATE, Feasibility, failures
 from slimfront.search.sampler.policy_sampler import PolicySampler
 from slimfront.search.sampler.untried import Untried, UntriedSampler
+from slimfront.spaces.choices import SpaceChoices
 from slimfront.spaces.models.layers import Layer
-from slimfront.spaces.space import Space, SpaceChoices
+from slimfront.spaces.space import Space
 from slimfront.studies.store.records import INTERRUPTED
 
 LAYERS = [Layer(f"l{index}", "linear", "", 64, 640, True) for index in range(4)]
