@@ -9,7 +9,7 @@ from ...core.measurement import Measurement
 from ...studies.analysis.front import Objective
 from ...studies.store.records import STOPPED_AT, MeasurementRecord, TrialRecord
 from ...studies.study_file.spec import StudySpec
-from ..sampler.factory import QUALITY
+from ..sampler.study_terms import QUALITY
 from ..trials.worker import Stage
 from .halving import HalvingDecision, SuccessiveHalving
 
