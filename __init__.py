@@ -1,29 +1,92 @@
 """slimfront: the Pareto front of slim models.
 
-What users of the library import from here is loaded on first use, so that the command line starts without torch.
+What users of the library import from here is loaded on first use, so that the command line starts without torch. Names that
+are not in `__all__` are private by convention and may change.
 """
 
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .api import ExportedBundle, Study, Verification, compress, inspect, search, verify
+    from .compression.pruning.criteria import register_criterion
+    from .compression.recovery.distil import register_distiller
+    from .core.errors import SlimfrontError, UserError
     from .spaces.policies.policy import Policy
     from .studies.store.store import Store
     from .studies.study_file.spec import StudySpec, load_study
     from .workloads.workload import Workload
 
-__all__ = ["Policy", "Store", "StudySpec", "Workload", "load_study"]
+    __version__: str
+else:
+    from . import search  # a docstring; `_Callable` below says why
+
+__all__ = [
+    "ExportedBundle",
+    "Policy",
+    "SlimfrontError",
+    "Store",
+    "Study",
+    "StudySpec",
+    "UserError",
+    "Verification",
+    "Workload",
+    "__version__",
+    "compress",
+    "inspect",
+    "load_study",
+    "register_criterion",
+    "register_distiller",
+    "search",
+    "verify",
+]
 
 _HOMES = {
+    "ExportedBundle": ".api",
     "Policy": ".spaces.policies.policy",
+    "SlimfrontError": ".core.errors",
     "Store": ".studies.store.store",
+    "Study": ".api",
     "StudySpec": ".studies.study_file.spec",
+    "UserError": ".core.errors",
+    "Verification": ".api",
     "Workload": ".workloads.workload",
+    "compress": ".api",
+    "inspect": ".api",
     "load_study": ".studies.study_file.spec",
+    "register_criterion": ".compression.pruning.criteria",
+    "register_distiller": ".compression.recovery.distil",
+    "verify": ".api",
 }
 
 
+class _Callable(ModuleType):
+    """The package `slimfront.search`, which is also the function of that name: `slimfront.search(workload, budget=100)`.
+
+    Any import of a module in the package binds the package to the name `search` here, so that no function could keep it.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return import_module(".api", __package__).search(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return import_module, (self.__name__,)
+
+
+if not TYPE_CHECKING:
+    search.__class__ = _Callable
+
+
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("slimfront")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -236,12 +236,12 @@ def studies(format: Format = "table", storage: Storage = DEFAULT_STORAGE) -> Non
 @app.command()
 def status(name: StudyName, format: Format = "table", storage: Storage = DEFAULT_STORAGE) -> None:
     """Tell how far a study is: trials by state, front, and why trials failed."""
-    from .studies.reports.json_documents import status_document
     from .studies.reports.report import status_report
+    from .studies.reports.status import study_status
 
     with _store(storage) as store:
         if format == "json":
-            _print_json(status_document(store, name))
+            _print_json(study_status(store, name).to_dict())
         else:
             out.print(status_report(store, name))
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..workloads.workload import MapDataset
 
@@ -33,6 +33,11 @@ def input_batches(data: MapDataset, batch_size: int) -> Iterator[Tensor]:
         cast("Dataset", data), batch_size=batch_size, drop_last=_fills_a_batch(data, batch_size)
     ):
         yield inputs
+
+
+def subset(data: MapDataset, indices: Sequence[int]) -> MapDataset:
+    """The samples of `data` at `indices`."""
+    return cast("MapDataset", Subset(cast("Dataset", data), indices))
 
 
 def _fills_a_batch(data: MapDataset, batch_size: int) -> bool:

@@ -1,13 +1,15 @@
-"""First and second moments of what layers read or make, over the calibration data."""
+"""First and second moments of the inputs or outputs of layers, over the calibration data."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass
@@ -37,16 +39,16 @@ class Moments:
 
 @torch.no_grad()
 def moments_of(
-    model: nn.Module, layers: Iterable[nn.Module], batches: Iterable[Tensor], side: Literal["read", "made"]
-) -> Mapping[nn.Module, Moments]:
-    """Moments of what convolutions and linear layers of `model` read or make; it ends in eval mode.
+    model: nn.Module, layers: Iterable[Module], batches: Iterable[Tensor], side: Literal["read", "made"]
+) -> Mapping[Module, Moments]:
+    """Moments of the inputs ("read") or outputs ("made") of convolutions and linear layers of `model`, which ends in eval mode.
 
     Args:
         batches: inputs of the model, shape [batch, ...].
     """
-    found: dict[nn.Module, Moments] = {}
+    found: dict[Module, Moments] = {}
 
-    def watch(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def watch(module: Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         rows = _vectors(module, inputs[0] if side == "read" else output).double()
         added = Moments(len(rows), rows.sum(0), rows.T @ rows)
         if module in found:

@@ -6,7 +6,7 @@ import statistics
 
 from ..core.errors import EvaluationError
 from ..core.measurement import METRICS, Measurement
-from ..hardware_profiles.bench.paired_timing import median_interval
+from ..core.statistics import quantile_interval
 from .evaluator import Context, LoweredCandidate
 
 REPEATS = 9
@@ -31,6 +31,6 @@ class Energy:
         if lowered.artifact is None or context.bench is None:
             raise EvaluationError("energy needs an artifact and a bench")
         meter, joules = context.bench.energy(lowered.artifact.path, self.seconds / REPEATS, REPEATS)
-        low, high = median_interval(joules)
+        low, high = quantile_interval(joules)
         unit = METRICS["energy_j"].unit
         return [Measurement("energy_j", statistics.median(joules), low, high, unit, REPEATS, meter)]

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
 from torch import Tensor
 
 from ..core.errors import EvaluationError
+from ..core.statistics import NORMAL_QUANTILE, bootstrap_interval, wilson_interval
 from ..workloads.workload import TOP_K, MetricFunction
-
-CONFIDENCE = 0.95
-NORMAL_QUANTILE = 1.959964
-BOOTSTRAP_RESAMPLES = 200
 
 
 @dataclass(frozen=True)
@@ -56,11 +51,10 @@ class Scores:
         return value
 
     def interval(self) -> tuple[float, float, str]:
-        """95 % interval and how it was made: Wilson's for hits (Wilson 1927), else the percentile bootstrap."""
+        """95 % interval and its method: the Wilson score for hits, else the percentile bootstrap."""
         if (hits := self.hits) is not None:
-            wilson = binomtest(int(hits.sum()), len(hits)).proportion_ci(CONFIDENCE, method="wilson")
-            return float(wilson.low), float(wilson.high), "wilson"
-        return *bootstrap(self.value, len(self.outputs)), "bootstrap"
+            return *wilson_interval(int(hits.sum()), len(hits)), "wilson"
+        return *bootstrap_interval(self.value, len(self.outputs)), "bootstrap"
 
     def drop_from(self, reference: Scores) -> tuple[float, float, float, str]:
         """How much lower this scores than `reference` on the same samples, with its paired 95 % interval.
@@ -75,21 +69,9 @@ class Scores:
         drop = reference.value() - self.value()
         return (
             drop,
-            *bootstrap(lambda chosen: reference.value(chosen) - self.value(chosen), len(self.outputs)),
+            *bootstrap_interval(lambda chosen: reference.value(chosen) - self.value(chosen), len(self.outputs)),
             "paired-bootstrap",
         )
-
-
-def bootstrap(statistic: Callable[[np.ndarray], float], n: int) -> tuple[float, float]:
-    """95 % percentile-bootstrap interval of a statistic of sample indices (Efron & Tibshirani 1993, chapter 13).
-
-    It is widened to hold the statistic of all samples, which lies outside where drawing samples twice shifts it.
-    """
-    generator = np.random.default_rng(0)
-    values = [statistic(generator.integers(0, n, n)) for _ in range(BOOTSTRAP_RESAMPLES)]
-    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    value = statistic(np.arange(n))
-    return min(float(low), value), max(float(high), value)
 
 
 def concatenate(parts: list[tuple[Tensor, Tensor]], metric: str | MetricFunction) -> Scores:

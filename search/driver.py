@@ -275,6 +275,7 @@ class Search:
             threads=max(1, threads),
             metrics=self.spec.metrics,
             rungs=self.spec.rungs,
+            pickled_workload=self.prepared.pickled_workload,
         )
 
     # What reports ask

@@ -15,6 +15,7 @@ from ..studies.store.database import absolute_url
 from ..studies.store.store import Store
 from ..studies.study_file.spec import StudySpec
 from ..workloads.load import working_in
+from ..workloads.workload import Workload
 from .confirmation import confirm_front
 from .dashboard.serve import Publisher
 from .driver import Search
@@ -26,13 +27,21 @@ from .trials.prepared_study import prepare
 
 
 @sigterm_interrupts()
-def run_search(spec: StudySpec, storage: str, artifacts: Path, console: Console, started: float | None = None) -> None:
+def run_search(
+    spec: StudySpec,
+    storage: str,
+    artifacts: Path,
+    console: Console,
+    started: float | None = None,
+    given: Workload | None = None,
+) -> None:
     """Run or continue the study, confirm its front, and publish it to the dashboard.
 
     Meanwhile the current folder is the study file's, as it is in workers: relative paths in the workload's code start there.
 
     Args:
         started: `time.monotonic()` when the user gave the command, which the budget of time is counted from; now by default.
+        given: the workload, where it is an object of this program.
 
     Raises:
         UserError: bad input; nothing was written where it was found before the study began.
@@ -42,16 +51,18 @@ def run_search(spec: StudySpec, storage: str, artifacts: Path, console: Console,
     started = time.monotonic() if started is None else started
     url, artifacts = absolute_url(storage), artifacts.resolve()
     with working_in(spec.base_folder), SearchProgress(spec, console, started) as progress:
-        _run(spec, url, artifacts, progress, started)
+        _run(spec, url, artifacts, progress, started, given)
 
 
-def _run(spec: StudySpec, storage: str, artifacts: Path, progress: SearchProgress, started: float) -> None:
+def _run(
+    spec: StudySpec, storage: str, artifacts: Path, progress: SearchProgress, started: float, given: Workload | None
+) -> None:
     require_writable(artifacts / spec.study)
     if spec.workers:
         from .cluster.cluster import require_answer  # only here: importing ray takes a second
 
         require_answer()
-    prepared = prepare(spec)
+    prepared = prepare(spec, given)
     for remark in prepared.context.workload.remarks:
         progress.say(remark, "yellow")
     for group, reason in prepared.unprunable.items():

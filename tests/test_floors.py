@@ -21,6 +21,7 @@ FLOORS = {
     "evaluators": 3,
     "studies": 4,
     "search": 5,
+    "api": 6,
     "usage": 6,
     "cli": 7,
     "__main__": 8,
@@ -34,6 +35,7 @@ INSIDE = {
         "compression",
         ("compression.pruning", "compression.quantization", "compression.packing"),
         "compression.recovery",
+        "compression.compress",
     ],
     "hardware_profiles": [
         (
@@ -96,7 +98,8 @@ def imported(path: Path) -> list[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = folder[: len(folder) - node.level + 1]
-            found.append(".".join([".", *base, *(node.module or "").split(".")]).replace("..", "."))
+            modules = [node.module] if node.module else [alias.name for alias in node.names]
+            found += [".".join([".", *base, *module.split(".")]).replace("..", ".") for module in modules]
         elif isinstance(node, ast.ImportFrom):
             found.append(node.module.split(".")[0])
         elif isinstance(node, ast.Import):

@@ -37,6 +37,7 @@ def test_the_wheel_searches_a_shipped_study_from_any_folder(tmp_path: Path) -> N
         check=True,
     )
     assert str(site) in where.stdout  # the wheel's, not this checkout's
+    assert (site / "slimfront" / "py.typed").is_file()
     search = [program, "search", "digits-demo", "--workers", "0", "--trials", "2"]
     result = subprocess.run(search, cwd=elsewhere, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize, prune
+from torch.nn.utils import prune
 
 from .copies import copied, kept_tensors, unwrapped, wrappers
 from .samples import plain_input, samples
@@ -43,25 +43,51 @@ def plain_model(model: nn.Module) -> tuple[nn.Module, list[str]]:
         remarks.append(f"{', '.join(around)}: the model inside is taken")
     if any(not kept.is_leaf for _, _, kept in kept_tensors(plain)):
         plain = copied(plain)
-    if names := [name for name, module in plain.named_modules() if _parametrizations(module)]:
-        plain = copied(plain) if plain is model else plain
-        for name in names:
-            _compute_once(plain.get_submodule(name))
-        remarks.append(
-            f"masks and parametrizations of {', '.join(names)} are computed once: their weights are plain ones from then on, "
-            "which recovery changes as any other (zeros of a mask stay only where the policy asks for them)"
-        )
-    if ties := [*_ties(plain)]:
-        plain = copied(plain) if plain is model else plain
-        for owner, key, weight in [*_ties(plain)]:
-            setattr(owner, key, nn.Parameter(weight.detach().clone(), weight.requires_grad))
-        remarks.append(
-            f"{len(ties)} weights are shared with another layer: each is counted and compressed on its own from here on"
-        )
-    if kinds := {str(t.dtype) for t in _tensors(plain) if t.is_floating_point() and t.dtype != torch.float32}:
-        plain = copied(plain).float() if plain is model else plain.float()
-        remarks.append(f"weights are {', '.join(sorted(kinds))}: the model is compressed and measured in float32")
+    for step in (_with_own_weights, _untied, _in_float32):
+        plain, remark = step(plain, model)
+        remarks += remark
     return plain, remarks
+
+
+def _changeable(plain: nn.Module, model: nn.Module) -> nn.Module:
+    """`plain`, or a copy where it is the user's own `model`."""
+    return copied(plain) if plain is model else plain
+
+
+def _with_own_weights(plain: nn.Module, model: nn.Module) -> tuple[nn.Module, list[str]]:
+    """`plain` without masks and parametrizations, and a remark where it had any."""
+    names = [name for name, module in plain.named_modules() if _parametrizations(module)]
+    if not names:
+        return plain, []
+    plain = _changeable(plain, model)
+    for name in names:
+        _compute_once(plain.get_submodule(name))
+    remark = (
+        f"masks and parametrizations of {', '.join(names)} are computed once: their weights are plain ones from then on, "
+        "which recovery changes as any other (zeros of a mask stay only where the policy asks for them)"
+    )
+    return plain, [remark]
+
+
+def _untied(plain: nn.Module, model: nn.Module) -> tuple[nn.Module, list[str]]:
+    """`plain` with a parameter of its own for every layer, and a remark where layers shared one."""
+    if not (ties := len([*_ties(plain)])):
+        return plain, []
+    plain = _changeable(plain, model)
+    for owner, key, weight in [*_ties(plain)]:
+        setattr(owner, key, nn.Parameter(weight.detach().clone(), weight.requires_grad))
+    return plain, [
+        f"{ties} weights are shared with another layer: each is counted and compressed on its own from here on"
+    ]
+
+
+def _in_float32(plain: nn.Module, model: nn.Module) -> tuple[nn.Module, list[str]]:
+    """`plain` in float32, and a remark where it was of another floating-point type."""
+    kinds = {str(t.dtype) for t in _tensors(plain) if t.is_floating_point() and t.dtype != torch.float32}
+    if not kinds:
+        return plain, []
+    remark = f"weights are {', '.join(sorted(kinds))}: the model is compressed and measured in float32"
+    return _changeable(plain, model).float(), [remark]
 
 
 class _Cast:
@@ -106,8 +132,13 @@ def _ties(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
 
 def _parametrizations(module: nn.Module) -> list[str]:
     """Tensors of the module itself that are computed anew from others at each call."""
-    found = [*module.parametrizations] if parametrize.is_parametrized(module) else []  # type: ignore[arg-type]
-    return found + [hook._tensor_name for hook in _masks(module)]
+    return [*_computed(module), *(hook._tensor_name for hook in _masks(module))]
+
+
+def _computed(module: nn.Module) -> list[str]:
+    """Tensors of the module itself that `torch.nn.utils.parametrize` computes."""
+    parametrizations = getattr(module, "parametrizations", None)
+    return [*parametrizations] if isinstance(parametrizations, nn.ModuleDict) else []
 
 
 def _masks(module: nn.Module) -> list[prune.BasePruningMethod]:
@@ -117,8 +148,8 @@ def _masks(module: nn.Module) -> list[prune.BasePruningMethod]:
 def _compute_once(module: nn.Module) -> None:
     for hook in _masks(module):
         prune.remove(module, hook._tensor_name)
-    if parametrize.is_parametrized(module):
-        values = {name: getattr(module, name).detach() for name in module.parametrizations}  # type: ignore[union-attr]
+    if computed := _computed(module):
+        values = {name: getattr(module, name).detach() for name in computed}
         del module.parametrizations
         # Not remove_parametrizations, which changes the class that the copied module and its original share.
         module.__class__ = type(module).__bases__[0]

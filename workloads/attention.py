@@ -167,8 +167,8 @@ def explicit_attention(model: nn.Module, example_input: Tensor) -> nn.Module:
         original = explicit.get_submodule(name)
         if isinstance(original, nn.MultiheadAttention):
             explicit.set_submodule(name, SelfAttention.of(original))
-        else:
-            explicit.set_submodule(name, WindowAttention(original))  # type: ignore[arg-type]
+        elif isinstance(original, ShiftedWindowAttention):
+            explicit.set_submodule(name, WindowAttention(original))
     return explicit if _computes_the_same(model, explicit, example_input) else model
 
 

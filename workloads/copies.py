@@ -45,7 +45,12 @@ def kept_tensors(model: nn.Module) -> Iterator[tuple[Any, Any, Tensor]]:
         for key, value in [*vars(module).items()]:
             if isinstance(value, Tensor):
                 yield vars(module), key, value
-            elif isinstance(value, dict) and key not in ("_parameters", "_buffers", "_modules"):
-                yield from ((value, own, kept) for own, kept in [*value.items()] if isinstance(kept, Tensor))
-            elif isinstance(value, list):
-                yield from ((value, own, kept) for own, kept in enumerate(value) if isinstance(kept, Tensor))
+            elif key not in ("_parameters", "_buffers", "_modules"):
+                yield from ((value, own, kept) for own, kept in _items(value) if isinstance(kept, Tensor))
+
+
+def _items(container: object) -> list[tuple[Any, object]]:
+    """(key or index, value) of a dictionary or a list; none of anything else."""
+    if isinstance(container, dict):
+        return [*container.items()]
+    return [*enumerate(container)] if isinstance(container, list) else []

@@ -31,6 +31,8 @@ from .workload import SPLITS, Workload, describe
 TORCHVISION = "torchvision:"
 DIGITS = ("digits", "digits-vit", "digits-gru", "digits-lstm")
 OWN_FORMS = "path/to/file.py:function or package.module:function"
+OBJECT = "object:"
+"""What the name of a workload begins with that a Python program gave as an object, and that nothing else can load."""
 
 
 def builtin_workloads() -> list[str]:
@@ -52,18 +54,37 @@ def load_workload(reference: str, options: Mapping[str, Any] | None = None, base
         WorkloadError: in one line, what is wrong and what would be right.
     """
     base = (base or Path.cwd()).resolve()
-    # torch's fused encoder layers call no layer that could be looked at, and their nested tensors have no sizes to trace.
-    torch.backends.mha.set_fastpath_enabled(False)
+    _show_every_layer()
     with _named(reference):
         if reference in DIGITS or reference.startswith(TORCHVISION):
             workload = _called(_builtin(reference, base), options or {})
         else:
             workload = _own(reference, options or {}, base)
+    return adopt_workload(workload, reference, base)
+
+
+def adopt_workload(workload: Workload, name: str, base: Path) -> Workload:
+    """A workload that a program made, held against its contract and rewritten as all of slimfront reads it.
+
+    Args:
+        name: how errors and reports call it, unless it has a name.
+        base: the folder that relative paths of its code start from.
+
+    Raises:
+        WorkloadError: in one line, what is wrong and what would be right.
+    """
+    _show_every_layer()
+    with _named(name):
         workload.check()
         workload = adapted(workload)
     model = explicit_attention(workload.model, workload.example_input)
     model = plain_layers(model, workload.example_input)
-    return replace(workload, model=model, name=workload.name or reference, base=base)
+    return replace(workload, model=model, name=workload.name or name, base=base)
+
+
+def _show_every_layer() -> None:
+    # torch's fused encoder layers call no layer that could be looked at, and their nested tensors have no sizes to trace.
+    torch.backends.mha.set_fastpath_enabled(False)
 
 
 def workload_fingerprint(workload: Workload) -> str:
@@ -94,6 +115,10 @@ def _builtin(reference: str, base: Path) -> Callable[..., object]:
 
 
 def _own(reference: str, options: Mapping[str, Any], base: Path) -> Workload:
+    if reference.startswith(OBJECT):
+        raise WorkloadError(
+            "it was given as an object of a Python program: give it again, slimfront.search(workload, ...)"
+        )
     place, colon, name = reference.rpartition(":")
     if not (colon and place and name):
         raise WorkloadError(f"unknown; it must be {', '.join(builtin_workloads())}, {OWN_FORMS}")

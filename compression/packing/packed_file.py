@@ -32,7 +32,7 @@ from torch import Tensor
 from ...core.documents import json_document
 from ...core.errors import DocumentError
 from ...core.validation import shortened
-from ...spaces.models.layers import LAYER_KINDS
+from ...spaces.models.layers import LAYER_KINDS, WeightedLayer
 from ...spaces.policies.candidate import Candidate
 from .packed import FLOATS, Format, Packed, pack, smallest_format, unpack
 
@@ -190,7 +190,8 @@ def _float_weights(candidate: Candidate) -> dict[str, np.ndarray]:
 
 def _layer_weights(candidate: Candidate) -> dict[str, Tensor]:
     modules = candidate.model.named_modules()
-    return {name: module.weight for name, module in modules if type(module) in LAYER_KINDS}  # type: ignore[misc]
+    layers = {name: module for name, module in modules if isinstance(module, WeightedLayer)}
+    return {name: layer.weight for name, layer in layers.items() if type(layer) in LAYER_KINDS}
 
 
 def _state(candidate: Candidate) -> dict[str, np.ndarray]:

@@ -14,6 +14,7 @@ A further criterion is a class here and its `register_criterion`, or an entry po
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,6 +26,9 @@ from torch_pruning.dependency import Group
 from ...core.errors import CompressionError
 from ...core.registry import Registry
 from ...spaces.models.channel_graph import HeadedAttention
+
+ImportanceClass = Callable[..., Callable[[Group], Tensor | None]]
+"""A class of `torch_pruning.importance`, whose annotations leave out that `normalizer` may be None."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class Magnitude(_ByWeight):
     p: int = 2
 
     def channels(self, group: Group, name: str, scoring: Scoring) -> Tensor:
-        return tp.importance.GroupMagnitudeImportance(p=self.p, normalizer=None)(group)  # type: ignore[arg-type]
+        return _scores(tp.importance.GroupMagnitudeImportance, group, name, p=self.p)
 
     def weights(self, weight: Tensor, name: str, scoring: Scoring) -> Tensor:
         return weight.detach().abs() ** self.p
@@ -100,7 +104,7 @@ class Taylor(_ByWeight):
 
     def channels(self, group: Group, name: str, scoring: Scoring) -> Tensor:
         _require_gradients(scoring)
-        return tp.importance.GroupTaylorImportance(normalizer=None, multivariable=True)(group)  # type: ignore[arg-type]
+        return _scores(tp.importance.GroupTaylorImportance, group, name, multivariable=True)
 
     def weights(self, weight: Tensor, name: str, scoring: Scoring) -> Tensor:
         _require_gradients(scoring)
@@ -113,7 +117,7 @@ class BatchNormScale(Magnitude):
     """|scale| of the batch-norm after a channel; as `Magnitude` where there is none."""
 
     def channels(self, group: Group, name: str, scoring: Scoring) -> Tensor:
-        scales = tp.importance.BNScaleImportance(normalizer=None)(group)  # type: ignore[arg-type]
+        scales = _unnormalised(tp.importance.BNScaleImportance, group)
         return super().channels(group, name, scoring) if scales is None else scales
 
 
@@ -125,6 +129,18 @@ class Random(_ByWeight):
 
     def weights(self, weight: Tensor, name: str, scoring: Scoring) -> Tensor:
         return torch.rand(weight.shape, generator=scoring.generator(name))
+
+
+def _scores(kind: ImportanceClass, group: Group, name: str, **settings: object) -> Tensor:
+    scores = _unnormalised(kind, group, **settings)
+    if scores is None:
+        raise CompressionError(f"{name}: no layer of the group has weights to score")
+    return scores
+
+
+def _unnormalised(kind: ImportanceClass, group: Group, **settings: object) -> Tensor | None:
+    """Scores of an importance of Torch-Pruning as they are, None where it finds no layer that it reads."""
+    return kind(normalizer=None, **settings)(group)
 
 
 CRITERIA: Registry[Criterion | type[Criterion]] = Registry("criterion", "slimfront.criteria", CompressionError)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...spaces.models.channel_graph import CONVOLUTIONS, ChannelGraph
+from ...spaces.models.channel_graph import ChannelGraph
+from ...spaces.models.layers import WeightedLayer
 
 
 @torch.no_grad()
@@ -31,7 +32,7 @@ def merge_channels(graph: ChannelGraph, name: str, lost: Sequence[int]) -> None:
         if like > 0
     }
     for reader, own, root in graph.readers(name):
-        if isinstance(reader, (*CONVOLUTIONS, nn.Linear)) and getattr(reader, "groups", 1) == 1:
+        if isinstance(reader, WeightedLayer) and getattr(reader, "groups", 1) == 1:
             _redirect(reader.weight, own, root, partner)
 
 
@@ -49,7 +50,7 @@ def _redirect(weight: Tensor, own: Sequence[int], root: Sequence[int], partner: 
 def _rows(graph: ChannelGraph, name: str) -> Tensor:
     """What makes each channel, shape [channels, inputs]: its weights, and its share of a batch-norm's scale."""
     makers = list(graph.makers(name))
-    rows = torch.cat([m.weight.flatten(1) for m in makers if isinstance(m, (*CONVOLUTIONS, nn.Linear))], dim=1)  # type: ignore[operator,union-attr]
+    rows = torch.cat([m.weight.flatten(1) for m in makers if isinstance(m, WeightedLayer)], dim=1)
     norms = [m for m in makers if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.num_features == len(rows)]
     if len(norms) == 1 and norms[0].affine and norms[0].running_var is not None:
         scale = norms[0].weight / (norms[0].running_var + norms[0].eps).sqrt()

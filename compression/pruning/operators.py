@@ -1,145 +1,153 @@
-"""Compact operators in place of dense layers, set to the nearest they can come to the weights they stand for, or to what those
-make of the calibration data."""
+"""Compact operators in place of dense layers: each is the best approximation of the layer's weights, or of the layer's outputs
+on the calibration data."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ...core.errors import CompressionError
-from ...spaces.policies.operators import Operator, rank_of
+from ...spaces.models.layers import Convolution, WeightedLayer
+from ...spaces.policies.operators import DENSE, Operator, rank_of
 from ..moments import Moments, moments_of
 
 
 @torch.no_grad()
 def replace_operators(model: nn.Module, choices: Mapping[str, str], batches: Iterable[Tensor] | None = None) -> None:
-    """Put the operators `choices` names (layer -> text) in the places of layers, in place.
+    """Replace layers of `model` by the operators that `choices` names (layer -> text), in place.
 
     Args:
         batches: inputs of the model, shape [batch, ...], of the calibration data; for "pca".
 
     Raises:
-        CompressionError: an operator cannot stand for its layer, or there are no batches to find components in.
+        CompressionError: an operator cannot replace its layer, or "pca" was chosen without batches.
     """
     operators = {name: Operator.parse(choice) for name, choice in choices.items()}
-    layers = {name: model.get_submodule(name) for name in choices}
+    layers = {name: _replaceable(model, name, operator, choices[name]) for name, operator in operators.items()}
+    made = _output_moments(model, [layers[n] for n, operator in operators.items() if operator.kind == "pca"], batches)
     for name, operator in operators.items():
-        weight = getattr(layers[name], "weight", None)
-        if not isinstance(weight, Tensor):
-            raise CompressionError(f"no layer {name!r} in the model")
-        shape = tuple(weight.shape)
-        if problem := operator.why_not(shape, getattr(layers[name], "groups", 1)):
-            raise CompressionError(f"{choices[name]} cannot stand for {name}: {problem}")
-    by_data = [layers[name] for name, operator in operators.items() if operator.kind == "pca"]
-    if by_data and batches is None:
-        raise CompressionError("principal components need the calibration data of a workload")
-    made = moments_of(model, by_data, batches or (), "made") if by_data else {}
-    for name, operator in operators.items():
-        _replace(model, name, operator, made)
+        if operator.kind != DENSE:
+            layer = layers[name]
+            model.set_submodule(name, _compact(layer, operator, made.get(layer)))
 
 
-def _replace(model: nn.Module, name: str, operator: Operator, made: Mapping[nn.Module, Moments]) -> None:
+def _replaceable(model: nn.Module, name: str, operator: Operator, choice: str) -> WeightedLayer:
+    """The layer at `name`, which `operator` can replace."""
     layer = model.get_submodule(name)
-    if operator.kind == "separable":
-        model.set_submodule(name, separable(layer))
-    elif operator.kind == "groups":
-        model.set_submodule(name, grouped(layer, int(operator.amount)))
-    elif operator.kind == "rank":
-        model.set_submodule(name, low_rank(layer, operator.amount))
-    elif operator.kind == "pca":
-        model.set_submodule(name, principal(layer, operator.amount, made[layer]))
+    if not isinstance(layer, WeightedLayer):
+        raise CompressionError(f"no layer {name!r} in the model")
+    if problem := operator.why_not(tuple(layer.weight.shape), getattr(layer, "groups", 1)):
+        raise CompressionError(f"{choice} cannot replace {name}: {problem}")
+    return layer
+
+
+def _output_moments(
+    model: nn.Module, layers: Sequence[nn.Module], batches: Iterable[Tensor] | None
+) -> Mapping[nn.Module, Moments]:
+    if not layers:
+        return {}
+    if batches is None:
+        raise CompressionError("principal components need the calibration data of a workload")
+    return moments_of(model, layers, batches, "made")
+
+
+def _compact(layer: WeightedLayer, operator: Operator, made: Moments | None) -> nn.Module:
+    """What `operator` puts in the place of `layer`; `made` are the moments of its outputs, for "pca"."""
+    if made is not None:
+        return principal(layer, operator.amount, made)
+    if operator.kind == "rank":
+        return low_rank(layer, operator.amount)
+    assert not isinstance(layer, nn.Linear), f"{operator.kind} replaces convolutions only"
+    return separable(layer) if operator.kind == "separable" else grouped(layer, int(operator.amount))
 
 
 @torch.no_grad()
-def separable(layer: nn.Module) -> nn.Sequential:
+def separable(layer: Convolution) -> nn.Sequential:
     """A depthwise and a 1x1 convolution (Howard et al. 2017, arXiv:1704.04861), for each input channel the nearest product
     of a filter and a vector of output weights: the first singular vectors (Guo et al. 2018, arXiv:1808.05517)."""
-    weight: Tensor = layer.weight  # type: ignore[assignment]
+    weight = layer.weight
     outputs, inputs = weight.shape[:2]
     # [in, out, kernel elements] = U S V, one matrix per input channel
     left, values, right = torch.linalg.svd(weight.transpose(0, 1).flatten(2), full_matrices=False)
     root = values[:, 0].sqrt()
     depthwise = _convolution(layer, inputs, inputs, groups=inputs)
     _set(depthwise, (root[:, None] * right[:, 0]))
-    pointwise = _pointwise(layer, inputs, outputs)
-    _set(pointwise, (root[:, None] * left[:, :, 0]).T)
+    pointwise = _pointwise(layer, inputs, outputs, layer.bias is not None)
+    _set(pointwise, (root[:, None] * left[:, :, 0]).T, layer.bias)
     return nn.Sequential(depthwise, pointwise)
 
 
 @torch.no_grad()
-def grouped(layer: nn.Module, groups: int) -> nn.Module:
+def grouped(layer: Convolution, groups: int) -> Convolution:
     """A convolution in groups, each with the weights between its own channels (Xie et al. 2017, arXiv:1611.05431)."""
-    weight: Tensor = layer.weight  # type: ignore[assignment]
+    weight = layer.weight
     outputs, inputs = weight.shape[:2]
     compact = _convolution(layer, inputs, outputs, groups=groups, bias=layer.bias is not None)
     blocks = weight.unflatten(0, (groups, -1)).unflatten(2, (groups, -1))
-    _set(compact, torch.cat([blocks[group, :, group] for group in range(groups)]))
-    if layer.bias is not None:
-        compact.bias.copy_(layer.bias)  # type: ignore[arg-type]
+    _set(compact, torch.cat([blocks[group, :, group] for group in range(groups)]), layer.bias)
     return compact
 
 
 @torch.no_grad()
-def low_rank(layer: nn.Module, fraction: float) -> nn.Sequential:
+def low_rank(layer: WeightedLayer, fraction: float) -> nn.Sequential:
     """Two layers whose product is the nearest of its rank to the dense one, by singular values (Eckart & Young 1936).
 
     Of a convolution, the first has its kernel and the second is 1x1 (Zhang et al. 2015, arXiv:1505.06798).
     """
-    rows: Tensor = layer.weight.flatten(1)  # type: ignore[operator,union-attr]
+    rows = layer.weight.flatten(1)
     rank = rank_of(rows.shape, fraction)
     left, values, right = torch.linalg.svd(rows, full_matrices=False)
     root = values[:rank].sqrt()
     first, second = _factors(layer, rank, layer.bias is not None)
     _set(first, (root[:, None] * right[:rank]))
-    _set(second, (left[:, :rank] * root))
-    if layer.bias is not None:
-        second.bias.copy_(layer.bias)  # type: ignore[operator,union-attr]
+    _set(second, (left[:, :rank] * root), layer.bias)
     return nn.Sequential(first, second)
 
 
 @torch.no_grad()
-def principal(layer: nn.Module, fraction: float, made: Moments) -> nn.Sequential:
+def principal(layer: WeightedLayer, fraction: float, made: Moments) -> nn.Sequential:
     """Two layers: the first makes the principal components of what the dense one makes, the second what they stand for.
 
     The nearest of its rank to the layer's outputs, which vary in fewer directions than its weights (Zhang et al. 2015,
     arXiv:1505.06798, section 3.1): y is replaced by its mean + U U^T (y - its mean), U the strongest eigenvectors of y's covariance.
     """
-    rows: Tensor = layer.weight.flatten(1)  # type: ignore[operator,union-attr]
+    rows = layer.weight.flatten(1)
     rank = rank_of(rows.shape, fraction)
     components = torch.linalg.eigh(made.covariance).eigenvectors[:, -rank:].flip(1)  # [outputs, rank], strongest first
-    bias = torch.zeros(len(rows)) if layer.bias is None else layer.bias  # type: ignore[assignment]
+    bias = torch.zeros(len(rows)) if layer.bias is None else layer.bias
     first, second = _factors(layer, rank, bias=True)
     _set(first, (components.T @ rows.double()))
-    _set(second, components)
-    beyond = made.mean - components @ (components.T @ (made.mean - bias.to(made.mean)))  # type: ignore[operator,union-attr]
-    second.bias.copy_(beyond)  # type: ignore[operator,union-attr]
+    _set(second, components, made.mean - components @ (components.T @ (made.mean - bias.to(made.mean))))
     return nn.Sequential(first, second)
 
 
-def _factors(layer: nn.Module, rank: int, bias: bool) -> tuple[nn.Module, nn.Module]:
-    """The layers before and behind `rank` channels that together move over the input as `layer` does."""
+def _factors(layer: WeightedLayer, rank: int, bias: bool) -> tuple[WeightedLayer, WeightedLayer]:
+    """Two layers with `rank` channels between them, whose product has the kernel, stride and padding of `layer`."""
     if isinstance(layer, nn.Linear):
         return nn.Linear(layer.in_features, rank, bias=False), nn.Linear(rank, layer.out_features, bias)
-    inputs, outputs = layer.weight.shape[1], layer.weight.shape[0]  # type: ignore[index,union-attr]
-    return _convolution(layer, inputs, rank), type(layer)(rank, outputs, 1, bias=bias)  # type: ignore[call-arg,arg-type]
+    outputs, inputs = layer.weight.shape[:2]
+    return _convolution(layer, inputs, rank), _pointwise(layer, rank, outputs, bias)
 
 
-def _convolution(layer: nn.Module, inputs: int, outputs: int, groups: int = 1, bias: bool = False) -> nn.Module:
-    """A convolution that moves over its input as `layer` does."""
+def _convolution(layer: Convolution, inputs: int, outputs: int, groups: int = 1, bias: bool = False) -> Convolution:
+    """A convolution with the kernel size, stride, padding and dilation of `layer`."""
     geometry = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-    return type(layer)(inputs, outputs, *geometry, groups, bias, layer.padding_mode)  # type: ignore[call-arg,arg-type]
+    return _constructor(layer)(inputs, outputs, *geometry, groups, bias, layer.padding_mode)
 
 
-def _pointwise(layer: nn.Module, inputs: int, outputs: int) -> nn.Module:
-    """A 1x1 convolution with the bias of `layer`."""
-    convolution = type(layer)(inputs, outputs, 1, bias=layer.bias is not None)  # type: ignore[call-arg,arg-type]
-    if layer.bias is not None:
-        convolution.bias.copy_(layer.bias)  # type: ignore[operator,union-attr]
-    return convolution
+def _constructor(layer: Convolution) -> Callable[..., Convolution]:
+    """The class of `layer`, whose geometry has as many dimensions as the class takes, which its type does not say."""
+    return type(layer)
 
 
-def _set(layer: nn.Module, values: Tensor) -> None:
-    weight: Tensor = layer.weight  # type: ignore[assignment]
-    weight.copy_(values.reshape(weight.shape))
+def _pointwise(layer: Convolution, inputs: int, outputs: int, bias: bool) -> Convolution:
+    """A 1x1 convolution over as many dimensions as `layer`."""
+    return type(layer)(inputs, outputs, 1, bias=bias)
+
+
+def _set(layer: WeightedLayer, weight: Tensor, bias: Tensor | None = None) -> None:
+    layer.weight.copy_(weight.reshape(layer.weight.shape))
+    if layer.bias is not None and bias is not None:
+        layer.bias.copy_(bias)

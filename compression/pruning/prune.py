@@ -1,4 +1,4 @@
-"""Blocks and channels really removed, compact operators put in place, weights masked; batch-norm re-estimated."""
+"""Structured and unstructured pruning: removes blocks and channels, replaces operators, masks weights, re-estimates batch-norm."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn.utils import prune
 
 from ...core.errors import CompressionError
 from ...spaces.models.channel_groups import ChannelGroup
-from ...spaces.models.layers import LAYER_KINDS
+from ...spaces.models.layers import LAYER_KINDS, WeightedLayer
 from ...spaces.policies.operators import DENSE
 from ...spaces.policies.policy import Policy
 from ...spaces.policies.resolved import effective_policy
@@ -20,7 +20,7 @@ from ..batches import input_batches
 from ..folding import BATCH_NORMS
 from ..gradients import accumulate_gradients, trainable_copy
 from .channels import remove_channels
-from .criteria import Scoring, get_criterion
+from .criteria import Criterion, Scoring, get_criterion
 from .operators import replace_operators
 
 CALIBRATION_BATCH = 50
@@ -109,21 +109,29 @@ def _scoring(model: nn.Module, criterion: str, workload: Workload | None, seed: 
 
 @torch.no_grad()
 def _mask_weights(model: nn.Module, policy: Policy, scoring: Scoring, workload: Workload | None) -> None:
-    """Zero the weights of the layers `policy` sparsifies, worth least first."""
-    layers = {name: _layer(model, name) for name, layer in policy.layers.items() if layer.sparsity}
-    if workload and scoring.has_gradients and any(layer.weight.grad is None for layer in layers.values()):  # type: ignore[union-attr]
-        accumulate_gradients(model, workload)  # factors, and what is left of heads, are new parameters without one
+    """Zero weights of the layers that `policy` sparsifies, those of the lowest importance first."""
+    sparsities = {name: layer.sparsity for name, layer in policy.layers.items() if layer.sparsity}
+    layers = {name: _layer(model, name) for name in sparsities}
+    if workload and scoring.has_gradients and any(layer.weight.grad is None for layer in layers.values()):
+        accumulate_gradients(model, workload)  # factors and pruned heads are new parameters without a gradient
     rule = get_criterion(policy.pruning.criterion)
-    fractions = {name: s for name in layers if not isinstance(s := policy.layers[name].sparsity, str)}
-    if policy.pruning.scope == "global" and fractions:
-        scores = {name: rule.weights(layers[name].weight, name, scoring) for name in fractions}  # type: ignore[arg-type]
+    if policy.pruning.scope == "global":
+        fractions = {name: sparsity for name, sparsity in sparsities.items() if not isinstance(sparsity, str)}
+        _mask_together(layers, fractions, rule, scoring)
+        sparsities = {name: sparsity for name, sparsity in sparsities.items() if name not in fractions}
+    for name, sparsity in sparsities.items():
+        has_threshold = threshold_of(sparsity) is not None
+        mask_weight(layers[name], sparsity, None if has_threshold else rule.weights(layers[name].weight, name, scoring))
+
+
+def _mask_together(
+    layers: Mapping[str, WeightedLayer], fractions: Mapping[str, float], rule: Criterion, scoring: Scoring
+) -> None:
+    """Mask the weights of the lowest importance over all layers in `fractions`, as many as those ask for in all."""
+    if fractions:
+        scores = {name: rule.weights(layers[name].weight, name, scoring) for name in fractions}
         for name, mask in global_masks(scores, fractions).items():
-            layers[name].weight.mul_(mask)  # type: ignore[operator,union-attr]
-        layers = {name: layer for name, layer in layers.items() if name not in fractions}
-    for name, layer in layers.items():
-        sparsity = policy.layers[name].sparsity
-        scores = rule.weights(layer.weight, name, scoring) if threshold_of(sparsity) is None else None  # type: ignore[arg-type]
-        mask_weight(layer, sparsity, scores)
+            layers[name].weight.mul_(mask)
 
 
 def global_masks(scores: Mapping[str, Tensor], fractions: Mapping[str, float]) -> dict[str, Tensor]:
@@ -136,19 +144,19 @@ def global_masks(scores: Mapping[str, Tensor], fractions: Mapping[str, float]) -
     return {name: part.view_as(scores[name]) for name, part in zip(scores, parts, strict=True)}
 
 
-def mask_weight(layer: nn.Module, sparsity: Sparsity, scores: Tensor | None = None) -> None:
+def mask_weight(layer: WeightedLayer, sparsity: Sparsity, scores: Tensor | None = None) -> None:
     """Zero weights of `layer`: a fraction of all, two of every four along the input dimension, or all below a threshold.
 
     The 2:4 pattern is that of NVIDIA's sparse tensor cores (Mishra et al. 2021, arXiv:2104.08378); the threshold, in standard
     deviations of the layer's weights, that of Han et al. 2015 (arXiv:1506.02626).
 
     Args:
-        scores: what each weight is worth, shape of the weight; its magnitude by default. A threshold reads the magnitude.
+        scores: the importance of each weight, shape of the weight; its magnitude by default. A threshold reads the magnitude.
 
     Raises:
         CompressionError: "2:4" on a weight whose input dimension is no multiple of four, which is then left as it is.
     """
-    weight: Tensor = layer.weight.detach()  # type: ignore[assignment,operator]
+    weight = layer.weight.detach()
     scores = weight.abs() if scores is None else scores
     threshold = threshold_of(sparsity)
     if threshold is not None:
@@ -195,8 +203,8 @@ def reestimate_batch_norm(model: nn.Module, calibration: MapDataset, batch_size:
         norm.eval()
 
 
-def _layer(model: nn.Module, name: str) -> nn.Module:
+def _layer(model: nn.Module, name: str) -> WeightedLayer:
     layer = dict(model.named_modules()).get(name)
-    if type(layer) not in LAYER_KINDS:
+    if not isinstance(layer, WeightedLayer) or type(layer) not in LAYER_KINDS:
         raise CompressionError(f"no layer {name!r} in the model")
-    return layer  # type: ignore[return-value]
+    return layer

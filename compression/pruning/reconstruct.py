@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...spaces.models.channel_graph import CONVOLUTIONS, ChannelGraph
+from ...spaces.models.channel_graph import ChannelGraph
+from ...spaces.models.layers import WeightedLayer
 from ..moments import moments_of
 
 WIDEST = 8192
@@ -33,7 +34,7 @@ def reconstruct_channels(graph: ChannelGraph, lost: Mapping[str, Sequence[int]],
     """
     gone = _gone(graph, lost)
     for reader, moments in moments_of(graph.model, gone, batches, "read").items():
-        weight: Tensor = reader.weight  # type: ignore[assignment]
+        weight = reader.weight
         removed = sorted(gone[reader])
         kept = sorted(set(range(weight.shape[1])) - gone[reader])
         share = combination(moments.gram, kept, removed).to(weight.dtype)
@@ -52,13 +53,14 @@ def combination(gram: Tensor, kept: Sequence[int], removed: Sequence[int]) -> Te
     return inverse @ gram[kept][:, removed]
 
 
-def _gone(graph: ChannelGraph, lost: Mapping[str, Sequence[int]]) -> dict[nn.Module, set[int]]:
+def _gone(graph: ChannelGraph, lost: Mapping[str, Sequence[int]]) -> dict[WeightedLayer, set[int]]:
     """Reader -> its own numbers of the channels it loses, in all groups it reads."""
-    gone: dict[nn.Module, set[int]] = {}
+    gone: dict[WeightedLayer, set[int]] = {}
     for name, channels in lost.items():
         for reader, own, root in graph.readers(name):
-            plain = isinstance(reader, (*CONVOLUTIONS, nn.Linear)) and getattr(reader, "groups", 1) == 1
-            if plain and reader.weight.shape[1] <= WIDEST:  # type: ignore[index]  # a tensor, of a layer
+            if not isinstance(reader, WeightedLayer) or getattr(reader, "groups", 1) > 1:
+                continue
+            if reader.weight.shape[1] <= WIDEST:
                 numbers = {number for number, channel in zip(own, root, strict=True) if channel in set(channels)}
                 gone.setdefault(reader, set()).update(numbers)
     return gone

@@ -50,6 +50,7 @@ def rounded_weights(model: nn.Module, policy: Policy, norms: Mapping[str, str]) 
     for name, layer in policy.layers.items():
         if not layer.has_bfloat16_weight:
             continue
-        arrays = [None if p is None else p.cpu().numpy() for p in folded_parameters(model, name, norms.get(name))]
-        found[name] = RoundedWeight.of(*arrays, layer.is_bfloat16)  # type: ignore[arg-type]  # a layer has a weight
+        weight, bias = folded_parameters(model, name, norms.get(name))
+        bias_array = None if bias is None else bias.cpu().numpy()
+        found[name] = RoundedWeight.of(weight.cpu().numpy(), bias_array, layer.is_bfloat16)
     return found

@@ -7,11 +7,13 @@ from collections.abc import Collection
 import numpy as np
 import torch
 from torch import nn
+from torchao.quantization.pt2e import HistogramObserver, MinMaxObserver
 
 from ...spaces.policies.candidate import Grid
 from ...spaces.policies.quantization_scheme import Scheme
 from ...workloads.workload import MapDataset
 from ..batches import input_batches
+from .observers import ACTIVATION_OBSERVERS
 from .quantize import CALIBRATION_BATCH, activation_spec
 
 
@@ -35,14 +37,14 @@ def input_grids(
     return {key: _grid(observer, key[1]) for key, observer in observers.items()}
 
 
-def _observer(bits: int, scheme: Scheme) -> nn.Module:
+def _observer(bits: int, scheme: Scheme) -> HistogramObserver | MinMaxObserver:
     spec = activation_spec(bits, scheme)
-    make = spec.observer_or_fake_quant_ctr.with_args(  # type: ignore[union-attr]
+    make = ACTIVATION_OBSERVERS[scheme.calibration].with_args(
         dtype=spec.dtype, quant_min=spec.quant_min, quant_max=spec.quant_max, qscheme=spec.qscheme
     )
     return make()
 
 
-def _grid(observer: nn.Module, bits: int) -> Grid:
-    scale, zero_point = observer.calculate_qparams()  # type: ignore[operator]
+def _grid(observer: HistogramObserver | MinMaxObserver, bits: int) -> Grid:
+    scale, zero_point = observer.calculate_qparams()
     return Grid(np.array(scale.item(), np.float32), np.array(zero_point.item(), np.uint8), 0, 2**bits - 1)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from ...spaces.models.layers import layer_at
 from ...spaces.policies.candidate import CodedWeight
 from ...spaces.policies.policy import LayerPolicy, Policy
 
@@ -100,7 +101,7 @@ def coded_copy(model: nn.Module, policy: Policy) -> tuple[nn.Module, dict[str, C
 
 
 def _weight(model: nn.Module, name: str) -> Tensor:
-    return model.get_submodule(name).weight.detach()  # type: ignore[union-attr,return-value,operator]
+    return layer_at(model, name).weight.detach()
 
 
 class SharedValues(nn.Module):

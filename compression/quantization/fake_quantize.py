@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ...spaces.models.layers import layer_at
 from ...spaces.policies.candidate import Grid
 from ...spaces.policies.layer_policy import FULL_PRECISION
 from ...spaces.policies.policy import LayerPolicy, Policy
@@ -50,12 +51,26 @@ def fake_quantized(model: nn.Module, policy: Policy, inputs: Mapping[str, Grid])
     Afterwards every quantized weight holds numbers of its grid, on which post-training quantization finds the same grid.
     Biases are left in float32: those of layers in bfloat16 are rounded once, when the candidate is made.
     """
+    with _fake_quantized_weights(model, policy), _fake_quantized_activations(model, policy, inputs):
+        yield
+
+
+@contextmanager
+def _fake_quantized_weights(model: nn.Module, policy: Policy) -> Iterator[None]:
     weights = [name for name, layer in policy.layers.items() if layer.weight_bits < FULL_PRECISION]
     for name in weights:
-        module = model.get_submodule(name)
-        parametrize.register_parametrization(
-            module, "weight", _rounding(policy.layer(name), policy.scheme, module), unsafe=True
-        )
+        module = layer_at(model, name)
+        rounding = _rounding(policy.layer(name), policy.scheme, module.weight)
+        parametrize.register_parametrization(module, "weight", rounding, unsafe=True)
+    try:
+        yield
+    finally:
+        for name in weights:
+            parametrize.remove_parametrizations(model.get_submodule(name), "weight", leave_parametrized=True)
+
+
+@contextmanager
+def _fake_quantized_activations(model: nn.Module, policy: Policy, inputs: Mapping[str, Grid]) -> Iterator[None]:
     roundings = {name: _on_grid(grid) for name, grid in inputs.items()}
     roundings |= {name: _on_own_range for name, layer in policy.layers.items() if layer.is_dynamic}
     halves = [name for name, layer in policy.layers.items() if layer.is_bfloat16]
@@ -67,13 +82,11 @@ def fake_quantized(model: nn.Module, policy: Policy, inputs: Mapping[str, Grid])
     finally:
         for hook in hooks:
             hook.remove()
-        for name in weights:
-            parametrize.remove_parametrizations(model.get_submodule(name), "weight", leave_parametrized=True)
 
 
-def _rounding(layer: LayerPolicy, scheme: Scheme, module: nn.Module) -> nn.Module:
+def _rounding(layer: LayerPolicy, scheme: Scheme, weight: Tensor) -> nn.Module:
     if layer.has_codebook:
-        return SharedValues(module.weight, layer)  # type: ignore[arg-type]
+        return SharedValues(weight, layer)
     if layer.has_bfloat16_weight:
         return BFloat16Weight()
     return SymmetricWeight(layer.weight_bits, scheme)

@@ -10,11 +10,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torchao.quantization.pt2e import HistogramObserver, MinMaxObserver, PerChannelMinMaxObserver
+from torchao.quantization.pt2e.observer import ObserverBase
 
 from ...core.errors import CompressionError
 
@@ -25,8 +26,8 @@ CANDIDATES = 64
 """Ranges "entropy" compares, from half of what was seen to all of it."""
 
 
-class _Finite:
-    """Refuses what no range can be read of."""
+class _Finite(ObserverBase):
+    """Refuses tensors that have no range."""
 
     def forward(self, seen: Tensor) -> Tensor:
         """See `ObserverBase`.
@@ -36,7 +37,9 @@ class _Finite:
         """
         if not bool(seen.detach().isfinite().all()):
             raise CompressionError("calibration: a layer's input or weight holds NaN or infinite numbers")
-        return super().forward(seen)  # type: ignore[misc]
+        return cast(
+            "Tensor", super().forward(seen)
+        )  # abstract in ObserverBase; every observer returns what it was given
 
 
 class MseObserver(_Finite, HistogramObserver):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ...spaces.models.layers import WeightedLayer, layer_at
 from ...spaces.policies.candidate import Grid
 from ...spaces.policies.policy import Policy
 from ...spaces.policies.resolved import effective_policy
@@ -101,12 +102,12 @@ def _train(
 
 def _masks(model: nn.Module, policy: Policy) -> Masks:
     """(weight, 1 where it is not zero) of every layer the policy sparsifies."""
-    weights = [_stored_weight(model.get_submodule(name)) for name, layer in policy.layers.items() if layer.sparsity]
+    weights = [_stored_weight(layer_at(model, name)) for name, layer in policy.layers.items() if layer.sparsity]
     return [(weight, (weight != 0).to(weight.dtype)) for weight in weights]
 
 
-def _stored_weight(layer: nn.Module) -> nn.Parameter:
-    """The weight that training moves, below its fake quantization."""
+def _stored_weight(layer: WeightedLayer) -> Tensor:
+    """The weight that training moves, before its fake quantization."""
     if parametrize.is_parametrized(layer, "weight"):
-        return layer.parametrizations.weight.original  # type: ignore[union-attr,return-value]
-    return layer.weight  # type: ignore[return-value]
+        return layer.get_parameter("parametrizations.weight.original")
+    return layer.weight

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from ...workloads.workload import Workload
+from ..folding import BATCH_NORMS
 
 SAMPLES, BATCH, STEPS, STEP_SIZE = 256, 64, 30, 0.1
 
@@ -30,15 +33,19 @@ def synthetic_inputs(workload: Workload, seed: int) -> TensorDataset:
 
 def _matched(model: nn.Module, inputs: Tensor) -> Tensor:
     """`inputs` after `STEPS` of Adam on the distance between batch-norms' statistics of them and those remembered."""
-    norms = [
-        m
-        for m in model.modules()
-        if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) and m.track_running_stats
+    statistics = [
+        (module, module.running_mean, module.running_var)
+        for module in model.modules()
+        if isinstance(module, BATCH_NORMS) and module.running_mean is not None and module.running_var is not None
     ]
-    if not norms:
+    if not statistics:
         return inputs
     gaps: list[Tensor] = []
-    hooks = [norm.register_forward_pre_hook(lambda norm, args: gaps.append(_gap(norm, args[0]))) for norm in norms]
+
+    def watch(mean: Tensor, variance: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _norm, args: gaps.append(_gap(args[0], mean, variance))
+
+    hooks = [norm.register_forward_pre_hook(watch(mean, variance)) for norm, mean, variance in statistics]
     inputs = inputs.clone().requires_grad_()
     optimizer = torch.optim.Adam([inputs], lr=STEP_SIZE)
     try:
@@ -54,9 +61,9 @@ def _matched(model: nn.Module, inputs: Tensor) -> Tensor:
     return inputs.detach()
 
 
-def _gap(norm: nn.Module, read: Tensor) -> Tensor:
-    """Squared distance of mean and deviation of `read` [batch, channels, ...] from the running ones, per channel."""
+def _gap(read: Tensor, running_mean: Tensor, running_variance: Tensor) -> Tensor:
+    """Squared distance of mean and deviation of `read` [batch, channels, ...] from the running ones, over channels."""
     dimensions = [0, *range(2, read.ndim)]
     mean, deviation = read.mean(dimensions), read.std(dimensions)
-    remembered = norm.running_var.clamp_min(1e-12).sqrt()  # type: ignore[union-attr,operator]
-    return ((mean - norm.running_mean) ** 2 + (deviation - remembered) ** 2).mean()  # type: ignore[operator]
+    running_deviation = running_variance.clamp_min(1e-12).sqrt()
+    return ((mean - running_mean) ** 2 + (deviation - running_deviation) ** 2).mean()

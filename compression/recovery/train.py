@@ -10,12 +10,11 @@ from collections.abc import Collection, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
-from torch.utils.data import Subset
 
 from ...core.errors import CompressionError
 from ...spaces.policies.policy import Recovery
 from ...workloads.workload import MapDataset, Workload
-from ..batches import loader
+from ..batches import loader, subset
 from ..finite import not_finite
 from .distil import distillation_loss, get_distiller
 from .feature_taps import projections, tapped_modules, tapping
@@ -91,7 +90,7 @@ def _data(workload: Workload, recovery: Recovery, seed: int) -> tuple[MapDataset
     indices = range(len(data))
     kept_out = [index for index in indices if index % HELD_OUT == HELD_OUT - 1]
     rest = [index for index in indices if index % HELD_OUT != HELD_OUT - 1]
-    return Subset(data, rest), Subset(data, kept_out)  # type: ignore[arg-type]
+    return subset(data, rest), subset(data, kept_out)
 
 
 def _require_finite(student: nn.Module, recovery: Recovery, epochs: float) -> None:

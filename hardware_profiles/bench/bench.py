@@ -23,13 +23,14 @@ from loky import ProcessPoolExecutor
 from loky.process_executor import TerminatedWorkerError
 
 from ...core.errors import EvaluationError
+from ...core.statistics import quantile_interval
 from ...core.threads import torch_threads
 from ..cards.target import Target
 from ..profiling.fingerprint import require_cores
 from ..runtimes.base import DeviceSession, Session, get_runtime
 from .energy import EnergyMeter, energy_meter
 from .lock import POLL_SECONDS, bench_lock
-from .paired_timing import PairedTiming, fastest_blocks, median_interval, paired_timing, warm_up
+from .paired_timing import PairedTiming, fastest_blocks, paired_timing, warm_up
 from .peak_memory import peak_growth
 from .streams import load_streams
 
@@ -199,7 +200,7 @@ def _time_pair(candidate: str, seconds: float) -> PairedTiming:
 def _time_reference(seconds: float) -> tuple[float, float, float, int]:
     with _alone():
         samples = fastest_blocks(_runner(_state.reference), seconds)
-    low, high = median_interval(samples)
+    low, high = quantile_interval(samples)
     return statistics.median(samples) * 1e3, low * 1e3, high * 1e3, len(samples)
 
 

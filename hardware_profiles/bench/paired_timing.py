@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from scipy.stats import quantile_test, t
+from scipy.stats import t
+
+from ...core.statistics import NORMAL_QUANTILE, moving_block_indices, quantile_interval
 
 BLOCK_SECONDS = 0.01
 """Duration of one block of inferences: long enough for one undisturbed run."""
@@ -49,9 +51,6 @@ DISTURBED = 0.05
 
 SENSITIVITY = 0.1
 """How far a disturbance moves the ratio, as a share of how much it slows the reference down (both as logarithms)."""
-
-RESAMPLES = 200
-NORMAL_QUANTILE = 1.959964
 
 Run = Callable[[], object]
 
@@ -146,16 +145,6 @@ def warm_up(run: Run, seconds: float) -> float:
     return latest
 
 
-def median_interval(samples: Sequence[float], quantile: float = 0.5) -> tuple[float, float]:
-    """95 % confidence interval of a quantile by order statistics (Conover 1999, section 3.2).
-
-    Where there are too few samples for a bound, the smallest or largest of them stands for it.
-    """
-    interval = quantile_test(samples, p=quantile).confidence_interval(0.95)
-    low = min(samples) if math.isnan(interval.low) else float(interval.low)
-    return low, max(samples) if math.isnan(interval.high) else float(interval.high)
-
-
 def calm_ratio(pairs: np.ndarray) -> np.ndarray:
     """Median of reference / candidate over the calmest pairs.
 
@@ -172,14 +161,11 @@ def calm_ratio(pairs: np.ndarray) -> np.ndarray:
 def calm_interval(pairs: np.ndarray) -> tuple[float, float, float]:
     """`calm_ratio` of pairs, shape [pairs, 2], with its 95 % interval.
 
-    Neighbouring pairs share the machine's mood: they are resampled in blocks (Kuensch 1989, moving-block bootstrap), and
-    what varies between one loading of an artifact and the next is added.
+    Neighbouring pairs are correlated, because a disturbance outlasts a pair: they are resampled in blocks (moving-block
+    bootstrap). The variation between two loads of an artifact is added.
     """
     count = len(pairs)
-    length = min(4, count)
-    generator = np.random.default_rng(0)
-    starts = generator.integers(0, count - length + 1, (RESAMPLES, -(-count // length)))
-    drawn = (starts[..., None] + np.arange(length)).reshape(RESAMPLES, -1)[:, :count]
+    drawn = moving_block_indices(count, min(4, count))
     ratio = float(calm_ratio(pairs))
     sampling = float(t.ppf(0.975, max(_calm_count(count) - 1, 1)) * np.log(calm_ratio(pairs[drawn])).std())
     half = math.hypot(sampling, NORMAL_QUANTILE * LOADING_SPREAD)
@@ -210,7 +196,7 @@ def _summarise(blocks: Sequence[tuple[list[float], list[float]]], calm_reference
 
 def _percentile(samples: Sequence[float], percent: int) -> Percentile:
     value = float(np.percentile(samples, percent))
-    low, high = median_interval(samples, percent / 100)
+    low, high = quantile_interval(samples, percent / 100)
     return Percentile(value, min(low, value), max(high, value))
 
 

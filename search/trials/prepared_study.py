@@ -35,9 +35,9 @@ from ...spaces.policies.quantization_scheme import Scheme
 from ...spaces.space import Space, SpaceChoices
 from ...studies.study_file.spec import StudySpec
 from ...workloads.contract import held
-from ...workloads.load import load_workload
 from ...workloads.workload import Workload
 from ..cluster.timers import timer_of
+from .given_workload import loaded_workload, pickled_workload
 
 BITS = ("weight_bits", "activation_bits")
 """Keys of a space that a target's card has too."""
@@ -50,6 +50,7 @@ class PreparedStudy:
     Attributes:
         context: workload, target and runtime; without bench and reference, which need measuring first.
         groups: channel groups that can be pruned; `unprunable` maps the others to the reason.
+        pickled_workload: the workload as it was given, where that was an object of the program that searches; else None.
     """
 
     spec: StudySpec
@@ -58,6 +59,7 @@ class PreparedStudy:
     groups: list[ChannelGroup]
     unprunable: Mapping[str, str]
     space: Space
+    pickled_workload: bytes | None = None
 
     @property
     def target(self) -> Target:
@@ -83,8 +85,11 @@ class PreparedStudy:
         return machine(), versions(self.context.runtime)
 
 
-def prepare(spec: StudySpec) -> PreparedStudy:
+def prepare(spec: StudySpec, given: Workload | None = None) -> PreparedStudy:
     """Load what `spec` names and build its space.
+
+    Args:
+        given: the workload itself, where it is an object of this program that `spec` cannot name.
 
     Raises:
         UserError: the workload or the target cannot be had, or the space does not fit them.
@@ -99,7 +104,8 @@ def prepare(spec: StudySpec) -> PreparedStudy:
     threads = usable_threads()
     torch.set_num_threads(threads)
     with _naming(spec, "workload"):
-        workload = held(load_workload(spec.workload, spec.workload_options, spec.base_folder))
+        pickled = None if given is None else pickled_workload(given)
+        workload = held(loaded_workload(spec.workload, spec.workload_options, spec.base_folder, pickled))
     model, example = workload.model.eval(), workload.example_input
     if target.predict and target.latency_table is not None and target.latency_table.model != layers_of(model):
         raise StudyFileError(spec.file, "target", f"the latency table of {target.name} was fitted to another model")
@@ -132,7 +138,9 @@ def prepare(spec: StudySpec) -> PreparedStudy:
         raise StudyFileError(
             spec.file, "space", "nothing is left to choose: every layer is kept back or cannot be pruned"
         )
-    return PreparedStudy(spec, Context(workload, target, runtime, threads=threads), layers, groups, unprunable, space)
+    return PreparedStudy(
+        spec, Context(workload, target, runtime, threads=threads), layers, groups, unprunable, space, pickled
+    )
 
 
 def _runtime_here(target: Target) -> Runtime:

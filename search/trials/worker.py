@@ -45,10 +45,10 @@ from ...spaces.policies.resolved import effective_policy
 from ...studies.store.executed import KIND as PRECISIONS
 from ...studies.study_file.constraint import Constraint
 from ...studies.study_file.spec import RungsSpec
-from ...workloads.load import load_workload
 from ...workloads.workload import MetricFunction, Workload
 from ..cluster.timers import timer_of
 from .artifacts_folder import PROBE_BYTES, storage_problem, unwritable
+from .given_workload import loaded_workload
 
 TIMING_SECONDS = 1.0
 PRECISIONS_FILE = "precisions.json"
@@ -68,6 +68,7 @@ class WorkerSetup:
         threads: for training and scoring, where the worker has as many cores.
         metrics: that the study names; some are measured only then.
         rungs: where recovery is looked at before its end.
+        pickled_workload: the workload itself, where it is an object of the program that searches.
     """
 
     workload: str
@@ -83,6 +84,7 @@ class WorkerSetup:
     threads: int = 1
     metrics: Sequence[str] = ()
     rungs: RungsSpec | None = None
+    pickled_workload: bytes | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the metric: one of the user's own module is not known elsewhere before the workload is loaded."""
@@ -127,7 +129,9 @@ class Worker:
         threads = min(setup.threads, usable_threads())  # this may be a smaller machine than the driver's
         torch.set_num_threads(threads)
         self.setup = setup
-        self.workload = workload or load_workload(setup.workload, setup.workload_options, setup.base_folder)
+        self.workload = workload or loaded_workload(
+            setup.workload, setup.workload_options, setup.base_folder, setup.pickled_workload
+        )
         self._context = Context(
             workload=self.workload,
             target=setup.target,

@@ -9,6 +9,9 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+WeightedLayer = Convolution | nn.Linear
+
 LAYER_KINDS: dict[type[nn.Module], str] = {
     nn.Conv1d: "conv1d",
     nn.Conv2d: "conv2d",
@@ -42,6 +45,19 @@ class Layer:
     groups: int = field(default=1, compare=False)
 
 
+def layer_at(model: nn.Module, path: str) -> WeightedLayer:
+    """The convolution or linear layer at a dotted path.
+
+    Raises:
+        TypeError: a module of another kind is there.
+        AttributeError: there is no such module.
+    """
+    module = model.get_submodule(path)
+    if not isinstance(module, WeightedLayer):
+        raise TypeError(f"{path} is a {type(module).__name__}, not a convolution or linear layer")
+    return module
+
+
 def find_layers(model: nn.Module, example_input: Tensor) -> list[Layer]:
     """Layers of `model` in module order that run on `example_input` (shape [1, ...]): once, or linear ones again and again.
 
@@ -53,7 +69,7 @@ def find_layers(model: nn.Module, example_input: Tensor) -> list[Layer]:
     return [
         _describe(name, module, macs[name])
         for name, module in model.named_modules()
-        if type(module) in LAYER_KINDS and is_taken_up(module, runs[name])
+        if isinstance(module, WeightedLayer) and type(module) in LAYER_KINDS and is_taken_up(module, runs[name])
     ]
 
 
@@ -90,8 +106,8 @@ def runs_of_modules(model: nn.Module, example_input: Tensor) -> Counter[str]:
     return calls
 
 
-def _describe(name: str, module: nn.Module, macs: int) -> Layer:
-    weight: Tensor = module.weight  # type: ignore[assignment]
+def _describe(name: str, module: WeightedLayer, macs: int) -> Layer:
+    weight = module.weight
     return Layer(
         name=name,
         kind=LAYER_KINDS[type(module)],

@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from scipy.stats import kendalltau, spearmanr
 
 from ...core.errors import UserError
+from ...core.statistics import rank_correlation_interval
 from ..store.records import TrialRecord
 from .front import Objective, Point, pareto_front
 
@@ -16,8 +18,6 @@ PROXIES = ("flops", "bops", "parameters", "artifact_bytes", "packed_bytes")
 LATENCY = "latency_ms"
 FEWEST = 4
 """Trials below which no rank correlation means anything."""
-
-NORMAL_QUANTILE = 1.959964
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,9 @@ def _audit(proxy: str, trials: Sequence[TrialRecord]) -> ProxyAudit:
     n = len(trials)
     if len(set(counts)) < 2 or len(set(latencies)) < 2:
         return ProxyAudit(proxy, n, math.nan, math.nan, math.nan, math.nan, None)
-    spearman, kendall = (float(rank(counts, latencies).statistic) for rank in (spearmanr, kendalltau))  # type: ignore[attr-defined]
-    return ProxyAudit(proxy, n, spearman, *_interval(spearman, n), kendall, _misled(proxy, trials))
-
-
-def _interval(spearman: float, n: int) -> tuple[float, float]:
-    if abs(spearman) >= 1:
-        return spearman, spearman
-    half = NORMAL_QUANTILE * math.sqrt((1 + spearman**2 / 2) / (n - 3))
-    return math.tanh(math.atanh(spearman) - half), math.tanh(math.atanh(spearman) + half)
+    # Both results are named tuples of statistic and p-value, which SciPy does not annotate.
+    spearman, kendall = (float(np.asarray(rank(counts, latencies))[0]) for rank in (spearmanr, kendalltau))
+    return ProxyAudit(proxy, n, spearman, *rank_correlation_interval(spearman, n), kendall, _misled(proxy, trials))
 
 
 def _misled(proxy: str, trials: Sequence[TrialRecord]) -> Misled | None:

@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ...core.measurement import Measurement
+from ...core.statistics import ONE_SIDED_NORMAL_QUANTILE, standard_error
 from ..wording import short_text
 from .front import Objective, Point, better_somewhere, dominates_beyond_noise
 
-NORMAL_QUANTILE = 1.959964
-ONE_SIDED_QUANTILE = 1.644854
 MOST_LINES = 6
 
 
@@ -29,8 +28,8 @@ def is_lucky(measured: Mapping[str, Measurement]) -> bool | None:
     seen, unseen = measured.get("accuracy_drop"), measured.get("test_accuracy_drop")
     if seen is None or unseen is None:
         return None
-    error = math.hypot(*((m.high - m.low) / 2 / NORMAL_QUANTILE for m in (seen, unseen)))
-    return unseen.value - seen.value > ONE_SIDED_QUANTILE * error
+    error = math.hypot(*(standard_error(m.low, m.high) for m in (seen, unseen)))
+    return unseen.value - seen.value > ONE_SIDED_NORMAL_QUANTILE * error
 
 
 def beaten_by(point: Point, points: Sequence[Point], objectives: Sequence[Objective]) -> list[int]:

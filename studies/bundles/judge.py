@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...core.errors import UserError
 from ...hardware_profiles.runtimes.base import Artifact
-from ...workloads.load import load_workload, workload_fingerprint
+from ...workloads.load import adopt_workload, load_workload, workload_fingerprint
 from ...workloads.workload import Workload
 from ..store.store import Store
 from ..study_file.spec import StudySpec, study_named
@@ -29,18 +29,23 @@ class Judge:
     made_here: frozenset[str] = frozenset()
 
 
-def judge_of_workload(reference: str, base: Path) -> Judge:
-    """The workload of a study file, or one by its name; `base` is where a relative `file.py:function` starts.
+def judge_of_workload(workload: str | Workload, base: Path) -> Judge:
+    """The workload itself, that of a study file, or one by its name; `base` is where a relative `file.py:function` starts.
 
     Raises:
         UserError: it cannot be had.
     """
-    spec = study_named(reference)
-    return _judge(spec) if spec else _judged_by(load_workload(reference, {}, base))
+    if isinstance(workload, Workload):
+        return _judged_by(adopt_workload(workload, workload.name or "object", base))
+    spec = study_named(workload)
+    return _judge(spec) if spec else _judged_by(load_workload(workload, {}, base))
 
 
-def judge_of_study(store: Store, name: str, bundle: Bundle) -> Judge:
+def judge_of_study(store: Store, name: str, bundle: Bundle, workload: Workload | None = None) -> Judge:
     """The workload of the study that made `bundle`.
+
+    Args:
+        workload: what the study was searched with, where it was given as an object.
 
     Raises:
         UserError: no such study, or its trial's artifact is not the bundle's model.
@@ -53,7 +58,10 @@ def judge_of_study(store: Store, name: str, bundle: Bundle) -> Judge:
             f"study {name} did not make {bundle.folder}: trial {number}'s model there is another; give --workload instead"
         )
     model = Path(made["model"].path)
-    return _judge(spec, frozenset([listed, *_digest(model.parent / REFERENCE / model.name)]))
+    made_here = frozenset([listed, *_digest(model.parent / REFERENCE / model.name)])
+    if workload is not None:
+        return _judged_by(adopt_workload(workload, spec.workload, spec.base_folder), made_here)
+    return _judge(spec, made_here)
 
 
 def _judge(spec: StudySpec, made_here: frozenset[str] = frozenset()) -> Judge:

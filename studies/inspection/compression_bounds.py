@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...compression.packing.packed import smallest_format
 from ...compression.pruning.prune import kept_channels, pruned_copy
 from ...evaluators.counts import arithmetic_bits
-from ...spaces.models.layers import LAYER_KINDS, macs_by_module
+from ...spaces.models.layers import LAYER_KINDS, layer_at, macs_by_module
 from ...spaces.policies.operators import Operator
 from ...spaces.policies.policy import LayerPolicy, Policy
 from ...spaces.policies.resolved import is_within
@@ -111,7 +111,7 @@ def counted(model: nn.Module, macs: Mapping[str, int], policy: Policy) -> dict[s
 
 
 def _weight(model: nn.Module, name: str) -> Tensor:
-    return model.get_submodule(name).weight  # type: ignore[return-value]
+    return layer_at(model, name).weight
 
 
 def _others(model: nn.Module, layers: Iterable[str]) -> Iterator[tuple[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""A front for others to read: as a JSON document and as a table."""
+"""A front as a JSON document and as a table, and all trials as a table."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ...core.measurement import Measurement
 from ..analysis.front import Objective, Point
 from ..analysis.significance import beaten, is_lucky
+from ..store.records import TrialRecord
 
 if TYPE_CHECKING:
     import pandas
@@ -48,6 +49,30 @@ def front_frame(objectives: Sequence[Objective], points: Sequence[Point]) -> pan
     return pandas.DataFrame(rows, columns=["trial", "policy_digest", *columns])
 
 
+def trials_frame(trials: Sequence[TrialRecord]) -> pandas.DataFrame:
+    """Trials as a table, a row per trial, by number.
+
+    Columns: trial, state, reason, retry_of, started, finished, policy_digest, then NAME, NAME_low and NAME_high of every
+    measurement.
+    """
+    import pandas
+
+    names = sorted({name for trial in trials for name in trial.measurements})
+    about = ["trial", "state", "reason", "retry_of", "started", "finished", "policy_digest"]
+    columns = [*about, *(f"{name}{suffix}" for name in names for suffix in ("", "_low", "_high"))]
+    rows = [
+        {
+            "trial": trial.number,
+            "state": trial.outcome,
+            **{name: getattr(trial, name) for name in about[2:-1]},
+            "policy_digest": trial.digest,
+            **_figures(trial.measurements),
+        }
+        for trial in trials
+    ]
+    return pandas.DataFrame(rows, columns=columns)
+
+
 def _best_first(points: Sequence[Point], objectives: Sequence[Objective]) -> list[Point]:
     return sorted(points, key=lambda point: (objectives[0].sign * point.values[0], point.trial))
 
@@ -71,7 +96,13 @@ def _point(point: Point, objectives: Sequence[Objective], better: list[int]) -> 
 
 
 def _row(point: Point) -> dict[str, Any]:
-    row: dict[str, Any] = {"trial": point.trial, "policy_digest": point.policy_digest}
-    for name, measurement in point.measurements.items():
-        row |= {name: measurement.value, f"{name}_low": measurement.low, f"{name}_high": measurement.high}
-    return row
+    return {"trial": point.trial, "policy_digest": point.policy_digest, **_figures(point.measurements)}
+
+
+def _figures(measurements: Mapping[str, Measurement]) -> dict[str, float]:
+    """Column -> number, of every measurement's value and bounds."""
+    return {
+        f"{name}{suffix}": value
+        for name, m in measurements.items()
+        for suffix, value in (("", m.value), ("_low", m.low), ("_high", m.high))
+    }

@@ -1,6 +1,6 @@
 """What commands print with `--format json`: one document each, of plain JSON values. docs/json.md describes them.
 
-`front_table.front_document`, `audit_report.audit_document`, `inspection.Inspection.to_dict` and
+`status.StudyStatus.to_dict`, `front_table.front_document`, `audit_report.audit_document`, `inspection.Inspection.to_dict` and
 `profiles.target_document` are of the same kind.
 """
 
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..store.executed import executed_precisions
-from ..store.records import MeasurementRecord, StudyRecord
+from ..store.records import MeasurementRecord
 from ..store.store import Store
-from .progress import OUTCOMES, ended, reason_rows
+from .status import study_summary
 
 if TYPE_CHECKING:
     from ..bundles.verify import Check  # for annotations only: it imports torch
@@ -30,34 +30,7 @@ def json_text(document: Mapping[str, Any]) -> str:
 def studies_document(store: Store) -> dict[str, Any]:
     """Every study, oldest first: {"studies": [...]}."""
     paid = store.paid_trials()
-    return {"studies": [_study(store, study, paid.get(study.name, 0)) for study in store.studies()]}
-
-
-def status_document(store: Store, name: str) -> dict[str, Any]:
-    """How far a study is.
-
-    Raises:
-        StoreError: there is no such study.
-    """
-    study, trials, front = store.get_study(name), store.trial_summaries(name), store.current_front(name)
-    spec = study.spec
-    outcomes = [trial.outcome for trial in trials]
-    return {
-        **_study(store, study, ended(trials)),
-        "constraints": list(map(str, spec.constraints)),
-        "sampler": spec.sampler,
-        "seed": spec.seed,
-        "workers": spec.workers,
-        "budget": spec.budget.model_dump(mode="json"),
-        "trials_by_state": {outcome: outcomes.count(outcome) for outcome in OUTCOMES},
-        "retries": sum(trial.retry_of is not None for trial in trials),
-        "front": list(front.members) if front else [],
-        "reasons": [
-            {"trials": int(count), "state": state or None, "reason": reason}
-            for count, state, reason in reason_rows(trials)
-        ],
-        "remark": study.remark,
-    }
+    return {"studies": [study_summary(store, study, paid.get(study.name, 0)) for study in store.studies()]}
 
 
 def trial_document(store: Store, name: str, number: int) -> dict[str, Any]:
@@ -95,21 +68,6 @@ def checks_document(bundle: Path, checks: Sequence[Check]) -> dict[str, Any]:
     """What `verify` found; "holds" is null of a claim that could not be checked, and false if any claim does not hold."""
     holds = all(check.holds is not False for check in checks)
     return {"bundle": str(bundle), "holds": holds, "checks": [asdict(check) for check in checks]}
-
-
-def _study(store: Store, study: StudyRecord, trials: int) -> dict[str, Any]:
-    front, spec = store.current_front(study.name), study.spec
-    return {
-        "study": study.name,
-        "workload": spec.workload,
-        "target": spec.target,
-        "objectives": list(spec.objectives),
-        "created": study.created.isoformat(),
-        "trials": trials,
-        "trials_wanted": spec.budget.trials,
-        "front_points": len(front.members) if front else 0,
-        "hypervolume": front.hypervolume if front else None,
-    }
 
 
 def _measured(record: MeasurementRecord, is_newest: bool) -> dict[str, Any]:

@@ -10,14 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binom
 from slimfront.hardware_profiles.bench import paired_timing as module
 from slimfront.hardware_profiles.bench.paired_timing import (
     PAIRS_BETWEEN_LOOKS,
     calm_interval,
     calm_ratio,
     fastest_blocks,
-    median_interval,
     paired_timing,
     warm_up,
 )
@@ -199,23 +197,3 @@ def test_the_interval_holds_the_ratio_and_swaps_with_the_sides(seed, count):
     assert low < ratio < high
     swapped, _, _ = calm_interval(pairs[:, ::-1])
     assert swapped * ratio == pytest.approx(1)
-
-
-@given(st.integers(0, 2**32 - 1))
-def test_the_interval_of_the_median_is_made_of_order_statistics(seed):
-    samples = np.random.default_rng(seed).normal(size=24)
-    # The largest k with at most 2.5 % of 24 fair coins showing fewer than k heads is 7: the 7th from either end.
-    assert binom.cdf(6, 24, 0.5) <= 0.025 < binom.cdf(7, 24, 0.5)
-    assert median_interval(samples) == (np.sort(samples)[6], np.sort(samples)[-7])
-
-
-def test_the_interval_of_a_quantile_covers_it_as_often_as_it_says():
-    generator = np.random.default_rng(0)
-    for quantile, truth in ((0.5, 1.0), (0.9, math.exp(1.2815516))):
-        intervals = [median_interval(generator.lognormal(0, 1, 100), quantile) for _ in range(200)]
-        assert np.mean([low <= truth <= high for low, high in intervals]) >= 0.91
-
-
-def test_a_bound_that_the_samples_are_too_few_for_is_the_outermost_of_them():
-    assert median_interval([3.0, 1.0, 2.0]) == (1, 3)
-    assert median_interval(list(range(100)), 0.99)[1] == 99

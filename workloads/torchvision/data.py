@@ -30,7 +30,8 @@ logger = logging.getLogger(__name__)
 
 Transform = Callable[[Any], Tensor]
 Item = tuple[Tensor, int]
-Parts = tuple[Dataset[Item], Dataset[Item] | None]
+LabelledImages = datasets.MNIST | datasets.CIFAR10 | datasets.ImageFolder
+Parts = tuple[LabelledImages, LabelledImages | None]
 """What the training, calibration and validation splits come from, and the test split where the data set has its own."""
 
 MAX_CALIBRATION, MAX_VALIDATION = 512, 5000
@@ -158,7 +159,7 @@ def open_splits(options: DataOptions, transform: Transform, base: Path, seed: in
         WorkloadError: it is not where it should be, or could not be downloaded.
     """
     train, test = _opened(options, transform, options.folder(base))
-    return _split(train, test, len(train.classes), seed)  # type: ignore[attr-defined]
+    return _split(train, test, len(train.classes), seed)
 
 
 def _opened(options: DataOptions, transform: Transform, root: Path) -> Parts:
@@ -176,14 +177,14 @@ def _opened(options: DataOptions, transform: Transform, root: Path) -> Parts:
         raise WorkloadError(f"data {options.name} was looked for in {root}: {remedy} ({describe(error)})") from error
 
 
-def _split(train: Dataset[Item], test: Dataset[Item] | None, classes: int, seed: int) -> Splits:
-    total = len(train)  # type: ignore[arg-type]  (torch's Dataset does not promise a length; all of these have one)
+def _split(train: LabelledImages | RandomImages, test: LabelledImages | None, classes: int, seed: int) -> Splits:
+    total = len(train)
     calibration, validation = min(MAX_CALIBRATION, total // 10), min(MAX_VALIDATION, total // 5)
     sizes = [calibration, validation, total // 5 if test is None else 0]
     generator = torch.Generator().manual_seed(seed)
     parts = random_split(train, [*sizes, total - sum(sizes)], generator)
     if test is not None:
-        parts[2] = Subset(test, range(len(test)))  # type: ignore[arg-type]
+        parts[2] = Subset(test, range(len(test)))
     return Splits(parts[3], parts[0], parts[1], parts[2], classes)
 
 

@@ -1,0 +1,31 @@
+"""What a search could do to a workload."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..studies.inspection.inspect import Inspection
+    from ..workloads.workload import Workload
+
+
+def inspect(workload: str | Workload, target: str | None = None) -> Inspection:
+    """Say what a search could do to a workload and what it could not, and why, before it starts.
+
+    Args:
+        workload: a study file, the name of a study or workload, or the workload itself.
+        target: card that bits are judged by; a study's own by default.
+
+    Raises:
+        UserError: neither a study nor a workload, or the target cannot be had.
+    """
+    from ..hardware_profiles.cards.target import load_target
+    from ..studies.inspection.inspect import inspect_reference, inspect_workload
+    from ..workloads.contract import held
+    from ..workloads.load import adopt_workload
+
+    if isinstance(workload, str):
+        return inspect_reference(workload, target)
+    card = load_target(target, Path.cwd()) if target else None
+    return inspect_workload(held(adopt_workload(workload, workload.name or "object", Path.cwd())), card)

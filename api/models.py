@@ -1,0 +1,61 @@
+"""One policy applied to one model, without a study."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..spaces.policies.policy import Policy
+    from ..workloads.workload import Workload
+
+
+def compress(
+    model: nn.Module, policy: Policy | str | Path, workload: str | Workload, *, seed: int = 0, batch_size: int = 64
+) -> nn.Module:
+    """A compressed copy of `model`, as a trial of the policy makes it: channels removed, weights zeroed, recovered and rounded.
+
+    What layers read is not rounded: an artifact's activations are, and only an exported artifact is what was measured.
+
+    Args:
+        model: trained; left as it is.
+        policy: a policy, or a `policy.json` of a bundle.
+        workload: its data calibrate and recover the model; by name or as an object. Its own model is not used.
+        seed: of recovery and of random scores; a study's own, to make the same weights again.
+        batch_size: of recovery; a study's own, likewise.
+
+    Returns:
+        the model in evaluation mode, float32. Batch-norms that were folded into rounded layers are identities.
+
+    Raises:
+        UserError: the workload breaks its contract, or the policy cannot be read.
+        CompressionError: the policy does not fit the model.
+    """
+    from ..compression.compress import compressed, rounded_model
+    from ..spaces.policies.policy import Policy
+    from ..workloads.load import adopt_workload, load_workload
+
+    if not isinstance(policy, Policy):
+        policy = read_policy(Path(policy))
+    task = load_workload(workload) if isinstance(workload, str) else workload
+    task = adopt_workload(replace(task, model=model), task.name or "object", Path.cwd())
+    return rounded_model(compressed(task, policy, seed, batch_size))
+
+
+def read_policy(path: Path) -> Policy:
+    """The policy in a `policy.json`.
+
+    Raises:
+        UserError: the file cannot be read, or holds no policy.
+    """
+    from ..core.documents import MAX_JSON_BYTES, read_file
+    from ..core.errors import DocumentError, UserError
+    from ..spaces.policies.policy import Policy
+
+    try:
+        return Policy.from_json(read_file(path, MAX_JSON_BYTES).decode(errors="replace"))
+    except DocumentError as error:
+        raise UserError(f"{path}: {error}") from error

@@ -1,0 +1,205 @@
+"""A study in its database: trials, front, single points and bundles, without a search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.errors import UserError
+from ..core.measurement import METRICS
+from ..core.validation import suggestion
+from ..studies.analysis.front import Objective
+from ..studies.analysis.newest_front import front_points, objectives_of, why_no_front
+from ..studies.analysis.selection import pick
+from ..studies.reports.front_table import front_frame, trials_frame
+from ..studies.reports.status import StudyStatus, study_status
+from ..studies.store.records import TrialRecord
+from ..studies.store.store import Store
+from ..studies.study_file.constraint import Constraint
+from .bundles import ExportedBundle, Verification, verified
+
+if TYPE_CHECKING:
+    import pandas
+    from rich.console import RenderableType
+
+    from ..spaces.policies.policy import Policy
+    from ..studies.study_file.spec import StudySpec
+    from ..workloads.workload import Workload
+
+DEFAULT_STORAGE = "sqlite:///slimfront.db"
+"""The database of a command that names none: a SQLite file in the current folder."""
+
+DEFAULT_ARTIFACTS = Path("slimfront-artifacts")
+"""The folder of a command that names none: artifacts of trials are kept in it."""
+
+
+class Study:
+    """A study in its database.
+
+    It may be opened while a search runs: what it returns is what is stored at that moment. `Study.open` and
+    `slimfront.search` make one. It prints as `slimfront status` does, and shows its front in a notebook.
+
+    Attributes:
+        name: the study's name in the database.
+    """
+
+    def __init__(self, store: Store, name: str) -> None:
+        store.get_study(name)
+        self._store, self.name = store, name
+
+    @classmethod
+    def open(cls, storage: str = DEFAULT_STORAGE, name: str | None = None) -> Study:
+        """The study called `name` in a database; the only one where no name is given.
+
+        Args:
+            storage: a SQLite file, or a URL: `sqlite:///FILE`, `postgresql://USER@HOST/NAME`.
+
+        Raises:
+            UserError: no such database or study, or several studies and no name.
+        """
+        store = Store(storage, create=False)
+        if name is None:
+            names = [study.name for study in store.studies()]
+            if len(names) != 1:
+                raise UserError(f"{storage} has {len(names)} studies: name one of {', '.join(names) or 'them'}")
+            name = names[0]
+        return cls(store, name)
+
+    def close(self) -> None:
+        """Close the database; it is closed with the program at the latest."""
+        self._store.close()
+
+    def __enter__(self) -> Study:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def spec(self) -> StudySpec:
+        """What is searched, as the study file says."""
+        return self._store.get_study(self.name).spec
+
+    @property
+    def trials(self) -> pandas.DataFrame:
+        """Every trial, a row each: trial, state, reason, retry_of, started, finished, policy_digest, and NAME, NAME_low and
+        NAME_high of every measurement."""
+        return trials_frame(self._store.trials(self.name))
+
+    def trial(self, number: int) -> TrialRecord:
+        """One trial: its state, policy and newest measurements by name.
+
+        Raises:
+            UserError: there is no such trial.
+        """
+        return self._store.get_trial(self.name, number)
+
+    def policy(self, trial: int | TrialRecord) -> Policy:
+        """The policy of a trial, by its number or the trial itself."""
+        return (trial if isinstance(trial, TrialRecord) else self.trial(trial)).policy
+
+    def front(self) -> pandas.DataFrame:
+        """The Pareto front, best first by the first objective: trial, policy_digest, and NAME, NAME_low and NAME_high of every
+        measurement, objectives first."""
+        study = self._store.get_study(self.name)
+        return front_frame(objectives_of(study), front_points(self._store, study))
+
+    def pick(self, rule: str = "knee") -> TrialRecord:
+        """The point of the front that a rule picks: "knee", "fastest", "smallest" or "most-accurate".
+
+        Raises:
+            UserError: an unknown rule, or there is no front yet.
+        """
+        study = self._store.get_study(self.name)
+        points = front_points(self._store, study)
+        if not points:
+            raise UserError(f"{self.name} has no front yet: {why_no_front(self._store.trial_summaries(self.name))}")
+        return self.trial(pick(points, objectives_of(study), rule).trial)
+
+    def best(self, metric: str, where: str | Sequence[str] = ()) -> TrialRecord:
+        """The trial with the best value of a metric among those that met every constraint, on the front or not.
+
+        Args:
+            metric: a name of docs/metrics.md.
+            where: further conditions, such as "accuracy_drop <= 0.01".
+
+        Raises:
+            UserError: an unknown metric, a condition of another form, or no trial meets all of them.
+        """
+        if metric not in METRICS:
+            raise UserError(f"unknown metric {metric!r}; {suggestion(metric, METRICS)}")
+        conditions = [_condition(text) for text in ([where] if isinstance(where, str) else where)]
+        complete = self._store.trials(self.name, "complete")
+        found = [trial for trial in complete if metric in trial.measurements and _meets(trial, conditions)]
+        if not found:
+            wanted = " and ".join([f"has {metric}", *map(str, conditions)])
+            raise UserError(f"{self.name}: none of {len(complete)} complete trials {wanted}")
+        sign = Objective.of(metric).sign
+        return min(found, key=lambda trial: (sign * trial.measurements[metric].value, trial.number))
+
+    def status(self) -> StudyStatus:
+        """How far the study is: trials by state, front, and why trials failed."""
+        return study_status(self._store, self.name)
+
+    def export(self, to: str | Path, trial: int | TrialRecord | None = None, pick: str | None = None) -> ExportedBundle:
+        """Write one point as a bundle: policy, the artifact that was measured, weights, reference, card and run.py.
+
+        Args:
+            to: folder to write; new or empty, parents are made.
+            trial: which; without it `pick` chooses from the front.
+            pick: a rule of `Study.pick`, the knee by default.
+
+        Raises:
+            UserError: both or an unknown one given, nothing to export, or `to` cannot be written.
+        """
+        if trial is not None and pick is not None:
+            raise UserError("give a trial or a rule to pick by, not both")
+        from ..studies.bundles.export import export_bundle  # imports torch
+
+        number = trial.number if isinstance(trial, TrialRecord) else trial
+        exported = export_bundle(self._store, self.name, Path(to), trial=number, rule=pick or "knee")
+        return ExportedBundle(self.name, exported, Path(to))
+
+    def verify(self, bundle: str | Path | ExportedBundle, workload: Workload | None = None) -> Verification:
+        """Hold a bundle that this study made against its card: files, size, accuracy, paired speed-up.
+
+        Args:
+            workload: what the study was searched with, where it was given as an object.
+
+        Raises:
+            UserError: no bundle, or another study's.
+        """
+        from ..studies.bundles.bundle import open_bundle  # imports torch
+        from ..studies.bundles.judge import judge_of_study
+
+        folder = bundle.folder if isinstance(bundle, ExportedBundle) else Path(bundle)
+        return verified(folder, judge_of_study(self._store, self.name, open_bundle(folder), workload))
+
+    def __repr__(self) -> str:
+        return f"Study({self.name!r}, {self._store!r})"
+
+    def __rich__(self) -> RenderableType:
+        from ..studies.reports.report import status_report
+
+        return status_report(self._store, self.name)
+
+    def _repr_html_(self) -> str:
+        """The front for a notebook: the objectives of each point, with the status above."""
+        status, table = self.status(), self.front()
+        title = f"{status.study}: {status.trials} trials, front of {len(table)}, target {status.target}"
+        shown: Any = table[["trial", *status.objectives]]
+        return f"<p><b>{escape(title)}</b></p>{shown.to_html(index=False)}"
+
+
+def _condition(text: str) -> Constraint:
+    try:
+        return Constraint.parse(text, frozenset(METRICS))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _meets(trial: TrialRecord, conditions: Sequence[Constraint]) -> bool:
+    values = {name: measurement.value for name, measurement in trial.measurements.items()}
+    return all(c.metric in values and c.violation(values[c.metric]) <= 0 for c in conditions)

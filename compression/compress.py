@@ -1,0 +1,61 @@
+"""A policy applied to a workload's model from beginning to end, as a trial does stage by stage."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from ..spaces.policies.candidate import Candidate
+from ..spaces.policies.policy import Policy
+from ..spaces.policies.resolved import effective_policy
+from ..workloads.workload import Workload
+from .folding import fold_norms
+from .packing.packed_file import weights_of
+from .pruning.gradual import gradually_pruned
+from .pruning.proof import proven_groups
+from .pruning.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
+from .quantization.candidates import make_candidate
+from .recovery.recover import recover
+
+
+def compressed(workload: Workload, policy: Policy, seed: int = 0, batch_size: int = 64) -> Candidate:
+    """The candidate that `policy` makes of the workload's model; the same seed gives the same weights.
+
+    Raises:
+        CompressionError: the policy does not fit the model.
+    """
+    example, (groups, _) = workload.example_input, proven_groups(workload)
+
+    def prune(model: nn.Module) -> nn.Module:
+        if policy.pruning.steps == 1:
+            return pruned_copy(model, example, policy, groups, workload, seed)
+        return gradually_pruned(replace(workload, model=model), policy, groups, train_an_epoch, seed)
+
+    def train_an_epoch(model: nn.Module, current: Policy) -> None:
+        one = replace(current, recovery=replace(current.recovery, epochs=1, steps=("prune", "train")))
+        recover(model, workload, one, seed, batch_size)
+
+    if policy.recovery.changes_weights and policy.recovery.steps[0] == "prune":
+        model = prune(workload.model)
+    else:
+        model = pruned_copy(workload.model, example, policy, groups, workload, seed)
+    if policy.pruning.steps == 1 and is_structurally_changed(policy, groups):
+        reestimate_batch_norm(model, workload.calibration)
+    if policy.recovery.changes_weights:
+        model = recover(model, workload, policy, seed, batch_size, prune)
+    return make_candidate(model, example, effective_policy(policy), workload.calibration)
+
+
+def rounded_model(candidate: Candidate) -> nn.Module:
+    """A copy of the candidate's model that holds the numbers its artifact computes with: every weight on its grid, in float32."""
+    model = deepcopy(candidate.model)
+    fold_norms(model, candidate.quantization.norms)
+    names = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, values in weights_of(candidate).items():
+            if name in names:
+                names[name].copy_(torch.from_numpy(values))
+    return model.eval()
