@@ -12,11 +12,9 @@ from .bundles import ExportedBundle, Verification, verify
 from .inspecting import inspect
 from .models import compress
 from .searching import search
-from .study import DEFAULT_ARTIFACTS, DEFAULT_STORAGE, Study
+from .study import Study
 
 __all__ = [
-    "DEFAULT_ARTIFACTS",
-    "DEFAULT_STORAGE",
     "ExportedBundle",
     "Study",
     "Verification",

@@ -7,8 +7,9 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.defaults import DEFAULT_STORAGE
 from ..core.errors import UserError
-from ..core.measurement import METRICS
+from ..core.metrics import METRICS
 from ..core.validation import suggestion
 from ..studies.analysis.front import Objective
 from ..studies.analysis.newest_front import front_points, objectives_of, why_no_front
@@ -28,12 +29,6 @@ if TYPE_CHECKING:
     from ..studies.study_file.spec import StudySpec
     from ..workloads.workload import Workload
 
-DEFAULT_STORAGE = "sqlite:///slimfront.db"
-"""The database of a command that names none: a SQLite file in the current folder."""
-
-DEFAULT_ARTIFACTS = Path("slimfront-artifacts")
-"""The folder of a command that names none: artifacts of trials are kept in it."""
-
 
 class Study:
     """A study in its database.
@@ -43,11 +38,12 @@ class Study:
 
     Attributes:
         name: the study's name in the database.
+        store: the database.
     """
 
     def __init__(self, store: Store, name: str) -> None:
         store.get_study(name)
-        self._store, self.name = store, name
+        self.store, self.name = store, name
 
     @classmethod
     def open(cls, storage: str = DEFAULT_STORAGE, name: str | None = None) -> Study:
@@ -69,7 +65,7 @@ class Study:
 
     def close(self) -> None:
         """Close the database; it is closed with the program at the latest."""
-        self._store.close()
+        self.store.close()
 
     def __enter__(self) -> Study:
         return self
@@ -80,13 +76,13 @@ class Study:
     @property
     def spec(self) -> StudySpec:
         """What is searched, as the study file says."""
-        return self._store.get_study(self.name).spec
+        return self.store.get_study(self.name).spec
 
     @property
     def trials(self) -> pandas.DataFrame:
         """Every trial, a row each: trial, state, reason, retry_of, started, finished, policy_digest, and NAME, NAME_low and
         NAME_high of every measurement."""
-        return trials_frame(self._store.trials(self.name))
+        return trials_frame(self.store.trials(self.name))
 
     def trial(self, number: int) -> TrialRecord:
         """One trial: its state, policy and newest measurements by name.
@@ -94,7 +90,7 @@ class Study:
         Raises:
             UserError: there is no such trial.
         """
-        return self._store.get_trial(self.name, number)
+        return self.store.get_trial(self.name, number)
 
     def policy(self, trial: int | TrialRecord) -> Policy:
         """The policy of a trial, by its number or the trial itself."""
@@ -103,8 +99,8 @@ class Study:
     def front(self) -> pandas.DataFrame:
         """The Pareto front, best first by the first objective: trial, policy_digest, and NAME, NAME_low and NAME_high of every
         measurement, objectives first."""
-        study = self._store.get_study(self.name)
-        return front_frame(objectives_of(study), front_points(self._store, study))
+        study = self.store.get_study(self.name)
+        return front_frame(objectives_of(study), front_points(self.store, study))
 
     def pick(self, rule: str = "knee") -> TrialRecord:
         """The point of the front that a rule picks: "knee", "fastest", "smallest" or "most-accurate".
@@ -112,17 +108,17 @@ class Study:
         Raises:
             UserError: an unknown rule, or there is no front yet.
         """
-        study = self._store.get_study(self.name)
-        points = front_points(self._store, study)
+        study = self.store.get_study(self.name)
+        points = front_points(self.store, study)
         if not points:
-            raise UserError(f"{self.name} has no front yet: {why_no_front(self._store.trial_summaries(self.name))}")
+            raise UserError(f"{self.name} has no front yet: {why_no_front(self.store.trial_summaries(self.name))}")
         return self.trial(pick(points, objectives_of(study), rule).trial)
 
     def best(self, metric: str, where: str | Sequence[str] = ()) -> TrialRecord:
         """The trial with the best value of a metric among those that met every constraint, on the front or not.
 
         Args:
-            metric: a name of docs/metrics.md.
+            metric: a name of docs/reference/metrics.md.
             where: further conditions, such as "accuracy_drop <= 0.01".
 
         Raises:
@@ -131,7 +127,7 @@ class Study:
         if metric not in METRICS:
             raise UserError(f"unknown metric {metric!r}; {suggestion(metric, METRICS)}")
         conditions = [_condition(text) for text in ([where] if isinstance(where, str) else where)]
-        complete = self._store.trials(self.name, "complete")
+        complete = self.store.trials(self.name, "complete")
         found = [trial for trial in complete if metric in trial.measurements and _meets(trial, conditions)]
         if not found:
             wanted = " and ".join([f"has {metric}", *map(str, conditions)])
@@ -141,7 +137,7 @@ class Study:
 
     def status(self) -> StudyStatus:
         """How far the study is: trials by state, front, and why trials failed."""
-        return study_status(self._store, self.name)
+        return study_status(self.store, self.name)
 
     def export(self, to: str | Path, trial: int | TrialRecord | None = None, pick: str | None = None) -> ExportedBundle:
         """Write one point as a bundle: policy, the artifact that was measured, weights, reference, card and run.py.
@@ -159,7 +155,7 @@ class Study:
         from ..studies.bundles.export import export_bundle  # imports torch
 
         number = trial.number if isinstance(trial, TrialRecord) else trial
-        exported = export_bundle(self._store, self.name, Path(to), trial=number, rule=pick or "knee")
+        exported = export_bundle(self.store, self.name, Path(to), trial=number, rule=pick or "knee")
         return ExportedBundle(self.name, exported, Path(to))
 
     def verify(self, bundle: str | Path | ExportedBundle, workload: Workload | None = None) -> Verification:
@@ -175,15 +171,15 @@ class Study:
         from ..studies.bundles.judge import judge_of_study
 
         folder = bundle.folder if isinstance(bundle, ExportedBundle) else Path(bundle)
-        return verified(folder, judge_of_study(self._store, self.name, open_bundle(folder), workload))
+        return verified(folder, judge_of_study(self.store, self.name, open_bundle(folder), workload))
 
     def __repr__(self) -> str:
-        return f"Study({self.name!r}, {self._store!r})"
+        return f"Study({self.name!r}, {self.store!r})"
 
     def __rich__(self) -> RenderableType:
         from ..studies.reports.report import status_report
 
-        return status_report(self._store, self.name)
+        return status_report(self.store, self.name)
 
     def _repr_html_(self) -> str:
         """The front for a notebook: the objectives of each point, with the status above."""

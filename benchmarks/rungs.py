@@ -37,7 +37,8 @@ from slimfront.search.sampler.surrogate.analytic_cost import COUNTED, AnalyticCo
 from slimfront.search.trials.prepared_study import PreparedStudy, prepare
 from slimfront.spaces.policies.policy import Policy
 from slimfront.spaces.space import Space
-from slimfront.studies.study_file.spec import RungsSpec, StudySpec
+from slimfront.studies.study_file.parts import RungsSpec
+from slimfront.studies.study_file.spec import StudySpec
 from torch import nn
 from torch.nn.utils import parametrize
 

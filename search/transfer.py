@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ..core.errors import PolicyError
+from ..core.metrics import is_quality
 from ..spaces.policies.policy import Policy
 from ..spaces.space import Choice, Space
 from ..studies.store.records import SensitivityRecord, StudyRecord, TrialRecord
@@ -13,7 +14,6 @@ from ..studies.store.store import Store
 from ..studies.study_file.spec import StudySpec
 from .optuna.attributes import DAMAGE
 from .sampler.designer import TransferredTrial
-from .sampler.study_terms import QUALITY
 
 MOST_TRIALS = 200
 """Trials of other studies that are read, the newest: what a proposal takes grows with them."""
@@ -60,6 +60,6 @@ def _point(space: Space, policy: Policy) -> dict[str, Choice] | None:
 
 def _told(trial: TrialRecord, parameters: dict[str, Choice], spec: StudySpec, same_target: bool) -> TransferredTrial:
     measured = {name: measurement.value for name, measurement in trial.measurements.items()}
-    values = [measured.get(name) if same_target and name not in QUALITY else None for name in spec.objectives]
+    values = [measured.get(name) if same_target and not is_quality(name) else None for name in spec.objectives]
     damage = measured.get(DAMAGE) if trial.outcome != "stopped" else None
     return TransferredTrial(parameters, damage, tuple(values))

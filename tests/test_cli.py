@@ -21,7 +21,7 @@ from slimfront.studies.bundles.verify import Check
 from slimfront.studies.reports.json_documents import checks_document, json_text
 from slimfront.studies.store.records import INTERRUPTED
 from slimfront.studies.store.store import Store
-from slimfront.studies.study_file.spec import load_study, shipped_studies
+from slimfront.studies.study_file.load import load_study, shipped_studies
 
 TINY = Path(__file__).parent / "search" / "tiny_workload.py"
 GOOD = {
@@ -237,7 +237,7 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_every_document_is_json_alone_and_its_keys_are_on_the_page(
     measured: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
-    page = (Path(__file__).parent.parent / "docs" / "json.md").read_text()
+    page = (Path(__file__).parent.parent / "docs" / "reference" / "json.md").read_text()
     for line in ("studies", "status tiny", "show tiny 1", "front tiny", "profiles", "profile cpu-torch --show"):
         code, printed, problem = typed(*line.split(), "--format", "json", monkeypatch=monkeypatch, capfd=capfd)
         assert (code, problem) == (0, ""), line

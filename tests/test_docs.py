@@ -1,39 +1,59 @@
-"""The pages say what is true: generated ones equal the program, examples run, links lead somewhere."""
+"""The pages say what is true: generated ones equal the program, links lead somewhere, code and commands are valid."""
 
 import importlib.util
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import slimfront
 import torch
 import typer
 import yaml
 from slimfront.cli import app
+from slimfront.compression.pruning.criteria import CRITERIA
+from slimfront.compression.pruning.prune import pruned_copy
 from slimfront.hardware_profiles.cards.target import load_target
-from slimfront.studies.study_file.spec import load_study, shipped_studies
+from slimfront.spaces.models.channel_groups import find_channel_groups
+from slimfront.spaces.policies.policy import Policy
+from slimfront.spaces.policies.pruning import Pruning
+from slimfront.studies.study_file.load import load_study, shipped_studies
 from torch import nn
 from torch.utils.data import TensorDataset
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("**/*.md")])
+GUIDE = sorted(DOCS.glob("guide/*.md"))
+FENCE = re.compile(r"```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)```", re.DOTALL)
+
+
+def page_id(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
 def code_blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+    return [code for found, _, code in FENCE.findall(page.read_text()) if found == language]
 
 
 def generator():
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-@pytest.mark.parametrize("name", ["cli.md", "metrics.md"])
+GENERATE = generator()
+
+
+@pytest.mark.parametrize("name", GENERATE.PAGES)
 def test_a_generated_page_is_what_the_program_says(name: str) -> None:
-    assert (ROOT / "docs" / name).read_text() == generator().PAGES[name](), "run `make docs`"
+    assert (DOCS / "reference" / name).read_text() == GENERATE.PAGES[name](), "run `make docs`"
+
+
+@pytest.mark.parametrize(("model", "kind"), [(GENERATE.StudySpec, "study"), (GENERATE.Target, "target")])
+def test_no_key_is_explained_that_is_not_there(model: type, kind: str) -> None:
+    assert set(GENERATE.KEYS[kind]) <= {key for key, _, _ in GENERATE.schema_keys(model)}
 
 
 def test_every_command_and_option_has_help() -> None:
@@ -43,12 +63,12 @@ def test_every_command_and_option_has_help() -> None:
             assert parameter.help, f"{name} {parameter.name}"
 
 
-def test_the_public_names_are_these() -> None:
-    assert slimfront.__all__ == ["Policy", "Store", "StudySpec", "Workload", "load_study"]
-    for name in slimfront.__all__:
-        assert getattr(slimfront, name).__name__ == name
-    with pytest.raises(AttributeError, match="no attribute 'Trainer'"):
-        _ = slimfront.Trainer
+def test_every_command_has_an_example_of_its_own() -> None:
+    commands = typer.main.get_command(app).commands
+    assert set(GENERATE.EXAMPLES) == set(commands)
+    assert all(line.split()[:2] == ["slimfront", name] for name, line in GENERATE.EXAMPLES.items())
+    page = (DOCS / "reference" / "cli.md").read_text()
+    assert [line for line in GENERATE.EXAMPLES.values() if f"\n{line}\n" not in page] == []
 
 
 YAML = [(page, block) for page in PAGES for block in code_blocks(page, "yaml")]
@@ -61,7 +81,7 @@ REST = {
 }
 
 
-@pytest.mark.parametrize(("page", "block"), YAML, ids=[page.name for page, _ in YAML])
+@pytest.mark.parametrize(("page", "block"), YAML, ids=[page_id(page) for page, _ in YAML])
 def test_the_pages_yaml_is_valid(page: Path, block: str, tmp_path: Path) -> None:
     """A target card, a study file, or a part of one: of which the rest is added."""
     written = yaml.safe_load(block)
@@ -94,10 +114,32 @@ def test_shipped_studies_are_valid(name: str) -> None:
     assert load_study(name).study == name
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def anchors(page: Path) -> set[str]:
+    """What a link to a heading of the page ends with."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", text).strip().lower()) for text in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_links_lead_somewhere(page: Path) -> None:
-    for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-        assert (page.parent / link).exists(), link
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        path, _, anchor = link.partition("#")
+        found = page.parent / path if path else page
+        assert "://" in link or (found.exists() and (not anchor or anchor in anchors(found))), link
+
+
+def named_pages() -> Iterator[tuple[str, str]]:
+    """Every page of docs/ that Python, Makefile or CI name, and where."""
+    for file in [*ROOT.glob("*.py"), *ROOT.glob("*/**/*.py"), ROOT / "Makefile"]:
+        if not {".venv", "build"} & set(file.relative_to(ROOT).parts):
+            for named in re.findall(r"docs/[\w./-]+\.(?:md|py|png|svg)", file.read_text()):
+                yield str(file.relative_to(ROOT)), named
+
+
+def test_pages_that_the_code_names_are_there() -> None:
+    named = list(named_pages())
+    assert named, "the JSON pages is named by the commands' help"
+    assert [(file, page) for file, page in named if not (ROOT / page).exists()] == []
 
 
 def load_model(checkpoint: str = "") -> nn.Module:
@@ -110,10 +152,15 @@ def load_splits() -> list[TensorDataset]:
     return [TensorDataset(torch.randn(8, 1, 2, 2), torch.arange(8) % 2) for _ in range(4)]
 
 
-PYTHON = [(page, block) for page in PAGES for block in code_blocks(page, "python")]
+PYTHON = [
+    (page, code)
+    for page in PAGES
+    for language, title, code in FENCE.findall(page.read_text())
+    if language == "python" and not title  # files of a title are run by test_tutorial.py
+]
 
 
-@pytest.mark.parametrize(("page", "block"), PYTHON, ids=[page.name for page, _ in PYTHON])
+@pytest.mark.parametrize(("page", "block"), PYTHON, ids=[page_id(page) for page, _ in PYTHON])
 def test_python_on_the_pages_runs(page: Path, block: str) -> None:
     names: dict = {"load_model": load_model, "load_splits": load_splits, "__name__": page.stem}
     exec(compile(block, page.name, "exec"), names)
@@ -124,15 +171,67 @@ def test_python_on_the_pages_runs(page: Path, block: str) -> None:
 
 
 def test_a_gru_is_copied_as_the_page_says() -> None:
-    [block] = [block for block in code_blocks(ROOT / "docs" / "your-own-model.md", "python") if "nn.GRU" in block]
+    [block] = [block for block in code_blocks(DOCS / "guide" / "families.md", "python") if "nn.GRU" in block]
     names: dict = {}
     exec(block, names)
     trained, x = torch.nn.GRU(5, 7, batch_first=True), torch.randn(3, 4, 5)
     torch.testing.assert_close(names["with_linear_layers"](trained)(x), trained(x)[0])
 
 
-def test_no_page_is_listed_twice() -> None:
-    links = re.findall(r"^- \[.*?\]\((docs/.*?)\)", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert len(links) == len(set(links))
-    listed = (ROOT / "README.md").read_text()
-    assert all(f"docs/{page.name}" in listed for page in ROOT.glob("docs/*.md"))
+def test_a_criterion_from_outside_is_written_as_the_page_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    [block] = [
+        block for block in code_blocks(DOCS / "guide" / "plug-ins.md", "python") if "class FirstChannels" in block
+    ]
+    names: dict = {}
+    exec(block, names)
+    monkeypatch.setitem(CRITERIA._own, "first", names["FirstChannels"])
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3)).eval(), torch.randn(8, 4)
+    policy = Policy(width=0.5, pruning=Pruning("first"))
+    pruned = pruned_copy(model, x[:1], policy, find_channel_groups(model, x[:1])[0])
+    torch.testing.assert_close(pruned[0].weight, model[0].weight[:8])
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text().split("\nnav:")[1]
+    listed = re.findall(r"[\w/-]+\.md$", navigation, re.MULTILINE)
+    assert sorted(listed) == sorted(str(page.relative_to(DOCS)) for page in DOCS.glob("**/*.md"))
+
+
+@pytest.mark.parametrize("page", GUIDE, ids=page_id)
+def test_a_guide_is_short(page: Path) -> None:
+    assert len(page.read_text().split()) <= 900
+
+
+def prose(page: Path) -> list[str]:
+    """Paragraphs and list items, without code, tables, links and what is set as code."""
+    text = re.sub(r"`[^`\n]*`", "", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL))
+    text = re.sub(r"\([^()]*\d{4}[^()]*\)|arXiv:[\d.]+", "", text)  # papers
+    paragraphs = re.split(r"\n\s*\n|\n(?=- |\d+\. )", text)
+    return [part for part in paragraphs if part.strip() and not part.lstrip().startswith(("|", "#"))]
+
+
+@pytest.mark.parametrize("page", [*GUIDE, *sorted(DOCS.glob("explanation/*.md"))], ids=page_id)
+def test_prose_holds_few_decimals(page: Path) -> None:
+    """Figures stand in experiments/."""
+    crowded = [part for part in prose(page) if len(re.findall(r"\d+\.\d+", part)) > 3]
+    assert crowded == []
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("experiments/*.md")), ids=page_id)
+def test_an_experiment_says_how_it_was_made(page: Path) -> None:
+    if page.name != "index.md":
+        text = page.read_text()
+        assert "\n**Result.** " in text
+        assert "| commit | machine | date |" in text
+        assert "```console\n" in text
+
+
+def test_the_glossary_is_sorted_and_has_our_words() -> None:
+    words = re.findall(r"^### (.*)$", (DOCS / "reference" / "glossary.md").read_text(), re.MULTILINE)
+    assert words == sorted(words, key=str.lower)
+    ours = (
+        "anchor, artifact, bundle, candidate, card, damage, front, knee, knob, lower, lucky, policy, recovery, reference, "
+        "rung, space, storage-only, target card, workload"
+    )
+    assert set(ours.split(", ")) <= {word.lower() for word in words}

@@ -22,14 +22,13 @@ FLOORS = {
     "studies": 4,
     "search": 5,
     "api": 6,
-    "usage": 6,
     "cli": 7,
     "__main__": 8,
     "__init__": 8,
 }
 INSIDE = {
     "core": ["core.texts", "core", "core.documents"],
-    "spaces": ["spaces.policies", "spaces.models", "spaces"],
+    "spaces": ["spaces.policies", "spaces.models", "spaces.knobs", "spaces"],
     "workloads": ["workloads", ("workloads.builtin", "workloads.torchvision"), "workloads.load"],
     "compression": [
         "compression",
@@ -78,6 +77,8 @@ INSIDE = {
         "search.screen",
         "search.run",
     ],
+    "api": ["api.bundles", "api.study", "api"],
+    "cli": ["cli.options", "cli"],
 }
 """The floors inside each room, the lowest first: what a module imports of its own room lies lower, or in the same entry. The
 longest entry that a module's dotted path begins with is its own."""

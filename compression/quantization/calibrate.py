@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torchao.quantization.pt2e import HistogramObserver, MinMaxObserver
 
-from ...spaces.policies.candidate import Grid
+from ...spaces.policies.candidate import QuantParams
 from ...spaces.policies.quantization_scheme import Scheme
 from ...workloads.workload import MapDataset
 from ..batches import input_batches
@@ -20,7 +20,7 @@ from .quantize import CALIBRATION_BATCH, activation_spec
 @torch.no_grad()
 def input_grids(
     model: nn.Module, layers: Collection[str], bits: Collection[int], calibration: MapDataset, scheme: Scheme
-) -> dict[tuple[str, int], Grid]:
+) -> dict[tuple[str, int], QuantParams]:
     """(layer, bits) -> grid of the layer's input, each calibrated on the float model as `quantize` would alone."""
     observers = {(name, width): _observer(width, scheme) for name in layers for width in bits}
 
@@ -45,6 +45,6 @@ def _observer(bits: int, scheme: Scheme) -> HistogramObserver | MinMaxObserver:
     return make()
 
 
-def _grid(observer: HistogramObserver | MinMaxObserver, bits: int) -> Grid:
+def _grid(observer: HistogramObserver | MinMaxObserver, bits: int) -> QuantParams:
     scale, zero_point = observer.calculate_qparams()
-    return Grid(np.array(scale.item(), np.float32), np.array(zero_point.item(), np.uint8), 0, 2**bits - 1)
+    return QuantParams(np.array(scale.item(), np.float32), np.array(zero_point.item(), np.uint8), 0, 2**bits - 1)

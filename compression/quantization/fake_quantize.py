@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ...spaces.models.layers import layer_at
-from ...spaces.policies.candidate import Grid
+from ...spaces.policies.candidate import QuantParams
 from ...spaces.policies.layer_policy import FULL_PRECISION
 from ...spaces.policies.policy import LayerPolicy, Policy
 from ...spaces.policies.quantization_scheme import Scheme
@@ -32,12 +32,12 @@ class SymmetricWeight(nn.Module):
         self.high = 2 ** (bits - 1) - 1
 
     def forward(self, weight: Tensor) -> Tensor:
-        scale = self.step(weight.detach())
+        scale = self.scale(weight.detach())
         zero_point = torch.zeros(len(scale), dtype=torch.int32, device=weight.device)
         return torch.fake_quantize_per_channel_affine(weight, scale, zero_point, 0, -self.high, self.high)
 
-    def step(self, weight: Tensor) -> Tensor:
-        """The step of each output channel, [out]."""
+    def scale(self, weight: Tensor) -> Tensor:
+        """The scale of each output channel, [out]."""
         largest = weight.flatten(1).abs().amax(dim=1)
         if self.scheme.weights == "tensor":
             largest = largest.amax().expand_as(largest)
@@ -45,7 +45,7 @@ class SymmetricWeight(nn.Module):
 
 
 @contextmanager
-def fake_quantized(model: nn.Module, policy: Policy, inputs: Mapping[str, Grid]) -> Iterator[None]:
+def fake_quantized(model: nn.Module, policy: Policy, inputs: Mapping[str, QuantParams]) -> Iterator[None]:
     """Let `model` compute on the weight bits of `policy` and on the grids `inputs` (layer -> grid of what it reads).
 
     Afterwards every quantized weight holds numbers of its grid, on which post-training quantization finds the same grid.
@@ -70,7 +70,7 @@ def _fake_quantized_weights(model: nn.Module, policy: Policy) -> Iterator[None]:
 
 
 @contextmanager
-def _fake_quantized_activations(model: nn.Module, policy: Policy, inputs: Mapping[str, Grid]) -> Iterator[None]:
+def _fake_quantized_activations(model: nn.Module, policy: Policy, inputs: Mapping[str, QuantParams]) -> Iterator[None]:
     roundings = {name: _on_grid(grid) for name, grid in inputs.items()}
     roundings |= {name: _on_own_range for name, layer in policy.layers.items() if layer.is_dynamic}
     halves = [name for name, layer in policy.layers.items() if layer.is_bfloat16]
@@ -92,7 +92,7 @@ def _rounding(layer: LayerPolicy, scheme: Scheme, weight: Tensor) -> nn.Module:
     return SymmetricWeight(layer.weight_bits, scheme)
 
 
-def _on_grid(grid: Grid):
+def _on_grid(grid: QuantParams):
     scale, zero_point = float(grid.scale), int(grid.zero_point)
 
     def hook(_module: nn.Module, inputs: tuple) -> tuple:

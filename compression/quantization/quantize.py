@@ -39,7 +39,7 @@ from ...spaces.models.exported_graph import (
     runs_again,
     scale_and_shift,
 )
-from ...spaces.policies.candidate import Grid, Quantization, QuantizedWeight
+from ...spaces.policies.candidate import Quantization, QuantizedWeight, QuantParams
 from ...spaces.policies.policy import LayerPolicy, Policy
 from ...spaces.policies.quantization_scheme import Scheme
 from ...workloads.workload import MapDataset, describe
@@ -236,7 +236,7 @@ def _feeding_layers(node: object) -> set[str]:
 def _read(prepared: fx.GraphModule, wanted: Mapping[str, LayerPolicy]) -> Quantization:
     """Read the grids off the observers of a calibrated PT2E graph, as `convert_pt2e` would, which takes seconds."""
     weights: dict[str, QuantizedWeight] = {}
-    inputs: dict[str, Grid] = {}
+    inputs: dict[str, QuantParams] = {}
     for node in prepared.graph.nodes:
         name = module_path(node)
         if node.target not in WEIGHTED or name not in wanted or name in weights or name in inputs:  # or runs again
@@ -251,7 +251,7 @@ def _read(prepared: fx.GraphModule, wanted: Mapping[str, LayerPolicy]) -> Quanti
     return Quantization(weights, inputs, dict(_addition_grids(prepared)))
 
 
-def _addition_grids(prepared: fx.GraphModule) -> Iterator[tuple[tuple[str, int, int], Grid]]:
+def _addition_grids(prepared: fx.GraphModule) -> Iterator[tuple[tuple[str, int, int], QuantParams]]:
     seen: dict[str, int] = {}
     for node in residual_additions(prepared.graph):
         path = module_path(node)
@@ -269,12 +269,12 @@ def _observer(graph: fx.GraphModule, node: object) -> ObserverBase | None:
     return module if isinstance(module, ObserverBase) else None
 
 
-def _grid(observer: Any) -> Grid:
+def _grid(observer: Any) -> QuantParams:
     """The grid that an observer has found, of a whole tensor or of each channel along axis 0."""
     scale, zero_point = observer.calculate_qparams()
     per_channel = observer.qscheme == torch.per_channel_symmetric
     container, shape = (np.int8, (-1,)) if per_channel else (np.uint8, ())
-    return Grid(
+    return QuantParams(
         scale.detach().cpu().numpy().astype(np.float32).reshape(shape),
         zero_point.detach().cpu().numpy().astype(container).reshape(shape),
         observer.quant_min,
@@ -282,7 +282,7 @@ def _grid(observer: Any) -> Grid:
     )
 
 
-def _on_grid(values: Tensor, grid: Grid, bias: np.ndarray | None) -> QuantizedWeight:
+def _on_grid(values: Tensor, grid: QuantParams, bias: np.ndarray | None) -> QuantizedWeight:
     """A weight [out, ...] rounded to the nearest integers of its grid, by PT2E's own operation."""
     steps, origins = torch.from_numpy(grid.scale), torch.from_numpy(grid.zero_point)
     rounded = torch.ops.quantized_decomposed.quantize_per_channel(

@@ -3,8 +3,8 @@
 | step | what |
 |---|---|
 | equalize | `equalize.equalize` |
-| adaround | `rounding.round_adaptively` |
-| correct_bias | `rounding.correct_biases` |
+| adaround | `adaround.round_adaptively` |
+| correct_bias | `bias_correction.correct_biases` |
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
-from ...spaces.policies.candidate import Grid
+from ...spaces.policies.candidate import QuantParams
 from ...spaces.policies.policy import Policy
 from ...workloads.workload import Workload
 from ..folding import fold_norms
+from ..quantization.adaround import round_adaptively
+from ..quantization.bias_correction import correct_biases
 from ..quantization.codebooks import coded_copy
 from ..quantization.equalize import equalize
 from ..quantization.quantize import folded_norms, quantize
-from ..quantization.rounding import correct_biases, round_adaptively
 
 Step = Callable[[nn.Module, Workload, Policy, int], None]
 """Changes a model, batch-norm folded, in place; the same seed gives the same weights."""
 
 
-def calibrated(model: nn.Module, workload: Workload, policy: Policy) -> dict[str, Grid]:
+def calibrated(model: nn.Module, workload: Workload, policy: Policy) -> dict[str, QuantParams]:
     """Fold batch-norm where lowering will, in place; the grids of what layers read."""
     fold_norms(model, folded_norms(model, workload.example_input))
     coded, _ = coded_copy(model, policy)

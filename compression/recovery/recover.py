@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ...spaces.models.layers import WeightedLayer, layer_at
-from ...spaces.policies.candidate import Grid
+from ...spaces.policies.candidate import QuantParams
 from ...spaces.policies.policy import Policy
 from ...spaces.policies.resolved import effective_policy
 from ...workloads.workload import Workload
@@ -48,7 +48,7 @@ def recover(
     trainings = recovery.steps.count("train")
     shares = [recovery.epochs // trainings + (i < recovery.epochs % trainings) for i in range(trainings)]
     model = student if recovery.steps[0] == "prune" else trainable_copy(workload.model)
-    grids: dict[str, Grid] | None = None
+    grids: dict[str, QuantParams] | None = None
     for index, step in enumerate(recovery.steps):
         if step == "prune":
             policy = effective_policy(policy)  # in terms of the layers that are there from now on
@@ -93,7 +93,7 @@ def _train(
     epochs: int,
     seed: int,
     batch_size: int,
-    grids: Mapping[str, Grid] | None,
+    grids: Mapping[str, QuantParams] | None,
     is_pruned: bool,
 ) -> None:
     with nullcontext() if grids is None else fake_quantized(model, policy, grids):

@@ -35,9 +35,6 @@ RELEVANT_FLAGS = (
 )
 """CPU features that decide which kernels a runtime picks."""
 
-SATURATING = ("onnxruntime", "openvino")
-"""Runtimes that multiply 8-bit integers in pairs and add each pair in 16 bits where the processor has no VNNI."""
-
 
 def machine() -> dict[str, Any]:
     """The machine this runs on, as plain JSON values."""
@@ -64,7 +61,7 @@ def saturates(machine: Mapping[str, Any], runtime: str) -> bool:
         machine: as `machine()` told it.
     """
     flags = machine.get("flags", ())
-    return runtime in SATURATING and "avx2" in flags and not any("vnni" in flag for flag in flags)
+    return RUNTIMES[runtime].saturates and "avx2" in flags and not any("vnni" in flag for flag in flags)
 
 
 def versions(runtime: Runtime) -> dict[str, str]:

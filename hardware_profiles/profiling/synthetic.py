@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ...spaces.models.layers import find_layers
-from ...spaces.policies.candidate import Candidate, Grid, Quantization, QuantizedWeight, RoundedWeight
+from ...spaces.policies.candidate import Candidate, Quantization, QuantizedWeight, QuantParams, RoundedWeight
 from ...spaces.policies.layer_policy import BFLOAT16_BITS
 from ...spaces.policies.policy import LayerPolicy, Policy
 
@@ -25,7 +25,7 @@ def synthetic_candidate(
     levels = 2 ** min(activation_bits, 8)
     # Behind a ReLU calibration finds a zero point of 0, which is what lets a runtime fuse the two.
     zero = levels // 2 if symmetric else 0
-    grid = Grid(np.array(0.05, np.float32), np.array(zero, np.uint8), 0, levels - 1)
+    grid = QuantParams(np.array(0.05, np.float32), np.array(zero, np.uint8), 0, levels - 1)
     inputs = {name: grid for name in layers if activation_bits <= 8}
     has_halves, rounds_biases = weight_bits == BFLOAT16_BITS, activation_bits == BFLOAT16_BITS
     halves = {name: _rounded(model.get_submodule(name), rounds_biases) for name in layers if has_halves}
@@ -43,4 +43,4 @@ def _weight(layer: nn.Module, bits: int) -> QuantizedWeight:
     scale = np.abs(weight).reshape(len(weight), -1).max(axis=1).astype(np.float32) / high
     integers = np.round(weight / scale.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.int8)
     bias = None if layer.bias is None else layer.bias.detach().numpy()  # type: ignore[operator]
-    return QuantizedWeight(integers, Grid(scale, np.zeros(len(weight), np.int8), -high - 1, high), bias)
+    return QuantizedWeight(integers, QuantParams(scale, np.zeros(len(weight), np.int8), -high - 1, high), bias)

@@ -29,6 +29,13 @@ class RuntimeEntry:
         runs_code: its artifacts hold code that loading or running them executes: compiled kernels (TensorRT's engines, what
             Inductor makes), pickles (torch.export's archives). Those of strangers are not loaded.
         options: what the card's `options` may hold, name -> the values it may have.
+        saturates: it multiplies 8-bit integers in pairs and adds each pair in 16 bits where the processor has no VNNI.
+        package: what a bundle's loader imports, where it is not called as the runtime.
+        plainly: a sentence for a bundle's card: what becomes of an artifact that is loaded without the settings it was measured
+            with.
+        loader: "module:function" that loads an artifact in a bundle's run.py, as `studies.bundles.standalone.LOADERS` has them
+            for slimfront's own runtimes: `function(path, threads)` returns a function from inputs to outputs, and its source
+            runs on its own, with numpy as `np`. A bundle of a runtime without one has no run.py.
     """
 
     module: str
@@ -42,18 +49,59 @@ class RuntimeEntry:
     spins: bool = False
     runs_code: bool = False
     options: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    saturates: bool = False
+    package: str = ""
+    plainly: str = ""
+    loader: str = ""
+
+
+_TUNED = "The settings are part of what was measured, and are not read from the file: {} {}. What it computes may \
+then differ, and it may take several times as long as this card says."
 
 
 RUNTIMES: Registry[RuntimeEntry] = Registry("runtime", "slimfront.runtimes", TargetError)
 """Name -> what is known of the runtime."""
 
 RUNTIMES.register(
-    "openvino", RuntimeEntry(".onnx.openvino_runtime", "OpenVinoRuntime", "slimfront[openvino]", dynamic=True)
+    "openvino",
+    RuntimeEntry(
+        ".onnx.openvino_runtime",
+        "OpenVinoRuntime",
+        "slimfront[openvino]",
+        dynamic=True,
+        saturates=True,
+        plainly=_TUNED.format(
+            '`core.compile_model(path, "CPU")` alone',
+            "picks the precision of floats (bfloat16 where the processor has it), quantizes what linear layers read, and takes "
+            "every core",
+        ),
+    ),
 )
 RUNTIMES.register(
-    "onnxruntime", RuntimeEntry(".onnx.onnxruntime_runtime", "OnnxRuntime", "slimfront[onnxruntime]", dynamic=True)
+    "onnxruntime",
+    RuntimeEntry(
+        ".onnx.onnxruntime_runtime",
+        "OnnxRuntime",
+        "slimfront[onnxruntime]",
+        dynamic=True,
+        saturates=True,
+        plainly=_TUNED.format(
+            "`InferenceSession(path)` alone",
+            "quantizes what linear layers with integer weights read, and takes every core",
+        ),
+    ),
 )
-RUNTIMES.register("litert", RuntimeEntry(".litert.runtime", "LiteRtRuntime", "slimfront[litert]", dynamic=True))
+RUNTIMES.register(
+    "litert",
+    RuntimeEntry(
+        ".litert.runtime",
+        "LiteRtRuntime",
+        "slimfront[litert]",
+        dynamic=True,
+        package="ai-edge-litert",
+        plainly=_TUNED.format("`Interpreter(path)` alone", "takes as many threads as it likes"),
+    ),
+)
 RUNTIMES.register(
     "tensorrt",
     RuntimeEntry(
@@ -65,6 +113,8 @@ RUNTIMES.register(
         gpu=True,
         runs_code=True,
         options={"optimization_level": range(6), "workspace_mib": range(1, 2**20 + 1)},
+        package="tensorrt with torch",
+        plainly="The engine runs on GPUs of the kind that it was built on, with the same version of TensorRT.",
     ),
 )
 RUNTIMES.register(
@@ -77,11 +127,23 @@ RUNTIMES.register(
         spins=True,
         runs_code=True,
         options={"compile": (False, True)},
+        plainly=_TUNED.format(
+            "`load_pt2(path)` alone", "takes as many threads as the process has, and records gradients"
+        ),
     ),
 )
 RUNTIMES.register(
     "torch-cuda",
-    RuntimeEntry(".nvidia.torch_cuda_runtime", "TorchCudaRuntime", "torch", dynamic=True, gpu=True, runs_code=True),
+    RuntimeEntry(
+        ".nvidia.torch_cuda_runtime",
+        "TorchCudaRuntime",
+        "torch",
+        dynamic=True,
+        gpu=True,
+        runs_code=True,
+        package="torch",
+        plainly=_TUNED.format("`load_pt2(path)` alone", "may round floats to TF32"),
+    ),
 )
 
 

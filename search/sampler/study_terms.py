@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ...core.measurement import METRICS
-from ...spaces.policies.policy import Policy
-from ...spaces.space import NEUTRAL, Choice, Space
+from ...core.metrics import METRICS, is_quality
+from ...spaces.knobs.registry import KNOB_KINDS
+from ...spaces.policies.policy import Choice, Policy
+from ...spaces.space import Space
 from ...studies.analysis.front import Objective, reference_point
 from ...studies.study_file.constraint import Constraint
 from ..trials.prepared_study import PreparedStudy
@@ -19,12 +20,6 @@ from .surrogate.surrogate import Role
 
 KnownDamage = Mapping[str, Mapping[Choice, float]]
 """Knob -> choice -> nats that choice does alone."""
-
-QUALITY = ("accuracy", "accuracy_drop", "cross_entropy", "kl")
-"""Metrics that follow the damage."""
-
-WIDEST_DROP = 0.1
-"""An accuracy this far below the baseline's is worth nothing, where no constraint says otherwise."""
 
 
 def cost_of(prepared: PreparedStudy) -> AnalyticCost:
@@ -37,7 +32,7 @@ def space_dimensions(space: Space, known: KnownDamage | None = None) -> list[Sea
     """The knobs of a space as the policy sampler sees them, in their order."""
     known = known or {}
     return [
-        search_dimension(knob.name, knob.kind, knob.choices, NEUTRAL[knob.kind], known.get(knob.name))
+        search_dimension(knob.name, knob.kind, knob.choices, KNOB_KINDS[knob.kind].neutral, known.get(knob.name))
         for knob in space.knobs
     ]
 
@@ -45,8 +40,8 @@ def space_dimensions(space: Space, known: KnownDamage | None = None) -> list[Sea
 def learned_dimensions(prepared: PreparedStudy, known: KnownDamage | None = None) -> list[SearchDimension]:
     """`space_dimensions` with every recovery that rungs may stop a trial after, also where the space offers but one."""
     dimensions, rungs = space_dimensions(prepared.space, known), prepared.spec.rungs
-    offered = prepared.space.choices.recovery_epochs
-    if rungs is None or offered == (0,):
+    offered = [int(epochs) for epochs in prepared.space.choices[RECOVERY_KIND]]
+    if rungs is None or offered == [0]:
         return dimensions
     marks = {mark for epochs in offered for mark in rungs.marks(epochs)}
     stops = marks | {0.0} if 0 in rungs.recovery else marks
@@ -67,7 +62,7 @@ def greedy_policies(prepared: PreparedStudy, known: KnownDamage) -> list[Policy]
     space, cost = prepared.space, cost_of(prepared)
     columns = [COUNTED.index(name) for name in prepared.spec.objectives if name in COUNTED] or list(OF_MACHINES)
     dimensions = space_dimensions(space, known)
-    recovered = space.uniform({"recovery_epochs": max(space.choices.recovery_epochs)})
+    recovered = space.uniform({RECOVERY_KIND: max(space.choices[RECOVERY_KIND])})
     start = encode(dimensions, space.parameters(recovered))
     path = path_policies(dimensions, start, lambda codes: np.log(cost(codes)[:, columns]).sum(axis=1))
     return [space.policy(decode(dimensions, codes)) for codes in path]
@@ -75,7 +70,7 @@ def greedy_policies(prepared: PreparedStudy, known: KnownDamage) -> list[Policy]
 
 def role_of(metric: str, counts_are_exact: bool) -> Role:
     """How the policy sampler knows a metric: counts that are not exact are features from which it is learned."""
-    if metric in QUALITY:
+    if is_quality(metric):
         return "quality"
     return COUNTED.index(metric) if metric in COUNTED and counts_are_exact else "measured"
 
@@ -89,8 +84,9 @@ def worst_corner(
     """
     corner = list(reference_point(baseline, [Objective.of(name) for name in objectives], constraints))
     for index, name in enumerate(objectives):
+        margin = METRICS[name].margin
         if METRICS[name].direction == "maximize":
-            corner[index] = baseline[name] - WIDEST_DROP if name == "accuracy" else baseline[name] / 1.1
+            corner[index] = baseline[name] / 1.1 if margin is None else baseline[name] - margin
         for constraint in constraints:
             if constraint.metric == name and constraint.violation(corner[index]) > 0:
                 corner[index] = constraint.bound

@@ -13,8 +13,8 @@ from .policy import Policy
 
 
 @dataclass(frozen=True)
-class Grid:
-    """An affine integer grid: real = scale x (integer - zero_point).
+class QuantParams:
+    """Parameters of affine quantization: real = scale x (integer - zero_point).
 
     Attributes:
         scale: float32, shape [] for a whole tensor or [channels] along axis 0 of a weight.
@@ -33,7 +33,7 @@ class QuantizedWeight:
     """A weight on its grid: `integers` int8, shape of the weight; `bias` float32 [channels] with batch-norm folded in, or None."""
 
     integers: np.ndarray
-    grid: Grid
+    grid: QuantParams
     bias: np.ndarray | None
 
 
@@ -84,8 +84,8 @@ class Quantization:
     """
 
     weights: Mapping[str, QuantizedWeight] = field(default_factory=dict)
-    inputs: Mapping[str, Grid] = field(default_factory=dict)
-    additions: Mapping[tuple[str, int, int], Grid] = field(default_factory=dict)
+    inputs: Mapping[str, QuantParams] = field(default_factory=dict)
+    additions: Mapping[tuple[str, int, int], QuantParams] = field(default_factory=dict)
     codes: Mapping[str, CodedWeight] = field(default_factory=dict)
     bfloat16: Mapping[str, RoundedWeight] = field(default_factory=dict)
     norms: Mapping[str, str] = field(default_factory=dict)

@@ -168,6 +168,6 @@ def _refuse_elsewhere(path: Path, shown: Path) -> None:
     try:
         require_regular(path)
     except FileNotFoundError:
-        return  # told by `changed`, as one that was taken out
+        return  # reported by `changed`, as one that was taken out
     except (DocumentError, OSError) as error:
         raise UserError(f"{shown}: {getattr(error, 'strerror', None) or error}") from error

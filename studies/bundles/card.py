@@ -16,14 +16,16 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from ...core.measurement import METRICS, Measurement
+from ...core.measurement import Measurement
+from ...core.metrics import METRICS
 from ...hardware_profiles.cards.target import Target
 from ...hardware_profiles.profiling.fingerprint import saturates
 from ...hardware_profiles.runtimes.base import TensorInfo
+from ...hardware_profiles.runtimes.registry import RUNTIMES
 from ...spaces.policies.policy import Policy
 from ..analysis.significance import is_lucky
 from ..store.executed import storage_only
@@ -40,30 +42,9 @@ from ..wording import (
     short_text,
     width_text,
 )
-from . import standalone
+from .run_script import loader_of
 
 SCHEMA = 1
-
-_PACKAGES = {"torch-cuda": "torch", "tensorrt": "tensorrt with torch", "litert": "ai-edge-litert"}
-"""Runtime -> what its loader imports, where it is not called the same."""
-
-_TUNED = "The settings are part of what was measured, and are not read from the file: {} {}. What it computes may \
-then differ, and it may take several times as long as this card says."
-_PLAINLY = {
-    "openvino": _TUNED.format(
-        '`core.compile_model(path, "CPU")` alone',
-        "picks the precision of floats (bfloat16 where the processor has it), quantizes what linear layers read, and takes "
-        "every core",
-    ),
-    "onnxruntime": _TUNED.format(
-        "`InferenceSession(path)` alone", "quantizes what linear layers with integer weights read, and takes every core"
-    ),
-    "litert": _TUNED.format("`Interpreter(path)` alone", "takes as many threads as it likes"),
-    "torch": _TUNED.format("`load_pt2(path)` alone", "takes as many threads as the process has, and records gradients"),
-    "torch-cuda": _TUNED.format("`load_pt2(path)` alone", "may round floats to TF32"),
-    "tensorrt": "The engine runs on GPUs of the kind that it was built on, with the same version of TensorRT.",
-}
-"""Runtime -> what becomes of a file that is loaded without the settings."""
 
 _PYRIGHT = re.compile(r"  # pyright: ignore\[\w+\]")
 
@@ -131,11 +112,7 @@ def card_page(card: Mapping[str, Any], policy: Policy) -> str:
         f"Width: {width_text(policy)}. Recovery: {recovery_text(policy)}. Policy {card['policy_digest']}.",
         *_decisions(policy, card["executed_precisions"]),
         "## Run it",
-        f"`python run.py` runs `{_file(card, 'model')}` as it was measured, and times it against "
-        f"`{_file(card, 'reference')}`, the uncompressed model. Without it, numpy and "
-        f"{_PACKAGES.get(target['runtime'], target['runtime'])} are enough:",
-        _example(card),
-        _PLAINLY[target["runtime"]],
+        *_how_to_run(card),
         "## Where the numbers come from",
         _bullets(card["provenance"]),
         "## Files",
@@ -143,7 +120,7 @@ def card_page(card: Mapping[str, Any], policy: Policy) -> str:
             ("file", "bytes", "sha256"), [(n, f"{f['bytes']:,}", f"`{f['sha256']}`") for n, f in card["files"].items()]
         ),
         "## Names",
-        "\n".join(f"- {name}: {METRICS[name].meaning}." for name in card["measurements"]),
+        "\n".join(f"- {name}: {METRICS[name].meaning}." for name in card["measurements"] if name in METRICS),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -155,31 +132,38 @@ def _measurements(measured: Mapping[str, Measurement]) -> dict[str, dict[str, An
 
 def _notes(trial: TrialRecord, executed: Mapping[str, str]) -> list[str]:
     """What a reader of the numbers has to know first."""
-    notes = [
+    return [
         f"Violates {constraint}, by {excess_text(constraint, excess)}: the trial is infeasible and not on the front."
         for constraint, excess in trial.violations.items()
         if excess > 0
-    ]
+    ] + [*_notes_of_trial(trial), *_notes_of_figures(trial, executed)]
+
+
+def _notes_of_trial(trial: TrialRecord) -> Iterator[str]:
+    """How the trial ended, and what it was not scored on."""
     if trial.outcome == "stopped":
-        notes.append(f"Recovered in part only, and not on the front: {trial.reason}.")
+        yield f"Recovered in part only, and not on the front: {trial.reason}."
     if trial.state == "complete" and trial.reason:
-        notes.append(f"{trial.reason.capitalize()}.")
+        yield f"{trial.reason.capitalize()}."
     if "test_accuracy" not in trial.measurements:
-        notes.append("Not scored on the test split: only points of the front are, at the end of a search.")
+        yield "Not scored on the test split: only points of the front are, at the end of a search."
     if is_lucky(trial.measurements):
-        notes.append(
+        yield (
             "Lucky: its accuracy drop on the test split is greater than on the split it was chosen by, beyond the noise of both."
         )
+
+
+def _notes_of_figures(trial: TrialRecord, executed: Mapping[str, str]) -> Iterator[str]:
+    """Figures that were predicted, are noisy, or say less than they seem to."""
     if predicted := predicted_text(in_order(trial.measurements)):
-        notes.append(predicted)
+        yield predicted
     if noisy := [m.name for m in in_order(trial.measurements) if m.noisy]:
-        notes.append(f"Noisy: {', '.join(noisy)}. The interval stayed wider than the protocol asks for.")
+        yield f"Noisy: {', '.join(noisy)}. The interval stayed wider than the protocol asks for."
     if unused := storage_only(trial.policy, executed):
-        notes.append(
+        yield (
             f"Storage-only: {', '.join(unused)}. The runtime computed these layers at more bits than were decided, "
             "which save no time there."
         )
-    return notes
 
 
 def _notes_of_machine(study: StudyRecord, trial: TrialRecord, target: Target) -> list[str]:
@@ -247,13 +231,27 @@ def _decisions(policy: Policy, executed: Mapping[str, str]) -> list[str]:
     return parts
 
 
-def _example(card: Mapping[str, Any]) -> str:
+def _how_to_run(card: Mapping[str, Any]) -> list[str]:
+    """Paragraphs on run.py, and on running the model without it."""
+    runtime = card["target"]["runtime"]
+    if (loader := loader_of(runtime)) is None:
+        return [f"Runtime {runtime} names no function that loads its artifacts elsewhere; there is no run.py."]
+    entry = RUNTIMES[runtime]
+    plainly = [entry.plainly] if entry.plainly else []
+    return [
+        f"`python run.py` runs `{_file(card, 'model')}` as it was measured, and times it against "
+        f"`{_file(card, 'reference')}`, the uncompressed model. Without it, numpy and {entry.package or runtime} are enough:",
+        _example(card, loader),
+        *plainly,
+    ]
+
+
+def _example(card: Mapping[str, Any], loader: Callable[..., Any]) -> str:
     """The lines that run the model: the very loader of run.py with what it calls, and its use."""
     target, tensor = card["target"], card["input"]
-    loader = standalone.LOADERS[target["runtime"]]
-    called = [vars(standalone).get(name) for name in loader.__code__.co_names]
-    functions = [*filter(inspect.isfunction, called), loader]
-    source = "\n\n".join(inspect.getsource(function).replace(" -> Run:", ":") for function in functions)
+    called = [loader.__globals__.get(name) for name in loader.__code__.co_names]
+    inside = [each for each in called if inspect.isfunction(each) and each.__module__ == loader.__module__]
+    source = "\n\n".join(inspect.getsource(function).replace(" -> Run:", ":") for function in (*inside, loader))
     use = (
         f'run = {loader.__name__}("{_file(card, "model")}", threads={target["threads"]})\n'
         f"inputs = np.zeros({tensor['shape']}, dtype=np.{tensor['dtype']})  # put yours here\n"

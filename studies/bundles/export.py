@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import tempfile
 from collections.abc import Mapping
@@ -17,8 +16,8 @@ from ..analysis.selection import pick
 from ..store.executed import executed_precisions
 from ..store.records import ArtifactRecord, StudyRecord, TrialRecord
 from ..store.store import Store
-from . import standalone
 from .card import card_document, card_page
+from .run_script import run_script
 
 BUNDLED = ("model", "weights")
 """Kinds of a trial's artifacts that are bundled, under their own names."""
@@ -96,8 +95,9 @@ def _contents(
     }
     model = Path(artifacts["model"].path)
     contents[f"reference{model.suffix}"] = _reference(study, model.parent / REFERENCE / model.name)
-    contents["run.py"] = inspect.getsource(standalone).encode()
     target = load_target(study.spec.target, study.spec.base_folder)
+    if (script := run_script(target.runtime)) is not None:
+        contents["run.py"] = script.encode()
     card = card_document(
         study,
         trial,
@@ -144,7 +144,7 @@ def _sha256(content: bytes) -> str:
 
 
 def _write(folder: Path, to: Path, contents: Mapping[str, bytes]) -> None:
-    """Write everything beside `folder`, then rename it into place."""
+    """Write everything next to `folder`, then rename it into place."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:

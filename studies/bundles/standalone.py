@@ -196,7 +196,7 @@ def warm_up(run: Run, inputs: np.ndarray) -> int:
 
 
 def block(run: Run, inputs: np.ndarray, runs: int) -> float:
-    """Seconds of the fastest of so many runs, behind one that finds the other model in the caches."""
+    """Seconds of the fastest of so many runs, after one that finds the other model in the caches."""
     run(inputs)
     fastest = math.inf
     for _ in range(runs):

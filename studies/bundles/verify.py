@@ -38,7 +38,7 @@ OpenTimer = Callable[[Target, Path, Tensor, Sequence[int]], Timer]
 @dataclass(frozen=True)
 class Check:
     """One claim of a card: what it says, what was found here, what difference is allowed, and whether it holds; None
-    where it cannot be told here."""
+    where it cannot be checked here."""
 
     claim: str
     recorded: str
@@ -110,9 +110,11 @@ def _why_not_loaded(bundle: Bundle, judge: Judge | None) -> str | None:
 
 def _accuracy(bundle: Bundle, judge: Judge | None, reason: str | None) -> Iterator[Check]:
     recorded = bundle.card.measurements.accuracy.value
-    told = f"{recorded:.4f}"
+    recorded_text = f"{recorded:.4f}"
     if judge is None or reason is not None:
-        yield Check("accuracy", told, reason or "not scored: --workload or --study says on what data", "", None)
+        yield Check(
+            "accuracy", recorded_text, reason or "not scored: --workload or --study says on what data", "", None
+        )
         return
     yield _same_workload(bundle, judge)
     target, model = bundle.card.target, bundle.artifact("model")
@@ -120,10 +122,10 @@ def _accuracy(bundle: Bundle, judge: Judge | None, reason: str | None) -> Iterat
     try:
         value = score(model, judge.workload.validation, context).value()
     except Exception as error:  # a runtime raises anything over a model that is not what its card says
-        yield Check("accuracy", told, f"cannot be scored: {describe(error)}", f"{ACCURACY_TOLERANCE}", False)
+        yield Check("accuracy", recorded_text, f"cannot be scored: {describe(error)}", f"{ACCURACY_TOLERANCE}", False)
     else:
         close = abs(value - recorded) <= ACCURACY_TOLERANCE
-        yield Check("accuracy", told, f"{value:.4f}", f"{ACCURACY_TOLERANCE}", close)
+        yield Check("accuracy", recorded_text, f"{value:.4f}", f"{ACCURACY_TOLERANCE}", close)
 
 
 def _same_workload(bundle: Bundle, judge: Judge) -> Check:
@@ -146,24 +148,24 @@ def _same_workload(bundle: Bundle, judge: Judge) -> Check:
 def _speedup(bundle: Bundle, judge: Judge | None, open_timer: OpenTimer, reason: str | None) -> Check:
     """The paired speed-up measured again where the target is; not checked where nobody can get there."""
     target, recorded = bundle.card.target, bundle.card.measurements.speedup.value
-    claim, told = "speedup", f"{recorded:.3f}"
+    claim, recorded_text = "speedup", f"{recorded:.3f}"
     cores = bench_cores(target.threads)
     if target.predict:
         reason = "not measured: predicted for a machine elsewhere"
     elif len(cores) < target.threads and not target.remote:
         reason = f"not measured: the target has {target.threads} threads, this process {len(cores)} cores"
     if reason is not None:
-        return Check(claim, told, reason, "", None)
+        return Check(claim, recorded_text, reason, "", None)
     example = judge.workload.example_input if judge else _random_input(bundle)
     try:
         with open_timer(target, bundle.artifact("reference").path, example, cores) as timer:
             found = timer.time(bundle.artifact("model").path, SECONDS).speedup
     except TargetError as error:  # no node of a cluster is it
-        return Check(claim, told, f"not measured: {error}", "", None)
+        return Check(claim, recorded_text, f"not measured: {error}", "", None)
     except Exception as error:  # a runtime raises anything over a model that is not what its card says
-        return Check(claim, told, f"cannot be timed: {describe(error)}", f"{SPEEDUP_TOLERANCE:.0%}", False)
+        return Check(claim, recorded_text, f"cannot be timed: {describe(error)}", f"{SPEEDUP_TOLERANCE:.0%}", False)
     close = abs(found / recorded - 1) <= SPEEDUP_TOLERANCE
-    return Check(claim, told, f"{found:.3f}", f"{SPEEDUP_TOLERANCE:.0%}", close)
+    return Check(claim, recorded_text, f"{found:.3f}", f"{SPEEDUP_TOLERANCE:.0%}", close)
 
 
 def _random_input(bundle: Bundle) -> Tensor:

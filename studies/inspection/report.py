@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from ...core.measurement import METRICS
+from ...core.metrics import METRICS
 from ...spaces.models.channel_groups import ChannelGroup
 from ..terminal import facts, rows_table, words
 from ..wording import count_text, short_text
@@ -96,7 +96,7 @@ def _facts(inspection: Inspection) -> Iterable[tuple[str, str]]:
         "size",
         f"{short_text(inspection.parameters, 'count')} parameters, {short_text(inspection.macs, 'FLOPs')} FLOPs",
     )
-    yield "family", f"{inspection.family}: what a study without a space searches, see docs/families.md"
+    yield "family", f"{inspection.family}: what a study without a space searches, see docs/guide/families.md"
     yield "layers", count_text(len(inspection.layers), "layer")
     yield "groups", f"{len(inspection.groups)} can be pruned, {len(inspection.unprunable)} cannot"
     if inspection.float_only:

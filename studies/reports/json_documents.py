@@ -1,4 +1,4 @@
-"""What commands print with `--format json`: one document each, of plain JSON values. docs/json.md describes them.
+"""What commands print with `--format json`: one document each, of plain JSON values. docs/reference/json.md describes them.
 
 `status.StudyStatus.to_dict`, `front_table.front_document`, `audit_report.audit_document`, `inspection.Inspection.to_dict` and
 `profiles.target_document` are of the same kind.

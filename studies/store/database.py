@@ -11,13 +11,13 @@ from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine,
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
+from ...core.defaults import DEFAULT_STORAGE
 from ...core.errors import StoreError
 from ...core.interrupts import uninterrupted
 from ...core.texts import one_line, redacted, without
 from .migrations import upgrade
 from .tables import REVISION, VERSION_TABLE
 
-DEFAULT_URL = "sqlite:///slimfront.db"
 BUSY_TIMEOUT_S = 10
 CONNECT_TIMEOUT_S = 10
 """How long a PostgreSQL server may take to answer; without it a dead address takes two minutes."""
@@ -41,7 +41,7 @@ def database_url(url: str) -> URL:
         parsed = URL.create("sqlite", database=url) if _is_path(url) else make_url(url)
     except ArgumentError:
         raise StoreError(
-            f"storage {shown!r} is no database URL; write a file's name, {DEFAULT_URL} or postgresql://USER@HOST/NAME"
+            f"storage {shown!r} is no database URL; write a file's name, {DEFAULT_STORAGE} or postgresql://USER@HOST/NAME"
         ) from None
     except ValueError:  # the one part that is converted
         raise StoreError(f"{shown}: the port is no number; write postgresql://USER@HOST:5432/NAME") from None
@@ -51,7 +51,7 @@ def database_url(url: str) -> URL:
     if kind not in ("sqlite", "postgresql"):
         raise StoreError(f"{shown}: storage is SQLite or PostgreSQL, not {kind}")
     if kind == "sqlite" and parsed.database in (None, "", ":memory:"):
-        raise StoreError(f"{shown}: a database in memory ends with the command; name a file, as in {DEFAULT_URL}")
+        raise StoreError(f"{shown}: a database in memory ends with the command; name a file, as in {DEFAULT_STORAGE}")
     if "@" in f"{parsed.host or ''}{parsed.database or ''}" and kind == "postgresql":
         raise StoreError(
             f"{shown}: a password's own characters are escaped: %40 for @, %2F for /, %3A for :, %3F for ?"

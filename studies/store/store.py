@@ -9,12 +9,13 @@ from typing import Any
 
 from sqlalchemy import Engine, func, select
 
+from ...core.defaults import DEFAULT_STORAGE
 from ...core.errors import StoreError
 from ...core.measurement import Measurement
 from ...spaces.policies.policy import Policy
 from ..study_file.spec import StudySpec, incompatible_changes
 from . import tables
-from .database import DEFAULT_URL, Database
+from .database import Database
 from .lease import Lease
 from .queries import (
     baseline_rows,
@@ -60,7 +61,7 @@ class Store:
         StoreError: from every method, when the database cannot be opened or is locked, or a study is not in it.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, create: bool = True) -> None:
+    def __init__(self, url: str = DEFAULT_STORAGE, *, create: bool = True) -> None:
         self._database = Database(url, create=create)
 
     def __enter__(self) -> Store:

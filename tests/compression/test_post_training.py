@@ -5,17 +5,18 @@ import copy
 import numpy as np
 import pytest
 import torch
-from slimfront.compression.quantization import rounding
+from slimfront.compression.quantization import adaround
+from slimfront.compression.quantization.adaround import rounded
+from slimfront.compression.quantization.bias_correction import correct_biases
 from slimfront.compression.quantization.equalize import equalize
 from slimfront.compression.quantization.fake_quantize import fake_quantized
 from slimfront.compression.quantization.quantize import quantize
-from slimfront.compression.quantization.rounding import correct_biases, rounded
 from slimfront.compression.recovery.post_training import POST_TRAINING, calibrated
 from slimfront.compression.recovery.recover import recover
 from slimfront.core.errors import CompressionError, PolicyError
-from slimfront.spaces.policies.policy import POST_TRAINING as STEPS
 from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
 from slimfront.spaces.policies.quantization_scheme import Scheme
+from slimfront.spaces.policies.recovery import POST_TRAINING as STEPS
 from slimfront.workloads.cache import state_digest
 from slimfront.workloads.workload import Workload
 from torch import Tensor, nn
@@ -104,7 +105,7 @@ def test_adaptive_rounding_comes_near_the_best_of_all_roundings():
 
 @pytest.mark.parametrize("scheme", ["channel", "tensor"])
 def test_quantization_finds_the_weights_as_they_were_rounded(scheme, monkeypatch):
-    monkeypatch.setattr(rounding, "STEPS", 30)
+    monkeypatch.setattr(adaround, "STEPS", 30)
     workload = task()
     with torch.no_grad():
         workload.model.fc1.weight[:, ::2] = 0
@@ -140,7 +141,7 @@ def test_the_network_s_outputs_come_nearer_without_labels(step):
 
 @pytest.mark.parametrize("step", STEPS)
 def test_each_comes_back_from_json_and_follows_the_seed(step, monkeypatch):
-    monkeypatch.setattr(rounding, "STEPS", 30)
+    monkeypatch.setattr(adaround, "STEPS", 30)
     policy = Policy(layers=LAYERS, recovery=Recovery(steps=("prune", step)))
     assert Policy.from_json(policy.to_json()) == policy
     digests = [state_digest(recover(Network().eval(), task(), policy, seed).state_dict()) for seed in (0, 0)]

@@ -15,8 +15,8 @@ import torch
 from slimfront.compression.folding import fold_norms
 from slimfront.compression.quantization.quantize import PolicyQuantizer, _export, prepare_pt2e, quantize
 from slimfront.hardware_profiles.cards.target import load_target
-from slimfront.hardware_profiles.profiling.fingerprint import SATURATING
 from slimfront.hardware_profiles.runtimes.base import get_runtime
+from slimfront.hardware_profiles.runtimes.registry import RUNTIMES
 from slimfront.spaces.policies.candidate import Candidate
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from slimfront.spaces.policies.quantization_scheme import Scheme
@@ -69,7 +69,7 @@ def needs_exact_products() -> Callable[[str], None]:
     """
 
     def skip(runtime: str) -> None:
-        if runtime in SATURATING and not _adds_exactly(runtime):
+        if RUNTIMES[runtime].saturates and not _adds_exactly(runtime):
             pytest.skip(f"no VNNI: {runtime} adds pairs of 8-bit products in 16 bits here, which saturate")
 
     return skip

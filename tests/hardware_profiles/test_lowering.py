@@ -13,7 +13,7 @@ from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.hardware_profiles.runtimes.base import get_runtime
 from slimfront.hardware_profiles.runtimes.onnx.lowering import layer_nodes, lower
 from slimfront.spaces.models.layers import find_layers
-from slimfront.spaces.policies.candidate import Candidate, Grid, Quantization, QuantizedWeight
+from slimfront.spaces.policies.candidate import Candidate, Quantization, QuantizedWeight, QuantParams
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from torch import Tensor, nn
 
@@ -273,12 +273,14 @@ def test_the_same_candidate_gives_the_same_bytes(make_network, candidate, tmp_pa
     assert files[0] == files[1]
 
 
-GRID = Grid(np.float32(0.1), np.uint8(0), 0, 255)
+GRID = QuantParams(np.float32(0.1), np.uint8(0), 0, 255)
 
 
 def weight(integers: np.ndarray) -> QuantizedWeight:
     scale = np.full(len(integers), 0.01, np.float32)
-    return QuantizedWeight(integers.astype(np.int8), Grid(scale, np.zeros(len(integers), np.int8), -127, 127), None)
+    return QuantizedWeight(
+        integers.astype(np.int8), QuantParams(scale, np.zeros(len(integers), np.int8), -127, 127), None
+    )
 
 
 class Fft(Shared):

@@ -494,8 +494,8 @@ def test_tpe_proposes_while_the_surrogate_has_no_skill_and_that_is_said_once():
 
 
 def docs_example() -> str:
-    page = (Path(policy_sampler.__file__).parents[2] / "docs" / "search.md").read_text(encoding="utf-8")
-    return page.split("## In a study of your own")[1].split("```python")[1].split("```")[0]
+    page = (Path(policy_sampler.__file__).parents[2] / "docs" / "explanation" / "search.md").read_text(encoding="utf-8")
+    return page.split("## The sampler in an Optuna study of your own")[1].split("```python")[1].split("```")[0]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from optuna.trial import TrialState
 from slimfront.compression.pruning.prune import pruned_copy
 from slimfront.compression.recovery.recover import recover, recover_by_rungs
 from slimfront.core.errors import StudyFileError
-from slimfront.core.measurement import METRICS, Measurement
+from slimfront.core.measurement import Measurement
+from slimfront.core.metrics import METRICS
 from slimfront.search.driver import Search
 from slimfront.search.execution.local import run_local
 from slimfront.search.fidelity.halving import SuccessiveHalving, priorities
@@ -30,7 +31,8 @@ from slimfront.search.trials.worker import Stage
 from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
 from slimfront.studies.reports.progress import ended, reason_rows, states_text
 from slimfront.studies.store.store import Store
-from slimfront.studies.study_file.spec import RungsSpec, StudySpec
+from slimfront.studies.study_file.parts import RungsSpec
+from slimfront.studies.study_file.spec import StudySpec
 
 Spec = Callable[..., StudySpec]
 SPACE = {

@@ -12,8 +12,9 @@ from slimfront.search.optuna.untried_sampler import UntriedSampler
 from slimfront.search.sampler.feasibility import Feasibility
 from slimfront.search.sampler.study_terms import space_dimensions
 from slimfront.search.sampler.untried import Untried
+from slimfront.spaces.choices import SpaceChoices
 from slimfront.spaces.models.layers import Layer
-from slimfront.spaces.space import Space, SpaceChoices
+from slimfront.spaces.space import Space
 from slimfront.studies.store.records import INTERRUPTED
 
 LAYERS = [Layer(f"l{index}", "linear", "", 64, 640, True) for index in range(4)]

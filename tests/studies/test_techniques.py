@@ -1,4 +1,4 @@
-"""Every technique of docs/techniques.md is a choice of a study file and stands in the policy's JSON."""
+"""Every technique of the guide is a choice of a study file and stands in the policy's JSON."""
 
 import itertools
 import json
@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from slimfront.spaces.models.channel_groups import ChannelGroup
 from slimfront.spaces.models.layers import Layer
-from slimfront.spaces.policies.policy import Policy, Recovery
-from slimfront.spaces.policies.quantization_scheme import Scheme
-from slimfront.spaces.space import Space, SpaceChoices
+from slimfront.spaces.policies.policy import Policy
+from slimfront.spaces.space import Space
 from slimfront.studies.study_file.spec import StudySpec
 
 ROOT = Path(__file__).parent.parent.parent
@@ -99,9 +98,9 @@ def policies(**parts) -> list[Policy]:
     """Every point of the space that a study file with these keys describes."""
     spec = StudySpec.from_document({**STUDY, "budget": {"trials": 1}, **parts}, "study.yaml", Path())
     space = Space(
-        LAYERS, GROUPS, SpaceChoices(**spec.space.model_dump(exclude={"preset"})),
-        Recovery(1, **spec.recovery.model_dump(exclude={"batch_size"})), ["first", "second"],
-        Scheme(**spec.quantization.model_dump()), ["first", "second"],
+        LAYERS, GROUPS, spec.space.choices(),
+        spec.recovery.settings(), ["first", "second"],
+        spec.quantization.scheme(), ["first", "second"],
     )  # fmt: skip
     names = [knob.name for knob in space.knobs]
     chosen = itertools.product(*(knob.choices for knob in space.knobs))
@@ -143,19 +142,24 @@ def words(settings: Iterable[dict]) -> set[str]:
     return found - {"True", "2"}
 
 
-def test_the_page_of_techniques_names_them_all():
-    text = (ROOT / "docs" / "techniques.md").read_text(encoding="utf-8")
+def guide() -> str:
+    pages = ("techniques.md", "quantization.md", "recovery.md")
+    return "\n\n".join((ROOT / "docs" / "guide" / page).read_text(encoding="utf-8") for page in pages)
+
+
+def test_the_guide_names_every_technique():
+    text = guide()
     keys = {key for space, _ in SPACES.values() for key in space}
     unnamed = [word for word in sorted(keys | words([*SCHEMES, *RECOVERIES])) if word not in text]
     assert unnamed == []
 
 
-def test_the_page_says_of_each_when_it_helps_and_what_becomes_of_latency():
-    text = (ROOT / "docs" / "techniques.md").read_text(encoding="utf-8")
+def test_the_guide_says_of_each_when_it_helps_and_what_it_does_to_latency():
+    text = guide()
     tables = [part.splitlines() for part in text.split("\n\n") if "| when it helps |" in part.split("\n")[0]]
     cells = [[[cell.strip() for cell in row.strip("|").split("|")] for row in table] for table in tables]
     assert [header[-1] for header, *_ in cells] == ["latency"] * 3 + ["when it helps"] * 2
-    assert "cost no latency" in text  # grids
+    assert "cost no latency" in text  # ranges and scales
     assert "None of these changes latency" in text  # recovery
     rows = [row for _, _, *below in cells for row in below]
     assert [row for row in rows if not all(row[1:])] == []  # without a setting it is that of the row above

@@ -17,7 +17,7 @@ import numpy as np
 from onnx import NodeProto
 
 from ....core.errors import LoweringError
-from ....spaces.policies.candidate import Grid
+from ....spaces.policies.candidate import QuantParams
 from ..onnx.float_graph import INPUT, OUTPUT
 from ..onnx.static_graph import StaticGraph
 from .tflite_model import Affine, TfliteModel
@@ -56,7 +56,7 @@ class Value:
     tensor: int
     shape: tuple[int, ...]
     order: Order
-    grid: Grid | None = None
+    grid: QuantParams | None = None
 
     def axis(self, of: int) -> int:
         """Where axis `of` of the ONNX tensor is."""
@@ -73,12 +73,12 @@ def channels_last(rank: int) -> Order:
     return (0, *range(2, rank), 1)
 
 
-def key_of(grid: Grid) -> tuple[float, int, int, int]:
+def key_of(grid: QuantParams) -> tuple[float, int, int, int]:
     """Equal for equal grids of a whole tensor."""
     return float(grid.scale), int(grid.zero_point), grid.low, grid.high
 
 
-def affine_of(grid: Grid) -> Affine:
+def affine_of(grid: QuantParams) -> Affine:
     """A grid of a tensor on unsigned integers, on signed ones."""
     return Affine(grid.scale, grid.zero_point.astype(np.int64) - 128)
 
@@ -91,7 +91,7 @@ class LiteGraph:
         grids: (first output of a node, operand) -> the grid it reads that operand on.
     """
 
-    def __init__(self, static: StaticGraph, grids: dict[tuple[str, int], Grid]) -> None:
+    def __init__(self, static: StaticGraph, grids: dict[tuple[str, int], QuantParams]) -> None:
         self.flat = TfliteModel()
         self.static, self.grids = static, grids
         self.readers: dict[str, list[tuple[NodeProto, int]]] = {}
@@ -134,7 +134,7 @@ class LiteGraph:
             self.put(name, self.constant(name, self.static.constants[name].astype(np.float32)))
         return self._values[name, None]
 
-    def get_on(self, name: str, grid: Grid) -> Value:
+    def get_on(self, name: str, grid: QuantParams) -> Value:
         """The ONNX tensor `name` in integers on `grid`."""
         wanted = (name, key_of(grid))
         if wanted not in self._values:
@@ -184,7 +184,7 @@ class LiteGraph:
         name: str,
         shape: Sequence[int],
         order: Order | None = None,
-        grid: Grid | None = None,
+        grid: QuantParams | None = None,
         **options: object,
     ) -> Value:
         """Add an operation that writes one tensor, in ONNX's order by default."""
@@ -241,17 +241,17 @@ class LiteGraph:
             value = self.emit("RESHAPE", [value, self.indices("shape", *shape)], name, shape)
         return self.ordered(value, order)
 
-    def grid_behind(self, name: str) -> Grid | None:
+    def grid_behind(self, name: str) -> QuantParams | None:
         """The grid to write `name` on: the widest of those it is read on; None where something reads it in float32."""
         found = self._grids_behind(name)
         return (
             max(found, key=lambda grid: (grid.high - grid.low, (grid.high - grid.low) * grid.scale)) if found else None
         )
 
-    def _grids_behind(self, name: str) -> list[Grid]:
+    def _grids_behind(self, name: str) -> list[QuantParams]:
         if name == OUTPUT:
             return []
-        found: list[Grid] = []
+        found: list[QuantParams] = []
         for node, operand in self.readers.get(name, []):
             grid = self.grids.get((node.output[0], operand))
             through = not grid and node.op_type in KEEPS_GRID and operand == 0

@@ -10,7 +10,7 @@ from ai_edge_litert.schema_py_generated import ActivationFunctionType, Padding
 from onnx import NodeProto, helper
 
 from ....core.errors import LoweringError
-from ....spaces.policies.candidate import Candidate, Grid, QuantizedWeight, RoundedWeight
+from ....spaces.policies.candidate import Candidate, QuantizedWeight, QuantParams, RoundedWeight
 from ..node_names import WEIGHTED, layer_of
 from ..onnx.bfloat16_casts import check_rounded
 from ..onnx.lowering import check_same
@@ -46,7 +46,7 @@ class Layers:
     def _is_bfloat16(self, node: NodeProto) -> bool:
         return node.op_type != "Add" and self.candidate.policy.layer(layer_of(node.name) or "").is_bfloat16
 
-    def _grid_of_result(self, node: NodeProto, end: str) -> Grid | None:
+    def _grid_of_result(self, node: NodeProto, end: str) -> QuantParams | None:
         """The grid that a layer or addition writes; None where it computes in float32."""
         operands = (0, 1) if node.op_type == "Add" else (0,)
         on_grids = all((node.output[0], operand) in self.graph.grids for operand in operands)
@@ -127,7 +127,7 @@ class Layers:
 
     def _result(
         self, kind: str, inputs: Sequence[Value], node: NodeProto, end: str, order: tuple[int, ...],
-        grid: Grid | None, activation: int, **options: object,
+        grid: QuantParams | None, activation: int, **options: object,
     ) -> Value:  # fmt: skip
         """Write an operation under the name of its node, which tells its layer."""
         stored = tuple(self.graph.shape_of(end)[axis] for axis in order)
@@ -137,7 +137,7 @@ class Layers:
             return self.graph.emit("RESHAPE", [image, self.graph.indices("shape", *stored)], end, stored, order, grid)
         return self.graph.emit(kind, inputs, node.name, stored, order, grid, **options)
 
-    def _input(self, node: NodeProto, grid: Grid | None) -> Value:
+    def _input(self, node: NodeProto, grid: QuantParams | None) -> Value:
         if self._is_bfloat16(node):
             return self.graph.get_rounded(node.input[0])
         if grid is None:
@@ -181,7 +181,7 @@ class Layers:
             raise LoweringError(f"{node.name}: a weight beyond 65504, which LiteRT stores no half of")
         return self.graph.constant(node.input[1], stored)
 
-    def _bias_tensor(self, node: NodeProto, bias: np.ndarray, grid: Grid | None) -> Value:
+    def _bias_tensor(self, node: NodeProto, bias: np.ndarray, grid: QuantParams | None) -> Value:
         """In int32 on the grid of the layer's sums where it computes in integers (arXiv:1712.05877, section 2.4)."""
         name = f"{node.name}/bias"
         if grid is None:

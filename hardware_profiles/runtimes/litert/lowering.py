@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ....core.errors import LoweringError
-from ....spaces.policies.candidate import Candidate, Grid
+from ....spaces.policies.candidate import Candidate, QuantParams
 from ..onnx.graph_cache import GraphCache
 from ..onnx.lowering import addition_node, layer_nodes
 from ..onnx.static_graph import StaticGraph, export_static
@@ -45,7 +45,7 @@ def lower(candidate: Candidate, inputs: Tensor, path: Path) -> Path:
     return path
 
 
-def _grids(static: StaticGraph, candidate: Candidate) -> dict[tuple[str, int], Grid]:
+def _grids(static: StaticGraph, candidate: Candidate) -> dict[tuple[str, int], QuantParams]:
     """(first output of a node, operand) -> the grid it reads that operand on."""
     quantization = candidate.quantization
     found = {

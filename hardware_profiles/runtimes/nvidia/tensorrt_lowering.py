@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from ....core.errors import LoweringError
-from ....spaces.policies.candidate import Candidate, Grid, Quantization
+from ....spaces.policies.candidate import Candidate, Quantization, QuantParams
 from ..node_names import layer_of
 from ..onnx.lowering import lower as lower_to_onnx
 
@@ -63,7 +63,7 @@ def _signed(quantization: Quantization) -> Quantization:
     )
 
 
-def _signed_grid(name: str, grid: Grid) -> Grid:
+def _signed_grid(name: str, grid: QuantParams) -> QuantParams:
     """A grid with zero in its middle on int8; the middle of 0 .. 255 is 127 or 128, which moves its ends by one step."""
     zero, middle = int(grid.zero_point), (grid.low + grid.high) / 2
     if abs(zero - middle) > 1:
@@ -73,4 +73,4 @@ def _signed_grid(name: str, grid: Grid) -> Grid:
     limits = np.iinfo(np.int8)
     full = grid.high - grid.low == limits.max - limits.min
     low, high = (limits.min, limits.max) if full else (grid.low - zero, grid.high - zero)
-    return Grid(grid.scale, np.zeros((), np.int8), int(low), int(high))
+    return QuantParams(grid.scale, np.zeros((), np.int8), int(low), int(high))

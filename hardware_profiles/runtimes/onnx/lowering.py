@@ -15,7 +15,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from torch import Tensor
 
 from ....core.errors import LoweringError
-from ....spaces.policies.candidate import Candidate, Grid, Quantization, QuantizedWeight
+from ....spaces.policies.candidate import Candidate, Quantization, QuantizedWeight, QuantParams
 from ..node_names import WEIGHTED, layer_of, module_of_node
 from .bfloat16_casts import insert_bfloat16
 from .float_graph import export_float
@@ -234,7 +234,7 @@ class _Inserter:
         self.producer = {output: index for index, node in enumerate(self.graph.node) for output in node.output}
         self.nodes = list(self.graph.node)
 
-    def quantize_input(self, node: NodeProto, operand: int, grid: Grid, bounded: bool) -> None:
+    def quantize_input(self, node: NodeProto, operand: int, grid: QuantParams, bounded: bool) -> None:
         """Let `node` read its operand on `grid`, through a Clip where `bounded`."""
         tensor = node.input[operand]
         key = (tensor, float(grid.scale), int(grid.zero_point), grid.low, grid.high, bounded)
@@ -242,7 +242,7 @@ class _Inserter:
             self.pairs[key] = self._add_pair(tensor, grid, bounded, len(self.pairs))
         node.input[operand] = self.pairs[key]
 
-    def _add_pair(self, tensor: str, grid: Grid, bounded: bool, number: int) -> str:
+    def _add_pair(self, tensor: str, grid: QuantParams, bounded: bool, number: int) -> str:
         name, limits = f"{tensor}.grid{number}", np.iinfo(grid.zero_point.dtype)
         affine = [self._constant(f"{name}.scale", grid.scale), self._constant(f"{name}.zero_point", grid.zero_point)]
         steps = [("QuantizeLinear", affine), ("DequantizeLinear", affine)]
@@ -259,7 +259,7 @@ class _Inserter:
         self.before.setdefault(self.producer.get(tensor, -1) + 1, []).extend(nodes)
         return read
 
-    def _ends(self, name: str, grid: Grid) -> list[str]:
+    def _ends(self, name: str, grid: QuantParams) -> list[str]:
         """The lowest and highest number on `grid`, as constants."""
         return [
             self._constant(f"{name}.{end}", (np.float32(integer) - np.float32(grid.zero_point)) * grid.scale)

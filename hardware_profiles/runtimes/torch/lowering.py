@@ -30,7 +30,7 @@ from ....spaces.models.exported_graph import (
     residual_additions,
     scale_and_shift,
 )
-from ....spaces.policies.candidate import Candidate, Grid, QuantizedWeight, RoundedWeight
+from ....spaces.policies.candidate import Candidate, QuantizedWeight, QuantParams, RoundedWeight
 from ....workloads.workload import describe
 from .archive import NOTES
 
@@ -129,7 +129,7 @@ class _Inserter:
         norm.replace_all_uses_with(layer)
         self.graph.erase_node(norm)
 
-    def _quantize_operand(self, node: fx.Node, operand: int, grid: Grid) -> None:
+    def _quantize_operand(self, node: fx.Node, operand: int, grid: QuantParams) -> None:
         tensor = node.args[operand]
         affine = (float(grid.scale), int(grid.zero_point), grid.low, grid.high, torch.uint8)
         if (tensor, affine) not in self.pairs:

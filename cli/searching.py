@@ -1,0 +1,137 @@
+"""`search`, `inspect` and `dashboard`."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from ..core.defaults import DEFAULT_ARTIFACTS, DEFAULT_STORAGE
+from .options import (
+    Artifacts,
+    Format,
+    Storage,
+    complete_studies,
+    complete_targets,
+    err,
+    fail,
+    opened,
+    out,
+    print_json,
+)
+from .reading import front
+from .usage import number, port_number, whole_number
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as of a shell."""
+
+
+def search(
+    study: Annotated[
+        str,
+        typer.Argument(
+            metavar="STUDY.yaml",
+            help="A study file, or the name of a shipped study.",
+            autocompletion=complete_studies,
+        ),
+    ],
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole_number, metavar="N", help="Trials the study shall have in all, in place of the file's."
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(parser=whole_number, metavar="N", help="Ray workers; 0 runs without Ray.")
+    ] = None,
+    storage: Storage = DEFAULT_STORAGE,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole_number,
+            metavar="N",
+            help="Seed of sampler and recovery; a study that has begun keeps its own.",
+        ),
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            parser=number,
+            metavar="SECONDS",
+            help="Seconds the command may take in all, as far as that can be foreseen.",
+        ),
+    ] = None,
+    artifacts: Artifacts = DEFAULT_ARTIFACTS,
+    format: Format = "table",
+) -> None:
+    """Run a study, or continue it where it stopped.
+
+    Ctrl-C stops it; nothing finished is lost and the same command goes on.
+    """
+    started = time.monotonic()
+    from .. import api
+    from ..studies.study_file.load import load_study
+
+    spec = load_study(study).replaced(trials=trials, workers=workers, seed=seed, timeout_s=timeout)
+    try:
+        api.search(spec, storage=storage, artifacts=artifacts, progress=err, started=started)
+    except KeyboardInterrupt:
+        fail("interrupted; everything finished is stored, the same command goes on", INTERRUPTED)
+    front(spec.study, format, None, storage)
+    if format == "json":
+        return
+    out.print(
+        f"\n[bold]Next[/bold]\n"
+        f"  slimfront show {spec.study} TRIAL       one trial: its policy per layer, all it measured\n"
+        f"  slimfront export {spec.study} --to DIR  the knee of the front as a bundle\n"
+        f"  slimfront dashboard {spec.study}        the study in the browser",
+        highlight=False,
+    )
+
+
+def inspect(
+    workload: Annotated[
+        str,
+        typer.Argument(
+            metavar="WORKLOAD",
+            help="A study file, digits, torchvision:NAME, or path.py:function.",
+            autocompletion=complete_studies,
+        ),
+    ],
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="Target card that bits are judged by; a study's own unless given.", autocompletion=complete_targets
+        ),
+    ] = None,
+    format: Format = "table",
+) -> None:
+    """Show what a search could do to a workload and what it could not, and why, before it starts."""
+    from .. import api
+    from ..studies.inspection.report import inspection_tables
+
+    inspection = api.inspect(workload, target)
+    if format == "json":
+        print_json(inspection.to_dict())
+    else:
+        out.print(inspection_tables(inspection))
+
+
+def dashboard(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Study to open; all are served.")] = None,
+    port: Annotated[int, typer.Option(parser=port_number, metavar="PORT", help="Port to listen on.")] = 8080,
+    host: Annotated[str, typer.Option(help="Address to listen on. The dashboard has no authentication.")] = "127.0.0.1",
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Another name by which browsers reach this machine; may be given several times."
+        ),
+    ] = None,
+    storage: Storage = DEFAULT_STORAGE,
+) -> None:
+    """Serve optuna-dashboard over the database, read-only."""
+    from ..search.dashboard.serve import serve
+
+    with opened(storage) as store:
+        serve(store, name, host, port, err, allow_host or ())

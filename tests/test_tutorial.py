@@ -1,0 +1,67 @@
+"""The tutorial and the README are followed as they stand: files with a title are written, commands are run in order.
+
+A console line that starts with `python` or `slimfront` is run; installing and `make` are what the test's environment is.
+"""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BLOCK = re.compile(r"```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)```", re.DOTALL)
+PROGRAMS = {"python": [sys.executable], "slimfront": [sys.executable, "-m", "slimfront"]}
+
+
+def steps(page: Path) -> Iterator[tuple[str, str]]:
+    """In the page's order, (file, its text) and ("", a command)."""
+    for language, title, text in BLOCK.findall(page.read_text()):
+        if title:
+            yield title, text
+        elif language == "console":
+            for line in text.splitlines():
+                if line.split()[0] in PROGRAMS:
+                    yield "", line
+
+
+def run(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    program, *arguments = shlex.split(line, comments=True)
+    environment = {**os.environ, "COLUMNS": "110", "SLIMFRONT_BENCH_LOCK": str(folder / "bench.lock")}
+    return subprocess.run(
+        [*PROGRAMS[program], *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=500
+    )
+
+
+def follow(page: Path, folder: Path) -> dict[str, str]:
+    """What each command of a page prints on stdout, every one of which succeeds."""
+    printed = {}
+    for file, text in steps(page):
+        if file:
+            (folder / file).write_text(text)
+        else:
+            ended = run(text, folder)
+            assert ended.returncode == 0, f"{text}\n{ended.stdout}\n{ended.stderr}"
+            printed[text] = ended.stdout
+    return printed
+
+
+@pytest.mark.slow
+def test_the_tutorial_works_as_it_stands(tmp_path: Path) -> None:
+    printed = follow(ROOT / "docs" / "tutorial" / "first-bundle.md", tmp_path)
+    assert "baseline" in printed["slimfront search study.yaml"]
+    card = json.loads((tmp_path / "bundle" / "card.json").read_text())
+    page = (ROOT / "docs" / "reference" / "card.md").read_text()
+    keys = {*card, *card["provenance"], *card["measurements"]["speedup"]}
+    assert [key for key in sorted(keys) if f"`{key}`" not in page] == []
+
+
+@pytest.mark.slow
+def test_the_readme_works_as_it_stands(tmp_path: Path) -> None:
+    printed = follow(ROOT / "README.md", tmp_path)
+    assert any("baseline" in text for text in printed.values())
