@@ -16,9 +16,8 @@ import yaml
 from pydantic import BaseModel
 from slimfront import api
 from slimfront.cli import app
-from slimfront.core.measurement import METRICS
+from slimfront.core.metrics import METRICS
 from slimfront.hardware_profiles.cards.target import Target
-from slimfront.spaces.policies import layer_policy
 from slimfront.spaces.policies import policy as policy_module
 from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
 from slimfront.spaces.policies.pruning import Pruning
@@ -75,18 +74,31 @@ def command_line() -> str:
     for name, example in EXAMPLES.items():
         usage = re.compile(rf"(## `slimfront {name}`\n.*?\*\*Usage\*\*:\n\n```console\n.*?```\n)", re.DOTALL)
         text = usage.sub(lambda found, line=example: f"{found[1]}\n**Example**:\n\n```console\n{line}\n```\n", text, 1)
+    rows = ((f"[`{name}`](#slimfront-{name})", first_sentence(each.help)) for name, each in command.commands.items())
+    text = re.sub(
+        r"\*\*Commands\*\*:\n\n.*?\n\n",
+        lambda _: table(("command", "what it does"), rows) + "\n\n",
+        text,
+        count=1,
+        flags=re.DOTALL,
+    )
     codes = table(("exit code", "meaning"), ((str(code), meaning) for code, meaning in EXIT_CODES.items()))
     return f"{text.strip()}\n\n## Exit codes\n\n{codes}\n"
 
 
+def first_sentence(text: str) -> str:
+    """A command's help up to the first empty line, on one line."""
+    return " ".join(text.partition("\n\n")[0].split())
+
+
 def metrics() -> str:
     """Every metric that objectives, constraints and reports name."""
-    rows = ((f"`{m.name}`", m.unit, m.direction, m.meaning) for m in METRICS.values())
+    rows = ((f"`{m.name}`", m.unit, m.direction, m.phase, m.meaning) for m in METRICS.values())
     intro = (
         "The numbers that objectives, constraints and reports name. [How numbers are measured]"
         "(../explanation/measuring.md) explains the protocols. Metrics of the test split cannot be objectives."
     )
-    return page("Metrics", intro, table(("name", "unit", "better", "meaning"), rows))
+    return page("Metrics", intro, table(("name", "unit", "better", "known once", "meaning"), rows))
 
 
 def schema_keys(model: type[BaseModel]) -> Iterator[tuple[str, Mapping[str, Any], bool]]:
@@ -198,12 +210,12 @@ def entries(section: str) -> Iterator[tuple[str, str]]:
             yield single, " ".join(meaning.split())
 
 
-def spelled(meaning: str) -> str:
-    """A meaning with constants of the module of layers' policies replaced by what they hold."""
+def spelled(meaning: str, part: type) -> str:
+    """A meaning with constants of the module of `part` replaced by what they hold."""
 
     def values(found: re.Match[str]) -> str:
-        held = getattr(layer_policy, found[1], None)
-        return ", ".join(map(str, held)) if isinstance(held, tuple) else found[0]
+        held = getattr(inspect.getmodule(part), found[1], None)
+        return ", ".join(f"`{value}`" for value in held) if isinstance(held, tuple) else found[0]
 
     return re.sub(r"`([A-Z_]+)`", values, meaning)
 
@@ -219,7 +231,7 @@ def field_default(field: Field[Any]) -> str:
 def dataclass_table(part: type) -> str:
     """A dataclass's fields with their defaults, and what its docstring says of them."""
     meanings = dict(entries(sections(part.__doc__ or "")[1]["Attributes"]))
-    rows = ((f"`{f.name}`", field_default(f), spelled(meanings[f.name])) for f in fields(part))
+    rows = ((f"`{f.name}`", field_default(f), spelled(meanings[f.name], part)) for f in fields(part))
     return table(("key", "default", "meaning"), rows)
 
 
