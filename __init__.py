@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from .core.errors import SlimfrontError, UserError
     from .spaces.policies.policy import Policy
     from .studies.store.store import Store
-    from .studies.study_file.spec import StudySpec, load_study
+    from .studies.study_file.load import load_study
+    from .studies.study_file.spec import StudySpec
     from .workloads.workload import Workload
 
     __version__: str
@@ -54,7 +55,7 @@ _HOMES = {
     "Workload": ".workloads.workload",
     "compress": ".api",
     "inspect": ".api",
-    "load_study": ".studies.study_file.spec",
+    "load_study": ".studies.study_file.load",
     "register_criterion": ".compression.pruning.criteria",
     "register_distiller": ".compression.recovery.distil",
     "verify": ".api",

@@ -14,7 +14,8 @@ from rich.text import Text
 from ..core.console import open_console
 from ..core.defaults import DEFAULT_ARTIFACTS, DEFAULT_STORAGE
 from ..core.errors import UserError
-from ..studies.study_file.spec import StudySpec, load_study, study_named
+from ..studies.study_file.load import load_study, study_named
+from ..studies.study_file.spec import StudySpec
 from .study import Study
 
 if TYPE_CHECKING:

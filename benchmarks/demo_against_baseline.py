@@ -29,7 +29,8 @@ from slimfront.studies.analysis.front import Point, pareto_front
 from slimfront.studies.analysis.newest_front import objectives_of
 from slimfront.studies.store.records import INTERRUPTIONS, TrialRecord
 from slimfront.studies.store.store import Store
-from slimfront.studies.study_file.spec import StudySpec, load_study
+from slimfront.studies.study_file.load import load_study
+from slimfront.studies.study_file.spec import StudySpec
 
 DEMO = "digits-demo"
 CUTS = (15, 20, 30, 40, 100, 200)

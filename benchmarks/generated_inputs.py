@@ -36,7 +36,7 @@ from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from slimfront.studies.bundles.bundle import open_bundle
 from slimfront.studies.bundles.verify import verify_bundle
-from slimfront.studies.study_file.spec import load_study
+from slimfront.studies.study_file.load import load_study
 from slimfront.workloads.load import load_workload
 from torch import nn
 from torch.utils.data import TensorDataset

@@ -47,7 +47,7 @@ from slimfront.search.trials.prepared_study import PreparedStudy, prepare
 from slimfront.spaces.models.layers import find_layers
 from slimfront.spaces.policies.candidate import Candidate
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
-from slimfront.studies.study_file.spec import load_study
+from slimfront.studies.study_file.load import load_study
 from torch import nn
 from torch.utils.data import TensorDataset
 

@@ -23,7 +23,7 @@ from slimfront.hardware_profiles.runtimes.registry import runtimes
 from slimfront.search.trials.baseline import lower_reference
 from slimfront.search.trials.prepared_study import PreparedStudy, prepare
 from slimfront.spaces.policies.candidate import Candidate
-from slimfront.studies.study_file.spec import load_study
+from slimfront.studies.study_file.load import load_study
 
 
 def main() -> None:

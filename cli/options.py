@@ -22,7 +22,7 @@ err = open_console(stderr=True)
 
 
 def complete_studies() -> list[str]:
-    from ..studies.study_file.spec import shipped_studies
+    from ..studies.study_file.load import shipped_studies
 
     return shipped_studies()
 

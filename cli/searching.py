@@ -71,7 +71,7 @@ def search(
     """
     started = time.monotonic()
     from .. import api
-    from ..studies.study_file.spec import load_study
+    from ..studies.study_file.load import load_study
 
     spec = load_study(study).replaced(trials=trials, workers=workers, seed=seed, timeout_s=timeout)
     try:

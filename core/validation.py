@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 import reprlib
 from collections.abc import Iterable
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 MAX_SENTENCE = 300
@@ -58,6 +58,43 @@ def _not_a_folder(name: str) -> str:
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=128), AfterValidator(_not_a_folder)]
 """What studies and targets are called; also a part of paths."""
+
+MAX_COUNT = 10**9
+"""The most of anything that is counted, such as trials."""
+
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+CountOrNone = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Text = Annotated[str, Field(min_length=1, max_length=1000)]
+T = TypeVar("T")
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
+    seen = set()
+    for value in values:
+        if value in seen:
+            raise ValueError(f"{value} is there twice")
+        seen.add(value)
+    return values
+
+
+Ordered = Annotated[tuple[T, ...], BeforeValidator(_as_tuple)]
+Listed = Annotated[tuple[T, ...], Field(max_length=1000), BeforeValidator(_as_tuple), AfterValidator(_distinct)]
+
+
+def one_of(allowed: tuple[T, ...]) -> AfterValidator:
+    """What pydantic checks a value with that may be one of these."""
+
+    def check(value: T) -> T:
+        if value not in allowed:
+            raise ValueError(f"{value!r} is not one of {', '.join(map(str, allowed))}")
+        return value
+
+    return AfterValidator(check)
 
 
 def first_problem(model: type[BaseModel], error: ValidationError) -> tuple[str, str]:

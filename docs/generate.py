@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel
 from slimfront import api
 from slimfront.cli import app
-from slimfront.core.measurement import METRICS
+from slimfront.core.metrics import METRICS
 from slimfront.hardware_profiles.cards.target import Target
 from slimfront.spaces.policies import policy as policy_module
 from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
@@ -74,18 +74,31 @@ def command_line() -> str:
     for name, example in EXAMPLES.items():
         usage = re.compile(rf"(## `slimfront {name}`\n.*?\*\*Usage\*\*:\n\n```console\n.*?```\n)", re.DOTALL)
         text = usage.sub(lambda found, line=example: f"{found[1]}\n**Example**:\n\n```console\n{line}\n```\n", text, 1)
+    rows = ((f"[`{name}`](#slimfront-{name})", first_sentence(each.help)) for name, each in command.commands.items())
+    text = re.sub(
+        r"\*\*Commands\*\*:\n\n.*?\n\n",
+        lambda _: table(("command", "what it does"), rows) + "\n\n",
+        text,
+        count=1,
+        flags=re.DOTALL,
+    )
     codes = table(("exit code", "meaning"), ((str(code), meaning) for code, meaning in EXIT_CODES.items()))
     return f"{text.strip()}\n\n## Exit codes\n\n{codes}\n"
 
 
+def first_sentence(text: str) -> str:
+    """A command's help up to the first empty line, on one line."""
+    return " ".join(text.partition("\n\n")[0].split())
+
+
 def metrics() -> str:
     """Every metric that objectives, constraints and reports name."""
-    rows = ((f"`{m.name}`", m.unit, m.direction, m.meaning) for m in METRICS.values())
+    rows = ((f"`{m.name}`", m.unit, m.direction, m.phase, m.meaning) for m in METRICS.values())
     intro = (
         "The numbers that objectives, constraints and reports name. [How numbers are measured]"
         "(../explanation/measuring.md) explains the protocols. Metrics of the test split cannot be objectives."
     )
-    return page("Metrics", intro, table(("name", "unit", "better", "meaning"), rows))
+    return page("Metrics", intro, table(("name", "unit", "better", "known once", "meaning"), rows))
 
 
 def schema_keys(model: type[BaseModel]) -> Iterator[tuple[str, Mapping[str, Any], bool]]:
@@ -121,12 +134,18 @@ def default_text(schema: Mapping[str, Any], required: bool) -> str:
 
 
 def keys_table(model: type[BaseModel], kind: str) -> str:
-    """The keys of a file: type and default from the program, unit and meaning from keys.yaml."""
-    rows = []
+    """The keys of a file, a table for each mapping: type and default from the program, unit and meaning from keys.yaml or, of
+    a knob, from its kind."""
+    parts: dict[str, list[tuple[str, ...]]] = {}
     for key, schema, required in schema_keys(model):
-        unit, meaning = KEYS[kind][key]
-        rows.append((f"`{key}`", type_text(schema), default_text(schema, required), unit, meaning))
-    return table(("key", "type", "default", "unit", "meaning"), rows)
+        unit, meaning = KEYS[kind].get(key) or (schema["unit"], schema["description"])
+        typed = f"{type_text(schema)}; {unit}" if unit else type_text(schema)
+        row = (f"`{key}`", typed, default_text(schema, required), meaning)
+        parts.setdefault(key.rpartition(".")[0], []).append(row)
+    header = ("key", "type; unit", "default", "meaning")
+    return "\n\n".join(
+        f"## {f'`{part}`' if part else 'Top level'}\n\n{table(header, rows)}" for part, rows in parts.items()
+    )
 
 
 STUDY_INTRO = """
@@ -191,12 +210,12 @@ def entries(section: str) -> Iterator[tuple[str, str]]:
             yield single, " ".join(meaning.split())
 
 
-def spelled(meaning: str) -> str:
-    """A meaning with constants of the policy's module replaced by what they hold."""
+def spelled(meaning: str, part: type) -> str:
+    """A meaning with constants of the module of `part` replaced by what they hold."""
 
     def values(found: re.Match[str]) -> str:
-        held = getattr(policy_module, found[1], None)
-        return ", ".join(map(str, held)) if isinstance(held, tuple) else found[0]
+        held = getattr(inspect.getmodule(part), found[1], None)
+        return ", ".join(f"`{value}`" for value in held) if isinstance(held, tuple) else found[0]
 
     return re.sub(r"`([A-Z_]+)`", values, meaning)
 
@@ -212,7 +231,7 @@ def field_default(field: Field[Any]) -> str:
 def dataclass_table(part: type) -> str:
     """A dataclass's fields with their defaults, and what its docstring says of them."""
     meanings = dict(entries(sections(part.__doc__ or "")[1]["Attributes"]))
-    rows = ((f"`{f.name}`", field_default(f), spelled(meanings[f.name])) for f in fields(part))
+    rows = ((f"`{f.name}`", field_default(f), spelled(meanings[f.name], part)) for f in fields(part))
     return table(("key", "default", "meaning"), rows)
 
 
@@ -235,12 +254,31 @@ def policy_file() -> str:
     return page("policy.json", POLICY_INTRO, f"## Top level\n\n{dataclass_table(Policy)}", *tables)
 
 
+def argument(parameter: inspect.Parameter) -> str:
+    """A parameter as Python writes it, an annotation that is text without its quotes."""
+    name = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "") + parameter.name
+    typed = "" if parameter.annotation is parameter.empty else f": {annotation(parameter.annotation)}"
+    default = str(parameter.default) if isinstance(parameter.default, Path) else parameter.default
+    return f"{name}{typed}" + ("" if parameter.default is parameter.empty else f" = {default!r}")
+
+
+def annotation(found: Any) -> str:
+    """A type as the code writes it."""
+    return found if isinstance(found, str) else inspect.formatannotation(found)
+
+
 def signature(name: str, function: Callable[..., Any]) -> str:
     """A call as Python writes it, one argument a line where it is long."""
-    text = f"{name}{inspect.signature(function)}".replace("'", "")
+    called = inspect.signature(function)
+    arguments = []
+    for parameter in called.parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in [text[:1] for text in arguments]:
+            arguments.append("*")
+        arguments.append(argument(parameter))
+    returned = "" if called.return_annotation is called.empty else f" -> {annotation(called.return_annotation)}"
+    text = f"{name}({', '.join(arguments)}){returned}"
     if len(text) > 100:
-        parameters = inspect.signature(function).parameters.values()
-        text = f"{name}(\n" + "".join(f"    {parameter},\n".replace("'", "") for parameter in parameters) + ")"
+        text = f"{name}(\n" + "".join(f"    {part},\n" for part in arguments) + f"){returned}"
     return f"```text\n{text}\n```"
 
 

@@ -22,7 +22,8 @@ from ..spaces.policies.candidate import Candidate
 from ..spaces.policies.policy import Policy
 from ..studies.store.database import absolute_url
 from ..studies.store.store import Store
-from ..studies.study_file.spec import StudySpec, load_study
+from ..studies.study_file.load import load_study
+from ..studies.study_file.spec import StudySpec
 from ..workloads.load import working_in
 from .trials.baseline import QUIET_SECONDS, lower_reference
 from .trials.prepared_study import PreparedStudy, prepare

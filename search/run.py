@@ -123,7 +123,7 @@ def _warn_of_a_noisy_machine(search: Search, progress: SearchProgress) -> None:
 def _warn_of_saturation(search: Search, progress: SearchProgress) -> None:
     """Say so where the machine computes 8-bit layers otherwise than most others would."""
     choices, runtime = search.prepared.space.choices, search.prepared.target.runtime
-    offered = 8 in choices.weight_bits and 8 in choices.activation_bits
+    offered = 8 in choices["weight_bits"] and 8 in choices["activation_bits"]
     if offered and saturates(search.store.get_study(search.spec.study).machine, runtime):
         progress.say(
             f"this processor has no VNNI: sums of 8-bit weights times 8-bit activations overflow in {runtime}'s kernels; "

@@ -27,10 +27,12 @@ from ..core.interrupts import raise_if_interrupted
 from ..core.measurement import Measurement
 from ..evaluators.accuracy import kl_divergence
 from ..evaluators.scores import Scores
+from ..spaces.knobs.kind import Knob
+from ..spaces.knobs.registry import KNOB_KINDS
 from ..spaces.policies.layer_policy import FULL_PRECISION
-from ..spaces.policies.policy import Policy
+from ..spaces.policies.policy import Choice, Policy
 from ..spaces.policies.resolved import effective_policy
-from ..spaces.space import NEUTRAL, Choice, Knob, Space
+from ..spaces.space import Space
 from ..studies.store.records import SIMULATED, SensitivityRecord
 from ..studies.store.store import Store
 from ..workloads.workload import describe
@@ -43,9 +45,6 @@ Listener = Callable[[str, int, str], None]
 
 SAMPLES = 64
 """Of the search-validation split, evenly spread over it."""
-
-DAMAGING = ("width", "channels", "weight_bits", "activation_bits", "sparsity", "removed", "operator", "depth")
-"""Kinds of knobs that do damage alone; the others only change what these do."""
 
 TELLING = 0.3
 """The choice measured is the one guessed to do most damage below this, in nats: more than noise, and not yet broken.
@@ -75,8 +74,8 @@ def probes(space: Space, limit: float = TELLING) -> list[Probe]:
     base = space.parameters(space.uniform({}))
     found = []
     for knob in space.knobs:
-        offered = [choice for choice in knob.choices if choice not in (NEUTRAL[knob.kind], base[knob.name])]
-        if knob.kind in DAMAGING and offered:
+        offered = [choice for choice in knob.choices if choice not in (KNOB_KINDS[knob.kind].neutral, base[knob.name])]
+        if KNOB_KINDS[knob.kind].is_damaging and offered:
             choice = _telling(knob, offered, limit)
             found.append(Probe(knob, choice, space.policy({**base, knob.name: choice})))
     return found
@@ -244,7 +243,7 @@ class Simulation:
         self._inputs = torch.stack([inputs for inputs, _ in pairs])
         self._targets = torch.tensor([int(target) for _, target in pairs])
         self._reference = self._scores(workload.model.eval())
-        widths = [bits for bits in prepared.space.choices.activation_bits if bits < FULL_PRECISION // 2]
+        widths = [int(bits) for bits in prepared.space.choices["activation_bits"] if int(bits) < FULL_PRECISION // 2]
         names = [layer.name for layer in prepared.space.layers]
         self._grids = input_grids(workload.model, names, widths, workload.calibration, prepared.space.scheme)
 
@@ -274,6 +273,6 @@ class Simulation:
 
 
 def _telling(knob: Knob, offered: Sequence[Choice], limit: float) -> Choice:
-    guesses: Mapping[Choice, float] = guessed_damage(knob.kind, knob.choices, NEUTRAL[knob.kind])
+    guesses: Mapping[Choice, float] = guessed_damage(knob.kind, knob.choices, KNOB_KINDS[knob.kind].neutral)
     mild = [choice for choice in offered if guesses[choice] < limit]
     return max(mild, key=lambda choice: guesses[choice]) if mild else min(offered, key=lambda c: guesses[c])

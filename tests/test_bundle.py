@@ -18,7 +18,7 @@ from slimfront.studies.bundles.export import export_bundle
 from slimfront.studies.bundles.judge import judge_of_study
 from slimfront.studies.bundles.verify import verify_bundle
 from slimfront.studies.store.store import Store
-from slimfront.studies.study_file.spec import load_study
+from slimfront.studies.study_file.load import load_study
 from slimfront.workloads.workload import Workload
 
 SCORE = """

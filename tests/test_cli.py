@@ -21,7 +21,7 @@ from slimfront.studies.bundles.verify import Check
 from slimfront.studies.reports.json_documents import checks_document, json_text
 from slimfront.studies.store.records import INTERRUPTED
 from slimfront.studies.store.store import Store
-from slimfront.studies.study_file.spec import load_study, shipped_studies
+from slimfront.studies.study_file.load import load_study, shipped_studies
 
 TINY = Path(__file__).parent / "search" / "tiny_workload.py"
 GOOD = {

@@ -11,8 +11,13 @@ import torch
 import typer
 import yaml
 from slimfront.cli import app
+from slimfront.compression.pruning.criteria import CRITERIA
+from slimfront.compression.pruning.prune import pruned_copy
 from slimfront.hardware_profiles.cards.target import load_target
-from slimfront.studies.study_file.spec import load_study, shipped_studies
+from slimfront.spaces.models.channel_groups import find_channel_groups
+from slimfront.spaces.policies.policy import Policy
+from slimfront.spaces.policies.pruning import Pruning
+from slimfront.studies.study_file.load import load_study, shipped_studies
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -171,6 +176,20 @@ def test_a_gru_is_copied_as_the_page_says() -> None:
     exec(block, names)
     trained, x = torch.nn.GRU(5, 7, batch_first=True), torch.randn(3, 4, 5)
     torch.testing.assert_close(names["with_linear_layers"](trained)(x), trained(x)[0])
+
+
+def test_a_criterion_from_outside_is_written_as_the_page_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    [block] = [
+        block for block in code_blocks(DOCS / "guide" / "plug-ins.md", "python") if "class FirstChannels" in block
+    ]
+    names: dict = {}
+    exec(block, names)
+    monkeypatch.setitem(CRITERIA._own, "first", names["FirstChannels"])
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3)).eval(), torch.randn(8, 4)
+    policy = Policy(width=0.5, pruning=Pruning("first"))
+    pruned = pruned_copy(model, x[:1], policy, find_channel_groups(model, x[:1])[0])
+    torch.testing.assert_close(pruned[0].weight, model[0].weight[:8])
 
 
 def test_every_page_is_in_the_navigation_once() -> None:

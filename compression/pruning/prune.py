@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from ...core.errors import CompressionError
+from ...spaces.knobs.kind import ExtensionKind
+from ...spaces.knobs.registry import KNOB_KINDS
 from ...spaces.models.channel_groups import ChannelGroup
 from ...spaces.models.layers import LAYER_KINDS, WeightedLayer
 from ...spaces.policies.operators import DENSE
@@ -42,7 +44,8 @@ def kept_channels(policy: Policy, groups: Sequence[ChannelGroup]) -> dict[str, i
 def is_structurally_changed(policy: Policy, groups: Sequence[ChannelGroup]) -> bool:
     """Whether the policy changes what layers compute in float, which shifts what batch-norm normalises."""
     changed = any(layer.sparsity or layer.operator != DENSE for layer in policy.layers.values())
-    return changed or bool(policy.removed_blocks) or bool(kept_channels(policy, groups))
+    changed = changed or bool(policy.removed_blocks or policy.extensions)
+    return changed or bool(kept_channels(policy, groups))
 
 
 def pruned_copy(
@@ -79,8 +82,21 @@ def pruned_copy(
     operators = {name: layer.operator for name, layer in policy.layers.items() if name in present}
     replace_operators(slim, operators, _batches(workload))
     _mask_weights(slim, effective_policy(policy), scoring, workload)
+    _extend(slim, policy)
     slim.zero_grad(set_to_none=True)
     return slim
+
+
+def _extend(model: nn.Module, policy: Policy) -> None:
+    """Do what kinds of knobs from outside slimfront decide.
+
+    Raises:
+        PolicyError: a kind is not installed.
+    """
+    for name in policy.extensions:
+        kind = KNOB_KINDS[name]
+        if isinstance(kind, ExtensionKind):
+            kind.compress(model, policy)
 
 
 def _batches(workload: Workload | None) -> Iterable[Tensor] | None:

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-RECOVERY_KIND = "recovery_epochs"
-"""Kind of the knob whose choices heal damage instead of doing any."""
+from ...spaces.knobs.kind import steps_damage
+from ...spaces.knobs.quantization import bits_damage
+from ...spaces.knobs.recovery import RECOVERY_KIND
+from ...spaces.knobs.registry import KNOB_KINDS
 
 LIGHTEST_DAMAGE = 1e-3
 """Least guessed damage of a choice that is not neutral, in nats."""
@@ -54,10 +56,9 @@ def search_dimension(
 ) -> SearchDimension:
     """A knob with guesses of its damage: by its kind, and scaled to what was measured of the knob.
 
-    Quantization noise falls fourfold per bit; what pruning removes is guessed to hurt as the square of the fraction.
-
     Args:
-        kind: ends in "bits" for bit-widths; "width" and "depth" are kept fractions; "channels" and "sparsity" are removed ones.
+        kind: the name of a kind of knob, which guesses the damage; others count by their place, but as bit-widths where they
+            end in "bits".
         neutral: the choice that does no damage, one of `choices`; None where there is none.
         known: choice -> damage measured with this knob alone, in nats; other choices are scaled like the nearest of these.
     """
@@ -84,7 +85,7 @@ def recovery_dimension(name: str, offered: Sequence[float], found: Iterable[floa
 def guessed_damage(kind: str, choices: Sequence[Any], neutral: Any = None) -> dict[Any, float]:
     """Choice -> nats it is guessed to do alone, whatever the layer; arguments as for `search_dimension`."""
     index = list(choices).index(neutral) if neutral in choices else None
-    return {choice: _guess(kind, choice, choices, index) for choice in choices}
+    return {choice: max(LIGHTEST_DAMAGE, _guess(kind, choice, choices, index)) for choice in choices}
 
 
 def encode(dimensions: Sequence[SearchDimension], parameters: Mapping[str, Any]) -> np.ndarray:
@@ -99,6 +100,11 @@ def encode(dimensions: Sequence[SearchDimension], parameters: Mapping[str, Any])
     ])  # fmt: skip
 
 
+def offered_choices(dimensions: Sequence[SearchDimension]) -> dict[str, tuple[Any, ...]]:
+    """The choices of each dimension that may be proposed, by its name."""
+    return {knob.name: knob.choices[: knob.offered] for knob in dimensions}
+
+
 def most_below(choices: Sequence[float], bound: float) -> int:
     """Index of the largest choice that is not above `bound`, else of the smallest."""
     fitting = [choice for choice in choices if choice <= bound]
@@ -111,12 +117,8 @@ def decode(dimensions: Sequence[SearchDimension], codes: np.ndarray) -> dict[str
 
 
 def _guess(kind: str, choice: Any, choices: Sequence[Any], neutral: int | None) -> float:
+    if kind in KNOB_KINDS:
+        return KNOB_KINDS[kind].guess(choice, choices)
     if kind.endswith("bits"):
-        return max(LIGHTEST_DAMAGE, 4.0 ** (2 - float(choice)))
-    if kind == RECOVERY_KIND:
-        return max(LIGHTEST_DAMAGE, float(choice))  # only their order is read
-    if kind in ("width", "depth", "channels", "sparsity"):
-        removed = 0.5 if isinstance(choice, str) else float(choice)
-        return max(LIGHTEST_DAMAGE, (1 - removed if kind in ("width", "depth") else removed) ** 2)
-    steps = abs(list(choices).index(choice) - (neutral or 0)) / max(1, len(choices) - 1)
-    return max(LIGHTEST_DAMAGE, 0.25 * steps**2)
+        return bits_damage(float(choice))
+    return steps_damage(choice, choices, neutral or 0)

@@ -18,7 +18,7 @@ from ...compression.recovery.teachers import Teacher
 from ...core.errors import CompressionError, EvaluationError, PolicyError, StudyFileError, TargetError, WorkloadError
 from ...core.threads import usable_threads
 from ...evaluators.evaluator import Context
-from ...evaluators.on_request import require_available
+from ...evaluators.registry import require_available
 from ...hardware_profiles.bench.bench import bench_cores
 from ...hardware_profiles.bench.timer import Timer
 from ...hardware_profiles.cards.target import Target, load_target
@@ -26,21 +26,19 @@ from ...hardware_profiles.profiling.fingerprint import machine, require_fit, ver
 from ...hardware_profiles.profiling.prediction import layers_of
 from ...hardware_profiles.runtimes.base import Artifact, Runtime, get_runtime
 from ...hardware_profiles.runtimes.registry import RUNTIMES
+from ...spaces.choices import keys_of_targets
 from ...spaces.families import family_of
+from ...spaces.knobs.kind import KnobKind
+from ...spaces.knobs.registry import KNOB_KINDS
 from ...spaces.models.blocks import block_influence, find_removable_blocks, least_influential_first
 from ...spaces.models.channel_groups import ChannelGroup
 from ...spaces.models.layers import Layer, find_layers
-from ...spaces.policies.policy import Recovery
-from ...spaces.policies.quantization_scheme import Scheme
-from ...spaces.space import Space, SpaceChoices
+from ...spaces.space import Space
 from ...studies.study_file.spec import StudySpec
 from ...workloads.contract import held
 from ...workloads.workload import Workload
 from ..cluster.timers import timer_of
 from .given_workload import loaded_workload, pickled_workload
-
-BITS = ("weight_bits", "activation_bits")
-"""Keys of a space that a target's card has too."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ def prepare(spec: StudySpec, given: Workload | None = None) -> PreparedStudy:
         runtime = _runtime_here(target)
         if not target.remote:  # where it is remote, the node sees to it
             require_fit(target, runtime)
-    _check_bits(spec, target)
+    _check_runtime(spec, target)
     _check_metrics(spec, target)
     threads = usable_threads()
     torch.set_num_threads(threads)
@@ -109,38 +107,35 @@ def prepare(spec: StudySpec, given: Workload | None = None) -> PreparedStudy:
     model, example = workload.model.eval(), workload.example_input
     if target.predict and target.latency_table is not None and target.latency_table.model != layers_of(model):
         raise StudyFileError(spec.file, "target", f"the latency table of {target.name} was fitted to another model")
-    spec = spec.with_preset(family_of(model, example), {key: getattr(target, key) for key in BITS})
+    spec = spec.with_preset(family_of(model, example), {key: getattr(target, key) for key in keys_of_targets()})
     layers = find_layers(model, example)
     groups, unprunable = proven_groups(workload)
-    removable = spec.space.removed_blocks != (0,) or spec.space.depth != (1.0,)
-    blocks = find_removable_blocks(model, example) if removable else []
-    for index, name in enumerate(spec.space.criterion):
+    choices = spec.space.choices()
+    blocks = find_removable_blocks(model, example) if choices.decides_on("block", "ranking") else []
+    for index, name in enumerate(choices["criterion"]):
         with _naming(spec, f"space.criterion.{index}"):
-            get_criterion(name)
-    defaults = spec.recovery
+            get_criterion(str(name))
+    recovery = spec.recovery.settings()
     with _naming(spec, "recovery.distiller"):
-        tap = get_distiller(defaults.distiller, defaults.temperature).tap
+        tap = get_distiller(recovery.distiller, recovery.temperature).tap
         tapped_modules(model, example, tap)
     with _naming(spec, "recovery.teachers"):
-        Teacher(workload, defaults.teachers, None)
-    # One epoch stands for any: only the other settings are read from it.
-    recovery = Recovery(1, **defaults.model_dump(exclude={"batch_size"}))
+        Teacher(workload, recovery.teachers, None)
     space = Space(
         layers,
         groups,
-        SpaceChoices(**spec.space.model_dump(exclude={"preset"})),
+        choices,
         recovery,
         blocks,
-        Scheme(**spec.quantization.model_dump()),
-        _ranked(workload, blocks) if spec.space.depth != (1.0,) else (),
+        spec.quantization.scheme(),
+        _ranked(workload, blocks) if choices.decides_on("ranking") else (),
     )
     if not space.knobs:
         raise StudyFileError(
             spec.file, "space", "nothing is left to choose: every layer is kept back or cannot be pruned"
         )
-    return PreparedStudy(
-        spec, Context(workload, target, runtime, threads=threads), layers, groups, unprunable, space, pickled
-    )
+    context = Context(workload, target, runtime, threads=threads, metrics=spec.metrics)
+    return PreparedStudy(spec, context, layers, groups, unprunable, space, pickled)
 
 
 def _runtime_here(target: Target) -> Runtime:
@@ -176,19 +171,25 @@ def _check_metrics(spec: StudySpec, target: Target) -> None:
                 raise StudyFileError(spec.file, f"{key}.{index}", f"{metric} cannot be measured: {error}") from error
 
 
-def _check_bits(spec: StudySpec, target: Target) -> None:
-    if "dynamic" in spec.space.activation_ranges and not RUNTIMES[target.runtime].dynamic:
-        problem = f"target {target.name} runs on {target.runtime}, which computes no ranges at run time"
-        raise StudyFileError(spec.file, "space.activation_ranges", problem)
-    if RUNTIMES[target.runtime].symmetric and spec.quantization.activations != "symmetric":
+def _check_runtime(spec: StudySpec, target: Target) -> None:
+    """Refuse what the target cannot run, by the key that asks for it."""
+    for kind in KNOB_KINDS.values():
+        if (
+            spec.space.preset == "none" or kind.key in spec.space.model_fields_set
+        ):  # a preset offers what the target takes
+            _check_choices(spec, target, kind)
+    if RUNTIMES[target.runtime].symmetric and spec.quantization.scheme().activations != "symmetric":
         problem = f"must be symmetric: target {target.name} runs on {target.runtime}, which takes no other grids"
         raise StudyFileError(spec.file, "quantization.activations", problem)
-    given = (
-        spec.space.model_fields_set if spec.space.preset != "none" else BITS
-    )  # a preset offers what the target takes
-    for key in (key for key in BITS if key in given):
-        allowed = getattr(target, key)
-        for index, bits in enumerate(getattr(spec.space, key)):
-            if bits not in allowed:
-                problem = f"target {target.name} takes {', '.join(map(str, allowed))}, not {bits}"
-                raise StudyFileError(spec.file, f"space.{key}.{index}", problem)
+
+
+def _check_choices(spec: StudySpec, target: Target, kind: KnobKind) -> None:
+    for index, choice in enumerate(spec.space.offered(kind.key)):
+        need = kind.needs.get(choice)
+        if need is not None and not getattr(RUNTIMES[target.runtime], need.capability):
+            problem = f"target {target.name} runs on {target.runtime}, which {need.lacking}"
+            raise StudyFileError(spec.file, f"space.{kind.key}", problem)
+        allowed = getattr(target, kind.key) if kind.is_listed_by_targets else (choice,)
+        if choice not in allowed:
+            problem = f"target {target.name} takes {', '.join(map(str, allowed))}, not {choice}"
+            raise StudyFileError(spec.file, f"space.{kind.key}.{index}", problem)

@@ -27,6 +27,8 @@ from .quantization_scheme import Scheme
 from .recovery import Recovery
 
 SCHEMA = 1
+Choice = int | float | str
+"""One value of a knob."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Policy:
         pruning: by which criterion and in how many steps channels and weights go.
         removed_blocks: paths of whole blocks that are gone, sorted.
         scheme: how the grids of quantized layers are chosen.
+        extensions: kind of knob that slimfront does not know itself -> layer, group or block, "" for the whole model -> choice,
+            where it is not neutral.
 
     Raises:
         PolicyError: a decision is out of range.
@@ -53,11 +57,18 @@ class Policy:
     pruning: Pruning = field(default_factory=Pruning)
     removed_blocks: tuple[str, ...] = ()
     scheme: Scheme = field(default_factory=Scheme)
+    extensions: Mapping[str, Mapping[str, Choice]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(is_number(self.width) and 0 < rounded(self.width) <= 1, f"width must lie in (0, 1], not {self.width!r}")
         for group, fraction in self.channels.items():
             require(is_fraction(fraction), f"channel sparsity of {group} must lie in [0, 1), not {fraction!r}")
+        for kind, decided in self.extensions.items():
+            require(isinstance(decided, Mapping), f"{kind} of extensions must be a JSON object, not {decided!r}")
+            for choice in decided.values():
+                require(
+                    isinstance(choice, str) or is_number(choice), f"{kind} cannot be {choice!r}: no number and no text"
+                )
         self._canonicalise()
 
     def _canonicalise(self) -> None:
@@ -71,6 +82,12 @@ class Policy:
         object.__setattr__(self, "recovery", self.recovery.reduced(quantized))
         object.__setattr__(self, "removed_blocks", tuple(sorted(set(self.removed_blocks))))
         object.__setattr__(self, "pruning", self._effective_pruning())
+        extensions = {
+            kind: MappingProxyType(dict(sorted(decided.items())))
+            for kind, decided in sorted(self.extensions.items())
+            if decided
+        }
+        object.__setattr__(self, "extensions", MappingProxyType(extensions))
         if not quantized:
             object.__setattr__(self, "scheme", Scheme())
         require(
@@ -125,6 +142,8 @@ class Policy:
             document["removed_blocks"] = list(self.removed_blocks)
         if self.scheme != Scheme():
             document["scheme"] = self.scheme.changes()
+        if self.extensions:
+            document["extensions"] = {kind: dict(decided) for kind, decided in self.extensions.items()}
         return json.dumps(document, sort_keys=True, separators=(",", ":"))
 
     @classmethod
@@ -150,7 +169,8 @@ class Policy:
             isinstance(blocks, list) and all(isinstance(name, str) for name in blocks),
             f"removed_blocks must be a list of module paths, not {blocks!r}",
         )
-        for key, part in (("channels", document.get("channels", {})), ("layers", layers)):
+        objects = {key: document.get(key, {}) for key in ("channels", "extensions")}
+        for key, part in (*objects.items(), ("layers", layers)):
             require(isinstance(part, dict), f"{key} must be a JSON object, not {part!r}")
         for name, layer in layers.items():
             _known_keys(layer, LayerPolicy, f"layer {name}")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+Calibration = Literal["mse", "min_max", "percentile", "entropy"]
+Weights = Literal["channel", "tensor"]
+Activations = Literal["affine", "symmetric"]
 CHOICES: dict[str, tuple[str, ...]] = {
-    "calibration": ("mse", "min_max", "percentile", "entropy"),
-    "weights": ("channel", "tensor"),
-    "activations": ("affine", "symmetric"),
+    "calibration": get_args(Calibration),
+    "weights": get_args(Weights),
+    "activations": get_args(Activations),
 }
 """What each decision of a `Scheme` may be, the default first."""
 
@@ -26,9 +29,9 @@ class Scheme:
         ValueError: a decision is none of `CHOICES`.
     """
 
-    calibration: Literal["mse", "min_max", "percentile", "entropy"] = "mse"
-    weights: Literal["channel", "tensor"] = "channel"
-    activations: Literal["affine", "symmetric"] = "affine"
+    calibration: Calibration = "mse"
+    weights: Weights = "channel"
+    activations: Activations = "affine"
 
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():

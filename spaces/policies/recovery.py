@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
+from pydantic import Field
+
+from ...core.validation import CountOrNone, Listed, Ordered, Text
 from .checks import is_number, is_whole, require, rounded
 
 RecoveryStep = Literal["prune", "quantize", "train", "equalize", "adaround", "correct_bias"]
 POST_TRAINING: tuple[RecoveryStep, ...] = ("equalize", "adaround", "correct_bias")
 """Steps that read the calibration split without its labels; `compression.post_training` has the handlers and the papers."""
 
-RECOVERY_CHOICES: dict[str, tuple[str, ...]] = {
-    "steps": ("prune", "quantize", "train", *POST_TRAINING),
-    "data": ("train", "unlabelled", "synthetic"),
-    "schedule": ("one_cycle", "cosine", "constant"),
-    "optimizer": ("sgd", "adamw"),
+TrainingData = Literal["train", "unlabelled", "synthetic"]
+Schedule = Literal["one_cycle", "cosine", "constant"]
+Optimizer = Literal["sgd", "adamw"]
+Positive = Annotated[float, Field(gt=0)]
+_NAMES: Mapping[str, tuple[str, ...]] = {
+    "steps": get_args(RecoveryStep),
+    "data": get_args(TrainingData),
+    "schedule": get_args(Schedule),
+    "optimizer": get_args(Optimizer),
 }
-"""What a setting of recovery is one of, or what its parts are."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +53,17 @@ class Recovery:
     """
 
     epochs: int = 0
-    learning_rate: float = 0.01
-    temperature: float = 4.0
-    alpha: float = 0.7
-    steps: tuple[RecoveryStep, ...] = ("prune", "train")
-    distiller: str = "soft"
-    teachers: tuple[str, ...] = ()
-    data: Literal["train", "unlabelled", "synthetic"] = "train"
+    learning_rate: Positive = 0.01
+    temperature: Positive = 4.0
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.7
+    steps: Ordered[RecoveryStep] = ("prune", "train")
+    distiller: Text = "soft"
+    teachers: Listed[Text] = ()
+    data: TrainingData = "train"
     mutual: bool = False
-    schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    patience: int = 0
+    schedule: Schedule = "one_cycle"
+    optimizer: Optimizer = "sgd"
+    patience: CountOrNone = 0
     mixed_precision: bool = False
 
     def __post_init__(self) -> None:
@@ -78,7 +85,7 @@ class Recovery:
             value = getattr(self, name)
             require(isinstance(value, (list, tuple)), f"recovery {name} must be a list, not {value!r}")
             object.__setattr__(self, name, tuple(value))
-        for name, known in RECOVERY_CHOICES.items():
+        for name, known in _NAMES.items():
             value = getattr(self, name)
             for part in value if isinstance(value, tuple) else (value,):
                 require(part in known, f"recovery {name}: {part!r} is not one of {', '.join(known)}")

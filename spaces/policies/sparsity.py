@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Sparsity = float | str
 """Fraction of a layer's weights set to zero; "2:4": two of every four along the input dimension; or "<0.5std": all whose
@@ -25,3 +29,11 @@ def zeroed_share(sparsity: Sparsity) -> float:
     if threshold is not None:
         return math.erf(threshold / math.sqrt(2))
     return 0.5 if isinstance(sparsity, str) else sparsity
+
+
+def zeros_in(weight: Tensor, sparsity: Sparsity) -> float:
+    """The fraction of a weight that becomes zero."""
+    threshold = threshold_of(sparsity)
+    if threshold is not None:
+        return float((weight.abs() < threshold * weight.std()).float().mean())
+    return 0.5 if sparsity == "2:4" else float(sparsity)

@@ -10,7 +10,8 @@ from ...hardware_profiles.runtimes.base import Artifact
 from ...workloads.load import adopt_workload, load_workload, workload_fingerprint
 from ...workloads.workload import Workload
 from ..store.store import Store
-from ..study_file.spec import StudySpec, study_named
+from ..study_file.load import study_named
+from ..study_file.spec import StudySpec
 from .bundle import Bundle
 from .export import REFERENCE
 

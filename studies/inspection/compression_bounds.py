@@ -15,29 +15,16 @@ from torch import Tensor, nn
 from ...compression.packing.packed import smallest_format
 from ...compression.pruning.prune import kept_channels, pruned_copy
 from ...evaluators.counts import arithmetic_bits
+from ...spaces.knobs.kind import Knob
+from ...spaces.knobs.registry import KNOB_KINDS
 from ...spaces.models.layers import LAYER_KINDS, layer_at, macs_by_module
 from ...spaces.policies.operators import Operator
-from ...spaces.policies.policy import LayerPolicy, Policy
+from ...spaces.policies.policy import Choice, LayerPolicy, Policy
 from ...spaces.policies.resolved import is_within
-from ...spaces.policies.sparsity import Sparsity, threshold_of
-from ...spaces.space import NEUTRAL, Choice, Knob, KnobKind, Space
+from ...spaces.policies.sparsity import zeros_in
+from ...spaces.space import Space
 
-TECHNIQUES: Mapping[str, tuple[KnobKind, ...]] = {
-    "channels": ("width", "channels"),
-    "blocks": ("depth", "removed"),
-    "operators": ("operator",),
-    "weight sparsity": ("sparsity",),
-    "bits": ("weight_bits", "activation_bits"),
-}
 TOGETHER = "all together"
-_WORDS: Mapping[KnobKind, str] = {
-    "width": "width",
-    "channels": "channel sparsity",
-    "operator": "operators",
-    "sparsity": "weight sparsity",
-    "weight_bits": "weight bits",
-    "activation_bits": "activation bits",
-}
 
 
 @dataclass(frozen=True)
@@ -45,7 +32,7 @@ class Gain:
     """What a technique can make of a quantity.
 
     Attributes:
-        technique: one of `TECHNIQUES`, or `TOGETHER`.
+        technique: as kinds of knobs name it, or `TOGETHER`.
         metric: a key of `METRICS`.
         before, after: of the uncompressed model, and at the end of the space.
         how: the end of the space in words.
@@ -75,7 +62,7 @@ def gains(model: nn.Module, example_input: Tensor, space: Space) -> list[Gain]:
         return counted(*models[kept], policy)
 
     before, found = count(Policy()), []
-    for technique, kinds in {**TECHNIQUES, TOGETHER: tuple(sum(TECHNIQUES.values(), ()))}.items():
+    for technique, kinds in _techniques().items():
         ends = {knob: _least(knob, model) for knob in space.knobs if knob.kind in kinds}
         policy = space.policy({knob.name: ends.get(knob, _neutral(knob)) for knob in space.knobs})
         how = _in_words(ends, policy, space) if technique != TOGETHER else "everything above"
@@ -84,6 +71,15 @@ def gains(model: nn.Module, example_input: Tensor, space: Space) -> list[Gain]:
             Gain(technique, name, before[name], value, how) for name, value in after.items() if value < before[name]
         ]
     return found
+
+
+def _techniques() -> dict[str, set[str]]:
+    """Technique -> names of its kinds of knobs: what is left of the model first, then bits, then all of them together."""
+    found: dict[str, set[str]] = {}
+    for kind in sorted(KNOB_KINDS.values(), key=lambda kind: kind.is_quantizing):
+        if kind.technique:
+            found.setdefault(kind.technique, set()).add(kind.name)
+    return {**found, TOGETHER: set().union(*found.values())}
 
 
 def counted(model: nn.Module, macs: Mapping[str, int], policy: Policy) -> dict[str, float]:
@@ -131,41 +127,31 @@ def _size(model: nn.Module, name: str, decided: LayerPolicy) -> int:
 def _packed(weight: Tensor, size: int, policy: Policy, name: str) -> int:
     """Bytes of a layer's weight of so many elements, with its steps, zero points and table."""
     decided, rows = policy.layer(name), len(weight)
-    values = size - round(_zeros(decided.sparsity, weight) * size)
+    values = size - round(zeros_in(weight, decided.sparsity) * size)
     total = smallest_format(rows, -(-size // rows), values, decided.weight_bits)[1]
     total += 4 * (rows if policy.scheme.weights == "channel" else 1) * decided.has_weight_grid
     return total + 4 * 2**decided.weight_bits * decided.has_codebook + 5 * decided.has_activation_grid
 
 
-def _zeros(sparsity: Sparsity, weight: Tensor) -> float:
-    """The fraction of a weight that becomes zero."""
-    threshold = threshold_of(sparsity)
-    if threshold is not None:
-        return float((weight.abs() < threshold * weight.std()).float().mean())
-    return 0.5 if sparsity == "2:4" else float(sparsity)
-
-
 @torch.no_grad()
 def _least(knob: Knob, model: nn.Module) -> Choice:
     """The choice of a knob that leaves least."""
-    weights = [_weight(model, name) for name in knob.governs if knob.kind in ("operator", "sparsity")]
-    if knob.kind == "operator":
-        return min(knob.choices, key=lambda choice: Operator.parse(choice).weights(weights[0].shape))
-    if knob.kind == "sparsity":
-        return max(knob.choices, key=lambda choice: sum(_zeros(choice, weight) * weight.numel() for weight in weights))
-    furthest = max if knob.kind in ("channels", "removed") else min
-    return furthest(knob.choices, key=float)
+    kind = KNOB_KINDS[knob.kind]
+    weights = [_weight(model, name) for name in knob.governs] if kind.subject == "layer" else []
+    return kind.furthest(knob.choices, weights)
 
 
 def _neutral(knob: Knob) -> Choice:
-    return NEUTRAL[knob.kind] if NEUTRAL[knob.kind] in knob.choices else knob.choices[0]
+    neutral = KNOB_KINDS[knob.kind].neutral
+    return neutral if neutral in knob.choices else knob.choices[0]
 
 
 def _in_words(ends: Mapping[Knob, Choice], policy: Policy, space: Space) -> str:
     chosen: dict[str, list[str]] = {}
     for knob, choice in ends.items():
-        if knob.kind in _WORDS:
-            chosen.setdefault(_WORDS[knob.kind], []).append(str(choice))
+        kind = KNOB_KINDS[knob.kind]
+        if kind.subject not in ("block", "ranking"):
+            chosen.setdefault(kind.label, []).append(str(choice))
     parts = [f"{word} {' and '.join(dict.fromkeys(choices))}" for word, choices in chosen.items()]
     removed = f"{len(policy.removed_blocks)} of {len(space.blocks)} blocks removed"
     return ", ".join(parts) or removed

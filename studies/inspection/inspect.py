@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,21 @@ from ...compression.pruning.prune import CALIBRATION_BATCH
 from ...core.errors import WorkloadError
 from ...core.validation import suggestion
 from ...hardware_profiles.cards.target import Target, load_target
+from ...spaces.choices import SpaceChoices, keys_of_targets
 from ...spaces.families import family_of
 from ...spaces.models.blocks import block_influence, examine_blocks, least_influential_first
 from ...spaces.models.channel_groups import ChannelGroup
 from ...spaces.models.layers import Layer, find_layers, macs_by_module
-from ...spaces.policies.layer_policy import FULL_PRECISION
 from ...spaces.policies.operators import DENSE, Operator
 from ...spaces.policies.policy import Recovery
 from ...spaces.policies.quantization_scheme import Scheme
 from ...spaces.presets import Family, preset_space
-from ...spaces.space import Space, SpaceChoices
+from ...spaces.space import Space
 from ...workloads.contract import held
 from ...workloads.load import OWN_FORMS, TORCHVISION, builtin_workloads, load_workload, working_in
 from ...workloads.workload import Workload
-from ..study_file.spec import StudySpec, shipped_studies, study_named
+from ..study_file.load import shipped_studies, study_named
+from ..study_file.spec import StudySpec
 from .compression_bounds import Gain, gains
 from .precision_probe import bits_on, why_float_only
 from .untouched import why_untouched
@@ -130,10 +131,10 @@ def inspect_workload(workload: Workload, target: Target | None = None, spec: Stu
     float_only = why_float_only(workload)
     choices, scheme = _choices(family, target, spec)
     if float_only:
-        choices = replace(choices, weight_bits=(FULL_PRECISION,), activation_bits=(FULL_PRECISION,))
+        choices = choices.without_quantization()
     space = Space(layers, groups, choices, Recovery(1), removable, scheme, least_influential_first(influence))
     makers = {layer: group.name for group in groups for layer in group.layers}
-    operators = [name for name in choices.operators if name != DENSE] if spec else OPERATORS
+    operators = [str(name) for name in choices["operators"] if name != DENSE] if spec else OPERATORS
     kept_back = {layer.name for layer in layers} - {layer.name for layer in space.layers}
     reports = [_layer(layer, macs, makers.get(layer.name, ""), operators, layer.name in kept_back) for layer in layers]
     return Inspection(
@@ -158,17 +159,16 @@ def inspect_workload(workload: Workload, target: Target | None = None, spec: Stu
 
 def _choices(family: Family, target: Target | None, spec: StudySpec | None) -> tuple[SpaceChoices, Scheme]:
     """What a study offers, or the preset of a family, of the bits a target takes."""
-    bits = {key: getattr(target, key) for key in ("weight_bits", "activation_bits")} if target else {}
+    bits = {key: getattr(target, key) for key in keys_of_targets()} if target else {}
     if spec is None:
         return SpaceChoices(**preset_space(family, bits)), Scheme()
-    offered = spec.with_preset(family, bits).space.model_dump(exclude={"preset"})
-    return SpaceChoices(**offered), Scheme(**spec.quantization.model_dump())
+    return spec.with_preset(family, bits).space.choices(), spec.quantization.scheme()
 
 
 def _searched(choices: SpaceChoices) -> dict[str, tuple[Any, ...]]:
     """Key of a space -> its choices, of those that are not simply off."""
-    neutral = asdict(SpaceChoices())
-    return {key: value for key, value in asdict(choices).items() if key != "granularity" and value != neutral[key]}
+    searched: dict[str, tuple[Any, ...]] = {kind.key: choices[kind.key] for kind in choices.searched()}
+    return {**searched, "keep": choices.keep} if choices.keep else searched
 
 
 def _little_data(workload: str, options: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from ...spaces.policies.policy import Policy
 from ..analysis.convergence import hypervolume_at, outlook
 from ..analysis.newest_front import excesses, why_no_front
 from ..store.records import INTERRUPTIONS, STOPPED_AT, FrontRecord, Outcome, SensitivityRecord, StudyRecord, Trial
-from ..study_file.spec import BudgetSpec
+from ..study_file.parts import BudgetSpec
 from ..terminal import sparkline
 from ..wording import count_text, excess_text
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from slimfront.studies.study_file.spec import StudySpec, load_study
+from slimfront.studies.study_file.load import load_study
+from slimfront.studies.study_file.spec import StudySpec
 
 TINY = Path(__file__).with_name("tiny_workload.py")
 

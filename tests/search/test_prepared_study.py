@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from slimfront.core.errors import StudyFileError
 from slimfront.search.trials.prepared_study import prepare
-from slimfront.studies.study_file.spec import load_study
+from slimfront.studies.study_file.load import load_study
 
 IMAGES = """
 import torch

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 from slimfront.search.run import run_search
 from slimfront.studies.store.store import Store
-from slimfront.studies.study_file.spec import load_study
+from slimfront.studies.study_file.load import load_study
 
 
 @pytest.mark.slow

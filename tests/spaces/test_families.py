@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from slimfront.spaces.choices import SpaceChoices
 from slimfront.spaces.families import family_of
 from slimfront.spaces.presets import PRESETS
-from slimfront.spaces.space import SpaceChoices
 from slimfront.workloads.builtin.digits_model import DigitsResNet
 from slimfront.workloads.builtin.digits_rnn import DigitsRNN
 from slimfront.workloads.builtin.digits_vit import DigitsViT
@@ -62,4 +62,4 @@ def test_a_preset_can_leave_everything_as_it_is(preset):
     choices, neutral = SpaceChoices(**preset.space), SpaceChoices()
     for key in preset.space:
         if key not in ("granularity", "channel_reduction"):
-            assert getattr(neutral, key)[0] in getattr(choices, key)
+            assert neutral[key][0] in choices[key]

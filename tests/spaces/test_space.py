@@ -4,11 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from slimfront.core.errors import PolicyError
+from slimfront.spaces.choices import SpaceChoices
+from slimfront.spaces.knobs.kind import Knob
 from slimfront.spaces.models.channel_groups import ChannelGroup
 from slimfront.spaces.models.layers import Layer
 from slimfront.spaces.policies.layer_policy import ACTIVATION_BITS, WEIGHT_BITS
 from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
-from slimfront.spaces.space import Knob, Space, SpaceChoices
+from slimfront.spaces.space import Space
 
 
 def layer(name: str, kind: str = "conv2d", sparsifiable: bool = True) -> Layer:
@@ -77,7 +79,7 @@ def test_every_policy_decides_only_what_is_offered(point):
     policy = space.policy(parameters)
     kept = set(policy.layers) | set(policy.channels)
     assert kept <= {member.name for member in space.layers} | {group.name for group in space.groups}
-    assert policy.width in {round(width, 6) for width in space.choices.width}
+    assert policy.width in {round(width, 6) for width in space.choices["width"]}
 
 
 @given(points())
@@ -344,3 +346,9 @@ def test_bfloat16_is_of_weights_and_activations_together():
     only = Space(LAYERS[:1], [], SpaceChoices(weight_bits=(8, 16), activation_bits=(8, 16)))
     policy = only.policy(dict.fromkeys(names(only), 8) | {names(only)[1]: 16})
     assert only.policy(only.parameters(policy)) == policy
+
+
+def test_sparsities_without_a_number_have_no_order_to_be_near_in():
+    space = Space(LAYERS[1:2], [], SpaceChoices(weight_sparsity=("<0.5std", "2:4")))
+    assert space.uniform({}).layer("block.conv1").sparsity == "<0.5std"
+    assert space.uniform({"sparsity": "2:4"}).layer("block.conv1").sparsity == "2:4"

@@ -2,17 +2,18 @@
 
 import pytest
 from slimfront.compression.pruning.prune import pruned_copy
-from slimfront.evaluators.counts import Complexity
 from slimfront.evaluators.evaluator import Context, LoweredCandidate
+from slimfront.evaluators.registry import measure
 from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.hardware_profiles.runtimes.base import get_runtime
+from slimfront.spaces.choices import SpaceChoices
 from slimfront.spaces.models.blocks import find_removable_blocks
 from slimfront.spaces.models.channel_groups import find_channel_groups
 from slimfront.spaces.models.layers import find_layers
 from slimfront.spaces.policies.candidate import Candidate
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from slimfront.spaces.policies.resolved import effective_policy
-from slimfront.spaces.space import Space, SpaceChoices
+from slimfront.spaces.space import Space
 from slimfront.studies.inspection.compression_bounds import gains
 
 BLOCKS = ("blocks.0", "blocks.3", "blocks.1", "blocks.5")
@@ -45,7 +46,7 @@ def built(workload, groups, policy):
     model = pruned_copy(workload.model, workload.example_input, policy, groups)
     target = load_target("cpu-openvino")
     context = Context(workload=workload, target=target, runtime=get_runtime(target.runtime))
-    counted = Complexity().evaluate(LoweredCandidate(Candidate(effective_policy(policy), model)), context)
+    counted = measure(LoweredCandidate(Candidate(effective_policy(policy), model)), context, "counted")
     return {measurement.name: measurement.value for measurement in counted}
 
 
@@ -72,7 +73,7 @@ def test_all_together_is_what_a_candidate_at_the_ends_of_the_space_has(digits_wo
 )
 def test_each_technique_alone(digits_workload, groups, space_of, technique, policy):
     keep = ("stem*", "blocks.[1-5]*", "blocks.0.conv2", "fc") if policy.layers else ()
-    space = space_of(SpaceChoices(**{**vars(EVERYTHING), "keep": keep}))
+    space = space_of(SpaceChoices(keep=keep, **EVERYTHING))
     expected, before = built(digits_workload, groups, policy), built(digits_workload, groups, Policy())
     changed = {name: value for name, value in expected.items() if value != before[name]}
     assert found(digits_workload, space, technique) == changed

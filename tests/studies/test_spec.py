@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from slimfront.core.errors import StudyFileError
+from slimfront.core.metrics import METRICS
 from slimfront.spaces.presets import PRESETS
 from slimfront.studies.study_file.constraint import Constraint
-from slimfront.studies.study_file.spec import JUDGED, StudySpec, incompatible_changes, load_study, shipped_studies
+from slimfront.studies.study_file.load import load_study, shipped_studies
+from slimfront.studies.study_file.spec import StudySpec, incompatible_changes
 
 FULL = """\
 study: digits-demo
@@ -260,7 +262,7 @@ BAD = {
         "must be at least 0, not -2",
     ),
     "keep that is text": ("weight_bits: [4, 32]", "keep: stem", "space.keep", "must be a list, not 'stem'"),
-    "empty space": ("[4, 32]", "[4]", "space", "empty space: give at least one of weight_bits,"),
+    "empty space": ("[4, 32]", "[4]", "space", "empty space: give at least one of width, recovery_epochs,"),
     "empty space of no knobs": ("{weight_bits: [4, 32]}", "{}", "space", "empty space"),
     "name of a folder": ("study: small", "study: ..", "study", "'..' is a folder of its own in a path"),
     "name of the same folder": ("study: small", "study: '.'", "study", "'.' is a folder of its own in a path"),
@@ -374,8 +376,8 @@ def test_a_file_of_one_s_own_goes_before_a_shipped_name(tmp_path, monkeypatch):
 
 
 def test_every_shown_metric_can_be_an_objective():
-    assert {"accuracy", "accuracy_drop", "latency_ms", "artifact_bytes", "flops"} <= JUDGED
-    assert not {name for name in JUDGED if name.startswith("test_")}
+    assert {"accuracy", "accuracy_drop", "latency_ms", "artifact_bytes", "flops"} <= METRICS.searchable
+    assert not {name for name in METRICS.searchable if name.startswith("test_")}
 
 
 def test_json_round_trip(tmp_path):
@@ -430,7 +432,7 @@ def test_workers_budget_and_sampler_may_change(make_spec):
         ({"objectives": ["latency_ms", "accuracy_drop"]}, ["objectives"]),
         ({"constraints": ["flops < 3"]}, ["constraints"]),
         ({"seed": 5}, ["seed"]),
-        ({"space": {"weight_bits": [8, 32], "keep": ["fc"]}}, ["space.weight_bits", "space.keep"]),
+        ({"space": {"weight_bits": [8, 32], "keep": ["fc"]}}, ["space.keep", "space.weight_bits"]),
         ({"recovery": {"alpha": 0.1}, "target": "gpu"}, ["target", "recovery.alpha"]),
     ],
 )
@@ -452,12 +454,12 @@ def test_what_a_trial_means_may_not_change(make_spec, change, keys):
     ],
 )
 def test_violation_is_the_excess_in_the_metric_s_unit(text, value, violation):
-    assert Constraint.parse(text, JUDGED).violation(value) == violation
+    assert Constraint.parse(text, METRICS.searchable).violation(value) == violation
 
 
 @pytest.mark.parametrize("text", ["speedup > 2", "artifact_bytes < 200000", "accuracy_drop < 0"])
 def test_a_strict_constraint_is_violated_at_its_bound(text):
-    constraint = Constraint.parse(text, JUDGED)
+    constraint = Constraint.parse(text, METRICS.searchable)
     assert constraint.violation(constraint.bound) > 0
 
 
@@ -482,9 +484,9 @@ def test_nan_satisfies_no_constraint():
     "text", ["accuracy_drop <= 0.05", "artifact_bytes < 200000", "flops >= 1e+20", "speedup > -0.1"]
 )
 def test_a_constraint_reads_back_as_written(text):
-    constraint = Constraint.parse(text, JUDGED)
+    constraint = Constraint.parse(text, METRICS.searchable)
     assert str(constraint) == text
-    assert Constraint.parse(str(constraint), JUDGED) == constraint
+    assert Constraint.parse(str(constraint), METRICS.searchable) == constraint
 
 
 def test_the_studies_need_neither_torch_nor_optuna_nor_ray():

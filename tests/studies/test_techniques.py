@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from slimfront.spaces.models.channel_groups import ChannelGroup
 from slimfront.spaces.models.layers import Layer
-from slimfront.spaces.policies.policy import Policy, Recovery
-from slimfront.spaces.policies.quantization_scheme import Scheme
-from slimfront.spaces.space import Space, SpaceChoices
+from slimfront.spaces.policies.policy import Policy
+from slimfront.spaces.space import Space
 from slimfront.studies.study_file.spec import StudySpec
 
 ROOT = Path(__file__).parent.parent.parent
@@ -99,9 +98,9 @@ def policies(**parts) -> list[Policy]:
     """Every point of the space that a study file with these keys describes."""
     spec = StudySpec.from_document({**STUDY, "budget": {"trials": 1}, **parts}, "study.yaml", Path())
     space = Space(
-        LAYERS, GROUPS, SpaceChoices(**spec.space.model_dump(exclude={"preset"})),
-        Recovery(1, **spec.recovery.model_dump(exclude={"batch_size"})), ["first", "second"],
-        Scheme(**spec.quantization.model_dump()), ["first", "second"],
+        LAYERS, GROUPS, spec.space.choices(),
+        spec.recovery.settings(), ["first", "second"],
+        spec.quantization.scheme(), ["first", "second"],
     )  # fmt: skip
     names = [knob.name for knob in space.knobs]
     chosen = itertools.product(*(knob.choices for knob in space.knobs))

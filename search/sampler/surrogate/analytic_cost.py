@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from ....spaces.models.channel_graph import ChannelGraph
 from ....spaces.models.channel_groups import ChannelGroup
 from ....spaces.models.layers import Layer, macs_by_module
-from ....spaces.policies.layer_policy import BFLOAT16_BITS, FULL_PRECISION, GRID_BITS, UNIFORM
-from ....spaces.policies.operators import DENSE
+from ....spaces.policies.layer_policy import BFLOAT16_BITS, FULL_PRECISION, GRID_BITS
 from ....spaces.space import Space
 
 COUNTED = ("flops", "bops", "parameters", "packed_bytes")
@@ -87,9 +86,7 @@ class AnalyticCost:
     @property
     def is_exact(self) -> bool:
         """Whether the space leaves every layer in place, of its kind and on integer grids, which is what is counted here."""
-        choices = self._space.choices
-        in_place = choices.removed_blocks == (0,) and choices.depth == (1.0,)
-        return in_place and choices.operators == (DENSE,) and choices.codebooks == (UNIFORM,)
+        return all(kind.is_counted for kind in self._space.choices.searched())
 
     def __call__(self, codes: np.ndarray) -> np.ndarray:
         """[n, 6] of codes [n, knobs of the space]: a column per `COUNTED`, and those `OF_MACHINES`.

@@ -1,0 +1,42 @@
+"""The recovery knob: how long a compressed model is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...core.validation import CountOrNone
+from ..policies.draft import PolicyDraft
+from ..policies.policy import Choice, Policy
+from .kind import Knob, KnobKind, any_of
+
+RECOVERY_KIND = "recovery_epochs"
+"""Name of the kind whose choices repair damage instead of doing any; also its key in study files."""
+
+
+class _RecoveryEpochs(KnobKind):
+    def read(self, policy: Policy, knob: Knob) -> Choice:
+        return any_of(knob, policy.recovery.epochs)  # a pipeline without training has none
+
+    def write(self, draft: PolicyDraft, governs: Sequence[str], choice: Choice) -> None:
+        draft.epochs = int(choice)
+
+    def guess(self, choice: Choice, choices: Sequence[Choice]) -> float:
+        return float(choice)  # it repairs damage, and only the order is read
+
+
+KINDS: tuple[KnobKind, ...] = (
+    _RecoveryEpochs(
+        name=RECOVERY_KIND,
+        key=RECOVERY_KIND,
+        type=CountOrNone,
+        neutral=0,
+        meaning="Training after compression.",
+        unit="epochs",
+        label="recovery epochs",
+        subject="model",
+        owner="recovery",
+        is_damaging=False,
+        is_counted=True,
+        is_numbered_when_off=True,
+    ),
+)

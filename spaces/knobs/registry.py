@@ -1,0 +1,63 @@
+"""The registry of knob kinds, which installed packages extend by entry points in the group `slimfront.knobs`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from ...core.errors import PolicyError
+from ...core.registry import Registry
+from .kind import KnobKind
+from .pruning import KINDS as PRUNING
+from .quantization import KINDS as QUANTIZATION
+from .recovery import KINDS as RECOVERY
+from .structure import KINDS as STRUCTURE
+
+_NUMBERED = (
+    "width", "recovery_epochs", "channels", "weight_bits", "activation_bits", "sparsity",
+    "criterion", "scope", "steps", "reduction", "removed", "operator", "codebook", "activation_range", "depth",
+)  # fmt: skip
+"""Kinds in the order that parameters are numbered in, which databases hold; all others come after these."""
+
+
+class _KnobKinds(Registry[KnobKind]):
+    """Kinds of knobs by name, in the order that parameters are numbered in: those named in `_NUMBERED`, then others as they
+    were registered, then those of installed packages by name."""
+
+    def __init__(self) -> None:
+        super().__init__("kind of knob", "slimfront.knobs", PolicyError)
+        self._added: Callable[[KnobKind], None] = lambda _: None
+
+    def register(self, name: str, implementation: KnobKind, *, replace: bool = False) -> None:
+        taken = {kind.key for kind in self._own.values() if not replace or kind.name != name}
+        if implementation.key in taken:
+            problem = f"the key {implementation.key!r} of kind of knob {name!r} is taken"
+            raise PolicyError(f"{problem}; known are {', '.join(sorted(taken))}")
+        super().register(name, implementation, replace=replace)
+        self._added(implementation)
+
+    def __iter__(self) -> Iterator[str]:
+        numbered = [name for name in _NUMBERED if name in self._own]
+        return iter(dict.fromkeys([*numbered, *self._own, *super().__iter__()]))
+
+    def each(self, use: Callable[[KnobKind], None]) -> None:
+        """Call `use` with every kind there is, and with each that is registered later."""
+        for kind in self.values():
+            use(kind)
+        self._added = use
+
+
+KNOB_KINDS = _KnobKinds()
+"""Name -> kind of knob."""
+
+
+def register(kind: KnobKind, *, replace: bool = False) -> None:
+    """Make a kind of knob known: study files, spaces and reports have it from then on.
+
+    Raises:
+        PolicyError: its name or key is taken.
+    """
+    KNOB_KINDS.register(kind.name, kind, replace=replace)
+
+
+for built_in in (*STRUCTURE, *PRUNING, *QUANTIZATION, *RECOVERY):
+    register(built_in)

@@ -1,0 +1,111 @@
+"""The parts of a study file other than its space: budget, recovery, quantization, rungs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Annotated, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
+
+from ...core.errors import PolicyError
+from ...core.validation import MAX_COUNT, Count, Ordered
+from ...spaces.policies.quantization_scheme import Scheme
+from ...spaces.policies.recovery import Recovery
+
+
+class Part(BaseModel):
+    """A mapping of a study file: frozen, without unknown keys, and nothing converted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def add_fields(part: type[Part], added: Mapping[str, FieldInfo]) -> None:
+    """Give a part further keys, as if its class had been written with them."""
+    part.__pydantic_fields__.update(added)
+    part.model_rebuild(force=True)
+
+
+def _settings(kind: type, *others: str) -> dict[str, FieldInfo]:
+    """The keys that stand for the fields of a dataclass, with their types and defaults; `others` have keys elsewhere."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {
+        f.name: FieldInfo.from_annotated_attribute(hints[f.name], f.default)
+        for f in fields(kind)
+        if f.name not in others
+    }
+
+
+class BudgetSpec(Part):
+    """When the search ends: after so many trials or seconds, or once it has converged, whichever comes first.
+
+    Attributes:
+        trial_timeout_s: seconds after which a trial is ended, and is a failed one; None lets each take as long as it likes.
+        patience: trials that may pass while the front's hypervolume grows by less than `convergence.LEAST_GROWTH`.
+    """
+
+    trials: Count | None = None
+    timeout_s: Annotated[float, Field(gt=0)] | None = None
+    trial_timeout_s: Annotated[float, Field(gt=0)] | None = None
+    patience: Count | None = None
+
+    @model_validator(mode="after")
+    def _some(self) -> BudgetSpec:
+        if self.trials is None and self.timeout_s is None:
+            raise ValueError("give trials, timeout_s or both")
+        return self
+
+
+class RecoverySpec(Part):
+    """Training around pruning and quantization: the settings of `Recovery`, whose epochs are a knob of the space."""
+
+    batch_size: Count = 64
+
+    def settings(self, epochs: int = 1) -> Recovery:
+        """The recovery of a policy that is trained for so many epochs."""
+        return Recovery(epochs, **self.model_dump(exclude={"batch_size"}))
+
+    @model_validator(mode="after")
+    def _pipeline(self) -> RecoverySpec:
+        try:
+            self.settings()
+        except PolicyError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+
+class QuantizationSpec(Part):
+    """How the grids of quantized layers are chosen: the settings of `Scheme`; their bits are knobs of the space."""
+
+    def scheme(self) -> Scheme:
+        """The scheme of every policy."""
+        return Scheme(**self.model_dump())
+
+
+add_fields(RecoverySpec, _settings(Recovery, "epochs"))
+add_fields(QuantizationSpec, _settings(Scheme))
+
+
+class RungsSpec(Part):
+    """Where a trial's recovery is looked at, and stopped unless it is among the best one in `reduction` that came so far.
+
+    Attributes:
+        recovery: rising fractions of the recovery's epochs; 0 looks at the model before any, and the last is 1. One that is
+            less than an epoch looks at it after that part of the training data.
+    """
+
+    recovery: Ordered[Annotated[float, Field(ge=0, le=1)]] = (0.0, 0.25, 1.0)
+    reduction: Annotated[int, Field(ge=2, le=MAX_COUNT)] = 3
+
+    @model_validator(mode="after")
+    def _rising(self) -> RungsSpec:
+        if not self.recovery or list(self.recovery) != sorted(set(self.recovery)) or self.recovery[-1] != 1:
+            raise ValueError("fractions of the recovery rise and end with 1, as in [0, 0.25, 1]")
+        return self
+
+    def marks(self, epochs: int) -> tuple[float, ...]:
+        """Epochs, or a part of the first, after which a recovery of so many is looked at, the whole one left out."""
+        wanted = (fraction * epochs for fraction in self.recovery)
+        found = (mark if mark < 1 else round(mark) for mark in wanted)
+        return tuple(sorted({mark for mark in found if 0 < mark < epochs}))
