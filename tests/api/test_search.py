@@ -17,7 +17,7 @@ from slimfront.search.trials.given_workload import (
     pickled_workload,
     take_registrations,
 )
-from slimfront.studies.study_file.spec import load_study
+from slimfront.studies.study_file.load import load_study
 from torch import nn
 from torch.utils.data import TensorDataset
 
