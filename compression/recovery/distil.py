@@ -1,6 +1,6 @@
 """Distillers: what a student imitates of its teacher, by the name that a study chooses.
 
-A further distiller is a class here and its `register_distiller`, or an entry point in the group `slimfront.distillers`.
+A further distiller is a class here and its name in `DISTILLERS`, or an entry point in the group `slimfront.distillers`.
 
 | name | imitates | source |
 |---|---|---|
@@ -145,7 +145,12 @@ def _attention(activations: Tensor) -> Tensor:
     return functional.normalize(activations.square().mean(dim=1).flatten(1), dim=1)
 
 
-DISTILLERS: Registry[Callable[[float], Distiller]] = Registry("distiller", "slimfront.distillers", PolicyError)
+DISTILLERS: Registry[Callable[[float], Distiller]] = Registry(
+    "distiller",
+    "slimfront.distillers",
+    PolicyError,
+    {"soft": Soft, "hard": Hard, "feature": Feature, "relation": Relation, "attention": Attention},
+)
 """Name -> distiller, made from the temperature."""
 
 register_distiller = DISTILLERS.register
@@ -164,10 +169,3 @@ def get_distiller(name: str, temperature: float) -> Distiller:
         PolicyError: unknown, or its package cannot be imported.
     """
     return DISTILLERS[name](temperature)
-
-
-register_distiller("soft", Soft)
-register_distiller("hard", Hard)
-register_distiller("feature", Feature)
-register_distiller("relation", Relation)
-register_distiller("attention", Attention)
