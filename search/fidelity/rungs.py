@@ -73,14 +73,12 @@ class Rungs:
             self.take_up(trial.retry_of)
         if self._halving is None or trial.state == "failed":
             return
-        passed = self.passed(trial.retry_of)
-        values: dict[str, float] = {}
+        passed, is_stopped = self.passed(trial.retry_of), trial.outcome == "stopped"
         looks = sorted({record.rung for record in history if is_quality(record.measurement.name)})
-        for rung in looks if trial.outcome == "stopped" else looks[: max(1, len(looks) - 1)]:
-            values.update({r.measurement.name: r.measurement.value for r in history if r.rung <= rung})
+        for rung in looks if is_stopped else looks[: max(1, len(looks) - 1)]:
             if rung > passed:
-                self._arrive(trial.number, rung, values)
-        if trial.outcome == "stopped":
+                self._arrive(trial.number, rung, _known_at(history, rung))
+        if is_stopped:
             self.stop(trial.number, looks[-1])
 
     def _arrive(self, number: int, rung: int, values: Mapping[str, float]) -> HalvingDecision | None:
@@ -88,6 +86,11 @@ class Rungs:
             return None
         self._came[rung].append(number)
         return self._halving.arrive(rung, [values[name] for name in self._names])
+
+
+def _known_at(history: Sequence[MeasurementRecord], rung: int) -> dict[str, float]:
+    """Metric -> the newest value that was measured up to a rung."""
+    return {r.measurement.name: r.measurement.value for r in history if r.rung <= rung}
 
 
 def stopped_text(stage: Stage, verdict: HalvingDecision, epochs: int) -> str:
