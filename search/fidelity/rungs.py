@@ -17,8 +17,8 @@ from .halving import HalvingDecision, SuccessiveHalving
 class Rungs:
     """The rungs of a study; without any, nothing is ever decided.
 
-    A recovery that has ended is compared with nobody: what it had at an earlier rung is. A trial that goes on after all is a
-    retry of the one that was stopped, and has its rungs behind it.
+    A recovery that has ended is not compared with others; what it had at an earlier rung is. A trial that goes on after all is a
+    retry of the one that was stopped, and is not judged again at the rungs that one passed.
     """
 
     def __init__(self, spec: StudySpec) -> None:
@@ -51,7 +51,7 @@ class Rungs:
         self._stopped[number] = rung
 
     def passed(self, number: int | None) -> int:
-        """The rung that a retry of a stopped trial has behind it; -1 where that trial was not stopped."""
+        """The rung that a retry of a stopped trial has passed already; -1 where that trial was not stopped."""
         return self._stopped.get(number, -1) if number is not None else -1
 
     def promoted(self) -> int | None:

@@ -17,10 +17,10 @@ from ....spaces.policies.policy import Policy
 from ....spaces.space import Space
 
 COUNTED = ("flops", "bops", "parameters", "packed_bytes")
-"""Metrics in the order of `AnalyticCost`'s columns."""
+"""The first columns of `AnalyticCost` are these metrics."""
 
 OF_MACHINES = (len(COUNTED), len(COUNTED) + 1)
-"""Columns of `AnalyticCost` after these: BOPs and bytes as most machines and files have them."""
+"""The last columns of `AnalyticCost` are BOPs and bytes as most machines and files have them."""
 
 
 @dataclass(frozen=True)

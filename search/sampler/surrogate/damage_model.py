@@ -22,10 +22,10 @@ from ..dimensions import RECOVERY_KIND, SearchDimension
 from .option_layout import OptionLayout
 
 FLOOR = 1e-3
-"""Nats that are added to every divergence before its logarithm is taken."""
+"""This is added to every divergence, in nats, before its logarithm is taken."""
 
 NOISE = 0.2
-"""Standard deviation of one observed log damage."""
+"""One observed log damage has this standard deviation."""
 
 BROKEN = 0.0
 """A model is broken beyond this log damage, in log nats; only its being broken is worth learning."""
@@ -34,10 +34,10 @@ BROKEN_WEIGHT = 0.1
 """A broken model weighs this much of an observation in the fit."""
 
 MAP_DEVIATION = 0.3
-"""Standard deviation of the slope, around 1, and of the offset that log damages of whole policies have."""
+"""The slope and the offset of the log damages of whole policies deviate this far from 1 and 0."""
 
 RECOVERY_DEVIATION = 1.0
-"""Standard deviation of the log of the factor by which recovery reduces the damage of a kind, around its guess."""
+"""The log of the factor by which recovery reduces the damage of a kind deviates this far from its guess."""
 
 FIRST_STEPS = 60
 """The optimiser takes at most so many iterations from scratch."""

@@ -9,16 +9,16 @@ import numpy as np
 from ..dimensions import SearchDimension
 
 KIND_DEVIATION = 1.5
-"""Standard deviation of the log damage that equal choices of all knobs of one kind share, around its guess."""
+"""Equal choices of all knobs of a kind share a deviation of this size from the guess of their log damage."""
 
 KNOB_DEVIATION = 1.0
-"""Standard deviation of the log damage that all choices of a knob share."""
+"""All choices of a knob share a deviation of this size in addition."""
 
 MEASURED_DEVIATION = 0.5
-"""The same of a knob whose damage was measured alone."""
+"""All choices of a knob whose damage was measured alone share a deviation of this size."""
 
 OPTION_DEVIATION = 0.5
-"""Standard deviation of the log damage of each choice of a knob."""
+"""Each choice of a knob has a deviation of this size of its own."""
 
 
 class OptionLayout:
