@@ -42,6 +42,7 @@ from .sensitivity import Sensitivity, known_damage
 from .study_setup import open_reference, open_study
 from .time_budget import TimeBudget
 from .transfer import earlier_trials
+from .trials.given_workload import pickled_registrations
 from .trials.prepared_study import PreparedStudy
 from .trials.recovered import RecoveredWeights
 from .trials.worker import PRECISIONS_FILE, Stage, WorkerSetup, cores_beside, keep
@@ -274,6 +275,7 @@ class Search:
             metrics=self.spec.metrics,
             rungs=self.spec.rungs,
             pickled_workload=self.prepared.pickled_workload,
+            registrations=pickled_registrations(),
         )
 
     # What reports ask
