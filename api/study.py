@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.defaults import DEFAULT_STORAGE
 from ..core.errors import UserError
-from ..core.measurement import METRICS
+from ..core.metrics import METRICS
 from ..core.validation import suggestion
 from ..studies.analysis.front import Objective
 from ..studies.analysis.newest_front import front_points, objectives_of, why_no_front

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel
 from slimfront import api
 from slimfront.cli import app
-from slimfront.core.measurement import METRICS
+from slimfront.core.metrics import METRICS
 from slimfront.hardware_profiles.cards.target import Target
 from slimfront.spaces.policies import policy as policy_module
 from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
@@ -93,12 +93,12 @@ def first_sentence(text: str) -> str:
 
 def metrics() -> str:
     """Every metric that objectives, constraints and reports name."""
-    rows = ((f"`{m.name}`", m.unit, m.direction, m.meaning) for m in METRICS.values())
+    rows = ((f"`{m.name}`", m.unit, m.direction, m.phase, m.meaning) for m in METRICS.values())
     intro = (
         "The numbers that objectives, constraints and reports name. [How numbers are measured]"
         "(../explanation/measuring.md) explains the protocols. Metrics of the test split cannot be objectives."
     )
-    return page("Metrics", intro, table(("name", "unit", "better", "meaning"), rows))
+    return page("Metrics", intro, table(("name", "unit", "better", "known once", "meaning"), rows))
 
 
 def schema_keys(model: type[BaseModel]) -> Iterator[tuple[str, Mapping[str, Any], bool]]:

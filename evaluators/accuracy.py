@@ -8,13 +8,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..compression.batches import loader
-from ..core.errors import EvaluationError
-from ..core.measurement import METRICS, Measurement
+from ..core.errors import EvaluationError, describe_exception
+from ..core.interrupts import raise_if_interrupted
+from ..core.measurement import Measurement
+from ..core.metrics import METRICS, metrics_named
 from ..hardware_profiles.bench.lock import alone_on_gpu
 from ..hardware_profiles.runtimes.base import Artifact
 from ..hardware_profiles.runtimes.registry import RUNTIMES
 from ..workloads.workload import MapDataset
-from .evaluator import Context, LoweredCandidate
+from .evaluator import Context, Evaluator, LoweredCandidate, needed
+from .registry import register
 from .scores import Scores, concatenate
 
 
@@ -50,21 +53,43 @@ def _require_finite(outputs: np.ndarray, first: int) -> None:
         )
 
 
-class Accuracy:
+@register
+class Accuracy(Evaluator):
     """The workload's metric on the search-validation split, how far it fell; cross-entropy and KL unless the workload has its own loss."""
 
-    metrics = ("accuracy", "accuracy_drop", "cross_entropy", "kl")
-    needs_artifact = True
+    name = "accuracy"
+    metrics = metrics_named("accuracy", "accuracy_drop", "cross_entropy", "kl")
+    phases = ("scored", "recovered")
 
     def evaluate(self, lowered: LoweredCandidate, context: Context) -> list[Measurement]:
-        if lowered.artifact is None:
-            raise EvaluationError("accuracy needs an artifact")
-        scores = score(lowered.artifact, context.workload.validation, context)
+        artifact = needed(lowered.artifact, "accuracy needs an artifact")
+        scores = score(artifact, context.workload.validation, context)
         reference = context.reference.validation if context.reference else None
         measured = accuracy_measurements(scores, reference or scores)
         if context.workload.loss is None:
             measured += [cross_entropy(scores), kl_divergence(scores, reference or scores)]
         return measured
+
+
+@register
+class ConfirmedAccuracy(Evaluator):
+    """The workload's metric on the test split, and how far it fell."""
+
+    name = "test accuracy"
+    metrics = metrics_named("test_accuracy", "test_accuracy_drop")
+    phases = ("confirmed",)
+
+    def evaluate(self, lowered: LoweredCandidate, context: Context) -> list[Measurement]:
+        artifact = needed(lowered.artifact, "test accuracy needs an artifact")
+        reference = needed(
+            context.reference and context.reference.test, "test accuracy needs a reference's test scores"
+        )
+        try:
+            scores = score(artifact, context.workload.test, context)
+            return accuracy_measurements(scores, reference, prefix="test_")
+        except BaseException as error:  # the user's metric may raise anything
+            raise_if_interrupted(error)
+            raise EvaluationError(f"cannot be scored on the test split: {describe_exception(error)}") from error
 
 
 def accuracy_measurements(scores: Scores, reference: Scores, prefix: str = "") -> list[Measurement]:

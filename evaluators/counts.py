@@ -1,27 +1,31 @@
-"""What can be counted without running a candidate: FLOPs, BOPs, parameters and packed size."""
+"""What can be counted without running a candidate: FLOPs, BOPs and parameters."""
 
 from __future__ import annotations
 
 from ..core.measurement import Measurement
+from ..core.metrics import metrics_named
 from ..spaces.models.layers import LAYER_KINDS, macs_by_module
 from ..spaces.policies.layer_policy import FULL_PRECISION
 from ..spaces.policies.policy import LayerPolicy
-from .evaluator import Context, LoweredCandidate
-from .size import counted_size
+from .evaluator import Context, Evaluator, LoweredCandidate, needed
+from .registry import register
 
 
-class Complexity:
-    """FLOPs by fvcore (one fused multiply-add is one FLOP), BOPs, parameters and bytes at the policy's widths.
+@register
+class Complexity(Evaluator):
+    """FLOPs by fvcore (one fused multiply-add is one FLOP), BOPs and parameters.
 
     BOPs are multiply-adds x weight bits x activation bits over the layers (Wang et al. 2020, BayesianBits, arXiv:2005.07093);
-    masked weights count in all but the packed size, which leaves them out where that is smaller: no runtime here skips them.
+    masked weights count in all three: no runtime here skips them.
     """
 
-    metrics = ("flops", "bops", "parameters", "packed_bytes")
-    needs_artifact = False
+    name = "complexity"
+    metrics = metrics_named("flops", "bops", "parameters")
+    phases = ("counted",)
 
     def evaluate(self, lowered: LoweredCandidate, context: Context) -> list[Measurement]:
-        model, policy = lowered.candidate.model, lowered.candidate.policy
+        candidate = needed(lowered.candidate, "complexity needs the model")
+        model, policy = candidate.model, candidate.policy
         macs = macs_by_module(model, context.workload.example_input)
         layers = {name: module for name, module in model.named_modules() if type(module) in LAYER_KINDS}
         bops = sum(
@@ -33,7 +37,6 @@ class Complexity:
             Measurement.exact("flops", macs[""], "fvcore"),
             Measurement.exact("bops", bops, "fvcore x bits"),
             Measurement.exact("parameters", parameters, "count"),
-            counted_size(lowered.candidate),
         ]
 
 

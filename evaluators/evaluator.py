@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import ClassVar, Literal, TypeVar
 
+from ..core.errors import EvaluationError
 from ..core.measurement import Measurement
+from ..core.metrics import Metric, Phase
 from ..hardware_profiles.bench.timer import Timer
 from ..hardware_profiles.cards.target import Target
 from ..hardware_profiles.runtimes.base import Artifact, Runtime
 from ..spaces.policies.candidate import Candidate
 from ..workloads.workload import Workload
 from .scores import Scores
+
+T = TypeVar("T")
+
+PREDICTABLE = ("speedup", "latency_ms", "throughput")
+"""Names of the metrics that a latency table predicts."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,8 @@ class Context:
         bench: times artifacts.
         reference: None only while the reference itself is evaluated.
         threads: that scoring may use; timing uses the target's.
+        metrics: that the study names; some are made only then.
+        timing_seconds: the time budget of one timing; it ends earlier once the interval is narrow enough.
     """
 
     workload: Workload
@@ -49,31 +61,69 @@ class Context:
     bench: Timer | None = None
     reference: Reference | None = None
     threads: int = 1
+    metrics: Sequence[str] = ()
+    timing_seconds: float = 2.0
 
 
 @dataclass(frozen=True)
 class LoweredCandidate:
-    """A candidate and its artifact, which is None for what is counted before lowering."""
-
-    candidate: Candidate
-    artifact: Artifact | None = None
-
-
-class Evaluator(Protocol):
-    """Turns a lowered candidate into measurements.
+    """What is evaluated, as far as a phase has it.
 
     Attributes:
-        metrics: names of the measurements it can make, keys of `METRICS`.
-        needs_artifact: whether the candidate has to be lowered first.
+        candidate: the compressed model; None in the confirmation, which has the files alone.
+        artifact: what the runtime loads; None in the phase "counted".
+        packed: the packed file; None until the trial's files are kept.
     """
 
-    metrics: tuple[str, ...]
-    needs_artifact: bool
+    candidate: Candidate | None
+    artifact: Artifact | None = None
+    packed: Path | None = None
 
+
+class Evaluator(ABC):
+    """Makes some metrics of a candidate. A class names them; each phase of a trial asks for its evaluators.
+
+    Attributes:
+        name: how the registry and errors call it.
+        metrics: what it can make.
+        phases: when it runs.
+        on_request: it runs only where the study names one of its metrics, because it costs time or special hardware.
+        source: "bench", it needs the target's machine; "table", it stands in for a target that cannot be reached; None, it
+            needs neither.
+    """
+
+    name: ClassVar[str]
+    metrics: ClassVar[tuple[Metric, ...]]
+    phases: ClassVar[tuple[Phase, ...]]
+    on_request: ClassVar[bool] = False
+    source: ClassVar[Literal["bench", "table"] | None] = None
+
+    @abstractmethod
     def evaluate(self, lowered: LoweredCandidate, context: Context) -> list[Measurement]:
-        """One measurement for each of `metrics` that the workload gives a meaning, in their order.
+        """One measurement for each of `metrics` that has a meaning for the workload and the candidate, in their order.
 
         Raises:
             EvaluationError: the number cannot be produced for this candidate.
         """
-        ...
+
+    def refusal(self, target: Target) -> str | None:
+        """Why its metrics cannot be had of a target; None where they can.
+
+        Of a remote target it is what the card rules out alone: that machine is not this one.
+        """
+        if self.source == "bench" and target.predict:
+            return f"a latency table predicts {', '.join(PREDICTABLE)} and nothing else"
+        if self.source == "table" and not target.predict:
+            return "the target is measured and not predicted"
+        return None
+
+
+def needed(value: T | None, why: str) -> T:
+    """`value`, which an evaluator cannot do without.
+
+    Raises:
+        EvaluationError: it is not there; the message is `why`.
+    """
+    if value is None:
+        raise EvaluationError(why)
+    return value

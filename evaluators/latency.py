@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
-from ..core.errors import EvaluationError
-from ..core.measurement import METRICS, Measurement
+from ..core.measurement import Measurement
+from ..core.metrics import METRICS, metrics_named
 from ..hardware_profiles.bench.paired_timing import PairedTiming
+from ..hardware_profiles.bench.timer import Timer
 from ..hardware_profiles.cards.target import Target
-from .evaluator import Context, LoweredCandidate
+from ..hardware_profiles.runtimes.base import Artifact
+from .evaluator import PREDICTABLE, Context, Evaluator, LoweredCandidate, needed
+from .registry import register
 
 
-class Latency:
+@register
+class Latency(Evaluator):
     """Speed-up over the reference, milliseconds and throughput derived from it, and percentiles of single runs.
 
-    Attributes:
-        seconds: the time budget of one timing; it ends earlier once the interval is narrow enough.
+    Of the reference itself the milliseconds are those of the quiet machine, and the speed-up is over itself: an interval that
+    leaves 1 out says the machine is not fit to measure on.
     """
 
-    metrics: tuple[str, ...] = (
-        "speedup",
-        "latency_ms",
-        "throughput",
-        "latency_p50_ms",
-        "latency_p90_ms",
-        "latency_p99_ms",
-    )
-    needs_artifact = True
-
-    def __init__(self, seconds: float = 2.0) -> None:
-        self.seconds = seconds
+    name = "latency"
+    metrics = metrics_named(*PREDICTABLE, "latency_p50_ms", "latency_p90_ms", "latency_p99_ms")
+    phases = ("timed", "confirmed")
+    source = "bench"
 
     def evaluate(self, lowered: LoweredCandidate, context: Context) -> list[Measurement]:
-        if lowered.artifact is None or context.bench is None or context.reference is None:
-            raise EvaluationError("latency needs an artifact, a bench and a reference")
-        timing = context.bench.time(lowered.artifact.path, self.seconds)
+        why = "latency needs an artifact and a bench"
+        artifact, bench = needed(lowered.artifact, why), needed(context.bench, why)
+        if context.reference is None:
+            return _of_the_reference(artifact, bench, context)
+        timing = bench.time(artifact.path, context.timing_seconds)
         return latency_measurements(timing, context.reference.latency_ms, context.target)
+
+
+def _of_the_reference(artifact: Artifact, bench: Timer, context: Context) -> list[Measurement]:
+    latency_ms, low, high, blocks = bench.time_reference(context.timing_seconds)
+    against_itself = bench.time(artifact.path, context.timing_seconds)
+    unit = METRICS["latency_ms"].unit
+    latency = Measurement("latency_ms", latency_ms, low, high, unit, blocks, "median on the quiet machine")
+    speedup, _, _, *percentiles = latency_measurements(against_itself, latency_ms, context.target)
+    return [speedup, latency, throughput(latency, context.target), *percentiles]
 
 
 def latency_measurements(timing: PairedTiming, reference_ms: float, target: Target) -> list[Measurement]:

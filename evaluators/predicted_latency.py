@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 from ..core.errors import EvaluationError
-from ..core.measurement import METRICS, PREDICTED, Measurement
+from ..core.measurement import PREDICTED, Measurement
+from ..core.metrics import METRICS, metrics_named
 from ..hardware_profiles.cards.target import Target
 from ..hardware_profiles.profiling.prediction import calls_of, cost_units
-from .evaluator import Context, Evaluator, LoweredCandidate
-from .latency import Latency, throughput
+from .evaluator import PREDICTABLE, Context, Evaluator, LoweredCandidate, needed
+from .latency import throughput
+from .registry import register
 
 
-class PredictedLatency:
+@register
+class PredictedLatency(Evaluator):
     """Speed-up, latency and throughput as the table says, with the interval of its error on policies it had not seen."""
 
-    metrics: tuple[str, ...] = ("speedup", "latency_ms", "throughput")
-    needs_artifact = False
+    name = "predicted latency"
+    metrics = metrics_named(*PREDICTABLE)
+    phases = ("timed",)
+    source = "table"
 
     def evaluate(self, lowered: LoweredCandidate, context: Context) -> list[Measurement]:
-        table = context.target.latency_table
-        if table is None:
-            raise EvaluationError("predicting latency needs a latency table in the target's card")
-        example, candidate = context.workload.example_input, lowered.candidate
+        why = "predicting latency needs a latency table in the target's card"
+        table = needed(context.target.latency_table, why)
+        if context.reference is None:
+            return predicted_measurements(table.reference_ms, table.reference_ms, context.target)
+        example, candidate = (
+            context.workload.example_input,
+            needed(lowered.candidate, "predicting latency needs the model"),
+        )
         reference = calls_of(context.workload.model, example)
         costs = cost_units(candidate.policy, calls_of(candidate.model, example), reference)
         if missing := table.missing(costs):
@@ -40,9 +49,3 @@ def predicted_measurements(latency_ms: float, reference_ms: float, target: Targe
     latency = Measurement("latency_ms", latency_ms, low, high, METRICS["latency_ms"].unit, n, method)
     ratio = Measurement("speedup", speedup, reference_ms / high, reference_ms / low, METRICS["speedup"].unit, n, method)
     return [ratio, latency, throughput(latency, target)]
-
-
-def latency_evaluator(target: Target, seconds: float) -> Evaluator:
-    """The bench, for at most `seconds`; the table where the target cannot be reached."""
-    evaluator: Evaluator = PredictedLatency() if target.predict else Latency(seconds)
-    return evaluator

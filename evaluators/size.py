@@ -2,34 +2,51 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ..compression.packing.packed_file import counted_bytes, packed_bytes
-from ..core.errors import EvaluationError
 from ..core.measurement import Measurement
-from ..spaces.policies.candidate import Candidate
-from .evaluator import Context, LoweredCandidate
+from ..core.metrics import metrics_named
+from .evaluator import Context, Evaluator, LoweredCandidate, needed
+from .registry import register
 
 
-class ArtifactSize:
+@register
+class ArtifactSize(Evaluator):
     """Size of the file the runtime loads."""
 
-    metrics = ("artifact_bytes",)
-    needs_artifact = True
+    name = "artifact size"
+    metrics = metrics_named("artifact_bytes")
+    phases = ("timed", "recovered")
 
     def evaluate(self, lowered: LoweredCandidate, context: Context) -> list[Measurement]:
-        if lowered.artifact is None:
-            raise EvaluationError("artifact_bytes needs an artifact")
-        return [Measurement.exact("artifact_bytes", lowered.artifact.bytes, "file size")]
+        artifact = needed(lowered.artifact, "artifact_bytes needs an artifact")
+        return [Measurement.exact("artifact_bytes", artifact.bytes, "file size")]
 
 
-def counted_size(candidate: Candidate) -> Measurement:
-    """What the tensors of a candidate's packed file will take; see `counted_bytes` for what is not known before its grids."""
-    return Measurement.exact(
-        "packed_bytes", counted_bytes(candidate), "counted: dense, bitmap or CSR, steps and tables"
-    )
+@register
+class CountedSize(Evaluator):
+    """What the tensors of the packed file will take; see `counted_bytes` for what is not known before the candidate's grids."""
+
+    name = "counted size"
+    metrics = metrics_named("packed_bytes")
+    phases = ("counted", "timed")
+
+    def evaluate(self, lowered: LoweredCandidate, context: Context) -> list[Measurement]:
+        if lowered.packed is not None:  # the file itself says more
+            return []
+        candidate = needed(lowered.candidate, "counted size needs the model")
+        how = "counted: dense, bitmap or CSR, steps and tables"
+        return [Measurement.exact("packed_bytes", counted_bytes(candidate), how)]
 
 
-def packed_size(packed: Path) -> Measurement:
-    """What the tensors of a packed file take."""
-    return Measurement.exact("packed_bytes", packed_bytes(packed), "packed file")
+@register
+class PackedSize(Evaluator):
+    """What the tensors of the packed file take, once it is written."""
+
+    name = "packed size"
+    metrics = metrics_named("packed_bytes")
+    phases = ("scored", "recovered")
+
+    def evaluate(self, lowered: LoweredCandidate, context: Context) -> list[Measurement]:
+        if lowered.packed is None:
+            return []
+        return [Measurement.exact("packed_bytes", packed_bytes(lowered.packed), "packed file")]

@@ -18,8 +18,8 @@ from optuna.samplers import BaseSampler
 
 from ..core.interrupts import uninterrupted
 from ..core.measurement import Measurement
+from ..core.metrics import is_confirmed
 from ..core.threads import usable_threads
-from ..evaluators.evaluator import LoweredCandidate
 from ..hardware_profiles.runtimes.base import Artifact
 from ..spaces.policies.candidate import Candidate
 from ..spaces.policies.policy import Policy
@@ -181,11 +181,9 @@ class Search:
         if proposal is None:
             return
         baseline = self.store.get_study(self.spec.study).baseline
-        lowered = LoweredCandidate(
-            Candidate(proposal.policy, self.prepared.context.workload.model), self.reference.artifact
-        )
         folder = self.reference.artifact.path.parent
-        files = keep(lowered, folder)
+        candidate = Candidate(proposal.policy, self.prepared.context.workload.model)
+        files = keep(candidate, self.reference.artifact, folder)
         if (precisions := folder / PRECISIONS_FILE).is_file():  # gone with its folder, or never there in an old study
             files[PRECISIONS] = Artifact.of(precisions)
         self.record(proposal.number, Stage("scored", measurements=list(baseline.values()), artifacts=files))
@@ -291,7 +289,7 @@ class Search:
     def _time_is_spent(self) -> bool:
         if math.isinf(self.time.left):
             return False
-        unconfirmed = sum("test_accuracy" not in point.measurements for point in self.front)
+        unconfirmed = sum(not is_confirmed(point.measurements) for point in self.front)
         return self.time.is_spent(self._durations, unconfirmed)
 
     @property

@@ -64,7 +64,7 @@ def open_reference(prepared: PreparedStudy, store: Store, folder: Path) -> Refer
 def _measure(prepared: PreparedStudy, artifact: Artifact, folder: Path) -> list[Measurement]:
     try:
         with prepared.bench(artifact) as bench:
-            measurements = measure_reference(prepared.context, artifact, bench, prepared.spec.metrics)
+            measurements = measure_reference(prepared.context, artifact, bench)
             if not prepared.target.predict:  # this machine's are not the target's
                 keep_precisions(bench.executed_precisions(artifact.path), folder)
             return measurements

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ..core.errors import PolicyError
+from ..core.metrics import is_quality
 from ..spaces.policies.policy import Policy
 from ..spaces.space import Choice, Space
 from ..studies.store.records import SensitivityRecord, StudyRecord, TrialRecord
 from ..studies.store.store import Store
 from ..studies.study_file.spec import StudySpec
-from .sampler.factory import QUALITY
 from .sampler.policy_sampler import DAMAGE, TransferredTrial
 
 MOST_TRIALS = 200
@@ -59,6 +59,6 @@ def _point(space: Space, policy: Policy) -> dict[str, Choice] | None:
 
 def _told(trial: TrialRecord, parameters: dict[str, Choice], spec: StudySpec, same_target: bool) -> TransferredTrial:
     measured = {name: measurement.value for name, measurement in trial.measurements.items()}
-    values = [measured.get(name) if same_target and name not in QUALITY else None for name in spec.objectives]
+    values = [measured.get(name) if same_target and not is_quality(name) else None for name in spec.objectives]
     damage = measured.get(DAMAGE) if trial.outcome != "stopped" else None
     return TransferredTrial(parameters, damage, tuple(values))

@@ -7,7 +7,8 @@ from datetime import datetime
 
 from rich.filesize import decimal
 
-from ..core.measurement import METRICS, Measurement
+from ..core.measurement import Measurement
+from ..core.metrics import METRICS
 from ..spaces.policies.operators import DENSE
 from ..spaces.policies.policy import LayerPolicy, Policy
 from ..spaces.policies.resolved import is_within
@@ -16,8 +17,8 @@ from .store.executed import precision_of, ran_in
 Row = tuple[str, ...]
 
 _COUNTED = ("bytes", "FLOPs", "BOPs", "count")
-_NAMED_UNITS = ("ms", "nats", "J", "samples/s")
-"""Units that `short_text` leaves out, and that no letter or sign of its stands for."""
+_SIGNED_UNITS = (*_COUNTED, "ratio", "fraction")
+"""Units that a letter or sign of `short_text` stands for, or that go without saying; it leaves out all others."""
 
 _FACTORS = ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"))
 
@@ -66,7 +67,7 @@ def figure_text(measurement: Measurement, *, spread: bool = True) -> str:
     unit = measurement.unit
     name = measurement.name.removesuffix(f"_{unit.lower()}").replace("_", " ")
     amount = short_text(measurement.value, unit)
-    parts = [name, amount, spread_text(measurement) if spread else "", unit if unit in _NAMED_UNITS else ""]
+    parts = [name, amount, spread_text(measurement) if spread else "", "" if unit in _SIGNED_UNITS else unit]
     return " ".join(filter(None, parts))
 
 
@@ -80,7 +81,7 @@ def excess_text(constraint: str, excess: float) -> str:
     """How far beyond a constraint, or within it, in the unit of its metric; `constraint` as the study file writes it."""
     unit = METRICS[constraint.split()[0]].unit
     amount = short_text(abs(excess), unit)
-    return f"{amount} {unit}" if unit in _NAMED_UNITS else amount
+    return amount if unit in _SIGNED_UNITS else f"{amount} {unit}"
 
 
 def predicted_text(measurements: Iterable[Measurement]) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from ...core.errors import EvaluationError, TargetError
-from ...evaluators.on_request import require_available
+from ...evaluators.registry import require_available
 from ...hardware_profiles.bench.bench import Bench, bench_cores
 from ...hardware_profiles.bench.paired_timing import PairedTiming
 from ...hardware_profiles.cards.target import Target

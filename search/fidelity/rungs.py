@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from ...core.measurement import Measurement
+from ...core.metrics import is_quality
 from ...studies.analysis.front import Objective
 from ...studies.store.records import STOPPED_AT, MeasurementRecord, TrialRecord
 from ...studies.study_file.spec import StudySpec
-from ..sampler.factory import QUALITY
 from ..trials.worker import Stage
 from .halving import HalvingDecision, SuccessiveHalving
 
@@ -75,7 +75,7 @@ class Rungs:
             return
         passed = self.passed(trial.retry_of)
         values: dict[str, float] = {}
-        looks = sorted({record.rung for record in history if record.measurement.name in QUALITY})
+        looks = sorted({record.rung for record in history if is_quality(record.measurement.name)})
         for rung in looks if trial.outcome == "stopped" else looks[: max(1, len(looks) - 1)]:
             values.update({r.measurement.name: r.measurement.value for r in history if r.rung <= rung})
             if rung > passed:

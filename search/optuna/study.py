@@ -16,7 +16,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy import event
 
-from ...core.measurement import METRICS
+from ...core.metrics import METRICS
 from ...core.texts import plain_text
 from ...studies.store.store import Store
 from ...studies.study_file.spec import StudySpec

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 
-from ...core.measurement import METRICS
+from ...core.metrics import METRICS, is_quality
 from ...spaces.knobs.registry import KNOB_KINDS
 from ...spaces.policies.policy import Choice, Policy
 from ...spaces.space import Space
@@ -25,12 +25,6 @@ from .untried import Untried, UntriedSampler
 
 KnownDamage = Mapping[str, Mapping[Choice, float]]
 """Knob -> choice -> nats that choice does alone."""
-
-QUALITY = ("accuracy", "accuracy_drop", "cross_entropy", "kl")
-"""Metrics that follow the damage."""
-
-WIDEST_DROP = 0.1
-"""An accuracy this far below the baseline's is worth nothing, where no constraint says otherwise."""
 
 
 def make_sampler(
@@ -142,7 +136,7 @@ def greedy_policies(prepared: PreparedStudy, known: KnownDamage) -> list[Policy]
 
 def role_of(metric: str, counts_are_exact: bool) -> Role:
     """How the policy sampler knows a metric: counts that are not exact are features from which it is learned."""
-    if metric in QUALITY:
+    if is_quality(metric):
         return "quality"
     return COUNTED.index(metric) if metric in COUNTED and counts_are_exact else "measured"
 
@@ -156,8 +150,9 @@ def worst_corner(
     """
     corner = list(reference_point(baseline, [Objective.of(name) for name in objectives], constraints))
     for index, name in enumerate(objectives):
+        margin = METRICS[name].margin
         if METRICS[name].direction == "maximize":
-            corner[index] = baseline[name] - WIDEST_DROP if name == "accuracy" else baseline[name] / 1.1
+            corner[index] = baseline[name] / 1.1 if margin is None else baseline[name] - margin
         for constraint in constraints:
             if constraint.metric == name and constraint.violation(corner[index]) > 0:
                 corner[index] = constraint.bound

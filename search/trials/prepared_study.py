@@ -18,7 +18,7 @@ from ...compression.recovery.teachers import Teacher
 from ...core.errors import CompressionError, EvaluationError, PolicyError, StudyFileError, TargetError, WorkloadError
 from ...core.threads import usable_threads
 from ...evaluators.evaluator import Context
-from ...evaluators.on_request import require_available
+from ...evaluators.registry import require_available
 from ...hardware_profiles.bench.bench import bench_cores
 from ...hardware_profiles.bench.timer import Timer
 from ...hardware_profiles.cards.target import Target, load_target
@@ -134,9 +134,8 @@ def prepare(spec: StudySpec, given: Workload | None = None) -> PreparedStudy:
         raise StudyFileError(
             spec.file, "space", "nothing is left to choose: every layer is kept back or cannot be pruned"
         )
-    return PreparedStudy(
-        spec, Context(workload, target, runtime, threads=threads), layers, groups, unprunable, space, pickled
-    )
+    context = Context(workload, target, runtime, threads=threads, metrics=spec.metrics)
+    return PreparedStudy(spec, context, layers, groups, unprunable, space, pickled)
 
 
 def _runtime_here(target: Target) -> Runtime:

@@ -8,6 +8,7 @@ import os
 import platform
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from shutil import rmtree
 from typing import Any, Literal
@@ -27,12 +28,8 @@ from ...core.interrupts import raise_if_interrupted
 from ...core.measurement import Measurement
 from ...core.texts import one_line
 from ...core.threads import usable_threads
-from ...evaluators.accuracy import Accuracy
-from ...evaluators.counts import Complexity
 from ...evaluators.evaluator import Context, LoweredCandidate, Reference
-from ...evaluators.on_request import requested
-from ...evaluators.predicted_latency import latency_evaluator
-from ...evaluators.size import ArtifactSize, counted_size, packed_size
+from ...evaluators.registry import measure
 from ...hardware_profiles.bench.bench import bench_cores, worker_cores
 from ...hardware_profiles.bench.timer import Timer
 from ...hardware_profiles.cards.target import Target
@@ -139,6 +136,8 @@ class Worker:
             bench=self._bench(),
             reference=_scored_by(setup.reference, self.workload.metric),
             threads=threads,
+            metrics=setup.metrics,
+            timing_seconds=TIMING_SECONDS,
         )
 
     def warm_up(self) -> None:
@@ -188,88 +187,92 @@ class Worker:
         if self._context.bench is not None:
             self._context.bench.close()
 
-    def _stages(self, policy: Policy, folder: Path, recovered: Path | None) -> Generator[Stage]:
+    def _stages(self, original: Policy, folder: Path, recovered: Path | None) -> Generator[Stage]:
+        """Count, time, score, recover: the cheap first, and no further than the constraints allow."""
         if not self.setup.target.remote:  # it may be on another machine than the driver, which has seen to its own
             require_fit(self.setup.target, self._context.runtime)
         folder.mkdir(parents=True, exist_ok=True)
-        example = self.workload.example_input
-        groups, seed, original = self.setup.groups, self.setup.seed, policy
-        model = pruned_copy(self.workload.model, example, policy, groups, self.workload, seed)
-        policy = effective_policy(policy)  # in terms of the layers that are there now
-        counted = Complexity().evaluate(LoweredCandidate(Candidate(policy, model)), self._context)
+        model = self._pruned(self.workload.model, original)
+        policy = effective_policy(original)  # in terms of the layers that are there now
+        counted = measure(LoweredCandidate(Candidate(policy, model)), self._context, "counted")
         yield Stage("counted", measurements=counted)
         if self._out_of_bounds(counted):
             return
-        if is_structurally_changed(original, groups):
+        if is_structurally_changed(original, self.setup.groups):
             reestimate_batch_norm(model, self.workload.calibration)
-        lowered = self._lower(policy, model, folder)
+        candidate, artifact = self._lower(policy, model, folder)
         # Before recovery: latency needs no trained weights, and a trial that is too slow ends here.
-        timed = [
-            counted_size(lowered.candidate),  # its grids are known now
-            *ArtifactSize().evaluate(lowered, self._context),
-            *latency_evaluator(self.setup.target, TIMING_SECONDS).evaluate(lowered, self._context),
-            *(m for evaluator in requested(self.setup.metrics) for m in evaluator.evaluate(lowered, self._context)),
-        ]
-        yield Stage("timed", measurements=timed, artifacts=self._precisions(lowered, folder))
+        timed = measure(LoweredCandidate(candidate, artifact), self._context, "timed")
+        yield Stage("timed", measurements=timed, artifacts=self._precisions(artifact, folder))
         if self._out_of_bounds(timed):
             return
-        scored = Accuracy().evaluate(lowered, self._context)
         if not policy.recovery.changes_weights:
-            files = keep(lowered, folder)
-            yield Stage("scored", measurements=[*scored, packed_size(files["packed"].path)], artifacts=files)
+            yield self._kept("scored", candidate, artifact, folder)
             return
+        scored = measure(LoweredCandidate(candidate, artifact), self._context, "scored")
         yield Stage("scored", measurements=scored, final=False)
+        for rung, (trained, epochs) in enumerate(self._recoveries(original, model, recovered), start=1):
+            yield self._kept("recovered", *self._lower(policy, trained, folder), folder, rung, epochs)
 
-        def prune(trained: nn.Module) -> nn.Module:
-            if policy.pruning.steps == 1:
-                return pruned_copy(trained, example, original, groups, self.workload, seed)
-            return gradually_pruned(replace(self.workload, model=trained), original, groups, self._train_an_epoch, seed)
-
+    def _recoveries(
+        self, original: Policy, model: nn.Module, recovered: Path | None
+    ) -> Iterator[tuple[nn.Module, float]]:
+        """The model at each look at its recovery, and the epochs so far; once, at its end, without rungs."""
+        recovery, setup = original.recovery, self.setup
         if recovered is not None:
             model.load_state_dict(load_file(recovered))
-            yield self._recovered(policy, model, folder, 1, policy.recovery.epochs)
+            yield model, recovery.epochs
             return
-        if policy.pruning.steps > 1 and policy.recovery.steps[0] == "prune":
-            model = prune(self.workload.model)
-        if self.setup.rungs is None:
-            model = recover(model, self.workload, original, seed, self.setup.batch_size, prune)
-            yield self._recovered(policy, model, folder, 1, policy.recovery.epochs)
+        if original.pruning.steps > 1 and recovery.steps[0] == "prune":
+            model = self._pruned_in_recovery(self.workload.model, original)
+        if setup.rungs is None:
+            prune = partial(self._pruned_in_recovery, original=original)
+            yield recover(model, self.workload, original, setup.seed, setup.batch_size, prune), recovery.epochs
             return
-        marks = self.setup.rungs.marks(policy.recovery.epochs)
-        looks = recover_by_rungs(model, self.workload, original, seed, self.setup.batch_size, marks)
-        for rung, (model, epochs) in enumerate(looks, start=1):
-            yield self._recovered(policy, model, folder, rung, epochs)
+        marks = setup.rungs.marks(recovery.epochs)
+        yield from recover_by_rungs(model, self.workload, original, setup.seed, setup.batch_size, marks)
 
-    def _recovered(self, policy: Policy, model: nn.Module, folder: Path, rung: int, epochs: float) -> Stage:
-        """The stage of a model with so many epochs of recovery behind it."""
-        lowered = self._lower(policy, model, folder)
-        files = keep(lowered, folder)
-        measured = [
-            *ArtifactSize().evaluate(lowered, self._context),
-            *Accuracy().evaluate(lowered, self._context),
-            packed_size(files["packed"].path),
-        ]
-        final = epochs == policy.recovery.epochs
-        return Stage("recovered", rung, measured, files, final=final, epochs=epochs)
+    def _pruned(self, model: nn.Module, policy: Policy) -> nn.Module:
+        setup = self.setup
+        return pruned_copy(model, self.workload.example_input, policy, setup.groups, self.workload, setup.seed)
+
+    def _pruned_in_recovery(self, trained: nn.Module, original: Policy) -> nn.Module:
+        """A trained model pruned at once, or gradually with training in between."""
+        if original.pruning.steps == 1:
+            return self._pruned(trained, original)
+        workload = replace(self.workload, model=trained)
+        return gradually_pruned(workload, original, self.setup.groups, self._train_an_epoch, self.setup.seed)
+
+    def _kept(
+        self,
+        phase: Literal["scored", "recovered"],
+        candidate: Candidate,
+        artifact: Artifact,
+        folder: Path,
+        rung: int = 0,
+        epochs: float = 0,
+    ) -> Stage:
+        """The stage of a candidate after so many epochs of recovery: its files are kept, and it is scored."""
+        files = keep(candidate, artifact, folder)
+        measured = measure(LoweredCandidate(candidate, artifact, files["packed"].path), self._context, phase)
+        return Stage(phase, rung, measured, files, final=epochs == candidate.policy.recovery.epochs, epochs=epochs)
 
     def _train_an_epoch(self, model: nn.Module, policy: Policy) -> None:
         policy = replace(policy, recovery=replace(policy.recovery, epochs=1, steps=("prune", "train")))
         recover(model, self.workload, policy, self.setup.seed, self.setup.batch_size)
 
-    def _lower(self, policy: Policy, model: nn.Module, folder: Path) -> LoweredCandidate:
+    def _lower(self, policy: Policy, model: nn.Module, folder: Path) -> tuple[Candidate, Artifact]:
         require_finite(model)
         example = self.workload.example_input
         candidate = make_candidate(model, example, policy, self.workload.calibration)
         runtime = self._context.runtime
-        artifact = runtime.lower(candidate, example, self.setup.target, folder / f"model{runtime.suffix}")
-        return LoweredCandidate(candidate, artifact)
+        return candidate, runtime.lower(candidate, example, self.setup.target, folder / f"model{runtime.suffix}")
 
-    def _precisions(self, lowered: LoweredCandidate, folder: Path) -> dict[str, Artifact]:
+    def _precisions(self, artifact: Artifact, folder: Path) -> dict[str, Artifact]:
         """What every layer of the timed artifact runs in, by the runtime's own report; nothing where it was not timed."""
-        if self._context.bench is None or lowered.artifact is None:
+        if self._context.bench is None:
             return {}
-        precisions = self._context.bench.executed_precisions(lowered.artifact.path)
-        return {PRECISIONS: keep_precisions(precisions, folder)}
+        return {PRECISIONS: keep_precisions(self._context.bench.executed_precisions(artifact.path), folder)}
 
     def _out_of_bounds(self, measurements: Sequence[Measurement]) -> bool:
         values = {measurement.name: measurement.value for measurement in measurements}
@@ -313,11 +316,9 @@ def keep_precisions(precisions: Mapping[str, str], folder: Path) -> Artifact:
     return Artifact.of(path)
 
 
-def keep(lowered: LoweredCandidate, folder: Path) -> dict[str, Artifact]:
+def keep(candidate: Candidate, artifact: Artifact, folder: Path) -> dict[str, Artifact]:
     """Files of a trial: the artifact, the float weights it was made from and the packed ones it stands for, without pickle."""
     weights = folder / "weights.safetensors"
-    state = {name: tensor.contiguous() for name, tensor in lowered.candidate.model.state_dict().items()}
-    save_file(state, weights)
-    assert lowered.artifact is not None  # a lowered is kept only after it was lowered
-    packed = save_packed(lowered.candidate, folder / "packed.safetensors")
-    return {"model": lowered.artifact, "weights": Artifact.of(weights), "packed": Artifact.of(packed)}
+    save_file({name: tensor.contiguous() for name, tensor in candidate.model.state_dict().items()}, weights)
+    packed = save_packed(candidate, folder / "packed.safetensors")
+    return {"model": artifact, "weights": Artifact.of(weights), "packed": Artifact.of(packed)}

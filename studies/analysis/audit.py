@@ -10,11 +10,11 @@ import numpy as np
 from scipy.stats import kendalltau, spearmanr
 
 from ...core.errors import UserError
+from ...core.metrics import METRICS
 from ...core.statistics import rank_correlation_interval
 from ..store.records import TrialRecord
 from .front import Objective, Point, pareto_front
 
-PROXIES = ("flops", "bops", "parameters", "artifact_bytes", "packed_bytes")
 LATENCY = "latency_ms"
 FEWEST = 4
 """Trials below which no rank correlation means anything."""
@@ -70,7 +70,7 @@ def audit(trials: Sequence[TrialRecord]) -> list[ProxyAudit]:
     ]
     if len(timed) < FEWEST:
         raise UserError(f"{len(timed)} trials have a measured latency; an audit needs at least {FEWEST}")
-    audits = (_audit(proxy, [trial for trial in timed if proxy in trial.measurements]) for proxy in PROXIES)
+    audits = (_audit(proxy, [trial for trial in timed if proxy in trial.measurements]) for proxy in METRICS.counts)
     return [found for found in audits if found.n >= FEWEST]
 
 

@@ -13,7 +13,8 @@ from typing import Protocol
 import moocore
 import numpy as np
 
-from ...core.measurement import METRICS, Direction, Measurement
+from ...core.measurement import Measurement
+from ...core.metrics import METRICS, Direction, Metric
 from ..study_file.constraint import Constraint
 
 
@@ -38,7 +39,7 @@ class Objective:
 
     @classmethod
     def of(cls, name: str) -> Objective:
-        """The objective of a metric in `measurement.METRICS`."""
+        """The objective of a metric in `metrics.METRICS`."""
         metric = METRICS[name]
         return cls(name, metric.unit, metric.direction)
 
@@ -158,27 +159,29 @@ def reference_point(
 ) -> tuple[float, ...]:
     """The worst corner that hypervolume is measured from, fixed by the study's baseline and constraints.
 
-    A minimised metric starts at 1.1 x the uncompressed model's value, a maximised one at 0. An accuracy drop, which is
-    0 there, starts at its tightest positive upper bound, or at 0.1 without one.
+    A maximised metric starts at 0, a minimised one at 1.1 x the uncompressed model's value. Where that is 0, as an accuracy
+    drop is, it starts at its tightest positive upper bound, or at the metric's `margin` without one.
 
     Args:
-        baseline: metric -> value of the uncompressed model, of all minimised objectives but accuracy_drop.
+        baseline: metric -> value of the uncompressed model, of all minimised objectives without a margin.
 
     Raises:
         ValueError: the baseline lacks an objective.
     """
-    bounds = [c.bound for c in constraints if c.metric == "accuracy_drop" and c.op in ("<=", "<") and c.bound > 0]
-    reference = []
-    for objective in objectives:
-        if objective.direction == "maximize":
-            reference.append(0.0)
-        elif objective.name == "accuracy_drop":
-            reference.append(min(bounds, default=0.1))
-        elif objective.name in baseline:
-            reference.append(1.1 * baseline[objective.name])
-        else:
-            raise ValueError(f"the baseline has no {objective.name}")
-    return tuple(reference)
+    bounds = [constraint for constraint in constraints if constraint.op in ("<=", "<") and constraint.bound > 0]
+    return tuple(_worst(METRICS[objective.name], baseline, bounds) for objective in objectives)
+
+
+def _worst(metric: Metric, baseline: Mapping[str, float], upper: Iterable[Constraint]) -> float:
+    if metric.direction == "maximize":
+        return 0.0
+    if metric.margin is not None:
+        return min(
+            (constraint.bound for constraint in upper if constraint.metric == metric.name), default=metric.margin
+        )
+    if metric.name not in baseline:
+        raise ValueError(f"the baseline has no {metric.name}")
+    return 1.1 * baseline[metric.name]
 
 
 def hypervolume(points: Sequence[Point], objectives: Sequence[Objective], reference: Sequence[float]) -> float:

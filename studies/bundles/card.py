@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from ...core.measurement import METRICS, Measurement
+from ...core.measurement import Measurement
+from ...core.metrics import METRICS
 from ...hardware_profiles.cards.target import Target
 from ...hardware_profiles.profiling.fingerprint import saturates
 from ...hardware_profiles.runtimes.base import TensorInfo
@@ -119,7 +120,7 @@ def card_page(card: Mapping[str, Any], policy: Policy) -> str:
             ("file", "bytes", "sha256"), [(n, f"{f['bytes']:,}", f"`{f['sha256']}`") for n, f in card["files"].items()]
         ),
         "## Names",
-        "\n".join(f"- {name}: {METRICS[name].meaning}." for name in card["measurements"]),
+        "\n".join(f"- {name}: {METRICS[name].meaning}." for name in card["measurements"] if name in METRICS),
     ]
     return "\n\n".join(parts) + "\n"
 

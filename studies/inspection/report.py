@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from ...core.measurement import METRICS
+from ...core.metrics import METRICS
 from ...spaces.models.channel_groups import ChannelGroup
 from ..terminal import facts, rows_table, words
 from ..wording import count_text, short_text

@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from ...core.measurement import METRICS
+from ...core.metrics import METRICS
 from ..analysis.audit import LATENCY, ProxyAudit
 from ..store.records import TrialRecord
 from ..terminal import rows_table

@@ -9,7 +9,8 @@ from typing import Literal
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from ...core.measurement import METRICS, Measurement
+from ...core.measurement import Measurement
+from ...core.metrics import METRICS
 from ..analysis.newest_front import front_points, objectives_of, why_no_front
 from ..analysis.selection import pick
 from ..analysis.significance import doubts
@@ -211,7 +212,7 @@ def _measurements(history: Sequence[MeasurementRecord]) -> RenderableType:
     wide = rows_table(("measurement", "value>", "95 % low>", "high>", "unit", "n>", "method", "rung>", ""))
     narrow = rows_table(("measurement", "value>", "low>", "high>", "unit", "n>", "rung>", ""))
     wide.columns[0].no_wrap = narrow.columns[0].no_wrap = True  # names are copied from here into study files
-    order = list(METRICS)
+    order = [*METRICS, *(record.measurement.name for record in history)]  # the latter are of packages that are gone
     newest = {record.measurement.name: record for record in history}
     for record in sorted(history, key=lambda record: order.index(record.measurement.name)):
         m = record.measurement

@@ -9,7 +9,8 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal
 
-from ...core.measurement import METRICS, Measurement
+from ...core.measurement import Measurement
+from ...core.metrics import METRICS
 from ...spaces.policies.policy import Policy
 from ..study_file.spec import StudySpec
 from . import tables

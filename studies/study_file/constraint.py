@@ -23,7 +23,7 @@ class Constraint:
     """A bound on a metric.
 
     Attributes:
-        metric: a key of `measurement.METRICS`.
+        metric: a key of `metrics.METRICS`.
         op: how a value must compare with `bound`.
         bound: in the metric's unit.
     """

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from ...core.errors import StudyFileError
-from ...core.measurement import METRICS
+from ...core.metrics import METRICS
 from ...core.validation import CountOrNone, Listed, Name, Text, first_problem, suggestion
 from ...spaces.knobs.kind import KnobKind
 from ...spaces.knobs.registry import KNOB_KINDS
@@ -35,9 +35,6 @@ from .space_spec import SpaceSpec, add_key
 SCHEMA = 1
 """Version of the JSON a study is stored as."""
 
-JUDGED = frozenset(name for name in METRICS if not name.startswith(("simulated_", "test_")))
-"""Metrics an objective or a constraint may name: of the artifact, not a simulation, and never on the test split."""
-
 _FIXED = (
     "workload", "workload_options", "target", "objectives", "constraints", "seed", "space", "recovery", "quantization",
 )  # fmt: skip
@@ -46,13 +43,13 @@ T = TypeVar("T")
 
 
 def _metric(name: str) -> str:
-    if name not in JUDGED:
-        raise ValueError(f"{name!r} cannot be an objective; {suggestion(name, JUDGED)}")
+    if name not in METRICS.searchable:
+        raise ValueError(f"{name!r} cannot be an objective; {suggestion(name, METRICS.searchable)}")
     return name
 
 
 def _constraint(value: object) -> Constraint:
-    return value if isinstance(value, Constraint) else Constraint.parse(value, JUDGED)
+    return value if isinstance(value, Constraint) else Constraint.parse(value, METRICS.searchable)
 
 
 Objectives = Listed[Annotated[str, AfterValidator(_metric)]]

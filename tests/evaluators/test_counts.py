@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 from slimfront.compression.pruning.prune import pruned_copy
-from slimfront.evaluators.counts import Complexity
 from slimfront.evaluators.evaluator import LoweredCandidate
 from slimfront.evaluators.latency import latency_measurements
+from slimfront.evaluators.registry import measure
 from slimfront.evaluators.size import ArtifactSize
 from slimfront.hardware_profiles.bench.paired_timing import PairedTiming, Percentile
 from slimfront.hardware_profiles.cards.target import load_target
@@ -30,9 +30,8 @@ def model() -> nn.Module:
 def counted(context, model):
     def count(policy: Policy, compressed: nn.Module = model) -> dict[str, float]:
         workload = dataclasses.replace(context.workload, model=model)
-        measurements = Complexity().evaluate(
-            LoweredCandidate(Candidate(policy, compressed)), dataclasses.replace(context, workload=workload)
-        )
+        at = dataclasses.replace(context, workload=workload)
+        measurements = measure(LoweredCandidate(Candidate(policy, compressed)), at, "counted")
         assert all(m.low == m.value == m.high for m in measurements)
         return {m.name: m.value for m in measurements}
 
@@ -69,7 +68,7 @@ def test_codes_take_their_bits_and_their_table_and_are_multiplied_with_as_floats
 def test_packed_bits_are_rounded_up_to_bytes(context):
     model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3, bias=False)).eval()
     lowered = LoweredCandidate(Candidate(Policy(layers={"2": LayerPolicy(weight_bits=3)}), model))
-    told = {m.name: m.value for m in Complexity().evaluate(lowered, context)}
+    told = {m.name: m.value for m in measure(lowered, context, "counted")}
     assert told["packed_bytes"] == 4 + 3 * 4  # 27 bits, and a step for each channel
 
 
@@ -99,7 +98,7 @@ def test_a_layer_over_tokens_counts_its_bops_per_token(context):
             return self.fc(x.flatten(1, 2))  # 24 tokens of 8
 
     lowered = LoweredCandidate(Candidate(Policy(layers={"fc": LayerPolicy(4, 8)}), Tokens().eval()))
-    told = {m.name: m.value for m in Complexity().evaluate(lowered, context)}
+    told = {m.name: m.value for m in measure(lowered, context, "counted")}
     assert told["flops"] == 24 * 40
     assert told["bops"] == 24 * 40 * 32
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 from slimfront.compression.pruning.prune import pruned_copy
-from slimfront.evaluators.counts import Complexity
 from slimfront.evaluators.evaluator import LoweredCandidate
+from slimfront.evaluators.registry import measure
 from slimfront.search.sampler.dimensions import decode, encode
 from slimfront.search.sampler.factory import role_of, space_dimensions, worst_corner
 from slimfront.search.sampler.surrogate import analytic_cost
@@ -48,7 +48,7 @@ def test_what_is_counted_at_once_is_what_complexity_counts_of_the_built_model(we
     for row, found in zip(codes, cost(codes), strict=True):
         policy = prepared.space.policy(decode(dimensions, row))
         model = pruned_copy(workload.model, workload.example_input, policy, prepared.groups)
-        counted = Complexity().evaluate(LoweredCandidate(Candidate(policy, model)), prepared.context)
+        counted = measure(LoweredCandidate(Candidate(policy, model)), prepared.context, "counted")
         exact = {measurement.name: measurement.value for measurement in counted}
         for index, name in enumerate(COUNTED):
             assert found[index] == pytest.approx(exact[name], rel=0.05 if name == "flops" else 1e-9, abs=1), name

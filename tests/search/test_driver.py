@@ -10,7 +10,8 @@ import optuna
 import pytest
 from rich.console import Console
 from slimfront.core.errors import StoreError, StudyFileError
-from slimfront.core.measurement import METRICS, Measurement
+from slimfront.core.measurement import Measurement
+from slimfront.core.metrics import METRICS
 from slimfront.hardware_profiles.cards.target import card_text, load_target
 from slimfront.hardware_profiles.profiling.fingerprint import machine
 from slimfront.search.driver import Search

@@ -9,7 +9,8 @@ import optuna
 import pytest
 from rich.console import Console
 from slimfront.core.errors import SearchError
-from slimfront.core.measurement import METRICS, Measurement
+from slimfront.core.measurement import Measurement
+from slimfront.core.metrics import METRICS
 from slimfront.search.bookkeeping import MOST_RETRIES
 from slimfront.search.driver import FIRST_FAILURES, Proposal, Search
 from slimfront.search.run import run_search

@@ -13,7 +13,8 @@ from optuna.trial import TrialState
 from slimfront.compression.pruning.prune import pruned_copy
 from slimfront.compression.recovery.recover import recover, recover_by_rungs
 from slimfront.core.errors import StudyFileError
-from slimfront.core.measurement import METRICS, Measurement
+from slimfront.core.measurement import Measurement
+from slimfront.core.metrics import METRICS
 from slimfront.search.driver import Search
 from slimfront.search.execution.local import run_local
 from slimfront.search.fidelity.halving import SuccessiveHalving, priorities

@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 from slimfront.core.errors import UserError
-from slimfront.core.measurement import METRICS, PREDICTED, Measurement
+from slimfront.core.measurement import PREDICTED, Measurement
+from slimfront.core.metrics import METRICS
 from slimfront.spaces.policies.policy import Policy
 from slimfront.studies.analysis.audit import Misled, audit
 from slimfront.studies.reports.audit_report import audit_figure

@@ -7,7 +7,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-from slimfront.core.measurement import METRICS, Measurement
+from slimfront.core.measurement import Measurement
+from slimfront.core.metrics import METRICS
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from slimfront.studies.analysis.front import Objective
 from slimfront.studies.reports.figures import MOST_POINTS, front_figure

@@ -7,7 +7,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-from slimfront.core.measurement import METRICS, Measurement
+from slimfront.core.measurement import Measurement
+from slimfront.core.metrics import METRICS
 from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
 from slimfront.studies.analysis.front import Objective, Point
 from slimfront.studies.reports.notes import MOST_ROWS, study_note, trial_note

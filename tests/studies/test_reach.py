@@ -2,8 +2,8 @@
 
 import pytest
 from slimfront.compression.pruning.prune import pruned_copy
-from slimfront.evaluators.counts import Complexity
 from slimfront.evaluators.evaluator import Context, LoweredCandidate
+from slimfront.evaluators.registry import measure
 from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.hardware_profiles.runtimes.base import get_runtime
 from slimfront.spaces.choices import SpaceChoices
@@ -46,7 +46,7 @@ def built(workload, groups, policy):
     model = pruned_copy(workload.model, workload.example_input, policy, groups)
     target = load_target("cpu-openvino")
     context = Context(workload=workload, target=target, runtime=get_runtime(target.runtime))
-    counted = Complexity().evaluate(LoweredCandidate(Candidate(effective_policy(policy), model)), context)
+    counted = measure(LoweredCandidate(Candidate(effective_policy(policy), model)), context, "counted")
     return {measurement.name: measurement.value for measurement in counted}
 
 

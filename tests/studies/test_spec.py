@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from slimfront.core.errors import StudyFileError
+from slimfront.core.metrics import METRICS
 from slimfront.spaces.presets import PRESETS
 from slimfront.studies.study_file.constraint import Constraint
 from slimfront.studies.study_file.load import load_study, shipped_studies
-from slimfront.studies.study_file.spec import JUDGED, StudySpec, incompatible_changes
+from slimfront.studies.study_file.spec import StudySpec, incompatible_changes
 
 FULL = """\
 study: digits-demo
@@ -375,8 +376,8 @@ def test_a_file_of_one_s_own_goes_before_a_shipped_name(tmp_path, monkeypatch):
 
 
 def test_every_shown_metric_can_be_an_objective():
-    assert {"accuracy", "accuracy_drop", "latency_ms", "artifact_bytes", "flops"} <= JUDGED
-    assert not {name for name in JUDGED if name.startswith("test_")}
+    assert {"accuracy", "accuracy_drop", "latency_ms", "artifact_bytes", "flops"} <= METRICS.searchable
+    assert not {name for name in METRICS.searchable if name.startswith("test_")}
 
 
 def test_json_round_trip(tmp_path):
@@ -453,12 +454,12 @@ def test_what_a_trial_means_may_not_change(make_spec, change, keys):
     ],
 )
 def test_violation_is_the_excess_in_the_metric_s_unit(text, value, violation):
-    assert Constraint.parse(text, JUDGED).violation(value) == violation
+    assert Constraint.parse(text, METRICS.searchable).violation(value) == violation
 
 
 @pytest.mark.parametrize("text", ["speedup > 2", "artifact_bytes < 200000", "accuracy_drop < 0"])
 def test_a_strict_constraint_is_violated_at_its_bound(text):
-    constraint = Constraint.parse(text, JUDGED)
+    constraint = Constraint.parse(text, METRICS.searchable)
     assert constraint.violation(constraint.bound) > 0
 
 
@@ -483,9 +484,9 @@ def test_nan_satisfies_no_constraint():
     "text", ["accuracy_drop <= 0.05", "artifact_bytes < 200000", "flops >= 1e+20", "speedup > -0.1"]
 )
 def test_a_constraint_reads_back_as_written(text):
-    constraint = Constraint.parse(text, JUDGED)
+    constraint = Constraint.parse(text, METRICS.searchable)
     assert str(constraint) == text
-    assert Constraint.parse(str(constraint), JUDGED) == constraint
+    assert Constraint.parse(str(constraint), METRICS.searchable) == constraint
 
 
 def test_the_studies_need_neither_torch_nor_optuna_nor_ray():

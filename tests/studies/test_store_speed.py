@@ -6,7 +6,8 @@ import time
 
 import pytest
 from rich.console import Console
-from slimfront.core.measurement import METRICS, Measurement
+from slimfront.core.measurement import Measurement
+from slimfront.core.metrics import METRICS
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from slimfront.studies.analysis.front import Objective, Point, pareto_front
 from slimfront.studies.reports.report import front_table, status_report, studies_table

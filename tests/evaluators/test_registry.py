@@ -1,4 +1,4 @@
-"""Peak memory and energy: measured only where asked for, refused where the machine cannot tell."""
+"""Which evaluators run: those a phase asks for, a study names and a machine has; what can be added, and what is refused."""
 
 from __future__ import annotations
 
@@ -7,25 +7,109 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from slimfront.core.errors import EvaluationError, StudyFileError
+from slimfront.core.errors import EvaluationError, StudyFileError, UserError
+from slimfront.core.measurement import Measurement
+from slimfront.core.metrics import METRICS, Metric
+from slimfront.evaluators import registry
 from slimfront.evaluators.energy import Energy
+from slimfront.evaluators.evaluator import Context, Evaluator, LoweredCandidate
 from slimfront.evaluators.memory import PeakMemory
-from slimfront.evaluators.on_request import requested, require_available
+from slimfront.evaluators.registry import measure, register, require_available
 from slimfront.hardware_profiles.bench import energy
 from slimfront.hardware_profiles.bench.energy import Rapl, energy_meter
 from slimfront.hardware_profiles.bench.peak_memory import peak_growth
 from slimfront.hardware_profiles.cards.target import load_target
+from slimfront.search.sampler.factory import role_of, worst_corner
 from slimfront.search.trials.prepared_study import prepare
 from slimfront.spaces.policies.policy import Policy
+from slimfront.studies.analysis.front import Objective, reference_point
+from slimfront.studies.study_file.constraint import Constraint
 from slimfront.studies.study_file.load import load_study
+from slimfront.studies.wording import figure_text
 
 TARGET = load_target("cpu-openvino")
 
 
-def test_what_a_study_does_not_name_is_not_measured():
-    assert requested(["accuracy", "latency_ms"]) == []
-    assert [type(evaluator) for evaluator in requested(["energy_j", "accuracy"])] == [Energy]
-    assert [type(evaluator) for evaluator in requested(["energy_j", "peak_memory_bytes"])] == [PeakMemory, Energy]
+def test_what_a_study_does_not_name_is_not_measured(complete, lower, monkeypatch):
+    monkeypatch.setattr(Energy, "refusal", lambda *_: None)
+    monkeypatch.setattr(Energy, "evaluate", lambda *_: [])
+    lowered = lower(Policy())
+
+    def measured(*metrics: str) -> set[str]:
+        at = dataclasses.replace(complete, metrics=metrics, timing_seconds=0.1)
+        return {m.name for m in measure(lowered, at, "timed")}
+
+    plain = measured("accuracy", "latency_ms")
+    assert "peak_memory_bytes" not in plain
+    assert measured("peak_memory_bytes", "energy_j") - plain == {"peak_memory_bytes"}
+
+
+def test_what_a_study_names_and_the_machine_has_not_is_no_silent_gap(complete, lower, monkeypatch, tmp_path):
+    monkeypatch.setattr(energy, "POWERCAP", tmp_path)
+    at = dataclasses.replace(complete, metrics=("energy_j",), timing_seconds=0.1)
+    with pytest.raises(EvaluationError, match="energy needs RAPL"):
+        measure(lower(Policy()), at, "timed")
+
+
+class Worth(Evaluator):
+    """A metric of a program's own."""
+
+    name = "worth"
+    metrics = (Metric("worth", "points", "maximize", "what it is worth", "quality", "scored", margin=5),)
+    phases = ("scored", "recovered")
+
+    def evaluate(self, lowered: LoweredCandidate, context: Context) -> list[Measurement]:
+        return [Measurement.exact("worth", 7, "a guess")]
+
+
+@pytest.fixture
+def own(monkeypatch):
+    """Whatever a test registers is forgotten after it."""
+    monkeypatch.setattr(registry, "_EVALUATORS", dict(registry._EVALUATORS))
+    monkeypatch.setattr(METRICS, "_own", dict(METRICS._own))
+
+
+def test_a_registered_metric_is_measured_and_can_be_searched_for(own, complete, lower):
+    register(Worth)
+    assert [m.value for m in measure(lower(Policy()), complete, "scored") if m.name == "worth"] == [7]
+    assert "worth" in METRICS.searchable
+    assert str(Constraint.parse("worth >= 3", METRICS.searchable)) == "worth >= 3"
+    assert role_of("worth", True) == "quality"
+    objectives = [Objective.of(name) for name in ("worth", "latency_ms")]
+    assert reference_point({"latency_ms": 1.0}, objectives) == pytest.approx((0, 1.1))
+    assert worst_corner({"worth": 9.0, "latency_ms": 1.0}, ["worth", "latency_ms"], []) == pytest.approx([4, 1.1])
+    assert figure_text(Measurement.exact("worth", 7, "a guess")) == "worth 7.000 points"
+    require_available("worth", TARGET.model_copy(update={"predict": True}))
+
+
+def another(**attributes: object) -> type[Evaluator]:
+    return type("Another", (Worth,), {"name": "another", **attributes})
+
+
+def test_duplicates_are_refused_and_the_known_are_listed(own):
+    register(Worth)
+    with pytest.raises(UserError, match=r"^evaluator 'worth' is already registered; known are .*accuracy.*, worth$"):
+        register(Worth)
+    other = dataclasses.replace(Worth.metrics[0], unit="francs")
+    with pytest.raises(UserError, match=r"^metric 'worth' is already registered; known are accuracy, .*, worth$"):
+        register(another(metrics=(other,)))
+    with pytest.raises(UserError, match=r"^evaluator 'another' makes worth, which 'worth' makes in the same phase$"):
+        register(another())
+    register(another(phases=("confirmed",)))  # at another moment it is no duplicate
+    assert isinstance(METRICS["worth"], Metric)
+
+
+def test_what_is_no_evaluator_is_refused():
+    with pytest.raises(
+        UserError, match=r"^<class 'int'> is no subclass of slimfront\.evaluators\.evaluator\.Evaluator$"
+    ):
+        register(int)
+
+
+def test_a_metric_that_nothing_makes_is_refused(own):
+    METRICS.register("fame", Metric("fame", "points", "maximize", "how known it is", "measured", "timed"))
+    with pytest.raises(EvaluationError, match=r"^no evaluator makes it$"):
+        require_available("fame", TARGET)
 
 
 def test_memory_that_is_held_and_let_go_again_is_counted():
