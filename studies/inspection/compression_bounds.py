@@ -1,4 +1,4 @@
-"""How far counts can fall in a space: each technique alone and all together, at the ends of what the space offers.
+"""Bounds on compression: how far counts can fall in a space, by each technique alone and by all together.
 
 Only removed channels are built, once; blocks, operators, zeros and bits are counted from there.
 """
@@ -92,18 +92,35 @@ def counted(model: nn.Module, macs: Mapping[str, int], policy: Policy) -> dict[s
         macs: dotted module path -> multiply-adds of `model`.
     """
     gone = policy.removed_blocks
-    names = [n for n, m in model.named_modules() if type(m) in LAYER_KINDS and not is_within(n, gone)]
-    weights = {name: _weight(model, name) for name in names}
-    size = {name: _size(model, name, policy.layer(name)) for name in names}
-    left = {name: macs.get(name, 0) * size[name] / weights[name].numel() for name in names}
+    names = [name for name, m in model.named_modules() if type(m) in LAYER_KINDS and not is_within(name, gone)]
+    layers = [_Counted.of(model, name, macs.get(name, 0), policy) for name in names]
     parameters = sum(p.numel() for n, p in model.named_parameters() if not is_within(n, gone))
+    others = sum(tensor.nbytes for name, tensor in _others(model, names) if not is_within(name, gone))
     return {
-        "flops": macs[""] - sum(macs[block] for block in gone) - sum(macs.get(name, 0) - left[name] for name in names),
-        "bops": sum(left[n] * arithmetic_bits(policy.layer(n)) * policy.layer(n).activation_bits for n in names),
-        "parameters": parameters - sum(weights[name].numel() - size[name] for name in names),
-        "packed_bytes": sum(_packed(weights[name], size[name], policy, name) for name in names)
-        + sum(tensor.nbytes for name, tensor in _others(model, names) if not is_within(name, gone)),
+        "flops": macs[""] - sum(map(macs.__getitem__, gone)) - sum(layer.macs_saved for layer in layers),
+        "bops": sum(layer.bops for layer in layers),
+        "parameters": parameters - sum(layer.weights_saved for layer in layers),
+        "packed_bytes": sum(layer.packed_bytes for layer in layers) + others,
     }
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """A layer's share of the counts; what its operator saves is relative to the dense layer."""
+
+    macs_saved: float
+    weights_saved: int
+    bops: float
+    packed_bytes: int
+
+    @classmethod
+    def of(cls, model: nn.Module, name: str, macs: int, policy: Policy) -> _Counted:
+        """The counts of the layer at `name`, which does `macs` multiply-adds, under `policy`."""
+        weight, decided = _weight(model, name), policy.layer(name)
+        size = _size(model, name, decided)
+        left = macs * size / weight.numel()
+        bops = left * arithmetic_bits(decided) * decided.activation_bits
+        return cls(macs - left, weight.numel() - size, bops, _packed(weight, size, policy, name))
 
 
 def _weight(model: nn.Module, name: str) -> Tensor:
@@ -118,7 +135,7 @@ def _others(model: nn.Module, layers: Iterable[str]) -> Iterator[tuple[str, Tens
 
 
 def _size(model: nn.Module, name: str, decided: LayerPolicy) -> int:
-    """Weights of what stands in a layer's place."""
+    """Weights of the operator that replaces a layer."""
     shape, operator = _weight(model, name).shape, Operator.parse(decided.operator)
     fits = operator.why_not(shape, getattr(model.get_submodule(name), "groups", 1)) is None
     return operator.weights(shape) if fits else math.prod(shape)
