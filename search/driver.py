@@ -29,10 +29,11 @@ from .events import Event, Listener, SamplerFellBack, StageRecorded, TrialFinish
 from .fidelity.halving import HalvingDecision
 from .fidelity.rungs import Rungs, stopped_text
 from .live_front import LiveFront
+from .optuna.attributes import STOPPED_EPOCHS, STOPPED_VALUES
+from .optuna.sampler_factory import make_sampler
 from .optuna.study import OptunaStudy
 from .proposals import Asked, Proposal, Proposals
-from .sampler.factory import greedy_policies, make_sampler
-from .sampler.policy_sampler import STOPPED_EPOCHS, STOPPED_VALUES
+from .sampler.study_terms import greedy_policies
 from .sensitivity import Sensitivity, known_damage
 from .study_setup import open_reference, open_study, stage_of_baseline, time_budget
 from .transfer import earlier_trials

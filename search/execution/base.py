@@ -9,6 +9,7 @@ from ...core.interrupts import Interrupts
 from ...core.threads import usable_threads
 from ..driver import Search
 from ..trials.artifacts_folder import storing
+from ..trials.given_workload import pickled_registrations
 from ..trials.worker import Stage, WorkerSetup, cores_beside
 
 LOG = "workers.log"
@@ -74,6 +75,7 @@ def worker_setup(search: Search, workers: int) -> WorkerSetup:
         metrics=spec.metrics,
         rungs=spec.rungs,
         pickled_workload=prepared.pickled_workload,
+        registrations=pickled_registrations(),
     )
 
 

@@ -15,10 +15,10 @@ from ...spaces.knobs.recovery import RECOVERY_KIND
 from ...spaces.knobs.registry import KNOB_KINDS
 
 LIGHTEST_DAMAGE = 1e-3
-"""Least guessed damage of a choice that is not neutral, in nats."""
+"""A choice that is not neutral is guessed to do at least this damage, in nats."""
 
 LEAST_MEASURED = 1e-6
-"""Least damage that measurements tell apart: single precision, hardly more."""
+"""Measurements cannot distinguish smaller damages, in nats: they are made in single precision."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def search_dimension(
 
 
 def recovery_dimension(name: str, offered: Sequence[float], found: Iterable[float]) -> SearchDimension:
-    """The knob of recovery: the epochs it offers, and those behind which trials are stopped."""
+    """The knob of recovery: the epochs it offers, and those after which trials were stopped."""
     choices = (*offered, *sorted(set(found) - set(offered)))
     return replace(search_dimension(name, RECOVERY_KIND, choices), offered=len(offered))
 
@@ -98,6 +98,11 @@ def encode(dimensions: Sequence[SearchDimension], parameters: Mapping[str, Any])
         knob.choices.index(parameters[knob.name]) if knob.name in parameters else knob.neutral or 0
         for knob in dimensions
     ])  # fmt: skip
+
+
+def offered_choices(dimensions: Sequence[SearchDimension]) -> dict[str, tuple[Any, ...]]:
+    """The choices of each dimension that may be proposed, by its name."""
+    return {knob.name: knob.choices[: knob.offered] for knob in dimensions}
 
 
 def most_below(choices: Sequence[float], bound: float) -> int:

@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
-from optuna.trial import FrozenTrial, TrialState
 from scipy.linalg import cho_factor, cho_solve
 from scipy.stats import norm
 
-from ...studies.store.trial_state import TrialState as StoredState
-
-STATE = "state"
-"""User attribute of a failed trial: the state it has in slimfront's tables, or `DUPLICATE`."""
-
-DUPLICATE = "duplicate"
-"""State of a trial that ended because its policy had been tried: it says nothing of the policy."""
-
 SHARED = 10.0
-"""Variance of what single choices do to a trial's end, all knobs together."""
+"""The single choices of a policy explain this variance of the latent figure, all knobs together."""
 
 NEARBY = 1.0
-"""Variance of what only policies close to one another share."""
+"""Policies that differ in few knobs share up to this variance in addition."""
 
 REACH = 2.0
-"""Knobs that two policies differ in while they share most of `NEARBY`."""
+"""Two policies that differ in this many knobs share `NEARBY` divided by e."""
 
 NOISE = 0.1
-"""Variance of ends that no choice explains."""
+"""No choice explains this variance of the latent figure."""
 
 CERTAINTY = 1.5
-"""How many standard deviations a latent figure of 1 is away from failing."""
+"""A latent figure of 1 is this many standard deviations away from failing."""
 
 LEAST = 0.02
-"""A policy is never less likely to come to its end, as failures may have causes outside it."""
+"""No policy is less likely than this to come to its end, as failures may have causes outside it."""
 
 
 class Feasibility:
@@ -61,10 +50,23 @@ class Feasibility:
         return SHARED * common / codes.shape[1] + NEARBY * np.exp(-apart / REACH)
 
 
-def failures(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Trials that failed by themselves: neither interrupted nor a policy asked twice."""
-    return [trial for trial in trials if trial.state == TrialState.FAIL and trial.params and not _is_excused(trial)]
+class Odds:
+    """How likely policies are to come to their end, for one proposal.
 
+    The probability is set to 0 in as many proposals as the policy is likely to fail in, with one threshold for all policies: of a
+    multitude of hopeless ones there would always be one more that seems worth the risk.
 
-def _is_excused(trial: FrozenTrial) -> bool:
-    return trial.user_attrs.get(STATE) in (StoredState.INTERRUPTED, DUPLICATE)
+    Args:
+        model: None where nothing has failed.
+        threshold: a draw from [0, 1].
+    """
+
+    def __init__(self, model: Feasibility | None, threshold: float) -> None:
+        self._model, self._threshold = model, threshold
+
+    def __call__(self, codes: np.ndarray) -> np.ndarray:
+        """Probability [n] that policies of codes [n, knobs] come to their end, 0 below the threshold."""
+        if self._model is None:
+            return np.ones(len(codes))
+        likely = self._model(codes)
+        return np.where(likely >= self._threshold, likely, 0.0)

@@ -1,4 +1,4 @@
-"""How far counts can fall in a space: each technique alone and all together, at the ends of what the space offers.
+"""Bounds on compression: how far counts can fall in a space, by each technique alone and by all together.
 
 Only removed channels are built, once; blocks, operators, zeros and bits are counted from there.
 """
@@ -29,7 +29,7 @@ TOGETHER = "all together"
 
 @dataclass(frozen=True)
 class Gain:
-    """What a technique can make of a quantity.
+    """The reduction of a quantity by a technique.
 
     Attributes:
         technique: as kinds of knobs name it, or `TOGETHER`.
@@ -46,7 +46,7 @@ class Gain:
 
 
 def gains(model: nn.Module, example_input: Tensor, space: Space) -> list[Gain]:
-    """Bounds from counts: nothing was timed, time seldom falls as far, and accuracy is not looked at.
+    """Bounds from counts: nothing is timed, latency seldom falls as far, and accuracy is not considered.
 
     Args:
         example_input: shape [1, ...].
@@ -83,27 +83,44 @@ def _techniques() -> dict[str, set[str]]:
 
 
 def counted(model: nn.Module, macs: Mapping[str, int], policy: Policy) -> dict[str, float]:
-    """Metric -> count of `model`, whose channels are as they are, once all else in `policy` is done to it.
+    """Metric -> count of `model`, whose channels are pruned already, after everything else in `policy` is applied.
 
     FLOPs, BOPs, parameters and packed bytes are those of `evaluators.complexity` for the built model; with operators, packed bytes
-    are counted as if one weight stood in each layer's place.
+    are counted as if each layer had one weight.
 
     Args:
         macs: dotted module path -> multiply-adds of `model`.
     """
     gone = policy.removed_blocks
-    names = [n for n, m in model.named_modules() if type(m) in LAYER_KINDS and not is_within(n, gone)]
-    weights = {name: _weight(model, name) for name in names}
-    size = {name: _size(model, name, policy.layer(name)) for name in names}
-    left = {name: macs.get(name, 0) * size[name] / weights[name].numel() for name in names}
+    names = [name for name, m in model.named_modules() if type(m) in LAYER_KINDS and not is_within(name, gone)]
+    layers = [_Counted.of(model, name, macs.get(name, 0), policy) for name in names]
     parameters = sum(p.numel() for n, p in model.named_parameters() if not is_within(n, gone))
+    others = sum(tensor.nbytes for name, tensor in _others(model, names) if not is_within(name, gone))
     return {
-        "flops": macs[""] - sum(macs[block] for block in gone) - sum(macs.get(name, 0) - left[name] for name in names),
-        "bops": sum(left[n] * arithmetic_bits(policy.layer(n)) * policy.layer(n).activation_bits for n in names),
-        "parameters": parameters - sum(weights[name].numel() - size[name] for name in names),
-        "packed_bytes": sum(_packed(weights[name], size[name], policy, name) for name in names)
-        + sum(tensor.nbytes for name, tensor in _others(model, names) if not is_within(name, gone)),
+        "flops": macs[""] - sum(map(macs.__getitem__, gone)) - sum(layer.macs_saved for layer in layers),
+        "bops": sum(layer.bops for layer in layers),
+        "parameters": parameters - sum(layer.weights_saved for layer in layers),
+        "packed_bytes": sum(layer.packed_bytes for layer in layers) + others,
     }
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """A layer's share of the counts; what its operator saves is relative to the dense layer."""
+
+    macs_saved: float
+    weights_saved: int
+    bops: float
+    packed_bytes: int
+
+    @classmethod
+    def of(cls, model: nn.Module, name: str, macs: int, policy: Policy) -> _Counted:
+        """The counts of the layer at `name`, which does `macs` multiply-adds, under `policy`."""
+        weight, decided = _weight(model, name), policy.layer(name)
+        size = _size(model, name, decided)
+        left = macs * size / weight.numel()
+        bops = left * arithmetic_bits(decided) * decided.activation_bits
+        return cls(macs - left, weight.numel() - size, bops, _packed(weight, size, policy, name))
 
 
 def _weight(model: nn.Module, name: str) -> Tensor:
@@ -118,14 +135,14 @@ def _others(model: nn.Module, layers: Iterable[str]) -> Iterator[tuple[str, Tens
 
 
 def _size(model: nn.Module, name: str, decided: LayerPolicy) -> int:
-    """Weights of what stands in a layer's place."""
+    """Weights of the operator that replaces a layer."""
     shape, operator = _weight(model, name).shape, Operator.parse(decided.operator)
     fits = operator.why_not(shape, getattr(model.get_submodule(name), "groups", 1)) is None
     return operator.weights(shape) if fits else math.prod(shape)
 
 
 def _packed(weight: Tensor, size: int, policy: Policy, name: str) -> int:
-    """Bytes of a layer's weight of so many elements, with its steps, zero points and table."""
+    """Bytes of a layer's weight of so many elements, with its scales, zero points and table."""
     decided, rows = policy.layer(name), len(weight)
     values = size - round(zeros_in(weight, decided.sparsity) * size)
     total = smallest_format(rows, -(-size // rows), values, decided.weight_bits)[1]
@@ -135,7 +152,7 @@ def _packed(weight: Tensor, size: int, policy: Policy, name: str) -> int:
 
 @torch.no_grad()
 def _least(knob: Knob, model: nn.Module) -> Choice:
-    """The choice of a knob that leaves least."""
+    """The choice of a knob that compresses most."""
     kind = KNOB_KINDS[knob.kind]
     weights = [_weight(model, name) for name in knob.governs] if kind.subject == "layer" else []
     return kind.furthest(knob.choices, weights)

@@ -15,8 +15,8 @@ from slimfront.search.budget import MAX_ANCHORS
 from slimfront.search.driver import Search
 from slimfront.search.events import Event, SensitivityMeasured, SensitivityUnmeasured
 from slimfront.search.sampler.dimensions import encode, search_dimension
-from slimfront.search.sampler.factory import cost_of, greedy_policies, space_dimensions
 from slimfront.search.sampler.greedy_path import LEVELS, path_policies
+from slimfront.search.sampler.study_terms import cost_of, greedy_policies, space_dimensions
 from slimfront.search.sampler.surrogate.analytic_cost import COUNTED, OF_MACHINES
 from slimfront.search.sensitivity import Sensitivity, known_damage, measured, probes, why_not
 from slimfront.search.trials.prepared_study import PreparedStudy, prepare
