@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from slimfront.compression.pruning.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
 from slimfront.search.sampler.dimensions import encode
-from slimfront.search.sampler.factory import space_dimensions
+from slimfront.search.sampler.study_terms import space_dimensions
 from slimfront.search.sampler.surrogate.analytic_cost import COUNTED, AnalyticCost
 from slimfront.search.trials.prepared_study import PreparedStudy
 from slimfront.spaces.policies.layer_policy import FULL_PRECISION

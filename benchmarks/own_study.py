@@ -20,7 +20,7 @@ import optuna
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from rich.console import Console
 from rich.table import Table
-from slimfront.search.sampler.policy_sampler import PolicySampler
+from slimfront.search.optuna.policy_sampler import PolicySampler
 
 CHECKPOINTS = (20, 50, 100, 200)
 COSTS = ("model_size", "latency", "train_time")

@@ -32,7 +32,7 @@ from slimfront.compression.quantization.fake_quantize import fake_quantized
 from slimfront.compression.recovery.recover import recover_by_rungs
 from slimfront.search.fidelity.halving import SuccessiveHalving
 from slimfront.search.sampler.dimensions import encode
-from slimfront.search.sampler.factory import cost_of, space_dimensions
+from slimfront.search.sampler.study_terms import cost_of, space_dimensions
 from slimfront.search.sampler.surrogate.analytic_cost import COUNTED, AnalyticCost
 from slimfront.search.trials.prepared_study import PreparedStudy, prepare
 from slimfront.spaces.policies.policy import Policy

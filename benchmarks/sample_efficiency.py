@@ -30,8 +30,8 @@ from measured_latency import SECONDS, MeasuredLatency
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from rich.console import Console
 from rich.table import Table
-from slimfront.search.sampler.factory import KnownDamage, greedy_policies, space_dimensions
-from slimfront.search.sampler.policy_sampler import PolicySampler
+from slimfront.search.optuna.policy_sampler import PolicySampler
+from slimfront.search.sampler.study_terms import KnownDamage, greedy_policies, space_dimensions
 from slimfront.search.sampler.surrogate.analytic_cost import COUNTED
 from slimfront.search.sampler.surrogate.surrogate import Role
 from slimfront.search.sensitivity import known_damage, measured, probes

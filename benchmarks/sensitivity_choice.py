@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from sample_efficiency import TASKS, prepared_task
 from slimfront.search.sampler.dimensions import encode
-from slimfront.search.sampler.factory import space_dimensions
+from slimfront.search.sampler.study_terms import space_dimensions
 from slimfront.search.sampler.surrogate.damage_model import BROKEN, StructuredMean
 from slimfront.search.sampler.surrogate.surrogate import log_damage
 from slimfront.search.sensitivity import Probe, Simulation, known_damage, measured, probes

@@ -41,7 +41,7 @@ def subset(data: MapDataset, indices: Sequence[int]) -> MapDataset:
 
 
 def _fills_a_batch(data: MapDataset, batch_size: int) -> bool:
-    """Whether a short last batch can be left out, whose statistics would count as much as those of a full one."""
+    """Whether a short last batch can be dropped, because its statistics would count as much as those of a full one."""
     return len(data) >= batch_size
 
 

@@ -1,4 +1,4 @@
-"""Numbers that compression must not lose: every weight of a model is finite."""
+"""The check that every weight of a compressed model is a finite number."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def not_finite(model: nn.Module) -> str | None:
 
 
 def require_finite(model: nn.Module) -> None:
-    """Hold a compressed model to weights that are numbers.
+    """Require that all weights of a compressed model are finite.
 
     Raises:
         CompressionError: one is NaN or infinite; it is named.

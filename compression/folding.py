@@ -12,7 +12,7 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def folded_parameters(model: nn.Module, name: str, norm_name: str | None) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of the layer `name` with the batch-norm behind it folded in, if there is one."""
+    """Weight and bias of the layer `name`, with the batch-norm after it folded in where there is one."""
     layer: Any = model.get_submodule(name)
     if norm_name is None:
         return layer.weight, layer.bias
@@ -24,7 +24,7 @@ def folded_parameters(model: nn.Module, name: str, norm_name: str | None) -> tup
 def fold_norms(model: nn.Module, folded: Mapping[str, str]) -> None:
     """Fold batch-norms into the layers before them, in place: {layer: batch-norm}, which becomes the identity.
 
-    The grids of a lowered model are those of the folded weights, so that is what has to be trained on them.
+    A lowered model is quantized with its folded weights, so quantization-aware training must see the folded weights too.
     """
     for name, norm_name in folded.items():
         layer: Any = model.get_submodule(name)

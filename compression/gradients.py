@@ -1,4 +1,4 @@
-"""Gradients: which parameters have one, and that of a workload's loss, for criteria that ask what the loss would change by."""
+"""Gradients of a workload's loss, for criteria that estimate how the loss would change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .batches import loader
 
 
 def trainable_copy(model: nn.Module) -> nn.Module:
-    """A copy in eval mode whose floating-point parameters are all trained, those that `model` has frozen too."""
+    """A copy in eval mode whose floating-point parameters are all trainable, including those that are frozen in `model`."""
     model = copy.deepcopy(model).eval()
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())

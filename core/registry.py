@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from .errors import SlimfrontError, describe_exception
 
@@ -25,22 +25,35 @@ class Registry(Mapping[str, T], Generic[T]):
         kind: how errors call an entry, such as "criterion".
         group: the group of entry points, such as "slimfront.criteria".
         error: raised for an unknown name, a name given twice and a package that cannot be imported.
+        built_in: slimfront's own implementations.
     """
 
-    def __init__(self, kind: str, group: str, error: type[SlimfrontError]) -> None:
+    def __init__(
+        self, kind: str, group: str, error: type[SlimfrontError], built_in: Mapping[str, T] | None = None
+    ) -> None:
         self._kind, self._group, self._error = kind, group, error
-        self._own: dict[str, T] = {}
+        self._own: dict[str, T] = dict(built_in or {})
+        self._built_in = frozenset(self._own)
+
+    @property
+    def registered(self) -> Mapping[str, T]:
+        """What was registered in this process and is not built in: other processes do not have it."""
+        return {name: found for name, found in self._own.items() if name not in self._built_in}
 
     def register(self, name: str, implementation: T, *, replace: bool = False) -> None:
         """Make an implementation known by `name`.
 
+        What is of the same class or function of the caller's replaces the former one: a notebook's cell or a workload's file runs
+        again.
+
         Args:
-            replace: take the place of the one of that name, as a notebook's cell that runs again does.
+            replace: take the place of the implementation of that name.
 
         Raises:
             SlimfrontError: the name is taken; an instance of the registry's own error class.
         """
-        if name in self._own and not replace:
+        known = self._own.get(name)
+        if known is not None and not replace and not _is_same_again(known, implementation):
             raise self._error(f"{self._kind} {name!r} is already registered; known are {', '.join(self)}")
         self._own[name] = implementation
 
@@ -85,6 +98,13 @@ class Registry(Mapping[str, T], Generic[T]):
         for entry in entry_points(group=self._group):
             found.setdefault(entry.name, []).append(entry)
         return found
+
+
+def _is_same_again(known: Any, new: Any) -> bool:
+    """Whether both are of one class or function, perhaps defined anew, that is not slimfront's or Python's own."""
+    one, other = (each if hasattr(each, "__qualname__") else type(each) for each in (known, new))
+    is_named_alike = (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
+    return is_named_alike and one.__module__.split(".")[0] not in ("builtins", "slimfront")
 
 
 def _package(entry: EntryPoint) -> str:

@@ -13,8 +13,8 @@ from ..core.measurement import Measurement
 from ..studies.store.records import INTERRUPTED, ORPHANED, State, TrialRecord
 from ..studies.store.store import Store
 from ..studies.study_file.spec import StudySpec
+from .optuna.attributes import STOPPED
 from .optuna.study import OptunaStudy
-from .sampler.policy_sampler import STOPPED
 
 MOST_RETRIES = 2
 """How often a policy is tried again after its driver was killed, which the policy itself may be the cause of, or after it

@@ -33,15 +33,16 @@ from ..studies.store.store import Store
 from .bookkeeping import MOST_RETRIES, Bookkeeping
 from .fidelity.halving import HalvingDecision
 from .fidelity.rungs import Rungs, stopped_text
+from .optuna.attributes import DUPLICATE, STOPPED_EPOCHS, STOPPED_VALUES
+from .optuna.sampler_factory import make_sampler
 from .optuna.study import OptunaStudy
-from .sampler.factory import greedy_policies, make_sampler
-from .sampler.feasibility import DUPLICATE
-from .sampler.policy_sampler import STOPPED_EPOCHS, STOPPED_VALUES
+from .sampler.study_terms import greedy_policies
 from .sampler.untried import Untried
 from .sensitivity import Sensitivity, known_damage
 from .study_setup import open_reference, open_study
 from .time_budget import TimeBudget
 from .transfer import earlier_trials
+from .trials.given_workload import pickled_registrations
 from .trials.prepared_study import PreparedStudy
 from .trials.recovered import RecoveredWeights
 from .trials.worker import PRECISIONS_FILE, Stage, WorkerSetup, cores_beside, keep
@@ -274,6 +275,7 @@ class Search:
             metrics=self.spec.metrics,
             rungs=self.spec.rungs,
             pickled_workload=self.prepared.pickled_workload,
+            registrations=pickled_registrations(),
         )
 
     # What reports ask

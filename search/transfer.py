@@ -12,7 +12,8 @@ from ..spaces.space import Choice, Space
 from ..studies.store.records import SensitivityRecord, StudyRecord, TrialRecord
 from ..studies.store.store import Store
 from ..studies.study_file.spec import StudySpec
-from .sampler.policy_sampler import DAMAGE, TransferredTrial
+from .optuna.attributes import DAMAGE
+from .sampler.designer import TransferredTrial
 
 MOST_TRIALS = 200
 """Trials of other studies that are read, the newest: what a proposal takes grows with them."""
@@ -30,7 +31,7 @@ def earlier_trials(store: Store, spec: StudySpec, space: Space) -> list[Transfer
         for trial in store.trials(other.name):
             if trial.digest not in found and (parameters := _point(space, trial.policy)) is not None:
                 found[trial.digest] = _told(trial, parameters, spec, same_target=other.spec.target == spec.target)
-    useful = [trial for trial in found.values() if trial.kl is not None or any(v is not None for v in trial.values)]
+    useful = [trial for trial in found.values() if trial.damage is not None or any(v is not None for v in trial.values)]
     return useful[-MOST_TRIALS:]
 
 

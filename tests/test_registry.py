@@ -46,6 +46,20 @@ def test_a_name_is_registered_once_unless_it_is_replaced(registry):
     assert registry["red"] == "#e00"
 
 
+def test_a_class_that_is_defined_again_replaces_the_former_one():
+    def define() -> object:
+        class Mine:
+            pass
+
+        return Mine()
+
+    things: Registry[object] = Registry("thing", "slimfront.things", PolicyError, {"own": object()})
+    things.register("mine", define())
+    things.register("mine", again := define())
+    assert things["mine"] is again
+    assert list(things.registered) == ["mine"]
+
+
 def test_a_name_that_two_packages_offer_is_refused_and_no_other(tmp_path, registry):
     installed(tmp_path, "paints", "blue = paints:BLUE\nred = paints:BLUE", "BLUE = '#00f'")
     installed(tmp_path, "inks", "blue = inks:BLUE", "BLUE = '#00e'")

@@ -3,11 +3,11 @@
 | format | bits of a matrix [rows, columns] with k values that are not zero, b bits each |
 |---|---|
 | dense | rows x columns x b |
-| bitmap | rows x columns + k x b (one bit tells where a value is) |
+| bitmap | rows x columns + k x b (a bit for each place says whether it holds a value) |
 | csr | (rows + 1) x bits of k + k x (bits of a column number + b) (compressed sparse rows, Saad 2003, section 3.4) |
 
 Numbers are written least significant bit first without padding, one part after the other; a matrix fills whole bytes.
-Axis 0 of a weight are its rows. A value is zero when all its bits are: -0.0 is kept as a value.
+The rows of a weight are its axis 0. A value is zero when all its bits are: -0.0 is kept as a value.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 Format = Literal["dense", "bitmap", "csr"]
 FLOATS = {16: np.dtype(ml_dtypes.bfloat16), 32: np.dtype(np.float32)}
-"""Bits of a value that is no integer -> its type."""
+"""The type of floating-point values by their bits."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Packed:
         shape: of the array, at least one axis.
         bits: of one value.
         values: how many are stored.
-        payload: all of it but these four fields.
+        payload: the packed bytes themselves.
     """
 
     format: Format
@@ -43,7 +43,7 @@ class Packed:
 
 
 def smallest_format(rows: int, columns: int, values: int, bits: int) -> tuple[Format, int]:
-    """The format that takes the fewest bytes, and how many; the plainer one where several do.
+    """The format that takes the fewest bytes, and how many; the simplest one of several.
 
     Args:
         values: how many are not zero.

@@ -4,14 +4,14 @@ The file holds, by name:
 
 | tensor | what |
 |---|---|
-| `LAYER.weight` | a weight packed as `compression.packed` writes it, uint8; its shape, bits and format stand in the metadata |
-| `LAYER.weight.scale` | steps of an integer grid, float32, [channels], or [1] where all have one |
+| `LAYER.weight` | a weight packed as `compression.packed` writes it, uint8; its shape, bits and format are in the metadata |
+| `LAYER.weight.scale` | scales of an integer weight, float32, [channels], or [1] where all are equal |
 | `LAYER.weight.table` | values of a codebook, float32 |
-| `LAYER.input.scale`, `.zero_point` | the grid of what a layer reads; `MODULE.addition0.1.scale` that of an addition's operand |
+| `LAYER.input.scale`, `.zero_point` | quantization parameters of a layer's input; `MODULE.addition0.1.scale` of an addition's operand |
 | any other name | a parameter or buffer as it is |
 
-A batch-norm that follows a layer of integers or in bfloat16 is folded into it. The metadata also hold a digest of the weights that the file
-stands for, taken before they were packed.
+A batch-norm that follows a layer in integers or bfloat16 is folded into it. The metadata also contain a digest of the weights
+that the file represents, computed before they were packed.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ def save_packed(candidate: Candidate, path: Path) -> Path:
 
 
 def packed_bytes(path: Path) -> int:
-    """Bytes of a packed file but its header, which is a word and as many bytes as it says."""
+    """Bytes of a packed file without its header, whose first eight bytes give the header's length."""
     with path.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
     return path.stat().st_size - 8 - header
 
 
 def counted_bytes(candidate: Candidate) -> int:
-    """What `packed_bytes` will find of `candidate`, counted without packing.
+    """The `packed_bytes` of `candidate`, counted without packing.
 
     Exact once the candidate has its grids. Before, what its exported graph decides is left out: batch-norm that will be
     folded is counted as it stands, 12 bytes a channel too many (16 where the layer has a bias already), the grids of an
@@ -100,7 +100,7 @@ def stored_as_is(model: nn.Module, packed: Collection[str]) -> Iterator[tuple[st
 
 
 def _bytes_of_grids_to_come(candidate: Candidate) -> int:
-    """Of steps, zero points and tables that the policy asks for and the candidate has not yet."""
+    """Bytes of scales, zero points and tables that the policy asks for and the candidate does not have yet."""
     policy, quantization = candidate.policy, candidate.quantization
     total = 0
     for name, weight in _layer_weights(candidate).items():
@@ -114,7 +114,7 @@ def _bytes_of_grids_to_come(candidate: Candidate) -> int:
 
 
 def load_packed(path: Path, most_values: int = 2**32) -> dict[str, np.ndarray]:
-    """The weights, biases and other tensors of the model that a packed file stands for, by name, bit for bit.
+    """The weights, biases and other tensors of the model that a packed file represents, by name, bit for bit.
 
     Args:
         most_values: that its packed weights may have in all: zeros take no bytes, and a file from elsewhere may claim any
@@ -150,7 +150,7 @@ def recorded_digest(path: Path) -> str:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A packed file, open; whatever reading it raises where it is malformed is a ValueError."""
+    """An open packed file; a malformed one raises ValueError, whatever the reader raised."""
     try:
         with safe_open(path, "np") as file:
             yield file
@@ -177,7 +177,7 @@ def digest(weights: Mapping[str, np.ndarray]) -> str:
 
 
 def weights_of(candidate: Candidate) -> dict[str, np.ndarray]:
-    """The numbers that `candidate` computes with, by name: what its grids and codes stand for."""
+    """The weights that `candidate` computes with, by name: dequantized and decoded."""
     real = _float_weights(candidate)
     real |= {name: weight.values.astype(np.float32) for name, weight in candidate.quantization.bfloat16.items()}
     for name, weight in candidate.quantization.weights.items():
@@ -194,7 +194,7 @@ def _packed(candidate: Candidate) -> dict[str, Packed]:
 
 
 def _stored_weights(candidate: Candidate) -> dict[str, np.ndarray]:
-    """Layer -> the numbers that are stored of its weight."""
+    """Layer -> its weight as it is stored: integers, codes or floats."""
     arrays = _float_weights(candidate)
     arrays |= {name: weight.values for name, weight in candidate.quantization.bfloat16.items()}
     arrays |= {name: weight.integers for name, weight in candidate.quantization.weights.items()}
@@ -216,7 +216,7 @@ def _layer_weights(candidate: Candidate) -> dict[str, Tensor]:
 
 
 def _state(candidate: Candidate) -> dict[str, np.ndarray]:
-    """What is stored as it is: all of the model but layers' weights, folded batch-norms and the counts of training."""
+    """The tensors that are stored unchanged: all but layers' weights, folded batch-norms and counters of training."""
     packed = {f"{name}.weight" for name in _layer_weights(candidate)}
     folded = tuple(f"{norm}." for norm in candidate.quantization.norms.values())
     kept = {
@@ -230,7 +230,7 @@ def _state(candidate: Candidate) -> dict[str, np.ndarray]:
 
 
 def _grids(candidate: Candidate) -> dict[str, np.ndarray]:
-    """Steps, zero points and tables."""
+    """Scales, zero points and tables."""
     quantization = candidate.quantization
     scales = {f"{name}.weight.scale": weight.grid.scale for name, weight in quantization.weights.items()}
     read = {f"{name}.input": grid for name, grid in quantization.inputs.items()}
@@ -252,5 +252,5 @@ def _decoded(packed: Packed, scale: np.ndarray | None, table: np.ndarray | None)
 
 
 def _real(integers: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Integers times their steps in float32, as DequantizeLinear multiplies them."""
+    """Integers times their scales in float32, as DequantizeLinear multiplies them."""
     return integers.astype(np.float32) * scale.astype(np.float32).reshape(-1, *[1] * (integers.ndim - 1))

@@ -1,4 +1,4 @@
-"""Channels and heads really removed, those that matter least to a criterion first."""
+"""Structured pruning: removes channels and heads, those of the lowest importance first."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def remove_channels(
     reduction: str = "drop",
     batches: Iterable[Tensor] | None = None,
 ) -> None:
-    """Prune `model` in place to `kept` channels or heads per group, those that score lowest first.
+    """Prune `model` in place to `kept` channels or heads per group; the lowest importance is pruned first.
 
     Args:
         model: changed in place.
@@ -31,7 +31,7 @@ def remove_channels(
         kept: group name, or that of any layer in it -> channels to keep; groups not named stay whole.
         criterion: a name of `criteria.criteria()`.
         scoring: what the criterion may use beside the weights.
-        reduction: one of `pruning.REDUCTIONS`; what those who read a removed channel read instead.
+        reduction: one of `pruning.REDUCTIONS`; what readers of a removed channel read instead.
         batches: inputs of the model, shape [batch, ...], of the calibration data; for "reconstruct".
 
     Raises:

@@ -1,6 +1,6 @@
 """The importance of a channel, a head or a single weight: the criteria that pruning ranks them by.
 
-A further criterion is a class here and its `register_criterion`, or an entry point in the group `slimfront.criteria`.
+A further criterion is a class here and its name in `CRITERIA`, or an entry point in the group `slimfront.criteria`.
 
 | name | importance | source |
 |---|---|---|
@@ -25,7 +25,7 @@ from torch_pruning.dependency import Group
 
 from ...core.errors import CompressionError
 from ...core.registry import Registry
-from ...spaces.models.channel_graph import HeadedAttention
+from ...spaces.models.dependency_graph import HeadedAttention
 
 ImportanceClass = Callable[..., Callable[[Group], Tensor | None]]
 """A class of `torch_pruning.importance`, whose annotations leave out that `normalizer` may be None."""
@@ -143,7 +143,12 @@ def _unnormalised(kind: ImportanceClass, group: Group, **settings: object) -> Te
     return kind(normalizer=None, **settings)(group)
 
 
-CRITERIA: Registry[Criterion | type[Criterion]] = Registry("criterion", "slimfront.criteria", CompressionError)
+CRITERIA: Registry[Criterion | type[Criterion]] = Registry(
+    "criterion",
+    "slimfront.criteria",
+    CompressionError,
+    {"l1": Magnitude(1), "l2": Magnitude(2), "taylor": Taylor(), "bn_scale": BatchNormScale(2), "random": Random()},
+)
 """Name -> criterion, or the class of one that takes no arguments."""
 
 register_criterion = CRITERIA.register
@@ -168,10 +173,3 @@ def get_criterion(name: str) -> Criterion:
 def _require_gradients(scoring: Scoring) -> None:
     if not scoring.has_gradients:
         raise CompressionError("taylor needs gradients: give the workload whose loss they are of")
-
-
-register_criterion("l1", Magnitude(1))
-register_criterion("l2", Magnitude(2))
-register_criterion("taylor", Taylor())
-register_criterion("bn_scale", BatchNormScale(2))
-register_criterion("random", Random())

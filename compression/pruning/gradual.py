@@ -15,7 +15,7 @@ from ...workloads.workload import Workload
 from .prune import pruned_copy
 
 Train = Callable[[nn.Module, Policy], None]
-"""Trains a model in place under a policy, whose zeros stay zero."""
+"""A function that trains a model in place under a policy, whose zeros stay zero."""
 
 
 def cubic(step: int, steps: int) -> float:

@@ -1,4 +1,4 @@
-"""Channels merged instead of dropped: what reads a removed channel reads the most similar one kept in its place.
+"""Channels merged instead of dropped: readers of a removed channel read the most similar remaining one instead.
 
 Kim et al. 2020, "Neuron Merging", arXiv:2010.13160: a removed channel is close to a multiple of a kept one where their
 weights point the same way, and a ReLU between them keeps the multiple.
@@ -18,9 +18,9 @@ from ...spaces.models.layers import WeightedLayer
 
 @torch.no_grad()
 def merge_channels(graph: ChannelGraph, name: str, lost: Sequence[int]) -> None:
-    """Add what reads the channels `lost` of a group to what reads those most like them; the channels stay, to be removed.
+    """Add the weights that read the channels `lost` of a group to those that read the most similar channels; removing them comes after.
 
-    A channel that points nowhere near a kept one is left to be dropped, and so is all that a grouped convolution reads.
+    A channel without a similar one is dropped instead, and so is every channel that a grouped convolution reads.
     """
     rows = _rows(graph, name)
     kept = sorted(set(range(len(rows))) - set(lost))
@@ -37,7 +37,7 @@ def merge_channels(graph: ChannelGraph, name: str, lost: Sequence[int]) -> None:
 
 
 def _redirect(weight: Tensor, own: Sequence[int], root: Sequence[int], partner: dict[int, tuple[int, float]]) -> None:
-    """weight[:, kept] += ratio x weight[:, lost]; behind a flattening a channel is several inputs, in one order."""
+    """weight[:, kept] += ratio x weight[:, lost]; after a flattening a channel is several inputs, in the same order."""
     inputs: dict[int, list[int]] = {}
     for number, channel in zip(own, root, strict=True):
         inputs.setdefault(channel, []).append(number)
@@ -48,7 +48,7 @@ def _redirect(weight: Tensor, own: Sequence[int], root: Sequence[int], partner: 
 
 
 def _rows(graph: ChannelGraph, name: str) -> Tensor:
-    """What makes each channel, shape [channels, inputs]: its weights, and its share of a batch-norm's scale."""
+    """The weights that compute each channel, shape [channels, inputs], times its batch-norm's scale."""
     makers = list(graph.makers(name))
     rows = torch.cat([m.weight.flatten(1) for m in makers if isinstance(m, WeightedLayer)], dim=1)
     norms = [m for m in makers if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.num_features == len(rows)]

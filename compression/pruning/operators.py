@@ -108,9 +108,9 @@ def low_rank(layer: WeightedLayer, fraction: float) -> nn.Sequential:
 
 @torch.no_grad()
 def principal(layer: WeightedLayer, fraction: float, made: Moments) -> nn.Sequential:
-    """Two layers: the first makes the principal components of what the dense one makes, the second what they stand for.
+    """Two layers: the first computes the principal components of the dense layer's output, the second expands them.
 
-    The nearest of its rank to the layer's outputs, which vary in fewer directions than its weights (Zhang et al. 2015,
+    The best approximation of its rank to the layer's outputs, which vary in fewer directions than its weights (Zhang et al. 2015,
     arXiv:1505.06798, section 3.1): y is replaced by its mean + U U^T (y - its mean), U the strongest eigenvectors of y's covariance.
     """
     rows = layer.weight.flatten(1)

@@ -1,8 +1,8 @@
-"""Removing channels is proven to equal masking them, group by group, on numbers.
+"""Proves numerically, for every channel group, that removing channels equals masking them.
 
-A graph of dependencies says which channels of which layers are the same. Where it is wrong, as behind a roll, a shuffle or
-a slice of every other channel, the pruned model runs and computes something else. So each group loses channels at random,
-and each layer that reads the others must read what it reads in the whole model.
+The dependency graph says which channels of which layers belong together. Where it is wrong, as after a roll, a shuffle or a
+slice of every other channel, the pruned model runs but computes something else. So each group loses channels at random, and
+every layer that reads the remaining channels must read the same values as in the whole model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from ...workloads.contract import few_inputs
 from ...workloads.workload import Workload
 
 TOLERANCE = 1e-3
-"""How far a layer's input may differ, relative to the largest, by rounding: kernels of other widths sum in another order."""
+"""The largest difference of a layer's input, relative to its largest value, that rounding may cause: kernels of other widths sum
+in another order."""
 
 MISPLACED = (
     "with channels removed, {reader} does not read what it read of the others: channels change places or numbers on the way "
@@ -45,34 +46,41 @@ def prove_groups(
 ) -> tuple[list[ChannelGroup], dict[str, str]]:
     """The groups of which removing channels equals masking them, and {name: why not} of the others.
 
-    All lose half of their channels, chosen at random, in one copy. What stands for the lost ones in the whole model are
-    doubles of kept ones, so that means and variances over channels, as of a layer norm, are the same in both. Every
-    layer of the pruned copy goes on with what it should have read: one pass tells all groups apart. Heads are left to
-    the attention that loses them.
+    All groups lose half of their channels, chosen at random, in one copy. In the whole model the lost channels are replaced
+    by duplicates of kept ones, so that means and variances over channels, as of a layer norm, are the same in both. Every
+    layer of the pruned copy continues with the inputs that it should have read, so that one pass judges all groups. Heads
+    are left to the attention that loses them.
 
     Args:
         model: in eval mode; left as it is.
         inputs: a few samples, shape [n, ...].
     """
     own = [group for group in groups if group.unit == "channel"]
-    reasons = _refuted(model, inputs, own) if own else {}
+    reasons = _refuted(model, inputs, own)
     return [group for group in groups if group.name not in reasons], reasons
 
 
 def _refuted(model: nn.Module, inputs: Tensor, groups: Sequence[ChannelGroup]) -> dict[str, str]:
     """{group: reason} of those that fail; where the pruned copy does not run at all, by bisection."""
+    if not groups:
+        return {}
     try:
         found, same_outputs = _one_pass(model, inputs, groups)
     except Exception as error:  # the model's own code may raise anything with other widths
         raise_if_interrupted(error)
-        found, same_outputs = {}, False
-        reason = f"with channels removed at random, the model does not run: {first_line(error)}"
-    else:
-        reason = MISPLACED.format(reader="the model's output")
-    if same_outputs or found:
-        # Those found are out; the others went on with right inputs, but the outputs are theirs to get right.
-        rest = [group for group in groups if group.name not in found]
-        return found if same_outputs or not rest else found | _refuted(model, inputs, rest)
+        return _bisected(
+            model, inputs, groups, f"with channels removed at random, the model does not run: {first_line(error)}"
+        )
+    if same_outputs:
+        return found
+    if not found:
+        return _bisected(model, inputs, groups, MISPLACED.format(reader="the model's output"))
+    # The failing groups are known; the others were given correct inputs, and are tried again without them.
+    return found | _refuted(model, inputs, [group for group in groups if group.name not in found])
+
+
+def _bisected(model: nn.Module, inputs: Tensor, groups: Sequence[ChannelGroup], reason: str) -> dict[str, str]:
+    """{group: reason} of those that fail, where no single one was found to; `reason` is that of all `groups` together."""
     if len(groups) == 1:
         return {groups[0].name: reason}
     halves = groups[: len(groups) // 2], groups[len(groups) // 2 :]
@@ -82,7 +90,7 @@ def _refuted(model: nn.Module, inputs: Tensor, groups: Sequence[ChannelGroup]) -
 
 @torch.no_grad()
 def _one_pass(model: nn.Module, inputs: Tensor, groups: Sequence[ChannelGroup]) -> tuple[dict[str, str], bool]:
-    """{group: reason} of those whose readers read something else, and whether the outputs are the same."""
+    """{group: reason} of those whose readers read other values, and whether the outputs are the same."""
     graph = ChannelGraph(copy.deepcopy(model), inputs[:1])
     losses = {group.name: _Loss.of(group, graph.partitions(group.name)) for group in groups}
     plan = _Plan.of({name: list(graph.roles(name)) for name in losses}, losses)
@@ -97,11 +105,11 @@ def _one_pass(model: nn.Module, inputs: Tensor, groups: Sequence[ChannelGroup]) 
 
 @dataclass(frozen=True)
 class _Loss:
-    """Channels that a group loses, in the root's numbers.
+    """Channels that a group loses, by the indices of its root layer.
 
     Attributes:
         lost: sorted.
-        doubles: lost channel -> the kept one that it is a double of.
+        doubles: lost channel -> the kept one that it duplicates.
     """
 
     lost: list[int]
@@ -121,13 +129,12 @@ class _Loss:
 
 @dataclass
 class _Plan:
-    """What is done to the inputs and outputs of modules, by their paths.
+    """How the inputs and outputs of modules are changed, by their paths.
 
     Attributes:
-        copies: maker -> (lost channels, kept channels that they double), its own numbers.
-        sizes: path -> channels in all that its groups know of.
-        gone: reader -> channels it loses, its own numbers.
-        parts: reader -> group -> channels of it that are kept.
+        copies: maker -> (lost channel -> kept channel that it duplicates), by its own indices.
+        gone: reader -> channels that it loses, by its own indices.
+        parts: reader -> group -> channels of the group that are kept.
         dims: parameter -> dimension of its channels.
     """
 
@@ -201,7 +208,7 @@ def _with_doubles(values: Tensor, axis: int, copies: Mapping[int, int]) -> Tenso
 
 @contextmanager
 def _masked(model: nn.Module, plan: _Plan) -> Iterator[dict[str, list[Tensor]]]:
-    """Have each reader compute without the lost channels; reader -> what it was given, call by call."""
+    """Have each reader compute without the lost channels; yields reader -> its inputs, call by call."""
     read: dict[str, list[Tensor]] = defaultdict(list)
 
     def mask(path: str) -> Callable[..., Any]:
@@ -224,7 +231,7 @@ def _masked(model: nn.Module, plan: _Plan) -> Iterator[dict[str, list[Tensor]]]:
 
 @contextmanager
 def _corrected(pruned: nn.Module, plan: _Plan, read: Mapping[str, list[Tensor]]) -> Iterator[dict[str, str]]:
-    """{group: reader} of those of which a reader in the pruned model reads something else; it goes on with what is right."""
+    """{group: reader} of the groups of which a reader in the pruned model reads other values; it continues with the correct ones."""
     failed: dict[str, str] = {}
     calls: dict[str, int] = defaultdict(int)
 
@@ -252,12 +259,12 @@ def _corrected(pruned: nn.Module, plan: _Plan, read: Mapping[str, list[Tensor]])
 
 
 def _in_place_of(inputs: tuple[Any, ...], changed: Tensor) -> tuple[Any, ...]:
-    """The inputs with another first one, wherever it is given: as query, key and value of an attention."""
+    """The inputs with the first one replaced wherever it occurs: as query, key and value of an attention."""
     return tuple(changed if each is inputs[0] else each for each in inputs)
 
 
 def _is_same(expected: Tensor, found: Tensor, axis: int = 0, places: Sequence[int] | None = None) -> bool:
-    """Whether two tensors agree to rounding, in all places or in some along an axis."""
+    """Whether two tensors agree up to rounding, everywhere or at some places along an axis."""
     if expected.shape != found.shape:
         return False
     largest = expected.abs().max()
@@ -268,8 +275,8 @@ def _is_same(expected: Tensor, found: Tensor, axis: int = 0, places: Sequence[in
 
 
 def _axis(module: nn.Module, values: Tensor, channels: int) -> int:
-    """The axis of a module's channels in what it reads or makes: the last for those that work on vectors, else the second."""
+    """The axis of a module's channels in its input or output: the last for modules that work on vectors, else the second."""
     vectors = isinstance(module, (nn.Linear, nn.LayerNorm, nn.Embedding, nn.MultiheadAttention))
     axis = values.ndim - 1 if vectors else 1
-    # A layer norm of images is a subclass that turns them; the axis that holds the channels is theirs.
+    # A layer norm of images is a subclass that permutes them; the axis is the one with enough channels.
     return axis if values.shape[axis] >= channels else 1

@@ -131,23 +131,27 @@ def _mask_weights(model: nn.Module, policy: Policy, scoring: Scoring, workload: 
     if workload and scoring.has_gradients and any(layer.weight.grad is None for layer in layers.values()):
         accumulate_gradients(model, workload)  # factors and pruned heads are new parameters without a gradient
     rule = get_criterion(policy.pruning.criterion)
-    if policy.pruning.scope == "global":
-        fractions = {name: sparsity for name, sparsity in sparsities.items() if not isinstance(sparsity, str)}
-        _mask_together(layers, fractions, rule, scoring)
-        sparsities = {name: sparsity for name, sparsity in sparsities.items() if name not in fractions}
-    for name, sparsity in sparsities.items():
-        has_threshold = threshold_of(sparsity) is not None
-        mask_weight(layers[name], sparsity, None if has_threshold else rule.weights(layers[name].weight, name, scoring))
+    together = _mask_together(layers, sparsities, rule, scoring) if policy.pruning.scope == "global" else set()
+    for name, layer in layers.items():
+        if name not in together:
+            is_threshold = threshold_of(sparsities[name]) is not None
+            mask_weight(layer, sparsities[name], None if is_threshold else rule.weights(layer.weight, name, scoring))
 
 
 def _mask_together(
-    layers: Mapping[str, WeightedLayer], fractions: Mapping[str, float], rule: Criterion, scoring: Scoring
-) -> None:
-    """Mask the weights of the lowest importance over all layers in `fractions`, as many as those ask for in all."""
+    layers: Mapping[str, WeightedLayer], sparsities: Mapping[str, Sparsity], rule: Criterion, scoring: Scoring
+) -> set[str]:
+    """Mask the weights of the lowest importance in all layers with a fraction, as many as the fractions ask for in all.
+
+    Returns:
+        Those layers; patterns and thresholds are of one layer.
+    """
+    fractions = {name: sparsity for name, sparsity in sparsities.items() if not isinstance(sparsity, str)}
     if fractions:
         scores = {name: rule.weights(layers[name].weight, name, scoring) for name in fractions}
         for name, mask in global_masks(scores, fractions).items():
             layers[name].weight.mul_(mask)
+    return set(fractions)
 
 
 def global_masks(scores: Mapping[str, Tensor], fractions: Mapping[str, float]) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
-"""Channels read off those that are kept: what reads a removed channel reads the combination of kept ones nearest to it.
+"""Channel reconstruction: readers of a removed channel read its least-squares approximation by the remaining channels.
 
 He et al. 2017, "Channel Pruning for Accelerating Very Deep Neural Networks", arXiv:1707.06168, reconstruct a layer's output by least
 squares once channels it reads are gone; Chee et al. 2022, "Model Preserving Compression for Neural Networks", arXiv:2108.00065, fold the
-combination into the layer, which works behind any activation, as only what is read counts. A principal component is a
+combination into the layer, which works after any activation, because only the layer's input counts. A principal component is a
 combination of all channels and would have to be computed from all of them; the best combination of those kept costs nothing.
 """
 
@@ -18,16 +18,16 @@ from ...spaces.models.layers import WeightedLayer
 from ..moments import moments_of
 
 WIDEST = 8192
-"""Inputs of a reader beyond which its moments would not fit into memory; what it reads is dropped, not reconstructed."""
+"""The most inputs of a reader whose moments fit into memory; channels of wider readers are dropped, not reconstructed."""
 
 LEAST_EIGENVALUE = 1e-9
-"""Directions of less than this share of the strongest are taken as not there at all: channels that are always 0."""
+"""Directions below this share of the largest eigenvalue are ignored, such as channels that are always 0."""
 
 
 @torch.no_grad()
 def reconstruct_channels(graph: ChannelGraph, lost: Mapping[str, Sequence[int]], batches: Iterable[Tensor]) -> None:
-    """Add what reads the channels `lost` of groups to what reads the others, by least squares over `batches`; the channels
-    stay, to be removed. What a grouped convolution reads is left to be dropped.
+    """Add the weights that read the channels `lost` of groups to those that read the others, by least squares over `batches`; removing
+    them comes after. Channels that a grouped convolution reads are dropped instead.
 
     Args:
         batches: inputs of the model, shape [batch, ...].
@@ -42,7 +42,7 @@ def reconstruct_channels(graph: ChannelGraph, lost: Mapping[str, Sequence[int]],
 
 
 def combination(gram: Tensor, kept: Sequence[int], removed: Sequence[int]) -> Tensor:
-    """[kept, removed]: how much of each kept channel stands for a removed one, the least squares of least norm.
+    """[kept, removed]: how much of each kept channel approximates a removed one: the least-squares solution of least norm.
 
     Without a constant, which the zeros that a convolution pads with would not have.
 
@@ -54,7 +54,7 @@ def combination(gram: Tensor, kept: Sequence[int], removed: Sequence[int]) -> Te
 
 
 def _gone(graph: ChannelGraph, lost: Mapping[str, Sequence[int]]) -> dict[WeightedLayer, set[int]]:
-    """Reader -> its own numbers of the channels it loses, in all groups it reads."""
+    """Reader -> the channels that it loses in all groups it reads, by its own indices."""
     gone: dict[WeightedLayer, set[int]] = {}
     for name, channels in lost.items():
         for reader, own, root in graph.readers(name):

@@ -1,1 +1,1 @@
-"""Weights and activations on grids of few bits, post-training. May import `spaces` and what `compression/` shares."""
+"""Post-training quantization of weights and activations. May import `spaces` and what `compression/` shares."""

@@ -1,7 +1,7 @@
-"""Numbers in bfloat16: the upper half of a float32, rounded to the nearest, of two to the even one.
+"""Numbers in bfloat16: the upper half of a float32, rounded to nearest, ties to even.
 
 Kalamkar et al. 2019, "A Study of BFLOAT16 for Deep Learning Training", arXiv:1905.12322: the range of float32 at 8 bits of
-significand, so that nothing is calibrated. Sums are kept in float32, and what a layer makes of them is rounded once.
+significand, so that nothing is calibrated. Sums are accumulated in float32, and a layer's output is rounded once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..folding import folded_parameters
 
 
 def rounded(tensor: Tensor) -> Tensor:
-    """`tensor` with the numbers of bfloat16; gradients pass straight through (Bengio et al. 2013, arXiv:1308.3432)."""
+    """`tensor` rounded to bfloat16; gradients pass straight through (Bengio et al. 2013, arXiv:1308.3432)."""
     held = tensor.detach()
     return tensor + (held.to(torch.bfloat16).to(tensor.dtype) - held)
 
@@ -30,18 +30,18 @@ class BFloat16Weight(nn.Module):
 
 
 def rounded_input(_module: nn.Module, inputs: tuple) -> tuple:
-    """Forward pre-hook: what a layer reads, in bfloat16."""
+    """Forward pre-hook that rounds a layer's input to bfloat16."""
     return rounded(inputs[0]), *inputs[1:]
 
 
 def rounded_output(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
-    """Forward hook: what a layer makes, in bfloat16."""
+    """Forward hook that rounds a layer's output to bfloat16."""
     return rounded(output)
 
 
 @torch.no_grad()
 def rounded_weights(model: nn.Module, policy: Policy, norms: Mapping[str, str]) -> dict[str, RoundedWeight]:
-    """Layer -> its weight, of those that `policy` has in bfloat16.
+    """Layer -> its weight, of the layers that `policy` puts in bfloat16.
 
     Args:
         norms: layer -> batch-norm that lowering folds into it.

@@ -1,4 +1,4 @@
-"""Grids of what layers read, for many bit-widths at once and without exporting the model: for simulations only."""
+"""Quantization parameters of layers' inputs for many bit-widths at once, without exporting the model: for simulations only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .quantize import CALIBRATION_BATCH, activation_spec
 def input_grids(
     model: nn.Module, layers: Collection[str], bits: Collection[int], calibration: MapDataset, scheme: Scheme
 ) -> dict[tuple[str, int], QuantParams]:
-    """(layer, bits) -> grid of the layer's input, each calibrated on the float model as `quantize` would alone."""
+    """(layer, bits) -> quantization parameters of the layer's input, calibrated on the float model as `quantize` would for these bits alone."""
     observers = {(name, width): _observer(width, scheme) for name in layers for width in bits}
 
     def watch(name: str):

@@ -1,4 +1,4 @@
-"""The last step of compression: from a model's float weights to the numbers that its artifact will hold."""
+"""The last step of compression: from a model's float weights to the numbers that its artifact contains."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .quantize import quantize
 
 
 def make_candidate(model: nn.Module, example_input: Tensor, policy: Policy, calibration: MapDataset) -> Candidate:
-    """`model`, pruned and recovered, with its weights and what its layers read at the policy's bits.
+    """`model`, pruned and recovered, with its weights and activations quantized as the policy says.
 
-    Weights that share values come first, so that grids are calibrated on what the artifact computes.
+    Codebooks are applied first, so that activations are calibrated on what the artifact computes.
 
     Args:
         model: float32, eval mode; left as it is.

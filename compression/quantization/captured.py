@@ -12,13 +12,13 @@ from torch import Tensor, fx, nn
 from ...spaces.models.architecture import architecture
 
 ENTRIES = 2
-"""Graphs kept: the uncompressed model's and the newest candidate's."""
+"""The number of cached graphs: the uncompressed model's and the newest candidate's."""
 
 _graphs: OrderedDict[tuple, fx.GraphModule] = OrderedDict()
 
 
 def captured(model: nn.Module, inputs: Tensor) -> fx.GraphModule:
-    """The graph of `model`, which ends in eval mode, for inputs of this shape; the caller's to change.
+    """The graph of `model`, which ends in eval mode, for inputs of this shape; the caller may change it.
 
     Raises:
         RuntimeError, ValueError, TypeError, AssertionError, KeyError: whatever torch.export meets in a model it cannot trace.

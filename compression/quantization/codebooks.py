@@ -5,7 +5,7 @@
 | power_of_two | 0 and 2^(b-1) - 1 powers of two of either sign, the largest nearest to the largest weight | Miyashita et al. 2016, arXiv:1603.01025; top and rounding as in Zhou et al. 2017 (INQ), arXiv:1702.03044 |
 | k_means | 2^b centroids of the weights, started evenly over their range; pruned weights keep 0 as one of them | Han et al. 2016 (Deep Compression), arXiv:1510.00149 |
 
-No runtime here computes with codes: the artifact holds the values they stand for, and runs as fast as the float model.
+No runtime here computes with codes: the artifact contains the decoded values, and runs as fast as the float model.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from ...spaces.policies.candidate import CodedWeight
 from ...spaces.policies.policy import LayerPolicy, Policy
 
 MAX_STEPS = 300
-"""Of Lloyd's algorithm; it ends earlier once nothing moves."""
+"""The most steps of Lloyd's algorithm, which ends earlier once no centroid moves."""
 
 Values = Callable[[Tensor, int], Tensor]
-"""From a weight and its bits to the sorted values it may take, [at most 2^bits]."""
+"""A function of a weight and its bits that returns the sorted values it may take, [at most 2^bits]."""
 
 
 def power_of_two(weight: Tensor, bits: int) -> Tensor:
@@ -51,7 +51,7 @@ def k_means(weight: Tensor, bits: int) -> Tensor:
 
 
 def lloyd(numbers: Tensor, centroids: Tensor, steps: int) -> Tensor:
-    """Sorted `centroids` of `numbers` [n] after at most `steps` of Lloyd's algorithm; one that nothing is near to stays.
+    """Sorted `centroids` of `numbers` [n] after at most `steps` of Lloyd's algorithm; a centroid without numbers stays where it is.
 
     In one dimension a cluster is a run of the sorted numbers, so that a step costs a binary search for each centroid:
     libraries for any dimension compare every number with every centroid.
@@ -73,7 +73,7 @@ CODEBOOKS: Mapping[str, Values] = {"power_of_two": power_of_two, "k_means": k_me
 
 
 def nearest(weight: Tensor, values: Tensor) -> Tensor:
-    """Index of the nearest of the sorted `values` for every number of `weight`; of two equally near the smaller one."""
+    """Index of the nearest of the sorted `values` for every number of `weight`; the smaller one of two equally near."""
     return torch.bucketize(weight, (values[1:] + values[:-1]) / 2)
 
 
@@ -89,7 +89,7 @@ def coded(weight: Tensor, layer: LayerPolicy) -> CodedWeight:
 
 @torch.no_grad()
 def coded_copy(model: nn.Module, policy: Policy) -> tuple[nn.Module, dict[str, CodedWeight]]:
-    """A copy of `model` with the values its weights' codes stand for, and the codes; `model` itself where there are none."""
+    """A copy of `model` with its weights decoded from their codebooks, and the codes; `model` itself where there are none."""
     layers = {name: layer for name, layer in policy.layers.items() if layer.has_codebook}
     if not layers:
         return model, {}

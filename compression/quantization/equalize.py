@@ -1,5 +1,5 @@
-"""Cross-layer equalisation (Nagel et al. 2019, arXiv:1906.04721, section 4.1): the channels between two layers are scaled
-to alike ranges on either side, which changes no output of the float model.
+"""Cross-layer equalisation (Nagel et al. 2019, arXiv:1906.04721, section 4.1): scales the channels between two
+layers so that their ranges on either side are equal, which changes no output of the float model.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ HOMOGENEOUS = {
     aten.relu.default, aten.relu_.default, aten.dropout.default, aten.dropout_.default, aten.max_pool2d.default,
     aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, FLATTEN,
 }  # fmt: skip
-"""Operations on each channel alone for which f(s x) = s f(x) where s > 0."""
+"""Channel-wise operations for which f(s x) = s f(x) where s > 0."""
 
 SWEEPS = 4
-"""Passes over the pairs: a layer between two others is scaled by both."""
+"""The number of passes over the pairs: a layer between two others is scaled with both."""
 
 
 @torch.no_grad()
 def equalize(model: nn.Module, example_input: Tensor) -> list[tuple[str, str]]:
-    """Equalise `model`, batch-norm folded, in place; the pairs of layers that were, (first, second).
+    """Equalise `model`, batch-norm folded, in place; returns the pairs of layers that were equalised, (first, second).
 
-    With r1 the largest weight that makes a channel and r2 the largest that reads it, the first layer is divided by
-    s = sqrt(r1 / r2) there and the second multiplied by it. Channels without weights on either side stay.
+    With r1 the largest weight that makes a channel and r2 the largest that reads it, the first layer's weights are divided by
+    s = sqrt(r1 / r2) and the second's multiplied by it. Channels without weights on either side stay as they are.
 
     Raises:
         CompressionError: torch.export cannot take the model.
@@ -51,7 +51,7 @@ def equalize(model: nn.Module, example_input: Tensor) -> list[tuple[str, str]]:
 
 
 def layer_pairs(graph: fx.Graph) -> list[tuple[str, str]]:
-    """(first, second) of all layers that run once, the second alone reading the first through `HOMOGENEOUS` operations."""
+    """(first, second) of all layers that run once, where only the second reads the first, through `HOMOGENEOUS` operations."""
     runs = Counter(module_path(node) for node in graph.nodes if node.target in WEIGHTED)
     found = []
     for node in graph.nodes:
@@ -63,7 +63,7 @@ def layer_pairs(graph: fx.Graph) -> list[tuple[str, str]]:
 
 
 def _reader(layer: fx.Node) -> fx.Node | None:
-    """The layer that reads `layer`'s channels, if it is the only one and nothing but scaling comes between."""
+    """The layer that reads `layer`'s channels, if it is the only one and only homogeneous operations come between."""
     node, is_flat = layer, False
     while len(node.users) == 1:
         node = next(iter(node.users))

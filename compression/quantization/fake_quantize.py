@@ -1,6 +1,6 @@
-"""Fake quantization: a float model that computes on the grids its artifact will have, and can be trained.
+"""Fake quantization: a float model that computes on the quantization grids of its artifact, and can be trained.
 
-Rounding passes gradients straight through where it does not saturate (Bengio et al. 2013, arXiv:1308.3432; Jacob et al.
+The gradient of rounding is the identity where it does not saturate (Bengio et al. 2013, arXiv:1308.3432; Jacob et al.
 2018, arXiv:1712.05877). Weights follow their own range at every step, as post-training quantization reads it from them;
 the grids of activations stay as they were calibrated.
 """
@@ -103,7 +103,7 @@ def _on_grid(grid: QuantParams):
 
 
 def _on_own_range(_module: nn.Module, inputs: tuple) -> tuple:
-    """What a layer with a dynamic range reads, on the 8-bit grid of this very tensor, as ONNX's DynamicQuantizeLinear puts it."""
+    """Quantize the input of a dynamically quantized layer to the 8-bit range of this very tensor, as ONNX's DynamicQuantizeLinear does."""
     scale, zero_point = dynamic_grid(inputs[0].detach())
     return torch.fake_quantize_per_tensor_affine(inputs[0], scale, zero_point, 0, 255), *inputs[1:]
 

@@ -1,11 +1,11 @@
-"""How the range of a tensor's grid is read from what was seen of it.
+"""Observers: how a tensor's quantization range is estimated from its values.
 
 | calibration | range | source |
 |---|---|---|
-| min_max | all that was seen | Jacob et al. 2018, arXiv:1712.05877 |
-| mse | shrunk while the squared error of rounding and clipping falls: torchao's histogram observer, which takes every grid for one of 256 levels unless told otherwise | Shin et al. 2016, arXiv:1512.01322 |
+| min_max | smallest to largest value | Jacob et al. 2018, arXiv:1712.05877 |
+| mse | shrunk while the squared error of rounding and clipping falls: torchao's histogram observer, with as many bins as the grid has levels instead of its default of 256 | Shin et al. 2016, arXiv:1512.01322 |
 | percentile | without the outermost 0.01 % at either end | Li et al. 2019, arXiv:1906.04721 names the practice; McKinstry et al. 2018, arXiv:1809.04191 |
-| entropy | the least Kullback-Leibler divergence of the rounded histogram from the one seen | Migacz 2017, "8-bit inference with TensorRT" |
+| entropy | minimises the Kullback-Leibler divergence of the rounded histogram from the observed one | Migacz 2017, "8-bit inference with TensorRT" |
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torchao.quantization.pt2e.observer import ObserverBase
 from ...core.errors import CompressionError
 
 TAIL = 1e-4
-"""Share of the values that "percentile" leaves out at either end."""
+"""The share of the values that "percentile" leaves out at either end."""
 
 CANDIDATES = 64
-"""Ranges "entropy" compares, from half of what was seen to all of it."""
+"""The number of ranges that "entropy" compares, from half of the observed range to all of it."""
 
 
 class _Finite(ObserverBase):
@@ -33,7 +33,7 @@ class _Finite(ObserverBase):
         """See `ObserverBase`.
 
         Raises:
-            CompressionError: the tensor holds NaN or an infinity, of which a histogram cannot be made and a range would be NaN.
+            CompressionError: the tensor contains NaN or an infinity, which no histogram and no range can represent.
         """
         if not bool(seen.detach().isfinite().all()):
             raise CompressionError("calibration: a layer's input or weight holds NaN or infinite numbers")
@@ -70,15 +70,15 @@ class EntropyObserver(_Finite, HistogramObserver):
         shares = torch.linspace(0.5, 1.0, CANDIDATES)
         low, high = self.min_val.clamp_max(0), self.max_val.clamp_min(0)  # zero is on every grid
         gaps = torch.stack([divergence(self.histogram, centres, share * low, share * high, levels) for share in shares])
-        # Where ranges do equally well the widest of them clips least.
+        # Of equally good ranges the widest clips least.
         best = shares[len(gaps) - 1 - int(gaps.flip(0).argmin())]
         return best * low, best * high
 
 
 def divergence(histogram: Tensor, centres: Tensor, low: Tensor, high: Tensor, levels: int) -> Tensor:
-    """KL(seen || rounded) of a histogram whose bins, at `centres`, are clipped to [low, high] and rounded to `levels` steps.
+    """KL(observed || rounded) of a histogram whose bins, at `centres`, are clipped to [low, high] and rounded to `levels` steps.
 
-    What falls onto one level is spread evenly over the bins of it in which anything was seen. Infinite where no bin is left.
+    The mass of a level is spread evenly over its bins that were not empty. Infinite where no bin is inside the range.
     """
     step = ((high - low) / levels).clamp_min(torch.finfo(torch.float32).tiny)
     level = ((centres.clamp(low, high) - low) / step).round().long()
@@ -102,11 +102,11 @@ class RangeObserver(_Finite, MinMaxObserver):
 
 
 class ChannelWeightObserver(_Finite, PerChannelMinMaxObserver):
-    """Every output channel on a step of its own."""
+    """A scale for each output channel."""
 
 
 class PerTensorWeightObserver(ChannelWeightObserver):
-    """Every output channel on the step that the largest weight of all needs."""
+    """The same scale for all output channels, that of the largest weight."""
 
     def forward(self, weight: Tensor) -> Tensor:
         seen = super().forward(weight)

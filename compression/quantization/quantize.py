@@ -9,7 +9,7 @@ integers, so that a runtime can stay in integers across the addition.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -56,7 +56,8 @@ TRANSPARENT = {
     aten.relu.default, aten.relu_.default, aten.relu6.default, aten.hardtanh.default, aten.hardtanh_.default,
     aten.dropout.default, aten.add.Tensor, aten.add_.Tensor, aten.max_pool2d.default,
 }  # fmt: skip
-"""Operations a runtime fuses into the layer before them, or computes on its grid: looked through when asking which layers feed a tensor."""
+"""Operations that a runtime fuses into the layer before them or computes on that layer's grid; the layers that feed a tensor are
+found through them."""
 
 
 def quantize(model: nn.Module, example_input: Tensor, policy: Policy, calibration: MapDataset) -> Quantization:
@@ -69,21 +70,18 @@ def quantize(model: nn.Module, example_input: Tensor, policy: Policy, calibratio
     Raises:
         CompressionError: torch.export or PT2E cannot take the model, or a layer reads numbers that are not finite.
     """
-    wanted = {
-        name: layer for name, layer in policy.layers.items() if layer.has_weight_grid or layer.has_activation_grid
-    }
+    layers = policy.layers.items()
+    wanted = {name: layer for name, layer in layers if layer.has_weight_grid or layer.has_activation_grid}
     if not wanted:
         has_halves = any(layer.has_bfloat16_weight for layer in policy.layers.values())
         norms = folded_norms(model, example_input) if has_halves else {}
         return _with_bfloat16(Quantization(), model, policy, norms)
-    for name, layer in wanted.items():
-        if layer.is_dynamic and not isinstance(model.get_submodule(name), nn.Linear):
-            raise CompressionError(f"layer {name!r} is not linear; only linear layers take ranges computed at run time")
+    _require_linear(model, [name for name, layer in wanted.items() if layer.is_dynamic])
     batch_size = min(CALIBRATION_BATCH, len(calibration))
     try:
         exported = _export(model, example_input.expand(batch_size, *example_input.shape[1:]))
         norms = _folded(exported.graph)
-        prepared = prepare_pt2e(exported, PolicyQuantizer(wanted, policy.scheme))  # type: ignore[arg-type]
+        prepared = prepare_pt2e(exported, PolicyQuantizer(wanted, policy.scheme))
     except (RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:
         # The exporter raises whatever its tracing meets in a model it cannot capture.
         raise_if_interrupted(error)
@@ -92,6 +90,12 @@ def quantize(model: nn.Module, example_input: Tensor, policy: Policy, calibratio
         for batch in input_batches(calibration, batch_size):
             prepared(batch)
     return _with_bfloat16(_read(prepared, wanted), model, policy, norms)
+
+
+def _require_linear(model: nn.Module, dynamic: Iterable[str]) -> None:
+    for name in dynamic:
+        if not isinstance(model.get_submodule(name), nn.Linear):
+            raise CompressionError(f"layer {name!r} is not linear; only linear layers are quantized dynamically")
 
 
 def _with_bfloat16(found: Quantization, model: nn.Module, policy: Policy, norms: Mapping[str, str]) -> Quantization:
@@ -159,7 +163,7 @@ class PolicyQuantizer(Quantizer):
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
         additions = set(residual_additions(model.graph))
-        # In a module that runs again, an addition is not told apart by its path.
+        # In a module that runs again, the path does not identify an addition.
         again = {module_path(node) for node in additions if runs_again(node)}
         first: dict[str, fx.Node] = {}
         for node in model.graph.nodes:

@@ -1,1 +1,1 @@
-"""What brings quality back: training, distillation, steps without labels. May import `pruning` and `quantization`."""
+"""Recovery of quality after compression: training, distillation, and steps without labels. May import `pruning` and `quantization`."""

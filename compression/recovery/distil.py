@@ -1,6 +1,6 @@
-"""Distillers: what a student is taught to imitate, by the name a study chooses.
+"""Distillers: what a student imitates of its teacher, by the name that a study chooses.
 
-A further distiller is a class here and its `register_distiller`, or an entry point in the group `slimfront.distillers`.
+A further distiller is a class here and its name in `DISTILLERS`, or an entry point in the group `slimfront.distillers`.
 
 | name | imitates | source |
 |---|---|---|
@@ -24,23 +24,23 @@ from ...core.errors import PolicyError
 from ...core.registry import Registry
 
 Tap = Literal["embedding", "maps"]
-"""What is seen of a network besides its outputs: what its last layer reads, or its last map of each resolution."""
+"""What a distiller reads of a network in addition to its outputs: the input of its last layer, or its last map of each resolution."""
 
 Views = Sequence[Tensor]
-"""Outputs [batch, classes] of one network on one batch, then what its taps saw."""
+"""The outputs [batch, classes] of a network on a batch, then the tensors of its taps."""
 
 
 class Distiller(Protocol):
     """How far a student is from its teacher.
 
     Attributes:
-        tap: what it looks at besides the outputs, None for nothing.
+        tap: what it reads in addition to the outputs, None for nothing.
     """
 
     tap: Tap | None
 
     def loss(self, student: Views, teacher: Views, projections: nn.ModuleList) -> Tensor:
-        """A scalar; `projections` map what the student's taps saw to the teacher's widths, one for each."""
+        """A scalar; `projections` map the student's taps to the teacher's widths, one for each."""
         ...
 
 
@@ -78,7 +78,7 @@ class Feature(Soft):
 
 
 class Relation(Soft):
-    """See the table above; distances count once, angles twice, as there."""
+    """See the table above; distances are weighted by 1 and angles by 2, as in the paper."""
 
     tap: Tap | None = "embedding"
 
@@ -88,7 +88,7 @@ class Relation(Soft):
 
 
 class Attention(Soft):
-    """See the table above; weighted by 1000 as there."""
+    """See the table above; weighted by 1000 as in the paper."""
 
     tap: Tap | None = "maps"
     weight = 1000.0
@@ -145,7 +145,12 @@ def _attention(activations: Tensor) -> Tensor:
     return functional.normalize(activations.square().mean(dim=1).flatten(1), dim=1)
 
 
-DISTILLERS: Registry[Callable[[float], Distiller]] = Registry("distiller", "slimfront.distillers", PolicyError)
+DISTILLERS: Registry[Callable[[float], Distiller]] = Registry(
+    "distiller",
+    "slimfront.distillers",
+    PolicyError,
+    {"soft": Soft, "hard": Hard, "feature": Feature, "relation": Relation, "attention": Attention},
+)
 """Name -> distiller, made from the temperature."""
 
 register_distiller = DISTILLERS.register
@@ -164,10 +169,3 @@ def get_distiller(name: str, temperature: float) -> Distiller:
         PolicyError: unknown, or its package cannot be imported.
     """
     return DISTILLERS[name](temperature)
-
-
-register_distiller("soft", Soft)
-register_distiller("hard", Hard)
-register_distiller("feature", Feature)
-register_distiller("relation", Relation)
-register_distiller("attention", Attention)

@@ -1,4 +1,4 @@
-"""What a network computes on the way to its outputs, for distillers that look there."""
+"""Taps: intermediate tensors of a network, for distillers that compare them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ SEEN: Mapping[Tap, str] = {"embedding": "convolution or linear layer", "maps": "
 
 
 def tapped_modules(model: nn.Module, example_input: Tensor, tap: Tap | None) -> list[str]:
-    """Modules whose input (tap "embedding") or output ("maps") a distiller sees, in the order they run.
+    """Modules whose input (tap "embedding") or output ("maps") a distiller reads, in the order they run.
 
     "embedding" is the last layer; "maps" are, for each resolution of activations [batch, channels, h, w] above 1x1, the
     last module that makes one.
 
     Raises:
-        WorkloadError: the model has nothing to look at.
+        WorkloadError: the model has no such module.
     """
     if tap is None:
         return []
@@ -41,7 +41,7 @@ def tapped_modules(model: nn.Module, example_input: Tensor, tap: Tap | None) -> 
 
 @contextmanager
 def tapping(model: nn.Module, modules: Sequence[str], tap: Tap | None) -> Iterator[list[Tensor]]:
-    """A list that holds, after each forward pass, what `modules` read or made."""
+    """Yields a list that contains the inputs or outputs of `modules` after each forward pass."""
     seen: dict[str, Tensor] = {}
     views: list[Tensor] = []
 

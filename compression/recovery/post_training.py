@@ -24,11 +24,11 @@ from ..quantization.equalize import equalize
 from ..quantization.quantize import folded_norms, quantize
 
 Step = Callable[[nn.Module, Workload, Policy, int], None]
-"""Changes a model, batch-norm folded, in place; the same seed gives the same weights."""
+"""A function that changes a model, batch-norm folded, in place; the same seed gives the same weights."""
 
 
 def calibrated(model: nn.Module, workload: Workload, policy: Policy) -> dict[str, QuantParams]:
-    """Fold batch-norm where lowering will, in place; the grids of what layers read."""
+    """Fold batch-norm where lowering does, in place; returns the quantization parameters of layers' inputs."""
     fold_norms(model, folded_norms(model, workload.example_input))
     coded, _ = coded_copy(model, policy)
     return dict(quantize(coded, workload.example_input, policy, workload.calibration).inputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext
 
 from torch import Tensor, nn
@@ -35,69 +35,85 @@ def recover(
     Args:
         student: the workload's model, pruned as `policy` says. Where pruning is the first step, it is changed in place and
             returned; else it is pruned anew in its turn.
-        policy: in terms of the layers before pruning; one in terms of those behind it does where pruning is the first step.
+        policy: in terms of the layers before pruning; where pruning is the first step, those after pruning will do.
         prune: makes the pruned copy of a model, where pruning is not the first step.
 
-    "quantize" folds batch-norm and calibrates grids, and all training behind it computes on them (quantization-aware
-    training, Jacob et al. 2018, arXiv:1712.05877); pruning behind it calibrates them anew. The steps of `POST_TRAINING` only read the
-    calibration split. Weights that `policy` masked stay zero from pruning on.
+    "quantize" folds batch-norm and calibrates quantization parameters, on which all training after it computes
+    (quantization-aware training, Jacob et al. 2018, arXiv:1712.05877); pruning after it calibrates them again. The steps of
+    `POST_TRAINING` only read the calibration split. Weights that `policy` masked stay zero from pruning on.
     """
-    recovery = policy.recovery
-    if not recovery.changes_weights:
+    if not policy.recovery.changes_weights:
         return student
-    trainings = recovery.steps.count("train")
-    shares = [recovery.epochs // trainings + (i < recovery.epochs % trainings) for i in range(trainings)]
-    model = student if recovery.steps[0] == "prune" else trainable_copy(workload.model)
-    grids: dict[str, QuantParams] | None = None
-    for index, step in enumerate(recovery.steps):
+    is_pruned = policy.recovery.steps[0] == "prune"
+    model = student if is_pruned else trainable_copy(workload.model)
+    pipeline = _Pipeline(model, workload, policy, seed, batch_size)
+    for index, step in enumerate(policy.recovery.steps):
         if step == "prune":
-            policy = effective_policy(policy)  # in terms of the layers that are there from now on
-            if index > 0:
-                assert prune is not None, "a pipeline that prunes later has to be told how"
-                model = prune(model)
-                reestimate_batch_norm(model, workload.calibration)
-            if grids is not None:
-                grids = calibrated(model, workload, policy)
+            assert index == 0 or prune is not None, "a pipeline that prunes later needs the function that prunes"
+            pipeline.prune(prune if index else None)
         elif step == "quantize":
-            grids = calibrated(model, workload, policy)
-        elif step in POST_TRAINING:
-            POST_TRAINING[step](model, workload, policy, seed)
-        elif step == "train" and (epochs := shares.pop(0)):
-            is_pruned = "prune" in recovery.steps[: index + 1]
-            _train(model, workload, policy, epochs, seed + trainings - len(shares) - 1, batch_size, grids, is_pruned)
-    return model
+            pipeline.quantize()
+        elif step == "train":
+            pipeline.train()
+        else:
+            POST_TRAINING[step](pipeline.model, workload, pipeline.policy, seed)
+    return pipeline.model
+
+
+class _Pipeline:
+    """A model on its way through the steps of a recovery.
+
+    Attributes:
+        policy: in terms of the layers that the model has.
+        grids: layer -> quantization parameters of its input; None before "quantize".
+    """
+
+    def __init__(self, model: nn.Module, workload: Workload, policy: Policy, seed: int, batch_size: int) -> None:
+        self.model, self.workload, self.policy = model, workload, policy
+        self.batch_size, self._is_pruned = batch_size, False
+        self.grids: dict[str, QuantParams] | None = None
+        epochs, trainings = policy.recovery.epochs, policy.recovery.steps.count("train")
+        self._trainings = iter([(seed + i, epochs // trainings + (i < epochs % trainings)) for i in range(trainings)])
+
+    def prune(self, prune: Prune | None) -> None:
+        """Prune the model, or take it as pruned where `prune` is None."""
+        self.policy, self._is_pruned = effective_policy(self.policy), True
+        if prune is not None:
+            self.model = prune(self.model)
+            reestimate_batch_norm(self.model, self.workload.calibration)
+        if self.grids is not None:
+            self.quantize()
+
+    def quantize(self) -> None:
+        """Calibrate the quantization parameters on which training computes from now on."""
+        self.grids = calibrated(self.model, self.workload, self.policy)
+
+    def train(self) -> None:
+        """Train for the next share of the epochs."""
+        seed, epochs = next(self._trainings)
+        if epochs:
+            masks = _masks(self.model, self.policy) if self._is_pruned else ()
+            recovery = self.policy.recovery
+            with nullcontext() if self.grids is None else fake_quantized(self.model, self.policy, self.grids):
+                train(self.model, self.workload, recovery, epochs, seed, self.batch_size, masks)
 
 
 def recover_by_rungs(
     student: nn.Module, workload: Workload, policy: Policy, seed: int, batch_size: int, marks: Collection[float]
 ) -> Iterator[tuple[nn.Module, float]]:
-    """`recover` for pipelines that prune and then train, with a look at the model after so many epochs as in `marks`;
-    one below 1 is that part of the training data.
+    """`recover` for pipelines that prune and then train, as a generator that also yields the model after the epochs in `marks`; a mark
+    below 1 is that fraction of the training data.
 
-    Training goes on from where it was, under the schedule of the whole recovery: the last model is the one `recover` makes.
+    Training then continues under the schedule of the whole recovery: the last model is the one that `recover` makes.
 
     Yields:
-        the model in eval mode, not to be changed, and the epochs behind it.
+        the model in eval mode, not to be changed, and the epochs that it was trained for.
     """
     epochs, masks = policy.recovery.epochs, _masks(student, effective_policy(policy))
     for done in training(student, workload, policy.recovery, epochs, seed, batch_size, masks, marks):
         if done in marks and done < epochs:
             yield student, done
     yield student, epochs
-
-
-def _train(
-    model: nn.Module,
-    workload: Workload,
-    policy: Policy,
-    epochs: int,
-    seed: int,
-    batch_size: int,
-    grids: Mapping[str, QuantParams] | None,
-    is_pruned: bool,
-) -> None:
-    with nullcontext() if grids is None else fake_quantized(model, policy, grids):
-        train(model, workload, policy.recovery, epochs, seed, batch_size, _masks(model, policy) if is_pruned else ())
 
 
 def _masks(model: nn.Module, policy: Policy) -> Masks:

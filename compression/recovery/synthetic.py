@@ -17,7 +17,7 @@ SAMPLES, BATCH, STEPS, STEP_SIZE = 256, 64, 30, 0.1
 def synthetic_inputs(workload: Workload, seed: int) -> TensorDataset:
     """`SAMPLES` inputs like the example in shape, with the classes the model finds in them.
 
-    Gaussian noise, moved until the statistics of what each batch-norm reads are those it remembers (Cai et al. 2020,
+    Gaussian noise, optimised until the statistics of every batch-norm's input match its running statistics (Cai et al. 2020,
     ZeroQ, arXiv:2001.00281, equation 2); plain noise for a model without batch-norm. No data of the workload are read.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -32,7 +32,7 @@ def synthetic_inputs(workload: Workload, seed: int) -> TensorDataset:
 
 
 def _matched(model: nn.Module, inputs: Tensor) -> Tensor:
-    """`inputs` after `STEPS` of Adam on the distance between batch-norms' statistics of them and those remembered."""
+    """`inputs` after `STEPS` of Adam on the distance of batch-norms' input statistics from their running statistics."""
     statistics = [
         (module, module.running_mean, module.running_var)
         for module in model.modules()

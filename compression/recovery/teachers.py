@@ -1,4 +1,4 @@
-"""Who teaches a student: the uncompressed model, or an ensemble it leads; what they say of fixed data is computed once."""
+"""Teachers of distillation: the uncompressed model, or an ensemble with it; their outputs on fixed data are computed once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BATCH = 256
 
 
 class Teacher:
-    """Models whose mean probabilities are taught; the first one's taps too.
+    """Models whose mean probabilities, and the first one's taps, a student imitates.
 
     Args:
         workload: its model comes first.
@@ -47,11 +47,11 @@ class Teacher:
             outputs = [model(inputs) for model in self.models]
             return [outputs[0] if len(outputs) == 1 else _mean_probabilities(outputs), *views]
 
-    def beside(self, data: MapDataset) -> MapDataset:
-        """`data` with what this teacher says of each sample beside it, where it is the same every time it is read.
+    def annotated(self, data: MapDataset) -> MapDataset:
+        """`data` with this teacher's outputs added to every sample, where samples are the same every time they are read.
 
-        A data set that is not plain tensors may augment its samples: it is returned as it is, and so is any whose maps
-        are asked for, which would not fit into memory.
+        A data set that is not plain tensors may augment its samples: it is returned as it is, and so is any data set if the
+        tap is "maps", which would not fit into memory.
         """
         if type(data) is not TensorDataset or len(data.tensors) != 2 or self.tap == "maps":
             return data
@@ -66,7 +66,7 @@ class Teacher:
 
 _Said = dict[tuple[tuple[str, ...], Tap | None], TensorDataset]
 _SAID: WeakKeyDictionary[TensorDataset, WeakKeyDictionary[nn.Module, _Said]] = WeakKeyDictionary()
-"""Data set -> first teacher -> (other teachers, tap) -> the data set with what was said of it; gone with either."""
+"""Data set -> first teacher -> (other teachers, tap) -> the annotated data set; entries live as long as both keys."""
 
 
 def _joining(workload: Workload, name: str) -> nn.Module:

@@ -22,15 +22,15 @@ from .synthetic import synthetic_inputs
 from .teachers import Teacher
 
 HELD_OUT = 10
-"""Early stopping holds every tenth sample of the training data out: no other split may steer training."""
+"""Early stopping holds out every tenth sample of the training data, because no other split may influence training."""
 
 MAX_NORM = 1.0
-"""Largest norm of the gradients with AdamW, and in pipelines that train on grids."""
+"""Gradients are clipped to this norm with AdamW, and in pipelines with quantization-aware training."""
 
 logger = logging.getLogger(__name__)
 
 Masks = Sequence[tuple[Tensor, Tensor]]
-"""(weight, 1 where it may move and 0 where it stays zero)."""
+"""Pairs of a weight and its mask, 1 where it is trained and 0 where it stays zero."""
 
 
 def train(
@@ -60,12 +60,11 @@ def training(
     masks: Masks = (),
     looks: Collection[float] = (),
 ) -> Iterator[float]:
-    """`train`, one epoch a step: yields how many are done. In between the student is in eval mode, to be looked at only.
-
-    Whatever is drawn at random in between, it ends with the weights of `train`.
+    """`train` as a generator: yields the number of epochs done after each. In between the student is in eval mode and must not be
+    changed; random numbers drawn in between do not affect training.
 
     Args:
-        looks: parts of the first epoch to yield too, each once that part of the data was seen.
+        looks: fractions of the first epoch after which to yield too.
 
     Raises:
         CompressionError: training diverged: a weight is NaN or infinite.
@@ -132,9 +131,8 @@ class _Training:
         self, data: MapDataset, held_out: MapDataset | None, epochs: int, seed: int, looks: Collection[float]
     ) -> Iterator[float]:
         """Yields how many epochs are done, after each and at `looks` into the first."""
-        batches = loader(self.teacher.beside(data), self.batch_size, shuffle_seed=seed)
-        learners = [self.student, self.projections, *([self.peer] if self.peer else [])]
-        parameters = [parameter for learner in learners for parameter in learner.parameters()]
+        batches = loader(self.teacher.annotated(data), self.batch_size, shuffle_seed=seed)
+        parameters = self._parameters()
         optimizer = _optimizer(parameters, self.recovery)
         schedule = _schedule(optimizer, self.recovery, epochs * len(batches))
         stopping = _EarlyStopping(self.recovery.patience)
@@ -142,14 +140,7 @@ class _Training:
         for epoch in range(epochs):
             self.student.train()
             for step, batch in enumerate(batches, start=1):
-                loss = self._loss(*batch)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                if self.recovery.optimizer == "adamw" or self.recovery.steps.count("quantize"):
-                    # Without batch-norm, or once it is folded, a large step is not undone by the next one.
-                    nn.utils.clip_grad_norm_(parameters, MAX_NORM)
-                optimizer.step()
-                self._mask()
+                self._update(batch, parameters, optimizer)
                 schedule.step()
                 if epoch == 0 and step in part_at:
                     yield part_at[step]
@@ -158,6 +149,24 @@ class _Training:
                 break  # at once where it diverged: an epoch before it may have been good
             yield epoch + 1
         stopping.restore(self.student)
+
+    def _parameters(self) -> list[nn.Parameter]:
+        """Those of the student, and of what is trained with it."""
+        learners = [self.student, self.projections, *([self.peer] if self.peer else [])]
+        return [parameter for learner in learners for parameter in learner.parameters()]
+
+    def _update(
+        self, batch: Sequence[Tensor], parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer
+    ) -> None:
+        """One step of gradient descent; masked weights stay zero."""
+        loss = self._loss(*batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.recovery.optimizer == "adamw" or self.recovery.steps.count("quantize"):
+            # Without batch-norm, or once it is folded, a large step is not undone by the next one.
+            nn.utils.clip_grad_norm_(parameters, MAX_NORM)
+        optimizer.step()
+        self._mask()
 
     def _loss(self, inputs: Tensor, targets: Tensor, *said: Tensor) -> Tensor:
         inputs, targets = inputs.to(self.device), targets.to(self.device)

@@ -59,12 +59,8 @@ _TUNED = "The settings are part of what was measured, and are not read from the 
 then differ, and it may take several times as long as this card says."
 
 
-RUNTIMES: Registry[RuntimeEntry] = Registry("runtime", "slimfront.runtimes", TargetError)
-"""Name -> what is known of the runtime."""
-
-RUNTIMES.register(
-    "openvino",
-    RuntimeEntry(
+_BUILT_IN = {
+    "openvino": RuntimeEntry(
         ".onnx.openvino_runtime",
         "OpenVinoRuntime",
         "slimfront[openvino]",
@@ -76,10 +72,7 @@ RUNTIMES.register(
             "every core",
         ),
     ),
-)
-RUNTIMES.register(
-    "onnxruntime",
-    RuntimeEntry(
+    "onnxruntime": RuntimeEntry(
         ".onnx.onnxruntime_runtime",
         "OnnxRuntime",
         "slimfront[onnxruntime]",
@@ -90,10 +83,7 @@ RUNTIMES.register(
             "quantizes what linear layers with integer weights read, and takes every core",
         ),
     ),
-)
-RUNTIMES.register(
-    "litert",
-    RuntimeEntry(
+    "litert": RuntimeEntry(
         ".litert.runtime",
         "LiteRtRuntime",
         "slimfront[litert]",
@@ -101,10 +91,7 @@ RUNTIMES.register(
         package="ai-edge-litert",
         plainly=_TUNED.format("`Interpreter(path)` alone", "takes as many threads as it likes"),
     ),
-)
-RUNTIMES.register(
-    "tensorrt",
-    RuntimeEntry(
+    "tensorrt": RuntimeEntry(
         ".nvidia.tensorrt_runtime",
         "TensorRtRuntime",
         "slimfront[tensorrt]",
@@ -116,10 +103,7 @@ RUNTIMES.register(
         package="tensorrt with torch",
         plainly="The engine runs on GPUs of the kind that it was built on, with the same version of TensorRT.",
     ),
-)
-RUNTIMES.register(
-    "torch",
-    RuntimeEntry(
+    "torch": RuntimeEntry(
         ".torch.runtime",
         "TorchRuntime",
         "torch",
@@ -131,10 +115,7 @@ RUNTIMES.register(
             "`load_pt2(path)` alone", "takes as many threads as the process has, and records gradients"
         ),
     ),
-)
-RUNTIMES.register(
-    "torch-cuda",
-    RuntimeEntry(
+    "torch-cuda": RuntimeEntry(
         ".nvidia.torch_cuda_runtime",
         "TorchCudaRuntime",
         "torch",
@@ -144,7 +125,10 @@ RUNTIMES.register(
         package="torch",
         plainly=_TUNED.format("`load_pt2(path)` alone", "may round floats to TF32"),
     ),
-)
+}
+
+RUNTIMES: Registry[RuntimeEntry] = Registry("runtime", "slimfront.runtimes", TargetError, _BUILT_IN)
+"""Name -> what is known of the runtime."""
 
 
 def runtimes() -> list[str]:

@@ -13,7 +13,7 @@ import platform
 import socket
 from collections.abc import Callable, Iterable
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -26,6 +26,13 @@ WORTH_PACKING = 10_000
 """Bytes of an answer from which on it is compressed."""
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+@runtime_checkable
+class Closable(Protocol):
+    """An answer that WSGI wants closed once it is sent (PEP 3333)."""
+
+    def close(self) -> object: ...
 
 
 ANY_ADDRESS = "*"
@@ -99,8 +106,8 @@ def _packed(app: App, environ: dict[str, Any], start_response: Callable[..., Any
     begun: list[Any] = []
     parts = app(environ, lambda *arguments: begun.extend(arguments[:2]))
     body = b"".join(parts)
-    if hasattr(parts, "close"):
-        parts.close()  # type: ignore[union-attr]  # of an open file
+    if isinstance(parts, Closable):  # an open file
+        parts.close()
     status, headers = begun
     names = {name.lower() for name, _ in headers}
     if len(body) >= WORTH_PACKING and "content-encoding" not in names:

@@ -129,21 +129,34 @@ def study_properties(
     As optuna-dashboard finds them, for studies whose knobs are all choices, the same in all trials; others are left to it.
     """
     counted = [trial for trial in trials if trial.state != TrialState.FAIL]
+    union = _same_choices(counted)
+    if union is None:
+        return _their_properties(cache, study_id, trials)
+    shared = set(union).intersection(*(trial.distributions for trial in counted))
+    named = sorted(union.items(), key=lambda item: item[0])
+    steps = any(trial.intermediate_values for trial in counted)
+    return [item for item in named if item[0] in shared], named, list(_sortable(trials).items()), steps
+
+
+def _same_choices(trials: Iterable[FrozenTrial]) -> dict[str, BaseDistribution] | None:
+    """Knob -> its choices, of all trials; None where a knob is no choice, or differs between trials."""
     union: dict[str, BaseDistribution] = {}
-    for trial in counted:
+    for trial in trials:
         for name, found in trial.distributions.items():
             known = union.setdefault(name, found)
             if not isinstance(found, CategoricalDistribution) or not (known is found or known == found):
-                return _their_properties(cache, study_id, trials)
-    shared = set(union).intersection(*(trial.distributions for trial in counted))
-    named = sorted(union.items(), key=lambda item: item[0])
+                return None
+    return union
+
+
+def _sortable(trials: Iterable[FrozenTrial]) -> dict[str, bool]:
+    """User attribute -> whether it is a number in every trial that has it."""
     sortable: dict[str, bool] = {}
     for trial in trials:
         for key, value in trial.user_attrs.items():
             is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
             sortable[key] = sortable.get(key, True) and is_number
-    steps = any(trial.intermediate_values for trial in counted)
-    return [item for item in named if item[0] in shared], named, list(sortable.items()), steps
+    return sortable
 
 
 def serialize_trial(study_id: int, trial: FrozenTrial, study_system_attrs: dict[str, Any]) -> dict[str, Any]:
@@ -162,7 +175,7 @@ def serialize_trial(study_id: int, trial: FrozenTrial, study_system_attrs: dict[
 
 @lru_cache(maxsize=100_000)
 def _parameter(name: str, distribution: BaseDistribution, kind: type, value: Any) -> dict[str, Any]:
-    """A knob's choice as the page takes it; `kind` tells 1 from 1.0 and True, which are equal."""
+    """A knob's choice as the page takes it; `kind` separates 1 from 1.0 and True, which are equal."""
     return {
         "name": name,
         "param_internal_value": distribution.to_internal_repr(value),

@@ -1,1 +1,1 @@
-"""The Optuna study of a search; the only place its storage is touched."""
+"""The Optuna study of a search, whose storage only it touches, and Optuna's samplers. May import `sampler` and `trials`."""

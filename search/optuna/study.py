@@ -20,16 +20,13 @@ from ...core.metrics import METRICS
 from ...core.texts import plain_text
 from ...studies.store.store import Store
 from ...studies.study_file.spec import StudySpec
+from .attributes import REASON
 
 if TYPE_CHECKING:  # the dashboard does without torch
     from ...spaces.space import Choice, Space
 
 DASHBOARD_CONSTRAINTS = "constraints"
 """System attribute the dashboard greys infeasible trials by; it does not read what `Trial.set_constraint` stores."""
-
-
-REASON = "reason"
-"""User attribute of a trial: why it has no result; any text."""
 
 
 class OptunaStudy:

@@ -1,1 +1,1 @@
-"""Which policy comes next. May import `spaces` and `studies`; the factory alone knows the prepared study."""
+"""Which policy comes next, from plain values, without Optuna. May import `spaces` and `studies`; `study_terms` alone knows the prepared study."""

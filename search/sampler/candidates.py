@@ -6,15 +6,59 @@ from collections.abc import Callable
 
 import numpy as np
 
+from .dimensions import offered_choices
+from .surrogate.surrogate import Surrogate
+
 TRADE_OFFS = np.geomspace(0.05, 50.0, 20)
 """Weights of log cost against log damage; they span from what hardly compresses to what hardly computes."""
 
+PERTURBED = 3
+"""Damage models that candidates descend under: the likeliest, and others that the trials leave likely."""
+
 MUTANTS = 400
+"""Candidates that are members of the front with few knobs drawn anew."""
+
 CROSSED = 200
+"""Candidates that mix two members of the front."""
+
 SWEEPS = 2
+"""Passes of the coordinate descent over all knobs."""
 
 Score = Callable[[np.ndarray, int], np.ndarray]
 """(codes [chains, knobs], knob) -> what each chain minimises, for each of the knob's choices [chains, choices]."""
+
+
+def candidates_of(surrogate: Surrogate, parents: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Codes [n, knobs]: minimisers of damage against cost at many trade-offs, and variations of the parents [any, knobs]."""
+    sizes = np.array([len(choices) for choices in offered_choices(surrogate.dimensions).values()])
+    chains = len(TRADE_OFFS) * PERTURBED
+    score = _weighted_score(surrogate, sizes, generator)
+    start = parents[generator.integers(len(parents), size=chains)]
+    return np.concatenate([
+        descend(start, sizes, score, generator),
+        mutate(parents, sizes, MUTANTS, generator),
+        cross(parents, CROSSED, generator),
+    ])  # fmt: skip
+
+
+def _weighted_score(surrogate: Surrogate, sizes: np.ndarray, generator: np.random.Generator) -> Score:
+    """Log damage and weighted log costs of chains, each of its own trade-off, and a third of them under each damage model."""
+    roles, chains = surrogate.roles, len(TRADE_OFFS) * PERTURBED
+    shifts = surrogate.shifts(PERTURBED, generator)
+    shifts[0] = 0
+    model = np.repeat(np.arange(PERTURBED), len(TRADE_OFFS))
+    shares = generator.dirichlet(np.ones(len(roles)), chains)
+    shares /= shares[:, [role != "quality" for role in roles]].sum(axis=1, keepdims=True)
+    weights = np.tile(TRADE_OFFS, PERTURBED)[:, None] * shares
+
+    def score(codes: np.ndarray, knob: int) -> np.ndarray:
+        size = int(sizes[knob])
+        options = np.repeat(codes, size, axis=0)
+        options[:, knob] = np.tile(np.arange(size), len(codes))
+        costs = surrogate.log_cost(options, np.repeat(weights, size, axis=0))
+        return surrogate.mean.predict_options(codes, knob, size, shifts, model) + costs.reshape(-1, size)
+
+    return score
 
 
 def descend(start: np.ndarray, sizes: np.ndarray, score: Score, generator: np.random.Generator) -> np.ndarray:

@@ -100,6 +100,11 @@ def encode(dimensions: Sequence[SearchDimension], parameters: Mapping[str, Any])
     ])  # fmt: skip
 
 
+def offered_choices(dimensions: Sequence[SearchDimension]) -> dict[str, tuple[Any, ...]]:
+    """The choices of each dimension that may be proposed, by its name."""
+    return {knob.name: knob.choices[: knob.offered] for knob in dimensions}
+
+
 def most_below(choices: Sequence[float], bound: float) -> int:
     """Index of the largest choice that is not above `bound`, else of the smallest."""
     fitting = [choice for choice in choices if choice <= bound]

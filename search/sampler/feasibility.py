@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
-from optuna.trial import FrozenTrial, TrialState
 from scipy.linalg import cho_factor, cho_solve
 from scipy.stats import norm
-
-from ...studies.store.records import INTERRUPTED
-
-DUPLICATE = "same policy as trial"
-"""What the reason of a row begins with that ended because its policy had been tried: it says nothing of the policy."""
 
 SHARED = 10.0
 """Variance of what single choices do to a trial's end, all knobs together."""
@@ -58,10 +50,23 @@ class Feasibility:
         return SHARED * common / codes.shape[1] + NEARBY * np.exp(-apart / REACH)
 
 
-def failures(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Trials that failed by themselves: neither interrupted nor a policy asked twice."""
-    return [trial for trial in trials if trial.state == TrialState.FAIL and trial.params and not _is_excused(trial)]
+class Odds:
+    """How likely policies are to come to their end, for one proposal.
 
+    The probability is set to 0 in as many proposals as the policy is likely to fail in, with one threshold for all policies: of a
+    multitude of hopeless ones there would always be one more that seems worth the risk.
 
-def _is_excused(trial: FrozenTrial) -> bool:
-    return str(trial.user_attrs.get("reason", "")).startswith((INTERRUPTED, DUPLICATE))
+    Args:
+        model: None where nothing has failed.
+        threshold: a draw from [0, 1].
+    """
+
+    def __init__(self, model: Feasibility | None, threshold: float) -> None:
+        self._model, self._threshold = model, threshold
+
+    def __call__(self, codes: np.ndarray) -> np.ndarray:
+        """Probability [n] that policies of codes [n, knobs] come to their end, 0 below the threshold."""
+        if self._model is None:
+            return np.ones(len(codes))
+        likely = self._model(codes)
+        return np.where(likely >= self._threshold, likely, 0.0)

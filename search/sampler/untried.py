@@ -1,4 +1,4 @@
-"""Keeps any sampler from proposing what was tried, and from what is likely to fail, before a trial is made of it."""
+"""Keeps any method from proposing what was tried, and from what is likely to fail, before a trial is made of it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from typing import Any
 
 import numpy as np
-from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
-from optuna.samplers import BaseSampler
-from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
 
 from ...spaces.space import Choice, Knob, Space
-from .dimensions import SearchDimension, encode
-from .feasibility import Feasibility, failures
+from .designer import Choices, CompletedTrial
+from .dimensions import SearchDimension, encode, offered_choices
+from .trial_log import TrialLog
 
 REDRAWS = 8
-"""Proposals of a sampler that are looked at for one that is accepted."""
+"""Proposals of a method that are looked at for one that is accepted."""
 
 MUTATIONS = 40
 """Copies of the last proposal, with more and more knobs drawn anew, that are looked at after those."""
@@ -28,8 +25,6 @@ UNTRIED_DRAWS = 1000
 
 LISTED = 20_000
 """Points of a space up to which every one is looked at, so that the last one is found too."""
-
-Parameters = dict[str, Any]
 
 
 class Untried:
@@ -70,140 +65,72 @@ class Untried:
             yield {knob.name: knob.choices[int(code)] for knob, code in zip(knobs, codes, strict=True)}
 
 
-class UntriedSampler(BaseSampler):
-    """Another sampler over a known space, whose proposals are drawn again until one was not tried.
+class ProposalFilter:
+    """Draws of any method, repeated until one was not tried.
 
-    All parameters are drawn together, before any is stored, so that a refused proposal leaves no trial behind. Where a trial
-    has failed, a policy is accepted in as many of the trials as it is likely to come to its end. Enqueued trials are left as they are.
+    Where a trial has failed, a policy is accepted in as many of its proposals as it is likely to come to its end.
 
     Args:
-        sampler: what proposes.
-        dimensions: all knobs of the study.
-        untried: says which points may be proposed, and has a spare one where the sampler finds none.
+        dimensions: the search space.
+        untried: says which points may be proposed, and has a spare one where the method finds none.
         seed: of what is changed in a proposal that was refused.
-        learns_failures: False where the sampler avoids what is likely to fail by itself.
+        learns_failures: False where the method avoids what is likely to fail by itself.
     """
 
     def __init__(
         self,
-        sampler: BaseSampler,
         dimensions: Sequence[SearchDimension],
         untried: Untried,
         seed: int | None = None,
         learns_failures: bool = True,
     ) -> None:
-        self.sampler, self._dimensions, self._untried = sampler, list(dimensions), untried
-        self._space: dict[str, BaseDistribution] = {
-            knob.name: CategoricalDistribution(knob.choices[: knob.offered]) for knob in dimensions
-        }
+        self._offered, self._untried = offered_choices(dimensions), untried
+        self._log = TrialLog(dimensions)
         self._generator = np.random.default_rng(seed)
         self._learns_failures = learns_failures
 
-    @property
-    def fallback(self) -> str | None:
-        """Why another sampler proposes in place of this one's; None where none does."""
-        return getattr(self.sampler, "fallback", None)
-
-    def reseed_rng(self) -> None:
+    def reseed(self) -> None:
+        """Change the seed to one that nobody knows."""
         self._generator = np.random.default_rng()
-        self.sampler.reseed_rng()
 
-    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        self.sampler.before_trial(study, trial)
+    def update(self, completed: Sequence[CompletedTrial]) -> None:
+        """Learn from trials that have ended since the last update."""
+        if self._learns_failures:
+            self._log.update(completed)
 
-    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        self.sampler.after_trial(study, trial, state, values)
+    def first_accepted(self, draw: Callable[[], Choices]) -> Choices:
+        """A draw that was not tried, else a changed one, else the spare point; empty where the space is exhausted."""
+        may_end = self._log.feasibility()
+        least = self._generator.random()
 
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """The whole space."""
-        return self._space
+        def accepts(choices: Choices) -> bool:
+            if choices not in self._untried:
+                return False
+            return may_end is None or may_end(encode(self._log.dimensions, choices)[None])[0] >= least
 
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        known = self.sampler.infer_relative_search_space(study, trial)
-        if "fixed_params" in trial.system_attrs:
-            drawn = self.sampler.sample_relative(study, trial, known)
-            return {name: value for name, value in drawn.items() if _offers(self._space.get(name), value)}
-        may_end, least = self._feasibility(study), self._generator.random()
-        found = accepted(
-            lambda: completed(self.sampler, study, trial, known, self._space),
-            lambda drawn: drawn in self._untried and may_end(drawn) >= least,
-            self._space,
-            self._generator,
-        )
-        return found or self._untried.spare() or {}
-
-    def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        return self.sampler.sample_independent(study, trial, param_name, param_distribution)
-
-    def _feasibility(self, study: Study) -> Callable[[Parameters], float]:
-        """How likely parameters are to come to their end."""
-        ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
-        failed = failures(ended) if self._learns_failures else []
-        if not failed:
-            return lambda _: 1.0
-        done = [trial for trial in ended if trial.state != TrialState.FAIL]
-        codes = np.array([encode(self._dimensions, trial.params) for trial in [*done, *failed]])
-        model = Feasibility(codes, np.arange(len(codes)) >= len(done))
-        return lambda drawn: float(model(encode(self._dimensions, drawn)[None])[0])
-
-
-def completed(
-    sampler: BaseSampler,
-    study: Study,
-    trial: FrozenTrial,
-    known: dict[str, BaseDistribution],
-    space: Mapping[str, BaseDistribution],
-) -> Parameters:
-    """A proposal of `sampler` for every parameter of `space`, as Optuna's trials would complete it.
-
-    Args:
-        known: the relative search space that the sampler inferred.
-    """
-    drawn = sampler.sample_relative(study, trial, known)
-    return {
-        name: drawn[name]
-        if name in drawn and _offers(distribution, drawn[name])
-        else sampler.sample_independent(study, trial, name, distribution)
-        for name, distribution in space.items()
-    }
+        return accepted(draw, accepts, self._offered, self._generator) or self._untried.spare() or {}
 
 
 def accepted(
-    draw: Callable[[], Parameters],
-    accepts: Callable[[Parameters], bool],
-    space: Mapping[str, BaseDistribution],
+    draw: Callable[[], Choices],
+    accepts: Callable[[Choices], bool],
+    offered: Mapping[str, Sequence[Any]],
     generator: np.random.Generator,
-) -> Parameters | None:
-    """The first of `REDRAWS` draws that is accepted, else of copies of the last with ever more parameters drawn anew."""
-    drawn: Parameters = {}
+) -> Choices | None:
+    """The first of `REDRAWS` draws that is accepted, else of copies of the last with ever more choices drawn anew."""
+    found: Choices = {}
     for _ in range(REDRAWS):
-        if accepts(drawn := draw()):
-            return drawn
+        if accepts(found := draw()):
+            return found
     for attempt in range(MUTATIONS):
-        count = 1 + attempt * len(space) // MUTATIONS
-        names = generator.choice(sorted(space), size=count, replace=False)
-        changed = {**drawn, **{str(name): _drawn(space[str(name)], generator) for name in names}}
+        count = 1 + attempt * len(offered) // MUTATIONS
+        names = generator.choice(sorted(offered), size=count, replace=False)
+        changed = {**found, **drawn({str(name): offered[str(name)] for name in names}, generator)}
         if accepts(changed):
             return changed
     return None
 
 
-def choices_of(distribution: BaseDistribution) -> tuple[Any, ...]:
-    """The values of a discrete distribution, in its order."""
-    if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices
-    assert isinstance(distribution, IntDistribution)
-    return tuple(range(distribution.low, distribution.high + 1, distribution.step))
-
-
-def _drawn(distribution: BaseDistribution, generator: np.random.Generator) -> Any:
-    choices = choices_of(distribution)
-    return choices[int(generator.integers(len(choices)))]
-
-
-def _offers(distribution: BaseDistribution | None, value: Any) -> bool:
-    return distribution is not None and value in choices_of(distribution)
+def drawn(offered: Mapping[str, Sequence[Any]], generator: np.random.Generator) -> dict[str, Any]:
+    """One of the choices of each name, at random."""
+    return {name: choices[int(generator.integers(len(choices)))] for name, choices in offered.items()}

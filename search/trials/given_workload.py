@@ -1,4 +1,4 @@
-"""A workload that is an object of the program that searches: how it gets to workers in other processes."""
+"""What only the program that searches has, its workload and what it registered: how that gets to workers in other processes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from typing import Any
 
 import cloudpickle
 
+from ...compression.pruning.criteria import CRITERIA
+from ...compression.recovery.distil import DISTILLERS
 from ...core.errors import WorkloadError, describe_exception
 from ...core.interrupts import raise_if_interrupted
+from ...core.registry import Registry
 from ...workloads.load import adopt_workload, load_workload
 from ...workloads.workload import Workload
+
+REGISTRIES: tuple[Registry[Any], ...] = (CRITERIA, DISTILLERS)
 
 
 def pickled_workload(workload: Workload) -> bytes:
@@ -21,14 +26,24 @@ def pickled_workload(workload: Workload) -> bytes:
     Raises:
         WorkloadError: something in it cannot be pickled.
     """
-    try:
-        return cloudpickle.dumps(workload)
-    except BaseException as error:  # the user's objects may raise anything
-        raise_if_interrupted(error)
-        raise WorkloadError(
-            f"the workload cannot be pickled for its workers: {describe_exception(error)}; "
-            "have a function return it and name that: 'path/to/file.py:function'"
-        ) from error
+    return _pickled(workload, "the workload")
+
+
+def pickled_registrations() -> bytes:
+    """The criteria and distillers that this program registered itself, as bytes.
+
+    Raises:
+        UserError: one of them cannot be pickled.
+    """
+    return _pickled([registry.registered for registry in REGISTRIES], "what was registered")
+
+
+def take_registrations(pickled: bytes) -> None:
+    """Register here what `pickled_registrations` found in another process, after the workload was loaded: its file's classes are
+    there then."""
+    for registry, registered in zip(REGISTRIES, pickle.loads(pickled), strict=True):
+        for name, implementation in registered.items():
+            registry.register(name, implementation, replace=True)
 
 
 def loaded_workload(reference: str, options: Mapping[str, Any], base: Path, pickled: bytes | None = None) -> Workload:
@@ -47,3 +62,14 @@ def loaded_workload(reference: str, options: Mapping[str, Any], base: Path, pick
             f"the workload cannot be unpickled in another process: {describe_exception(error)}"
         ) from error
     return adopt_workload(workload, reference, base)
+
+
+def _pickled(value: object, what: str) -> bytes:
+    try:
+        return cloudpickle.dumps(value)
+    except BaseException as error:  # the user's objects may raise anything
+        raise_if_interrupted(error)
+        raise WorkloadError(
+            f"{what} cannot be pickled for workers: {describe_exception(error)}; "
+            "have a function make the workload and name that: 'path/to/file.py:function'"
+        ) from error

@@ -45,7 +45,7 @@ from ...studies.study_file.parts import RungsSpec
 from ...workloads.workload import MetricFunction, Workload
 from ..cluster.timers import timer_of
 from .artifacts_folder import PROBE_BYTES, storage_problem, unwritable
-from .given_workload import loaded_workload
+from .given_workload import loaded_workload, take_registrations
 
 TIMING_SECONDS = 1.0
 PRECISIONS_FILE = "precisions.json"
@@ -66,6 +66,7 @@ class WorkerSetup:
         metrics: that the study names; some are measured only then.
         rungs: where recovery is looked at before its end.
         pickled_workload: the workload itself, where it is an object of the program that searches.
+        registrations: what that program registered itself, as `pickled_registrations` has it.
     """
 
     workload: str
@@ -82,6 +83,7 @@ class WorkerSetup:
     metrics: Sequence[str] = ()
     rungs: RungsSpec | None = None
     pickled_workload: bytes | None = None
+    registrations: bytes | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the metric: one of the user's own module is not known elsewhere before the workload is loaded."""
@@ -129,6 +131,8 @@ class Worker:
         self.workload = workload or loaded_workload(
             setup.workload, setup.workload_options, setup.base_folder, setup.pickled_workload
         )
+        if setup.registrations is not None:
+            take_registrations(setup.registrations)
         self._context = Context(
             workload=self.workload,
             target=setup.target,

@@ -1,4 +1,4 @@
-"""The proxy audit: how well counts that stand in for speed rank a study's trials, against their measured latency."""
+"""The proxy audit: how well counts that are used as proxies of speed rank a study's trials by measured latency."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .front import Objective, Point, pareto_front
 
 LATENCY = "latency_ms"
 FEWEST = 4
-"""Trials below which no rank correlation means anything."""
+"""The fewest trials of which a rank correlation is reported."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,12 @@ def _audit(proxy: str, trials: Sequence[TrialRecord]) -> ProxyAudit:
 
 
 def _misled(proxy: str, trials: Sequence[TrialRecord]) -> Misled | None:
-    scored = [trial for trial in trials if trial.state == "complete" and "accuracy_drop" in trial.measurements]
+    scored = {t.number: t for t in trials if t.state == "complete" and "accuracy_drop" in t.measurements}
     by_proxy = [Objective.of("accuracy_drop"), Objective.of(proxy)]
-    front = pareto_front([Point.of(trial, by_proxy) for trial in scored], by_proxy)
+    front = pareto_front([Point.of(trial, by_proxy) for trial in scored.values()], by_proxy)
     for point in sorted(front, key=lambda point: point.values[1]):
-        slow = next(trial for trial in scored if trial.number == point.trial)
-        faster = [trial for trial in scored if _is_faster(trial, slow)]
+        slow = scored[point.trial]
+        faster = [trial for trial in scored.values() if _is_faster(trial, slow)]
         if faster:
             best = min(faster, key=lambda trial: trial.measurements[LATENCY].value)
             return Misled(slow.number, best.number, _ratio(best, slow, proxy), _ratio(slow, best, LATENCY))

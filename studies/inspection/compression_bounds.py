@@ -1,4 +1,4 @@
-"""How far counts can fall in a space: each technique alone and all together, at the ends of what the space offers.
+"""Bounds on compression: how far counts can fall in a space, by each technique alone and by all together.
 
 Only removed channels are built, once; blocks, operators, zeros and bits are counted from there.
 """

@@ -1,4 +1,4 @@
-"""What a search could do to a workload, and what it could not: layers, channel groups, each knob's reach and its upper bound."""
+"""What a search can change in a workload, and what it cannot: layers, channel groups, and bounds on what each technique gains."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ FEWEST_SAMPLES = 20
 
 @dataclass(frozen=True)
 class LayerReport:
-    """A layer and what may stand in its way.
+    """A layer, and the techniques that do not apply to it.
 
     Attributes:
         name, kind, weights, macs: as in `spaces.layers.Layer`.
         share: of the model's multiply-adds.
         group: channel group that makes its outputs, or "".
-        refused: technique -> why it is none for this layer.
+        refused: technique -> why it does not apply to this layer.
     """
 
     name: str
@@ -122,32 +122,25 @@ def inspect_reference(reference: str, target: str | None = None) -> Inspection:
 def inspect_workload(workload: Workload, target: Target | None = None, spec: StudySpec | None = None) -> Inspection:
     """Inspect a loaded workload, in the space of a study or else of its family's preset."""
     model, example = workload.model.eval(), workload.example_input
-    layers, macs = find_layers(model, example), macs_by_module(model, example)[""]
-    groups, unprunable = proven_groups(workload)
-    removable, fixed = examine_blocks(model, example)
-    batches = (batch.to(example.device) for batch in input_batches(workload.calibration, CALIBRATION_BATCH))
-    influence = block_influence(model, batches, removable) if removable else {}
-    family = family_of(model, example)
-    float_only = why_float_only(workload)
+    family, float_only = family_of(model, example), why_float_only(workload)
     choices, scheme = _choices(family, target, spec)
     if float_only:
         choices = choices.without_quantization()
-    space = Space(layers, groups, choices, Recovery(1), removable, scheme, least_influential_first(influence))
-    makers = {layer: group.name for group in groups for layer in group.layers}
+    found = _Found.of(workload)
+    space = found.space(choices, scheme)
+    macs = macs_by_module(model, example)[""]
     operators = [str(name) for name in choices["operators"] if name != DENSE] if spec else OPERATORS
-    kept_back = {layer.name for layer in layers} - {layer.name for layer in space.layers}
-    reports = [_layer(layer, macs, makers.get(layer.name, ""), operators, layer.name in kept_back) for layer in layers]
     return Inspection(
         workload=workload.name,
         family=family,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         macs=macs,
-        layers=reports,
+        layers=found.layer_reports(space, macs, operators),
         skipped=why_untouched(model, example),
         groups=space.groups,
-        unprunable=unprunable | {group.name: KEPT_BACK for group in groups if group not in space.groups},
-        blocks={name: influence[name] for name in space.blocks},
-        fixed_blocks=fixed | {name: KEPT_BACK for name in removable if name not in space.blocks},
+        unprunable={**found.unprunable, **found.groups_kept_back(space)},
+        blocks={name: found.influence[name] for name in space.blocks},
+        fixed_blocks={**found.fixed_blocks, **found.blocks_kept_back(space)},
         choices=_searched(choices),
         target=target.name if target else None,
         float_only=float_only,
@@ -155,6 +148,45 @@ def inspect_workload(workload: Workload, target: Target | None = None, spec: Stu
         gains=gains(model, example, space),
         remarks=workload.remarks,
     )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The parts of a workload's model that policies can change, whatever a study offers; see `Inspection`."""
+
+    layers: Sequence[Layer]
+    groups: Sequence[ChannelGroup]
+    unprunable: Mapping[str, str]
+    blocks: Sequence[str]
+    fixed_blocks: Mapping[str, str]
+    influence: Mapping[str, float]
+
+    @classmethod
+    def of(cls, workload: Workload) -> _Found:
+        model, example = workload.model, workload.example_input
+        layers = find_layers(model, example)
+        groups, unprunable = proven_groups(workload)
+        removable, fixed = examine_blocks(model, example)
+        batches = (batch.to(example.device) for batch in input_batches(workload.calibration, CALIBRATION_BATCH))
+        influence = block_influence(model, batches, removable) if removable else {}
+        return cls(layers, groups, unprunable, removable, fixed, influence)
+
+    def space(self, choices: SpaceChoices, scheme: Scheme) -> Space:
+        order = least_influential_first(dict(self.influence))
+        return Space(self.layers, self.groups, choices, Recovery(1), self.blocks, scheme, order)
+
+    def layer_reports(self, space: Space, macs: int, operators: Sequence[str]) -> list[LayerReport]:
+        makers = {layer: group.name for group in self.groups for layer in group.layers}
+        kept_back = {layer.name for layer in self.layers} - {layer.name for layer in space.layers}
+        return [
+            _layer(each, macs, makers.get(each.name, ""), operators, each.name in kept_back) for each in self.layers
+        ]
+
+    def groups_kept_back(self, space: Space) -> dict[str, str]:
+        return {group.name: KEPT_BACK for group in self.groups if group not in space.groups}
+
+    def blocks_kept_back(self, space: Space) -> dict[str, str]:
+        return {name: KEPT_BACK for name in self.blocks if name not in space.blocks}
 
 
 def _choices(family: Family, target: Target | None, spec: StudySpec | None) -> tuple[SpaceChoices, Scheme]:

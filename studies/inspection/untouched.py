@@ -1,4 +1,4 @@
-"""Why weights are none that a policy may touch, in words for the model's owner: what stays, why, and what could be changed."""
+"""Why a policy leaves a weight alone, in words for the model's owner: what stays as it is, why, and what could be changed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def why_untouched(model: nn.Module, example_input: Tensor) -> dict[str, str]:
     reasons: dict[str, str] = {}
     for name, module in model.named_modules():
         if PARAMETRIZED in f".{name}.":
-            continue  # told of the layer itself
+            continue  # reported of the layer itself
         owned = [key for key, weight in module.named_parameters(recurse=False) if _dimensions(weight) > 1]
         reason = derived.get(name) or (_why_untouched(module, owned, runs[name]) if owned else None)
         if reason:
@@ -35,15 +35,12 @@ def why_untouched(model: nn.Module, example_input: Tensor) -> dict[str, str]:
 
 def _why_derived(model: nn.Module, example_input: Tensor, runs: Mapping[str, int]) -> dict[str, str]:
     """Layer of a subclass of nn.Linear or of a convolution -> why it was not taken for its base class."""
-    derived = {name: module for name, module in model.named_modules() if base_of(module)}
+    derived = {name: (module, base) for name, module in model.named_modules() if (base := base_of(module))}
     read = inputs_of(model, example_input, set(derived)) if derived else {}
     reasons = {}
-    for name, module in derived.items():
+    for name, (module, base) in derived.items():
         if name in read:
-            parent = base_of(module).__name__  # type: ignore[union-attr]
-            same = (
-                f"{type(module).__name__} computes what nn.{parent} does, but the model reads more of it than that has"
-            )
+            same = f"{type(module).__name__} computes what nn.{base.__name__} does, but the model reads more of it than that has"
             reasons[name] = why_not_plain(module, read[name]) or same
         else:
             reasons[name] = "it is called with more than one tensor" if runs[name] else NEVER_CALLED

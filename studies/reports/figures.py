@@ -6,7 +6,7 @@ no template is embedded.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..analysis.selection import pick
 from ..store.records import StudyRecord, TrialRecord
 
 MOST_POINTS = 200
-"""Trials drawn of each kind that is not on the front: the newest."""
+"""The most trials drawn of each kind that is not on the front: the newest."""
 
 LAYOUT: dict[str, Any] = {
     "template": go.layout.Template(),
@@ -28,7 +28,7 @@ LAYOUT: dict[str, Any] = {
     "font": {"size": 12, "color": "#222222"},
     "title": {"x": 0.01, "xanchor": "left", "y": 0.98, "yanchor": "top", "font": {"size": 15}},
 }
-"""What all figures share."""
+"""The layout that all figures share."""
 
 _LOOKS: dict[str, dict[str, Any]] = {
     "infeasible": {"color": "#c4c4c4", "symbol": "x", "size": 7},
@@ -40,7 +40,7 @@ _LOOKS: dict[str, dict[str, Any]] = {
 }
 
 Sample = tuple[str, Mapping[str, Measurement]]
-"""A trial's number, empty for the uncompressed model, and all that was measured of it."""
+"""A trial's number, empty for the uncompressed model, and its measurements."""
 
 
 def front_figure(study: StudyRecord, trials: Sequence[TrialRecord], front: Collection[int]) -> go.Figure:
@@ -58,9 +58,7 @@ def front_figure(study: StudyRecord, trials: Sequence[TrialRecord], front: Colle
     samples = _samples(study, trials, front, objectives)
     ranges = {o.name: _view(o, samples, study) for o in objectives}
     size = len(objectives) - 1
-    cells = [[{} if column <= row else None for column in range(size)] for row in range(size)]
-    shared: dict[str, Any] = {"shared_xaxes": "columns", "shared_yaxes": "rows"}
-    figure = make_subplots(size, size, specs=cells, horizontal_spacing=0.02, vertical_spacing=0.03, **shared)
+    figure = _triangle(size)
     for column, row in combinations(range(len(objectives)), 2):
         x, y = objectives[column], objectives[row]
         place: dict[str, Any] = {"row": row, "col": column + 1}
@@ -70,11 +68,9 @@ def front_figure(study: StudyRecord, trials: Sequence[TrialRecord], front: Colle
         _add_bounds(figure, study, x, y, place)
         figure.update_xaxes(range=ranges[x.name], **_axis(x, labelled=row == size, alone=size == 1), **place)
         figure.update_yaxes(range=ranges[y.name], **_axis(y, labelled=column == 0, alone=size == 1), **place)
-    foretold = [o.name for o in objectives if o.name in study.baseline and study.baseline[o.name].is_predicted]
     figure.update_layout(
         LAYOUT,
-        title_text=f"Pareto front: {len(front)} of {len(trials)} trials"
-        + f"; {', '.join(foretold)} predicted" * bool(foretold),
+        title_text=f"Pareto front: {len(front)} of {len(trials)} trials{_predicted(study, objectives)}",
         legend={"orientation": "h", "x": 0, "y": 1.01, "yanchor": "bottom", "font_size": 11},
         margin={"l": 65, "r": 15, "t": 80, "b": 50},
         hovermode="closest",
@@ -82,39 +78,59 @@ def front_figure(study: StudyRecord, trials: Sequence[TrialRecord], front: Colle
     return figure
 
 
+def _triangle(size: int) -> go.Figure:
+    """Empty plots in the lower triangle of a square, with axes shared by rows and columns."""
+    cells = [[{} if column <= row else None for column in range(size)] for row in range(size)]
+    shared: dict[str, Any] = {"shared_xaxes": "columns", "shared_yaxes": "rows"}
+    return make_subplots(size, size, specs=cells, horizontal_spacing=0.02, vertical_spacing=0.03, **shared)
+
+
+def _predicted(study: StudyRecord, objectives: Sequence[Objective]) -> str:
+    """The objectives that were predicted instead of measured, as the end of a title."""
+    names = [o.name for o in objectives if o.name in study.baseline and study.baseline[o.name].is_predicted]
+    return f"; {', '.join(names)} predicted" if names else ""
+
+
 def _samples(
     study: StudyRecord, trials: Sequence[TrialRecord], front: Collection[int], objectives: Sequence[Objective]
 ) -> dict[str, list[Sample]]:
     """Samples by what they are drawn as, in drawing order."""
     members = [trial for trial in trials if trial.number in front]
-    rest = [trial for trial in trials if trial.state == "complete" and trial.number not in front]
-    infeasible = [trial for trial in trials if trial.outcome == "infeasible"]
-    stopped = [trial for trial in trials if trial.outcome == "stopped"]
+    others = [trial for trial in trials if trial.number not in front]
     knee = pick([Point.of(trial, objectives) for trial in members], objectives, "knee").trial if members else None
-    drawn = {
-        "infeasible": infeasible[-MOST_POINTS:],
-        **({"stopped": stopped[-MOST_POINTS:]} if stopped else {}),
-        "dominated": rest[-MOST_POINTS:],
-        "front": members,
-        "knee": [trial for trial in members if trial.number == knee],
+    samples = {
+        "infeasible": _newest(trials, lambda trial: trial.outcome == "infeasible"),
+        "stopped": _newest(trials, lambda trial: trial.outcome == "stopped"),
+        "dominated": _newest(others, lambda trial: trial.state == "complete"),
+        "front": _those(members, lambda trial: True),
+        "knee": _those(members, lambda trial: trial.number == knee),
+        "uncompressed": [("", study.baseline)],
     }
-    samples: dict[str, list[Sample]] = {
-        kind: [(str(trial.number), trial.measurements) for trial in of_kind] for kind, of_kind in drawn.items()
-    }
-    return {**samples, "uncompressed": [("", study.baseline)]}
+    if not samples["stopped"]:
+        del samples["stopped"]
+    return samples
+
+
+def _those(trials: Sequence[TrialRecord], belongs: Callable[[TrialRecord], bool]) -> list[Sample]:
+    return [(str(trial.number), trial.measurements) for trial in trials if belongs(trial)]
+
+
+def _newest(trials: Sequence[TrialRecord], belongs: Callable[[TrialRecord], bool]) -> list[Sample]:
+    """The last `MOST_POINTS` of the trials that belong to a kind."""
+    return _those(trials, belongs)[-MOST_POINTS:]
 
 
 def _scatter(
     kind: str, samples: Sequence[Sample], x: Objective, y: Objective, ranges: Mapping[str, Any], attained: bool
 ) -> go.Scatter:
     """The samples that have both values; with the line and the intervals where `attained`."""
-    known = [(label, m[x.name], m[y.name]) for label, m in samples if x.name in m and y.name in m]
-    known.sort(key=lambda sample: (sample[1].value, sample[2].value))
-    outside = sum(not (_within(a, ranges[x.name]) and _within(b, ranges[y.name])) for _, a, b in known)
+    labels, first, second = _sorted_by_values(samples, x, y)
+    is_inside = [_within(a, ranges[x.name]) and _within(b, ranges[y.name]) for a, b in zip(first, second, strict=True)]
+    outside = is_inside.count(False)
     trace = go.Scatter(
-        x=[_short(a.value) for _, a, _ in known],
-        y=[_short(b.value) for _, _, b in known],
-        text=[label for label, _, _ in known],
+        x=[_short(measured.value) for measured in first],
+        y=[_short(measured.value) for measured in second],
+        text=labels,
         name=f"{kind} ({outside} out of view)" if outside else kind,
         mode="lines+markers" if attained else "markers",
         marker=_LOOKS[kind],
@@ -122,14 +138,20 @@ def _scatter(
         hovertemplate=f"{kind} %{{text}}<br>{x.name} %{{x}}<br>{y.name} %{{y}}<extra></extra>",
     )
     if attained:
-        # Going right, a smaller y is attained only from the next point on where x is minimised; mirrored otherwise.
-        trace.line = {
-            "shape": "hv" if x.direction == "minimize" else "vh",
-            "color": _LOOKS[kind]["color"],
-            "width": 1.5,
-        }
-        trace.error_x, trace.error_y = _interval([a for _, a, _ in known]), _interval([b for _, _, b in known])
+        # To the right of a point, its y is attained up to the next point where x is minimised; mirrored otherwise.
+        shape = "hv" if x.direction == "minimize" else "vh"
+        trace.line = {"shape": shape, "color": _LOOKS[kind]["color"], "width": 1.5}
+        trace.error_x, trace.error_y = _interval(first), _interval(second)
     return trace
+
+
+def _sorted_by_values(
+    samples: Sequence[Sample], x: Objective, y: Objective
+) -> tuple[list[str], list[Measurement], list[Measurement]]:
+    """Labels and both measurements of the samples that have both, in ascending order."""
+    known = [(label, m[x.name], m[y.name]) for label, m in samples if x.name in m and y.name in m]
+    known.sort(key=lambda sample: (sample[1].value, sample[2].value))
+    return [label for label, _, _ in known], [a for _, a, _ in known], [b for _, _, b in known]
 
 
 def _interval(measured: Sequence[Measurement]) -> dict[str, Any]:
@@ -146,11 +168,11 @@ def _interval(measured: Sequence[Measurement]) -> dict[str, Any]:
 
 def _view(objective: Objective, samples: Mapping[str, Sequence[Sample]], study: StudyRecord) -> list[float] | None:
     """The axis' range: all that is feasible, the front's intervals and bounds not far off; None leaves it open."""
-    values: list[float] = []
-    for kind in ("dominated", "front", "uncompressed"):
-        measured = [m[objective.name] for _, m in samples[kind] if objective.name in m]
-        values += [m.value for m in measured]
-        values += [end for m in measured if kind == "front" for end in (m.low, m.high)]
+    measured = {
+        kind: [m[objective.name] for _, m in of_kind if objective.name in m] for kind, of_kind in samples.items()
+    }
+    values = [m.value for kind in ("dominated", "front", "uncompressed") for m in measured[kind]]
+    values += [end for m in measured["front"] for end in (m.low, m.high)]
     low, high = min(values, default=0.0), max(values, default=0.0)
     bounds = [c.bound for c in study.spec.constraints if c.metric == objective.name]
     near = [bound for bound in bounds if low - (high - low) <= bound <= high + (high - low)]

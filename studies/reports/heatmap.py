@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -18,10 +18,10 @@ from ..store.records import TrialRecord
 from .figures import LAYOUT
 
 MOST_COLUMNS = 40
-"""Trials in the heat map: evenly spread over the front, both ends included."""
+"""The most trials in the heat map: evenly spread over the front, both ends included."""
 
 MOST_CELLS_WITH_TEXT = 36
-"""Cells side by side, of all panels together, that are wide enough for their numbers."""
+"""The most columns, of all panels together, whose cells are wide enough for their numbers."""
 
 BIT_COLOURS = {
     2: "#7f2704", 3: "#d94801", 4: "#fd8d3c",  # below 8 bits in oranges
@@ -96,18 +96,24 @@ class _Panel:
 def _panels(policies: Sequence[Policy], layers: Sequence[str], groups: Sequence[str]) -> list[_Panel]:
     layers = _all_names(layers, (name for policy in policies for name in policy.layers))
     groups = _all_names(groups, (name for policy in policies for name in policy.channels))
-    of_layers = {name: [policy.layer(name) for policy in policies] for name in layers}
-    weight_bits = [[layer.weight_bits for layer in row] for row in of_layers.values()]
-    activation_bits = [[layer.activation_bits for layer in row] for row in of_layers.values()]
-    zeroed = [[zeroed_share(layer.sparsity) for layer in row] for row in of_layers.values()]
-    removed = [[round(1 - policy.kept_fraction(name), 3) for policy in policies] for name in groups]
     panels = [
-        _Panel("weight bits", layers, weight_bits, "bits"),
-        _Panel("activation bits", layers, activation_bits, "bits"),
-        _Panel("weights zeroed", layers, zeroed, "fraction"),
-        _Panel("channels removed", groups, removed, "fraction"),
+        _panel("weight bits", layers, "bits", policies, lambda policy, name: policy.layer(name).weight_bits),
+        _panel("activation bits", layers, "bits", policies, lambda policy, name: policy.layer(name).activation_bits),
+        _panel("weights zeroed", layers, "fraction", policies, lambda p, name: zeroed_share(p.layer(name).sparsity)),
+        _panel("channels removed", groups, "fraction", policies, lambda p, name: round(1 - p.kept_fraction(name), 3)),
     ]
     return [panel for panel in panels if panel.decides] or panels[:1]
+
+
+def _panel(
+    title: str,
+    rows: Sequence[str],
+    scale: Literal["bits", "fraction"],
+    policies: Sequence[Policy],
+    value: Callable[[Policy, str], float],
+) -> _Panel:
+    """A panel of `value` of every policy, by column, for the layer or group of every row."""
+    return _Panel(title, rows, [[value(policy, name) for policy in policies] for name in rows], scale)
 
 
 def _heatmap(panel: _Panel, columns: Sequence[str]) -> go.Heatmap:

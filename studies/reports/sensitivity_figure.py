@@ -1,4 +1,4 @@
-"""The figure of what single choices damage, in plotly: a pure function of store records, of few bytes as in `figures`."""
+"""The figure of the damage of single choices, in plotly: a pure function of store records, of few bytes as in `figures`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..store.records import SensitivityRecord
 from .figures import LAYOUT
 
 FAINTEST = 1e-6
-"""Nats; all below is drawn alike."""
+"""The damage in nats below which all cells have the same colour."""
 
 _COLOURS = [[0, "#f7f7f7"], [0.5, "#fd8d3c"], [1, "#7f2704"]]
 
@@ -22,14 +22,12 @@ def sensitivity_heatmap(records: Sequence[SensitivityRecord]) -> go.Figure:
     Args:
         records: at least one, in the order of the space's knobs, whose names are "number.subject.kind".
     """
-    cells = {_place(record): record for record in records}
-    subjects, kinds = (list(dict.fromkeys(place[axis] for place in cells)) for axis in (0, 1))
-    rows = [[cells.get((subject, kind)) for kind in kinds] for subject in subjects]
+    subjects, kinds, rows = _table(records)
     heatmap = go.Heatmap(
         x=[kind.replace("_", " ") for kind in kinds],
         y=subjects,
         z=[[_log(record) for record in row] for row in rows],
-        text=[["" if record is None else f"{record.choice}: {record.kl.value:.2g}" for record in row] for row in rows],
+        text=[[_text(record) for record in row] for row in rows],
         texttemplate="%{text}",
         hovertemplate="%{y}<br>%{x} at %{text} nats<extra></extra>",
         colorscale=_COLOURS,
@@ -42,6 +40,20 @@ def sensitivity_heatmap(records: Sequence[SensitivityRecord]) -> go.Figure:
     figure.update_xaxes(showgrid=False)
     title = f"Sensitivity: KL of one choice alone, {records[0].kl.n} validation samples"
     return figure.update_layout(LAYOUT, title_text=title, margin={"l": 10, "r": 10, "t": 65, "b": 40})
+
+
+def _table(
+    records: Sequence[SensitivityRecord],
+) -> tuple[list[str], list[str], list[list[SensitivityRecord | None]]]:
+    """Subjects, kinds, and the record of each subject and kind, None where there is no such knob."""
+    cells = {_place(record): record for record in records}
+    subjects = list(dict.fromkeys(subject for subject, _ in cells))
+    kinds = list(dict.fromkeys(kind for _, kind in cells))
+    return subjects, kinds, [[cells.get((subject, kind)) for kind in kinds] for subject in subjects]
+
+
+def _text(record: SensitivityRecord | None) -> str:
+    return "" if record is None else f"{record.choice}: {record.kl.value:.2g}"
 
 
 def _place(record: SensitivityRecord) -> tuple[str, str]:

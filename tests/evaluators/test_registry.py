@@ -19,7 +19,7 @@ from slimfront.hardware_profiles.bench import energy
 from slimfront.hardware_profiles.bench.energy import Rapl, energy_meter
 from slimfront.hardware_profiles.bench.peak_memory import peak_growth
 from slimfront.hardware_profiles.cards.target import load_target
-from slimfront.search.sampler.factory import role_of, worst_corner
+from slimfront.search.sampler.study_terms import role_of, worst_corner
 from slimfront.search.trials.prepared_study import prepare
 from slimfront.spaces.policies.policy import Policy
 from slimfront.studies.analysis.front import Objective, reference_point

@@ -112,7 +112,7 @@ def test_openvino_quantizes_inputs_at_run_time_only_where_that_was_decided(tmp_p
     assert np.abs(outputs[DYNAMIC] - exact).max() > 1e-4
 
 
-def test_a_convolution_takes_no_range_at_run_time():
+def test_a_convolution_is_not_quantized_dynamically():
     model = nn.Sequential(nn.Conv1d(6, 2, 1)).eval()
-    with pytest.raises(CompressionError, match="layer '0' is not linear; only linear layers take ranges"):
+    with pytest.raises(CompressionError, match="layer '0' is not linear; only linear layers are quantized"):
         make_candidate(model, samples(1), Policy(layers={"0": DYNAMIC}), TensorDataset(samples(9), torch.zeros(9)))

@@ -5,7 +5,7 @@ from slimfront.compression.pruning.prune import pruned_copy
 from slimfront.evaluators.evaluator import LoweredCandidate
 from slimfront.evaluators.registry import measure
 from slimfront.search.sampler.dimensions import decode, encode
-from slimfront.search.sampler.factory import role_of, space_dimensions, worst_corner
+from slimfront.search.sampler.study_terms import role_of, space_dimensions, worst_corner
 from slimfront.search.sampler.surrogate import analytic_cost
 from slimfront.search.sampler.surrogate.analytic_cost import COUNTED, AnalyticCost, channel_shares
 from slimfront.search.trials.prepared_study import prepare

@@ -6,10 +6,12 @@ import moocore
 import numpy as np
 import optuna
 import pytest
-from slimfront.search.sampler import policy_sampler
+from slimfront.search.optuna import policy_sampler
+from slimfront.search.optuna.attributes import FALLBACK
+from slimfront.search.optuna.policy_sampler import PolicySampler
 from slimfront.search.sampler.acquisition import expected_improvement, free_boxes
+from slimfront.search.sampler.designer import TransferredTrial
 from slimfront.search.sampler.dimensions import decode, encode, search_dimension
-from slimfront.search.sampler.policy_sampler import FALLBACK, PolicySampler, TransferredTrial
 from slimfront.search.sampler.surrogate.cost_model import CostModel
 from slimfront.search.sampler.surrogate.damage_model import StructuredMean
 from slimfront.search.sampler.surrogate.damage_posterior import DamagePosterior
@@ -281,14 +283,14 @@ def test_earlier_trials_teach_damage_and_cost_but_are_no_trials_of_this_study():
         kl, _, cost = outcome(bits)
         told.append(TransferredTrial(dict(zip(NAMES, bits, strict=True)), kl, (None, cost)))
 
-    def found(earlier):
+    def found(transferred):
         return volume(
             searched(
                 PolicySampler(
                     ["quality", "measured"],
                     neutral=NEUTRAL,
                     reference=(0.1, 32 * SIZE.sum()),
-                    earlier=earlier,
+                    transferred=transferred,
                     seed=0,
                 ),
                 14,

@@ -5,7 +5,8 @@ import math
 import optuna
 import pytest
 from optuna.trial import Trial, TrialState
-from slimfront.search.sampler.policy_sampler import STOPPED, STOPPED_EPOCHS, STOPPED_VALUES, PolicySampler
+from slimfront.search.optuna.attributes import STOPPED, STOPPED_EPOCHS, STOPPED_VALUES
+from slimfront.search.optuna.policy_sampler import PolicySampler
 
 BITS = (2, 3, 4, 8, 32)
 KNOBS = {

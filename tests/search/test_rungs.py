@@ -19,9 +19,12 @@ from slimfront.search.driver import Search
 from slimfront.search.execution.local import run_local
 from slimfront.search.fidelity.halving import SuccessiveHalving, priorities
 from slimfront.search.fidelity.rungs import Rungs
+from slimfront.search.optuna.attributes import STOPPED, STOPPED_EPOCHS
+from slimfront.search.optuna.policy_sampler import PolicySampler
+from slimfront.search.optuna.trial_reader import TrialReader
 from slimfront.search.sampler.dimensions import RECOVERY_KIND, recovery_dimension, search_dimension
-from slimfront.search.sampler.factory import learned_dimensions
-from slimfront.search.sampler.policy_sampler import STOPPED, STOPPED_EPOCHS, PolicySampler
+from slimfront.search.sampler.study_terms import learned_dimensions
+from slimfront.search.sampler.trial_log import TrialLog
 from slimfront.search.trials.prepared_study import prepare
 from slimfront.search.trials.recovered import structure
 from slimfront.search.trials.worker import Stage
@@ -262,9 +265,10 @@ def test_a_stopped_trial_teaches_the_damage_of_the_recovery_it_had() -> None:
         else:
             study.tell(trial, [kl, bits])
     assert len({tuple(trial.params.values()) for trial in study.trials[4:]}) >= 7  # those stopped are not asked again
-    sampler._look_back(study, sampler._surrogate)
-    history = sampler._history(sampler._surrogate)
-    for trial, codes in zip(study.trials, history.codes, strict=True):
+    log = TrialLog([search_dimension("a.weight_bits", "weight_bits", (2, 4, 8, 32), 32),
+                    search_dimension("r.recovery_epochs", RECOVERY_KIND, (0, 2, 4), 0)])  # fmt: skip
+    log.update(*TrialReader().read(study))
+    for trial, codes in zip(study.trials, log.trained_codes(), strict=True):
         assert (0, 2, 4)[codes[1]] == trial.user_attrs.get(STOPPED_EPOCHS, trial.params["r.recovery_epochs"])
 
 
@@ -291,9 +295,11 @@ def foretold(says_when: bool) -> float:
         study.tell(trial, told, TrialState.PRUNED if stopped else None)
     unseen = np.hstack([np.random.default_rng(0).integers(1, 6, size=(200, 4)), np.zeros((200, 1), dtype=int)])
     nats = np.arange(1, 5) * 4.0 ** (2 - np.array((*BITS[:-1], 99))[unseen[:, :4]])
-    surrogate = sampler._surrogate
-    assert surrogate is not None
-    return float(np.sqrt(np.mean((surrogate.mean.predict(unseen) - np.log(1e-3 + nats.sum(axis=1) / 5)) ** 2)))
+    designer = sampler._designer
+    assert designer is not None
+    return float(
+        np.sqrt(np.mean((designer._surrogate.mean.predict(unseen) - np.log(1e-3 + nats.sum(axis=1) / 5)) ** 2))
+    )
 
 
 def test_a_stopped_trial_says_nothing_wrong_of_the_only_recovery_there_is() -> None:

@@ -13,8 +13,8 @@ import torch
 from slimfront.core.threads import torch_threads
 from slimfront.search.driver import MAX_ANCHORS, Search
 from slimfront.search.sampler.dimensions import encode, search_dimension
-from slimfront.search.sampler.factory import cost_of, greedy_policies, space_dimensions
 from slimfront.search.sampler.greedy_path import LEVELS, path_policies
+from slimfront.search.sampler.study_terms import cost_of, greedy_policies, space_dimensions
 from slimfront.search.sampler.surrogate.analytic_cost import COUNTED, OF_MACHINES
 from slimfront.search.sensitivity import Sensitivity, known_damage, measured, probes, why_not
 from slimfront.search.trials.prepared_study import PreparedStudy, prepare

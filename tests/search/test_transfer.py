@@ -35,8 +35,8 @@ def test_studies_of_the_same_workload_tell_damage_and_on_the_same_target_latency
     added(store, tiny_spec(study="foreign"), "another model", [prepared.space.anchors()[3]], kl=0.5)
     found = earlier_trials(store, prepared.spec, prepared.space)
     # A width is no point of this space; the drop is judged anew; the foreign model tells nothing.
-    assert [prepared.space.policy(trial.parameters) for trial in found] == [whole, int8, prepared.space.anchors()[2]]
-    assert [trial.kl for trial in found] == [0.25, 0.25, 0.5]
+    assert [prepared.space.policy(trial.choices) for trial in found] == [whole, int8, prepared.space.anchors()[2]]
+    assert [trial.damage for trial in found] == [0.25, 0.25, 0.5]
     assert [trial.values for trial in found] == [(None, 2.0), (None, 2.0), (None, None)]
 
 
@@ -50,5 +50,5 @@ def test_a_trial_that_was_stopped_tells_its_latency_but_no_damage(tiny_spec, sto
     )
     store.finish_trial("before", 2, "infeasible", f"{STOPPED_AT} 0, 0 of 4 epochs: place 3 of 3, 1 go on", {})
     found = earlier_trials(store, prepared.spec, prepared.space)
-    assert [trial.kl for trial in found] == [0.25, 0.25, None]
+    assert [trial.damage for trial in found] == [0.25, 0.25, None]
     assert found[-1].values == (None, 2.0)

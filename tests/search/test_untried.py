@@ -5,10 +5,13 @@ import optuna
 import pytest
 from optuna.samplers import NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
-from slimfront.search.sampler.factory import space_dimensions
-from slimfront.search.sampler.feasibility import DUPLICATE, Feasibility, failures
-from slimfront.search.sampler.policy_sampler import PolicySampler
-from slimfront.search.sampler.untried import Untried, UntriedSampler
+from slimfront.search.optuna.attributes import DUPLICATE
+from slimfront.search.optuna.policy_sampler import PolicySampler
+from slimfront.search.optuna.trial_reader import TrialReader
+from slimfront.search.optuna.untried_sampler import UntriedSampler
+from slimfront.search.sampler.feasibility import Feasibility
+from slimfront.search.sampler.study_terms import space_dimensions
+from slimfront.search.sampler.untried import Untried
 from slimfront.spaces.choices import SpaceChoices
 from slimfront.spaces.models.layers import Layer
 from slimfront.spaces.space import Space
@@ -123,4 +126,5 @@ def test_interrupted_and_duplicate_rows_are_no_failures() -> None:
         trial.suggest_categorical("bits", [4, 8])
         trial.set_user_attr("reason", reason)
         study.tell(trial, state=TrialState.FAIL)
-    assert [trial.user_attrs["reason"] for trial in failures(study.trials)] == ["out of memory"]
+    completed, _ = TrialReader().read(study)
+    assert [study.trials[trial.number].user_attrs["reason"] for trial in completed] == ["out of memory"]

@@ -1,10 +1,10 @@
 """The graph of a candidate on its way from ONNX to TensorFlow Lite: tensors, the order of their axes, and their grids.
 
-Convolutions want channels last there, where ONNX has them second. A tensor is left in the order its maker wrote it in until
-a reader needs another one, so that transpositions stand only where orders really meet.
+TensorFlow Lite's convolutions take channels last, ONNX's second. A tensor keeps the order in which it was written until a
+reader needs another one, so that only changes of order cost a transposition.
 
-TensorFlow Lite has no kernel that reads integers and writes floats: an operation computes in integers only if everything
-behind it reads its result on a grid, too. Then it writes that grid itself.
+TensorFlow Lite has no kernel that reads integers and writes floats: an operation computes in integers only if every reader of
+its result also reads integers. The operation then writes the grid that they read.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ KEEPS_GRID = (
     "Identity",
     "Dropout",
 )
-"""Operations that compute the same before and behind a grid with a zero."""
+"""Operations that commute with quantization to a grid that contains zero."""
 
 LOWEST, HIGHEST = 0, 255
-"""Of grids in eight bits; TensorFlow Lite has them 128 lower."""
+"""The ends of 8-bit grids here; TensorFlow Lite's are 128 lower."""
 
 Order = tuple[int, ...]
 
@@ -50,7 +50,7 @@ class Value:
         tensor: its index in the TensorFlow Lite model.
         shape: as it is stored.
         order: axis `k` of it is axis `order[k]` of the ONNX tensor.
-        grid: what its int8 numbers stand for; None where it holds float32.
+        grid: the quantization parameters of its int8 numbers; None where it holds float32.
     """
 
     tensor: int
@@ -241,21 +241,21 @@ class LiteGraph:
             value = self.emit("RESHAPE", [value, self.indices("shape", *shape)], name, shape)
         return self.ordered(value, order)
 
-    def grid_behind(self, name: str) -> QuantParams | None:
+    def grid_after(self, name: str) -> QuantParams | None:
         """The grid to write `name` on: the widest of those it is read on; None where something reads it in float32."""
-        found = self._grids_behind(name)
+        found = self._grids_after(name)
         return (
             max(found, key=lambda grid: (grid.high - grid.low, (grid.high - grid.low) * grid.scale)) if found else None
         )
 
-    def _grids_behind(self, name: str) -> list[QuantParams]:
+    def _grids_after(self, name: str) -> list[QuantParams]:
         if name == OUTPUT:
             return []
         found: list[QuantParams] = []
         for node, operand in self.readers.get(name, []):
             grid = self.grids.get((node.output[0], operand))
             through = not grid and node.op_type in KEEPS_GRID and operand == 0
-            grids = [grid] if grid else self._grids_behind(node.output[0]) if through else []
+            grids = [grid] if grid else self._grids_after(node.output[0]) if through else []
             if not grids:
                 return []
             found += grids

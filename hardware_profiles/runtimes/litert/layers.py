@@ -1,4 +1,4 @@
-"""Convolutions, linear layers and residual additions in TensorFlow Lite, in integers where they and what follows allow it."""
+"""Convolutions, linear layers and residual additions in TensorFlow Lite, in integers where they and their readers allow it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .tflite_model import Affine
 
 
 class Layers:
-    """Converts the nodes that a candidate may have decided about."""
+    """Converts the nodes that a policy can quantize."""
 
     def __init__(self, graph: LiteGraph, candidate: Candidate) -> None:
         self.graph, self.candidate = graph, candidate
@@ -30,7 +30,7 @@ class Layers:
         return node.op_type == "Add" or (node.op_type in WEIGHTED and node.input[1] in self.graph.static.constants)
 
     def convert(self, node: NodeProto) -> None:
-        """Write `node`, with the bias and the activation behind it where they can be fused."""
+        """Write `node`, fused with its bias and the activation after it where that is possible."""
         bias, end = self._bias(node)
         end, activation = _activation(self.graph, end)
         if node.op_type == "Add":
@@ -52,28 +52,39 @@ class Layers:
         on_grids = all((node.output[0], operand) in self.graph.grids for operand in operands)
         layer = layer_of(node.name)
         if on_grids and (node.op_type == "Add" or layer in self.candidate.quantization.weights):
-            return self.graph.grid_behind(end)
+            return self.graph.grid_after(end)
         return None
 
     def _bias(self, node: NodeProto) -> tuple[np.ndarray, str]:
-        """A layer's bias [channels], zeros where it has none, and the tensor behind it: a MatMul's is an Add of its own."""
+        """A layer's bias [channels], zeros where it has none, and the tensor that has it: a MatMul's is added by an Add."""
         graph, end = self.graph, node.output[0]
         if node.op_type == "Add":
             return np.zeros(0), end
         channels = graph.constant_of(node.input[1]).shape[0 if node.op_type != "MatMul" else -1]
-        quantization, layer = self.candidate.quantization, layer_of(node.name) or ""
-        stored = quantization.weights.get(layer) or quantization.bfloat16.get(layer)
-        own = stored.bias if stored is not None else None
         if len(node.input) > 2:
-            return graph.constant_of(node.input[2]) if own is None else own, end
-        following = graph.readers.get(end, [])
-        if node.op_type == "MatMul" and len(following) == 1 and following[0][0].op_type == "Add":
-            addition, operand = following[0]
-            bias = graph.static.constants.get(addition.input[1 - operand])
-            if bias is not None and bias.shape == (channels,):
-                graph.fused.add(addition.output[0])
-                return bias if own is None else own, addition.output[0]
-        return np.zeros(channels), end
+            bias = graph.constant_of(node.input[2])
+        elif (added := self._added_bias(node, channels)) is not None:
+            bias, end = added
+            graph.fused.add(end)
+        else:
+            return np.zeros(channels), end
+        stored = self._stored_bias(layer_of(node.name) or "")
+        return bias if stored is None else stored, end
+
+    def _added_bias(self, node: NodeProto, channels: int) -> tuple[np.ndarray, str] | None:
+        """The constant [channels] that an Add adds to a MatMul which nothing else reads, and the sum's name."""
+        following = self.graph.readers.get(node.output[0], [])
+        if node.op_type != "MatMul" or len(following) != 1 or following[0][0].op_type != "Add":
+            return None
+        addition, operand = following[0]
+        bias = self.graph.static.constants.get(addition.input[1 - operand])
+        return (bias, addition.output[0]) if bias is not None and bias.shape == (channels,) else None
+
+    def _stored_bias(self, layer: str) -> np.ndarray | None:
+        """The bias that the candidate stores with a quantized or rounded weight."""
+        quantization = self.candidate.quantization
+        stored = quantization.weights.get(layer) or quantization.bfloat16.get(layer)
+        return stored.bias if stored is not None else None
 
     def _add(self, node: NodeProto, end: str, activation: int) -> Value:
         grid = self._grid_of_result(node, end)
@@ -91,7 +102,7 @@ class Layers:
         if attributes.get("transA") or attributes.get("alpha", 1) != 1 or attributes.get("beta", 1) != 1:
             raise LoweringError(f"{node.name}: LiteRT lowering takes matrix products without factors only")
         rows = lambda values: values if attributes.get("transB") else values.T  # noqa: E731
-        # A linear layer that reads floats and stored integers finds the range of its input at run time.
+        # A linear layer with a float input and an integer weight is quantized dynamically.
         dynamic = self.candidate.policy.layer(layer_of(node.name) or "").is_dynamic
         weight = self._weight(node, rows, 0, dynamic or grid is not None)
         given = self._input(node, grid)
@@ -129,7 +140,7 @@ class Layers:
         self, kind: str, inputs: Sequence[Value], node: NodeProto, end: str, order: tuple[int, ...],
         grid: QuantParams | None, activation: int, **options: object,
     ) -> Value:  # fmt: skip
-        """Write an operation under the name of its node, which tells its layer."""
+        """Write an operation under the name of its node, which contains the path of its layer."""
         stored = tuple(self.graph.shape_of(end)[axis] for axis in order)
         options["fusedActivationFunction"] = activation
         if len(stored) == 3 and "CONV" in kind:
@@ -215,7 +226,7 @@ class Window:
     def padded(
         self, graph: LiteGraph, image: Value, kind: str = "PAD", *fill: int, spelt_out: bool = False
     ) -> tuple[Value, int]:
-        """`image` with what padding the operation cannot do itself, or with all of it, and the padding it is left to do."""
+        """`image` with the padding that the operation cannot do itself, or all of it, and the padding left to the operation."""
         if not any(map(any, self.pads)):
             return image, Padding.VALID
         if not spelt_out and self.pads == [self._same(axis) for axis in (0, 1)]:
@@ -248,7 +259,7 @@ def _filters(values: np.ndarray, depthwise: bool) -> np.ndarray:
 
 
 def _activation(graph: LiteGraph, end: str) -> tuple[str, int]:
-    """The activation that alone reads `end`, if an operation can compute it itself, and the tensor behind it."""
+    """The tensor after the activation that reads `end`, and the activation, where it is fused; else `end` itself."""
     following = graph.readers.get(end, [])
     if len(following) == 1:
         node, _ = following[0]
@@ -263,4 +274,4 @@ def _activation(graph: LiteGraph, end: str) -> tuple[str, int]:
 def is_relu6(graph: LiteGraph, node: NodeProto) -> bool:
     """Whether a Clip is one between 0 and 6."""
     ends = [graph.static.constants.get(name) for name in node.input[1:]]
-    return len(ends) == 2 and all(e is not None for e in ends) and [float(e) for e in ends] == [0, 6]  # type: ignore[arg-type]
+    return [None if end is None else float(end) for end in ends] == [0, 6]

@@ -1,4 +1,4 @@
-"""The operations of ONNX that are no layers, in TensorFlow Lite: one function each, in float32 unless they keep a grid."""
+"""ONNX operations other than layers in TensorFlow Lite: one function each, in float32 unless the operation keeps grids."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def _attribute(node: NodeProto, name: str, default: Any = None) -> Any:
 
 
 def _kept(graph: LiteGraph, node: NodeProto) -> Value:
-    """The operand of an operation that keeps grids: in integers where all that is behind it reads integers."""
-    grid = graph.grid_behind(node.output[0])
+    """The operand of an operation that keeps grids: in integers where everything after it reads integers."""
+    grid = graph.grid_after(node.output[0])
     return graph.get_on(node.input[0], grid) if grid else graph.get(node.input[0])
 
 
@@ -102,7 +102,7 @@ def _passed_on(graph: LiteGraph, node: NodeProto) -> None:
 
 @converts("Transpose")
 def _transpose(graph: LiteGraph, node: NodeProto) -> None:
-    """Nothing is moved: the same tensor, its axes called by other numbers."""
+    """The same tensor with its axes renumbered; no data moves."""
     value = _kept(graph, node)
     moves = list(_attribute(node, "perm", range(len(value.order))[::-1]))
     order = tuple(moves.index(axis) for axis in value.order)
@@ -174,10 +174,9 @@ def _pool(graph: LiteGraph, node: NodeProto) -> None:
 def _padded_for_pooling(
     graph: LiteGraph, node: NodeProto, image: Value, window: Window, made: list[int]
 ) -> tuple[Value, int]:
-    """What lies outside counts as the lowest number to the largest, and as zeros to the mean, if it counts at all."""
-    counted, average = bool(_attribute(node, "count_include_pad", 0)), node.op_type == "AveragePool"
-    rounded_up = bool(_attribute(node, "ceil_mode", 0))
-    if window.dilations != [1, 1] or (average and (rounded_up or (any(map(any, window.pads)) and not counted))):
+    """The image with a pooling's padding: of the lowest number for a maximum, of zeros for a mean that counts padding."""
+    average, rounded_up = node.op_type == "AveragePool", bool(_attribute(node, "ceil_mode", 0))
+    if window.dilations != [1, 1] or (average and _averages_partial_windows(node, window)):
         raise LoweringError(
             f"{node.name}: LiteRT lowering has no pooling with dilation, nor a mean over part of its window"
         )
@@ -190,6 +189,12 @@ def _padded_for_pooling(
     lowest = np.float32(np.finfo(np.float32).min) if image.grid is None else np.int8(-128)
     affine = affine_of(image.grid) if image.grid else None
     return window.padded(graph, image, "PADV2", graph.flat.constant("lowest", np.asarray(lowest), affine))
+
+
+def _averages_partial_windows(node: NodeProto, window: Window) -> bool:
+    """Whether a mean leaves out padding, or windows reach past the image."""
+    counts_padding = bool(_attribute(node, "count_include_pad", 0))
+    return bool(_attribute(node, "ceil_mode", 0)) or (any(map(any, window.pads)) and not counts_padding)
 
 
 @converts("BatchNormalization")

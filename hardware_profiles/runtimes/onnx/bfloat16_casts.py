@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
-from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from ....core.errors import LoweringError
 from ....spaces.policies.candidate import RoundedWeight
+from .graph_edits import drop_unread_constants, set_nodes
 from .onnx_file import WeightsApart
 
 STEP = 2.0**-8
@@ -51,7 +52,7 @@ class _Casts:
         self.lowered, self.graph = lowered, lowered.model.graph
         self.readers = {name: node for node in self.graph.node for name in node.input}
         self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
-        self.behind: dict[str, list[NodeProto]] = {}
+        self.after: dict[str, list[NodeProto]] = {}
         """Tensor -> nodes to stand right behind the one that makes it."""
 
     def end(self, node: NodeProto, bias: np.ndarray | None) -> NodeProto:
@@ -90,7 +91,7 @@ class _Casts:
 
     def round_input(self, node: NodeProto) -> None:
         made = f"{node.input[0]}.bf16.float"
-        if made not in {name for nodes in self.behind.values() for other in nodes for name in other.output}:
+        if made not in {name for nodes in self.after.values() for other in nodes for name in other.output}:
             self._rounded(node.input[0], made)
         node.input[0] = made
 
@@ -102,25 +103,23 @@ class _Casts:
         self._cast(self._cast(tensor, f"{made}.rounded", TensorProto.BFLOAT16), made, TensorProto.FLOAT)
 
     def _cast(self, tensor: str, made: str, to: int) -> str:
-        self.behind.setdefault(tensor, []).append(helper.make_node("Cast", [tensor], [made], f"{made}.cast", to=to))
+        self.after.setdefault(tensor, []).append(helper.make_node("Cast", [tensor], [made], f"{made}.cast", to=to))
         return made
 
     def finish(self) -> None:
         """Write all nodes back in an order where every tensor is made before it is read; constants that nothing reads go."""
         nodes, ordered = list(self.graph.node), []
-        made = {name for others in (nodes, *self.behind.values()) for node in others for name in node.output}
-        waiting = [node for tensor in self.behind if tensor not in made for node in self.behind[tensor]]
+        made = {name for others in (nodes, *self.after.values()) for node in others for name in node.output}
+        waiting = [node for tensor in self.after if tensor not in made for node in self.after[tensor]]
         for node in [*waiting, *nodes]:
             self._place(node, ordered)
-        copies = [NodeProto.FromString(node.SerializeToString()) for node in ordered]
-        del self.graph.node[:]
-        self.graph.node.extend(copies)
-        _drop_unread(self.graph)
+        set_nodes(self.graph, ordered)
+        drop_unread_constants(self.graph)
 
     def _place(self, node: NodeProto, ordered: list[NodeProto]) -> None:
         ordered.append(node)
         for tensor in node.output:
-            for follower in self.behind.get(tensor, ()):
+            for follower in self.after.get(tensor, ()):
                 self._place(follower, ordered)
 
 
@@ -134,9 +133,3 @@ def check_rounded(name: str, exported: np.ndarray, rounded: np.ndarray) -> None:
     same = exported.shape == rounded.shape
     if not same or (np.abs(exported[some] - rounded[some].astype(np.float32)) > STEP * np.abs(exported[some])).any():
         raise LoweringError(f"{name}: the exported weight is not the one that was rounded to bfloat16")
-
-
-def _drop_unread(graph: GraphProto) -> None:
-    read = {name for node in graph.node for name in node.input}
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
-        graph.initializer.remove(tensor)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
+from typing import cast
 
 import numpy as np
 import onnx
 import torch
+import torch.jit._trace as torch_trace
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from ....core.errors import LoweringError
 from ....core.interrupts import raise_if_interrupted
 from ....workloads.workload import describe
 from ..node_names import WEIGHTED, first_run, layer_of
+from .graph_edits import drop_unread
 
 OPSET = 17
 INPUT, OUTPUT = "input", "output"
@@ -40,7 +43,7 @@ def export_float(model: nn.Module, example_input: Tensor) -> ModelProto:
             torch.onnx.export(
                 model.eval(),
                 (example_input,),
-                buffer,  # type: ignore[arg-type]  # this exporter writes to open files too
+                cast("str", buffer),  # this exporter writes to open files too, which its annotation leaves out
                 dynamo=False,
                 opset_version=OPSET,
                 input_names=[INPUT],
@@ -62,12 +65,12 @@ def export_float(model: nn.Module, example_input: Tensor) -> ModelProto:
 def _full_paths(model: nn.Module) -> Iterator[None]:
     """Let the exporter name nodes after the whole path of their module.
 
-    By itself it leaves out containers that do not run, such as a `ModuleList`, and what a `ModuleDict` is called.
+    By itself it leaves out containers that do not run, such as a `ModuleList`, and the names of entries of a `ModuleDict`.
     """
 
     def name_scopes(*_: object) -> None:
         paths = {module: f"{torch.typename(type(module))}::{path}" for path, module in model.named_modules()}
-        torch.jit._trace._trace_module_map = paths  # type: ignore[attr-defined]
+        torch_trace._trace_module_map = paths
 
     hook = model.register_forward_pre_hook(name_scopes)
     try:
@@ -87,7 +90,7 @@ def _name_layers(graph: GraphProto, modules: Set[str]) -> None:
 
 def _store_each_constant(graph: GraphProto) -> None:
     """Store every constant under its own name: the exporter stores equal ones once, such as the biases of zeros of an untrained
-    model, and gives the others by Identity, behind which nothing finds them."""
+    model, and derives the others from it by Identity, where no later pass finds them."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
     outputs = {tensor.name for tensor in graph.output}
     for node in list(graph.node):
@@ -104,14 +107,21 @@ def _fold_constant_runs(graph: GraphProto) -> None:
 
     OpenVINO 2026.4 refuses those whose weight alone is quantized.
     """
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    constants |= {n.output[0]: numpy_helper.to_array(n.attribute[0].t) for n in graph.node if n.op_type == "Constant"}
-    runs = Counter(layer_of(node.name) for node in graph.node if node.op_type in WEIGHTED)
-    for node in list(graph.node):
-        if node.op_type in WEIGHTED and runs[layer_of(node.name)] > 1 and constants.keys() >= set(node.input):
-            result = ReferenceEvaluator(node).run(None, {name: constants[name] for name in node.input})
-            graph.initializer.append(numpy_helper.from_array(np.asarray(result[0]), node.output[0]))  # type: ignore[index]
+    constants = _constants(graph)
+    layers = [node for node in graph.node if node.op_type in WEIGHTED]
+    runs = Counter(layer_of(node.name) for node in layers)
+    for node in [node for node in layers if runs[layer_of(node.name)] > 1]:
+        if constants.keys() >= set(node.input):
+            (result,) = ReferenceEvaluator(node).run(None, {name: constants[name] for name in node.input})
+            graph.initializer.append(numpy_helper.from_array(np.asarray(result), node.output[0]))
             graph.node.remove(node)
+
+
+def _constants(graph: GraphProto) -> dict[str, np.ndarray]:
+    """The tensors that are known before the input comes, stored or made by a node."""
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    made = [node for node in graph.node if node.op_type == "Constant"]
+    return stored | {node.output[0]: numpy_helper.to_array(node.attribute[0].t) for node in made}
 
 
 def _name_weights(graph: GraphProto) -> None:
@@ -127,29 +137,35 @@ def _name_weights(graph: GraphProto) -> None:
                 if own.name not in constants:  # else the layer has run before
                     graph.initializer.append(own)
                     constants[own.name] = own
-    _drop_unread(graph)
+    drop_unread(graph, "Identity")
 
 
 def _fold_linear_norms(model: ModelProto) -> None:
-    """Fold every batch-norm behind a linear layer of one vector per sample; the exporter does it for convolutions only.
+    """Fold every batch-norm after a linear layer of one vector per sample; the exporter does it for convolutions only.
 
     It is faster, and OpenVINO 2026.4 computes nonsense where one stands between two quantized linear layers.
     """
     norms = [node for node in model.graph.node if node.op_type == "BatchNormalization"]
-    if not norms:
-        return
+    if norms:
+        for layer, norm in _foldable(model, norms):
+            _fold(model.graph, layer, norm)
+        drop_unread(model.graph, "Identity")
+
+
+def _foldable(model: ModelProto, norms: Sequence[NodeProto]) -> list[tuple[NodeProto, NodeProto]]:
+    """(linear layer, batch-norm) of `norms` that can be folded: a layer of vectors whose output and weight nothing else reads."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in graph.value_info}
     readers = Counter(name for node in graph.node for name in node.input)
     linear = {node.output[0]: node for node in model.graph.node if node.op_type in ("Gemm", "MatMul")}
     trained = {tensor.name for tensor in model.graph.initializer}  # a batch-norm without weights has other constants
-    for norm in norms:
-        layer = linear.get(norm.input[0])
-        if layer is None or ranks[norm.input[0]] != 2 or not trained.issuperset(norm.input[1:]):
-            continue
-        if readers[norm.input[0]] == readers[layer.input[1]] == 1:
-            _fold(model.graph, layer, norm)
-    _drop_unread(model.graph)
+
+    def folds(layer: NodeProto, norm: NodeProto) -> bool:
+        is_read_once = readers[norm.input[0]] == readers[layer.input[1]] == 1
+        return is_read_once and ranks[norm.input[0]] == 2 and trained.issuperset(norm.input[1:])
+
+    pairs = [(linear[norm.input[0]], norm) for norm in norms if norm.input[0] in linear]
+    return [(layer, norm) for layer, norm in pairs if folds(layer, norm)]
 
 
 def _fold(graph: GraphProto, layer: NodeProto, norm: NodeProto) -> None:
@@ -167,15 +183,3 @@ def _fold(graph: GraphProto, layer: NodeProto, norm: NodeProto) -> None:
         graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), name))
     layer.CopyFrom(helper.make_node("Gemm", [layer.input[0], *names], [norm.output[0]], name=layer.name, transB=1))
     graph.node.remove(norm)
-
-
-def _drop_unread(graph: GraphProto) -> None:
-    outputs = {tensor.name for tensor in graph.output}
-    read = {name for node in graph.node for name in node.input} | outputs
-    for node in list(graph.node):
-        if node.op_type == "Identity" and not read.intersection(node.output):
-            graph.node.remove(node)
-    read = {name for node in graph.node for name in node.input} | outputs
-    for tensor in list(graph.initializer):
-        if tensor.name not in read:
-            graph.initializer.remove(tensor)

@@ -1,6 +1,6 @@
-"""Linear layers that read one tensor, computed as one product: the gates of a recurrent layer, queries with keys and values.
+"""Fuses linear layers that read one tensor into one product: the gates of a recurrent layer, or queries, keys and values.
 
-However small its matrix, every product is a call, and on integers one that first prepares what it reads.
+Every product costs a call however small its matrix, and an integer product prepares its input each time.
 """
 
 from __future__ import annotations
@@ -9,32 +9,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import GraphProto, NodeProto, helper, numpy_helper
+from onnx import NodeProto, helper, numpy_helper
 
 from ..node_names import TOGETHER, layer_of
+from .graph_edits import drop_unread, set_nodes, tensors_read
 from .onnx_file import WeightsApart
 
 LINEAR = ("Gemm", "MatMul")
 
 
-def join_products(lowered: WeightsApart) -> None:
-    """Compute all linear layers that read the same tensor, and hold their weights alike, by one node and a Split, in place.
+def fuse_parallel_linears(lowered: WeightsApart) -> None:
+    """Compute all linear layers that read the same tensor and store their weights the same way by one node and a Split, in place.
 
-    Every output channel keeps its weights, step and bias: the numbers stay what they were, up to the order of sums.
+    Every output channel keeps its weights, scale and bias: results are the same up to the order of sums.
     """
-    joiner = _Joiner(lowered)
-    groups = {branches[0].product.name: branches for branches in joiner.groups()}
+    fuser = _Fuser(lowered)
+    groups = {branches[0].product.name: branches for branches in fuser.groups()}
     gone = {node.name for branches in groups.values() for branch in branches for node in branch.nodes}
     ordered: list[NodeProto] = []
-    for node in joiner.graph.node:
+    for node in fuser.graph.node:
         if node.name in groups:
-            ordered += joiner.joined(groups[node.name])
+            ordered += fuser.fused(groups[node.name])
         elif node.name not in gone:
             ordered.append(node)
-    copies = [NodeProto.FromString(node.SerializeToString()) for node in [*joiner.weights_first, *ordered]]
-    del joiner.graph.node[:]
-    joiner.graph.node.extend(copies)
-    drop_unread(lowered)
+    set_nodes(fuser.graph, [*fuser.weights_first, *ordered])
+    drop_unread_weights(lowered)
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class _Branch:
         return self.product.input[2] if len(self.product.input) > 2 else None
 
 
-class _Joiner:
+class _Fuser:
     def __init__(self, lowered: WeightsApart) -> None:
         self.graph, self.weights = lowered.model.graph, lowered.weights
         self.constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in self.graph.initializer}
@@ -88,31 +87,35 @@ class _Joiner:
             if len({branch.product.input[1] for branch in branches}) == len(branches) > 1
         ]
 
-    def joined(self, branches: Sequence[_Branch]) -> list[NodeProto]:
-        """The nodes that stand for `branches`."""
+    def fused(self, branches: Sequence[_Branch]) -> list[NodeProto]:
+        """The nodes that replace `branches`."""
         first = branches[0]
         layers = [layer_of(branch.product.name) or "" for branch in branches]
         name = first.product.name.replace(f"/{layers[0]}/", f"/{TOGETHER.join(layers)}/")
-        biases = [branch.bias for branch in branches if branch.bias is not None]
-        bias = [self._constant(f"{name}/bias", biases, [self.constants[name] for name in biases])] if biases else []
-        product = NodeProto()
-        product.CopyFrom(first.product)
-        product.name, made = name, f"{name}.joined"
-        del product.input[1:], product.output[:]
-        product.input.append(self._joined_weight(name, [branch.product for branch in branches]))
-        product.output.append(made)
-        nodes = [product]
-        if first.addition is None:
-            product.input.extend(bias)
-        else:
-            nodes.append(helper.make_node("Add", [made, *bias], [f"{made}.biased"], name=f"{made}.Add"))
+        nodes = self._product(name, branches)
+        made = nodes[0].output[0]
         sizes = [self._channels(branch.product) for branch in branches]
         outputs = [branch.nodes[-1].output[0] for branch in branches]
         read = [nodes[-1].output[0], self._constant(f"{made}.sizes", sizes, [np.array(sizes, np.int64)])]
         return [*nodes, helper.make_node("Split", read, outputs, name=f"{made}.Split", axis=-1)]
 
+    def _product(self, name: str, branches: Sequence[_Branch]) -> list[NodeProto]:
+        """The product of all `branches`, and the addition of their biases where that is a node of its own."""
+        biases = [branch.bias for branch in branches if branch.bias is not None]
+        bias = [self._constant(f"{name}/bias", biases, [self.constants[name] for name in biases])] if biases else []
+        product = NodeProto()
+        product.CopyFrom(branches[0].product)
+        product.name, made = name, f"{name}.joined"
+        del product.input[1:], product.output[:]
+        product.input.append(self._fused_weight(name, [branch.product for branch in branches]))
+        product.output.append(made)
+        if branches[0].addition is None:
+            product.input.extend(bias)
+            return [product]
+        return [product, helper.make_node("Add", [made, *bias], [f"{made}.biased"], name=f"{made}.Add")]
+
     def _kind(self, node: NodeProto) -> str | None:
-        """How a layer holds its weight: "float", "integers" with a step for each channel, or None for any other way."""
+        """How a layer stores its weight: "float", "integers" with a scale for each channel, or None for any other way."""
         if layer_of(node.name) is None or (len(node.input) > 2 and node.input[2] not in self.constants):
             return None
         if node.input[1] in self.weights:
@@ -123,7 +126,7 @@ class _Joiner:
         return "integers" if self.constants[source.input[1]].ndim == 1 else None
 
     def _addition(self, product: NodeProto) -> NodeProto | None:
-        """What adds a bias to a MatMul and is all that reads it."""
+        """The addition of a bias to a MatMul that nothing else reads."""
         readers = self.readers.get(product.output[0], [])
         if product.op_type != "MatMul" or len(readers) != 1 or readers[0].op_type != "Add":
             return None
@@ -138,8 +141,8 @@ class _Joiner:
         name = product.input[1]
         return self.weights[name if name in self.weights else self.producers[name].input[0]]
 
-    def _joined_weight(self, name: str, products: Sequence[NodeProto]) -> str:
-        """The weights of `products` side by side, the same for every run of the same layers."""
+    def _fused_weight(self, name: str, products: Sequence[NodeProto]) -> str:
+        """The concatenated weights of `products`, the same for every run of the same layers."""
         key = tuple(product.input[1] for product in products)
         if key not in self.made:
             axis, weight = _axis(products[0]), f"{name}/weight"
@@ -167,7 +170,7 @@ class _Joiner:
         return node.name
 
     def _constant(self, name: str, of: Sequence[object], parts: Sequence[np.ndarray]) -> str:
-        """A constant of `parts` behind one another, stored once for all runs that want the same `of`."""
+        """A constant of the concatenated `parts`, stored once for all runs that want the same `of`."""
         if (key := tuple(of)) not in self.made:
             self.graph.initializer.append(numpy_helper.from_array(np.concatenate(parts), name))
             self.made[key] = name
@@ -179,17 +182,8 @@ def _axis(product: NodeProto) -> int:
     return 0 if any(a.name == "transB" and a.i for a in product.attribute) else 1
 
 
-def drop_unread(lowered: WeightsApart) -> None:
-    """Remove what nothing reads any more: the dequantization of a weight, constants, weights."""
-    graph: GraphProto = lowered.model.graph
-    outputs = {tensor.name for tensor in graph.output}
-    read = {name for node in graph.node for name in node.input} | outputs
-    kept = [n for n in graph.node if n.op_type != "DequantizeLinear" or not read.isdisjoint(n.output)]
-    copies = [NodeProto.FromString(node.SerializeToString()) for node in kept]
-    del graph.node[:]
-    graph.node.extend(copies)
-    read = {name for node in graph.node for name in node.input} | outputs
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
-        graph.initializer.remove(tensor)
-    for name in lowered.weights.keys() - read:
+def drop_unread_weights(lowered: WeightsApart) -> None:
+    """Remove what nothing reads any more: dequantizations, constants and weights."""
+    drop_unread(lowered.model.graph, "DequantizeLinear")
+    for name in lowered.weights.keys() - tensors_read(lowered.model.graph):
         del lowered.weights[name]

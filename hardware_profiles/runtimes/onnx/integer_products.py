@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
-from .fuse_parallel_linears import drop_unread
+from .fuse_parallel_linears import drop_unread_weights
+from .graph_edits import set_nodes
 from .onnx_file import WeightsApart
 
 
@@ -27,10 +28,8 @@ def write_integer_products(lowered: WeightsApart, layers: Iterable[NodeProto]) -
     ordered: list[NodeProto] = []
     for node in graph.node:
         ordered += products.of(node) if node.name in names else [node]
-    copies = [NodeProto.FromString(node.SerializeToString()) for node in ordered]
-    del graph.node[:]
-    graph.node.extend(copies)
-    drop_unread(lowered)
+    set_nodes(graph, ordered)
+    drop_unread_weights(lowered)
 
 
 class _Products:

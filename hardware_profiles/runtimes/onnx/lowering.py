@@ -7,7 +7,7 @@ seconds, and keeps the file small: weights are stored as int8.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,23 +19,24 @@ from ....spaces.policies.candidate import Candidate, Quantization, QuantizedWeig
 from ..node_names import WEIGHTED, layer_of, module_of_node
 from .bfloat16_casts import insert_bfloat16
 from .float_graph import export_float
-from .fuse_parallel_linears import join_products
+from .fuse_parallel_linears import fuse_parallel_linears
 from .graph_cache import GraphCache
+from .graph_edits import set_nodes
 from .integer_products import write_integer_products
 from .onnx_file import WeightsApart, weights_apart, write
 
 float_graphs = GraphCache(lambda model, example_input: weights_apart(export_float(model, example_input)))
-"""Of this process."""
+"""The float graphs that this process has exported."""
 
 DYNAMIC = "slimfront.dynamic"
-"""Key of a file's metadata; see `lower`."""
+"""The key of a file's metadata that asks for dynamic quantization; see `lower`."""
 
 BFLOAT16 = "slimfront.bfloat16"
-"""Key of the metadata of a file whose layers are all in bfloat16 or on integers: a runtime that computes all floats of a file
-alike may take bfloat16 for it."""
+"""The key of a file's metadata that says that all its layers compute in bfloat16 or integers: a runtime with one floating-point
+type per file may then use bfloat16."""
 
 PASSED_ON = ("Identity", "Cast", "Dropout")
-"""Operations that give the model's input on as it is."""
+"""Operations that pass the model's input on unchanged."""
 
 
 def lower(
@@ -47,21 +48,21 @@ def lower(
     bound_float_layers: bool = False,
     integer_biases: bool = False,
     integer_products: bool = False,
-    joined_products: bool = False,
+    fused_linears: bool = False,
     folded_weights: bool = False,
 ) -> Path:
     """Write `candidate` as an ONNX file with the input "input" of shape [batch, ...] and the output "output".
 
     Args:
-        bound_float_layers: put a Clip behind the pair of a layer whose weight stays float, for a runtime that would
+        bound_float_layers: put a Clip after the Q/DQ pair of a layer whose weight stays float, for a runtime that would
             otherwise quantize that weight too.
         integer_biases: write the bias of a linear layer on integers as int32, for a runtime that would otherwise compute
             the layer in float.
-        integer_products: spell layers with dynamic ranges out in integer operations; else they are left to a runtime that
+        integer_products: write dynamically quantized layers in integer operations; otherwise they are left to a runtime that
             quantizes their inputs itself, which the file's metadata ask for under `DYNAMIC`.
-        joined_products: compute linear layers that read the same tensor as one.
+        fused_linears: compute linear layers that read the same tensor by one product.
         folded_weights: dequantize the weights of layers that compute in float by operations that a runtime folds when it
-            loads the file, for one that would otherwise do so at every run.
+            loads the file, for a runtime that would otherwise dequantize them at every run.
 
     Raises:
         LoweringError: the model cannot be exported, or a quantized layer is not found in the exported graph.
@@ -82,8 +83,8 @@ def lower(
         on_integers = candidate.quantization.inputs.keys() | set(dynamic)
         spell_out_weights(lowered, sorted(candidate.quantization.weights.keys() - on_integers))
     _insert_bfloat16(lowered, candidate)
-    if joined_products:
-        join_products(lowered)
+    if fused_linears:
+        fuse_parallel_linears(lowered)
     write(model, lowered.weights, path)
     return path
 
@@ -146,9 +147,9 @@ def spell_out_weights(lowered: WeightsApart, layers: Iterable[str]) -> None:
 
 
 def write_integer_biases(model: ModelProto, quantization: Quantization) -> None:
-    """Write the biases of linear layers whose input and weight are on grids as int32 x input scale x weight scale, in place.
+    """Write the biases of linear layers with quantized input and weight as int32 x input scale x weight scale, in place.
 
-    The steps are those of the layer's own sums, 2^-32 of their range or less (Jacob et al. 2018, arXiv:1712.05877, section 2.4).
+    The scale is that of the layer's integer sums, 2^-32 of their range or less (Jacob et al. 2018, arXiv:1712.05877, section 2.4).
     """
     graph = model.graph
     readers = {name: node for node in graph.node for name in node.input}
@@ -156,15 +157,20 @@ def write_integer_biases(model: ModelProto, quantization: Quantization) -> None:
     for name in sorted(quantization.inputs.keys() & quantization.weights.keys()):
         scale = quantization.inputs[name].scale * quantization.weights[name].grid.scale
         for number, node in enumerate(layer_nodes(graph, name)):
-            reader = readers.get(node.output[0]) if node.op_type == "MatMul" else node
-            if node.op_type == "Conv" or reader is None or (node.op_type == "MatMul" and reader.op_type != "Add"):
+            if (adder := _bias_adder(node, readers)) is None:
                 continue
-            position = next(
-                (i for i, tensor in enumerate(reader.input) if _is_bias(constants.get(tensor), scale)), None
-            )
-            if position is not None:
-                bias = numpy_helper.to_array(constants[reader.input[position]])
-                reader.input[position] = _dequantized_bias(graph, f"{name}.bias{number}", bias, scale)
+            biases = [i for i, tensor in enumerate(adder.input) if _is_bias(constants.get(tensor), scale)]
+            if biases:
+                bias = numpy_helper.to_array(constants[adder.input[biases[0]]])
+                adder.input[biases[0]] = _dequantized_bias(graph, f"{name}.bias{number}", bias, scale)
+
+
+def _bias_adder(node: NodeProto, readers: Mapping[str, NodeProto]) -> NodeProto | None:
+    """The node that adds the bias of a linear layer: a Gemm itself, or the Add that reads a MatMul; None for anything else."""
+    if node.op_type != "MatMul":
+        return None if node.op_type == "Conv" else node
+    reader = readers.get(node.output[0])
+    return reader if reader is not None and reader.op_type == "Add" else None
 
 
 def _is_bias(tensor: TensorProto | None, scale: np.ndarray) -> bool:
@@ -296,9 +302,7 @@ class _Inserter:
             ordered.extend(self.before.get(index, []))
             if node is not None:
                 ordered.append(node)
-        copies = [NodeProto.FromString(node.SerializeToString()) for node in ordered]
-        del self.graph.node[:]
-        self.graph.node.extend(copies)
+        set_nodes(self.graph, ordered)
 
     def _constant(self, name: str, value: np.ndarray) -> str:
         self.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))

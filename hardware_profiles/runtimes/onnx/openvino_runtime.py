@@ -45,7 +45,7 @@ class OpenVinoRuntime:
     def lower(self, candidate: Candidate, example_input: Tensor, target: Target, path: Path) -> Artifact:
         from .lowering import lower  # imports torch, which sessions do without
 
-        return Artifact.of(lower(candidate, example_input, target.batch, path, joined_products=True))
+        return Artifact.of(lower(candidate, example_input, target.batch, path, fused_linears=True))
 
     def signature(self, artifact: Path) -> tuple[TensorInfo, TensorInfo]:
         return onnx_signature(artifact)

@@ -1,8 +1,8 @@
-"""A float ONNX graph with everything that follows from shapes alone computed, for converters that know no such operations."""
+"""A float ONNX graph in which everything that depends on shapes alone is computed, for converters without such operations."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from ....core.errors import LoweringError
 from .float_graph import export_float
+from .graph_edits import set_nodes
 
 
 @dataclass(frozen=True)
 class StaticGraph:
-    """What is left to compute when the input comes.
+    """The computation that depends on the input.
 
     Attributes:
         graph: its nodes, in the order they run.
@@ -74,9 +75,7 @@ def _fold(graph: GraphProto, constants: dict[str, np.ndarray], shapes: dict[str,
             constants[name] = value
             graph.initializer.append(numpy_helper.from_array(value, name))
         folded |= node.op_type not in ("Constant", "Identity")
-    kept = [NodeProto.FromString(node.SerializeToString()) for node in left]
-    del graph.node[:]
-    graph.node.extend(kept)
+    set_nodes(graph, left)
     return folded
 
 
@@ -100,9 +99,7 @@ def _unite_gelu(graph: GraphProto, constants: dict[str, np.ndarray]) -> None:
     makers = {node.output[0]: node for node in graph.node}
     for error_function in [node for node in graph.node if node.op_type == "Erf"]:
         chain = list(_gelu_chain(makers.get(error_function.input[0], error_function), readers))
-        numbers = [constants[name] for node in chain for name in node.input if name in constants]
-        is_gelu = [node.op_type for node in chain] == ["Div", "Erf", "Add", "Mul", "Mul"] and len(numbers) == 3
-        if not is_gelu or not all(map(np.allclose, numbers, (2**0.5, 1, 0.5))):
+        if not _is_gelu(chain, constants):
             raise LoweringError(f"{error_function.name}: an error function that is not of a GELU has no counterpart")
         last, source = chain[-1], chain[0].input[0]
         last.CopyFrom(helper.make_node("Gelu", [source], [last.output[0]], name=last.name))
@@ -110,8 +107,14 @@ def _unite_gelu(graph: GraphProto, constants: dict[str, np.ndarray]) -> None:
             graph.node.remove(node)
 
 
+def _is_gelu(chain: Sequence[NodeProto], constants: Mapping[str, np.ndarray]) -> bool:
+    numbers = [constants[name] for node in chain for name in node.input if name in constants]
+    has_operations = [node.op_type for node in chain] == ["Div", "Erf", "Add", "Mul", "Mul"] and len(numbers) == 3
+    return has_operations and all(map(np.allclose, numbers, (2**0.5, 1, 0.5)))
+
+
 def _gelu_chain(first: NodeProto, readers: dict[str, list[NodeProto]]) -> Iterator[NodeProto]:
-    """`first` and the four nodes behind it, as far as each is read by one node only."""
+    """`first` and the four nodes after it, as far as each is read by one node only."""
     node = first
     for _ in range(5):
         yield node

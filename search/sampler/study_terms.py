@@ -1,12 +1,10 @@
-"""The sampler a study file names, told what the space and the target's costs are."""
+"""A prepared study in a designer's terms: dimensions of its space, roles of its objectives, counted costs, the reference point."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 
 from ...core.metrics import METRICS, is_quality
 from ...spaces.knobs.registry import KNOB_KINDS
@@ -14,78 +12,14 @@ from ...spaces.policies.policy import Choice, Policy
 from ...spaces.space import Space
 from ...studies.analysis.front import Objective, reference_point
 from ...studies.study_file.constraint import Constraint
-from ...studies.study_file.spec import StudySpec
 from ..trials.prepared_study import PreparedStudy
 from .dimensions import RECOVERY_KIND, SearchDimension, decode, encode, recovery_dimension, search_dimension
 from .greedy_path import path_policies
-from .policy_sampler import PolicySampler, TransferredTrial
 from .surrogate.analytic_cost import COUNTED, OF_MACHINES, AnalyticCost
 from .surrogate.surrogate import Role
-from .untried import Untried, UntriedSampler
 
 KnownDamage = Mapping[str, Mapping[Choice, float]]
 """Knob -> choice -> nats that choice does alone."""
-
-
-def make_sampler(
-    prepared: PreparedStudy,
-    baseline: Mapping[str, float],
-    trials_so_far: int,
-    earlier: Sequence[TransferredTrial] = (),
-    known: KnownDamage | None = None,
-    untried: Untried | None = None,
-) -> BaseSampler:
-    """The study's sampler. Its seed depends on how far the study is: the same one would propose the same trials again.
-
-    Args:
-        baseline: metric -> value of the uncompressed model.
-        earlier: trials of other studies; only the policy sampler learns from them.
-        known: damage of single choices, which it starts from.
-        untried: says what may be proposed; without, any policy may.
-    """
-    spec = prepared.spec
-    digest = hashlib.sha256(f"{spec.seed}/{trials_so_far}".encode()).digest()
-    seed = int.from_bytes(digest[:4], "big")
-    sampler = _plain_sampler(spec, seed) or _policy_sampler(prepared, baseline, earlier, known, untried, seed)
-    if untried is None:
-        return sampler
-    learns = not isinstance(sampler, PolicySampler)
-    return UntriedSampler(sampler, space_dimensions(prepared.space), untried, seed, learns_failures=learns)
-
-
-def _plain_sampler(spec: StudySpec, seed: int) -> BaseSampler | None:
-    """Optuna's own sampler that a study names; None where it names the policy sampler."""
-    if spec.sampler == "nsgaii":
-        return NSGAIISampler(seed=seed, population_size=20)
-    if spec.sampler == "random":
-        return RandomSampler(seed=seed)
-    if spec.sampler == "tpe":
-        return TPESampler(seed=seed, multivariate=True, constant_liar=spec.workers > 1, n_startup_trials=10)
-    return None
-
-
-def _policy_sampler(
-    prepared: PreparedStudy,
-    baseline: Mapping[str, float],
-    earlier: Sequence[TransferredTrial],
-    known: KnownDamage | None,
-    untried: Untried | None,
-    seed: int,
-) -> PolicySampler:
-    spec, cost = prepared.spec, cost_of(prepared)
-    # Optuna reads the dashboard's list, in which a trial that was stopped has one more, as constraints named by their place.
-    copied = map(str, range(len(spec.constraints) + 1))
-    return PolicySampler(
-        [role_of(name, cost.is_exact) for name in spec.objectives],
-        dimensions=learned_dimensions(prepared, known),
-        counted=cost,
-        keys=cost.keys if cost.is_exact else None,
-        reference=worst_corner(baseline, spec.objectives, spec.constraints),
-        implied=frozenset({*copied, *(str(c) for c in spec.constraints if c.metric in spec.objectives)}),
-        earlier=earlier,
-        may_propose=untried.__contains__ if untried is not None else lambda _: True,
-        seed=seed,
-    )
 
 
 def cost_of(prepared: PreparedStudy) -> AnalyticCost:

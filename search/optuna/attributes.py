@@ -1,0 +1,22 @@
+"""Names under which trials and studies note what Optuna has no field for."""
+
+DAMAGE = "kl"
+"""The trial attribute that holds the KL divergence from the uncompressed model's outputs, in nats."""
+
+STOPPED = "stopped early"
+"""The constraint that a trial violates which was stopped before its recovery ended: other samplers keep away from it."""
+
+STOPPED_EPOCHS = "stopped_epochs"
+"""The trial attribute that holds how many epochs of recovery a stopped trial had when its divergence was measured."""
+
+STOPPED_VALUES = "stopped_values"
+"""The trial attribute that holds the objectives of a stopped trial, as they were then."""
+
+FALLBACK = "sampler_fallback"
+"""The study attribute that says why TPE proposes instead of the policy sampler; None once it no longer does."""
+
+REASON = "reason"
+"""The trial attribute that says why a trial has no result; its text is free."""
+
+DUPLICATE = "same policy as trial"
+"""The beginning of the reason of a trial that ended because its policy had been tried: it says nothing about the policy."""

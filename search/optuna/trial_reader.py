@@ -1,0 +1,53 @@
+"""Trials of an Optuna study as designers know them."""
+
+from __future__ import annotations
+
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from ...studies.store.records import INTERRUPTED
+from ..sampler.designer import Choices, CompletedTrial, Outcome
+from .attributes import DAMAGE, DUPLICATE, REASON, STOPPED_EPOCHS, STOPPED_VALUES
+
+OUTCOMES = {
+    TrialState.COMPLETE: Outcome.COMPLETE,
+    TrialState.PRUNED: Outcome.PRUNED,
+    TrialState.FAIL: Outcome.FAILED,
+}
+"""What a designer calls Optuna's states of trials that have ended."""
+
+
+class TrialReader:
+    """Reads each trial that has ended once."""
+
+    def __init__(self) -> None:
+        self._read: set[int] = set()
+
+    def read(self, study: Study) -> tuple[list[CompletedTrial], list[Choices]]:
+        """Trials that have ended since the last call, and the parameters of all that run."""
+        trials = [trial for trial in study.get_trials(deepcopy=False) if trial.params]
+        ended = [trial for trial in trials if trial.number not in self._read and trial.state in OUTCOMES]
+        self._read.update(trial.number for trial in ended)
+        running: list[Choices] = [trial.params for trial in trials if trial.state == TrialState.RUNNING]
+        return [as_completed(trial) for trial in ended if not is_excused(trial)], running
+
+
+def is_excused(trial: FrozenTrial) -> bool:
+    """Whether a trial failed for no fault of its policy: it was interrupted, or the policy had been tried."""
+    reason = str(trial.user_attrs.get(REASON, ""))
+    return trial.state == TrialState.FAIL and reason.startswith((INTERRUPTED, DUPLICATE))
+
+
+def as_completed(trial: FrozenTrial) -> CompletedTrial:
+    """A trial of Optuna's that has ended."""
+    noted = trial.user_attrs
+    values = trial.values if trial.state == TrialState.COMPLETE else noted.get(STOPPED_VALUES)
+    return CompletedTrial(
+        trial.number,
+        trial.params,
+        OUTCOMES[trial.state],
+        tuple(values) if values is not None else None,
+        noted.get(DAMAGE),
+        trial.constraints,
+        noted.get(STOPPED_EPOCHS),
+    )
