@@ -24,7 +24,7 @@ TOGETHER = "all together"
 
 @dataclass(frozen=True)
 class Gain:
-    """What a technique can make of a quantity.
+    """The reduction of a quantity by a technique.
 
     Attributes:
         technique: as kinds of knobs name it, or `TOGETHER`.
@@ -41,7 +41,7 @@ class Gain:
 
 
 def gains(model: nn.Module, example_input: Tensor, space: Space) -> list[Gain]:
-    """Bounds from counts: nothing was timed, time seldom falls as far, and accuracy is not looked at.
+    """Bounds from counts: nothing is timed, latency seldom falls as far, and accuracy is not considered.
 
     Args:
         example_input: shape [1, ...].
@@ -79,7 +79,7 @@ def _techniques() -> dict[str, set[str]]:
 
 @torch.no_grad()
 def _least(knob: Knob, model: nn.Module) -> Choice:
-    """The choice of a knob that leaves least."""
+    """The choice of a knob that compresses most."""
     kind = KNOB_KINDS[knob.kind]
     weights = [layer_at(model, name).weight for name in knob.governs] if kind.subject == "layer" else []
     return kind.furthest(knob.choices, weights)

@@ -14,7 +14,7 @@ from slimfront.evaluators.counts import COUNTED, counts_of
 from slimfront.evaluators.evaluator import LoweredCandidate
 from slimfront.evaluators.registry import measure
 from slimfront.search.sampler.dimensions import encode
-from slimfront.search.sampler.factory import cost_of, space_dimensions
+from slimfront.search.sampler.study_terms import cost_of, space_dimensions
 from slimfront.search.trials.prepared_study import PreparedStudy, prepare
 from slimfront.spaces.models.layers import LAYER_KINDS, macs_by_module
 from slimfront.spaces.policies.candidate import Candidate
