@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .models.channel_graph import HeadedAttention
+from .models.dependency_graph import HeadedAttention
 from .models.layers import runs_of_modules
 from .presets import Family
 

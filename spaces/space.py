@@ -47,14 +47,8 @@ class Space:
         self.choices, self.recovery, self.scheme = choices, recovery, scheme
         self.layers = [layer for layer in layers if not self._is_kept(layer.name)]
         self.groups = [group for group in groups if not any(map(self._is_kept, group.layers))]
-        self.blocks = [name for name in blocks if not self._is_kept(name)]
-        self.ranking = [name for name in ranking if not self._is_kept(name)]
-        decisions = list(self._decisions())
-        digits = len(str(max(len(decisions) - 1, 0)))
-        self._decided: dict[Knob, KnobKind] = {
-            Knob(f"{index:0{digits}d}.{d.subject}.{d.kind.name}", d.kind.name, d.offered, d.governs): d.kind
-            for index, d in enumerate(decisions)
-        }
+        self.blocks, self.ranking = self._not_kept(blocks), self._not_kept(ranking)
+        self._decided = _numbered(list(self._decisions()))
         self.knobs = [knob for knob in self._decided if len(knob.choices) > 1]
         self._known = {knob.name for knob in self.knobs}
 
@@ -104,6 +98,9 @@ class Space:
     def _is_kept(self, name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in self.choices.keep)
 
+    def _not_kept(self, names: Sequence[str]) -> list[str]:
+        return [name for name in names if not self._is_kept(name)]
+
     def _decisions(self) -> Iterator[Decision]:
         """All decisions in the order of their numbers: kind by kind, but layer by layer for those that every study decides
         of layers."""
@@ -114,6 +111,14 @@ class Space:
         for _, kinds in groupby(numbered, key=_turn):
             found = (kind.decisions(model, self.choices[kind.key]) for kind in kinds)
             yield from chain.from_iterable(zip(*found, strict=True))
+
+
+def _numbered(decisions: Sequence[Decision]) -> dict[Knob, KnobKind]:
+    digits = len(str(max(len(decisions) - 1, 0)))
+    return {
+        Knob(f"{index:0{digits}d}.{d.subject}.{d.kind.name}", d.kind.name, d.offered, d.governs): d.kind
+        for index, d in enumerate(decisions)
+    }
 
 
 def _turn(kind: KnobKind) -> str:

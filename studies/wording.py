@@ -9,8 +9,9 @@ from rich.filesize import decimal
 
 from ..core.measurement import Measurement
 from ..core.metrics import METRICS
-from ..spaces.policies.operators import DENSE
-from ..spaces.policies.policy import LayerPolicy, Policy
+from ..spaces.knobs.kind import Knob, LayerKind
+from ..spaces.knobs.registry import KNOB_KINDS
+from ..spaces.policies.policy import Policy
 from ..spaces.policies.resolved import is_within
 from .store.executed import precision_of, ran_in
 
@@ -21,6 +22,10 @@ _SIGNED_UNITS = (*_COUNTED, "ratio", "fraction")
 """Units that a letter or sign of `short_text` stands for, or that go without saying; it leaves out all others."""
 
 _FACTORS = ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"))
+
+
+LAYER_COLUMNS = ("weight_bits", "activation_bits", "sparsity")
+"""Kinds of knobs that a layer's row has a column for."""
 
 
 def full_text(value: float, unit: str) -> str:
@@ -104,8 +109,8 @@ def layer_rows(policy: Policy, executed: Mapping[str, str] | None = None) -> lis
     With the precisions it `executed` in, what each layer ran in comes last.
     """
     rows = {
-        name: (name, _weight_bits(layer), _activation_bits(layer), _sparsity(layer))
-        for name, layer in policy.layers.items()
+        name: (name, *(_decided(policy, name, column) for column in LAYER_COLUMNS))
+        for name in policy.layers
         if not is_within(name, policy.removed_blocks)
     }
     if executed is None:
@@ -124,7 +129,12 @@ def width_text(policy: Policy) -> str:
     settings = [f"{name} {value}" for name, value in policy.pruning.changes().items()]
     pruned = [f"pruned with {', '.join(settings)}"] if settings else []
     removed = [f"without {', '.join(policy.removed_blocks)}"] if policy.removed_blocks else []
-    return "; ".join([width, *removed, *pruned])
+    extended = [
+        f"{kind} {choice}" + (f" of {subject}" if subject else "")
+        for kind, decided in policy.extensions.items()
+        for subject, choice in decided.items()
+    ]
+    return "; ".join([width, *removed, *pruned, *extended])
 
 
 def recovery_text(policy: Policy) -> str:
@@ -145,14 +155,13 @@ def moment(when: datetime) -> str:
     return when.astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
 
 
-def _weight_bits(layer: LayerPolicy) -> str:
-    return f"{layer.weight_bits}, {layer.codebook}" if layer.has_codebook else str(layer.weight_bits)
-
-
-def _activation_bits(layer: LayerPolicy) -> str:
-    return f"{layer.activation_bits}, {layer.activation_range}" if layer.is_dynamic else str(layer.activation_bits)
-
-
-def _sparsity(layer: LayerPolicy) -> str:
-    sparsity = layer.sparsity if isinstance(layer.sparsity, str) else f"{layer.sparsity:g}"
-    return sparsity if layer.operator == DENSE else f"{sparsity}, {layer.operator}"
+def _decided(policy: Policy, layer: str, column: str) -> str:
+    """What a column of a layer's row shows: the choice of the kind it is named after, and others that are not neutral."""
+    shown = []
+    for kind in KNOB_KINDS.values():
+        own = kind.name == column
+        if own or (isinstance(kind, LayerKind) and kind.name not in LAYER_COLUMNS and kind.column == column):
+            choice = kind.read(policy, Knob("", kind.name, (), (layer,)))
+            if own or choice != kind.neutral:
+                shown.append(f"{choice:g}" if isinstance(choice, float) else str(choice))
+    return ", ".join(shown)

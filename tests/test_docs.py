@@ -5,6 +5,8 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from slimfront.compression.pruning.criteria import CRITERIA
 from slimfront.compression.pruning.prune import pruned_copy
 from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.spaces.models.channel_groups import find_channel_groups
+from slimfront.spaces.policies.draft import PolicyDraft
 from slimfront.spaces.policies.policy import Policy
 from slimfront.spaces.policies.pruning import Pruning
 from slimfront.studies.study_file.load import load_study, shipped_studies
@@ -142,6 +145,14 @@ def test_pages_that_the_code_names_are_there() -> None:
     assert [(file, page) for file, page in named if not (ROOT / page).exists()] == []
 
 
+def test_contributing_names_files_that_are_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    rooms = {path.name for path in ROOT.iterdir() if path.is_dir()}
+    named = [path for path in re.findall(r"`([\w./-]+)`", text) if "/" in path and path.split("/")[0] in rooms]
+    assert named
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
 def load_model(checkpoint: str = "") -> nn.Module:
     """What the pages leave to the reader."""
     return nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
@@ -178,18 +189,43 @@ def test_a_gru_is_copied_as_the_page_says() -> None:
     torch.testing.assert_close(names["with_linear_layers"](trained)(x), trained(x)[0])
 
 
-def test_a_criterion_from_outside_is_written_as_the_page_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    [block] = [
-        block for block in code_blocks(DOCS / "guide" / "plug-ins.md", "python") if "class FirstChannels" in block
-    ]
-    names: dict = {}
-    exec(block, names)
-    monkeypatch.setitem(CRITERIA._own, "first", names["FirstChannels"])
+@pytest.fixture(scope="module")
+def plug_in() -> dict[str, Any]:
+    """What the Python of the page on plug-ins defines."""
+    names: dict[str, Any] = {}
+    for block in code_blocks(DOCS / "guide" / "plug-ins.md", "python"):
+        exec(block, names)
+    return names
+
+
+@pytest.fixture
+def network() -> nn.Sequential:
     torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3)).eval(), torch.randn(8, 4)
-    policy = Policy(width=0.5, pruning=Pruning("first"))
-    pruned = pruned_copy(model, x[:1], policy, find_channel_groups(model, x[:1])[0])
-    torch.testing.assert_close(pruned[0].weight, model[0].weight[:8])
+    return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+
+
+def test_a_criterion_from_outside_is_written_as_the_page_says(
+    plug_in: dict[str, Any], network: nn.Sequential, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CRITERIA._own, "first", plug_in["FirstChannels"])
+    x, policy = torch.randn(1, 4), Policy(width=0.5, pruning=Pruning("first"))
+    pruned = pruned_copy(network, x, policy, find_channel_groups(network, x)[0])
+    torch.testing.assert_close(pruned[0].weight, network[0].weight[:8])
+
+
+def test_a_metric_from_outside_is_written_as_the_page_says(plug_in: dict[str, Any], network: nn.Sequential) -> None:
+    network[0].weight.data[2, 3] = -7
+    lowered = SimpleNamespace(candidate=SimpleNamespace(model=network))
+    [measurement] = plug_in["WeightRange"]().evaluate(lowered, None)
+    assert (measurement.name, measurement.value) == (plug_in["WEIGHT_RANGE"].name, 7)
+
+
+def test_a_knob_from_outside_is_written_as_the_page_says(plug_in: dict[str, Any], network: nn.Sequential) -> None:
+    draft, before = PolicyDraft(), network[0].weight.detach().clone()
+    plug_in["CLIP"].write(draft, (), 1.0)
+    plug_in["CLIP"].compress(network, draft.policy())
+    spread = before.std().item()
+    torch.testing.assert_close(network[0].weight.data, before.clamp(-spread, spread))
 
 
 def test_every_page_is_in_the_navigation_once() -> None:

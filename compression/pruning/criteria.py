@@ -25,7 +25,7 @@ from torch_pruning.dependency import Group
 
 from ...core.errors import CompressionError
 from ...core.registry import Registry
-from ...spaces.models.channel_graph import HeadedAttention
+from ...spaces.models.dependency_graph import HeadedAttention
 
 ImportanceClass = Callable[..., Callable[[Group], Tensor | None]]
 """A class of `torch_pruning.importance`, whose annotations leave out that `normalizer` may be None."""

@@ -1,7 +1,7 @@
 """The bench: a process of its own that times artifacts against the uncompressed reference; see `paired_timing`.
 
-It holds a lock for the whole machine while it loads and times, is pinned to cores that workers keep off, collects no
-garbage while timing, and dies alone when a runtime crashes.
+It holds a machine-wide lock while it loads and times, is pinned to cores that workers do not use, collects no garbage
+while timing, and when a runtime crashes, only this process dies.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Bench:
         cores: to pin to, from `bench_cores`.
 
     Raises:
-        TargetError: the target has more threads than there are cores; they would spin for each other.
+        TargetError: the target has more threads than there are cores, which would spin waiting for each other.
     """
 
     def __init__(self, target: Target, reference: Path, inputs: np.ndarray, cores: Sequence[int]) -> None:
@@ -93,7 +93,7 @@ class Bench:
         """Bytes that loading and running `candidate` needs at its peak, in a fresh process on the bench's cores.
 
         Raises:
-            EvaluationError: this system does not tell, or the runtime crashed.
+            EvaluationError: this system does not report it, or the runtime crashed.
             LoweringError: the runtime refuses the artifact.
         """
         target_json, _, inputs, cores, _ = self._setup
@@ -156,7 +156,7 @@ class Bench:
 
 @dataclass
 class _State:
-    """`calm_reference_s`: the fastest the reference has been seen by this process."""
+    """`calm_reference_s` is the fastest time of the reference in this process."""
 
     target: Target
     reference: Session
@@ -178,7 +178,7 @@ def _set_up(target_json: str, reference: str, inputs: np.ndarray, cores: list[in
 
 
 def end_with(parent: int) -> None:
-    """End this process, and so its hold of the machine, when `parent` was killed and could not end it.
+    """End this process, which releases the machine, when `parent` was killed and could not end it.
 
     It may have been killed before this process had started.
     """
@@ -240,7 +240,7 @@ def _runner(session: Session) -> Callable[[], object]:
 
 
 class _alone:
-    """Alone on the machine's bench, with the garbage collector off."""
+    """Hold the machine's bench, with the garbage collector off."""
 
     def __enter__(self) -> None:
         self._lock = bench_lock()

@@ -13,7 +13,7 @@ MICRO, MILLI = 1e-6, 1e-3
 
 
 class EnergyMeter(Protocol):
-    """A counter that only goes up.
+    """A counter that only increases.
 
     Attributes:
         name: what it covers, in a few words.
@@ -22,7 +22,7 @@ class EnergyMeter(Protocol):
     name: str
 
     def joules(self) -> float:
-        """Energy used since some fixed moment."""
+        """Energy used since a fixed moment."""
         ...
 
 
@@ -53,7 +53,7 @@ class Rapl:
 
 
 def package_zones(root: Path) -> list[Path]:
-    """Folders of the packages' counters; not of their parts, nor of `psys`, the whole platform, which contain or are contained."""
+    """Folders of the packages' counters, without their parts and `psys`, the whole platform, which would count energy twice."""
     return sorted(zone for zone in root.glob("intel-rapl:*") if (zone / "name").read_text().startswith("package"))
 
 

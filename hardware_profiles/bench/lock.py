@@ -1,4 +1,4 @@
-"""The machine's one bench: who holds its lock times alone, and what would disturb a timing waits for it."""
+"""The lock of the machine's one bench: its holder is the only one that times, and work that would disturb a timing waits for it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from filelock import FileLock
 from ..runtimes.registry import RUNTIMES
 
 LOCK_FILE = Path(os.environ.get("SLIMFRONT_BENCH_LOCK", "/tmp/slimfront-bench.lock"))
-"""The same for everyone on a machine, whatever their TMPDIR; an flock, which the kernel releases when its holder dies."""
+"""The lock file is the same for all users of a machine, whatever their TMPDIR; the kernel releases an flock when its holder dies."""
 
 POLL_SECONDS = 0.01
-"""How often whoever waits for the bench looks; one that looks seldom is overtaken by those who come back for it."""
+"""The seconds between two attempts to take the bench; a process that polls less often is overtaken by those that poll more."""
 
 
 def bench_lock() -> FileLock:
@@ -25,7 +25,7 @@ def bench_lock() -> FileLock:
 
 @contextmanager
 def alone_on_gpu(runtime: str) -> Iterator[None]:
-    """Hold the bench while work that is not timed runs on a GPU: it has no cores that work could be kept off.
+    """Hold the bench while untimed work runs on a GPU, which has no cores to keep that work away from.
 
     For runtimes that compute elsewhere there is nothing to wait for.
     """

@@ -1,10 +1,10 @@
-"""The paired protocol: a candidate and a reference run alternately, and what the ratios of their times say.
+"""The paired protocol: a candidate and a reference run alternately, and the ratios of their times are the measurement.
 
-A B B A, in short blocks. The first run of a block finds the other model in the caches and does not count; the fastest of
-the others stands for the block, since what a machine does to a program only ever makes it slower. Each pair of neighbouring blocks gives one ratio. Pairs are ranked by how slow both of their halves were
-together, which favours neither half, and the median ratio of the calmest third is the speed-up: that of the undisturbed
-machine, as far as it was undisturbed at all. Pairs are added until the 95 % interval is narrow enough or the time budget
-ends; an interval still too wide is flagged as noisy.
+A B B A, in short blocks. The first run of a block finds the other model in the caches and does not count. The block's time
+is that of the fastest other run, because disturbances only ever slow a program down. Each pair of neighbouring blocks gives
+one ratio. Pairs are ranked by the total time of both halves, which favours neither, and the speed-up is the median ratio of
+the fastest third: the estimate for the undisturbed machine. Pairs are added until the 95 % interval is narrow enough or the
+time budget ends; an interval that is still too wide is flagged as noisy.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ from scipy.stats import t
 from ...core.statistics import NORMAL_QUANTILE, moving_block_indices, quantile_interval
 
 BLOCK_SECONDS = 0.01
-"""Duration of one block of inferences: long enough for one undisturbed run."""
+"""The duration of one block of inferences in seconds, long enough for one undisturbed run."""
 
 MIN_RUNS = 3
-"""In a block, besides the first, however slow the model is."""
+"""The fewest runs of a block, not counting the first, however slow the model is."""
 
 MIN_PAIRS = 12
-"""Fewer say too little of their own spread; a budget that does not allow them ends in a figure flagged as noisy."""
+"""The fewest pairs of which a spread is estimated; a budget that does not allow them ends in a figure flagged as noisy."""
 
 PAIRS_BETWEEN_LOOKS = 24
-"""Pairs before the interval is looked at, and between looks; every look costs its honesty a little."""
+"""The number of pairs between two looks at the interval; every look lowers its coverage a little."""
 
 MAX_PAIRS = 1000
 CALM_SHARE = 1 / 3
-"""Share of the pairs that the speed-up is read from."""
+"""The share of the pairs, the fastest, from which the speed-up is computed."""
 
 RELATIVE_HALF_WIDTH = 0.015
 """Pairs are added until the 95 % interval of the speed-up is within this much of it on either side."""
 
 WARM_UP_SHARE = 0.2
-"""Share of the time budget that warming up one of the two may take."""
+"""The share of the time budget that warming up one of the two may take."""
 
 LOADING_SPREAD = 0.006
-"""Relative standard deviation between loads of one artifact on a quiet machine, which no number of pairs brings down;
-`benchmarks/latency_truth.py` shows whether intervals with it hold what they promise."""
+"""The relative standard deviation between loads of one artifact on a quiet machine, which more pairs do not reduce;
+`benchmarks/latency_truth.py` measures the coverage of intervals that include it."""
 
 DISTURBED = 0.05
-"""The reference running slower than it has been seen by more than this is a machine at something else."""
+"""A reference that is slower than its fastest time by more than this (in logarithms) shows a machine that is busy with other work."""
 
 SENSITIVITY = 0.1
-"""How far a disturbance moves the ratio, as a share of how much it slows the reference down (both as logarithms)."""
+"""The shift of the ratio by a disturbance, as a share of the slowdown of the reference (both as logarithms)."""
 
 Run = Callable[[], object]
 
@@ -108,7 +108,7 @@ def paired_timing(candidate: Run, reference: Run, seconds: float, calm_reference
     However slow they are, each is warmed up by two runs and timed in two blocks.
 
     Args:
-        calm_reference_s: the fastest the reference has been seen on this machine, to tell a disturbed one.
+        calm_reference_s: the fastest time of the reference on this machine, by which a disturbed machine is recognised.
     """
     deadline = time.perf_counter() + seconds
     runs = candidate, reference
@@ -212,7 +212,7 @@ def _calm_count(pairs: int) -> int:
 
 
 def _runs_in_block(seconds_per_run: float, budget: float) -> int:
-    """Runs that fill a block, or `MIN_RUNS`, and the first; fewer where the budget would not hold `MIN_PAIRS` of them."""
+    """The number of runs that fill a block, at least `MIN_RUNS` and the first; fewer where the budget does not allow `MIN_PAIRS` blocks."""
     wanted = 1 + max(MIN_RUNS, round(BLOCK_SECONDS / seconds_per_run))
     room = int(budget * (1 - 2 * WARM_UP_SHARE) / (2 * MIN_PAIRS) / seconds_per_run)
     return max(1, min(wanted, room))
@@ -229,7 +229,7 @@ def _stretch(run: Run, seconds: float) -> float:
 
 
 def _block(run: Run, count: int) -> list[float]:
-    """Seconds of each of `count` runs but the first, which is only left in where it is alone."""
+    """Seconds of each of `count` runs without the first, which only counts where it is the only one."""
     if isinstance(run, SelfTimed):
         seconds = [run.seconds() for _ in range(count)]
     else:

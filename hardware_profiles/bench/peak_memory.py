@@ -1,4 +1,4 @@
-"""Peak memory of a process, as Linux tells it."""
+"""Peak memory of a process, as Linux reports it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ...core.errors import EvaluationError
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
-"""Sets VmHWM back to what is resident now (Linux, Documentation/filesystems/proc.rst)."""
+"""The value that resets VmHWM to the resident memory of the moment (Linux, Documentation/filesystems/proc.rst)."""
 
 
 def has_peak_memory() -> bool:
-    """Whether this system tells a process its peak memory and lets it start over."""
+    """Whether this system reports a process's peak memory and lets the process reset it."""
     return STATUS.exists() and CLEAR.exists()
 
 
@@ -23,10 +23,10 @@ def peak_growth(action: Callable[[], object]) -> int:
     """Bytes of resident memory that `action` needed at its peak beyond what this process held before it.
 
     Raises:
-        EvaluationError: this system does not tell.
+        EvaluationError: this system does not report it.
     """
     if not has_peak_memory():
-        raise EvaluationError("peak memory is told by Linux only")
+        raise EvaluationError("only Linux reports a process's peak memory")
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # or what was freed before would be used again and not counted
     before = _status("VmRSS")

@@ -9,7 +9,7 @@ from .paired_timing import PairedTiming
 
 
 class Timer(Protocol):
-    """Times artifacts of one target against the uncompressed model's; see `bench.Bench` for what its methods do."""
+    """Times artifacts of one target against the uncompressed model's; its methods are documented in `bench.Bench`."""
 
     def time(self, candidate: Path, seconds: float = 2.0) -> PairedTiming:
         """A candidate timed against the reference."""
@@ -36,7 +36,7 @@ class Timer(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of the processes behind it."""
+        """Release the processes that it uses."""
         ...
 
     def __enter__(self) -> Self: ...

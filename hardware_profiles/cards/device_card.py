@@ -1,4 +1,4 @@
-"""What `slimfront profile` measures of a machine and writes into its target's card."""
+"""The measurements of a machine that `slimfront profile` writes into its target's card."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 FLOAT = ("f32", "fp32")
-"""How runtimes call the precision of an uncompressed model."""
+"""The names that runtimes give to the precision of an uncompressed model."""
 
 DECISIVE = ("cpu", "gpu", "architecture", "cores", "flags", "governor")
-"""What of a machine's fingerprint decides how fast it is."""
+"""The parts of a machine's fingerprint that determine its speed."""
 
 
 class Kernel(BaseModel):
@@ -20,7 +20,7 @@ class Kernel(BaseModel):
     Attributes:
         operation: "conv2d", "depthwise" or "linear".
         weight_bits, activation_bits: what a policy asks for.
-        executed: the precision it runs in by the runtime's own report; None where the runtime does not tell.
+        executed: the precision it runs in by the runtime's own report; None where the runtime does not report it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,7 +51,7 @@ class Throughput(BaseModel):
 
 
 class DeviceCard(BaseModel):
-    """A machine as its runtime finds it.
+    """The performance of a machine with a runtime.
 
     Attributes:
         measured_at: when.
@@ -78,7 +78,7 @@ class DeviceCard(BaseModel):
     left_out: list[str] = []
 
     def misfit(self, machine: dict[str, Any], runtime: str, version: str) -> str | None:
-        """What tells this machine from the one the card was measured on; None where nothing does.
+        """The difference of this machine from the one that the card was measured on; None where there is none.
 
         Args:
             machine: fingerprint of this one. runtime, version: what runs here.

@@ -1,4 +1,4 @@
-"""A table of a model's latency on a target, kept in the target's card; `prediction` fits it and says what its costs are of."""
+"""A table of layer costs that predicts a model's latency on a target, stored in the target's card; `prediction` fits it."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class LatencyTable(BaseModel):
     policies: int
 
     def missing(self, costs: Mapping[str, float]) -> list[str]:
-        """Precisions of a candidate with these amounts of each cost that the table holds nothing of, so that layers in them
-        would seem to take no time."""
+        """Precisions of a candidate with these amounts of each cost for which the table has no costs: layers in them would
+        be predicted to take no time."""
         precisions = {name.split(".")[1] for name in costs if name.endswith(".calls")}
         known = [p for p in precisions if any(f".{p}." in name or name.endswith(f":{p}") for name in self.costs)]
         return sorted(precisions.difference(known))

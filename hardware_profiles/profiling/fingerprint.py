@@ -1,4 +1,4 @@
-"""Which machine and which versions a number was made with."""
+"""The machine and the versions that a measurement was made with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..runtimes.registry import RUNTIMES
 PACKAGES = ("slimfront", "torch", "torchvision", "torchao", "torch-pruning", "fvcore", "onnx", "optuna", "ray")
 GOVERNOR = "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
 GPU_DEVICES = ("/dev/nvidia*", "/dev/nvhost*", "/dev/nvmap", "/dev/nvgpu*", "/dev/dxg", "/dev/kfd")
-"""Where Linux has a GPU that torch can compute on: NVIDIA's, its Jetson's, Windows' own for its Linux, AMD's."""
+"""The device files of GPUs that torch can compute on: of NVIDIA, its Jetson, WSL, and AMD."""
 
 RELEVANT_FLAGS = (
     "avx2",
@@ -58,7 +58,7 @@ def saturates(machine: Mapping[str, Any], runtime: str) -> bool:
     in 32 (Intel 64 and IA-32 Architectures Software Developer's Manual, vol. 2). With 7 bits on either side they fit.
 
     Args:
-        machine: as `machine()` told it.
+        machine: the result of `machine()`.
     """
     flags = machine.get("flags", ())
     return RUNTIMES[runtime].saturates and "avx2" in flags and not any("vnni" in flag for flag in flags)
@@ -71,7 +71,7 @@ def versions(runtime: Runtime) -> dict[str, str]:
 
 
 def require_fit(target: Target, runtime: Runtime) -> None:
-    """See that a measured card was measured on a machine like this one; a template fits everywhere, and so does a
+    """Require that a measured card was measured on a machine like this one; a template fits everywhere, and so does a
     card that predicts for a machine elsewhere.
 
     Raises:
@@ -90,7 +90,7 @@ def require_fit(target: Target, runtime: Runtime) -> None:
 
 
 def require_cores(target: Target, cores: Collection[int]) -> None:
-    """See that each of the target's threads has one of `cores`; on a GPU they are the host's and do not compute.
+    """Require that each of the target's threads has one of `cores`; on a GPU they are the host's and do not compute.
 
     Raises:
         TargetError: it has not; the threads would spin for each other, and their times say nothing.
@@ -102,12 +102,14 @@ def require_cores(target: Target, cores: Collection[int]) -> None:
 
 
 def _cpu() -> tuple[str, set[str]]:
-    """Model name and feature flags, as Linux tells them; the bare processor name elsewhere."""
+    """Model name and feature flags, as Linux reports them; the bare processor name elsewhere."""
     lines = (line.partition(":") for line in (_read("/proc/cpuinfo") or "").splitlines())
-    told = {key.strip(): value.strip() for key, _, value in lines}
-    arm = " ".join(f"{key} {told[key]}" for key in ("CPU implementer", "CPU part") if key in told)  # has no model name
-    flags = told.get("flags", told.get("Features", ""))
-    return told.get("model name") or arm or platform.processor() or "unknown", set(flags.split())
+    reported = {key.strip(): value.strip() for key, _, value in lines}
+    arm = " ".join(
+        f"{key} {reported[key]}" for key in ("CPU implementer", "CPU part") if key in reported
+    )  # has no model name
+    flags = reported.get("flags", reported.get("Features", ""))
+    return reported.get("model name") or arm or platform.processor() or "unknown", set(flags.split())
 
 
 def _gpu() -> str | None:
@@ -124,4 +126,4 @@ def _read(path: str) -> str | None:
         with open(path) as file:
             return file.read().strip()
     except OSError:
-        return None  # not every machine tells
+        return None  # not every machine reports it

@@ -1,10 +1,10 @@
-"""Latency predicted from a table of a model's layers, for a target that nobody can reach.
+"""Latency predicted from a table of a model's layers, for a target that is not reachable.
 
 A table is fitted once, where the target can be reached, to measured speed-ups of whole compressed models: latency is taken
 to be a sum over layers, each with a cost per multiply-add, per byte moved and per call in the precision it runs in. That is
 what the layer-wise tables of ProxylessNAS and Once-for-All hold (Cai et al. 2019, arXiv:1812.00332; 2020,
 arXiv:1908.09791), except that here the runtime has fused what it fuses and converted what it converts. Every cost is shared
-by the layers of a kind and corrected per layer as far as the measurements say so. The error the table is given is that on
+by the layers of a kind and corrected per layer as far as the measurements support it. The error the table is given is that on
 policies it was not fitted to.
 """
 
@@ -24,16 +24,16 @@ from ..cards.latency_table import Costs, LatencyTable
 
 FOLDS = 5
 LAYER_PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0)
-"""What a correction per layer costs against one shared by its kind; cross-validation picks."""
+"""The penalties of a correction per layer, of which cross-validation picks one; costs shared by a kind have `SHARED_PENALTY`."""
 
 SHARED_PENALTY = 0.01
 SURE = 0.02
-"""A measurement whose interval is wider than this on either side counts for less."""
+"""A measurement whose relative half-interval is wider than this has a lower weight in the fit."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """What a layer works on for one sample: elements of its input, output and weight, and multiply-adds."""
+    """The work of a layer for one sample: elements of its input, output and weight, and multiply-adds."""
 
     kind: str
     inputs: int
@@ -43,13 +43,13 @@ class Call:
 
 
 def layers_of(model: nn.Module) -> list[str]:
-    """Names of the layers a table holds for."""
+    """Names of the layers that a table covers."""
     return [name for name, module in model.named_modules() if type(module) in LAYER_KINDS]
 
 
 @torch.no_grad()
 def calls_of(model: nn.Module, example_input: Tensor) -> dict[str, Call]:
-    """Layer -> what it works on, in the order of execution; `model` ends in eval mode."""
+    """Layer -> its work, in the order of execution; `model` ends in eval mode."""
     macs, calls = macs_by_module(model, example_input), {}
 
     def note(name: str):
@@ -69,7 +69,7 @@ def calls_of(model: nn.Module, example_input: Tensor) -> dict[str, Call]:
 
 
 def cost_units(policy: Policy, calls: Mapping[str, Call], reference: Mapping[str, Call]) -> Costs:
-    """How much of everything that costs time a candidate has.
+    """The amounts of a candidate of everything that costs time.
 
     Args:
         calls: of the pruned model. reference: of the uncompressed one, which all amounts are relative to.
@@ -144,7 +144,7 @@ def _held_out_errors(
 def _solve(
     names: Sequence[str], amounts: np.ndarray, measured: np.ndarray, trust: np.ndarray, penalty: float
 ) -> np.ndarray:
-    """Non-negative ridge regression of relative errors: no layer takes less than no time."""
+    """Non-negative ridge regression of relative errors: no layer takes negative time."""
     weights = np.array([penalty if ":" in name else SHARED_PENALTY for name in names])
     system = np.concatenate([amounts * (trust / measured)[:, None], np.diag(weights)])
     return nnls(system, np.concatenate([trust, np.zeros(len(names))]), maxiter=50 * len(names))[0]
@@ -155,7 +155,7 @@ def _precision(policy: Policy, name: str) -> str:
     if layer.is_bfloat16:
         return "bf16"
     if layer.is_dynamic:
-        return "dynamic"  # integers, and the search for their range
+        return "dynamic"  # integers, and the computation of their range
     return "i8" if layer.has_weight_grid and layer.has_activation_grid else "f32"
 
 

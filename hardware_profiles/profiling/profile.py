@@ -1,4 +1,4 @@
-"""Measuring a machine: what each operation reaches at each precision, memory, dispatch, well-known models."""
+"""Profiles a machine: throughput of each operation at each precision, memory bandwidth, dispatch, well-known models."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ from .fingerprint import machine, versions
 from .synthetic import synthetic_candidate
 
 REFERENCES = ("mobilenet_v2", "resnet18")
-"""torchvision models, with random weights: latency does not depend on them."""
+"""The torchvision models that are timed, with random weights, on which latency does not depend."""
 
 SECONDS = 0.6
-"""Time budget of one timing."""
+"""The time budget of one timing in seconds."""
 
 BUDGET_SECONDS = 50.0
-"""Of the whole profile: nothing is begun that would take longer than what is left of it."""
+"""The time budget of the whole profile in seconds; a step that would exceed it is not begun."""
 
 COPY_BYTES = 2**27
 FLOAT, INTEGER = (FULL_PRECISION, FULL_PRECISION), (8, 8)
 Pair = tuple[int, int]
-"""Weight bits and activation bits."""
+"""A pair of weight bits and activation bits."""
 
 Progress = Callable[[str, int, int], None]
-"""Told what is being measured, how many steps are done and how many there are."""
+"""A callback that gets the name of the measurement, the number of steps done and the number of all steps."""
 
 T = TypeVar("T")
 
@@ -79,11 +79,11 @@ OPERATIONS = (
 )
 SMALL_SHAPE = (16, 8, 8)
 MIDDLE = "2"
-"""The layer of a chain that is asked for: all around it are at the same bits."""
+"""The layer of a chain whose precision is reported, because its neighbours have the same bits."""
 
 
 def profile_target(target: Target, progress: Progress = lambda *_: None) -> DeviceCard:
-    """Measure this machine as `target` runs it, for at most a minute; the card says what there was no time for.
+    """Measure this machine as `target` runs it, for at most a minute; the card names the steps that there was no time for.
 
     Raises:
         TargetError: the target's runtime is not installed.
@@ -101,7 +101,7 @@ def profile_target(target: Target, progress: Progress = lambda *_: None) -> Devi
         on_gpu = RUNTIMES[target.runtime].gpu  # in memory of its own, which copying on the host says nothing of
         memory = None if on_gpu else memory_bandwidth(bench_cores(target.threads))
         step("dispatch")
-        # How long this takes says nothing of later steps: it loads whatever lowering and timing need.
+        # The duration of this step does not predict later ones: it loads the libraries of lowering and timing.
         dispatch_ms = profiler.latency_ms(nn.Sequential(nn.Linear(8, 8)), torch.zeros(1, 8))
         for operation in OPERATIONS:
             step(f"{operation.name} speed")
@@ -217,7 +217,7 @@ class _Profiler:
             self.reference_ms[name] = self.begun(self.latency_ms, model, torch.zeros(1, 3, 224, 224))
 
     def ask(self) -> None:
-        """Ask what the runtime executes at the pairs of bits that nothing was timed at."""
+        """Record what the runtime executes at the pairs of bits that were not timed."""
         model, example = _asked_model(), torch.zeros(1, *SMALL_SHAPE)
         known = {(kernel.operation, kernel.weight_bits, kernel.activation_bits) for kernel in self.kernels}
         for pair in self._pairs():
@@ -227,12 +227,12 @@ class _Profiler:
             try:
                 executed = self.begun(self._executed, model, example, pair)
             except LoweringError:
-                continue  # such bits are none of this runtime's; policies that ask for them fail with the same words
+                continue  # the runtime does not support these bits; policies that ask for them fail with the same message
             for operation in asked:
                 self._found(operation, pair, executed.get(f"{operation.name}.{MIDDLE}"))
 
     def _pairs(self) -> list[Pair]:
-        """Pairs of bits that the target offers: all with float, all with 8 bits; what is asked for most comes first."""
+        """Pairs of bits that the target offers: all with float, all with 8 bits; the most common first."""
         weight_bits, activation_bits = self.target.weight_bits, self.target.activation_bits
         pairs = {(bits, other) for bits in weight_bits for other in (FULL_PRECISION, 8)}
         pairs |= {(8, bits) for bits in activation_bits if bits != BFLOAT16_BITS} | {(BFLOAT16_BITS, BFLOAT16_BITS)}
@@ -269,7 +269,7 @@ class _Profiler:
 
 
 def _asked_model() -> nn.Module:
-    """A small chain of every operation, one behind the other: one lowering tells of all."""
+    """A small chain of every operation in sequence, so that one lowering reports on all of them."""
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     for operation in OPERATIONS:
         if operation.name == "linear":

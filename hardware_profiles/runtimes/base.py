@@ -1,7 +1,7 @@
-"""Runtimes: how a candidate becomes an artifact and how an artifact runs. Nothing here imports torch or a runtime.
+"""Runtimes: how a candidate becomes an artifact and how an artifact runs. This module imports neither torch nor a runtime.
 
-A runtime lowers a `Candidate` to one file and loads that file into a session. What is timed, what is scored and what is
-exported is always that file.
+A runtime lowers a `Candidate` to one file and loads that file into a session. That file is what is
+timed, scored and exported.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ class Artifact:
 
     @cached_property
     def sha256(self) -> str:
-        """Hex digest of the content, read when first asked for: half of what lowering would take, of files not always kept."""
+        """Hex digest of the content, computed on first use: it takes half as long as lowering, and not every file is kept."""
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:
-        """With the digest: when it arrives in another process, the file may have been written anew."""
+        """Include the digest: the file may have been overwritten when this arrives in another process."""
         return {**self.__dict__, "sha256": self.sha256}
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor that goes into an artifact or comes out of it; `dtype` as numpy calls it."""
+    """An input or output tensor of an artifact; `dtype` is its name in numpy."""
 
     name: str
     shape: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""The layer behind a node's name, which carries the dotted path of the module that made it."""
+"""The layer of a node, read from its name, which contains the dotted path of the module that made it."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class RuntimeEntry:
         module, cls: where it is: a dotted module, one that begins with a dot in this package, and the class in it.
         install: what to install for it.
         weight_bits, activation_bits: what it can be given; a card that offers more is refused.
-        dynamic: whether it takes 8-bit activations whose range is computed at run time.
+        dynamic: whether it takes 8-bit activations that are quantized dynamically.
         symmetric: whether it takes activation grids with zero in their middle only.
         gpu: whether it computes on an NVIDIA GPU: its memory is not the host's, and one batch runs there at once.
         spins: its threads spin for one another at every operation, so that more than a target has pay on an idle machine

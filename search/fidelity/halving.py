@@ -3,8 +3,8 @@
 At each rung a trial is compared with all that have been there before; it goes on if it is among the best 1 / reduction of
 them. The order is by non-dominated rank, and within a rank by an epsilon-net: the point farthest from those before it comes
 next, so that those that go on are spread over the front (Schmucker, Donini, Zafar, Salinas & Archambeau 2021, "Multi-objective
-Asynchronous Successive Halving", arXiv:2106.12639). Nobody waits for anybody: a trial stops or goes on the moment it arrives.
-Who stopped early on may turn out to be among the best once more have come: `best` tells who would go on now (promotion, as in
+Asynchronous Successive Halving", arXiv:2106.12639). No trial waits for another: each stops or goes on the moment it arrives.
+One that stopped early on may turn out to be among the best once more have come: `best` lists those that would go on now (promotion, as in
 Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning", arXiv:1810.05934, at any time one asks).
 """
 
@@ -38,7 +38,7 @@ class HalvingDecision:
 
 
 class SuccessiveHalving:
-    """The results at each rung, and the verdict on whoever arrives.
+    """The results at each rung, and the decision on each trial that arrives.
 
     Args:
         signs: -1 for each maximised objective, else 1.

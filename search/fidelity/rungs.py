@@ -17,8 +17,8 @@ from .halving import HalvingDecision, SuccessiveHalving
 class Rungs:
     """The rungs of a study; without any, nothing is ever decided.
 
-    A recovery that has ended is compared with nobody: what it had at an earlier rung is. A trial that goes on after all is a
-    retry of the one that was stopped, and has its rungs behind it.
+    A recovery that has ended is not compared with others; what it had at an earlier rung is. A trial that goes on after all is a
+    retry of the one that was stopped, and is not judged again at the rungs that one passed.
     """
 
     def __init__(self, spec: StudySpec) -> None:
@@ -51,7 +51,7 @@ class Rungs:
         self._stopped[number] = rung
 
     def passed(self, number: int | None) -> int:
-        """The rung that a retry of a stopped trial has behind it; -1 where that trial was not stopped."""
+        """The rung that a retry of a stopped trial has passed already; -1 where that trial was not stopped."""
         return self._stopped.get(number, -1) if number is not None else -1
 
     def promoted(self) -> int | None:
@@ -73,14 +73,12 @@ class Rungs:
             self.take_up(trial.retry_of)
         if self._halving is None or trial.state == "failed":
             return
-        passed = self.passed(trial.retry_of)
-        values: dict[str, float] = {}
+        passed, is_stopped = self.passed(trial.retry_of), trial.outcome == "stopped"
         looks = sorted({record.rung for record in history if is_quality(record.measurement.name)})
-        for rung in looks if trial.outcome == "stopped" else looks[: max(1, len(looks) - 1)]:
-            values.update({r.measurement.name: r.measurement.value for r in history if r.rung <= rung})
+        for rung in looks if is_stopped else looks[: max(1, len(looks) - 1)]:
             if rung > passed:
-                self._arrive(trial.number, rung, values)
-        if trial.outcome == "stopped":
+                self._arrive(trial.number, rung, _known_at(history, rung))
+        if is_stopped:
             self.stop(trial.number, looks[-1])
 
     def _arrive(self, number: int, rung: int, values: Mapping[str, float]) -> HalvingDecision | None:
@@ -88,6 +86,11 @@ class Rungs:
             return None
         self._came[rung].append(number)
         return self._halving.arrive(rung, [values[name] for name in self._names])
+
+
+def _known_at(history: Sequence[MeasurementRecord], rung: int) -> dict[str, float]:
+    """Metric -> the newest value that was measured up to a rung."""
+    return {r.measurement.name: r.measurement.value for r in history if r.rung <= rung}
 
 
 def stopped_text(stage: Stage, verdict: HalvingDecision, epochs: int) -> str:

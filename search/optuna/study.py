@@ -1,4 +1,4 @@
-"""The Optuna study behind a search: asked for parameters, told results; the only place its storage is touched.
+"""The Optuna study of a search: it is asked for parameters and given results; only here is its storage touched.
 
 Optuna's tables and slimfront's lie in the same database; trial numbers are the same in both.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # the dashboard does without torch
     from ...spaces.space import Choice, Space
 
 DASHBOARD_CONSTRAINTS = "constraints"
-"""System attribute the dashboard greys infeasible trials by; it does not read what `Trial.set_constraint` stores."""
+"""The dashboard greys infeasible trials by this system attribute; it does not read what `Trial.set_constraint` stores."""
 
 
 class OptunaStudy:
@@ -85,7 +85,7 @@ class OptunaStudy:
         return [dict(trial.system_attrs.get("fixed_params", {})) for trial in trials]
 
     def annotate(self, number: int, attributes: Mapping[str, Any]) -> None:
-        """Attach what the dashboard shows beside a trial that was asked here."""
+        """Attach what the dashboard shows in addition to the values of a trial that was asked here."""
         for key, value in attributes.items():
             self._asked[number].set_user_attr(key, plain_text(str(value)) if key == REASON else value)
 

@@ -25,11 +25,16 @@ class TrialReader:
 
     def read(self, study: Study) -> tuple[list[CompletedTrial], list[Choices]]:
         """Trials that have ended since the last call, and the parameters of all that run."""
-        trials = [trial for trial in study.get_trials(deepcopy=False) if trial.params]
-        ended = [trial for trial in trials if trial.number not in self._read and trial.state in OUTCOMES]
-        self._read.update(trial.number for trial in ended)
-        running: list[Choices] = [trial.params for trial in trials if trial.state == TrialState.RUNNING]
-        return [as_completed(trial) for trial in ended if not is_excused(trial)], running
+        completed: list[CompletedTrial] = []
+        running: list[Choices] = []
+        for trial in study.get_trials(deepcopy=False):
+            if trial.state == TrialState.RUNNING and trial.params:
+                running.append(trial.params)
+            elif trial.state in OUTCOMES and trial.number not in self._read:
+                self._read.add(trial.number)
+                if trial.params and not is_excused(trial):
+                    completed.append(as_completed(trial))
+        return completed, running
 
 
 def is_excused(trial: FrozenTrial) -> bool:

@@ -8,13 +8,13 @@ from scipy.stats import norm, qmc
 from .surrogate.surrogate import History
 
 MOST_CELLS = 6_000_000
-"""Box-draw-candidate triples that are compared at once; more are taken in chunks of candidates."""
+"""At most this many triples of box, draw and candidate are held in memory; more are taken in chunks of candidates."""
 
 DRAWS = {2: 64, 3: 32, 4: 16}
-"""Draws of the objectives that the improvement is averaged over, by the number of objectives."""
+"""The improvement is averaged over this many draws, by the number of objectives."""
 
 SHORTLIST = {2: 900, 3: 300, 4: 100}
-"""Candidates whose improvement is averaged, by the number of objectives; of more, the most promising at one optimistic draw."""
+"""The improvement of at most this many candidates is averaged, by the number of objectives; one optimistic draw selects them."""
 
 
 def normal_draws(count: int, dimensions: int, seed: int) -> np.ndarray:

@@ -10,19 +10,19 @@ from .dimensions import offered_choices
 from .surrogate.surrogate import Surrogate
 
 TRADE_OFFS = np.geomspace(0.05, 50.0, 20)
-"""Weights of log cost against log damage; they span from what hardly compresses to what hardly computes."""
+"""Each chain weights log cost against log damage by one of these, from hardly any compression to hardly any computation."""
 
 PERTURBED = 3
-"""Damage models that candidates descend under: the likeliest, and others that the trials leave likely."""
+"""Chains descend under this many damage models: the likeliest, and others that agree with the trials."""
 
 MUTANTS = 400
-"""Candidates that are members of the front with few knobs drawn anew."""
+"""This many candidates are members of the front with one to three knobs drawn anew."""
 
 CROSSED = 200
-"""Candidates that mix two members of the front."""
+"""This many candidates mix two members of the front."""
 
 SWEEPS = 2
-"""Passes of the coordinate descent over all knobs."""
+"""The coordinate descent passes over all knobs this many times."""
 
 Score = Callable[[np.ndarray, int], np.ndarray]
 """(codes [chains, knobs], knob) -> what each chain minimises, for each of the knob's choices [chains, choices]."""

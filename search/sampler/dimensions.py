@@ -15,10 +15,10 @@ from ...spaces.knobs.recovery import RECOVERY_KIND
 from ...spaces.knobs.registry import KNOB_KINDS
 
 LIGHTEST_DAMAGE = 1e-3
-"""Least guessed damage of a choice that is not neutral, in nats."""
+"""A choice that is not neutral is guessed to do at least this damage, in nats."""
 
 LEAST_MEASURED = 1e-6
-"""Least damage that measurements tell apart: single precision, hardly more."""
+"""Measurements cannot distinguish smaller damages, in nats: they are made in single precision."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def search_dimension(
 
 
 def recovery_dimension(name: str, offered: Sequence[float], found: Iterable[float]) -> SearchDimension:
-    """The knob of recovery: the epochs it offers, and those behind which trials are stopped."""
+    """The knob of recovery: the epochs it offers, and those after which trials were stopped."""
     choices = (*offered, *sorted(set(found) - set(offered)))
     return replace(search_dimension(name, RECOVERY_KIND, choices), offered=len(offered))
 

@@ -7,22 +7,22 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.stats import norm
 
 SHARED = 10.0
-"""Variance of what single choices do to a trial's end, all knobs together."""
+"""The single choices of a policy explain this variance of the latent figure, all knobs together."""
 
 NEARBY = 1.0
-"""Variance of what only policies close to one another share."""
+"""Policies that differ in few knobs share up to this variance in addition."""
 
 REACH = 2.0
-"""Knobs that two policies differ in while they share most of `NEARBY`."""
+"""Two policies that differ in this many knobs share `NEARBY` divided by e."""
 
 NOISE = 0.1
-"""Variance of ends that no choice explains."""
+"""No choice explains this variance of the latent figure."""
 
 CERTAINTY = 1.5
-"""How many standard deviations a latent figure of 1 is away from failing."""
+"""A latent figure of 1 is this many standard deviations away from failing."""
 
 LEAST = 0.02
-"""A policy is never less likely to come to its end, as failures may have causes outside it."""
+"""No policy is less likely than this to come to its end, as failures may have causes outside it."""
 
 
 class Feasibility:

@@ -1,7 +1,7 @@
 """Policies along the greedy path of an additive damage model: at each step the choice that saves most per damage done.
 
-The continuous relaxation of the multiple-choice knapsack problem (Dantzig 1957; Sinha & Zoltners 1979), whose profits are
-logarithms of cost and whose weights are damages.
+It is the greedy solution of the continuous relaxation of a multiple-choice knapsack problem (Dantzig 1957; Sinha & Zoltners 1979),
+with logarithms of cost as profits and damages as weights.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from .dimensions import LEAST_MEASURED, SearchDimension
 
 LEVELS = np.geomspace(0.01, 1.0, 8)
-"""Summed damage, in nats, at which a policy of the path is taken: from what is hardly noticed to what is broken."""
+"""A policy of the path is taken at each of these summed damages, in nats, from hardly noticeable to broken."""
 
 LogCost = Callable[[np.ndarray], np.ndarray]
 """codes [n, knobs] -> log of the cost [n]."""

@@ -34,10 +34,10 @@ from .trial_log import Keys, TrialLog, codes_as_keys, history_of, with_transferr
 from .untried import accepted, drawn
 
 STARTUP = 4
-"""The surrogate is asked once so many finished trials have a known damage."""
+"""The surrogate proposes once this many finished trials have a known damage."""
 
 JUDGED_AFTER = 10
-"""From so many finished trials on, the surrogate proposes only while it has skill."""
+"""Once this many trials have finished, the surrogate proposes only while it has skill."""
 
 LEAST_SKILL = 0.1
 """The surrogate proposes while it predicts the damage of held-out trials better than their mean by this fraction (`Surrogate.skill`)."""

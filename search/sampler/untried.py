@@ -15,16 +15,16 @@ from .dimensions import SearchDimension, encode, offered_choices
 from .trial_log import TrialLog
 
 REDRAWS = 8
-"""Proposals of a method that are looked at for one that is accepted."""
+"""A method is asked for at most this many proposals until one is accepted."""
 
 MUTATIONS = 40
-"""Copies of the last proposal, with more and more knobs drawn anew, that are looked at after those."""
+"""After those, this many copies of the last proposal are tried, with more and more knobs drawn anew."""
 
 UNTRIED_DRAWS = 1000
-"""Random points of a large space that are looked at for one that was not tried."""
+"""At most this many random points of a large space are drawn to find one that was not tried."""
 
 LISTED = 20_000
-"""Points of a space up to which every one is looked at, so that the last one is found too."""
+"""In a space of at most this many points every one is looked at, so that the last one is found too."""
 
 
 class Untried:
@@ -90,7 +90,7 @@ class ProposalFilter:
         self._learns_failures = learns_failures
 
     def reseed(self) -> None:
-        """Change the seed to one that nobody knows."""
+        """Start again from a random seed."""
         self._generator = np.random.default_rng()
 
     def update(self, completed: Sequence[CompletedTrial]) -> None:

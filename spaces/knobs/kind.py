@@ -110,6 +110,7 @@ class KnobKind(ABC):
         subject: what one knob is for: the whole "model", each channel "group", the "layer"s that share a knob, each removable
             "block", or the blocks' "ranking" by importance.
         owner: what a knob of the whole model is named after.
+        column: name of the kind in whose column of a layer's row tables show a choice that is not neutral.
         technique: what the bounds of a space count it under; "" where it lowers no count.
         is_damaging: whether a choice does damage alone; others only change what these do.
         is_counted: whether FLOPs, BOPs, parameters and bytes of any choice can be counted without building the model.
@@ -129,6 +130,7 @@ class KnobKind(ABC):
     subject: Subject
     owner: str = "model"
     unit: str = ""
+    column: str = "sparsity"
     technique: str = ""
     is_damaging: bool = True
     is_counted: bool = False
@@ -205,10 +207,6 @@ class KnobKind(ABC):
                 yield {self.name: choice, "recovery_epochs": longest}
                 yield {**bits, self.name: choice, "recovery_epochs": longest}
 
-    def words(self, choice: Choice) -> str:
-        """A choice in a few words, as in "weight bits 4"."""
-        return f"{self.label} {choice:g}" if isinstance(choice, float) else f"{self.label} {choice}"
-
 
 def steps_damage(choice: Choice, choices: Sequence[Choice], neutral: int) -> float:
     """Nats of damage that a choice is guessed to do by its distance from the neutral one's place."""
@@ -217,8 +215,9 @@ def steps_damage(choice: Choice, choices: Sequence[Choice], neutral: int) -> flo
 
 
 def any_of(knob: Knob, decided: Choice) -> Choice:
-    """What is decided, where it is among the choices; else one that describes it too, since it decides nothing."""
-    return decided if decided in knob.choices else knob.choices[0]
+    """What is decided, where it is among the choices or none are given; else one that describes it too, since it decides
+    nothing."""
+    return decided if decided in knob.choices or not knob.choices else knob.choices[0]
 
 
 @dataclass(frozen=True, kw_only=True)

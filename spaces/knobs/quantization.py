@@ -112,6 +112,7 @@ KINDS: tuple[KnobKind, ...] = (
         neutral=UNIFORM,
         meaning="Values of weights of 8 bits and fewer, per layer: `uniform` (integers), `power_of_two` or `k_means`.",
         label="codebook",
+        column="weight_bits",
     ),
     _ActivationRange(
         name="activation_range",
@@ -120,6 +121,7 @@ KINDS: tuple[KnobKind, ...] = (
         neutral=STATIC,
         meaning="Per linear layer, range of 8-bit activations: `static` (calibrated) or `dynamic` (computed at run time).",
         label="activation range",
+        column="activation_bits",
         is_counted=True,
         needs={"dynamic": Need("dynamic", "computes no ranges at run time")},
     ),

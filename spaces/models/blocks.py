@@ -7,7 +7,7 @@ arXiv:2011.14356; of transformers: Men et al. 2024, arXiv:2403.03853).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -32,30 +32,10 @@ def examine_blocks(model: nn.Module, example_input: Tensor) -> tuple[list[str], 
     A block is an element of a sequence or list of modules, no sequence itself, that holds at least two layers; it may go if it runs
     once and maps one tensor to a tensor of the same shape. Of nested ones the outermost is named. The model ends in eval mode.
     """
-    paths = {module: name for name, module in model.named_modules()}
-    candidates = [
-        module
-        for container in model.modules()
-        if isinstance(container, CONTAINERS)
-        for module in container.children()
-        if not isinstance(module, CONTAINERS) and sum(type(part) in LAYER_KINDS for part in module.modules()) > 1
-    ]
-    reasons: dict[nn.Module, str | None] = dict.fromkeys(candidates, "it is never called")
-    calls: Counter[nn.Module] = Counter()
-
-    def watch(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        calls[module] += 1
-        reasons[module] = _why_fixed(inputs, output) if calls[module] == 1 else "it runs more than once in a pass"
-
-    hooks = [module.register_forward_hook(watch) for module in candidates]
-    try:
-        model.eval()(example_input)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    reasons = _reasons(model, example_input)
     found: list[str] = []
     fixed: dict[str, str] = {}
-    for module, name in paths.items():
+    for name, module in model.named_modules():
         if module not in reasons or is_within(name, found):
             continue
         if reason := reasons[module]:
@@ -63,6 +43,32 @@ def examine_blocks(model: nn.Module, example_input: Tensor) -> tuple[list[str], 
         else:
             found.append(name)
     return found, fixed
+
+
+def _reasons(model: nn.Module, example_input: Tensor) -> dict[nn.Module, str | None]:
+    """Block -> why no identity may stand for it, or None, from a pass of the model."""
+    reasons: dict[nn.Module, str | None] = dict.fromkeys(_blocks(model), "it is never called")
+    calls: Counter[nn.Module] = Counter()
+
+    def watch(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        calls[module] += 1
+        reasons[module] = _why_fixed(inputs, output) if calls[module] == 1 else "it runs more than once in a pass"
+
+    hooks = [module.register_forward_hook(watch) for module in reasons]
+    try:
+        model.eval()(example_input)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return reasons
+
+
+def _blocks(model: nn.Module) -> Iterator[nn.Module]:
+    """Elements of sequences and lists of modules that hold at least two layers and are no sequences themselves."""
+    for container in model.modules():
+        for module in container.children() if isinstance(container, CONTAINERS) else ():
+            if not isinstance(module, CONTAINERS) and sum(type(part) in LAYER_KINDS for part in module.modules()) > 1:
+                yield module
 
 
 def _why_fixed(inputs: tuple[Any, ...], output: Any) -> str | None:

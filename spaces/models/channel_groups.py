@@ -144,7 +144,7 @@ def _find_unsafe(halves: _Halves, groups: list[ChannelGroup], reason: str | None
         return {}
     if len(groups) == 1:
         return {groups[0].name: reason}
-    # Most of what breaks couples many layers: told apart first, the others are tried once.
+    # Most of what breaks couples many layers: with those separated first, the others are tried once.
     ordered = sorted(groups, key=lambda group: len(group.layers), reverse=True)
     coupled = sum(len(group.layers) > 1 for group in groups)
     middle = coupled if 0 < coupled < len(groups) else len(groups) // 2

@@ -72,7 +72,7 @@ def scale_and_shift(exported: fx.GraphModule, norm: fx.Node) -> tuple[Tensor, Te
 
 
 def constant(graph: fx.GraphModule, value: object) -> np.ndarray:
-    """The constant behind a node, or a plain number as an array."""
+    """The constant that a node stands for, or a plain number as an array."""
     if isinstance(value, fx.Node):
         owner, _, name = str(value.target).rpartition(".")
         return getattr(graph.get_submodule(owner), name).detach().cpu().numpy()

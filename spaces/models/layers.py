@@ -62,7 +62,7 @@ def find_layers(model: nn.Module, example_input: Tensor) -> list[Layer]:
     """Layers of `model` in module order that run on `example_input` (shape [1, ...]): once, or linear ones again and again.
 
     A linear layer of a recurrent network has one weight and one input at every step, which one decision fits. What follows
-    a convolution that runs twice is not folded into it alike. The model ends in eval mode.
+    a convolution that runs twice cannot be folded into it for both runs. The model ends in eval mode.
     """
     macs = macs_by_module(model, example_input)
     runs = runs_of_modules(model, example_input)

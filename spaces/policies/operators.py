@@ -1,9 +1,9 @@
-"""Compact operators that may stand in place of a dense convolution or linear layer.
+"""Compact operators that may replace a dense convolution or linear layer.
 
-| choice | what stands there | source |
+| choice | what replaces the layer | source |
 |---|---|---|
 | dense | the layer itself | |
-| separable | a depthwise convolution and a 1x1 convolution behind it | Howard et al. 2017, arXiv:1704.04861 |
+| separable | a depthwise convolution followed by a 1x1 convolution | Howard et al. 2017, arXiv:1704.04861 |
 | groups=G | a convolution in G groups, each reading its own channels | Xie et al. 2017, arXiv:1611.05431 |
 | rank=F | two layers with fraction F of the full rank between them, nearest to the weights | Jaderberg et al. 2014, arXiv:1405.3866 |
 | pca=F | the same, nearest to what the layer makes of the calibration data | Zhang et al. 2015, arXiv:1505.06798 |
@@ -26,7 +26,7 @@ class Operator:
     """A compact operator, read from its text.
 
     Attributes:
-        kind: what stands in place of the layer.
+        kind: what replaces the layer.
         amount: groups of "groups", fraction of the full rank of "rank" and "pca"; 0 for the others.
     """
 
@@ -49,10 +49,12 @@ class Operator:
             )
         if form["groups"]:
             return cls("groups", int(form["groups"]))
-        return cls(form["kind"], float(form["rank"])) if form["rank"] else cls("separable")  # type: ignore[arg-type]
+        if form["rank"]:
+            return cls("rank" if form["kind"] == "rank" else "pca", float(form["rank"]))
+        return cls("separable")
 
     def weights(self, shape: Sequence[int]) -> int:
-        """Weights of what stands for a layer whose weight has this `shape`, [out, in, kernel ...], biases aside."""
+        """Weights of what replaces a layer whose weight has this `shape`, [out, in, kernel ...], biases aside."""
         outputs, inputs, kernel = shape[0], shape[1], math.prod(shape[2:])
         if self.kind == "groups":
             return math.prod(shape) // int(self.amount)
@@ -63,7 +65,7 @@ class Operator:
         return rank_of(shape, self.amount) * (inputs * kernel + outputs)
 
     def why_not(self, shape: Sequence[int], groups: int) -> str | None:
-        """Why it cannot stand for a layer, or None where it can.
+        """Why it cannot replace a layer, or None where it can.
 
         Args:
             shape: of the layer's weight, [out, in / groups, kernel ...].

@@ -82,18 +82,19 @@ class Policy:
         object.__setattr__(self, "recovery", self.recovery.reduced(quantized))
         object.__setattr__(self, "removed_blocks", tuple(sorted(set(self.removed_blocks))))
         object.__setattr__(self, "pruning", self._effective_pruning())
-        extensions = {
-            kind: MappingProxyType(dict(sorted(decided.items())))
-            for kind, decided in sorted(self.extensions.items())
-            if decided
-        }
-        object.__setattr__(self, "extensions", MappingProxyType(extensions))
+        object.__setattr__(self, "extensions", self._decided_extensions())
         if not quantized:
             object.__setattr__(self, "scheme", Scheme())
         require(
             self.pruning.steps == 1 or self.recovery.steps[0] == "prune",
             "pruning in steps has to be the first of recovery's steps",
         )
+
+    def _decided_extensions(self) -> Mapping[str, Mapping[str, Choice]]:
+        decided = {kind: choices for kind, choices in sorted(self.extensions.items()) if choices}
+        return MappingProxyType({
+            kind: MappingProxyType(dict(sorted(choices.items()))) for kind, choices in decided.items()
+        })  # fmt: skip
 
     def _effective_pruning(self) -> Pruning:
         reduces = self.width < 1 or bool(self.channels)
@@ -127,23 +128,18 @@ class Policy:
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no white space, defaults left out."""
-        document: dict[str, Any] = {"schema": SCHEMA}
+        parts: dict[str, Any] = {
+            "channels": dict(self.channels),
+            "layers": {name: layer.changes() for name, layer in self.layers.items()},
+            "recovery": self.recovery.to_dict() if self.recovery != Recovery() else {},
+            "pruning": self.pruning.changes(),
+            "removed_blocks": list(self.removed_blocks),
+            "scheme": self.scheme.changes(),
+            "extensions": {kind: dict(decided) for kind, decided in self.extensions.items()},
+        }
+        document = {"schema": SCHEMA, **{key: part for key, part in parts.items() if part}}
         if self.width != 1.0:
             document["width"] = self.width
-        if self.channels:
-            document["channels"] = dict(self.channels)
-        if self.layers:
-            document["layers"] = {name: layer.changes() for name, layer in self.layers.items()}
-        if self.recovery != Recovery():
-            document["recovery"] = self.recovery.to_dict()
-        if self.pruning != Pruning():
-            document["pruning"] = self.pruning.changes()
-        if self.removed_blocks:
-            document["removed_blocks"] = list(self.removed_blocks)
-        if self.scheme != Scheme():
-            document["scheme"] = self.scheme.changes()
-        if self.extensions:
-            document["extensions"] = {kind: dict(decided) for kind, decided in self.extensions.items()}
         return json.dumps(document, sort_keys=True, separators=(",", ":"))
 
     @classmethod

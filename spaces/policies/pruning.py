@@ -19,8 +19,8 @@ class Pruning:
     Attributes:
         criterion: the name of an importance criterion; the lowest importance is pruned first. Compression knows the names, which
             installed packages add to: a policy whose package is missing can still be read and shown.
-        scope: "layer" takes each layer's fraction of weights from that layer; "global" takes as many weights in all, wherever
-            they are worth least.
+        scope: "layer" takes each layer's fraction of weights from that layer; "global" takes as many weights in all, those of
+            lowest importance in the whole model.
         steps: 1 prunes at once; more prune gradually during recovery, along a cubic (Zhu & Gupta 2017, arXiv:1710.01878).
         reduction: "drop" removes channels; "merge" adds what reads them to what reads the most similar channel kept;
             "reconstruct" to what reads all that are kept, by least squares on the calibration data.

@@ -1,4 +1,4 @@
-"""How the integer grids of a model are chosen, for all of its layers alike."""
+"""How the integer grids of a model are chosen, in the same way for all of its layers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Scheme:
 
     Attributes:
         calibration: how the range of an activation is read from the calibration split; see `compression.observers`.
-        weights: one step per output "channel", or per "tensor".
+        weights: one scale per output "channel", or per "tensor".
         activations: "affine" grids use all integers for the range seen; "symmetric" ones have zero in their middle.
 
     Raises:

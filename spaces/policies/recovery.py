@@ -41,9 +41,9 @@ class Recovery:
             or not at all, training is aware of the grids; without it quantization follows training. Those of
             `POST_TRAINING` work without epochs too.
         distiller: name of what is imitated, see `compression.distil`.
-        teachers: workloads whose models teach beside the uncompressed one, their probabilities averaged.
+        teachers: workloads whose models teach in addition to the uncompressed one, their probabilities averaged.
         data: "train", "unlabelled" (the training inputs, their labels never read) or "synthetic" (no data at all).
-        mutual: a second student learns beside this one, and each from the other.
+        mutual: a second student is trained too, and each learns from the other.
         schedule: of the learning rate, "one_cycle", "cosine" or "constant".
         optimizer: "sgd" with Nesterov momentum 0.9, or "adamw" (Loshchilov & Hutter 2019, arXiv:1711.05101), which Transformers
             and recurrent networks learn faster with.

@@ -50,12 +50,12 @@ class LiteRtRuntime:
     def signature(self, artifact: Path) -> tuple[TensorInfo, TensorInfo]:
         model = schema.Model.GetRootAs(artifact.read_bytes())
         graph, signature = model.Subgraphs(0), model.SignatureDefs(0)
-        told = (signature.Inputs(0), signature.Outputs(0))
+        tensors = (signature.Inputs(0), signature.Outputs(0))
         given, made = (
             TensorInfo(
                 entry.Name().decode(), tuple(graph.Tensors(entry.TensorIndex()).ShapeAsNumpy().tolist()), "float32"
             )
-            for entry in told
+            for entry in tensors
         )
         return given, made
 

@@ -23,7 +23,7 @@ ALIGNMENT = 16
 """Of constants in the file, as the schema forces it on other writers."""
 
 ROOM = 1024
-"""Bytes a tensor and its operation take beside its content, more or less; the builder grows where it is more."""
+"""An estimate of the bytes that a tensor and its operation take in addition to the content; the builder grows where it is too low."""
 
 TYPES = {
     "float32": schema.TensorType.FLOAT32,
@@ -59,7 +59,7 @@ OPTIONS = {
 
 @dataclass(frozen=True)
 class Affine:
-    """How integers stand for reals: real = scale x (integer - zero_point), both [] or [channels] along `axis`."""
+    """The affine mapping of integers to reals: real = scale x (integer - zero_point), both [] or [channels] along `axis`."""
 
     scale: np.ndarray
     zero_point: np.ndarray

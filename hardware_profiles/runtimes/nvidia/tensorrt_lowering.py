@@ -42,7 +42,7 @@ def lower(candidate: Candidate, example_input: Tensor, batch: int, path: Path) -
 def executed_precisions(report: Mapping[str, Any]) -> dict[str, str]:
     """Layer -> precision it reads its input in, from the engine inspector's JSON at detailed verbosity.
 
-    What TensorRT compiled as one foreign node tells no precision of its parts, which are left out.
+    TensorRT does not report the precision of layers that it compiled into one foreign node; they are left out.
     """
     found: dict[str, str] = {}
     for built in report["Layers"]:

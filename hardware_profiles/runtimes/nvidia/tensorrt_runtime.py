@@ -97,7 +97,7 @@ def build_engine(model: bytes, settings: BuildSettings) -> bytes:
     config = builder.create_builder_config()
     config.builder_optimization_level = settings.optimization_level
     config.set_memory_pool_limit(tensorrt.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
-    config.profiling_verbosity = tensorrt.ProfilingVerbosity.DETAILED  # or the inspector tells no precisions
+    config.profiling_verbosity = tensorrt.ProfilingVerbosity.DETAILED  # otherwise the inspector reports no precisions
     config.clear_flag(tensorrt.BuilderFlag.TF32)
     settings.timing_cache.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{settings.timing_cache}.lock"):
@@ -106,7 +106,7 @@ def build_engine(model: bytes, settings: BuildSettings) -> bytes:
         engine = builder.build_serialized_network(network, config)
         if engine is None:
             raise LoweringError("TensorRT finds no kernels for the model")
-        written = settings.timing_cache.with_suffix(".new")  # whoever is killed leaves the old one whole
+        written = settings.timing_cache.with_suffix(".new")  # a process that is killed leaves the old one complete
         written.write_bytes(config.get_timing_cache().serialize())
         written.replace(settings.timing_cache)
     return bytes(engine)

@@ -53,10 +53,10 @@ class _Casts:
         self.readers = {name: node for node in self.graph.node for name in node.input}
         self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
         self.after: dict[str, list[NodeProto]] = {}
-        """Tensor -> nodes to stand right behind the one that makes it."""
+        """Tensor -> nodes to insert right after the one that makes it."""
 
     def end(self, node: NodeProto, bias: np.ndarray | None) -> NodeProto:
-        """The last node of a layer: `node`, or behind a matrix product the addition of its bias."""
+        """The last node of a layer: `node`, or the addition of its bias after a matrix product."""
         reader = self.readers.get(node.output[0])
         if node.op_type != "MatMul" or bias is None or reader is None or reader.op_type != "Add":
             return node

@@ -15,7 +15,7 @@ from ....spaces.models.architecture import architecture
 G = TypeVar("G")
 
 ENTRIES = 2
-"""Graphs kept: the uncompressed model's and the newest candidate's."""
+"""The number of cached graphs: the uncompressed model's and the newest candidate's."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class _Entry(Generic[G]):
 
 
 class GraphCache(Generic[G]):
-    """Remembers what an exporter made of the models it was last given.
+    """Caches the graphs of the models that were exported last.
 
     A hit has the same modules with the same settings, an input of the same shape and weights equal to the last bit; the
     graph it returns is the one that was stored, to be copied before it is changed. Not safe to share between threads.

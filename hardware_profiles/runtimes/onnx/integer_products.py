@@ -1,4 +1,4 @@
-"""Linear layers whose input is quantized at run time, spelled out as ONNX's integer operations.
+"""Dynamically quantized linear layers, written as ONNX's integer operations.
 
 DynamicQuantizeLinear finds the uint8 grid that spans a tensor and zero, MatMulInteger multiplies, and the product is scaled
 back: the form that ONNX Runtime fuses into one integer kernel.
@@ -39,7 +39,7 @@ class _Products:
         self.ranged: set[str] = set()
 
     def of(self, node: NodeProto) -> list[NodeProto]:
-        """The nodes that stand for a linear layer."""
+        """The nodes that replace a linear layer."""
         tensor, made = node.input[0], node.output[0]
         grid = [f"{tensor}.{part}" for part in ("integers", "step", "origin")]
         nodes = [] if tensor in self.ranged else [_node("DynamicQuantizeLinear", [tensor], grid)]
@@ -56,7 +56,7 @@ class _Products:
         return [*nodes, _node("Add", [scaled, node.input[2]], [made])] if has_bias else nodes
 
     def _weight(self, node: NodeProto) -> tuple[str, str]:
-        """Names of a layer's integers [in, out] and of their steps [out]."""
+        """Names of a layer's integers [in, out] and of their scales [out]."""
         integers, step, _ = self.producers[node.input[1]].input
         if node.op_type == "MatMul":
             return integers, step

@@ -1,4 +1,4 @@
-"""A model whose weights stand apart from its graph, and the ONNX file they become without being copied on the way."""
+"""A model whose weights are kept outside its graph, and the ONNX file that is written from both without copying the weights."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def write(model: ModelProto, weights: Mapping[str, np.ndarray], path: Path) -> N
 
 
 def _field(number: int, length: int) -> bytes:
-    """What stands before the `length` bytes of field `number`."""
+    """The header of field `number` with `length` bytes."""
     return bytes([number << 3 | 2]) + _varint(length)
 
 

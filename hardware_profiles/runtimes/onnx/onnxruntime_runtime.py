@@ -41,14 +41,14 @@ REFUSALS = (
     errors.NotImplemented,
     errors.RuntimeException,
 )
-"""What ONNX Runtime raises over a file it cannot load; its errors have no base of their own."""
+"""The errors that ONNX Runtime raises for a file that it cannot load; they have no common base."""
 
 ERRORS_ONLY = 3
-"""ONNX Runtime's log severity: it warns about graph optimisations that are none of the user's business."""
+"""ONNX Runtime's log severity: its warnings are about graph optimisations, which do not concern the user."""
 
 FLOAT_ACTIVATIONS = ("session.qdq_matmulnbits_accuracy_level", "1")
-"""What MatMulNBits, a linear layer of integer weights, computes in: 1 is float32. By itself ONNX Runtime takes int8 and quantizes
-what the layer reads, whatever was decided."""
+"""The precision in which MatMulNBits, a linear layer with integer weights, computes: 1 is float32. By default ONNX Runtime takes
+int8 and quantizes the layer's input, whatever the policy says."""
 
 
 class OnnxRuntime:
@@ -103,7 +103,7 @@ class OnnxRuntimeSession:
         return precisions
 
     def _optimised_nodes(self) -> list[onnx.NodeProto]:
-        """Nodes of the graph as ONNX Runtime really runs it, which it only tells by writing it to a file."""
+        """Nodes of the graph as ONNX Runtime runs it, which it only reports by writing a file."""
         with tempfile.TemporaryDirectory() as folder:
             options = self._options()
             # All that changes a precision, but not the memory layouts, which take the nodes' names away.

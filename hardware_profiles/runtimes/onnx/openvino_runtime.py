@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from ....spaces.policies.candidate import Candidate
 
 DYNAMIC = ["framework", "slimfront.dynamic"]
-"""Where OpenVINO keeps what a file's metadata say; see `lowering.DYNAMIC`."""
+"""Where OpenVINO keeps the metadata under `lowering.DYNAMIC`."""
 
 BFLOAT16 = ["framework", "slimfront.bfloat16"]
-"""As above, of `lowering.BFLOAT16`."""
+"""Where OpenVINO keeps the metadata under `lowering.BFLOAT16`."""
 
 GROUP_SIZE = 32
-"""Inputs of a linear layer that share one step found at run time."""
+"""The number of inputs of a linear layer that share one scale in dynamic quantization."""
 
 WEIGHTED_TYPES = ("Convolution", "FullyConnected", "MatMul")
 
@@ -64,7 +64,7 @@ class OpenVinoRuntime:
         }
         try:
             model = core.read_model(artifact)
-            # OpenVINO would quantize what linear layers with integer weights read, in every file.
+            # By default OpenVINO quantizes the inputs of linear layers with integer weights, in every file.
             config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = GROUP_SIZE if model.has_rt_info(DYNAMIC) else 0
             config["INFERENCE_PRECISION_HINT"] = _precision(model)
             return OpenVinoSession(model, core.compile_model(model, "CPU", config))
@@ -96,11 +96,11 @@ class OpenVinoSession:
                 continue
             precision = _information(operation, "runtimePrecision").replace("u8", "i8")
             if precision == "i8" and not ranged:
-                # A linear layer whose weight alone is stored as integers is reported so too; it computes in what it reads.
+                # A linear layer whose weight alone is stored as integers is reported as integer too; it computes in the type of its input.
                 precision = operation.get_input_element_type(0).get_type_name().replace("u8", "i8")
             names = _information(operation, "originalLayersNames").split(",")
             # Fully connected operations may be named after what was fused to them; their weights are not.
-            names_of_layers = [*names, _constant_behind(operation.input_value(1)).get_friendly_name()]
+            names_of_layers = [*names, _constant_before(operation.input_value(1)).get_friendly_name()]
             found = set().union(*map(layers_of, names_of_layers))
             if not found:  # what followed the layer was folded into its weight, and only that is named
                 found = set().union(*(_layers_before(original.get(name)) for name in names))
@@ -129,7 +129,7 @@ def computes_bfloat16() -> bool:
 
 
 def _precision(model: openvino.Model) -> str:
-    """What a file's floats are computed in. Full precision means float32 on every machine, where OpenVINO would pick bfloat16
+    """The precision in which a file's floats are computed. Full precision means float32 on every machine, where OpenVINO would pick bfloat16
     if there is AMX; and a file all in bfloat16 is not to have it emulated by a CPU without it, which takes fifty times as long.
     """
     return "bf16" if model.has_rt_info(BFLOAT16) and computes_bfloat16() else "f32"
@@ -146,7 +146,7 @@ def _layers_before(node: openvino.Node | None) -> set[str]:
     return set() if node is None else layers_of(node.get_friendly_name())
 
 
-def _constant_behind(output: openvino.Output) -> openvino.Node:
+def _constant_before(output: openvino.Output) -> openvino.Node:
     """The first operation of the chain that ends in `output`; a weight is a constant, perhaps transposed or converted."""
     node = output.get_node()
     while node.get_input_size():

@@ -1,4 +1,4 @@
-"""What goes into an ONNX file and what comes out of it."""
+"""Inputs and outputs of an ONNX file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The PT2 archive that torch's runtimes load: a model, and the notes that lowering left of it."""
+"""The PT2 archive that torch's runtimes load: a model, and the notes of its lowering."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NOTES = "slimfront.json"
-"""The archive's file of what `signature` and `executed_precisions` tell."""
+"""The archive's file with the results of `signature` and `executed_precisions`."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A loaded archive: the model, and the notes that lowering left of it."""
+    """A loaded archive: the model, and the notes of its lowering."""
 
     model: Callable[[Tensor], Tensor]
     notes: dict[str, Any]

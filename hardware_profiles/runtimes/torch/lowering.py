@@ -1,4 +1,4 @@
-"""A candidate as a PT2 archive: its exported program with the candidate's own grids, or what Inductor compiles of that.
+"""A candidate as a PT2 archive: its exported program with the candidate's quantization, or the code that Inductor compiles from it.
 
 Grids are `quantized_decomposed` operations, weights int8. Compiled ahead of time for x86, torchao's fusion passes turn what
 stands between them into oneDNN's integer convolutions and matrix products.
@@ -36,7 +36,7 @@ from .archive import NOTES
 
 aten, grids = torch.ops.aten, torch.ops.quantized_decomposed
 INTEGER_KERNELS = ("qconv", "qlinear")
-"""How Inductor names what integer convolutions and linear layers are lowered by; all other layers run in float32."""
+"""Inductor's names of integer convolutions and linear layers; all other layers run in float32."""
 
 
 def lower(candidate: Candidate, inputs: Tensor, path: Path, device: str, compiled: bool) -> Path:
@@ -79,7 +79,7 @@ def _program(candidate: Candidate, inputs: Tensor, device: str) -> ExportedProgr
 
 
 def _drop_unread(exported: fx.GraphModule) -> None:
-    """Leave out the float weights that grids took the place of, which would be stored all the same."""
+    """Remove the float weights that were replaced by quantized ones, which would be stored otherwise."""
     read = {node.target for node in exported.graph.nodes if node.op == "get_attr"}
     stored = [*dict(exported.named_parameters()), *dict(exported.named_buffers())]
     for name in stored:
@@ -173,7 +173,7 @@ class _Inserter:
             self._replace(node, 2, torch.from_numpy(weight.bias.astype(np.float32)), f"{name}_bias")
 
     def _round_weight(self, name: str, node: fx.Node, weight: RoundedWeight) -> None:
-        """Let a layer read its weight in bfloat16, and compute in it where it reads and makes such numbers."""
+        """Store a layer's weight in bfloat16, and compute in it where its input and output are bfloat16."""
         is_whole = self.candidate.policy.layer(name).is_bfloat16
         values = torch.from_numpy(weight.values.astype(np.float32)).bfloat16()
         self._replace(node, 1, values, f"{name}_bf16")
@@ -219,7 +219,7 @@ def _constant_name(of: str) -> str:
 
 
 def _eager(program: ExportedProgram) -> dict[str, str]:
-    """What layers compute in by the types they read: float32, whatever their grids, or bfloat16."""
+    """The precision of layers by the types that they read: float32, whatever their quantization, or bfloat16."""
     return {
         module_path(node): "bf16" if node.meta["val"].dtype == torch.bfloat16 else "f32"
         for node in program.graph.nodes
@@ -228,7 +228,7 @@ def _eager(program: ExportedProgram) -> dict[str, str]:
 
 
 def _compile(program: ExportedProgram, inputs: Tensor) -> tuple[list[Any], dict[str, str]]:
-    """Files of the package that Inductor makes of `program`, and what its layers run in by the graph it compiled."""
+    """Files of the package that Inductor compiles from `program`, and the precision of its layers in the compiled graph."""
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer  # noqa: F401  # registers integer fusions
 
     read: set[str] = set()

@@ -61,9 +61,9 @@ class TorchSession:
         return self._model(torch.from_numpy(inputs).to(self._device)).cpu().numpy()
 
     def executed_precisions(self) -> dict[str, str]:
-        """What layers compute in; torch widens bfloat16 to float32 on a machine without it."""
+        """The precision of every layer; torch widens bfloat16 to float32 on a machine without it."""
         real = "bf16" if computes_bfloat16(self._device) else "f32"
-        return {layer: real if told == "bf16" else told for layer, told in self._notes["precisions"].items()}
+        return {layer: real if noted == "bf16" else noted for layer, noted in self._notes["precisions"].items()}
 
 
 def computes_bfloat16(device: torch.device) -> bool:

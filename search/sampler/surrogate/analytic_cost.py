@@ -13,19 +13,20 @@ from ....spaces.models.channel_graph import ChannelGraph
 from ....spaces.models.channel_groups import ChannelGroup
 from ....spaces.models.layers import Layer, macs_by_module
 from ....spaces.policies.layer_policy import BFLOAT16_BITS, FULL_PRECISION, GRID_BITS
+from ....spaces.policies.policy import Policy
 from ....spaces.space import Space
 
 COUNTED = ("flops", "bops", "parameters", "packed_bytes")
-"""Metrics in the order of `AnalyticCost`'s columns."""
+"""The first columns of `AnalyticCost` are these metrics."""
 
 OF_MACHINES = (len(COUNTED), len(COUNTED) + 1)
-"""Columns of `AnalyticCost` after these: BOPs and bytes as most machines and files have them."""
+"""The last columns of `AnalyticCost` are BOPs and bytes as most machines and files have them."""
 
 
 @dataclass(frozen=True)
 class Shares:
     """Which part a channel group owns: of each layer's outputs and inputs, shape [layers, groups]; of all other parameters and of
-    what is stored beside parameters, [groups]."""
+    what is stored in addition to parameters, [groups]."""
 
     outputs: np.ndarray
     inputs: np.ndarray
@@ -98,7 +99,7 @@ class AnalyticCost:
         outputs = 1 - (1 - kept) @ self._shares.outputs.T
         fraction = outputs * (1 - (1 - kept) @ self._shares.inputs.T)
         weight_bits, activation_bits = (self._bits(kind, codes) for kind in ("weight_bits", "activation_bits"))
-        # Activations in bfloat16 are so beside such weights only, see `LayerPolicy`.
+        # Activations are in bfloat16 only where the weights are too, see `LayerPolicy`.
         alone = (activation_bits == BFLOAT16_BITS) & (weight_bits != BFLOAT16_BITS)
         activation_bits = np.where(alone, FULL_PRECISION, activation_bits)
         macs, weights, rest = self._macs * fraction, self._weights * fraction, 1 - (1 - kept) @ self._shares.others
@@ -116,12 +117,12 @@ class AnalyticCost:
         ], axis=1)  # fmt: skip
 
     def _grid_bytes(self, outputs: np.ndarray, weight_bits: np.ndarray, activation_bits: np.ndarray) -> np.ndarray:
-        """Bytes [n] of steps and zero points, from the fraction of each layer's outputs kept and its bits, all [n, layers]."""
+        """Bytes [n] of scales and zero points, from the fraction of each layer's outputs kept and its bits, all [n, layers]."""
         steps = 1 if self._per_tensor else self._channels * outputs
         return (4 * steps * (weight_bits <= GRID_BITS) + 5 * (activation_bits <= GRID_BITS)).sum(axis=1)
 
     def keys(self, codes: np.ndarray) -> list[bytes]:
-        """What tells points apart: those of equal channels, bits, masks and recovery are one model."""
+        """What distinguishes points: those of equal channels, bits, masks and recovery are one model."""
         others = [index for index, knob in enumerate(self._space.knobs) if knob.kind not in ("width", "channels")]
         rows = np.hstack([np.round(self._kept(codes), 6), codes[:, others]])
         return [row.tobytes() for row in rows]
@@ -139,19 +140,18 @@ class AnalyticCost:
                        for removed in self._choices(knob, fixed.channels.get(group.name, 0.0))] for width in widths])
             for group, knob in zip(self._space.groups, self._channel_knobs, strict=True)
         ]  # fmt: skip
-        self._bit_knobs: dict[str, list[tuple[int | None, np.ndarray]]] = {}
-        for kind in ("weight_bits", "activation_bits"):
-            governing = {
-                name: index
-                for index, knob in enumerate(self._space.knobs)
-                if knob.kind == kind
-                for name in knob.governs
-            }
-            self._bit_knobs[kind] = [
-                (index, np.array(self._choices(index, getattr(fixed.layer(layer.name), kind)), dtype=float))
-                for layer in self._layers
-                for index in [governing.get(layer.name)]
-            ]
+        self._bit_knobs = {kind: self._bit_tables(kind, fixed) for kind in ("weight_bits", "activation_bits")}
+
+    def _bit_tables(self, kind: str, fixed: Policy) -> list[tuple[int | None, np.ndarray]]:
+        """Per layer, the knob that governs its bits, if any, and the bits of the knob's choices."""
+        knobs = [(index, knob) for index, knob in enumerate(self._space.knobs) if knob.kind == kind]
+        governing = {name: index for index, knob in knobs for name in knob.governs}
+        tables = []
+        for layer in self._layers:
+            knob = governing.get(layer.name)
+            choices = self._choices(knob, getattr(fixed.layer(layer.name), kind))
+            tables.append((knob, np.array(choices, dtype=float)))
+        return tables
 
     def _choices(self, knob: int | None, fixed: float) -> tuple:
         return (fixed,) if knob is None else self._space.knobs[knob].choices
@@ -179,11 +179,13 @@ def _other_parameters(model: nn.Module, layers: Sequence[Layer]) -> int:
 
 
 def _buffer_bytes(model: nn.Module) -> int:
-    """What a packed file holds beside parameters, such as the statistics of batch-norm."""
+    """What a packed file holds in addition to parameters, such as the statistics of batch-norm."""
     parameters = dict(model.named_parameters())
     stored = {name: tensor for name, tensor in model.state_dict().items() if name not in parameters}
     return sum(tensor.nbytes for name, tensor in stored.items() if not name.endswith(".num_batches_tracked"))
 
 
 def _weight(model: nn.Module, name: str) -> Tensor:
-    return model.get_submodule(name).weight  # type: ignore[return-value]
+    weight = model.get_submodule(name).weight
+    assert isinstance(weight, Tensor)
+    return weight

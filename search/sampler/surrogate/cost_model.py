@@ -11,10 +11,10 @@ from sklearn.linear_model import BayesianRidge
 from ..dimensions import SearchDimension
 
 TRUST = (1.0, 3.0, 10.0, 30.0, 100.0)
-"""How many times as much what is counted may explain as the choices beside it do."""
+"""Counted figures may explain this many times as much as the choices do."""
 
 LEAST_SHARE = 0.01
-"""Likelihood beside the others' below which a trust is left out."""
+"""A trust of a smaller share of the likelihood is left out."""
 
 
 class AdditiveModel:

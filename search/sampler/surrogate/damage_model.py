@@ -19,17 +19,31 @@ from scipy.optimize import minimize
 from scipy.sparse import csr_array
 
 from ..dimensions import RECOVERY_KIND, SearchDimension
+from .option_layout import OptionLayout
 
 FLOOR = 1e-3
+"""This is added to every divergence, in nats, before its logarithm is taken."""
+
 NOISE = 0.2
+"""One observed log damage has this standard deviation."""
+
 BROKEN = 0.0
-"""Damage, log nats, beyond which a model is broken and only its being broken is worth learning."""
+"""A model is broken beyond this log damage, in log nats; only its being broken is worth learning."""
 
 BROKEN_WEIGHT = 0.1
-DEVIATIONS = {"kind": 1.5, "knob": 1.0, "measured": 0.5, "option": 0.5, "map": 0.3, "healing": 1.0}
+"""A broken model weighs this much of an observation in the fit."""
+
+MAP_DEVIATION = 0.3
+"""The slope and the offset of the log damages of whole policies deviate this far from 1 and 0."""
+
+RECOVERY_DEVIATION = 1.0
+"""The log of the factor by which recovery reduces the damage of a kind deviates this far from its guess."""
+
 FIRST_STEPS = 60
+"""The optimiser takes at most so many iterations from scratch."""
+
 NEXT_STEPS = 20
-"""Of the optimiser, from scratch and from the last fit."""
+"""The optimiser takes at most so many iterations from the last fit."""
 
 
 def weights_of(damage: np.ndarray) -> np.ndarray:
@@ -45,13 +59,14 @@ class StructuredMean:
     """
 
     def __init__(self, dimensions: Sequence[SearchDimension]) -> None:
-        healers = [index for index, knob in enumerate(dimensions) if knob.kind == RECOVERY_KIND]
-        self._healer = healers[0] if healers else None
-        self._harming = [index for index in range(len(dimensions)) if index not in healers]
-        self._lay_out([dimensions[index] for index in self._harming])
-        levels = len(dimensions[self._healer].choices) if self._healer is not None else 1
-        self._lay_out_healing(levels, dimensions)
-        self._scaled = np.zeros(2 + self._offsets + self._levels * self._kinds)
+        recoveries = [index for index, knob in enumerate(dimensions) if knob.kind == RECOVERY_KIND]
+        self._recovery = recoveries[0] if recoveries else None
+        self._harming = [index for index in range(len(dimensions)) if index not in recoveries]
+        self._layout = OptionLayout([dimensions[index] for index in self._harming])
+        self._one_kind = np.eye(len(self._layout.kinds))[self._layout.kind_of_option]
+        levels = len(dimensions[self._recovery].choices) if self._recovery is not None else 1
+        self._lay_out_recovery(levels, dimensions)
+        self._scaled = np.zeros(2 + self._layout.spread.shape[1] + self._levels * len(self._layout.kinds))
         self._fitted = self._unpack(self._scaled)
 
     @property
@@ -85,26 +100,26 @@ class StructuredMean:
 
     def predict(self, codes: np.ndarray) -> np.ndarray:
         """Damage [n] of codes [n, knobs]."""
-        return self.predict_shifted(codes, np.zeros((1, len(self._prior))), np.zeros(len(codes), dtype=int))
+        return self.predict_shifted(codes, np.zeros((1, len(self._layout.prior))), np.zeros(len(codes), dtype=int))
 
     def predict_drawn(self, codes: np.ndarray, parameters: np.ndarray) -> np.ndarray:
         """Damage [draws, n] under other values [draws, parameters] of what is fitted."""
         unpacked = [self._unpack(scaled) for scaled in parameters]
-        single = np.stack([self._nats(theta, healing).ravel() for theta, healing, _, _ in unpacked], axis=1)
+        single = np.stack([self._nats(theta, recovery).ravel() for theta, recovery, _, _ in unpacked], axis=1)
         slopes, offsets = (np.array([u[index] for u in unpacked])[:, None] for index in (2, 3))
         return offsets + slopes * np.log(FLOOR + (self._design(codes) @ single).T)
 
     def jacobian(self, codes: np.ndarray) -> np.ndarray:
         """Derivatives [n, parameters] of the damage by what is fitted, at the fit."""
-        theta, healing, slope, _ = self._fitted
-        design, single = self._design(codes), self._nats(theta, healing)
+        theta, recovery, slope, _ = self._fitted
+        design, single = self._design(codes), self._nats(theta, recovery)
         total = FLOOR + design @ single.ravel()
         flow = np.divide(slope, total)[:, None, None] * design.toarray().reshape(-1, *single.shape) * single
         return np.hstack([
-            np.full((len(codes), 1), DEVIATIONS["map"]),
-            DEVIATIONS["map"] * np.log(total)[:, None],
-            flow.sum(axis=1) @ self._spread,
-            (DEVIATIONS["healing"] * (flow @ self._one_kind) * self._healing_free).reshape(len(codes), -1),
+            np.full((len(codes), 1), MAP_DEVIATION),
+            MAP_DEVIATION * np.log(total)[:, None],
+            flow.sum(axis=1) @ self._layout.spread,
+            (RECOVERY_DEVIATION * (flow @ self._one_kind) * self._recovery_free).reshape(len(codes), -1),
         ])  # fmt: skip
 
     def predict_shifted(self, codes: np.ndarray, shifts: np.ndarray, which: np.ndarray) -> np.ndarray:
@@ -114,21 +129,23 @@ class StructuredMean:
 
     def shifts(self, deviations: np.ndarray) -> np.ndarray:
         """What deviations [any, parameters] of what is fitted change of `theta`, [any, options]."""
-        return deviations[:, 2 : 2 + self._offsets] @ self._spread.T
+        return deviations[:, 2 : 2 + self._layout.spread.shape[1]] @ self._layout.spread.T
 
     def predict_options(
         self, codes: np.ndarray, knob: int, size: int, shifts: np.ndarray, which: np.ndarray
     ) -> np.ndarray:
         """Damage [n, size] of each row with each of the `size` choices of one knob; otherwise as `predict_shifted`."""
-        if knob == self._healer or (place := self._harming.index(knob)) == self._width:  # other knobs' options change
+        if (
+            knob == self._recovery or (place := self._harming.index(knob)) == self._layout.width
+        ):  # other knobs' options change
             options = np.repeat(codes, size, axis=0)
             options[:, knob] = np.tile(np.arange(size), len(codes))
             return self.predict_shifted(options, shifts, np.repeat(which, size)).reshape(-1, size)
         single, chosen = self._single(shifts), self._options(codes)
         parts = self._parts(codes, single[which[:, None], chosen])
         offered = single[which[:, None], (chosen[:, place] - codes[:, knob])[:, None] + np.arange(size)]
-        if self._healer is not None:
-            offered *= np.exp(self._fitted[1])[codes[:, self._healer], self._kind_of_knob[place]][:, None]
+        if self._recovery is not None:
+            offered *= np.exp(self._fitted[1])[codes[:, self._recovery], self._layout.kind_of_knob[place]][:, None]
         return self._mapped(np.maximum(parts.sum(axis=1) - parts[:, place], 0.0)[:, None] + offered)
 
     def _single(self, shifts: np.ndarray) -> np.ndarray:
@@ -137,89 +154,67 @@ class StructuredMean:
 
     def _parts(self, codes: np.ndarray, single: np.ndarray) -> np.ndarray:
         """Nats of each option [n, harming knobs] after recovery."""
-        if self._healer is None:
+        if self._recovery is None:
             return single
-        return single * np.exp(self._fitted[1])[codes[:, self._healer]][:, self._kind_of_knob]
+        return single * np.exp(self._fitted[1])[codes[:, self._recovery]][:, self._layout.kind_of_knob]
 
     def _options(self, codes: np.ndarray) -> np.ndarray:
         """Place in theta [n, harming knobs] of the option each knob has."""
         harming = codes[:, self._harming]
-        width = harming[:, self._width] if self._width is not None else np.zeros(len(codes), dtype=int)
-        return self._starts + harming + width[:, None] * self._strides
+        width = harming[:, self._layout.width] if self._layout.width is not None else np.zeros(len(codes), dtype=int)
+        return self._layout.starts + harming + width[:, None] * self._layout.strides
 
     def _mapped(self, total: np.ndarray) -> np.ndarray:
         _, _, slope, offset = self._fitted
         return offset + slope * np.log(FLOOR + total)
 
-    def _lay_out(self, knobs: Sequence[SearchDimension]) -> None:
-        """Give every option a place in theta, and every offset one in the parameter vector."""
-        kinds = sorted({knob.kind for knob in knobs})
-        self._kinds = len(kinds)
-        self._kind_of_knob = np.array([kinds.index(knob.kind) for knob in knobs], dtype=int)
-        self._width = next((index for index, knob in enumerate(knobs) if knob.kind == "width"), None)
-        widths = len(knobs[self._width].choices) if self._width is not None else 1
-        repeats = [widths if knob.kind == "channels" else 1 for knob in knobs]
-        sizes = [len(knob.choices) * times for knob, times in zip(knobs, repeats, strict=True)]
-        self._starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(int)
-        # How far apart the options are that a knob has at one width and at the next.
-        self._strides = np.array([len(k.choices) if k.kind == "channels" else 0 for k in knobs])
-        options = [(k, i) for k, times in zip(knobs, repeats, strict=True) for i in [*range(len(k.choices))] * times]
-        natures = [(knob.kind, knob.choices[index]) for knob, index in options]
-        shared = {nature: place for place, nature in enumerate(dict.fromkeys(natures))}
-        knob_deviations = np.array([DEVIATIONS["measured" if knob.measured else "knob"] for knob in knobs])
-        knob_of_option = np.repeat(np.arange(len(knobs)), sizes)
-        self._kind_of_option = self._kind_of_knob[knob_of_option]
-        self._one_kind = np.eye(self._kinds)[self._kind_of_option]
-        self._prior = np.array([-np.inf if index == knob.neutral else knob.prior[index] for knob, index in options])
-        self._spread = np.hstack([
-            DEVIATIONS["kind"] * np.eye(len(shared))[[shared[nature] for nature in natures]],
-            (np.eye(len(knobs)) * knob_deviations)[knob_of_option],
-            DEVIATIONS["option"] * np.eye(len(options)),
-        ])  # fmt: skip
-        self._offsets = self._spread.shape[1]
-
-    def _lay_out_healing(self, levels: int, dimensions: Sequence[SearchDimension]) -> None:
+    def _lay_out_recovery(self, levels: int, dimensions: Sequence[SearchDimension]) -> None:
         self._levels = levels
-        self._healing_prior = np.zeros((levels, self._kinds))
-        if self._healer is not None:
-            epochs = [float(choice) for choice in dimensions[self._healer].choices]
-            self._healing_prior -= np.log1p(np.array(epochs) - min(epochs))[:, None]
-            self._healing_free = (np.array(epochs) > min(epochs))[:, None]
+        self._recovery_prior = np.zeros((levels, len(self._layout.kinds)))
+        if self._recovery is not None:
+            epochs = [float(choice) for choice in dimensions[self._recovery].choices]
+            self._recovery_prior -= np.log1p(np.array(epochs) - min(epochs))[:, None]
+            self._recovery_free = (np.array(epochs) > min(epochs))[:, None]
         else:
-            self._healing_free = np.zeros((1, 1), dtype=bool)
+            self._recovery_free = np.zeros((1, 1), dtype=bool)
 
     def _unpack(self, scaled: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]:
-        """theta [options], log healing [levels, kinds], slope 1 + a, offset b."""
-        theta = self._prior + self._spread @ scaled[2 : 2 + self._offsets]
-        free = scaled[2 + self._offsets :].reshape(self._levels, self._kinds) * self._healing_free
-        healing = self._healing_prior + DEVIATIONS["healing"] * free
-        return theta, healing, 1 + DEVIATIONS["map"] * float(scaled[1]), DEVIATIONS["map"] * float(scaled[0])
+        """theta [options], log recovery [levels, kinds], slope 1 + a, offset b."""
+        theta = self._layout.prior + self._layout.spread @ scaled[2 : 2 + self._layout.spread.shape[1]]
+        free = (
+            scaled[2 + self._layout.spread.shape[1] :].reshape(self._levels, len(self._layout.kinds))
+            * self._recovery_free
+        )
+        recovery = self._recovery_prior + RECOVERY_DEVIATION * free
+        return theta, recovery, 1 + MAP_DEVIATION * float(scaled[1]), MAP_DEVIATION * float(scaled[0])
 
-    def _nats(self, theta: np.ndarray, healing: np.ndarray) -> np.ndarray:
+    def _nats(self, theta: np.ndarray, recovery: np.ndarray) -> np.ndarray:
         """Damage [levels, options] of every option at every level of recovery."""
-        return np.exp(np.minimum(theta + healing[:, self._kind_of_option], 20.0))
+        return np.exp(np.minimum(theta + recovery[:, self._layout.kind_of_option], 20.0))
 
     def _design(self, codes: np.ndarray) -> csr_array:
         """1 where a row has an option at its level of recovery, [n, levels x options]."""
         options = self._options(codes)
-        if self._healer is not None:
-            options = options + len(self._prior) * codes[:, self._healer, None]
+        if self._recovery is not None:
+            options = options + len(self._layout.prior) * codes[:, self._recovery, None]
         rows, knobs = options.shape
         ends = np.arange(0, rows * knobs + 1, knobs) if knobs else np.zeros(rows + 1, dtype=int)
-        return csr_array((np.ones(options.size), options.ravel(), ends), shape=(rows, self._levels * len(self._prior)))
+        return csr_array(
+            (np.ones(options.size), options.ravel(), ends), shape=(rows, self._levels * len(self._layout.prior))
+        )
 
     def _values_and_pullback(self, scaled: np.ndarray, design: csr_array):
-        theta, healing, slope, offset = self._unpack(scaled)
-        single = self._nats(theta, healing)
+        theta, recovery, slope, offset = self._unpack(scaled)
+        single = self._nats(theta, recovery)
         total = FLOOR + design @ single.ravel()
         logs = np.log(total)
 
         def pullback(errors: np.ndarray) -> np.ndarray:
             flow = (design.T @ (errors * slope / total)).reshape(single.shape) * single
             return np.concatenate([
-                [DEVIATIONS["map"] * errors.sum(), DEVIATIONS["map"] * (errors * logs).sum()],
-                flow.sum(axis=0) @ self._spread,
-                (DEVIATIONS["healing"] * (flow @ self._one_kind) * self._healing_free).ravel(),
+                [MAP_DEVIATION * errors.sum(), MAP_DEVIATION * (errors * logs).sum()],
+                flow.sum(axis=0) @ self._layout.spread,
+                (RECOVERY_DEVIATION * (flow @ self._one_kind) * self._recovery_free).ravel(),
             ])  # fmt: skip
 
         return offset + slope * logs, pullback

@@ -25,16 +25,16 @@ Counted = Callable[[np.ndarray], np.ndarray]
 Regression = TypeVar("Regression", AdditiveModel, CostModel)
 
 SCALES_LAST = 1.1
-"""The residual's scales are chosen anew when there are so many times as many trials."""
+"""The residual's scales are chosen again when the number of trials has grown by this factor."""
 
 SKILL_LASTS = 1.1
-"""The surrogate is judged anew when there are so many times as many trials."""
+"""The surrogate is judged again when the number of trials has grown by this factor."""
 
 FOLDS = 5
-"""Of the cross-validation that judges it."""
+"""The cross-validation that judges the surrogate has this many folds."""
 
 COSTS_LAST = 1.05
-"""Measured costs and constraints are fitted anew when there are so many times as many trials: from 20 on not at each."""
+"""Measured costs and constraints are fitted again when the number of trials has grown by this factor: from 20 on not at each."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Surrogate:
         self.mean = StructuredMean(dimensions)
 
     def scaled(self, values: np.ndarray) -> np.ndarray:
-        """Objectives [n, objectives] so that less is better: quality as it is, costs as logarithms, in which ratios count alike."""
+        """Objectives [n, objectives] so that less is better: quality as it is, costs as logarithms, in which equal ratios count the same."""
         columns = [
             sign * (column if role == "quality" else np.log(np.maximum(column, 1e-300)))
             for role, sign, column in zip(self.roles, self.signs, values.T, strict=True)
@@ -138,7 +138,7 @@ class Surrogate:
         spread = (damage - damage.mean()) * len(damage) / (len(damage) - 1)  # from the mean of the others
         return 1 - float(
             left @ left / max(spread @ spread, len(damage) * NOISE**2)
-        )  # all alike is as well known as it gets
+        )  # equal damages are as well known as can be
 
     def log_cost(self, codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Scaled costs of codes, weighted row by row with [n, objectives]; quality's weight is not read."""

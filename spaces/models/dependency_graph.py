@@ -1,0 +1,232 @@
+"""Torch-Pruning's dependency graph (DepGraph, Fang et al. 2023, arXiv:2301.12900), with attention as one node, channels
+followed through any view, and no limit on the length of a walk.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+from torch_pruning import ops
+from torch_pruning.dependency import Group, constants, index_mapping, shape_infer
+from torch_pruning.dependency import graph as dependency_graph
+
+SHUFFLED_DIMENSIONS = 5
+"""A view of images with so many dimensions takes their channels apart, as ShuffleNet does (arXiv:1807.11164)."""
+
+FRAMES_PER_NODE = 4
+"""More calls than Torch-Pruning and the memory of its answers nest for each node they walk through."""
+
+_walking = threading.Lock()
+"""Held while the limits of Torch-Pruning and Python are lifted, which are those of the whole process."""
+
+_WITHOUT_WEIGHTS = {
+    ops.OPTYPE.CONCAT, ops.OPTYPE.SPLIT, ops.OPTYPE.RESHAPE, ops.OPTYPE.ELEMENTWISE, ops.OPTYPE.SLICE,
+    ops.OPTYPE.UNBIND, ops.OPTYPE.EXPAND,
+}  # fmt: skip
+
+
+@runtime_checkable
+class HeadedAttention(Protocol):
+    """Self-attention whose heads can be taken out, such as `workloads.attention.SelfAttention`.
+
+    Its first input and first output are the same shape; `in_proj` reads the one, `out_proj` makes the other.
+    """
+
+    num_heads: int
+    in_proj: nn.Linear
+    out_proj: nn.Linear
+
+    def keep_heads(self, kept: Sequence[int]) -> None:
+        """Take out every head but `kept`, in place."""
+        ...
+
+
+class _AttentionPruner(tp.BasePruningFunc):
+    """Torch-Pruning's handler of a `HeadedAttention`: the channels it reads and those it makes are pruned apart."""
+
+    def prune_in_channels(self, layer: Any, idxs: Sequence[int]) -> nn.Module:
+        tp.prune_linear_in_channels(layer.in_proj, idxs)
+        return layer
+
+    def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> nn.Module:
+        tp.prune_linear_out_channels(layer.out_proj, idxs)
+        return layer
+
+    def get_in_channels(self, layer: Any) -> int:
+        return layer.in_proj.in_features
+
+    def get_out_channels(self, layer: Any) -> int:
+        return layer.out_proj.out_features
+
+
+class _IndexedGroup(Group):
+    """A group that looks up what it holds, where Torch-Pruning's reads all of it for every operation that is visited."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._channels: defaultdict[tuple[Any, Any], list[Any]] = defaultdict(list)
+
+    def add_dep(self, dep: Any, idxs: Any) -> None:
+        super().add_dep(dep, idxs)
+        self._channels[dep.target, dep.handler].append(idxs)
+
+    def has_pruning_op(self, dep: Any, idxs: Any) -> bool:
+        return idxs in self._channels[dep.target, dep.handler]
+
+
+class DependencyGraph(tp.DependencyGraph):
+    """Torch-Pruning's graph, which follows channels through views of more than four dimensions without numbering them.
+
+    Attributes:
+        shuffles: nodes after or before such a view, up to the next layer; channels have other numbers there.
+    """
+
+    def _build_dependency(self, module2node: Mapping[Any, Any]) -> None:
+        nodes = module2node.values()
+        views = [node for node in nodes if node.type == ops.OPTYPE.RESHAPE and _dimensions(node) >= SHUFFLED_DIMENSIONS]
+        self.shuffles = _between_layers(views)
+        for node in self.shuffles:
+            node.type = ops.OPTYPE.ELEMENTWISE
+        super()._build_dependency(module2node)
+        sys.setrecursionlimit(sys.getrecursionlimit() + FRAMES_PER_NODE * len(module2node))
+
+
+def traced(
+    model: nn.Module, example_input: Tensor, attentions: Mapping[str, HeadedAttention]
+) -> tuple[DependencyGraph, list[Group]]:
+    """The dependency graph of a model, and its groups of coupled channels.
+
+    Args:
+        model: in eval mode.
+        example_input: shape [1, ...]; traces the dependencies.
+        attentions: path -> attention whose heads can be taken out.
+
+    Raises:
+        Exception: whatever Torch-Pruning's tracing meets on an architecture that it does not know.
+    """
+    graph = DependencyGraph()
+    kinds: dict[Any, Any] = {type(attention): _AttentionPruner() for attention in attentions.values()}
+    modules = [model.get_submodule(path) for path in attentions]
+    forward: Any = nn.Module.__call__  # left to call the model itself, it swallows what that raises, Ctrl-C too
+    with _traceable(model, modules), _walks_of_any_length():
+        graph.build_dependency(model, example_input, forward_fn=forward, customized_pruners=kinds, verbose=False)
+        return graph, list(graph.get_all_groups(root_module_types=[ops.TORCH_CONV, ops.TORCH_LINEAR]))
+
+
+@contextmanager
+def _traceable(model: nn.Module, attentions: Iterable[nn.Module]) -> Iterator[None]:
+    """Have gradients recorded through every parameter, and every attention stand as one operation on its input."""
+
+    def one_operation(_module: nn.Module, args: tuple, options: dict, output: Any) -> Any:
+        tokens = next(iter((*args, *options.values()))) * 1
+        return (tokens, *output[1:]) if isinstance(output, tuple) else tokens
+
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    hooks = [module.register_forward_hook(one_operation, with_kwargs=True) for module in attentions]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _walks_of_any_length() -> Iterator[None]:
+    """Have Torch-Pruning follow channels however many operations lie between two layers, and say so where it gives up.
+
+    It looks for the next layer by recursion, which it ends after 500 nodes with a warning and another answer: a recurrent
+    layer of 17 steps is longer. Here the limit is Python's own, which `DependencyGraph` raises by the size of the graph, and what was
+    found for a node is kept, so that a walk sees each node once. Groups are indexed.
+    """
+    limit = sys.getrecursionlimit()
+    with _walking, warnings.catch_warnings():
+        warnings.filterwarnings("error", "Maximum recursive depth")
+        try:
+            with (
+                _replaced(constants, "MAX_RECURSION_DEPTH", math.inf),
+                _replaced(dependency_graph, "Group", _IndexedGroup),
+                _replaced(index_mapping, "update_index_mapping", _mapped_twice(index_mapping.update_index_mapping)),
+            ):
+                yield
+        finally:
+            sys.setrecursionlimit(limit)
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Have an attribute be `value` for a while."""
+    original = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+def _mapped_twice(update: Callable[[Any], None]) -> Callable[[Any], None]:
+    """`update` once when the graph is built and once when its first group is read; later ones would change nothing.
+
+    What the first finds, the sizes of concatenations, the second may read.
+    """
+    runs = 0
+
+    def remembering(graph: Any) -> None:
+        nonlocal runs
+        runs += 1
+        if runs > 2:
+            return
+        inputs, outputs = shape_infer.infer_in_channels_recursively, shape_infer.infer_out_channels_recursively
+        with (
+            _replaced(shape_infer, "infer_in_channels_recursively", _remembered(inputs)),
+            _replaced(shape_infer, "infer_out_channels_recursively", _remembered(outputs)),
+        ):
+            update(graph)
+
+    return remembering
+
+
+def _remembered(infer: Callable[[Any, Any, list[int]], int | None]) -> Callable[[Any, Any, list[int]], int | None]:
+    found: dict[Any, int | None] = {}
+
+    def once(graph: Any, node: Any, recursive_depth: list[int]) -> int | None:
+        if node not in found:
+            found[node] = infer(graph, node, recursive_depth)
+        return found[node]
+
+    return once
+
+
+def _between_layers(nodes: Iterable[Any]) -> set[Any]:
+    """These nodes and all that concatenate, split, view or add to what they read or make, up to the next layers."""
+    found: set[Any] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node in found or node.type not in _WITHOUT_WEIGHTS:
+            continue
+        found.add(node)
+        waiting += [*node.inputs, *node.outputs]
+    return found
+
+
+def _dimensions(node: Any) -> int:
+    """Of the tensor a view reads or makes, whichever has more."""
+    grad_fn = node.grad_fn
+    sizes = getattr(grad_fn, "_saved_self_sym_sizes", None) or getattr(grad_fn, "_saved_self_sizes", ())
+    made = [metadata.shape for metadata in getattr(grad_fn, "_input_metadata", ())]
+    return max(map(len, (sizes, *made)), default=0)

@@ -1,0 +1,28 @@
+"""Policies in words."""
+
+from slimfront.spaces.policies.policy import LayerPolicy, Policy
+from slimfront.spaces.policies.pruning import Pruning
+from slimfront.studies.wording import layer_rows, width_text
+
+
+def test_a_layers_row_shows_bits_and_sparsity_and_what_else_is_not_neutral():
+    layers = {
+        "a": LayerPolicy(4, 8, 0.5, codebook="k_means"),
+        "b": LayerPolicy(8, 8, "2:4", operator="rank=0.5", activation_range="dynamic"),
+        "c": LayerPolicy(activation_bits=8),
+        "gone.d": LayerPolicy(8, 8),
+    }
+    assert layer_rows(Policy(layers=layers, removed_blocks=("gone",))) == [
+        ("a", "4, k_means", "8", "0.5"),
+        ("b", "8", "8, dynamic", "2:4, rank=0.5"),
+        ("c", "32", "8", "0"),
+    ]
+
+
+def test_what_holds_for_the_whole_model_is_one_line():
+    policy = Policy(
+        0.5, removed_blocks=("b.1",), pruning=Pruning("taylor"), extensions={"clip": {"": 2.0}, "rank": {"fc": 3}}
+    )
+    expected = "0.5 of every channel group kept; without b.1; pruned with criterion taylor; clip 2.0; rank 3 of fc"
+    assert width_text(policy) == expected
+    assert width_text(Policy()) == "full"
