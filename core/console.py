@@ -1,4 +1,4 @@
-"""Where text goes: a terminal, a pipe or a file, in whatever encoding it has."""
+"""Output to a terminal, a pipe or a file, in whatever encoding it has."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from functools import cache
 from rich.console import Console
 
 UNCUT = 10_000
-"""Columns of what is no terminal: every line is as long as it needs to be."""
+"""The width of pipes and files, so large that no line is broken."""
 
 _PLAIN = {**dict(zip("▁▂▃▄▅▆▇█", "_.:-=+*#", strict=True)), "±": "+-", "…": "..", "—": "-"}
 _PLAIN |= {chr(code): "*" for code in range(0x2800, 0x2900)}  # the spinner of rich is of Braille characters
@@ -21,7 +21,7 @@ _PLAIN |= {chr(code): "*" for code in range(0x2800, 0x2900)}  # the spinner of r
 def open_console(*, stderr: bool = False) -> Console:
     """Stdout or stderr: the terminal, or a pipe or file whose lines are never broken unless COLUMNS says where.
 
-    The same one for all: what moves on a terminal, such as a progress bar within another's time, must know of the other.
+    The same one for all: progress bars that are shown at the same time must share a console.
     """
     stream = sys.stderr if stderr else sys.stdout
     natural = not stream.isatty() and not os.environ.get("COLUMNS")

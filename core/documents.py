@@ -1,4 +1,4 @@
-"""YAML and JSON from files as plain values; what is too large, too deep or too much by its aliases is refused before it is parsed."""
+"""YAML and JSON from files as plain values; documents that are too large, too deep, or expanded by aliases are refused before they are parsed."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from .validation import shortened
 MAX_YAML_BYTES = 2**20
 MAX_JSON_BYTES = 2**22
 MAX_DEPTH = 50
-"""Lists and mappings within each other."""
+"""The deepest nesting of lists and mappings."""
 
 MAX_VALUES = 50_000
-"""Of a YAML document, each alias counted as all that it stands for."""
+"""The most values of a YAML document, with each alias counted as its expansion."""
 
 MAX_COMMAS = 200_000
-"""Of a JSON document, a bound of its values that is counted at once."""
+"""The most commas of a JSON document, a bound on its values that is fast to count."""
 
 MAX_DIGITS = 100
-"""Characters of a number."""
+"""The most characters of a number."""
 
 _STRINGS = re.compile(r'"(?:[^"\\]|\\.?)*(?:"|\Z)', re.DOTALL)
 _NO_BRACKETS = re.compile(r"[^\[\]{}]+")
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _BadScalar = (ValueError, ArithmeticError, LookupError, TypeError, AttributeError)
-"""What PyYAML's constructors raise over a scalar that is not what its tag says."""
+"""The errors of PyYAML's constructors for a scalar that does not match its tag."""
 
 
 _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Loader(_SafeLoader):
-    """`yaml.SafeLoader`, libyaml's where PyYAML has it, that refuses duplicate keys, tells a scalar it cannot construct by its
-    line, and reads 1e-3 as the number it is in YAML 1.2."""
+    """`yaml.SafeLoader`, libyaml's where PyYAML has it, that refuses duplicate keys, reports the line of a scalar that it
+    cannot construct, and reads 1e-3 as a number, as YAML 1.2 does."""
 
     def get_single_node(self) -> yaml.Node | None:
         root = super().get_single_node()
@@ -89,7 +89,7 @@ def read_file(path: Path, most: int, regular: bool = False) -> bytes:
 
 
 def require_regular(path: Path) -> os.stat_result:
-    """What the system knows of a file that is neither a link nor a pipe nor a device.
+    """The status of a file that is neither a link nor a pipe nor a device.
 
     Raises:
         DocumentError: it is one of those.
@@ -104,7 +104,7 @@ def require_regular(path: Path) -> os.stat_result:
 
 
 def yaml_document(content: bytes) -> Any:
-    """What a YAML text holds: mappings, lists and scalars.
+    """The value of a YAML text: mappings, lists and scalars.
 
     Raises:
         DocumentError: not YAML, a duplicate key, or beyond the limits; with the line where it is known.
@@ -122,7 +122,7 @@ def yaml_document(content: bytes) -> Any:
 
 
 def json_document(content: bytes | str) -> Any:
-    """What a JSON text holds.
+    """The value of a JSON text.
 
     Raises:
         DocumentError: not JSON, or beyond the limits.
@@ -156,7 +156,7 @@ def _depth(text: str) -> int:
 
 
 def _check_limits(events: Iterable[yaml.Event]) -> None:
-    """Count what the document holds, aliases by what they stand for, and how deep, without building any of it."""
+    """Count the document's values, with aliases expanded, and its depth, without building any of it."""
     collections: list[tuple[str | None, int]] = []  # anchor of each open one, values in it so far
     sizes: dict[str, int] = {}
     for event in events:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM that cannot get lost, and come between two writes, never within one."""
+"""Reliable Ctrl-C and SIGTERM: they do not get lost, and never interrupt a write."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 _watching: list[Interrupts] = []
-"""The `Interrupts` of this process, innermost last."""
+"""The active `Interrupts` of this process, innermost last."""
 
 
 class Interrupts:
@@ -51,13 +51,13 @@ class Interrupts:
 
 
 def raise_if_interrupted(error: BaseException) -> None:
-    """Raise the Ctrl-C that is behind `error`, if one is; to be called wherever any exception is turned into another.
+    """Raise the Ctrl-C that caused `error`, if one did; to be called wherever any exception is turned into another.
 
     Libraries and users' code catch KeyboardInterrupt and raise something else. A KeyboardInterrupt that such code raised
     itself, without a signal, is an exception like any other.
 
     Raises:
-        KeyboardInterrupt: one stands in the chain of the exception, and this process received a signal.
+        KeyboardInterrupt: there is one in the chain of the exception, and this process received a signal.
     """
     if _may_be_interrupted() and any(isinstance(each, KeyboardInterrupt) for each in _chain(error)):
         raise KeyboardInterrupt from error
@@ -92,7 +92,7 @@ def uninterrupted() -> Iterator[None]:
     """Hold an interrupt back until the block has ended; also a decorator. A second one goes through at once.
 
     For what must be done whole. A KeyboardInterrupt inside a statement of SQLite leaves its transaction open for as long
-    as the traceback is kept, and whoever writes next finds the database locked. Outside the main thread this does nothing.
+    as the traceback is kept, and the next writer finds the database locked. Outside the main thread this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -20,7 +20,7 @@ class Measurement:
         value: the point estimate, in `unit`.
         low, high: bounds of the 95 % interval; both equal to `value` where the number is exact.
         unit: the unit `value`, `low` and `high` share.
-        n: how many observations stand behind it (samples, timing pairs; 1 for a count).
+        n: how many observations it is computed from (samples, timing pairs; 1 for a count).
         method: how it was obtained, in a few words, e.g. "wilson", "paired-median", "fvcore".
         noisy: the interval stayed wider than the protocol asks for.
     """

@@ -7,7 +7,7 @@ import unicodedata
 from urllib.parse import unquote
 
 MOST_CHARACTERS = 2000
-"""Of a reason or a remark, as it is stored."""
+"""The most characters of a stored reason or remark."""
 
 HIDDEN = "***"
 
@@ -40,7 +40,7 @@ def redacted(url: str) -> str:
     """A database URL as it may be shown: whatever may be a password in it, well-formed or not, is `***`.
 
     In doubt too much is hidden: all that follows a key such as `password=`, everything between the user's name and the last
-    `@`, and what stands for a port and is no number.
+    `@`, and a port that is not a number.
     """
     if (key := _SECRET_KEY.search(url)) is not None:
         url = url[: key.end()] + HIDDEN
@@ -58,7 +58,7 @@ def redacted(url: str) -> str:
 
 
 def without(text: str, secrets: list[str]) -> str:
-    """`text` with each of the secrets hidden where it stands alone."""
+    """`text` with each of the secrets hidden where it is a word of its own."""
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
         text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", HIDDEN, text)
     return text

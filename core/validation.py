@@ -1,4 +1,4 @@
-"""What errors say of files and names: the first thing pydantic finds wrong, in one plain sentence; what was meant perhaps."""
+"""Error messages about files and names: the first problem that pydantic finds in one plain sentence, and suggestions."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 from pydantic_core import ErrorDetails
 
 MAX_SENTENCE = 300
-"""Characters of what an error says is wrong; what is longer loses its middle."""
+"""The most characters of an error message; the middle of a longer one is left out."""
 
 MAX_SHOWN = 80
-"""Characters of a key or a value within such a sentence."""
+"""The most characters of a key or a value within an error message."""
 
 _SENTENCES = {
     "missing": "is missing",
@@ -57,10 +57,10 @@ def _not_a_folder(name: str) -> str:
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=128), AfterValidator(_not_a_folder)]
-"""What studies and targets are called; also a part of paths."""
+"""The type of names of studies and targets, which are also parts of paths."""
 
 MAX_COUNT = 10**9
-"""The most of anything that is counted, such as trials."""
+"""The largest count of anything, such as trials."""
 
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 CountOrNone = Annotated[int, Field(ge=0, le=MAX_COUNT)]
@@ -98,7 +98,7 @@ def one_of(allowed: tuple[T, ...]) -> AfterValidator:
 
 
 def first_problem(model: type[BaseModel], error: ValidationError) -> tuple[str, str]:
-    """Dotted key ("" for the whole file) and what is wrong with it; unknown keys are told first, as they often explain a
+    """Dotted key ("" for the whole file) and what is wrong with it; unknown keys are reported first, as they often explain a
     missing one."""
     problem = min(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
     key = ".".join(shortened(part) for part in problem["loc"] if part != "[key]")

@@ -1,4 +1,4 @@
-"""A user's workload as slimfront computes with it: the model itself in float32, its inputs as float32 tensors.
+"""Adapts a user's workload to the form that slimfront computes with: the bare model in float32, inputs as float32 tensors.
 
 What is changed computes the same; each change is a remark for the workload's owner.
 """
@@ -18,7 +18,7 @@ from .workload import SPLITS, Workload, number_of_classes
 
 
 def adapted(workload: Workload) -> Workload:
-    """`workload`, which was checked, as all of slimfront reads it; its model and data are not changed."""
+    """`workload`, which was checked, in the form that slimfront reads; its model and data are not changed."""
     example = workload.example_input
     model, remarks = plain_model(workload.model)
     if _keeps_tensors(model, plain_input(example) if example.is_floating_point() else example):
@@ -158,7 +158,7 @@ def _compute_once(module: nn.Module) -> None:
 
 
 def _shared_data(workload: Workload) -> Iterator[str]:
-    """What is said of splits that are one data set, if accuracies are measured on it."""
+    """Remarks on splits that are one data set, if accuracies are measured on it."""
     names: dict[int, list[str]] = {}
     for split in SPLITS:
         names.setdefault(id(getattr(workload, split)), []).append(split)

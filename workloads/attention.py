@@ -1,7 +1,7 @@
-"""Self-attention with its projections as layers of their own, and heads that can be taken out.
+"""Self-attention with its projections as layers of their own, and heads that can be pruned.
 
 `nn.MultiheadAttention` and torchvision's window attention read the weights of their projections without calling them as
-layers: nothing there could be quantized or pruned. `explicit_attention` writes them anew, number for number.
+layers, so that nothing there could be quantized or pruned. `explicit_attention` rewrites them with the same numbers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 TOLERANCE = 1e-3
-"""How far, relative to the largest output, the two ways of writing a model may differ by rounding."""
+"""The largest difference, relative to the largest output, between the two forms of a model that rounding may cause."""
 
 
 class SelfAttention(nn.Module):
@@ -29,7 +29,7 @@ class SelfAttention(nn.Module):
         batch_first: inputs are [batch, tokens, width], else [tokens, batch, width].
     """
 
-    in_proj_bias = None  # tells `nn.TransformerEncoderLayer` to call this module instead of its own kernel
+    in_proj_bias = None  # makes `nn.TransformerEncoderLayer` call this module instead of its own kernel
 
     def __init__(
         self, width: int, num_heads: int, bias: bool = True, dropout: float = 0.0, batch_first: bool = True
@@ -80,7 +80,7 @@ class SelfAttention(nn.Module):
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
     def keep_heads(self, kept: Sequence[int]) -> None:
-        """Take out every head but `kept`, with its queries, keys, values and its columns of `out_proj`."""
+        """Remove every head but `kept`, with its queries, keys, values and its columns of `out_proj`."""
         heads = torch.arange(self.num_heads * self.head_width).view(self.num_heads, self.head_width)
         columns = heads[list(kept)].flatten()
         rows = torch.cat([columns + part * self.num_heads * self.head_width for part in range(3)])

@@ -23,11 +23,11 @@ State = dict[str, Tensor]
 """A model's parameters and buffers by name, as `Module.state_dict` gives them."""
 
 DIGEST = "sha256"
-"""Key of the file's metadata that holds `state_digest` of its tensors."""
+"""The key of the file's metadata with the `state_digest` of its tensors."""
 
 
 def cache_folder() -> Path:
-    """The folder slimfront keeps files in between runs: `SLIMFRONT_CACHE`, or else the user's cache folder."""
+    """The folder in which slimfront keeps files between runs: `SLIMFRONT_CACHE`, or else the user's cache folder."""
     override = os.environ.get("SLIMFRONT_CACHE")
     return Path(override).expanduser() if override else platformdirs.user_cache_path("slimfront")
 
@@ -90,7 +90,7 @@ def _read(file: Path) -> State | None:
 
 
 def _write(file: Path, state: State) -> None:
-    """Write beside the file, then move into place: a reader sees all of it or none. The caller holds the lock."""
+    """Write to a temporary file and move it into place: a reader sees all of it or none. The caller holds the lock."""
     unfinished = file.with_suffix(".unfinished")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(state, unfinished, metadata={DIGEST: state_digest(state)})

@@ -24,32 +24,32 @@ from .samples import class_range, flaw_of
 from .workload import SPLITS, Workload, describe, number_of_classes
 
 ASKED = 4
-"""Samples of the validation split that the model is run on."""
+"""The number of validation samples that the model is run on."""
 
 PATHS_ASKED = 32
-"""Samples that a model whose forward reads numbers out of tensors is run on, to see whether it decides by them."""
+"""The number of samples that a model is run on whose forward reads numbers out of tensors, to see whether it branches on them."""
 
 REPEATED = 1e-4
-"""How far, relative to the largest output, a model may differ from itself on the same input."""
+"""The largest difference, relative to the largest output, of a model from itself on the same input."""
 
 BATCHED = 1e-2
-"""How far, relative to the largest output, a sample's answer may differ from its answer in a batch: kernels differ."""
+"""The largest difference, relative to the largest output, of a sample's answer alone from that in a batch: kernels differ."""
 
 SCAN_SECONDS = 10.0
-"""Longest time spent on looking at samples before a search; each is looked at again when it is used."""
+"""The longest time in seconds spent on checking samples before a search; each is checked again when it is used."""
 
 _READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)
-"""Operations whose result leaves the tensors: item(), bool(), int(), float(), torch.equal."""
+"""Operations whose result is a Python number: item(), bool(), int(), float(), torch.equal."""
 
 
 def held(workload: Workload, seconds: float = SCAN_SECONDS) -> Workload:
-    """A loaded workload whose model and data were held against what a search relies on; neither is changed.
+    """A loaded workload whose model and data satisfy what a search relies on; neither is changed.
 
     Args:
         seconds: the longest to look at samples that are not plain tensors.
 
     Returns:
-        the workload with what is right but worth knowing added to its remarks.
+        the workload, with remarks on what is valid but surprising.
 
     Raises:
         WorkloadError: in one line, what is wrong and what would be right.
@@ -109,7 +109,7 @@ def _require_the_same_twice(model: nn.Module, inputs: Tensor, first: Tensor) -> 
 
 
 def _batch_remarks(model: nn.Module, inputs: Tensor, alone: Tensor) -> Iterator[str]:
-    """What is to be said of a model whose answer on a sample depends on its batch; refused where the cause is not known."""
+    """Remarks on a model whose answer on a sample depends on its batch; refused where the cause is not known."""
     batch = inputs if len(inputs) > 1 else inputs.expand(2, *inputs.shape[1:])
     alone = alone if len(inputs) > 1 else alone.expand(2, *alone.shape[1:])
     try:
@@ -125,12 +125,12 @@ def _batch_remarks(model: nn.Module, inputs: Tensor, alone: Tensor) -> Iterator[
         )
     if (difference := _difference(alone, together)) <= BATCHED:
         return
-    told = f"the answer on a sample depends on the rest of its batch (by {difference:.2g} of the largest)"
+    dependence = f"the answer on a sample depends on the rest of its batch (by {difference:.2g} of the largest)"
     norms = [name for name, module in model.named_modules() if _is_of_batch(module)]
     if not norms:
-        raise WorkloadError(f"model: {told}; what is scored in batches would not be what runs alone")
+        raise WorkloadError(f"model: {dependence}; what is scored in batches would not be what runs alone")
     yield (
-        f"{', '.join(norms)}: batch-norm without running statistics, so that {told}; accuracies are those at the target's "
+        f"{', '.join(norms)}: batch-norm without running statistics, so that {dependence}; accuracies are those at the target's "
         "batch size, which training and calibration in larger batches do not see"
     )
 
@@ -140,7 +140,7 @@ def _is_of_batch(module: nn.Module) -> bool:
 
 
 def _require_one_path(model: nn.Module, workload: Workload) -> None:
-    """Refuse a forward that decides by the values of its input, of which an artifact would hold one path only."""
+    """Refuse a forward that branches on the values of its input: an artifact would contain one branch only."""
     example = workload.example_input
     expected = _reads(model, example)
     if not expected:
@@ -166,7 +166,7 @@ def _reads(model: nn.Module, inputs: Tensor) -> list[tuple[str, Any]]:
 
 
 class _Watch(TorchDispatchMode):
-    """Notes every number that leaves the tensors."""
+    """Records every Python number that is read out of a tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -195,7 +195,7 @@ def _difference(expected: Tensor, found: Tensor) -> float:
 
 
 def _scan(workload: Workload, seconds: float) -> Iterator[str]:
-    """Look at all samples, or in random order at as many as the time allows; what was left out is said."""
+    """Check all samples, or in random order as many as the time allows; remarks on what was left out."""
     classes = number_of_classes(workload)
     for number, split in enumerate(SPLITS):
         data: Any = getattr(workload, split)
@@ -215,7 +215,7 @@ def _scan(workload: Workload, seconds: float) -> Iterator[str]:
 
 
 def _look(workload: Workload, split: str, data: Any, until: float) -> int:
-    """How many samples were read, which raises where one breaks the contract, before the time was over."""
+    """The number of samples read before the time was over; a sample that breaks the contract raises."""
     for seen, index in enumerate(torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()):
         if time.monotonic() > until:
             return seen
@@ -240,7 +240,7 @@ def _require_sound(workload: Workload, split: str, inputs: Tensor, targets: Tens
 
 
 def _not_finite(values: Tensor) -> list[int]:
-    """Numbers of the rows that hold NaN or an infinity."""
+    """Indices of the rows that contain NaN or an infinity."""
     if not values.is_floating_point():
         return []
     return (
@@ -250,7 +250,7 @@ def _not_finite(values: Tensor) -> list[int]:
 
 @torch.no_grad()
 def _is_meant(workload: Workload, pair: tuple[Tensor, Tensor]) -> bool:
-    """Whether the workload's own loss takes a target that is not finite, as one that leaves missing labels out does."""
+    """Whether the workload's own loss accepts targets that are not finite, as a loss that ignores missing labels does."""
     if workload.loss is None:
         return False
     outputs = copied(workload.model).eval()(pair[0][None].to(workload.example_input.device))

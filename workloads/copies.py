@@ -9,29 +9,29 @@ from typing import Any
 from torch import Tensor, nn
 
 WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
-"""Class that wraps a model without computing anything -> its attribute that holds the model."""
+"""The classes that wrap a model without computing anything, and their attribute with the model."""
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A deep copy of `model`; tensors that its forward left behind with their graph are copied without it."""
+    """A deep copy of `model`; tensors with a graph that its forward kept are copied without the graph."""
     attached = {id(value): value.detach().clone() for _, _, value in kept_tensors(model) if not value.is_leaf}
     return copy.deepcopy(model, attached)
 
 
 def wrappers(model: nn.Module) -> list[str]:
-    """What stands around the model or a part of it without computing anything, in words."""
+    """The wrappers of the model and its parts that compute nothing, in words."""
     names = [type(module).__name__ for module in model.modules() if type(module).__name__ in WRAPPERS]
     compiled = ["compile()"] if any(module._compiled_call_impl is not None for module in model.modules()) else []
     return [*dict.fromkeys(names), *compiled]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model without any of `WRAPPERS` and not compiled: itself where nothing is around it, else what is inside or a copy."""
+    """The model without any of `WRAPPERS` and not compiled: the model itself where there is no wrapper, else the model inside or a copy."""
     while (inner := WRAPPERS.get(type(model).__name__)) is not None:
         model = getattr(model, inner)
     if not wrappers(model):
         return model
-    plain = copied(model)  # which leaves compilation in place behind
+    plain = copied(model)  # which drops compilation in place
     for name, module in reversed([*plain.named_modules()]):
         if (inner := WRAPPERS.get(type(module).__name__)) is not None:
             owner, _, key = name.rpartition(".")

@@ -32,11 +32,11 @@ TORCHVISION = "torchvision:"
 DIGITS = ("digits", "digits-vit", "digits-gru", "digits-lstm")
 OWN_FORMS = "path/to/file.py:function or package.module:function"
 OBJECT = "object:"
-"""What the name of a workload begins with that a Python program gave as an object, and that nothing else can load."""
+"""The prefix of the name of a workload that a Python program passed as an object, which no other program can load."""
 
 
 def builtin_workloads() -> list[str]:
-    """The names of the built-in workloads; NAME stands for any classification model of torchvision."""
+    """The names of the built-in workloads, where NAME is any classification model of torchvision."""
     return [*DIGITS, f"{TORCHVISION}NAME"]
 
 
@@ -64,7 +64,7 @@ def load_workload(reference: str, options: Mapping[str, Any] | None = None, base
 
 
 def adopt_workload(workload: Workload, name: str, base: Path) -> Workload:
-    """A workload that a program made, held against its contract and rewritten as all of slimfront reads it.
+    """A workload that a program made, held against its contract and adapted to the form that slimfront reads.
 
     Args:
         name: how errors and reports call it, unless it has a name.
@@ -99,8 +99,8 @@ def _named(reference: str) -> Iterator[None]:
     try:
         yield
     except WorkloadError as error:
-        told = shortened(error, 2 * MAX_SENTENCE)
-        raise WorkloadError(f"workload {shortened(reference, MAX_SENTENCE // 2)}: {told}") from error.__cause__
+        problem = shortened(error, 2 * MAX_SENTENCE)
+        raise WorkloadError(f"workload {shortened(reference, MAX_SENTENCE // 2)}: {problem}") from error.__cause__
 
 
 def _builtin(reference: str, base: Path) -> Callable[..., object]:
@@ -133,7 +133,7 @@ def _own(reference: str, options: Mapping[str, Any], base: Path) -> Workload:
 
 @contextmanager
 def working_in(folder: Path) -> Iterator[None]:
-    """Have relative paths start at a study file's folder, and modules be found there, as its owner's scripts have it."""
+    """Resolve relative paths and modules from a study file's folder, as its owner's scripts do."""
     with chdir(folder), _importable(folder.resolve()):
         yield
 

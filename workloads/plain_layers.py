@@ -1,4 +1,4 @@
-"""Subclasses of convolutions and linear layers that compute what their base class does, taken for it.
+"""Replaces subclasses of convolutions and linear layers by their base class where both compute the same.
 
 Libraries derive from `nn.Linear` and `nn.Conv2d` for the sake of scripting or padding; what is such a layer is decided by what
 it computes.
@@ -15,23 +15,23 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-"""Those of `spaces.layers.LAYER_KINDS`."""
+"""The layers of `spaces.models.layers.LAYER_KINDS`."""
 
 TOLERANCE = 1e-4
-"""How far, relative to the largest output, two ways of computing the same may differ by rounding."""
+"""The largest difference, relative to the largest output, between two computations of the same that rounding may cause."""
 
 HOW_TO_UNPARAMETRIZE = "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') makes it a plain layer"
 
 LOUD = 100.0
-"""Standard deviation of the random inputs, at which a subclass that clips or rounds shows."""
+"""The standard deviation of the random inputs, large enough to reveal a subclass that clips or rounds."""
 
 
 def plain_layers(model: nn.Module, example_input: Tensor) -> nn.Module:
-    """A copy of `model` whose layers of a subclass are of the base class where they compute the same; the model itself where
-    there are none, or where it does not run so.
+    """A copy of `model` whose layers of a subclass have the base class where they compute the same; the model itself where there
+    are none, or where the copy does not run.
 
     Args:
-        example_input: shape [1, ...]; what each layer reads is compared on what it is given, and on random numbers.
+        example_input: shape [1, ...]; each layer is compared on its inputs, and on random numbers.
     """
     derived = {name for name, module in model.named_modules() if base_of(module)}
     if not derived:
@@ -55,7 +55,7 @@ def base_of(module: nn.Module) -> type[nn.Module] | None:
 
 @torch.no_grad()
 def inputs_of(model: nn.Module, example_input: Tensor, names: set[str]) -> dict[str, Tensor]:
-    """What those of the modules `names` that are called with one tensor read last; the model ends in eval mode."""
+    """The last inputs of the modules in `names` that are called with one tensor; the model ends in eval mode."""
     found: dict[str, Tensor] = {}
 
     def watch(name: str):
@@ -75,7 +75,7 @@ def inputs_of(model: nn.Module, example_input: Tensor, names: set[str]) -> dict[
 
 
 def why_not_plain(module: nn.Module, read: Tensor) -> str | None:
-    """Why a layer of a subclass is not what its base class is, or None where it is.
+    """Why a layer of a subclass cannot be replaced by its base class, or None where it can.
 
     It must own a weight and a bias at most, and compute the same in evaluation and training, of `read` and of random numbers.
     """
@@ -88,7 +88,7 @@ def why_not_plain(module: nn.Module, read: Tensor) -> str | None:
         return f"{kind} has more than the weight and bias of nn.{parent}: {', '.join(sorted(more))}"
     loud = torch.randn(read.shape, generator=torch.Generator().manual_seed(0)).to(read) * LOUD
     if not all(_same(module, base, tensor) for tensor in (read, loud)):
-        return f"{kind} computes something else than its base class nn.{parent}, which could be taken up in its place"
+        return f"{kind} computes something else than its base class nn.{parent}, which could be compressed"
     return None
 
 
@@ -99,7 +99,7 @@ def _owned(module: nn.Module) -> set[str]:
 
 @torch.no_grad()
 def _same(module: nn.Module, base: type[nn.Module], read: Tensor) -> bool:
-    """Whether a module makes of a tensor what its base class makes of it, in both modes."""
+    """Whether a module and its base class compute the same from a tensor, in both modes."""
     for training in (False, True):
         with _in_mode(module, training), torch.random.fork_rng():
             try:

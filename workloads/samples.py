@@ -1,4 +1,4 @@
-"""Samples as every part of slimfront reads them: a float32 tensor and its target, held against the contract one by one."""
+"""Samples as every part of slimfront reads them: a float32 tensor and its target, checked against the contract one by one."""
 
 from __future__ import annotations
 
@@ -91,12 +91,12 @@ def read_pair(dataset: MapDataset, index: int, where: str) -> tuple[Any, Any]:
 
 
 def plain_input(inputs: Tensor) -> Tensor:
-    """Inputs as float32 without a graph; what an integer stands for is exact up to 2^24."""
+    """Inputs as float32 without a graph; integers are exact up to 2^24."""
     return inputs.detach().to(torch.float32) if inputs.requires_grad or inputs.dtype != torch.float32 else inputs
 
 
 def plain_target(target: Any) -> Any:
-    """A target as the losses of torch take it: whole numbers int64, others float32; what is no number is left as it is."""
+    """A target as the losses of torch take it: whole numbers int64, others float32; anything else is left as it is."""
     if isinstance(target, (np.ndarray, np.generic)):
         target = torch.from_numpy(np.array(target))
     if isinstance(target, float):

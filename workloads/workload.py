@@ -23,10 +23,10 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 """(outputs [b, ...], targets [b, ...]) -> scalar loss."""
 
 TOP_K = {"top1": 1, "top5": 5}
-"""Metrics known by name: the fraction of samples whose class is among this many highest outputs."""
+"""The metrics known by name, and how many of the highest outputs may contain a sample's class for it to count."""
 
 QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
-"""Packages of layers that hold integers already."""
+"""The packages of layers that are quantized already."""
 
 SPLITS = ("train", "calibration", "validation", "test")
 
@@ -45,7 +45,7 @@ class Workload:
         metric: "top1", "top5", or a function of (outputs, targets), higher is better.
         loss: training loss; None is cross-entropy.
         name: how reports call it; filled in by the loader.
-        base: the folder that relative paths beside this workload's start from; filled in by the loader, None is the current one.
+        base: the folder to which a study's other relative paths refer; filled in by the loader, None is the current one.
         remarks: what the loader changed, each a line for the workload's owner; filled in by the loader.
     """
 
@@ -67,7 +67,7 @@ class Workload:
         return self.loss or torch.nn.functional.cross_entropy
 
     def check(self) -> None:
-        """Hold the workload against its contract: run the model on the example, look at one sample of each split.
+        """Check the workload against its contract: run the model on the example, look at one sample of each split.
 
         Raises:
             WorkloadError: in one line, what is wrong and what would be right.
@@ -96,7 +96,7 @@ def _require(condition: bool, problem: str) -> None:
 
 
 def _check_model(model: Any) -> None:
-    """Hold the model to be one whose weights are there and can be changed."""
+    """Require a model whose weights are present and can be changed."""
     _require(isinstance(model, nn.Module), f"model must be a torch.nn.Module, not {kind_of(model)}")
     scripted = isinstance(model, torch.jit.ScriptModule)
     _require(
@@ -122,7 +122,7 @@ def _check_metric(metric: Any) -> None:
 
 
 def _example_outputs(model: nn.Module, example: Any) -> Tensor:
-    """What the model in evaluation mode makes of the example, which has to be a batch of one: one tensor of one row."""
+    """The model's output in evaluation mode on the example, which must be a batch of one: a tensor of one row."""
     _require(isinstance(example, Tensor), f"example_input must be a tensor, not {kind_of(example)}")
     one_sample = example.ndim > 0 and len(example) == 1
     _require(one_sample, f"example_input must be a batch of one sample, shape [1, ...], not {kind_of(example)}")

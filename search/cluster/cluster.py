@@ -32,14 +32,14 @@ import ray
 from ray.exceptions import AuthenticationError, RaySystemError
 
 OBJECT_STORE_BYTES = 200 * 2**20
-"""Results are small and weights stay with their worker; Ray would take 30 % of the memory."""
+"""The bytes of Ray's object store: results are small and weights stay with their worker; Ray would take 30 % of the memory."""
 
 CONNECT_SECONDS = 5
 ANSWER_SECONDS = 30
-"""A cluster that answers does so within two, Python's start included; on a busy machine within ten."""
+"""The seconds to wait for a cluster: one that answers does so within two, Python's start included; on a busy machine within ten."""
 
 LOG = "ray.log"
-"""What Ray and Tune say of themselves, in the study's artifacts folder."""
+"""The log of Ray and Tune in the study's artifacts folder."""
 
 
 def is_cluster_named() -> bool:
@@ -80,13 +80,13 @@ def connect(workers: int = 1, log: Path | None = None) -> None:
 
 
 def _hide_token() -> None:
-    """Have nobody but this user read the token: other users of the machine reach its loopback address too."""
+    """Make the token readable for this user only: other users of the machine reach its loopback address too."""
     if (token := Path.home() / ".ray" / "auth_token").is_file():
         token.chmod(0o600)
 
 
 def require_answer() -> None:
-    """See that the cluster of RAY_ADDRESS answers; Ray itself would wait for minutes, and hear no signal. Nothing without one.
+    """Require that the cluster of RAY_ADDRESS answers; Ray itself would wait for minutes, and ignore signals. Nothing without one.
 
     Raises:
         UserError: it does not.

@@ -1,4 +1,4 @@
-"""A bench on another machine: the Ray node that advertises `target:NAME` times for whoever searches for that target.
+"""A bench on another machine: the Ray node that advertises `target:NAME` times for every search for that target.
 
 Artifacts travel there by content, so that the node needs slimfront and the runtime but no shared folder. Each bench is an
 actor of its own; that no two of them time at once is seen to by the machine's lock, as on any machine.
@@ -25,14 +25,14 @@ from .cluster import connect, is_cluster_named, ray  # before anything else of R
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError  # isort: skip
 
 SHARE = 0.001
-"""Of the node's `target:NAME` that one bench takes; the lock, not Ray, keeps benches apart."""
+"""The share of the node's `target:NAME` that one bench takes; the lock, not Ray, keeps benches apart."""
 
 PATIENCE_SECONDS = 300
-"""Beyond the time of the timing itself: others may be on the bench, and a node may have to start Python."""
+"""The seconds that a call may take beyond the timing itself: others may hold the bench, and a node may have to start Python."""
 
 
 class RemoteBench:
-    """A `Timer` on the node that advertises the target; what its methods do is told there.
+    """A `Timer` on the node that advertises the target; its methods are documented there.
 
     Args:
         target: `remote`, and the same for everyone who measures on it.

@@ -1,7 +1,7 @@
-"""What stands between the network and the dashboard: a WSGI wrapper that lets reading requests of this machine's pages through.
+"""Guards the dashboard: a WSGI wrapper that only lets read requests from this machine's pages through.
 
 The dashboard has no authentication. A page of another site can send requests to it from the user's own browser, and with a name of
-its own that resolves to 127.0.0.1 (DNS rebinding) read the answers; the name then stands in the request's Host.
+its own that resolves to 127.0.0.1 (DNS rebinding) read the answers; the request's Host then contains that name.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 READ_ONLY = "this dashboard is read-only: what it shows belongs to the search, which could not continue without it"
 
 MOST_BODY = 1_000_000
-"""Bytes of a request's body that are read, and thrown away: only then does a refusal get to its sender."""
+"""The most bytes of a request's body that are read and discarded, without which a refusal would not reach its sender."""
 
 WORTH_PACKING = 10_000
-"""Bytes of an answer from which on it is compressed."""
+"""The fewest bytes of an answer that is compressed."""
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -36,11 +36,11 @@ class Closable(Protocol):
 
 
 ANY_ADDRESS = "*"
-"""Among known hosts: every IP address; a page under an address was sent from there, and no name was turned against it."""
+"""The known host that allows every IP address: DNS rebinding needs a name."""
 
 
 def known_hosts(listening_on: str, others: Iterable[str] = ()) -> set[str]:
-    """The hosts that a dashboard answers to which listens there: this machine, that address, and `others` by name.
+    """The hosts to which a dashboard that listens on an address answers: this machine, that address, and `others` by name.
 
     On an address that other machines reach, every IP address and this machine's own names are known too.
     """

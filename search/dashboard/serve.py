@@ -46,16 +46,16 @@ if TYPE_CHECKING:
     from ..driver import Search  # for annotations only: it imports torch, which serving does not need
 
 INTERVAL_S = 10.0
-"""Least time between two publications of a running search."""
+"""The least time in seconds between two publications of a running search."""
 
 PAUSE_FACTOR = 50
-"""A publication that took a second is followed by at least so many seconds without one."""
+"""A publication is followed by at least this multiple of its duration without one."""
 
 REQUEST_TIMEOUT_S = 30
-"""How long a client may leave a request unfinished."""
+"""The seconds after which an unfinished request is dropped."""
 
 FILES = (("policy.json", "application/json"), ("layers.csv", "text/csv"))
-"""Files of a trial on the front: name and MIME type."""
+"""The files of a trial on the front: name and MIME type."""
 
 
 # Serving
@@ -69,7 +69,7 @@ def serve(
     Args:
         name: the study whose page is announced; all are served.
         host: address to listen on.
-        also_known_as: names under which browsers may ask for it, besides those of this machine.
+        also_known_as: host names that browsers may use for it, in addition to those of this machine.
 
     Raises:
         StoreError: there is no such study.
@@ -96,7 +96,7 @@ def serve(
 
 
 def dashboard_of(store: Store, storage: RDBStorage) -> App:
-    """optuna-dashboard over the store's database, which tells infeasible trials from best ones and answers quickly."""
+    """optuna-dashboard over the store's database, which separates infeasible trials from best ones and answers quickly."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("optuna_dashboard").setLevel(logging.ERROR)
     # The dashboard calls infeasible trials best ones too (optuna-dashboard issue 772) and has no option for it.
@@ -126,7 +126,7 @@ class _Server6(_Server):
 
 
 class _QuietHandler(WSGIRequestHandler):
-    """Writes no line per request, and waits for none for ever."""
+    """Logs no requests, and drops those that do not finish."""
 
     timeout = REQUEST_TIMEOUT_S
 

@@ -1,4 +1,4 @@
-"""What a study's records say: the front, its significance, selection, convergence.
+"""Analysis of a study's records: the front, its significance, selection, convergence.
 
 May import `store` and `study_file`.
 """

@@ -1,4 +1,4 @@
-"""When more trials are not worth their time: how the hypervolume grew, and what as many trials again would probably add."""
+"""Convergence of a search: how the hypervolume grew, and what as many trials again would probably add."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from ..store.records import FrontRecord
 
 LEAST_GROWTH = 0.005
-"""Growth of the hypervolume, as a fraction, that counts as any."""
+"""The smallest relative growth of the hypervolume that counts as growth."""
 
 FEWEST_TRIALS = 16
-"""Trials before which growth says nothing of what follows."""
+"""The fewest trials from which growth is extrapolated."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The Pareto front of a study's points, what noise does to dominance, and the hypervolume that tracks a search.
+"""The Pareto front of a study's points, dominance under noise, and the hypervolume that tracks a search.
 
 All functions are pure and take objectives in their own direction; minimisation is a matter of the inside.
 """
@@ -19,7 +19,7 @@ from ..study_file.constraint import Constraint
 
 
 class MeasuredTrial(Protocol):
-    """What a point is made of; `records.TrialRecord` is one."""
+    """The source of a point; `records.TrialRecord` is one."""
 
     @property
     def number(self) -> int: ...

@@ -13,7 +13,7 @@ from .front import Objective, Point, minimised
 _BEST_OF = {"fastest": "latency_ms", "smallest": "artifact_bytes", "most-accurate": "accuracy"}
 
 RULES = ("knee", *_BEST_OF)
-"""What `pick` knows."""
+"""The rules that `pick` accepts."""
 
 
 def pick(points: Sequence[Point], objectives: Sequence[Objective], rule: str) -> Point:

@@ -1,7 +1,7 @@
-"""What noise and selection did to a front: points that were lucky, and points that owe their place to noise.
+"""Significance of a front's points: which of them were lucky, and which are on it by noise only.
 
-A search picks its front by the scores on one split, so the best of many are partly the luckiest; the test split, scored
-once at the end, tells. And a front of measured values lists points that lead by less than the measurements can tell.
+A search picks its front by the scores on one split, so the best of many are partly the luckiest, which the test split,
+scored once at the end, reveals. A front of measured values also lists points that lead by less than the measurements resolve.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What a search could do to a workload on a target, before any search. May import `study_file`."""
+"""Inspection of a workload on a target before a search. May import `study_file`."""

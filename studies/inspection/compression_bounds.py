@@ -29,7 +29,7 @@ TOGETHER = "all together"
 
 @dataclass(frozen=True)
 class Gain:
-    """What a technique can make of a quantity.
+    """The reduction of a quantity by a technique.
 
     Attributes:
         technique: as kinds of knobs name it, or `TOGETHER`.
@@ -46,7 +46,7 @@ class Gain:
 
 
 def gains(model: nn.Module, example_input: Tensor, space: Space) -> list[Gain]:
-    """Bounds from counts: nothing was timed, time seldom falls as far, and accuracy is not looked at.
+    """Bounds from counts: nothing is timed, latency seldom falls as far, and accuracy is not considered.
 
     Args:
         example_input: shape [1, ...].
@@ -83,10 +83,10 @@ def _techniques() -> dict[str, set[str]]:
 
 
 def counted(model: nn.Module, macs: Mapping[str, int], policy: Policy) -> dict[str, float]:
-    """Metric -> count of `model`, whose channels are as they are, once all else in `policy` is done to it.
+    """Metric -> count of `model`, whose channels are pruned already, after everything else in `policy` is applied.
 
     FLOPs, BOPs, parameters and packed bytes are those of `evaluators.complexity` for the built model; with operators, packed bytes
-    are counted as if one weight stood in each layer's place.
+    are counted as if each layer had one weight.
 
     Args:
         macs: dotted module path -> multiply-adds of `model`.
@@ -142,7 +142,7 @@ def _size(model: nn.Module, name: str, decided: LayerPolicy) -> int:
 
 
 def _packed(weight: Tensor, size: int, policy: Policy, name: str) -> int:
-    """Bytes of a layer's weight of so many elements, with its steps, zero points and table."""
+    """Bytes of a layer's weight of so many elements, with its scales, zero points and table."""
     decided, rows = policy.layer(name), len(weight)
     values = size - round(zeros_in(weight, decided.sparsity) * size)
     total = smallest_format(rows, -(-size // rows), values, decided.weight_bits)[1]
@@ -152,7 +152,7 @@ def _packed(weight: Tensor, size: int, policy: Policy, name: str) -> int:
 
 @torch.no_grad()
 def _least(knob: Knob, model: nn.Module) -> Choice:
-    """The choice of a knob that leaves least."""
+    """The choice of a knob that compresses most."""
     kind = KNOB_KINDS[knob.kind]
     weights = [_weight(model, name) for name in knob.governs] if kind.subject == "layer" else []
     return kind.furthest(knob.choices, weights)

@@ -35,7 +35,7 @@ from .untouched import why_untouched
 KEPT_BACK = "space.keep holds it back"
 OPERATORS = ("separable", "groups=4", "rank=0.25")
 FEWEST_SAMPLES = 20
-"""Random images an inspection has made; the least `workloads.torchvision_data.DataOptions` takes."""
+"""The number of random images that an inspection uses, the fewest that `workloads.torchvision.data.DataOptions` accepts."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Inspection:
-    """All that is known of a workload before a search.
+    """The result of an inspection.
 
     Attributes:
         layers: those a policy may touch; `skipped` maps every other module that owns a matrix or kernel to the reason.
@@ -93,7 +93,7 @@ class Inspection:
     remarks: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain JSON values."""
+        """All fields as plain JSON values."""
         return asdict(self)
 
 
@@ -198,14 +198,14 @@ def _choices(family: Family, target: Target | None, spec: StudySpec | None) -> t
 
 
 def _searched(choices: SpaceChoices) -> dict[str, tuple[Any, ...]]:
-    """Key of a space -> its choices, of those that are not simply off."""
+    """Key of a space -> its choices, without those that are off."""
     searched: dict[str, tuple[Any, ...]] = {kind.key: choices[kind.key] for kind in choices.searched()}
     return {**searched, "keep": choices.keep} if choices.keep else searched
 
 
 def _little_data(workload: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
     """`options` with as few random images as there may be, where a model of torchvision has no other data: it would label
-    them all, and only a few are looked at."""
+    all of them, and an inspection reads only a few."""
     if not workload.startswith(TORCHVISION) or "data" in options:
         return options
     return {**options, "data": {"name": "random", "samples": FEWEST_SAMPLES}}

@@ -1,4 +1,4 @@
-"""What bit-widths are good for on a target: as its runtime reports it of the workload's own model, never as one would guess."""
+"""What bit-widths gain on a target, as its runtime reports it for the workload's own model."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from ..store.executed import BITS
 
 CONTAINER_BITS = 8
 SAMPLES = 2
-"""Of the calibration split: precisions do not depend on how well a range was found. Two, for which the model is captured anyway,
-where norms are folded."""
+"""The number of calibration samples: precisions do not depend on the quality of ranges. The model is captured for two samples
+anyway, where norms are folded."""
 
 Pair = tuple[int, int]
 Answer = Mapping[str, str] | str
-"""Layer -> precision it runs in, or why that is not known."""
+"""Layer -> the precision it runs in, or the reason why that is not known."""
 
 
 def why_float_only(workload: Workload) -> str | None:
@@ -47,7 +47,7 @@ def why_float_only(workload: Workload) -> str | None:
 
 
 def bits_on(workload: Workload, target: Target) -> dict[str, str]:
-    """ "weight 8" or "activation 4" -> what it is good for on `target`.
+    """ "weight 8" or "activation 4" -> what it gains on `target`.
 
     A card that was measured has been asked already. Widths below 8 share 8-bit containers, so that the narrowest is asked
     for all of them. Where nobody can be asked, or a width cannot be lowered, that is what is said.
@@ -78,9 +78,9 @@ def _in_words(bits: int, executed: Answer) -> str:
     if not executed:
         return "not reported"
     counts = Counter(executed.values()).most_common()
-    told = ", ".join(f"{precision} in {count} of {len(executed)}" for precision, count in counts)
+    precisions = ", ".join(f"{precision} in {count} of {len(executed)}" for precision, count in counts)
     wasted = all(bits < BITS.get(precision, 0) for precision in executed.values())
-    return f"storage only: {told}" if wasted else told
+    return f"storage only: {precisions}" if wasted else precisions
 
 
 def _of_card(target: Target) -> Mapping[Pair, Answer]:

@@ -16,7 +16,7 @@ from .inspect import Inspection, LayerReport
 
 
 def inspection_tables(inspection: Inspection) -> RenderableType:
-    """Everything an `Inspection` holds, most wanted last."""
+    """All of an `Inspection`, the most important part last."""
     return Group(
         *_part("Layers", _layers(inspection.layers)),
         *_part("Weights no policy may touch", _reasons(inspection.skipped)),
@@ -69,10 +69,10 @@ def _blocks(influence: Mapping[str, float]) -> RenderableType:
 
 def _reasons(reasons: Mapping[str, str]) -> RenderableType:
     """One row for all names that differ by numbers alone, such as those of a network's repeated blocks, and have one reason."""
-    alike: dict[tuple[str, str], list[str]] = {}
+    similar: dict[tuple[str, str], list[str]] = {}
     for name, reason in reasons.items():
-        alike.setdefault((re.sub(r"\d+", "*", name), reason), []).append(name)
-    rows = ((f"{p} ({len(names)})" if len(names) > 1 else names[0], reason) for (p, reason), names in alike.items())
+        similar.setdefault((re.sub(r"\d+", "*", name), reason), []).append(name)
+    rows = ((f"{p} ({len(names)})" if len(names) > 1 else names[0], reason) for (p, reason), names in similar.items())
     return rows_table(("name", "why not"), rows)
 
 

@@ -10,13 +10,13 @@ from ...spaces.models.layers import LAYER_KINDS, is_taken_up, runs_of_modules
 from ...workloads.plain_layers import base_of, inputs_of, why_not_plain
 
 PARAMETRIZED = ".parametrizations."
-"""Part of the path of the modules that `torch.nn.utils.parametrize` puts into a layer."""
+"""The part of a path that marks the modules that `torch.nn.utils.parametrize` adds to a layer."""
 
 NEVER_CALLED = "it is never called as a layer"
 
 
 def why_untouched(model: nn.Module, example_input: Tensor) -> dict[str, str]:
-    """Every module with a matrix or kernel of its own that is none of `spaces.layers.find_layers` -> the reason, in module order.
+    """Every module with a matrix or kernel of its own that `spaces.models.layers.find_layers` leaves out -> the reason, in module order.
 
     The model itself goes under its class. It ends in eval mode.
     """
@@ -34,7 +34,7 @@ def why_untouched(model: nn.Module, example_input: Tensor) -> dict[str, str]:
 
 
 def _why_derived(model: nn.Module, example_input: Tensor, runs: Mapping[str, int]) -> dict[str, str]:
-    """Layer of a subclass of nn.Linear or of a convolution -> why it was not taken for its base class."""
+    """Layer of a subclass of nn.Linear or of a convolution -> why it is not treated as its base class."""
     derived = {name: (module, base) for name, module in model.named_modules() if (base := base_of(module))}
     read = inputs_of(model, example_input, set(derived)) if derived else {}
     reasons = {}
@@ -57,9 +57,9 @@ def _why_untouched(module: nn.Module, owned: list[str], runs: int) -> str | None
         return f"the matrices of nn.{kind} are no linear layers; slimfront.workloads.builtin.digits_rnn is written with such"
     if isinstance(module, nn.MultiheadAttention):
         return "an attention that reads several inputs, takes masks or hides from hooks has no layers of its own"
-    return f"{', '.join(owned)} of {kind}: only convolutions (Conv1d to Conv3d) and linear layers are taken up"
+    return f"{', '.join(owned)} of {kind}: only convolutions (Conv1d to Conv3d) and linear layers are compressed"
 
 
 def _dimensions(weight: Tensor) -> int:
-    """Those that have more than one element: a scale per channel has one, however it is shaped."""
+    """The number of dimensions with more than one element: a scale per channel has one, whatever its shape."""
     return sum(size > 1 for size in weight.shape)

@@ -22,7 +22,7 @@ GREY, BLUE, RED = "#c4c4c4", "#8fb8de", "#d1495b"
 
 
 def audit_report(study: str, target: str, audits: Sequence[ProxyAudit]) -> RenderableType:
-    """How proxies rank the study's trials against measured latency, and whom they mislead."""
+    """How proxies rank the study's trials compared with measured latency, and which points they put on their front wrongly."""
     header = ("proxy", "trials>", "Spearman>", "95 % interval>", "Kendall>")
     title = f"{study}: how proxies rank trials against latency measured on {target}"
     lines = [Text(_sentence(found)) for found in audits if found.misled]

@@ -27,7 +27,7 @@ BIT_COLOURS = {
     2: "#7f2704", 3: "#d94801", 4: "#fd8d3c",  # below 8 bits in oranges
     5: "#08519c", 6: "#2171b5", 8: "#6baed6", 16: "#c6dbef", FULL_PRECISION: "#eef1f4",
 }  # fmt: skip
-"""One colour per bit-width, the same in every study; the untouched one is nearly white."""
+"""One colour per bit-width, the same in every study; full precision is nearly white."""
 
 _REMOVED_COLOURS = [[0, "#eef1f4"], [0.5, "#9e9ac8"], [1, "#3f007d"]]
 _REMOVED_BAR: dict[str, Any] = {
@@ -43,7 +43,7 @@ def policy_heatmap(
     layers: Sequence[str] = (),
     groups: Sequence[str] = (),
 ) -> go.Figure:
-    """What the policies of a front decide per layer and channel group, a column per trial, best first by `objective`.
+    """The decisions of a front's policies per layer and channel group, a column per trial, best first by `objective`.
 
     One panel each for weight bits, activation bits, weights set to zero (see `zeroed_share`) and channels removed (width
     included); a panel in which nothing is decided is left out.
@@ -137,7 +137,7 @@ def _rows_axis(index: int, panels: Sequence[_Panel]) -> dict[str, Any]:
 
 
 def _bits_scale() -> dict[str, Any]:
-    """A step per bit-width on an axis of bits, from half-way below it to half-way above."""
+    """A colour scale with a step per bit-width, from half-way below it to half-way above."""
     bits = sorted(BIT_COLOURS)
     middles = [(a + b) / 2 for a, b in pairwise(bits)]
     edges = [bits[0] - 0.5, *middles, bits[-1] + 0.5]

@@ -25,10 +25,10 @@ from ..wording import (
 from .progress import states_text
 
 MOST_ROWS = 40
-"""Points of the front in the table of a study's note."""
+"""The most points of the front in the table of a study's note."""
 
-_BESIDE = ("accuracy", "speedup", "latency_ms", "artifact_bytes", "flops", "test_accuracy")
-"""Columns of the front beside the objectives, as far as they were measured."""
+_MORE_COLUMNS = ("accuracy", "speedup", "latency_ms", "artifact_bytes", "flops", "test_accuracy")
+"""The columns of the front after the objectives, as far as they were measured."""
 
 
 def study_note(
@@ -107,7 +107,7 @@ def _summary(measured: Mapping[str, Measurement], objectives: Sequence[Objective
 def _front_table(study: StudyRecord, objectives: Sequence[Objective], points: Sequence[Point], winner: int) -> str:
     spread = [objective.name for objective in objectives]
     measured = {name: m.unit for point in points for name, m in point.measurements.items()}
-    columns = [name for name in dict.fromkeys((*spread, *_BESIDE)) if name in measured]
+    columns = [name for name in dict.fromkeys((*spread, *_MORE_COLUMNS)) if name in measured]
     rows = [("uncompressed", *_cells(study.baseline, columns, ()))]
     for point in points[:MOST_ROWS]:
         label = f"**{point.trial}** (knee)" if point.trial == winner else str(point.trial)

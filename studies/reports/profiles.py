@@ -150,7 +150,7 @@ def _fit_document(target: Target) -> dict[str, Any]:
 
 
 def _table_facts(target: Target) -> list[tuple[str, str]]:
-    """What the card's latency table is worth; nothing without one."""
+    """The error of the card's latency table; nothing without one."""
     if (table := target.latency_table) is None:
         return []
     quality = f"median error {table.error:.1%}, 95th percentile {table.error_95:.1%}"
@@ -182,7 +182,7 @@ def _kernel_table(kernels: Iterable[Kernel]) -> RenderableType:
     """A row per operation and executed precision, with the bits that end in it."""
     ends: dict[tuple[str, str, bool], list[str]] = {}
     for kernel in kernels:
-        key = kernel.operation, kernel.executed or "not told", kernel.storage_only
+        key = kernel.operation, kernel.executed or "not reported", kernel.storage_only
         ends.setdefault(key, []).append(f"{kernel.weight_bits}/{kernel.activation_bits}")
     rows = [
         (operation, executed + " (storage only)" * storage_only, " ".join(bits))

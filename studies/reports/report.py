@@ -41,13 +41,13 @@ from .progress import (
     states_text,
 )
 
-BESIDE = ("accuracy", "speedup", "latency_ms", "artifact_bytes", "flops")
-"""Columns of the front beside the objectives."""
+MORE_COLUMNS = ("accuracy", "speedup", "latency_ms", "artifact_bytes", "flops")
+"""The columns of the front after the objectives."""
 
 MOST_COLUMNS = 8
-"""More do not fit a terminal of 100 columns."""
+"""The most columns that fit a terminal 100 characters wide."""
 
-KNEE, NOISY, FORETOLD = "*", "~", "^"
+KNEE, NOISY, PREDICTED = "*", "~", "^"
 
 
 def studies_table(store: Store) -> RenderableType:
@@ -122,7 +122,7 @@ def front_table(store: Store, name: str) -> RenderableType:
     points, objectives = front_points(store, study), objectives_of(study)
     if not points:
         return words(f"{name} has no front yet: {why_no_front(store.trial_summaries(name))}")
-    columns = list(dict.fromkeys((*study.spec.objectives, *BESIDE)))[:MOST_COLUMNS]
+    columns = list(dict.fromkeys((*study.spec.objectives, *MORE_COLUMNS)))[:MOST_COLUMNS]
     header = (f"{column.replace('_', ' ')}>" for column in columns)  # spaces, where a narrow terminal can break them
     table = rows_table(("trial>", *header), narrow=True)
     add_row(table, ("baseline", *_cells(study.baseline, columns, ())), style="dim")
@@ -159,18 +159,18 @@ def _cells(measured: Mapping[str, Measurement], columns: Sequence[str], spread: 
         cell = short_text(measurement.value, measurement.unit)
         if measurement.name in spread:
             cell = f"{cell} {spread_text(measurement)}".strip()
-        mark = FORETOLD if measurement.is_predicted else NOISY if measurement.noisy else ""
+        mark = PREDICTED if measurement.is_predicted else NOISY if measurement.noisy else ""
         cells.append(f"{mark} {cell}".strip())
     return cells
 
 
 def _legend(shown: Sequence[Measurement]) -> str:
     lines = [
-        f"{KNEE} the knee, which `slimfront export` takes unless told otherwise",
+        f"{KNEE} the knee, which `slimfront export` takes by default",
         "baseline: the uncompressed model; flops: multiply-adds; ±: the wider half of the 95 % interval",
     ]
-    if foretold := next((measurement for measurement in shown if measurement.is_predicted), None):
-        lines.append(f"{FORETOLD} {foretold.method}; not measured")
+    if predicted := next((measurement for measurement in shown if measurement.is_predicted), None):
+        lines.append(f"{PREDICTED} {predicted.method}; not measured")
     if any(measurement.noisy for measurement in shown):
         lines.append(f"{NOISY} noisy: the interval stayed wider than the protocol asks for")
     return "\n" + "\n".join(lines)

@@ -11,7 +11,7 @@ from ..bundles.verify import Check
 from ..terminal import add_row, rows_table
 
 WIDEST = 24
-"""Characters of a finding that stand in the table; longer ones stand below it."""
+"""The most characters of a finding in the table; longer ones are printed below it."""
 
 VERDICTS = {True: "holds", False: "DIFFERS", None: "not checked"}
 

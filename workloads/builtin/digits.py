@@ -50,7 +50,7 @@ class Recipe:
 
     Attributes:
         network: a key of `NETWORKS`.
-        version: raise it when the network or `train_digits` changes in a way that the other fields do not tell.
+        version: raise it when the network or `train_digits` changes in a way that the other fields do not show.
         seed: of the first weights, the order of the samples and the augmentation.
         epochs: passes over the training split.
         batch: samples per step; divides 897, because batch-norm learns nothing good from a last batch of one.

@@ -9,7 +9,7 @@ from ..attention import SelfAttention
 
 
 class EncoderBlock(nn.Module):
-    """Attention and a two-layer perceptron, each behind a layer norm and around a shortcut.
+    """Attention and a two-layer perceptron, each after a layer norm and with a residual connection.
 
     Maps [n, tokens, width] to the same shape (Dosovitskiy et al. 2021, arXiv:2010.11929, figure 1 right).
     """

@@ -1,6 +1,6 @@
 """Data sets for torchvision's models, by name, each split into train, calibration, validation and test.
 
-Real ones are MNIST, CIFAR-10, CIFAR-100, a folder of images and ImageNet. They are downloaded only when the user says so.
+Real ones are MNIST, CIFAR-10, CIFAR-100, a folder of images and ImageNet. They are only downloaded if the user asks for it.
 `random` needs no data at all: it is for smoke runs, and its accuracy means agreement with the uncompressed model.
 """
 
@@ -32,7 +32,7 @@ Transform = Callable[[Any], Tensor]
 Item = tuple[Tensor, int]
 LabelledImages = datasets.MNIST | datasets.CIFAR10 | datasets.ImageFolder
 Parts = tuple[LabelledImages, LabelledImages | None]
-"""What the training, calibration and validation splits come from, and the test split where the data set has its own."""
+"""The data set that the training, calibration and validation splits are drawn from, and the test split where it has one."""
 
 MAX_CALIBRATION, MAX_VALIDATION = 512, 5000
 BATCH_NORM_SAMPLES = 32  # one batch, because a last batch of one sample has no statistics
@@ -189,7 +189,7 @@ def _split(train: LabelledImages | RandomImages, test: LabelledImages | None, cl
 
 
 class RandomImages(Dataset[Item]):
-    """Seeded random images, made when asked for: coarse noise blown up, so that they differ in more than pixel noise.
+    """Seeded random images, made when asked for: upsampled coarse noise, so that they differ in more than pixel noise.
 
     An item is (float32 [3, size, size], class), the class 0 until `labels` says otherwise.
     """

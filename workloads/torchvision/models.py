@@ -174,7 +174,7 @@ def _model(
 
 
 def _builder_arguments(name: str, named: WeightsEnum | None, classes: int, size: int) -> dict[str, Any]:
-    """What torchvision's builder has to be told beyond the weights; named weights bring the rest themselves."""
+    """Arguments of torchvision's builder other than the weights; named weights define the rest."""
     if named:
         return {}
     arguments: dict[str, Any] = {"num_classes": classes}
@@ -209,6 +209,6 @@ def _load_file(model: nn.Module, file: Path) -> None:
 
 
 def _name(model_name: str, chosen: TorchvisionOptions) -> str:
-    """The reference, and in brackets what a reader of its figures has to know."""
+    """The workload's name, and in brackets what a reader of its figures has to know."""
     caveats = ["untrained"] * (chosen.weights is None) + ["random images"] * (chosen.data.name == "random")
     return f"torchvision:{model_name}" + (f" ({', '.join(caveats)})" if caveats else "")

@@ -47,17 +47,17 @@ class Many(nn.Module):
 
 def test_every_other_weight_has_its_reason():
     reasons = why_untouched(Many(), torch.zeros(1, 4, 8))
-    taken_up = "only convolutions (Conv1d to Conv3d) and linear layers are taken up"
+    compressed = "only convolutions (Conv1d to Conv3d) and linear layers are compressed"
     attends = "an attention that reads several inputs, takes masks or hides from hooks has no layers of its own"
     assert reasons == {
-        "Many": f"position of Many: {taken_up}",
-        "table": f"weight of Embedding: {taken_up}",
-        "up": f"weight of ConvTranspose1d: {taken_up}",
+        "Many": f"position of Many: {compressed}",
+        "table": f"weight of Embedding: {compressed}",
+        "up": f"weight of ConvTranspose1d: {compressed}",
         "attention": attends,
         "attention.out_proj": "it is never called as a layer",
         "rnn": "the matrices of nn.GRU are no linear layers; slimfront.workloads.builtin.digits_rnn is written with such",
-        "norm": f"weight, bias of LayerNorm: {taken_up}",
-        "own": "Scaled computes something else than its base class nn.Linear, which could be taken up in its place",
+        "norm": f"weight, bias of LayerNorm: {compressed}",
+        "own": "Scaled computes something else than its base class nn.Linear, which could be compressed",
     }
 
 
