@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ...spaces.knobs.kind import LayerKind
+from ...spaces.knobs.registry import KNOB_KINDS
 from ...spaces.policies.policy import LayerPolicy, Policy
 from ...spaces.policies.quantization_scheme import Scheme
 from ...studies.store.records import TrialRecord
@@ -50,7 +52,7 @@ def structure(policy: Policy) -> Policy | None:
     coded = any(layer.codebook != LayerPolicy().codebook for layer in policy.layers.values())
     if coded or not policy.recovery.epochs:
         return None
-    layers = {
-        name: LayerPolicy(sparsity=layer.sparsity, operator=layer.operator) for name, layer in policy.layers.items()
-    }
+    kinds = [kind for kind in KNOB_KINDS.values() if kind.is_quantizing and isinstance(kind, LayerKind)]
+    full = {kind.name: kind.neutral for kind in kinds}
+    layers = {name: replace(layer, **full) for name, layer in policy.layers.items()}
     return replace(policy, layers=layers, scheme=Scheme())
