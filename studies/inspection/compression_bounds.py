@@ -6,7 +6,7 @@ Only removed channels are built, once; blocks, operators, zeros and bits are cou
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -92,7 +92,7 @@ def counted(model: nn.Module, macs: Mapping[str, int], policy: Policy) -> dict[s
         macs: dotted module path -> multiply-adds of `model`.
     """
     gone = policy.removed_blocks
-    names = [name for name, m in model.named_modules() if type(m) in LAYER_KINDS and not is_within(name, gone)]
+    names = _layers_outside(model, gone)
     layers = [_Counted.of(model, name, macs.get(name, 0), policy) for name in names]
     parameters = sum(p.numel() for n, p in model.named_parameters() if not is_within(n, gone))
     others = sum(tensor.nbytes for name, tensor in _others(model, names) if not is_within(name, gone))
@@ -121,6 +121,12 @@ class _Counted:
         left = macs * size / weight.numel()
         bops = left * arithmetic_bits(decided) * decided.activation_bits
         return cls(macs - left, weight.numel() - size, bops, _packed(weight, size, policy, name))
+
+
+def _layers_outside(model: nn.Module, blocks: Collection[str]) -> list[str]:
+    """Names of the layers that are in none of `blocks`."""
+    layers = [name for name, module in model.named_modules() if type(module) in LAYER_KINDS]
+    return [name for name in layers if not is_within(name, blocks)]
 
 
 def _weight(model: nn.Module, name: str) -> Tensor:
