@@ -145,6 +145,14 @@ def test_pages_that_the_code_names_are_there() -> None:
     assert [(file, page) for file, page in named if not (ROOT / page).exists()] == []
 
 
+def test_contributing_names_files_that_are_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    rooms = {path.name for path in ROOT.iterdir() if path.is_dir()}
+    named = [path for path in re.findall(r"`([\w./-]+)`", text) if "/" in path and path.split("/")[0] in rooms]
+    assert named
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
 def load_model(checkpoint: str = "") -> nn.Module:
     """What the pages leave to the reader."""
     return nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
