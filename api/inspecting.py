@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .models import adopted
+
 if TYPE_CHECKING:
     from ..studies.inspection.inspect import Inspection
     from ..workloads.workload import Workload
@@ -23,9 +25,8 @@ def inspect(workload: str | Workload, target: str | None = None) -> Inspection:
     from ..hardware_profiles.cards.target import load_target
     from ..studies.inspection.inspect import inspect_reference, inspect_workload
     from ..workloads.contract import held
-    from ..workloads.load import adopt_workload
 
     if isinstance(workload, str):
         return inspect_reference(workload, target)
     card = load_target(target, Path.cwd()) if target else None
-    return inspect_workload(held(adopt_workload(workload, workload.name or "object", Path.cwd())), card)
+    return inspect_workload(held(adopted(workload)), card)

@@ -36,13 +36,21 @@ def compress(
     """
     from ..compression.compress import compressed, rounded_model
     from ..spaces.policies.policy import Policy
-    from ..workloads.load import adopt_workload, load_workload
+    from ..workloads.load import load_workload
 
     if not isinstance(policy, Policy):
         policy = read_policy(Path(policy))
     task = load_workload(workload) if isinstance(workload, str) else workload
-    task = adopt_workload(replace(task, model=model), task.name or "object", Path.cwd())
-    return rounded_model(compressed(task, policy, seed, batch_size))
+    return rounded_model(compressed(adopted(replace(task, model=model)), policy, seed, batch_size))
+
+
+def adopted(workload: Workload) -> Workload:
+    """A workload object as slimfront computes with it; the caller's model is left as it is, its mode included."""
+    from ..workloads.copies import copied
+    from ..workloads.load import adopt_workload
+
+    workload.check()  # that it can be copied, too
+    return adopt_workload(replace(workload, model=copied(workload.model)), workload.name or "object", Path.cwd())
 
 
 def read_policy(path: Path) -> Policy:
