@@ -14,12 +14,16 @@ from ..spaces.knobs.registry import KNOB_KINDS
 from ..spaces.policies.policy import Policy
 from ..spaces.policies.resolved import is_within
 from .store.executed import precision_of, ran_in
+from .store.records import Violation
 
 Row = tuple[str, ...]
 
 _COUNTED = ("bytes", "FLOPs", "BOPs", "count")
 _SIGNED_UNITS = (*_COUNTED, "ratio", "fraction")
 """Units that a letter or sign of `short_text` stands for, or that go without saying; it leaves out all others."""
+
+LEAST_OF_UNIT = 0.9995
+"""Of a factor, from which a number has it: three digits of one just below are those of the factor itself."""
 
 _FACTORS = ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"))
 
@@ -42,7 +46,9 @@ def short_text(value: float, unit: str) -> str:
     if unit == "bytes":
         return decimal(round(value))
     if unit in _COUNTED:
-        factor, letter = next(((factor, letter) for factor, letter in _FACTORS if value >= factor), (1, ""))
+        factor, letter = next(
+            ((factor, letter) for factor, letter in _FACTORS if value >= LEAST_OF_UNIT * factor), (1, "")
+        )
         return f"{value / factor:.3g}{letter}"
     return f"{value:.2f}x" if unit == "ratio" else full_text(value, unit)
 
@@ -82,10 +88,10 @@ def clock_text(seconds: float) -> str:
     return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
-def excess_text(constraint: str, excess: float) -> str:
-    """How far beyond a constraint, or within it, in the unit of its metric; `constraint` as the study file writes it."""
-    unit = METRICS[constraint.split()[0]].unit
-    amount = short_text(abs(excess), unit)
+def excess_text(violation: Violation) -> str:
+    """How far beyond a constraint, or within it, in the unit of its metric."""
+    unit = METRICS[violation.metric].unit
+    amount = short_text(abs(violation.excess), unit)
     return amount if unit in _SIGNED_UNITS else f"{amount} {unit}"
 
 
