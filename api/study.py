@@ -18,6 +18,7 @@ from ..studies.reports.front_table import front_frame, trials_frame
 from ..studies.reports.status import StudyStatus, study_status
 from ..studies.store.records import TrialRecord
 from ..studies.store.store import Store
+from ..studies.store.trial_state import TrialState
 from ..studies.study_file.constraint import Constraint
 from .bundles import ExportedBundle, Verification, verified
 
@@ -127,7 +128,7 @@ class Study:
         if metric not in METRICS:
             raise UserError(f"unknown metric {metric!r}; {suggestion(metric, METRICS)}")
         conditions = [_condition(text) for text in ([where] if isinstance(where, str) else where)]
-        complete = self.store.trials(self.name, "complete")
+        complete = self.store.trials(self.name, TrialState.COMPLETE)
         found = [trial for trial in complete if metric in trial.measurements and _meets(trial, conditions)]
         if not found:
             wanted = " and ".join([f"has {metric}", *map(str, conditions)])

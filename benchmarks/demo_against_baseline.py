@@ -27,7 +27,7 @@ from slimfront.search.run import run_search
 from slimfront.search.trials.prepared_study import PreparedStudy, prepare
 from slimfront.studies.analysis.front import Point, pareto_front
 from slimfront.studies.analysis.newest_front import objectives_of
-from slimfront.studies.store.records import INTERRUPTIONS, TrialRecord
+from slimfront.studies.store.records import TrialRecord
 from slimfront.studies.store.store import Store
 from slimfront.studies.study_file.load import load_study
 from slimfront.studies.study_file.spec import StudySpec
@@ -100,7 +100,7 @@ def fronts(store: Store, name: str) -> dict[int, list[Member]]:
     """Of the first so many trials each: the front as their search measured it."""
     study = store.get_study(name)
     whole, objectives = study.baseline["artifact_bytes"].value, objectives_of(study)
-    ended = [trial for trial in store.trials(name) if trial.reason not in INTERRUPTIONS]
+    ended = [trial for trial in store.trials(name) if trial.state != "interrupted"]
 
     def member(point: Point) -> Member:
         measured = {metric: measurement.value for metric, measurement in point.measurements.items()}
@@ -109,7 +109,7 @@ def fronts(store: Store, name: str) -> dict[int, list[Member]]:
         return Member(paths["model"], measured["artifact_bytes"] / whole, drops)
 
     def front(trials: Sequence[TrialRecord]) -> list[Point]:
-        feasible = [Point.of(trial, objectives) for trial in trials if trial.outcome == "complete"]
+        feasible = [Point.of(trial, objectives) for trial in trials if trial.state == "complete"]
         return pareto_front(feasible, objectives)
 
     cuts = [*(cut for cut in CUTS if cut < len(ended)), len(ended)]

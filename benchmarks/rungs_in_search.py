@@ -26,7 +26,8 @@ from slimfront.compression.pruning.prune import pruned_copy, reestimate_batch_no
 from slimfront.compression.recovery.recover import recover_by_rungs
 from slimfront.core.measurement import Measurement
 from slimfront.hardware_profiles.runtimes.base import Artifact
-from slimfront.search.driver import Proposal, Search
+from slimfront.search.driver import Search
+from slimfront.search.proposals import Proposal
 from slimfront.search.sampler.study_terms import cost_of
 from slimfront.search.trials.prepared_study import PreparedStudy, prepare
 from slimfront.search.trials.recovered import structure
@@ -134,10 +135,7 @@ class Runner:
         found = Race([], [])
         while proposal := self._search.propose():
             for stage in self._stages(proposal):
-                self._search.record(proposal.number, stage)
-                verdict = self._search.verdict(proposal.number, stage)
-                if verdict is not None and not verdict.is_promising:
-                    self._search.stop(proposal.number, stage, verdict)
+                if not self._search.advance(proposal.number, stage):
                     break
             else:
                 self._search.finish(proposal.number)

@@ -1,23 +1,58 @@
-"""What can be counted without running a candidate: FLOPs, BOPs and parameters."""
+"""What can be counted without running a candidate: FLOPs, BOPs, parameters and packed bytes, by one formula each.
+
+Formulas take arrays [..., layers] and numbers or arrays [...]: built models, bounds of a space and thousands of points at once are
+counted by the same ones.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from torch import nn
+
+from ..compression.packing.packed import smallest_format
+from ..compression.packing.packed_file import grid_bytes, stored_as_is, table_bytes
 from ..core.measurement import Measurement
 from ..core.metrics import metrics_named
-from ..spaces.models.layers import LAYER_KINDS, macs_by_module
-from ..spaces.policies.layer_policy import FULL_PRECISION
-from ..spaces.policies.policy import LayerPolicy
+from ..spaces.models.layers import LAYER_KINDS, WeightedLayer, layer_at, macs_by_module
+from ..spaces.policies.layer_policy import FULL_PRECISION, LayerPolicy
+from ..spaces.policies.operators import Operator
+from ..spaces.policies.policy import Policy
+from ..spaces.policies.resolved import is_within
+from ..spaces.policies.sparsity import zeros_in
 from .evaluator import Context, Evaluator, LoweredCandidate, needed
 from .registry import register
+
+COUNTED = ("flops", "bops", "parameters", "packed_bytes")
+"""Names of the metrics that have a formula here."""
+
+
+def flops(macs: np.ndarray, others: float | np.ndarray) -> np.ndarray:
+    """Multiply-adds of layers and of everything else; one fused multiply-add is one FLOP, as fvcore counts."""
+    return macs.sum(axis=-1) + others
+
+
+def bops(macs: np.ndarray, weight_bits: np.ndarray, activation_bits: np.ndarray) -> np.ndarray:
+    """Multiply-adds x weight bits x activation bits over the layers (Wang et al. 2020, BayesianBits, arXiv:2005.07093)."""
+    return (macs * weight_bits * activation_bits).sum(axis=-1)
+
+
+def parameters(weights: np.ndarray, others: float | np.ndarray) -> np.ndarray:
+    """Weights of layers, masked ones too, and all other parameters."""
+    return weights.sum(axis=-1) + others
+
+
+def packed(
+    stored: np.ndarray, grids: np.ndarray, parameters: float | np.ndarray, buffers: float | np.ndarray
+) -> np.ndarray:
+    """Bytes of layers' weights and of their grids, and of all other parameters and buffers."""
+    return stored.sum(axis=-1) + parameters + buffers + grids.sum(axis=-1)
 
 
 @register
 class Complexity(Evaluator):
-    """FLOPs by fvcore (one fused multiply-add is one FLOP), BOPs and parameters.
-
-    BOPs are multiply-adds x weight bits x activation bits over the layers (Wang et al. 2020, BayesianBits, arXiv:2005.07093);
-    masked weights count in all three: no runtime here skips them.
-    """
+    """FLOPs, BOPs and parameters; masked weights count in all three: no runtime here skips them."""
 
     name = "complexity"
     metrics = metrics_named("flops", "bops", "parameters")
@@ -25,19 +60,58 @@ class Complexity(Evaluator):
 
     def evaluate(self, lowered: LoweredCandidate, context: Context) -> list[Measurement]:
         candidate = needed(lowered.candidate, "complexity needs the model")
-        model, policy = candidate.model, candidate.policy
-        macs = macs_by_module(model, context.workload.example_input)
-        layers = {name: module for name, module in model.named_modules() if type(module) in LAYER_KINDS}
-        bops = sum(
-            macs.get(name, 0) * arithmetic_bits(policy.layer(name)) * policy.layer(name).activation_bits
-            for name in layers
+        found = counts_of(
+            candidate.model, macs_by_module(candidate.model, context.workload.example_input), candidate.policy
         )
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        return [
-            Measurement.exact("flops", macs[""], "fvcore"),
-            Measurement.exact("bops", bops, "fvcore x bits"),
-            Measurement.exact("parameters", parameters, "count"),
-        ]
+        methods = {"flops": "fvcore", "bops": "fvcore x bits", "parameters": "count"}
+        return [Measurement.exact(name, round(found[name]), method) for name, method in methods.items()]
+
+
+def counts_of(model: nn.Module, macs: Mapping[str, int], policy: Policy) -> dict[str, float]:
+    """Name of each of `COUNTED` -> count of `model`, whose channels are as they are, once all else in `policy` is done to it.
+
+    With operators, packed bytes are counted as if one weight stood in each layer's place. Batch-norm that will be folded is
+    counted as it stands; see `counted_bytes`, which knows more of a candidate that is built.
+
+    Args:
+        macs: dotted module path -> multiply-adds of `model`.
+    """
+    kinds = ((path, type(module)) for path, module in model.named_modules())
+    paths = [path for path, kind in kinds if kind in LAYER_KINDS and not is_within(path, policy.removed_blocks)]
+    rows = [_counted(layer_at(model, path), macs.get(path, 0), policy, path) for path in paths]
+    layer_macs, layer_weights, weight_bits, activation_bits, stored, grids = np.array(rows, float).reshape(-1, 6).T
+    other_macs = macs[""] - sum(macs.get(path, 0) for path in (*policy.removed_blocks, *paths))
+    other_weights, other_bytes = _outside(model, paths, policy.removed_blocks)
+    return {
+        "flops": float(flops(layer_macs, other_macs)),
+        "bops": float(bops(layer_macs, weight_bits, activation_bits)),
+        "parameters": float(parameters(layer_weights, other_weights)),
+        "packed_bytes": float(packed(stored, grids, other_bytes, 0)),
+    }
+
+
+def _outside(model: nn.Module, layers: Sequence[str], gone: Sequence[str]) -> tuple[int, int]:
+    """Parameters, and bytes of parameters and buffers, that are neither weights of `layers` nor in blocks that are `gone`."""
+    every = sum(parameter.numel() for name, parameter in model.named_parameters() if not is_within(name, gone))
+    others = stored_as_is(model, {f"{path}.weight" for path in layers})
+    # Of a weight that two layers share, which counts once among all parameters, one is taken off again.
+    outside = every - sum(layer_at(model, path).weight.numel() for path in layers)
+    return outside, sum(tensor.nbytes for name, tensor in others if not is_within(name, gone))
+
+
+def _counted(layer: WeightedLayer, macs: int, policy: Policy, path: str) -> tuple[float, ...]:
+    """Of a layer once its decisions are done to it: multiply-adds, weights, the bits that both operands are multiplied with, bytes
+    of the packed weights, and those of scales, zero points and table."""
+    decided, rows, operator = policy.layer(path), len(layer.weight), Operator.parse(policy.layer(path).operator)
+    fits = operator.why_not(layer.weight.shape, getattr(layer, "groups", 1)) is None
+    weights = operator.weights(layer.weight.shape) if fits else layer.weight.numel()
+    values = weights - round(zeros_in(layer.weight, decided.sparsity) * weights)
+    _, stored = smallest_format(rows, -(-weights // rows), values, decided.weight_bits)
+    scales = rows if policy.scheme.weights == "channel" else 1
+    grids = grid_bytes(scales, decided.has_weight_grid, decided.has_activation_grid)
+    grids += table_bytes(decided.weight_bits) * decided.has_codebook
+    macs_left = macs * (weights / layer.weight.numel())
+    return (macs_left, weights, arithmetic_bits(decided), decided.activation_bits, stored, grids)
 
 
 def arithmetic_bits(layer: LayerPolicy) -> int:

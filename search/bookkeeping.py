@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from ..core.measurement import Measurement
-from ..studies.store.records import INTERRUPTED, ORPHANED, State, TrialRecord
+from ..studies.store.records import INTERRUPTED, ORPHANED, TrialRecord, Violation
 from ..studies.store.store import Store
+from ..studies.store.trial_state import TrialState
 from ..studies.study_file.spec import StudySpec
 from .optuna.attributes import STOPPED
 from .optuna.study import OptunaStudy
@@ -27,41 +28,49 @@ class Bookkeeping:
     def __init__(self, spec: StudySpec, store: Store, optuna: OptunaStudy) -> None:
         self._spec, self._store, self._optuna = spec, store, optuna
 
-    def judged(self, measurements: Mapping[str, Measurement]) -> tuple[State, str]:
+    def judged(self, measurements: Mapping[str, Measurement]) -> tuple[TrialState, str]:
         """State of a trial that ran to its end, and the first constraint that it violates, in words."""
-        violations = self._violations(measurements)
-        for constraint in self._spec.constraints:
-            if violations.get(str(constraint), 0.0) > 0:
-                return "infeasible", f"violates {constraint}: {measurements[constraint.metric].value:.4g}"
-        return "complete", ""
+        for violation in self._violations(measurements):
+            if violation.excess > 0:
+                value = measurements[violation.metric].value
+                return TrialState.INFEASIBLE, f"violates {violation.constraint}: {value:.4g}"
+        return TrialState.COMPLETE, ""
 
     def close(
         self,
         number: int,
-        state: State,
+        state: TrialState,
         reason: str | None,
         measurements: Mapping[str, Measurement],
         attributes: Mapping[str, object] = MappingProxyType({}),
+        rung: int | None = None,
     ) -> TrialRecord:
         """End a running trial.
 
         Args:
             attributes: what the dashboard and the sampler are shown of it besides its measurements.
+            rung: that it was pruned at.
         """
         values = {name: measurement.value for name, measurement in measurements.items()}
-        because = {"reason": reason} if state != "complete" else {}
+        because = {"reason": reason} if state is not TrialState.COMPLETE else {}
         self._optuna.annotate(number, {**values, **attributes, **because})
-        violations = None if state == "failed" else self._violations(measurements)
-        self._store.finish_trial(self._spec.study, number, state, reason, violations)
+        violations = self._violations(measurements) if state.has_result else None
+        self._store.finish_trial(self._spec.study, number, state, reason, violations, rung=rung)
         trial = self._store.get_trial(self._spec.study, number)
         self._tell_optuna(trial)
         return trial
 
-    def interrupt(self, reason: str = INTERRUPTED) -> list[TrialRecord]:
-        """End every trial that runs as interrupted, for one of `INTERRUPTIONS`; those."""
+    def interrupt(self, *, driver_died: bool = False) -> list[TrialRecord]:
+        """End every trial that runs as interrupted; those.
+
+        Args:
+            driver_died: whether they are left of a driver that was killed.
+        """
+        reason = ORPHANED if driver_died else INTERRUPTED
         running = self._store.running_trials(self._spec.study)
         for trial in running:
-            self._store.finish_trial(self._spec.study, trial.number, "failed", reason)
+            state = TrialState.INTERRUPTED
+            self._store.finish_trial(self._spec.study, trial.number, state, reason, driver_died=driver_died)
         self._optuna.abandon(reason)
         return running
 
@@ -69,11 +78,11 @@ class Bookkeeping:
         """Complete what a driver that was killed had begun, and end what it left running."""
         for number in self._optuna.reclaim():
             trial = self._store.find_trial(self._spec.study, number)
-            if trial is not None and trial.state != "running":
+            if trial is not None and trial.state.has_ended:
                 self._tell_optuna(trial)
         for trial in self._store.running_trials(self._spec.study):
             self._close_orphan(trial)
-        self.interrupt(ORPHANED)
+        self.interrupt(driver_died=True)
 
     def _close_orphan(self, trial: TrialRecord) -> None:
         study, number = self._spec.study, trial.number
@@ -81,22 +90,23 @@ class Bookkeeping:
             state, reason = self.judged(trial.measurements)
             self._store.finish_trial(study, number, state, reason or None, self._violations(trial.measurements))
             return
-        orphaned = sum(t.digest == trial.digest and t.reason == ORPHANED for t in self._store.trials(study))
+        orphaned = sum(t.digest == trial.digest and t.driver_died for t in self._store.trials(study))
         if orphaned >= MOST_RETRIES:
             reason = f"the search's process died {orphaned + 1} times while this policy ran"
-            self._store.finish_trial(study, number, "failed", reason)
+            self._store.finish_trial(study, number, TrialState.FAILED, reason)
             self._optuna.fail(number, reason)
 
     def _tell_optuna(self, trial: TrialRecord) -> None:
-        if trial.state == "failed":
-            self._optuna.fail(trial.number, trial.reason or "")
-        elif trial.outcome == "stopped":
-            self._optuna.tell(trial.number, None, {**trial.violations, STOPPED: 1.0})
+        violations = {violation.constraint: violation.excess for violation in trial.violations}
+        if not trial.state.has_result:
+            self._optuna.fail(trial.number, trial.reason or "", trial.state)
+        elif trial.state is TrialState.PRUNED:
+            self._optuna.tell(trial.number, None, {**violations, STOPPED: 1.0})
         else:
             known = [trial.measurements[name].value for name in self._spec.objectives if name in trial.measurements]
             values = known if len(known) == len(self._spec.objectives) else None  # a constraint ended it early
-            self._optuna.tell(trial.number, values, trial.violations)
+            self._optuna.tell(trial.number, values, violations)
 
-    def _violations(self, measurements: Mapping[str, Measurement]) -> dict[str, float]:
+    def _violations(self, measurements: Mapping[str, Measurement]) -> list[Violation]:
         judged = (constraint for constraint in self._spec.constraints if constraint.metric in measurements)
-        return {str(c): c.violation(measurements[c.metric].value) for c in judged}
+        return [Violation(c.metric, str(c), c.violation(measurements[c.metric].value)) for c in judged]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,19 +11,17 @@ from ..evaluators.evaluator import LoweredCandidate
 from ..evaluators.registry import measure
 from ..hardware_profiles.runtimes.base import Artifact
 from .driver import Search
+from .events import TrialConfirmed
 from .fidelity.rungs import confirmed_rung
 from .trials.baseline import with_test_scores
 
 SECONDS = 2.0
 
 
-def confirm_front(search: Search, progress: Callable[[int, int], None] = lambda *_: None) -> None:
+def confirm_front(search: Search) -> None:
     """Measure every point of the front again, the very files that export hands out, one after the other.
 
     New figures may change the front; a trial that joins it is confirmed too.
-
-    Args:
-        progress: called with the numbers of points confirmed so far and to confirm.
     """
     plain = search.prepared.context
     reference = with_test_scores(plain, search.reference)
@@ -39,7 +36,7 @@ def confirm_front(search: Search, progress: Callable[[int, int], None] = lambda 
                 raise EvaluationError(f"trial {number}: {error}") from error
             search.remeasured(number, measured, confirmed_rung(search.spec))
             confirmed.add(number)
-            progress(len(confirmed), len(confirmed) + len(waiting) - 1)
+            search.tell(TrialConfirmed(number, len(confirmed), len(confirmed) + len(waiting) - 1))
 
 
 def _confirmed(search: Search) -> set[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -19,11 +20,13 @@ from ..workloads.workload import Workload
 from .confirmation import confirm_front
 from .dashboard.serve import Publisher
 from .driver import Search
-from .execution.local import run_local
+from .events import Listener
+from .execution.base import Runner, run_trials
+from .execution.local import LocalRunner
 from .lock import sole_driver
 from .screen import SearchProgress
 from .trials.artifacts_folder import require_writable
-from .trials.prepared_study import prepare
+from .trials.prepared_study import PreparedStudy, prepare
 
 
 @sigterm_interrupts()
@@ -34,6 +37,7 @@ def run_search(
     console: Console,
     started: float | None = None,
     given: Workload | None = None,
+    listeners: Sequence[Listener] = (),
 ) -> None:
     """Run or continue the study, confirm its front, and publish it to the dashboard.
 
@@ -42,6 +46,7 @@ def run_search(
     Args:
         started: `time.monotonic()` when the user gave the command, which the budget of time is counted from; now by default.
         given: the workload, where it is an object of this program.
+        listeners: hear of every event of the search, after the screen.
 
     Raises:
         UserError: bad input; nothing was written where it was found before the study began.
@@ -51,18 +56,24 @@ def run_search(
     started = time.monotonic() if started is None else started
     url, artifacts = absolute_url(storage), artifacts.resolve()
     with working_in(spec.base_folder), SearchProgress(spec, console, started) as progress:
-        _run(spec, url, artifacts, progress, started, given)
+        prepared = _prepared(spec, artifacts, given)
+        _describe(prepared, progress)
+        with Store(url) as store, sole_driver(store, spec.study):
+            search = Search(prepared, store, artifacts, (progress.hear, *listeners), started)
+            _run(search, progress)
 
 
-def _run(
-    spec: StudySpec, storage: str, artifacts: Path, progress: SearchProgress, started: float, given: Workload | None
-) -> None:
+def _prepared(spec: StudySpec, artifacts: Path, given: Workload | None) -> PreparedStudy:
     require_writable(artifacts / spec.study)
     if spec.workers:
         from .cluster.cluster import require_answer  # only here: importing ray takes a second
 
         require_answer()
-    prepared = prepare(spec, given)
+    return prepare(spec, given)
+
+
+def _describe(prepared: PreparedStudy, progress: SearchProgress) -> None:
+    """Say what is searched."""
     for remark in prepared.context.workload.remarks:
         progress.say(remark, "yellow")
     for group, reason in prepared.unprunable.items():
@@ -77,24 +88,30 @@ def _run(
             f"latency is predicted by the table in the target's card (median error {table.error:.1%}), not measured",
             "yellow",
         )
-    with Store(storage) as store, sole_driver(store, spec.study):
-        search = Search(prepared, store, artifacts, progress.tell, started)
-        publisher = Publisher(search)
-        progress.follow(search, publisher)
-        _warn_of_a_noisy_machine(search, progress)
-        _warn_of_saturation(search, progress)
-        try:
-            if spec.workers:
-                from .execution.ray_tune import run_distributed  # only here: importing ray takes a second
 
-                run_distributed(search, spec.workers)
-            else:
-                run_local(search, isolated=True)
-            confirm_front(search, progress.confirming)
-        finally:
-            publisher.publish(force=True)
-        if nothing := search.stopped_because or _found_nothing(search):
-            raise SearchError(f"study {spec.study!r}: {nothing}")
+
+def _run(search: Search, progress: SearchProgress) -> None:
+    """Run a search to its confirmed front, its page on the dashboard kept up to date."""
+    publisher = Publisher(search)
+    search.listen(publisher.hear)
+    progress.follow(search)
+    _warn_of_a_noisy_machine(search, progress)
+    _warn_of_saturation(search, progress)
+    try:
+        run_trials(search, _runner(search))
+        confirm_front(search)
+    finally:
+        publisher.publish(force=True)
+    if nothing := search.stopped_because or _found_nothing(search):
+        raise SearchError(f"study {search.spec.study!r}: {nothing}")
+
+
+def _runner(search: Search) -> Runner:
+    if not search.spec.workers:
+        return LocalRunner(search, isolated=True)
+    from .execution.ray_tune import RayRunner  # only here: importing ray takes a second
+
+    return RayRunner(search, search.spec.workers)
 
 
 def _found_nothing(search: Search) -> str | None:
@@ -110,7 +127,7 @@ def _found_nothing(search: Search) -> str | None:
 
 
 def _warn_of_a_noisy_machine(search: Search, progress: SearchProgress) -> None:
-    """Say so where the uncompressed model, timed against itself, is told apart from itself."""
+    """Say so where the uncompressed model, timed against itself, differs from itself beyond noise."""
     against_itself = search.store.get_study(search.spec.study).baseline["speedup"]
     if not against_itself.low <= 1 <= against_itself.high:
         progress.say(
@@ -121,7 +138,7 @@ def _warn_of_a_noisy_machine(search: Search, progress: SearchProgress) -> None:
 
 
 def _warn_of_saturation(search: Search, progress: SearchProgress) -> None:
-    """Say so where the machine computes 8-bit layers otherwise than most others would."""
+    """Say so where the machine computes 8-bit layers unlike most others."""
     choices, runtime = search.prepared.space.choices, search.prepared.target.runtime
     offered = 8 in choices["weight_bits"] and 8 in choices["activation_bits"]
     if offered and saturates(search.store.get_study(search.spec.study).machine, runtime):

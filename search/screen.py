@@ -13,16 +13,30 @@ from rich.table import Table
 from rich.text import Text
 
 from ..studies.analysis.front import Objective, Point
+from ..studies.store.trial_state import TrialState
 from ..studies.study_file.spec import StudySpec
 from ..studies.wording import clock_text, count_text, figure_text
-from .dashboard.serve import Publisher
 from .driver import Search
+from .events import (
+    Event,
+    FrontChanged,
+    SamplerFellBack,
+    SensitivityMeasured,
+    SensitivityUnmeasured,
+    StageRecorded,
+    TrialConfirmed,
+    TrialFinished,
+    TrialStarted,
+)
 
 LINE_INTERVAL_S = 10.0
 """Least time between two lines of progress where there is no terminal."""
 
 TRIALS = "trials"
 """What is counted, until the front is measured again."""
+
+CONFIRMED = "points of the front measured again"
+"""What is counted from then on."""
 
 BAR_WIDTH = 30
 """Columns of the bar: with what stands next to it they fit 80."""
@@ -75,7 +89,6 @@ class SearchProgress:
         self._pace = Pace()
         self._done, self._what, self._note = 0, TRIALS, ""
         self._search: Search | None = None
-        self._publisher: Publisher | None = None
         self._live = Live(get_renderable=self._bar, console=console, transient=True, refresh_per_second=4)
 
     def __enter__(self) -> SearchProgress:
@@ -97,36 +110,29 @@ class SearchProgress:
         else:
             self._held.append(line)
 
-    def follow(self, search: Search, publisher: Publisher) -> None:
-        """Show this search from now on, and have its page on the dashboard kept up to date."""
-        self._search, self._publisher = search, publisher
+    def follow(self, search: Search) -> None:
+        """Show this search from now on."""
+        self._search = search
         self._open()
         self._update()
 
-    def tell(self, event: str, number: int, text: str) -> None:
-        """A `driver.Listener`."""
+    def hear(self, event: Event) -> None:
+        """An `events.Listener`."""
         self._open()
-        if event == "front" and self._search is not None:
-            point = self._search.store.get_trial(self._search.spec.study, number)
-            figures = (figure_text(point.measurements[name]) for name in self._objectives)
-            self.say(f"trial {number} joins the front: {', '.join(figures)}")
-        elif event in ("fallback", "unmeasured"):
-            self.say(text, "yellow")
-        elif event == "sensitivity":
-            self._count(self._done, f"sensitivity of single choices, {text}")
-        elif event == "failed":
-            self.say(f"trial {number} failed: {' '.join(text.split())}", "yellow")
-        if event not in ("stage", "sensitivity"):
+        if (line := _line(event, self._objectives)) is not None:
+            self.say(*line)
+        if isinstance(event, SensitivityMeasured):
+            self._count(self._done, f"sensitivity of single choices, {event.measured} of {event.total}")
+        elif isinstance(event, TrialConfirmed):
+            self._confirming(event)
+        elif not isinstance(event, StageRecorded | TrialStarted):
             self._update()
-        if event != "stage" and self._publisher is not None:
-            self._publisher.publish()
 
-    def confirming(self, done: int, total: int) -> None:
-        """Progress of `confirm_front`."""
-        self._total, self._timeout_s = total, None
-        self._what = "points of the front measured again"
-        self._pace = Pace()
-        self._count(done, self._note)
+    def _confirming(self, event: TrialConfirmed) -> None:
+        if self._what == TRIALS:
+            self._what, self._timeout_s, self._pace = CONFIRMED, None, Pace()
+        self._total = event.total
+        self._count(event.confirmed, self._note)
 
     def _open(self) -> None:
         """Print what was held back; from now on every line is printed at once."""
@@ -188,3 +194,15 @@ class SearchProgress:
         row = Table.grid(padding=(0, 1))
         row.add_row(f"  {self._counted}", ProgressBar(total, done, width=BAR_WIDTH), self._times)
         return Group(row, Text(f"  {self._note}"))
+
+
+def _line(event: Event, objectives: Sequence[str]) -> tuple[str, str] | None:
+    """The line that an event is worth, and its style; None for most."""
+    if isinstance(event, FrontChanged) and event.joined:
+        figures = (figure_text(event.trial.measurements[name]) for name in objectives)
+        return f"trial {event.trial.number} joins the front: {', '.join(figures)}", ""
+    if isinstance(event, TrialFinished) and event.trial.state is TrialState.FAILED:
+        return f"trial {event.trial.number} failed: {' '.join((event.trial.reason or '').split())}", "yellow"
+    if isinstance(event, SamplerFellBack | SensitivityUnmeasured):
+        return event.reason, "yellow"
+    return None

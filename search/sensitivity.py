@@ -12,7 +12,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
 
@@ -36,12 +36,10 @@ from ..spaces.space import Space
 from ..studies.store.records import SIMULATED, SensitivityRecord
 from ..studies.store.store import Store
 from ..workloads.workload import describe
+from .events import Event, Listener, SensitivityMeasured, SensitivityUnmeasured
 from .sampler.dimensions import guessed_damage
 from .transfer import earlier_sensitivities
 from .trials.prepared_study import PreparedStudy
-
-Listener = Callable[[str, int, str], None]
-"""(event, number, text), as `driver.Search` takes one."""
 
 SAMPLES = 64
 """Of the search-validation split, evenly spread over it."""
@@ -82,28 +80,30 @@ def probes(space: Space, limit: float = TELLING) -> list[Probe]:
 
 
 def measured(
-    prepared: PreparedStudy, wanted: Sequence[Probe], tell: Listener = lambda *_: None
+    prepared: PreparedStudy, wanted: Sequence[Probe], tell: Listener = lambda _: None
 ) -> Iterator[SensitivityRecord]:
     """Measure probe by probe; one that fails is left out.
 
     The first one's seconds include the calibration.
 
     Args:
-        tell: told ("unmeasured", 0, what failed and why).
+        tell: hears of what cannot be measured, and why.
     """
     started = time.monotonic()
     try:
         simulation = Simulation(prepared)
     except Exception as error:  # the user's model may raise anything
         raise_if_interrupted(error)
-        tell("unmeasured", 0, f"no choice can be measured alone: {describe(error)}")
+        tell(SensitivityUnmeasured(f"no choice can be measured alone: {describe(error)}"))
         return
     for probe in wanted:
         try:
             divergence = simulation.divergence(probe.policy)
         except Exception as error:  # as above, or the policy does not fit it; trials of other policies may be fine
             raise_if_interrupted(error)
-            tell("unmeasured", 0, f"{probe.knob.name} = {probe.choice} cannot be measured alone: {describe(error)}")
+            tell(
+                SensitivityUnmeasured(f"{probe.knob.name} = {probe.choice} cannot be measured alone: {describe(error)}")
+            )
             continue
         ended = time.monotonic()
         yield SensitivityRecord(probe.knob.name, probe.choice, probe.policy.digest, divergence, ended - started)
@@ -117,7 +117,7 @@ class Sensitivity:
 
     Args:
         seconds: that this run may spend on it; what it leaves out is reported.
-        tell: a `driver.Listener` for "sensitivity" and "unmeasured".
+        tell: hears of each choice that is measured, and of those that are not.
 
     Attributes:
         records: what is known so far.
@@ -129,14 +129,14 @@ class Sensitivity:
         store: Store,
         prepared: PreparedStudy,
         seconds: float = math.inf,
-        tell: Listener = lambda *_: None,
+        tell: Listener = lambda _: None,
     ) -> None:
         self._store, self._prepared, self._seconds, self._tell = store, prepared, seconds, tell
         self.records = store.sensitivities(prepared.spec.study) if prepared.spec.sensitivity else []
         self._wanted = probes(prepared.space) if prepared.spec.sensitivity and why_not(prepared) is None else []
         self._take_over()
         self.has_started = False
-        self._events: SimpleQueue[tuple[str, int, str]] = SimpleQueue()
+        self._events: SimpleQueue[Event] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
         self._failure: Exception | None = None
@@ -156,11 +156,11 @@ class Sensitivity:
         started, total, missing = time.monotonic(), len(self._wanted), self.missing
         for record in measured(self._prepared, missing, tell) if missing else ():
             self._keep([record])
-            tell("sensitivity", len(self.records), f"{len(self.records)} of {total}")
+            tell(SensitivityMeasured(len(self.records), total))
             if self._stopped.is_set():
                 return
             if time.monotonic() - started > self._seconds and (left := len(self.missing)):
-                tell("unmeasured", 0, f"{left} of {total} choices are not measured alone: {_SHARE_IS_SPENT}")
+                tell(SensitivityUnmeasured(f"{left} of {total} choices are not measured alone: {_SHARE_IS_SPENT}"))
                 return
 
     def start(self, cores: Sequence[int]) -> None:
@@ -176,7 +176,7 @@ class Sensitivity:
             StoreError: it ended because the database could not be written.
         """
         while not self._events.empty():
-            self._tell(*self._events.get())
+            self._tell(self._events.get())
         if self._failure is not None:
             raise self._failure
         return self._thread is not None and self._thread.is_alive()
@@ -191,7 +191,7 @@ class Sensitivity:
         os.sched_setaffinity(0, cores)  # of this thread alone: the bench has the others
         torch.set_num_threads(1)  # workers compute on these cores, where two of one operation would spin for each other
         try:
-            self._measure(lambda *event: self._events.put(event))
+            self._measure(self._events.put)
         except Exception as error:  # raised again where the driver looks
             self._failure = error
 

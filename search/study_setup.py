@@ -10,11 +10,18 @@ from ..core.interrupts import raise_if_interrupted
 from ..core.measurement import Measurement
 from ..evaluators.evaluator import Reference
 from ..hardware_profiles.runtimes.base import Artifact
+from ..spaces.policies.candidate import Candidate
+from ..spaces.policies.policy import Policy
+from ..studies.store.executed import KIND as PRECISIONS
 from ..studies.store.store import Store
 from ..workloads.load import workload_fingerprint
+from .time_budget import TimeBudget
 from .trials.baseline import lower_reference, measure_reference, with_scores
 from .trials.prepared_study import PreparedStudy
-from .trials.worker import keep_precisions
+from .trials.worker import PRECISIONS_FILE, Stage, keep, keep_precisions
+
+CONFIRMING_SECONDS = 3.0
+"""Seconds that timing a point of the front again takes at the end, with the loading of its artifact."""
 
 
 def open_study(prepared: PreparedStudy, store: Store) -> None:
@@ -33,7 +40,7 @@ def open_study(prepared: PreparedStudy, store: Store) -> None:
     store.set_remark(spec.study, None)  # of an earlier run
     if record.workload_fingerprint != fingerprint:
         raise StoreError(
-            f"study {spec.study!r} was searched with another model or data behind workload "
+            f"study {spec.study!r} was searched with another model or other data of workload "
             f"{spec.workload!r}; give the study another name"
         )
 
@@ -59,6 +66,25 @@ def open_reference(prepared: PreparedStudy, store: Store, folder: Path) -> Refer
         store.set_baseline(study, measurements, prepared.target.name)
         baseline = {measurement.name: measurement for measurement in measurements}
     return with_scores(context, artifact, baseline["latency_ms"].value)
+
+
+def stage_of_baseline(
+    prepared: PreparedStudy, reference: Reference, policy: Policy, baseline: Mapping[str, Measurement]
+) -> Stage:
+    """What was found of the uncompressed model when the study began, as the stage of a trial with its `policy`."""
+    candidate = Candidate(policy, prepared.context.workload.model)
+    folder = reference.artifact.path.parent
+    files = keep(candidate, reference.artifact, folder)
+    if (precisions := folder / PRECISIONS_FILE).is_file():  # gone with its folder, or never there in an old study
+        files[PRECISIONS] = Artifact.of(precisions)
+    return Stage("scored", measurements=list(baseline.values()), artifacts=files)
+
+
+def time_budget(prepared: PreparedStudy, reference: Reference, started: float) -> TimeBudget:
+    """The seconds of a run that began at `started`, by `time.monotonic()`."""
+    workload = prepared.context.workload
+    scoring = reference.scoring_seconds * len(workload.test) / len(workload.validation)
+    return TimeBudget(prepared.spec.budget.timeout_s, started, CONFIRMING_SECONDS + scoring)
 
 
 def _measure(prepared: PreparedStudy, artifact: Artifact, folder: Path) -> list[Measurement]:

@@ -11,6 +11,7 @@ from ..spaces.policies.policy import Policy
 from ..spaces.space import Choice, Space
 from ..studies.store.records import SensitivityRecord, StudyRecord, TrialRecord
 from ..studies.store.store import Store
+from ..studies.store.trial_state import TrialState
 from ..studies.study_file.spec import StudySpec
 from .optuna.attributes import DAMAGE
 from .sampler.designer import TransferredTrial
@@ -61,5 +62,5 @@ def _point(space: Space, policy: Policy) -> dict[str, Choice] | None:
 def _told(trial: TrialRecord, parameters: dict[str, Choice], spec: StudySpec, same_target: bool) -> TransferredTrial:
     measured = {name: measurement.value for name, measurement in trial.measurements.items()}
     values = [measured.get(name) if same_target and not is_quality(name) else None for name in spec.objectives]
-    damage = measured.get(DAMAGE) if trial.outcome != "stopped" else None
+    damage = measured.get(DAMAGE) if trial.state is not TrialState.PRUNED else None
     return TransferredTrial(parameters, damage, tuple(values))

@@ -14,6 +14,7 @@ from ..spaces.knobs.registry import KNOB_KINDS
 from ..spaces.policies.policy import Policy
 from ..spaces.policies.resolved import is_within
 from .store.executed import precision_of, ran_in
+from .store.records import Violation
 
 Row = tuple[str, ...]
 
@@ -82,10 +83,10 @@ def clock_text(seconds: float) -> str:
     return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
-def excess_text(constraint: str, excess: float) -> str:
-    """How far beyond a constraint, or within it, in the unit of its metric; `constraint` as the study file writes it."""
-    unit = METRICS[constraint.split()[0]].unit
-    amount = short_text(abs(excess), unit)
+def excess_text(violation: Violation) -> str:
+    """How far beyond a constraint, or within it, in the unit of its metric."""
+    unit = METRICS[violation.metric].unit
+    amount = short_text(abs(violation.excess), unit)
     return amount if unit in _SIGNED_UNITS else f"{amount} {unit}"
 
 

@@ -256,7 +256,9 @@ def test_documents_say_what_the_tables_say(
     [study] = document("studies")["studies"]
     assert (study["study"], study["trials"], study["trials_wanted"], study["front_points"]) == ("tiny", 3, 4, 1)
     status = document("status", "tiny")
-    assert status["trials_by_state"] == {"running": 0, "complete": 2, "infeasible": 0, "stopped": 0, "failed": 1}
+    assert status["trials_by_state"] == {
+        "running": 0, "complete": 2, "infeasible": 0, "pruned": 0, "stopped": 0, "failed": 1, "interrupted": 0,
+    }  # fmt: skip
     assert status["reasons"] == [{"trials": 1, "state": "failed", "reason": "ValueError: [3, 8]"}]
     trial = document("show", "tiny", "2")
     assert (trial["state"], trial["reason"], trial["policy"]["channels"]) == (

@@ -54,6 +54,7 @@ INSIDE = {
     "evaluators": ["evaluators"],
     "studies": [
         "studies.study_file",
+        "studies.store.trial_state",
         "studies.store.tables",
         "studies.store.migrations",
         "studies.store",

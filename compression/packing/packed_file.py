@@ -19,15 +19,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...core.documents import json_document
 from ...core.errors import DocumentError
@@ -35,6 +35,8 @@ from ...core.validation import shortened
 from ...spaces.models.layers import LAYER_KINDS, WeightedLayer
 from ...spaces.policies.candidate import Candidate
 from .packed import FLOATS, Format, Packed, pack, smallest_format, unpack
+
+Number = TypeVar("Number", int, np.ndarray)
 
 SCHEMA = "2"
 
@@ -77,18 +79,37 @@ def counted_bytes(candidate: Candidate) -> int:
     return weights + sum(array.nbytes for array in arrays) + _bytes_of_grids_to_come(candidate)
 
 
+def grid_bytes(scales: Number, has_weight_grid: Number, has_activation_grid: Number) -> Number:
+    """Bytes of layers' integer grids: float32 `scales` of a weight, and the scale and zero point of what a layer reads.
+
+    Numbers, or arrays that broadcast together.
+    """
+    return 4 * scales * has_weight_grid + 5 * has_activation_grid
+
+
+def table_bytes(bits: int) -> int:
+    """Bytes of a codebook's values, float32."""
+    return 4 * 2**bits
+
+
+def stored_as_is(model: nn.Module, packed: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+    """Name and tensor of all that a file does not pack: parameters and buffers but the `packed` ones and the counts of training."""
+    for name, tensor in model.state_dict().items():
+        if name not in packed and not name.endswith(".num_batches_tracked"):
+            yield name, tensor
+
+
 def _bytes_of_grids_to_come(candidate: Candidate) -> int:
     """Bytes of scales, zero points and tables that the policy asks for and the candidate does not have yet."""
     policy, quantization = candidate.policy, candidate.quantization
     total = 0
     for name, weight in _layer_weights(candidate).items():
         layer = policy.layer(name)
-        if layer.has_weight_grid and name not in quantization.weights:
-            total += 4 * (len(weight) if policy.scheme.weights == "channel" else 1)
+        scales = len(weight) if policy.scheme.weights == "channel" else 1
+        weight_grid = layer.has_weight_grid and name not in quantization.weights
+        total += grid_bytes(scales, weight_grid, layer.has_activation_grid and name not in quantization.inputs)
         if layer.has_codebook and name not in quantization.codes:
-            total += 4 * 2**layer.weight_bits
-        if layer.has_activation_grid and name not in quantization.inputs:
-            total += 5
+            total += table_bytes(layer.weight_bits)
     return total
 
 
@@ -200,8 +221,8 @@ def _state(candidate: Candidate) -> dict[str, np.ndarray]:
     folded = tuple(f"{norm}." for norm in candidate.quantization.norms.values())
     kept = {
         name: tensor.detach().cpu().contiguous().numpy()
-        for name, tensor in candidate.model.state_dict().items()
-        if name not in packed and not name.startswith(folded) and not name.endswith(".num_batches_tracked")
+        for name, tensor in stored_as_is(candidate.model, packed)
+        if not name.startswith(folded)
     }
     stored = {**candidate.quantization.weights, **candidate.quantization.bfloat16}
     biases = {f"{name}.bias": weight.bias for name, weight in stored.items() if weight.bias is not None}

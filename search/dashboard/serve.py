@@ -38,6 +38,7 @@ from ...studies.reports.sensitivity_figure import sensitivity_heatmap
 from ...studies.store.records import TrialRecord
 from ...studies.store.store import Store
 from ...studies.wording import channel_rows, layer_rows
+from ..events import Event, StageRecorded, TrialStarted
 from ..optuna.study import open_storage
 from .door import LOCAL_HOSTS, READ_ONLY, App, guarded, known_hosts
 from .page import quicken
@@ -212,6 +213,11 @@ class Publisher:
         self._study = search.optuna.optuna_study
         self._due = time.monotonic()
         self._written: dict[str, str] = {}
+
+    def hear(self, event: Event) -> None:
+        """An `events.Listener`: publishes now and then."""
+        if not isinstance(event, StageRecorded | TrialStarted):
+            self.publish()
 
     @uninterrupted()
     def publish(self, force: bool = False) -> bool:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from ..driver import Proposal
+from ..proposals import Proposal
 from ..trials.worker import Stage
 
 FILE = "crash.txt"
@@ -37,7 +37,7 @@ def crash_reported(folder: Path, limit_s: float | None) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = path.open("w", encoding="utf-8")
-    except OSError:  # what the block writes there fails alike, and says so; the limit holds all the same
+    except OSError:  # what the block writes there fails too, and says so; the limit holds all the same
         with _reporting(sys.__stderr__, limit_s):
             yield
         return

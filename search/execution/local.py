@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from typing import Protocol
 
-from ...core.errors import ArtifactsError, WorkerStartError
 from ...core.interrupts import Interrupts
-from ..driver import Proposal, Search
+from ..driver import Search
+from ..proposals import Proposal
 from ..trials.artifacts_folder import storing
 from ..trials.worker import Stage, Worker
+from .base import LOG, raise_fault, run_trials, worker_setup
 from .worker_process import WorkerProcess
 
-LOG = "workers.log"
-"""What workers print, in the study's artifacts folder."""
 
-
-class _Runner(Protocol):
-    def run(self, proposal: Proposal) -> Iterator[Stage]: ...
+class _TrialWorker(Protocol):
+    def run(self, proposal: Proposal) -> Generator[Stage, None, None]: ...
 
     def close(self) -> None: ...
 
@@ -27,11 +25,43 @@ class _InProcess:
     """A worker in this process: for debugging, and for workloads that no other process could load."""
 
     def __init__(self, search: Search) -> None:
-        self._worker = Worker(search.worker_setup(0), search.prepared.context.workload)
-        self.close = self._worker.close
+        self._worker = Worker(worker_setup(search, 0), search.prepared.context.workload)
 
-    def run(self, proposal: Proposal) -> Iterator[Stage]:
-        return self._worker.run(proposal.policy, proposal.folder, proposal.recovered)
+    def run(self, proposal: Proposal) -> Generator[Stage, None, None]:
+        yield from self._worker.run(proposal.policy, proposal.folder, proposal.recovered)
+
+    def close(self) -> None:
+        self._worker.close()
+
+
+class LocalRunner:
+    """Runs trials one after the other, in a process of their own or in this one."""
+
+    def __init__(self, search: Search, isolated: bool) -> None:
+        self._worker = _worker_of(search, isolated)
+
+    def run(self, search: Search, interrupts: Interrupts) -> None:
+        """As `Runner.run`."""
+        with storing(search.folder):
+            while proposal := search.propose():
+                self._run_trial(search, proposal, interrupts)
+
+    def close(self) -> None:
+        """End the worker."""
+        self._worker.close()
+
+    def _run_trial(self, search: Search, proposal: Proposal, interrupts: Interrupts) -> None:
+        with closing(self._worker.run(proposal)) as stages:
+            for stage in stages:
+                interrupts.check()
+                raise_fault(stage)
+                if stage.fault is not None:
+                    return  # tried again by the next run
+                goes_on = search.advance(proposal.number, stage)
+                interrupts.check()
+                if not goes_on:
+                    return
+        search.finish(proposal.number)
 
 
 def run_local(search: Search, isolated: bool = False) -> None:
@@ -47,44 +77,10 @@ def run_local(search: Search, isolated: bool = False) -> None:
         ArtifactsError: the artifacts folder cannot be written to.
         WorkerStartError: the process cannot start.
     """
-    log, limit = search.folder / LOG, search.spec.budget.trial_timeout_s
-    runner = WorkerProcess(search.worker_setup(0), log, limit) if isolated else _InProcess(search)
-    try:
-        with storing(search.folder), Interrupts() as interrupts:
-            search.try_uncompressed()
-            while proposal := search.propose():
-                _run_trial(search, runner, proposal, interrupts)
-    finally:
-        try:
-            search.interrupt()
-        finally:
-            runner.close()
+    run_trials(search, LocalRunner(search, isolated))
 
 
-def _run_trial(search: Search, runner: _Runner, proposal: Proposal, interrupts: Interrupts) -> None:
-    with closing(runner.run(proposal)) as stages:  # type: ignore[type-var]
-        for stage in stages:
-            interrupts.check()
-            raise_fault(stage)
-            if stage.fault is not None:
-                return  # tried again by the next run
-            search.record(proposal.number, stage)
-            interrupts.check()
-            verdict = search.verdict(proposal.number, stage)
-            if verdict is not None and not verdict.is_promising:
-                search.stop(proposal.number, stage, verdict)
-                return
-    search.finish(proposal.number)
-
-
-def raise_fault(stage: Stage) -> None:
-    """Raise what no other trial would fare better with.
-
-    Raises:
-        ArtifactsError: the trial's files could not be written.
-        WorkerStartError: no worker could start.
-    """
-    if stage.fault == "storage":
-        raise ArtifactsError(stage.reason)
-    if stage.fault == "start":
-        raise WorkerStartError(f"no worker can start: {stage.reason}")
+def _worker_of(search: Search, isolated: bool) -> _TrialWorker:
+    if not isolated:
+        return _InProcess(search)
+    return WorkerProcess(worker_setup(search, 0), search.folder / LOG, search.spec.budget.trial_timeout_s)

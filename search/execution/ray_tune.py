@@ -19,16 +19,16 @@ from ...core.errors import describe_exception
 from ...core.interrupts import Interrupts, ignore_interrupts
 from ...core.texts import one_line
 from ...workloads.load import settle_in
-from ..driver import Proposal, Search
-from ..trials.artifacts_folder import storing
+from ..driver import Search
+from ..proposals import Proposal
 from ..trials.worker import Stage, Worker, WorkerSetup
+from .base import raise_fault, run_trials, worker_setup
 from .crash_report import crash_reported, stage_of_death
-from .local import raise_fault
 from .worker_process import STARTS
 
 
-class TrialRunner(tune.Trainable):
-    """A worker slot: one `step` is one stage of a trial; the same process takes the next trial."""
+class WorkerSlot(tune.Trainable):
+    """A slot for a worker: one `step` is one stage of a trial; the same process takes the next trial."""
 
     def setup(self, config: dict[str, Any], setup: WorkerSetup) -> None:
         ignore_interrupts()  # Ctrl-C is the driver's to handle
@@ -57,7 +57,7 @@ class TrialRunner(tune.Trainable):
         self._stages = self._started(proposal)
 
     def _started(self, proposal: Proposal) -> Iterator[Stage]:
-        """The trial's stages; a "failed" one where no worker can start: what setup raises, Ray tells in no one's words."""
+        """The trial's stages; a "failed" one where no worker can start: Ray would reword what setup raises."""
         try:
             self._worker = self._worker or _worker(self._setup)
         except BaseException as error:  # the user's code may raise anything
@@ -72,15 +72,16 @@ def _worker(setup: WorkerSetup) -> Worker:
     return worker
 
 
-class RungScheduler(FIFOScheduler):
-    """Stops a trial of Tune's where the driver's successive halving says that more training is not worth it.
+class StageScheduler(FIFOScheduler):
+    """Hands each stage to the driver as it comes, and stops trials that the driver does not have go on.
 
-    No trial is ever paused: the state of its training stays in its worker, and goes on from there.
+    Tune asks its scheduler first, and its searcher only where a trial goes on: recorded and decided in one place, the order is
+    that of local execution. No trial is ever paused: its training stays in its worker, and goes on from there.
     """
 
-    def __init__(self, search: Search, searcher: StudySearcher) -> None:
+    def __init__(self, searcher: StudySearcher) -> None:
         super().__init__()
-        self._search, self._searcher = search, searcher
+        self._searcher = searcher
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Hand on why a worker died, before the searcher hears that it did."""
@@ -88,15 +89,8 @@ class RungScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         stage: Stage | None = result["stage"]
-        if stage is None or stage.reason is not None:
-            return self.CONTINUE
-        number = trial.config["proposal"].number
-        verdict = self._search.verdict(number, stage)
-        if verdict is None or verdict.is_promising:
-            return self.CONTINUE
-        self._search.record(number, stage)  # the searcher is not told of results that stop a trial
-        self._search.stop(number, stage, verdict)
-        return self.STOP
+        goes_on = stage is None or self._searcher.take(trial.trial_id, stage)
+        return self.CONTINUE if goes_on else self.STOP
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles schedulers for checkpoints of its own; here the database is the truth."""
@@ -129,32 +123,28 @@ class StudySearcher(Searcher):
         self._proposals[trial_id] = proposal
         return {"proposal": proposal}
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        if (stage := result["stage"]) is not None:
-            self._take(trial_id, stage)
-
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if (proposal := self._proposals.get(trial_id)) is None:  # at fault
             return
         if error:
             limit = self._search.spec.budget.trial_timeout_s
-            self._take(trial_id, stage_of_death(proposal, limit, self.deaths.pop(trial_id, "died")))
+            self.take(trial_id, stage_of_death(proposal, limit, self.deaths.pop(trial_id, "died")))
         elif result is not None and result.get("done"):
             self._search.finish(proposal.number)
         self._proposals.pop(trial_id, None)
 
-    def _take(self, trial_id: str, stage: Stage) -> None:
-        """Record a stage; one at fault leaves its trial to be run again, by another worker or by the study's next run."""
+    def take(self, trial_id: str, stage: Stage) -> bool:
+        """Whether a trial goes on after a stage; one at fault is left to another worker or to the study's next run."""
         if stage.fault is None:
             self._failed_starts = 0
-            self._search.record(self._proposals[trial_id].number, stage)
-            return
+            return self._search.advance(self._proposals[trial_id].number, stage)
         proposal = self._proposals.pop(trial_id)
         if stage.fault == "start":
             self._failed_starts += 1
             self._again.append(proposal)
         if stage.fault == "storage" or self._failed_starts >= STARTS:
             self.fault = stage
+        return True  # it has no other stage
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles searchers for checkpoints of its own; here the database is the truth."""
@@ -185,10 +175,30 @@ class EarlyEnd(tune.Stopper):
 
 
 def _how_it_died(error_file: Path) -> str:
-    """What Ray knows of a worker's death, in its own words without those that tell of actors and their ids."""
+    """What Ray knows of a worker's death, in its own words without those on actors and their ids."""
     text = error_file.read_text(encoding="utf-8", errors="replace") if error_file.is_file() else ""
     detail = next((line for line in text.splitlines() if "exit detail" in line), "Ray knows no more")
     return f"died: {one_line(detail, 400)}"
+
+
+class RayRunner:
+    """Runs trials on Ray actors, of the cluster that RAY_ADDRESS names or of this machine."""
+
+    def __init__(self, search: Search, workers: int) -> None:
+        self._searcher, self._workers = StudySearcher(search), workers
+
+    def run(self, search: Search, interrupts: Interrupts) -> None:
+        """As `Runner.run`."""
+        connect(self._workers, search.folder / LOG)
+        _tune(search, self._searcher, self._workers, interrupts)
+        if self._searcher.fault is not None:
+            raise_fault(self._searcher.fault)
+        if not search.is_over:  # Tune takes an interrupt for the end of the run
+            raise KeyboardInterrupt
+
+    def close(self) -> None:
+        """Leave the cluster; end it, if it was started here."""
+        ray.shutdown()
 
 
 def run_distributed(search: Search, workers: int) -> None:
@@ -202,31 +212,17 @@ def run_distributed(search: Search, workers: int) -> None:
         ArtifactsError: the artifacts folder cannot be written to.
         WorkerStartError: no worker can start.
     """
-    searcher, log = StudySearcher(search), search.folder / LOG
-    try:
-        with storing(search.folder):
-            search.try_uncompressed()
-        connect(workers, log)
-        with Interrupts() as interrupts:
-            _tune(search, searcher, workers, interrupts)
-    finally:
-        is_cut_short = not search.is_over and searcher.fault is None
-        search.interrupt()  # before Ray is spoken to: what interrupts this process may have ended Ray's
-        ray.shutdown()
-    if searcher.fault is not None:
-        raise_fault(searcher.fault)
-    if is_cut_short:
-        raise KeyboardInterrupt
+    run_trials(search, RayRunner(search, workers))
 
 
 def _tune(search: Search, searcher: StudySearcher, workers: int, interrupts: Interrupts) -> None:
     with tempfile.TemporaryDirectory(prefix="slimfront-tune-") as folder:
-        trainable = tune.with_parameters(TrialRunner, setup=search.worker_setup(workers))
+        trainable = tune.with_parameters(WorkerSlot, setup=worker_setup(search, workers))
         tune.Tuner(
             tune.with_resources(trainable, {"cpu": 1}),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=RungScheduler(search, searcher),
+                scheduler=StageScheduler(searcher),
                 num_samples=-1,
                 max_concurrent_trials=workers,
                 reuse_actors=True,

@@ -14,7 +14,7 @@ from ...core.errors import describe_exception
 from ...core.interrupts import ignore_interrupts
 
 if TYPE_CHECKING:
-    from ..driver import Proposal
+    from ..proposals import Proposal
     from ..trials.worker import Worker
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import suppress
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 from loky.backend import get_context
 
 from ...core.errors import WorkerStartError
-from ..driver import Proposal
+from ..proposals import Proposal
 from ..trials.worker import Stage, WorkerSetup
 from .crash_report import exit_text, stage_of_death
 from .worker_child import serve
@@ -23,10 +23,10 @@ STARTS = 3
 """Starts in a row that may fail before no more is tried."""
 
 GRACE_SECONDS = 30
-"""Beyond a trial's limit, which its process keeps itself, until it is killed from here."""
+"""Seconds beyond a trial's limit, which its process keeps itself, until it is killed from here."""
 
 POLL_SECONDS = 0.5
-"""A process that died may have left others behind that hold its end of the pipe."""
+"""Seconds between two looks at the process: one that died may have left others that hold its end of the pipe."""
 
 
 class WorkerProcess:
@@ -41,7 +41,7 @@ class WorkerProcess:
         self._setup, self._log, self._trial_timeout_s = setup, log, trial_timeout_s
         self._start()  # it takes seconds, in which there is other work to do
 
-    def run(self, proposal: Proposal) -> Iterator[Stage]:
+    def run(self, proposal: Proposal) -> Generator[Stage, None, None]:
         """The stages of a trial, the next one begun when it is asked for; a process that dies is a "failed" stage.
 
         Raises:

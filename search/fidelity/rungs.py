@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from ...core.measurement import Measurement
 from ...core.metrics import is_quality
 from ...studies.analysis.front import Objective
-from ...studies.store.records import STOPPED_AT, MeasurementRecord, TrialRecord
+from ...studies.store.records import MeasurementRecord, TrialRecord
+from ...studies.store.trial_state import TrialState
 from ...studies.study_file.spec import StudySpec
 from ..trials.worker import Stage
 from .halving import HalvingDecision, SuccessiveHalving
@@ -71,15 +72,15 @@ class Rungs:
         """Note what a trial of an earlier run had at each rung it was at."""
         if trial.retry_of in self._stopped:
             self.take_up(trial.retry_of)
-        if self._halving is None or trial.state == "failed":
+        if self._halving is None or not trial.state.has_result:
             return
-        passed, is_stopped = self.passed(trial.retry_of), trial.outcome == "stopped"
+        passed = self.passed(trial.retry_of)
         looks = sorted({record.rung for record in history if is_quality(record.measurement.name)})
-        for rung in looks if is_stopped else looks[: max(1, len(looks) - 1)]:
+        for rung in looks if trial.state is TrialState.PRUNED else looks[: max(1, len(looks) - 1)]:
             if rung > passed:
                 self._arrive(trial.number, rung, _known_at(history, rung))
-        if is_stopped:
-            self.stop(trial.number, looks[-1])
+        if trial.rung is not None:
+            self.stop(trial.number, trial.rung)
 
     def _arrive(self, number: int, rung: int, values: Mapping[str, float]) -> HalvingDecision | None:
         if self._halving is None or (rung == 0 and 0 not in self._looks) or any(n not in values for n in self._names):
@@ -96,7 +97,7 @@ def _known_at(history: Sequence[MeasurementRecord], rung: int) -> dict[str, floa
 def stopped_text(stage: Stage, verdict: HalvingDecision, epochs: int) -> str:
     """Why a trial whose recovery would have taken `epochs` was stopped after `stage`."""
     trained = f"{stage.epochs:g} of {epochs} epochs"
-    return f"{STOPPED_AT} {stage.rung}, {trained}: place {verdict.place} of {verdict.of}, {verdict.kept} go on"
+    return f"stopped at rung {stage.rung}, {trained}: place {verdict.place} of {verdict.of}, {verdict.kept} go on"
 
 
 def confirmed_rung(spec: StudySpec) -> int:

@@ -18,5 +18,8 @@ FALLBACK = "sampler_fallback"
 REASON = "reason"
 """The trial attribute that says why a trial has no result; its text is free."""
 
-DUPLICATE = "same policy as trial"
-"""The beginning of the reason of a trial that ended because its policy had been tried: it says nothing about the policy."""
+STATE = "state"
+"""The trial attribute that holds the state of a failed trial in slimfront's tables, or `DUPLICATE`."""
+
+DUPLICATE = "duplicate"
+"""The state of a trial that ended because its policy had been tried: it says nothing about the policy."""

@@ -20,7 +20,7 @@ from ...core.metrics import METRICS
 from ...core.texts import plain_text
 from ...studies.store.store import Store
 from ...studies.study_file.spec import StudySpec
-from .attributes import REASON
+from .attributes import DUPLICATE, REASON, STATE
 
 if TYPE_CHECKING:  # the dashboard does without torch
     from ...spaces.space import Choice, Space
@@ -101,18 +101,28 @@ class OptunaStudy:
         else:
             self._study.tell(trial, list(values))
 
-    def fail(self, number: int, reason: str) -> None:
-        """End a trial that has no result; samplers do not learn from it."""
-        trial = self._asked.pop(number)
-        trial.set_user_attr(REASON, plain_text(reason))
-        self._study.tell(trial, state=TrialState.FAIL)
+    def fail(self, number: int, reason: str, state: str = "failed") -> None:
+        """End a trial that has no result.
+
+        Args:
+            state: that it has in slimfront's tables; samplers learn from failed ones that their policies fail.
+        """
+        self._fail(self._asked.pop(number)._trial_id, number, reason, state)
+
+    def reject(self, number: int, duplicate_of: int) -> None:
+        """End a trial whose policy an earlier one had."""
+        self.fail(number, f"same policy as trial {duplicate_of}, not tried again", DUPLICATE)
 
     def abandon(self, reason: str) -> None:
-        """End every trial that runs, asked here or left by an earlier driver."""
+        """End every trial that runs as interrupted, asked here or left by an earlier driver."""
         self._asked.clear()
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            self._storage.set_trial_user_attr(trial._trial_id, REASON, reason)
-            self._study.tell(trial.number, state=TrialState.FAIL)
+            self._fail(trial._trial_id, trial.number, reason, "interrupted")
+
+    def _fail(self, trial_id: int, number: int, reason: str, state: str) -> None:
+        self._storage.set_trial_user_attr(trial_id, STATE, str(state))
+        self._storage.set_trial_user_attr(trial_id, REASON, plain_text(reason))
+        self._study.tell(number, state=TrialState.FAIL)
 
     def has_ended(self, number: int) -> bool:
         """Whether a trial that an earlier driver asked for has ended in Optuna's tables."""

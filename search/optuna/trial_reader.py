@@ -5,9 +5,9 @@ from __future__ import annotations
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from ...studies.store.records import INTERRUPTED
+from ...studies.store.trial_state import TrialState as StoredState
 from ..sampler.designer import Choices, CompletedTrial, Outcome
-from .attributes import DAMAGE, DUPLICATE, REASON, STOPPED_EPOCHS, STOPPED_VALUES
+from .attributes import DAMAGE, DUPLICATE, STATE, STOPPED_EPOCHS, STOPPED_VALUES
 
 OUTCOMES = {
     TrialState.COMPLETE: Outcome.COMPLETE,
@@ -39,8 +39,7 @@ class TrialReader:
 
 def is_excused(trial: FrozenTrial) -> bool:
     """Whether a trial failed for no fault of its policy: it was interrupted, or the policy had been tried."""
-    reason = str(trial.user_attrs.get(REASON, ""))
-    return trial.state == TrialState.FAIL and reason.startswith((INTERRUPTED, DUPLICATE))
+    return trial.state == TrialState.FAIL and trial.user_attrs.get(STATE) in (StoredState.INTERRUPTED, DUPLICATE)
 
 
 def as_completed(trial: FrozenTrial) -> CompletedTrial:

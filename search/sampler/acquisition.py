@@ -19,7 +19,7 @@ SHORTLIST = {2: 900, 3: 300, 4: 100}
 
 def normal_draws(count: int, dimensions: int, seed: int) -> np.ndarray:
     """Standard normal draws [count, dimensions], quasi-random, the same for all candidates; a power of two is best."""
-    uniform = qmc.Sobol(dimensions, seed=seed).random(count)  # type: ignore[call-arg]  # called rng from SciPy 1.15 on
+    uniform = qmc.Sobol(dimensions, seed=seed).random(count)  # type: ignore[call-arg]  # `rng`, new in SciPy 1.15, draws others
     return norm.ppf(np.clip(uniform, 1e-6, 1 - 1e-6))
 
 

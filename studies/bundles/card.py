@@ -133,15 +133,15 @@ def _measurements(measured: Mapping[str, Measurement]) -> dict[str, dict[str, An
 def _notes(trial: TrialRecord, executed: Mapping[str, str]) -> list[str]:
     """What a reader of the numbers has to know first."""
     return [
-        f"Violates {constraint}, by {excess_text(constraint, excess)}: the trial is infeasible and not on the front."
-        for constraint, excess in trial.violations.items()
-        if excess > 0
+        f"Violates {violation.constraint}, by {excess_text(violation)}: the trial is infeasible and not on the front."
+        for violation in trial.violations
+        if violation.excess > 0
     ] + [*_notes_of_trial(trial), *_notes_of_figures(trial, executed)]
 
 
 def _notes_of_trial(trial: TrialRecord) -> Iterator[str]:
     """How the trial ended, and what it was not scored on."""
-    if trial.outcome == "stopped":
+    if trial.state == "pruned":
         yield f"Recovered in part only, and not on the front: {trial.reason}."
     if trial.state == "complete" and trial.reason:
         yield f"{trial.reason.capitalize()}."

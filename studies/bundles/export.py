@@ -16,6 +16,7 @@ from ..analysis.selection import pick
 from ..store.executed import executed_precisions
 from ..store.records import ArtifactRecord, StudyRecord, TrialRecord
 from ..store.store import Store
+from ..store.trial_state import TrialState
 from .card import card_document, card_page
 from .run_script import run_script
 
@@ -72,12 +73,15 @@ def _picked(store: Store, study: StudyRecord, rule: str) -> int:
     return pick(points, objectives_of(study), rule).trial
 
 
+_BROKEN = {TrialState.FAILED: "failed", TrialState.INTERRUPTED: "was interrupted"}
+
+
 def _artifacts(store: Store, trial: TrialRecord) -> dict[str, ArtifactRecord]:
     """The trial's newest file of each kind in `BUNDLED`, and the packed one if there is one."""
     if trial.state == "running":
         raise UserError(f"trial {trial.number} is still running; there is nothing to export yet")
-    if trial.state == "failed":
-        raise UserError(f"trial {trial.number} failed and cannot be exported: {trial.reason}")
+    if not trial.state.has_result:
+        raise UserError(f"trial {trial.number} {_BROKEN[trial.state]} and cannot be exported: {trial.reason}")
     found = {artifact.kind: artifact for artifact in store.artifacts(trial.study, trial.number)}
     missing = [kind for kind in BUNDLED if kind not in found]
     if missing:

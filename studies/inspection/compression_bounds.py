@@ -5,23 +5,18 @@ Only removed channels are built, once; blocks, operators, zeros and bits are cou
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ...compression.packing.packed import smallest_format
 from ...compression.pruning.prune import kept_channels, pruned_copy
-from ...evaluators.counts import arithmetic_bits
+from ...evaluators.counts import counts_of
 from ...spaces.knobs.kind import Knob
 from ...spaces.knobs.registry import KNOB_KINDS
-from ...spaces.models.layers import LAYER_KINDS, layer_at, macs_by_module
-from ...spaces.policies.operators import Operator
-from ...spaces.policies.policy import Choice, LayerPolicy, Policy
-from ...spaces.policies.resolved import is_within
-from ...spaces.policies.sparsity import zeros_in
+from ...spaces.models.layers import layer_at, macs_by_module
+from ...spaces.policies.policy import Choice, Policy
 from ...spaces.space import Space
 
 TOGETHER = "all together"
@@ -59,7 +54,7 @@ def gains(model: nn.Module, example_input: Tensor, space: Space) -> list[Gain]:
         if kept not in models:
             slim = pruned_copy(model, example_input, Policy(width=policy.width, channels=policy.channels), space.groups)
             models[kept] = slim, macs_by_module(slim, example_input)
-        return counted(*models[kept], policy)
+        return counts_of(*models[kept], policy)
 
     before, found = count(Policy()), []
     for technique, kinds in _techniques().items():
@@ -82,79 +77,11 @@ def _techniques() -> dict[str, set[str]]:
     return {**found, TOGETHER: set().union(*found.values())}
 
 
-def counted(model: nn.Module, macs: Mapping[str, int], policy: Policy) -> dict[str, float]:
-    """Metric -> count of `model`, whose channels are pruned already, after everything else in `policy` is applied.
-
-    FLOPs, BOPs, parameters and packed bytes are those of `evaluators.complexity` for the built model; with operators, packed bytes
-    are counted as if each layer had one weight.
-
-    Args:
-        macs: dotted module path -> multiply-adds of `model`.
-    """
-    gone = policy.removed_blocks
-    names = [name for name, m in model.named_modules() if type(m) in LAYER_KINDS and not is_within(name, gone)]
-    layers = [_Counted.of(model, name, macs.get(name, 0), policy) for name in names]
-    parameters = sum(p.numel() for n, p in model.named_parameters() if not is_within(n, gone))
-    others = sum(tensor.nbytes for name, tensor in _others(model, names) if not is_within(name, gone))
-    return {
-        "flops": macs[""] - sum(map(macs.__getitem__, gone)) - sum(layer.macs_saved for layer in layers),
-        "bops": sum(layer.bops for layer in layers),
-        "parameters": parameters - sum(layer.weights_saved for layer in layers),
-        "packed_bytes": sum(layer.packed_bytes for layer in layers) + others,
-    }
-
-
-@dataclass(frozen=True)
-class _Counted:
-    """A layer's share of the counts; what its operator saves is relative to the dense layer."""
-
-    macs_saved: float
-    weights_saved: int
-    bops: float
-    packed_bytes: int
-
-    @classmethod
-    def of(cls, model: nn.Module, name: str, macs: int, policy: Policy) -> _Counted:
-        """The counts of the layer at `name`, which does `macs` multiply-adds, under `policy`."""
-        weight, decided = _weight(model, name), policy.layer(name)
-        size = _size(model, name, decided)
-        left = macs * size / weight.numel()
-        bops = left * arithmetic_bits(decided) * decided.activation_bits
-        return cls(macs - left, weight.numel() - size, bops, _packed(weight, size, policy, name))
-
-
-def _weight(model: nn.Module, name: str) -> Tensor:
-    return layer_at(model, name).weight
-
-
-def _others(model: nn.Module, layers: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-    weights = {f"{name}.weight" for name in layers}
-    for name, tensor in model.state_dict().items():
-        if name not in weights and not name.endswith(".num_batches_tracked"):
-            yield name, tensor
-
-
-def _size(model: nn.Module, name: str, decided: LayerPolicy) -> int:
-    """Weights of the operator that replaces a layer."""
-    shape, operator = _weight(model, name).shape, Operator.parse(decided.operator)
-    fits = operator.why_not(shape, getattr(model.get_submodule(name), "groups", 1)) is None
-    return operator.weights(shape) if fits else math.prod(shape)
-
-
-def _packed(weight: Tensor, size: int, policy: Policy, name: str) -> int:
-    """Bytes of a layer's weight of so many elements, with its scales, zero points and table."""
-    decided, rows = policy.layer(name), len(weight)
-    values = size - round(zeros_in(weight, decided.sparsity) * size)
-    total = smallest_format(rows, -(-size // rows), values, decided.weight_bits)[1]
-    total += 4 * (rows if policy.scheme.weights == "channel" else 1) * decided.has_weight_grid
-    return total + 4 * 2**decided.weight_bits * decided.has_codebook + 5 * decided.has_activation_grid
-
-
 @torch.no_grad()
 def _least(knob: Knob, model: nn.Module) -> Choice:
     """The choice of a knob that compresses most."""
     kind = KNOB_KINDS[knob.kind]
-    weights = [_weight(model, name) for name in knob.governs] if kind.subject == "layer" else []
+    weights = [layer_at(model, name).weight for name in knob.governs] if kind.subject == "layer" else []
     return kind.furthest(knob.choices, weights)
 
 

@@ -50,9 +50,9 @@ def audit_figure(trials: Sequence[TrialRecord], audits: Sequence[ProxyAudit]) ->
     timed = {trial.number: trial for trial in trials if LATENCY in trial.measurements}
     for column, found in enumerate(audits, start=1):
         place: dict[str, Any] = {"row": 1, "col": column}
-        for state, color in (("infeasible", GREY), ("complete", BLUE)):
-            chosen = [t for t in timed.values() if t.state == state and found.proxy in t.measurements]
-            figure.add_trace(_scatter(chosen, found.proxy, state, color, column == 1), **place)
+        for states, color in ((("infeasible", "pruned"), GREY), (("complete",), BLUE)):
+            chosen = [t for t in timed.values() if t.state in states and found.proxy in t.measurements]
+            figure.add_trace(_scatter(chosen, found.proxy, " or ".join(states), color, column == 1), **place)
         if found.misled:
             _add_arrow(figure, timed, found, place)
         unit = METRICS[found.proxy].unit

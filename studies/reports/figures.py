@@ -32,7 +32,7 @@ LAYOUT: dict[str, Any] = {
 
 _LOOKS: dict[str, dict[str, Any]] = {
     "infeasible": {"color": "#c4c4c4", "symbol": "x", "size": 7},
-    "stopped": {"color": "#c4c4c4", "symbol": "circle-open", "size": 7},
+    "pruned": {"color": "#c4c4c4", "symbol": "circle-open", "size": 7},
     "dominated": {"color": "#8fb8de", "size": 7},
     "front": {"color": "#d1495b", "size": 9},
     "knee": {"color": "#ffb400", "symbol": "star", "size": 15, "line": {"color": "#d1495b", "width": 1.5}},
@@ -44,7 +44,7 @@ Sample = tuple[str, Mapping[str, Measurement]]
 
 
 def front_figure(study: StudyRecord, trials: Sequence[TrialRecord], front: Collection[int]) -> go.Figure:
-    """Every trial by its objectives: the front with its knee, what it dominates, and in grey what is infeasible or was stopped.
+    """Every trial by its objectives: the front with its knee, what it dominates, and in grey what is infeasible or was pruned.
 
     Two objectives are one plot with the front's attainment line, intervals and constraints; three or four are the
     lower triangle of a scatter matrix. The view is on what is feasible: infeasible trials far off are counted in the
@@ -99,15 +99,15 @@ def _samples(
     others = [trial for trial in trials if trial.number not in front]
     knee = pick([Point.of(trial, objectives) for trial in members], objectives, "knee").trial if members else None
     samples = {
-        "infeasible": _newest(trials, lambda trial: trial.outcome == "infeasible"),
-        "stopped": _newest(trials, lambda trial: trial.outcome == "stopped"),
+        "infeasible": _newest(trials, lambda trial: trial.state == "infeasible"),
+        "pruned": _newest(trials, lambda trial: trial.state == "pruned"),
         "dominated": _newest(others, lambda trial: trial.state == "complete"),
         "front": _those(members, lambda trial: True),
         "knee": _those(members, lambda trial: trial.number == knee),
         "uncompressed": [("", study.baseline)],
     }
-    if not samples["stopped"]:
-        del samples["stopped"]
+    if not samples["pruned"]:
+        del samples["pruned"]
     return samples
 
 

@@ -63,7 +63,7 @@ def trials_frame(trials: Sequence[TrialRecord]) -> pandas.DataFrame:
     rows = [
         {
             "trial": trial.number,
-            "state": trial.outcome,
+            "state": trial.state.value,
             **{name: getattr(trial, name) for name in about[2:-1]},
             "policy_digest": trial.digest,
             **_figures(trial.measurements),

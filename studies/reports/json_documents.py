@@ -44,7 +44,7 @@ def trial_document(store: Store, name: str, number: int) -> dict[str, Any]:
     return {
         "study": name,
         "trial": number,
-        "state": trial.outcome,
+        "state": trial.state,
         "reason": trial.reason,
         "retry_of": trial.retry_of,
         "worker": trial.worker,
@@ -53,7 +53,7 @@ def trial_document(store: Store, name: str, number: int) -> dict[str, Any]:
         "policy_digest": trial.digest,
         "policy": json.loads(trial.policy_json),
         "executed": dict(executed_precisions(store, name, number)),
-        "violations": dict(trial.violations),
+        "violations": {violation.constraint: violation.excess for violation in trial.violations},
         "measurements": [_measured(record, record is newest[record.measurement.name]) for record in history],
     }
 

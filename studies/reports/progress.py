@@ -10,7 +10,8 @@ from ...core.texts import one_line
 from ...spaces.policies.policy import Policy
 from ..analysis.convergence import hypervolume_at, outlook
 from ..analysis.newest_front import excesses, why_no_front
-from ..store.records import INTERRUPTIONS, STOPPED_AT, FrontRecord, Outcome, SensitivityRecord, StudyRecord, Trial
+from ..store.records import FrontRecord, SensitivityRecord, StudyRecord, TrialSummary
+from ..store.trial_state import TrialState
 from ..study_file.parts import BudgetSpec
 from ..terminal import sparkline
 from ..wording import count_text, excess_text
@@ -19,9 +20,6 @@ MOST_REASONS = 12
 LONGEST_REASON = 300
 """Characters of a reason in a list; `slimfront show` has all that is stored."""
 
-OUTCOMES: tuple[Outcome, ...] = ("running", "complete", "infeasible", "stopped", "failed")
-"""In the order they are told in."""
-
 UNCOMPRESSED = Policy().digest
 """Of the policy that changes nothing: to read each trial's policy would take longer than all else here."""
 
@@ -29,40 +27,41 @@ LONGEST_LINE = 40
 """Characters of the sparkline."""
 
 
-def ended(trials: Sequence[Trial]) -> int:
-    """Trials that the budget has paid for: those that came to an end, one that was stopped and went on later counted once.
+def ended(trials: Sequence[TrialSummary]) -> int:
+    """Trials that the budget has paid for: those that came to an end, one that was pruned and went on later counted once.
 
     Interrupted trials are free, and so is what failed before the search had its first result (`has_begun`).
     """
-    stopped = {trial.number for trial in trials if trial.outcome == "stopped"}
+    pruned = {trial.number for trial in trials if trial.state is TrialState.PRUNED}
     begun = has_begun(trials)
-    return sum(trial.retry_of not in stopped for trial in trials if is_paid(trial, begun))
+    return sum(trial.retry_of not in pruned for trial in trials if is_paid(trial, begun))
 
 
-def is_paid(trial: Trial, begun: bool) -> bool:
+def is_paid(trial: TrialSummary, begun: bool) -> bool:
     """Whether the budget pays for a trial of a search that has `begun`, or has not."""
-    return trial.state != "running" and trial.reason not in INTERRUPTIONS and (begun or trial.state != "failed")
+    return trial.state.has_result or (begun and trial.state is TrialState.FAILED)
 
 
-def has_begun(trials: Sequence[Trial]) -> bool:
+def has_begun(trials: Sequence[TrialSummary]) -> bool:
     """Whether any trial that a worker ran had a result.
 
     What failed before says more about the set-up than about policies: the next run tries those policies again.
     """
-    return any(ran(trial) and trial.state != "failed" for trial in trials)
+    return any(ran(trial) and trial.state.has_result for trial in trials)
 
 
-def states_text(trials: Sequence[Trial]) -> str:
+def states_text(trials: Sequence[TrialSummary]) -> str:
     """How many trials came out in which way, and how many of all are retries."""
-    counts = Counter(trial.outcome for trial in trials)
-    text = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome]) or "none yet"
+    counts = Counter(trial.state for trial in trials)
+    text = ", ".join(f"{counts[state]} {state}" for state in TrialState if counts[state]) or "none yet"
     retries = sum(trial.retry_of is not None for trial in trials)
     return f"{text}; retries among them: {retries}" if retries else text
 
 
-def ran(trial: Trial) -> bool:
+def ran(trial: TrialSummary) -> bool:
     """Whether a worker ran the trial to its end; the uncompressed model's takes the baseline's figures over."""
-    return trial.state != "running" and trial.reason not in INTERRUPTIONS and trial.digest != UNCOMPRESSED
+    ended = trial.state.has_result or trial.state is TrialState.FAILED
+    return ended and trial.digest != UNCOMPRESSED
 
 
 def sensitivity_text(sensitivities: Sequence[SensitivityRecord]) -> str:
@@ -75,7 +74,7 @@ def sensitivity_text(sensitivities: Sequence[SensitivityRecord]) -> str:
     return f"{text}; {taken} of them known from earlier studies" if taken else text
 
 
-def budget_text(budget: BudgetSpec, trials: Sequence[Trial]) -> str:
+def budget_text(budget: BudgetSpec, trials: Sequence[TrialSummary]) -> str:
     """What was spent of the budget."""
     spent = ended(trials)
     parts = [f"{spent} of {budget.trials} trials"] if budget.trials else [f"{spent} trials so far"]
@@ -86,12 +85,12 @@ def budget_text(budget: BudgetSpec, trials: Sequence[Trial]) -> str:
     return ", ".join(parts)
 
 
-def growth_text(fronts: Sequence[FrontRecord], trials: Sequence[Trial]) -> str:
+def growth_text(fronts: Sequence[FrontRecord], trials: Sequence[TrialSummary]) -> str:
     """Size of the front, and its hypervolume from the first snapshot to the last as numbers and a sparkline."""
     if not fronts or not fronts[-1].members:
         return f"none yet: {why_no_front(trials)}"
     first, last = fronts[0], fronts[-1]
-    tried = max(last.trials, sum(trial.state != "running" for trial in trials))
+    tried = max(last.trials, sum(trial.state.has_ended for trial in trials))
     line = sparkline(_volumes(fronts, tried))
     expected = outlook(fronts, tried)
     return (
@@ -101,22 +100,9 @@ def growth_text(fronts: Sequence[FrontRecord], trials: Sequence[Trial]) -> str:
     )
 
 
-def reason_rows(trials: Sequence[Trial]) -> list[tuple[str, str, str]]:
+def reason_rows(trials: Sequence[TrialSummary]) -> list[tuple[str, str, str]]:
     """(trials, state, reason) of everything that kept trials off the front, grouped, the most frequent first."""
-    rows = [
-        (len(beyond), "infeasible", f"{constraint} violated; the nearest by {excess_text(constraint, min(beyond))}")
-        for constraint, beyond in excesses(trials).items()
-    ]
-    stopped = [trial.reason or "" for trial in trials if trial.outcome == "stopped"]
-    if stopped:
-        rungs = sorted({reason.removeprefix(STOPPED_AT).split(",")[0].strip() for reason in stopped})
-        rows.append((len(stopped), "stopped", f"{STOPPED_AT} {' or '.join(rungs)}: more training was not worth it"))
-    failures: dict[str, list[str]] = defaultdict(list)
-    for trial in trials:
-        if trial.state == "failed":
-            reason = one_line(trial.reason or "", LONGEST_REASON)
-            failures[re.sub(r"\d+", "#", reason)].append(reason)  # reasons alike but for their numbers are one
-    rows += [(len(reasons), "failed", reasons[0]) for reasons in failures.values()]
+    rows = [*_violated(trials), *_pruned(trials), *_broken(trials)]
     rows.sort(key=lambda row: -row[0])
     shown = [(str(count), state, text) for count, state, text in rows[:MOST_REASONS]]
     if left := rows[MOST_REASONS:]:
@@ -124,7 +110,35 @@ def reason_rows(trials: Sequence[Trial]) -> list[tuple[str, str, str]]:
     return shown
 
 
-def next_commands(study: StudyRecord, trials: Sequence[Trial], fronts: Sequence[FrontRecord]) -> list[tuple[str, str]]:
+def _violated(trials: Sequence[TrialSummary]) -> list[tuple[int, str, str]]:
+    return [
+        (len(beyond), TrialState.INFEASIBLE.value, f"{constraint} violated; the nearest by {excess_text(beyond[0])}")
+        for constraint, beyond in excesses(trials).items()
+    ]
+
+
+def _pruned(trials: Sequence[TrialSummary]) -> list[tuple[int, str, str]]:
+    rungs = [trial.rung for trial in trials if trial.rung is not None]
+    if not rungs:
+        return []
+    where = " or ".join(map(str, sorted(set(rungs))))
+    return [(len(rungs), TrialState.PRUNED.value, f"stopped at rung {where}: more training was not worth it")]
+
+
+def _broken(trials: Sequence[TrialSummary]) -> list[tuple[int, str, str]]:
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for trial in trials:
+        if trial.state in (TrialState.FAILED, TrialState.INTERRUPTED):
+            reason = one_line(trial.reason or "", LONGEST_REASON)
+            found[trial.state.value, re.sub(r"\d+", "#", reason)].append(
+                reason
+            )  # reasons that differ in numbers are one
+    return [(len(reasons), state, reasons[0]) for (state, _), reasons in found.items()]
+
+
+def next_commands(
+    study: StudyRecord, trials: Sequence[TrialSummary], fronts: Sequence[FrontRecord]
+) -> list[tuple[str, str]]:
     """(command, what it does) that make sense now."""
     name, budget = study.name, study.spec.budget.trials
     commands = []

@@ -180,12 +180,12 @@ def _trial_facts(trial: TrialRecord) -> list[tuple[str, str]]:
     known = [("state", trial.account)]
     known += [
         (
-            constraint,
-            f"violated by {excess_text(constraint, excess)}"
-            if excess > 0
-            else f"met, {excess_text(constraint, excess)} to spare",
+            violation.constraint,
+            f"violated by {excess_text(violation)}"
+            if violation.excess > 0
+            else f"met, {excess_text(violation)} to spare",
         )
-        for constraint, excess in trial.violations.items()
+        for violation in trial.violations
     ]
     if trial.retry_of is not None:
         known.append(("retry of", f"trial {trial.retry_of}"))

@@ -9,7 +9,11 @@ from typing import Any
 
 from ..store.records import StudyRecord
 from ..store.store import Store
-from .progress import OUTCOMES, ended, reason_rows
+from ..store.trial_state import TrialState
+from .progress import ended, reason_rows
+
+STOPPED = "stopped"
+"""An older name of the state "pruned" in the document of `status`, which its readers may still use."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ def study_status(store: Store, name: str) -> StudyStatus:
     """
     study, trials, front = store.get_study(name), store.trial_summaries(name), store.current_front(name)
     spec = study.spec
-    outcomes = [trial.outcome for trial in trials]
+    states = [trial.state for trial in trials]
     return StudyStatus(
         **{**study_summary(store, study, ended(trials)), "created": study.created},
         constraints=list(map(str, spec.constraints)),
@@ -75,7 +79,10 @@ def study_status(store: Store, name: str) -> StudyStatus:
         seed=spec.seed,
         workers=spec.workers,
         budget=spec.budget.model_dump(mode="json"),
-        trials_by_state={outcome: outcomes.count(outcome) for outcome in OUTCOMES},
+        trials_by_state={
+            **{state.value: states.count(state) for state in TrialState},
+            STOPPED: states.count(TrialState.PRUNED),
+        },
         retries=sum(trial.retry_of is not None for trial in trials),
         front=list(front.members) if front else [],
         reasons=[Reason(int(count), state or None, reason) for count, state, reason in reason_rows(trials)],

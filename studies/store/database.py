@@ -1,4 +1,4 @@
-"""Opening the database: SQLite or PostgreSQL, migrated, its errors told in one line."""
+"""Opening the database: SQLite or PostgreSQL, migrated, its errors said in one line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ _SQLITE_PROBLEMS = {
     "database or disk is full": "the database or its disk is full; nothing more is stored until there is space",
 }
 
-_MIGRATION_LOCK = 0x511F407  # any fixed number: whoever migrates a PostgreSQL database holds the advisory lock of it
+_MIGRATION_LOCK = (
+    0x511F407  # any fixed number: the process that migrates a PostgreSQL database holds the advisory lock of it
+)
 
 
 def database_url(url: str) -> URL:
@@ -36,15 +38,7 @@ def database_url(url: str) -> URL:
     Raises:
         StoreError: neither a path nor a database URL, neither SQLite nor PostgreSQL, or in memory.
     """
-    shown = redacted(url)
-    try:
-        parsed = URL.create("sqlite", database=url) if _is_path(url) else make_url(url)
-    except ArgumentError:
-        raise StoreError(
-            f"storage {shown!r} is no database URL; write a file's name, {DEFAULT_STORAGE} or postgresql://USER@HOST/NAME"
-        ) from None
-    except ValueError:  # the one part that is converted
-        raise StoreError(f"{shown}: the port is no number; write postgresql://USER@HOST:5432/NAME") from None
+    parsed, shown = _parsed(url), redacted(url)
     if parsed.drivername in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
     kind = parsed.get_backend_name()
@@ -57,6 +51,18 @@ def database_url(url: str) -> URL:
             f"{shown}: a password's own characters are escaped: %40 for @, %2F for /, %3A for :, %3F for ?"
         )
     return parsed
+
+
+def _parsed(url: str) -> URL:
+    shown = redacted(url)
+    try:
+        return URL.create("sqlite", database=url) if _is_path(url) else make_url(url)
+    except ArgumentError:
+        raise StoreError(
+            f"storage {shown!r} is no database URL; write a file's name, {DEFAULT_STORAGE} or postgresql://USER@HOST/NAME"
+        ) from None
+    except ValueError:  # the one part that is converted
+        raise StoreError(f"{shown}: the port is no number; write postgresql://USER@HOST:5432/NAME") from None
 
 
 def absolute_url(url: str) -> str:
@@ -97,7 +103,7 @@ class Database:
             self._reader, self._writer = engine.execution_options(isolation_level="REPEATABLE READ"), engine
         try:
             self._migrate()
-        except BaseException:  # also Ctrl-C while waiting for a lock: no connection may stay open behind it
+        except BaseException:  # also Ctrl-C while waiting for a lock: no connection may stay open
             self.close()
             raise
 
@@ -116,7 +122,7 @@ class Database:
 
     @contextmanager
     def unguarded(self) -> Iterator[Session]:
-        """`writing` for those who write the lease itself."""
+        """`writing` for the lease itself."""
         with uninterrupted(), self._errors(), Session(self._writer, expire_on_commit=False) as session, session.begin():
             yield session
 
@@ -126,17 +132,17 @@ class Database:
             guard(connection)
 
     def watch(self, engine: Engine) -> None:
-        """Have another engine over this database, such as Optuna's, guard its writes and tell its errors as this one does."""
-        event.listen(engine, "handle_error", self._tell)
+        """Have another engine over this database, such as Optuna's, guard its writes and word its errors as this one does."""
+        event.listen(engine, "handle_error", self._reword)
         event.listen(engine, "before_cursor_execute", self._guard_statement)
 
-    def _tell(self, context: ExceptionContext) -> None:
+    def _reword(self, context: ExceptionContext) -> None:
         error = context.sqlalchemy_exception
         expected = context.is_pre_ping or isinstance(
             error, IntegrityError
         )  # the pool reconnects; Optuna looks for these
         if isinstance(error, DBAPIError) and not expected:
-            raise self._told(error) from error
+            raise self._worded(error) from error
 
     def _guard_statement(self, connection: Connection, cursor: object, statement: str, *_: object) -> None:
         if statement.lstrip()[:6].upper() in ("INSERT", "UPDATE", "DELETE"):
@@ -165,7 +171,7 @@ class Database:
             with connection:
                 if self._revision(connection) == REVISION:
                     return
-            with self._writer.begin() as connection:
+            with self._writer.connect() as connection, _foreign_keys_off(connection), connection.begin():
                 if connection.dialect.name == "postgresql":
                     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
                 if self._revision(connection) != REVISION:
@@ -197,9 +203,9 @@ class Database:
         try:
             yield
         except DBAPIError as error:
-            raise self._told(error) from error
+            raise self._worded(error) from error
 
-    def _told(self, error: DBAPIError) -> StoreError:
+    def _worded(self, error: DBAPIError) -> StoreError:
         lines = str(error.orig).strip().splitlines() or [type(error.orig).__name__]
         known = (said for problem, said in _SQLITE_PROBLEMS.items() if problem in lines[0])
         return StoreError(f"{self.name}: {next(known, one_line(without(lines[0], self._secrets)))}")
@@ -223,6 +229,21 @@ def _prepare_sqlite(connection, record) -> None:
     connection.isolation_level = None
     for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
         connection.execute(f"PRAGMA {pragma}").close()
+
+
+@contextmanager
+def _foreign_keys_off(connection: Connection) -> Iterator[None]:
+    """Let a SQLite table be made anew while rows of others refer to it, which takes effect before a transaction alone."""
+    if connection.dialect.name != "sqlite":
+        yield
+        return
+    driver = connection.connection.cursor()
+    driver.execute("PRAGMA foreign_keys = OFF")
+    try:
+        yield
+    finally:
+        driver.execute("PRAGMA foreign_keys = ON")
+        driver.close()
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -14,7 +14,18 @@ from ...core.errors import StoreError
 from ...core.measurement import Measurement
 from ...core.validation import suggestion
 from . import tables
-from .records import INTERRUPTED, STOPPED_AT, FrontRecord, StudyRecord, TrialRecord, TrialSummary, study_of, trial_of
+from .records import (
+    ArtifactRecord,
+    FrontRecord,
+    MeasurementRecord,
+    SensitivityRecord,
+    StudyRecord,
+    TargetRecord,
+    TrialRecord,
+    TrialSummary,
+)
+from .rows import SUMMARY, measurement_of, sensitivity_of, study_of, summary_of, trial_of
+from .trial_state import TrialState
 
 
 def find_study(session: Session, name: str) -> tables.Study:
@@ -84,11 +95,9 @@ def trial_records(session: Session, study: str, *wanted: ColumnElement[bool]) ->
 
 def trial_summaries(session: Session, study_id: int) -> list[TrialSummary]:
     """A study's trials by number, without policies and measurements."""
-    names = [field.name for field in fields(TrialSummary)]
-    columns: list[Any] = [getattr(tables.Trial, name) for name in names]
+    columns: list[Any] = [getattr(tables.Trial, name) for name in SUMMARY]
     rows = session.execute(select(*columns).where(tables.Trial.study_id == study_id).order_by(tables.Trial.number))
-    known = (dict(zip(names, row, strict=True)) for row in rows)
-    return [TrialSummary(**{**trial, "violations": trial["violations"] or {}}) for trial in known]
+    return [summary_of(row) for row in rows]
 
 
 def paid_trials(session: Session, uncompressed: str) -> dict[str, int]:
@@ -98,18 +107,17 @@ def paid_trials(session: Session, uncompressed: str) -> dict[str, int]:
         uncompressed: digest of the policy that changes nothing.
     """
     trial, stopped = tables.Trial, aliased(tables.Trial)
-    is_failed = trial.state == "failed"
+    is_failed = trial.state == TrialState.FAILED
     begun = func.max(case((~is_failed & (trial.digest != uncompressed), 1), else_=0))
     goes_on = (
-        (stopped.study_id == trial.study_id)
-        & (stopped.number == trial.retry_of)
-        & stopped.reason.startswith(STOPPED_AT)
+        (stopped.study_id == trial.study_id) & (stopped.number == trial.retry_of) & (stopped.state == TrialState.PRUNED)
     )
+    unpaid = (TrialState.RUNNING, TrialState.INTERRUPTED)
     rows = session.execute(
         select(tables.Study.name, func.count() - func.sum(case((is_failed, 1), else_=0)), func.count(), begun)
         .join(trial, trial.study_id == tables.Study.id)
         .outerjoin(stopped, goes_on)
-        .where(trial.state != "running", func.coalesce(trial.reason, "") != INTERRUPTED, stopped.id.is_(None))
+        .where(trial.state.not_in(unpaid), stopped.id.is_(None))
         .group_by(tables.Study.name)
     )
     return {name: total if has_begun else results for name, results, total, has_begun in rows}
@@ -135,3 +143,31 @@ def front_records(session: Session, study_id: int, *, newest_only: bool = False)
     for front_id, number in session.execute(rows):
         members[front_id].append(number)
     return [FrontRecord(tuple(members[front.id]), front.hypervolume, front.trials, front.made_at) for front in fronts]
+
+
+def measurement_records(session: Session, study: str, number: int | None) -> list[MeasurementRecord]:
+    """Every measurement ever made of a trial, or of the baseline where `number` is None, oldest first."""
+    study_id = find_study(session, study).id
+    trial_id = None if number is None else find_trial(session, study, number).id
+    wanted = select(tables.MeasurementRow).filter_by(study_id=study_id, trial_id=trial_id)
+    rows = session.scalars(wanted.order_by(tables.MeasurementRow.id))
+    return [MeasurementRecord(number, measurement_of(row), row.rung, row.target, row.made_at) for row in rows]
+
+
+def sensitivity_records(session: Session, study: str) -> list[SensitivityRecord]:
+    """What single choices of a study were found to damage, oldest first."""
+    wanted = select(tables.Sensitivity).filter_by(study_id=find_study(session, study).id)
+    return [sensitivity_of(row) for row in session.scalars(wanted.order_by(tables.Sensitivity.id))]
+
+
+def artifact_records(session: Session, study: str, number: int) -> list[ArtifactRecord]:
+    """A trial's files, oldest first."""
+    wanted = select(tables.Artifact).filter_by(trial_id=find_trial(session, study, number).id)
+    rows = session.scalars(wanted.order_by(tables.Artifact.id))
+    return [ArtifactRecord(row.kind, row.path, row.sha256, row.bytes, row.made_at) for row in rows]
+
+
+def target_records(session: Session) -> list[TargetRecord]:
+    """All profiled targets, by name."""
+    rows = session.scalars(select(tables.Target).order_by(tables.Target.name))
+    return [TargetRecord(row.name, row.card, row.fingerprint, row.measured_at) for row in rows]

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from ...core.measurement import Measurement
-from ...core.metrics import METRICS
 from ...spaces.policies.policy import Policy
 from ..study_file.spec import StudySpec
-from . import tables
+from .trial_state import TrialState
 
 INTERRUPTED = "interrupted before it ended"
-"""Reason of a trial whose driver stopped; its policy is tried again, and it is not charged to the budget."""
+"""The reason of a trial whose search was stopped while it ran, in words."""
 
 ORPHANED = f"{INTERRUPTED}: the search's process died"
-"""The same of a trial whose driver was killed, found when the study is next opened; perhaps the trial killed it."""
-
-INTERRUPTIONS = (INTERRUPTED, ORPHANED)
-"""Reasons of trials that say nothing of their policy."""
+"""The reason of a trial whose search's process died while it ran, perhaps by the trial's own doing, in words."""
 
 SIMULATED = "one choice alone, simulated in float"
 """Method of a sensitivity's divergence."""
-
-STOPPED_AT = "stopped at rung"
-"""What the reason of a trial begins with whose recovery was not worth finishing; its state is "infeasible"."""
-
-State = Literal["running", "complete", "infeasible", "failed"]
-Outcome = State | Literal["stopped"]
 
 
 @dataclass(frozen=True)
@@ -64,23 +53,42 @@ class StudyRecord:
     remark: str | None = None
 
 
-class Trial:
-    """What is known of a trial without its policy and measurements; `TrialSummary` and `TrialRecord` are such trials.
+@dataclass(frozen=True)
+class Violation:
+    """How a trial stands to one constraint.
 
     Attributes:
-        state: "complete" met every constraint; "infeasible" and "failed" have a `reason`.
+        constraint: as the study file writes it.
+        excess: how far the trial lies beyond it, in the metric's unit; satisfied where it is not above 0.
+    """
+
+    metric: str
+    constraint: str
+    excess: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSummary:
+    """How a trial came out, without its policy and measurements: a few columns of its row.
+
+    Attributes:
+        reason: why it failed, is infeasible, was pruned or interrupted; of a complete trial a remark, or None.
         retry_of: number of the trial whose policy this one runs again.
-        violations: constraint -> how far beyond it, as far as they were judged.
+        rung: that it was pruned at; None of all others.
+        driver_died: whether its search's process died while it ran.
+        violations: as far as constraints were judged.
     """
 
     number: int
     digest: str
-    state: State
+    state: TrialState
     reason: str | None
     retry_of: int | None
+    rung: int | None
+    driver_died: bool
     started: datetime
     finished: datetime | None
-    violations: Mapping[str, float]
+    violations: Sequence[Violation]
 
     @property
     def seconds(self) -> float:
@@ -88,47 +96,20 @@ class Trial:
         return (self.finished - self.started).total_seconds() if self.finished else 0.0
 
     @property
-    def outcome(self) -> Outcome:
-        """The state, told apart from "infeasible" where a recovery was not worth finishing: no constraint need be violated."""
-        return "stopped" if (self.reason or "").startswith(STOPPED_AT) else self.state
-
-    @property
     def account(self) -> str:
         """How the trial ended and why, in words."""
-        if self.outcome == "stopped" or not self.reason:
+        if self.state is TrialState.PRUNED or not self.reason:
             return self.reason or self.state
         return f"{self.state}: {self.reason}"
 
 
-@dataclass(frozen=True)
-class TrialSummary(Trial):
-    """How a trial came out: a few columns of its row, which lists of many trials are made from."""
-
-    number: int
-    digest: str
-    state: State
-    reason: str | None
-    retry_of: int | None
-    started: datetime
-    finished: datetime | None
-    violations: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class TrialRecord(Trial):
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord(TrialSummary):
     """A trial with the newest measurement of each name."""
 
     study: str
-    number: int
     policy_json: str
-    digest: str
-    state: State
-    reason: str | None
     worker: str | None
-    retry_of: int | None
-    started: datetime
-    finished: datetime | None
-    violations: Mapping[str, float]
     measurements: Mapping[str, Measurement]
 
     @cached_property
@@ -185,46 +166,3 @@ class TargetRecord:
     card: Mapping[str, Any]
     fingerprint: Mapping[str, Any]
     measured_at: datetime
-
-
-def measurement_of(row: tables.MeasurementRow) -> Measurement:
-    """The measurement in a row."""
-    return Measurement(**{field.name: getattr(row, field.name) for field in fields(Measurement)})
-
-
-def study_of(row: tables.Study, baseline: Iterable[tables.MeasurementRow]) -> StudyRecord:
-    """The study in a row, with its baseline's rows."""
-    return StudyRecord(
-        name=row.name,
-        spec=StudySpec.from_json(row.spec),
-        workload_fingerprint=row.workload_fingerprint,
-        versions=row.versions,
-        machine=row.machine,
-        created=row.created,
-        baseline={measured.name: measurement_of(measured) for measured in baseline},
-        remark=row.remark,
-    )
-
-
-def sensitivity_of(row: tables.Sensitivity) -> SensitivityRecord:
-    """The sensitivity in a row."""
-    kl = Measurement("kl", row.kl, row.low, row.high, METRICS["kl"].unit, row.n, SIMULATED)
-    return SensitivityRecord(row.knob, json.loads(row.choice), row.digest, kl, row.seconds, row.source)
-
-
-def trial_of(study: str, row: tables.Trial, measured: Mapping[str, Measurement]) -> TrialRecord:
-    """The trial in a row, with its newest measurements."""
-    return TrialRecord(
-        study=study,
-        number=row.number,
-        policy_json=row.policy,
-        digest=row.digest,
-        state=row.state,  # type: ignore[arg-type]  # the table's check allows no other
-        reason=row.reason,
-        worker=row.worker,
-        retry_of=row.retry_of,
-        started=row.started,
-        finished=row.finished,
-        violations=row.violations or {},
-        measurements=measured,
-    )

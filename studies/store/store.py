@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, select
 
 from ...core.defaults import DEFAULT_STORAGE
 from ...core.errors import StoreError
 from ...core.measurement import Measurement
 from ...spaces.policies.policy import Policy
-from ..study_file.spec import StudySpec, incompatible_changes
+from ..study_file.spec import StudySpec
 from . import tables
+from .changes import TrialEnd, add_front, change_spec, end_trial, put_artifact
 from .database import Database
 from .lease import Lease
 from .queries import (
+    artifact_records,
     baseline_rows,
     find_study,
     find_trial,
-    find_trials,
     front_records,
+    measurement_records,
     newest_front_id,
     paid_trials,
+    sensitivity_records,
     study_record,
+    target_records,
     trial_records,
     trial_summaries,
 )
@@ -34,15 +36,14 @@ from .records import (
     FrontRecord,
     MeasurementRecord,
     SensitivityRecord,
-    State,
     StudyRecord,
     TargetRecord,
     TrialRecord,
     TrialSummary,
-    measurement_of,
-    sensitivity_of,
-    study_of,
+    Violation,
 )
+from .rows import measurement_rows, sensitivity_row, study_of
+from .trial_state import TrialState
 
 
 class Store:
@@ -87,7 +88,7 @@ class Store:
         return Lease(self._database, study)
 
     def watch(self, engine: Engine) -> None:
-        """Have another engine over the same database, Optuna's, refuse writes without the lease and tell its errors as one line."""
+        """Have another engine over the same database, Optuna's, refuse writes without the lease and word its errors as one line."""
         self._database.watch(engine)
 
     # Studies
@@ -125,14 +126,7 @@ class Store:
         """
         with self._database.writing() as session:
             row = find_study(session, spec.study)
-            begun = StudySpec.from_json(row.spec)
-            if changes := incompatible_changes(begun, spec):
-                here = f"go on with seed {begun.seed}, or " if changes == ["seed"] else ""
-                changed = ", ".join(changes)
-                raise StoreError(
-                    f"study {spec.study!r} has trials with another {changed}; {here}give the study another name"
-                )
-            row.spec = spec.to_json()
+            change_spec(row, spec)
             return study_record(session, row)
 
     def get_study(self, name: str) -> StudyRecord:
@@ -162,7 +156,7 @@ class Store:
             row = find_study(session, study)
             if baseline_rows(session, row):
                 raise StoreError(f"study {study!r} has its baseline already")
-            session.add_all(_measurement_rows(measurements, study_id=row.id, rung=0, target=target))
+            session.add_all(measurement_rows(measurements, study_id=row.id, rung=0, target=target))
 
     def set_remark(self, study: str, remark: str | None) -> None:
         """Say what is to be known of how a study is searched, in place of what was said before."""
@@ -175,27 +169,12 @@ class Store:
         """Add what single choices were found to damage."""
         with self._database.writing() as session:
             study_id = find_study(session, study).id
-            session.add_all(
-                tables.Sensitivity(
-                    study_id=study_id,
-                    knob=record.knob,
-                    choice=json.dumps(record.choice),
-                    digest=record.digest,
-                    kl=record.kl.value,
-                    low=record.kl.low,
-                    high=record.kl.high,
-                    n=record.kl.n,
-                    seconds=record.seconds,
-                    source=record.source,
-                )
-                for record in records
-            )
+            session.add_all(sensitivity_row(record, study_id) for record in records)
 
     def sensitivities(self, study: str) -> list[SensitivityRecord]:
         """What single choices were found to damage, in the order of the space's knobs."""
         with self._database.reading() as session:
-            wanted = select(tables.Sensitivity).filter_by(study_id=find_study(session, study).id)
-            return [sensitivity_of(row) for row in session.scalars(wanted.order_by(tables.Sensitivity.id))]
+            return sensitivity_records(session, study)
 
     # Trials
 
@@ -242,35 +221,33 @@ class Store:
         with self._database.writing() as session:
             trial = find_trial(session, study, number)
             about = {"study_id": trial.study_id, "trial_id": trial.id, "rung": rung, "target": target}
-            session.add_all(_measurement_rows(measurements, **about))
+            session.add_all(measurement_rows(measurements, **about))
 
     def finish_trial(
         self,
         study: str,
         number: int,
-        state: State,
+        state: TrialState,
         reason: str | None = None,
-        violations: Mapping[str, float] | None = None,
+        violations: Iterable[Violation] | None = None,
+        *,
+        rung: int | None = None,
+        driver_died: bool = False,
     ) -> None:
         """End a running trial, once.
 
         Args:
-            state: "complete", "infeasible" or "failed"; the last two with a reason.
-            violations: constraint -> how far beyond it (<= 0 is satisfied), as far as they were judged.
+            state: any but running; all but complete need a reason.
+            violations: how it stands to the constraints that were judged.
+            rung: that it was pruned at.
+            driver_died: whether it was interrupted because its search's process died.
 
         Raises:
             StoreError: the trial has ended before.
         """
-        if state not in tables.STATES[1:]:
-            raise ValueError(f"a trial ends as one of {', '.join(tables.STATES[1:])}, not {state!r}")
-        if state != "complete" and not reason:
-            raise ValueError(f"a trial that ends {state} needs a reason")
+        end = TrialEnd(TrialState(state), reason, violations, rung, driver_died)
         with self._database.writing() as session:
-            trial = find_trial(session, study, number)
-            if trial.state != "running":
-                raise StoreError(f"trial {number} of study {study!r} has ended: {trial.state}")
-            trial.state, trial.reason, trial.finished = state, reason, tables.now()
-            trial.violations = None if violations is None else dict(violations)
+            end_trial(session, study, number, end)
 
     def get_trial(self, study: str, number: int) -> TrialRecord:
         """The trial of that number."""
@@ -283,7 +260,7 @@ class Store:
         with self._database.reading() as session:
             return next(iter(trial_records(session, study, tables.Trial.number == number)), None)
 
-    def trials(self, study: str, state: State | None = None) -> list[TrialRecord]:
+    def trials(self, study: str, state: TrialState | None = None) -> list[TrialRecord]:
         """The study's trials, all or those in one state, by number."""
         with self._database.reading() as session:
             return trial_records(session, study, *([] if state is None else [tables.Trial.state == state]))
@@ -300,19 +277,12 @@ class Store:
 
     def running_trials(self, study: str) -> list[TrialRecord]:
         """Trials that have not ended; with no driver at work, those whose driver was killed."""
-        return self.trials(study, "running")
+        return self.trials(study, TrialState.RUNNING)
 
     def measurement_history(self, study: str, number: int | None = None) -> list[MeasurementRecord]:
         """Every measurement ever made of a trial, or of the baseline where `number` is None, oldest first."""
         with self._database.reading() as session:
-            study_id = find_study(session, study).id
-            trial_id = None if number is None else find_trial(session, study, number).id
-            rows = session.scalars(
-                select(tables.MeasurementRow)
-                .filter_by(study_id=study_id, trial_id=trial_id)
-                .order_by(tables.MeasurementRow.id)
-            )
-            return [MeasurementRecord(number, measurement_of(row), row.rung, row.target, row.made_at) for row in rows]
+            return measurement_records(session, study, number)
 
     # Artifacts
 
@@ -323,18 +293,12 @@ class Store:
             size: in bytes.
         """
         with self._database.writing() as session:
-            trial = find_trial(session, study, number)
-            row = session.scalar(select(tables.Artifact).filter_by(trial_id=trial.id, path=path))
-            row = row or tables.Artifact(trial_id=trial.id, path=path)
-            row.kind, row.sha256, row.bytes, row.made_at = kind, sha256, size, tables.now()
-            session.add(row)
+            put_artifact(session, study, number, ArtifactRecord(kind, path, sha256, size, tables.now()))
 
     def artifacts(self, study: str, number: int) -> list[ArtifactRecord]:
         """The trial's files, oldest first."""
         with self._database.reading() as session:
-            trial = find_trial(session, study, number)
-            rows = session.scalars(select(tables.Artifact).filter_by(trial_id=trial.id).order_by(tables.Artifact.id))
-            return [ArtifactRecord(row.kind, row.path, row.sha256, row.bytes, row.made_at) for row in rows]
+            return artifact_records(session, study, number)
 
     # Fronts
 
@@ -351,17 +315,7 @@ class Store:
             StoreError: a member is no trial of the study.
         """
         with self._database.writing() as session:
-            study_id = find_study(session, study).id
-            last = front_records(session, study_id, newest_only=True)
-            if last and last[0].members == tuple(sorted(set(members))):
-                return False
-            trials = find_trials(session, study, set(members))
-            ended = select(func.count()).where(tables.Trial.study_id == study_id, tables.Trial.state != "running")
-            front = tables.Front(study_id=study_id, hypervolume=hypervolume, trials=session.scalar(ended))
-            session.add(front)
-            session.flush()
-            session.add_all(tables.FrontMember(front_id=front.id, trial_id=trial.id) for trial in trials)
-            return True
+            return add_front(session, study, members, hypervolume)
 
     def current_front(self, study: str) -> FrontRecord | None:
         """The newest snapshot, or None before the first."""
@@ -393,13 +347,4 @@ class Store:
     def targets(self) -> list[TargetRecord]:
         """All profiled targets, by name."""
         with self._database.reading() as session:
-            rows = session.scalars(select(tables.Target).order_by(tables.Target.name))
-            return [TargetRecord(row.name, row.card, row.fingerprint, row.measured_at) for row in rows]
-
-
-def _measurement_rows(measurements: Iterable[Measurement], **about: Any) -> list[tables.MeasurementRow]:
-    rows = [tables.MeasurementRow(**measurement.to_dict(), **about) for measurement in measurements]
-    for row in rows:
-        if not all(map(math.isfinite, (row.value, row.low, row.high))):
-            raise ValueError(f"{row.name} is not finite: {row.value} in [{row.low}, {row.high}]")
-    return rows
+            return target_records(session)

@@ -1,6 +1,6 @@
-"""The database's tables as SQLAlchemy models, all prefixed `slimfront_` so that Optuna's can lie beside them.
+"""The database's tables as SQLAlchemy models, all prefixed `slimfront_` so that they can share a database with Optuna's.
 
-A change here needs a migration in `migrations/versions`; a test holds the two against each other.
+A change here needs a migration in `migrations/versions`; a test compares the two.
 """
 
 from __future__ import annotations
@@ -21,17 +21,19 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from ...core.texts import plain_text
+from .trial_state import TrialState
 
 PREFIX = "slimfront_"
 VERSION_TABLE = "slimfront_alembic_version"
-REVISION = "0004"
+REVISION = "0005"
 """The newest migration, which these models describe; revisions are zero-padded and so sort as text."""
 
-STATES = ("running", "complete", "infeasible", "failed")
+STATES = tuple(state.value for state in TrialState)
 
 
 def now() -> datetime:
@@ -94,6 +96,14 @@ class Study(Base):
 
 
 class Trial(Base):
+    """A trial.
+
+    Attributes:
+        rung: that it was pruned at; NULL of all others.
+        driver_died: whether its search's process died while it ran.
+        violations: a list of {"metric", "constraint", "excess"}; an excess above 0 is a violation.
+    """
+
     __tablename__ = "slimfront_trial"
     __table_args__ = (
         UniqueConstraint("study_id", "number"),
@@ -107,13 +117,15 @@ class Trial(Base):
     number: Mapped[int]
     policy: Mapped[str] = mapped_column(Text)
     digest: Mapped[str] = mapped_column(String(64))
-    state: Mapped[str] = mapped_column(String(16), default="running")
+    state: Mapped[str] = mapped_column(String(16), default=TrialState.RUNNING.value)
     reason: Mapped[str | None] = mapped_column(PlainText)
     worker: Mapped[str | None] = mapped_column(PlainText)
     retry_of: Mapped[int | None]
     started: Mapped[datetime] = mapped_column(default=now)
     finished: Mapped[datetime | None]
-    violations: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    rung: Mapped[int | None]
+    driver_died: Mapped[bool] = mapped_column(default=False, server_default=false())
+    violations: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
 
 
 class MeasurementRow(Base):

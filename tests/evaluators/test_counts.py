@@ -88,6 +88,14 @@ def test_masked_weights_count_and_removed_channels_do_not(counted, model):
     assert told["pruned"]["parameters"] == 16 * 27 + 16 + 8 * 16 + 8
 
 
+def test_a_weight_that_two_layers_share_counts_once(context):
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3), nn.Linear(3, 3)).eval()
+    model[3].weight = model[2].weight
+    told = {m.name: m.value for m in measure(LoweredCandidate(Candidate(Policy(), model)), context, "counted")}
+    assert told["parameters"] == 9 + 3 + 3
+    assert told["bops"] == 2 * 9 * 32 * 32
+
+
 def test_a_layer_over_tokens_counts_its_bops_per_token(context):
     class Tokens(nn.Module):
         def __init__(self) -> None:

@@ -53,6 +53,6 @@ def test_a_full_database_is_one_line_and_the_trial_is_not_left_running(
         assert str(caught.value).endswith(
             "slimfront.db: the database or its disk is full; nothing more is stored until there is space"
         )
-        states = [trial.outcome for trial in store.trial_summaries("tiny")]
+        states = [trial.state for trial in store.trial_summaries("tiny")]
     assert "running" not in states
     assert states.count("complete") + states.count("infeasible") == 6

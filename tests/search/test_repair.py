@@ -12,7 +12,9 @@ from slimfront.core.errors import SearchError
 from slimfront.core.measurement import Measurement
 from slimfront.core.metrics import METRICS
 from slimfront.search.bookkeeping import MOST_RETRIES
-from slimfront.search.driver import FIRST_FAILURES, Proposal, Search
+from slimfront.search.budget import FIRST_FAILURES
+from slimfront.search.driver import Search
+from slimfront.search.proposals import Proposal
 from slimfront.search.run import run_search
 from slimfront.search.trials.prepared_study import prepare
 from slimfront.search.trials.worker import Stage
@@ -23,7 +25,9 @@ from sqlalchemy import Connection, Engine, event
 
 TINY = Path(__file__).with_name("tiny_workload.py")
 SPACE = {"granularity": "model", "weight_bits": [4, 8, 32], "activation_bits": [8, 32]}
-TOLD_AS = {"complete": ("COMPLETE",), "infeasible": ("COMPLETE", "PRUNED"), "failed": ("FAIL",)}
+TOLD_AS = {
+    "complete": ("COMPLETE",), "infeasible": ("COMPLETE", "PRUNED"), "failed": ("FAIL",), "interrupted": ("FAIL",),
+}  # fmt: skip
 
 
 class Killed(BaseException):
@@ -63,7 +67,7 @@ def agree(store: Store) -> None:
     for trial in trials:
         assert told[trial.number].state.name in TOLD_AS[trial.state]
     assert {t.number for t in told.values() if t.state.name not in ("FAIL", "WAITING")} == {
-        trial.number for trial in trials if trial.state != "failed"
+        trial.number for trial in trials if trial.state.has_result
     }
     done = [trial.digest for trial in trials if trial.state == "complete"]
     assert len(done) == len(set(done))
@@ -97,7 +101,7 @@ def test_a_driver_may_be_killed_at_any_write(
             while proposal := search.propose():
                 scored(search, proposal)
             agree(store)
-            ended = [trial for trial in store.trials("tiny") if trial.state != "failed"]
+            ended = [trial for trial in store.trials("tiny") if trial.state.has_result]
             assert len(ended) == 3
             assert store.current_front("tiny").members == tuple(sorted(point.trial for point in search.front))
         for file in tmp_path.glob("killed.db*"):

@@ -5,14 +5,19 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import pytest
 from rich.console import Console
 from slimfront.core.errors import StoreError
 from slimfront.search import screen
+from slimfront.search.events import SensitivityMeasured, TrialConfirmed, TrialFinished
 from slimfront.search.run import run_search
 from slimfront.search.screen import Pace, SearchProgress
+from slimfront.spaces.policies.policy import Policy
+from slimfront.studies.store.records import TrialRecord
 from slimfront.studies.store.store import Store
+from slimfront.studies.store.trial_state import TrialState
 
 
 def ticking(*moments: float) -> Iterator[float]:
@@ -82,12 +87,21 @@ def test_a_search_without_a_terminal_counts_and_one_that_is_refused_shows_nothin
         assert len(store.trials("tiny")) == 4
 
 
+def failed(reason: str) -> TrialRecord:
+    """A trial 3 that failed."""
+    moment = datetime.now(UTC)
+    return TrialRecord(
+        study="tiny", number=3, policy_json=Policy().to_json(), digest=Policy().digest, state=TrialState.FAILED, reason=reason,
+        worker=None, retry_of=None, rung=None, driver_died=False, started=moment, finished=moment, violations=(), measurements={},
+    )  # fmt: skip
+
+
 def test_lines_are_held_back_until_the_study_is_open(tiny_spec):
     said = io.StringIO()
     with SearchProgress(tiny_spec(), Console(file=said)) as progress:
         progress.say("channels of fc stay")
         assert said.getvalue() == ""
-        progress.tell("failed", 3, "ValueError: [3, 8]\n:x: [bold]")
+        progress.hear(TrialFinished(failed("ValueError: [3, 8]\n:x: [bold]")))
         progress.say("at once")
     shown = said.getvalue().splitlines()
     assert shown == ["  channels of fc stay", "  trial 3 failed: ValueError: [3, 8] :x: [bold]", "  at once"]
@@ -97,9 +111,9 @@ def test_the_front_that_is_measured_again_is_counted_for_itself(tiny_spec, monke
     monkeypatch.setattr(screen, "LINE_INTERVAL_S", 0.0)
     said = io.StringIO()
     with SearchProgress(tiny_spec(), Console(file=said, width=200)) as progress:
-        progress.tell("sensitivity", 1, "1 of 27")
-        progress.confirming(1, 3)
-        progress.confirming(2, 3)
+        progress.hear(SensitivityMeasured(1, 27))
+        progress.hear(TrialConfirmed(4, 1, 3))
+        progress.hear(TrialConfirmed(2, 2, 3))
     first, *others = (line.partition(",")[0] for line in said.getvalue().splitlines())
     assert first == "  0 of 4 trials"
     assert others == [f"  {done} of 3 points of the front measured again" for done in (1, 2)]
@@ -109,7 +123,7 @@ def test_the_front_that_is_measured_again_is_counted_for_itself(tiny_spec, monke
 def test_the_bar_fits_a_terminal_of_eighty_columns_and_goes_away(budget, counted, tiny_spec):
     terminal = Console(file=io.StringIO(), force_terminal=True, width=80, height=24)
     with SearchProgress(tiny_spec(budget=budget), terminal) as progress:
-        progress.tell("sensitivity", 3, "3 of 27")
+        progress.hear(SensitivityMeasured(3, 27))
         progress._count(3, "front of 12, best accuracy drop 0.0000, latency 0.01234 ms, artifact 123.4 kB")
         with terminal.capture() as captured:
             terminal.print(progress._bar())

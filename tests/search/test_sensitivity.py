@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from slimfront.core.threads import torch_threads
-from slimfront.search.driver import MAX_ANCHORS, Search
+from slimfront.search.budget import MAX_ANCHORS
+from slimfront.search.driver import Search
+from slimfront.search.events import Event, SensitivityMeasured, SensitivityUnmeasured
 from slimfront.search.sampler.dimensions import encode, search_dimension
 from slimfront.search.sampler.greedy_path import LEVELS, path_policies
 from slimfront.search.sampler.study_terms import cost_of, greedy_policies, space_dimensions
@@ -85,14 +87,14 @@ def test_a_choice_the_model_does_not_bear_is_named_and_left_out(prepared) -> Non
     model.stem.register_forward_pre_hook(shape_written_into_forward)
     context = replace(prepared.context, workload=replace(prepared.context.workload, model=model))
     wanted, told = probes(prepared.space), []
-    records = list(measured(replace(prepared, context=context), wanted, lambda *event: told.append(event)))
+    records = list(measured(replace(prepared, context=context), wanted, told.append))
     left_out = next(probe.knob.name for probe in wanted if probe.knob.kind == "channels")
     reason = "ZeroDivisionError: sixteen channels, please"
-    assert told == [("unmeasured", 0, f"{left_out} = 0.5 cannot be measured alone: {reason}")]
+    assert told == [SensitivityUnmeasured(f"{left_out} = 0.5 cannot be measured alone: {reason}")]
     assert [record.knob for record in records] == [p.knob.name for p in wanted if p.knob.name != left_out]
     model.stem.register_forward_pre_hook(lambda *_: 1 / 0)
-    assert list(measured(replace(prepared, context=context), wanted, lambda *event: told.append(event))) == []
-    assert told[1:] == [("unmeasured", 0, "no choice can be measured alone: ZeroDivisionError: division by zero")]
+    assert list(measured(replace(prepared, context=context), wanted, told.append)) == []
+    assert told[1:] == [SensitivityUnmeasured("no choice can be measured alone: ZeroDivisionError: division by zero")]
 
 
 def test_other_choices_are_scaled_like_the_measured_one() -> None:
@@ -183,8 +185,8 @@ def stored_study(prepared: PreparedStudy, store: Store) -> None:
 
 def test_beside_workers_a_thread_measures_and_the_driver_tells(prepared: PreparedStudy, store: Store) -> None:
     stored_study(prepared, store)
-    told: list[tuple[str, int, str]] = []
-    sensitivity, threads = Sensitivity(store, prepared, tell=lambda *event: told.append(event)), set()
+    told: list[Event] = []
+    sensitivity, threads = Sensitivity(store, prepared, tell=told.append), set()
     watch = register_module_forward_hook(lambda *_: threads.add(torch.get_num_threads()))
     with torch_threads(2), watch:
         sensitivity.start(sorted(os.sched_getaffinity(0)))
@@ -194,7 +196,7 @@ def test_beside_workers_a_thread_measures_and_the_driver_tells(prepared: Prepare
         assert torch.get_num_threads() == 2
     assert threads == {1}  # workers have the cores
     count = len(prepared.space.knobs)
-    assert told[-1] == ("sensitivity", count, f"{count} of {count}")
+    assert told[-1] == SensitivityMeasured(count, count)
     assert not sensitivity.missing
     assert len(store.sensitivities("tiny")) == count
 
@@ -203,11 +205,14 @@ def test_what_was_measured_before_the_seconds_were_spent_is_kept_and_the_rest_me
     prepared: PreparedStudy, store: Store
 ) -> None:
     stored_study(prepared, store)
-    told: list[str] = []
-    Sensitivity(store, prepared, seconds=0, tell=lambda *event: told.append(event[2])).measure()
+    told: list[Event] = []
+    Sensitivity(store, prepared, seconds=0, tell=told.append).measure()
     count = len(prepared.space.knobs)
     spent = "a tenth of the time budget is spent on it"
-    assert told == [f"1 of {count}", f"{count - 1} of {count} choices are not measured alone: {spent}"]
+    assert told == [
+        SensitivityMeasured(1, count),
+        SensitivityUnmeasured(f"{count - 1} of {count} choices are not measured alone: {spent}"),
+    ]
     assert len(store.sensitivities("tiny")) == 1
     Sensitivity(store, prepared).measure()
     assert len(store.sensitivities("tiny")) == count

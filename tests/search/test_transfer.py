@@ -5,7 +5,6 @@ from slimfront.core.measurement import Measurement
 from slimfront.search.transfer import earlier_trials
 from slimfront.search.trials.prepared_study import prepare
 from slimfront.spaces.policies.policy import Policy
-from slimfront.studies.store.records import STOPPED_AT
 from slimfront.studies.store.store import Store
 
 
@@ -23,7 +22,7 @@ def added(store: Store, spec, fingerprint: str, policies: list[Policy], kl: floa
         values = {"kl": (kl, "nats"), "latency_ms": (2.0, "ms"), "accuracy_drop": (0.01, "fraction")}
         measured = [Measurement(name, value, value, value, unit) for name, (value, unit) in values.items()]
         store.add_measurements(spec.study, number, measured)
-        store.finish_trial(spec.study, number, "complete", violations={})
+        store.finish_trial(spec.study, number, "complete", violations=())
 
 
 def test_studies_of_the_same_workload_tell_damage_and_on_the_same_target_latency(tiny_spec, store: Store):
@@ -48,7 +47,7 @@ def test_a_trial_that_was_stopped_tells_its_latency_but_no_damage(tiny_spec, sto
     store.add_measurements(
         "before", 2, [Measurement("kl", 3.0, 3.0, 3.0, "nats"), Measurement("latency_ms", 2.0, 2.0, 2.0, "ms")]
     )
-    store.finish_trial("before", 2, "infeasible", f"{STOPPED_AT} 0, 0 of 4 epochs: place 3 of 3, 1 go on", {})
+    store.finish_trial("before", 2, "pruned", "place 3 of 3, 1 go on", (), rung=0)
     found = earlier_trials(store, prepared.spec, prepared.space)
     assert [trial.damage for trial in found] == [0.25, 0.25, None]
     assert found[-1].values == (None, 2.0)

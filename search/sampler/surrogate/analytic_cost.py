@@ -9,15 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
+from ....compression.packing.packed_file import grid_bytes, stored_as_is
+from ....evaluators.counts import COUNTED, bops, flops, packed, parameters
 from ....spaces.models.channel_graph import ChannelGraph
 from ....spaces.models.channel_groups import ChannelGroup
 from ....spaces.models.layers import Layer, macs_by_module
 from ....spaces.policies.layer_policy import BFLOAT16_BITS, FULL_PRECISION, GRID_BITS
 from ....spaces.policies.policy import Policy
 from ....spaces.space import Space
-
-COUNTED = ("flops", "bops", "parameters", "packed_bytes")
-"""The first columns of `AnalyticCost` are these metrics."""
 
 OF_MACHINES = (len(COUNTED), len(COUNTED) + 1)
 """The last columns of `AnalyticCost` are BOPs and bytes as most machines and files have them."""
@@ -103,23 +102,20 @@ class AnalyticCost:
         alone = (activation_bits == BFLOAT16_BITS) & (weight_bits != BFLOAT16_BITS)
         activation_bits = np.where(alone, FULL_PRECISION, activation_bits)
         macs, weights, rest = self._macs * fraction, self._weights * fraction, 1 - (1 - kept) @ self._shares.others
-        others = self._other_weights * rest
+        others, other_macs = self._other_weights * rest, self._other_macs * rest
+        buffers = self._buffers * (1 - (1 - kept) @ self._shares.buffers.T)
+        scales = np.ones_like(outputs) if self._per_tensor else self._channels * outputs
+        grids = grid_bytes(scales, weight_bits <= GRID_BITS, activation_bits <= GRID_BITS)
         multiplied = np.maximum(np.maximum(weight_bits, activation_bits), GRID_BITS)
-        return np.stack([
-            macs.sum(axis=1) + self._other_macs * rest,
-            (macs * weight_bits * activation_bits).sum(axis=1),
-            weights.sum(axis=1) + others,
-            ((weights * weight_bits).sum(axis=1) + others * FULL_PRECISION) / 8
-            + self._buffers * (1 - (1 - kept) @ self._shares.buffers.T)
-            + self._grid_bytes(outputs, weight_bits, activation_bits),
-            (macs * multiplied**2).sum(axis=1) + self._other_macs * rest * FULL_PRECISION**2,
-            ((weights * np.maximum(weight_bits, GRID_BITS)).sum(axis=1) + others * FULL_PRECISION) / 8,
-        ], axis=1)  # fmt: skip
-
-    def _grid_bytes(self, outputs: np.ndarray, weight_bits: np.ndarray, activation_bits: np.ndarray) -> np.ndarray:
-        """Bytes [n] of scales and zero points, from the fraction of each layer's outputs kept and its bits, all [n, layers]."""
-        steps = 1 if self._per_tensor else self._channels * outputs
-        return (4 * steps * (weight_bits <= GRID_BITS) + 5 * (activation_bits <= GRID_BITS)).sum(axis=1)
+        columns = {
+            "flops": flops(macs, other_macs),
+            "bops": bops(macs, weight_bits, activation_bits),
+            "parameters": parameters(weights, others),
+            "packed_bytes": packed(weights * weight_bits / 8, grids, others * FULL_PRECISION / 8, buffers),
+        }
+        multiplied_bits = bops(macs, multiplied, multiplied) + other_macs * FULL_PRECISION**2
+        stored = (weights * np.maximum(weight_bits, GRID_BITS)).sum(axis=1) + others * FULL_PRECISION
+        return np.stack([*(columns[name] for name in COUNTED), multiplied_bits, stored / 8], axis=1)
 
     def keys(self, codes: np.ndarray) -> list[bytes]:
         """What distinguishes points: those of equal channels, bits, masks and recovery are one model."""
@@ -179,10 +175,8 @@ def _other_parameters(model: nn.Module, layers: Sequence[Layer]) -> int:
 
 
 def _buffer_bytes(model: nn.Module) -> int:
-    """What a packed file holds in addition to parameters, such as the statistics of batch-norm."""
-    parameters = dict(model.named_parameters())
-    stored = {name: tensor for name, tensor in model.state_dict().items() if name not in parameters}
-    return sum(tensor.nbytes for name, tensor in stored.items() if not name.endswith(".num_batches_tracked"))
+    """What a packed file holds beside parameters, such as the statistics of batch-norm."""
+    return sum(tensor.nbytes for _, tensor in stored_as_is(model, dict(model.named_parameters())))
 
 
 def _weight(model: nn.Module, name: str) -> Tensor:

@@ -11,11 +11,13 @@ from slimfront.core.errors import StoreError
 from slimfront.core.measurement import Measurement
 from slimfront.core.texts import plain_text
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
+from slimfront.studies.store.records import Violation
 from slimfront.studies.store.store import Store
 
 POLICY = Policy(width=0.5, layers={"fc": LayerPolicy(weight_bits=4, sparsity="2:4")})
 LATENCY = Measurement("latency_ms", 2.5, 2.25, 2.75, "ms", 40, "paired-median", noisy=True)
 FLOPS = Measurement.exact("flops", 123456789012.0, "fvcore")
+VIOLATION = Violation("flops", "flops < 3", -1.0)
 
 
 @pytest.fixture
@@ -104,9 +106,9 @@ def test_a_trial_runs_and_completes(demo):
     assert (running.state, running.worker, running.retry_of, running.finished) == ("running", "w1", None, None)
     assert (running.policy, running.digest) == (POLICY, POLICY.digest)
     assert recent(running.started)
-    demo.finish_trial("demo", 0, "complete", violations={"flops < 3": -1.0})
+    demo.finish_trial("demo", 0, "complete", violations=[VIOLATION])
     done = demo.get_trial("demo", 0)
-    assert (done.state, done.reason, done.violations) == ("complete", None, {"flops < 3": -1.0})
+    assert (done.state, done.reason, done.violations) == ("complete", None, (VIOLATION,))
     assert running.started <= done.finished
     assert running.state == "running"  # what was handed out does not change
 
@@ -139,7 +141,7 @@ def test_a_trial_ends_once(demo):
         demo.finish_trial("demo", 0, "complete")
 
 
-@pytest.mark.parametrize("state", ["infeasible", "failed"])
+@pytest.mark.parametrize("state", ["infeasible", "failed", "interrupted"])
 def test_a_trial_that_ends_badly_needs_a_reason(demo, state):
     demo.start_trial("demo", 0, POLICY)
     with pytest.raises(ValueError, match="needs a reason"):
@@ -150,8 +152,17 @@ def test_a_trial_that_ends_badly_needs_a_reason(demo, state):
 
 def test_a_trial_does_not_end_running(demo):
     demo.start_trial("demo", 0, POLICY)
-    with pytest.raises(ValueError, match="not 'running'"):
+    with pytest.raises(ValueError, match="does not end as running"):
         demo.finish_trial("demo", 0, "running")
+
+
+def test_a_rung_is_noted_of_pruned_trials_alone(demo):
+    demo.start_trial("demo", 0, POLICY)
+    for state, rung in (("pruned", None), ("failed", 1)):
+        with pytest.raises(ValueError, match="a rung is noted of pruned trials"):
+            demo.finish_trial("demo", 0, state, "because", rung=rung)
+    demo.finish_trial("demo", 0, "pruned", "because", rung=1)
+    assert (demo.get_trial("demo", 0).state, demo.get_trial("demo", 0).rung) == ("pruned", 1)
 
 
 def test_trials_are_listed_by_number_and_state(demo):

@@ -17,7 +17,7 @@ from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
 from slimfront.studies.reports.progress import ended
 from slimfront.studies.reports.report import front_table, front_text, status_report, studies_table, trial_report
 from slimfront.studies.store import tables
-from slimfront.studies.store.records import INTERRUPTED, STOPPED_AT
+from slimfront.studies.store.records import INTERRUPTED, Violation
 from slimfront.studies.store.store import Store
 from slimfront.studies.study_file.spec import StudySpec
 from slimfront.studies.terminal import sparkline
@@ -73,19 +73,20 @@ def new_study(store: Store, make_spec: Callable[..., StudySpec]) -> Store:
 
 @pytest.fixture
 def study(new_study: Store) -> Store:
-    """Trials 1 and 2 on the front, 0 dominated, 3 and 4 infeasible, 5, 6 and 7 failed, 8 retries 7 and runs."""
+    """Trials 1 and 2 on the front, 0 dominated, 3 and 4 infeasible, 5 and 6 failed, 7 interrupted, 8 retries 7 and runs."""
     for number, (drop, latency) in enumerate([(0.02, 1.5), (0.001, 1.0), (0.04, 0.5), (0.09, 0.4), (0.06, 0.4)]):
         new_study.start_trial("demo", number, POLICY, worker="host-1/42")
         new_study.add_measurements("demo", number, measured(drop, latency, noisy=number == 2), 1, "cpu-openvino")
         excess = drop - 0.05
         state = "infeasible" if excess > 0 else "complete"
-        new_study.finish_trial("demo", number, state, f"violates {BOUND}" if excess > 0 else None, {BOUND: excess})
+        violation, reason = Violation("accuracy_drop", BOUND, excess), f"violates {BOUND}" if excess > 0 else None
+        new_study.finish_trial("demo", number, state, reason, [violation])
         if number < 2:
             new_study.save_front("demo", [number], hypervolume=0.01 * (number + 1))
     new_study.save_front("demo", [1, 2], hypervolume=0.04)
     for number, reason in [(5, "ValueError: shape [3, 8]"), (6, "ValueError: shape [4, 16]"), (7, INTERRUPTED)]:
         new_study.start_trial("demo", number, POLICY)
-        new_study.finish_trial("demo", number, "failed", reason)
+        new_study.finish_trial("demo", number, "interrupted" if reason is INTERRUPTED else "failed", reason)
     new_study.start_trial("demo", 8, POLICY, retry_of=7)
     return new_study
 
@@ -103,7 +104,7 @@ def test_studies_of_an_empty_database_say_what_makes_one(store: Store) -> None:
 def test_status_counts_states_retries_and_budget(study: Store) -> None:
     lines = shown(status_report(study, "demo"))
     assert line_with(lines, "trials  ", "running").endswith(
-        "1 running, 3 complete, 2 infeasible, 3 failed; retries among them: 1"
+        "1 running, 3 complete, 2 infeasible, 2 failed, 1 interrupted; retries among them: 1"
     )
     assert line_with(lines, "budget").endswith("7 of 10 trials")
     assert "seed 7" in line_with(lines, "search ", "policy")
@@ -314,8 +315,8 @@ def test_lists_read_no_policy_and_no_measurement_of_a_trial(study: Store) -> Non
 
 STATES_AND_REASONS = st.sampled_from(
     [
-        ("running", None), ("complete", None), ("infeasible", "violates it"), ("infeasible", f"{STOPPED_AT} 0, and so on"),
-        ("failed", "ValueError"), ("failed", INTERRUPTED),
+        ("running", None), ("complete", None), ("infeasible", "violates it"), ("pruned", "and so on"),
+        ("failed", "ValueError"), ("interrupted", INTERRUPTED),
     ]
 )  # fmt: skip
 TRIALS = st.lists(st.tuples(STATES_AND_REASONS, st.booleans(), st.none() | st.integers(0, 6)), max_size=7)

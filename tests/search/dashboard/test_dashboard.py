@@ -41,7 +41,7 @@ FLAGS = (
 )  # fmt: skip
 STUDY = {
     "study": "tiny",
-    "workload": f"{Path(__file__).with_name('tiny_workload.py')}:workload",
+    "workload": f"{Path(__file__).parents[1] / 'tiny_workload.py'}:workload",
     "target": "cpu-openvino",
     "objectives": ["cross_entropy", "artifact_bytes"],
     # The unpruned 8-bit model ends early on the first; on the second end, fully measured, the pruned ones.

@@ -5,7 +5,7 @@ import optuna
 import pytest
 from optuna.samplers import NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
-from slimfront.search.optuna.attributes import DUPLICATE
+from slimfront.search.optuna.attributes import DUPLICATE, STATE
 from slimfront.search.optuna.policy_sampler import PolicySampler
 from slimfront.search.optuna.trial_reader import TrialReader
 from slimfront.search.optuna.untried_sampler import UntriedSampler
@@ -15,7 +15,6 @@ from slimfront.search.sampler.untried import Untried
 from slimfront.spaces.choices import SpaceChoices
 from slimfront.spaces.models.layers import Layer
 from slimfront.spaces.space import Space
-from slimfront.studies.store.records import INTERRUPTED
 
 LAYERS = [Layer(f"l{index}", "linear", "", 64, 640, True) for index in range(4)]
 SPACE = Space(LAYERS, [], SpaceChoices(weight_bits=(4, 8, 32)))
@@ -121,10 +120,10 @@ def test_one_choice_is_blamed_where_every_policy_with_it_failed() -> None:
 
 def test_interrupted_and_duplicate_rows_are_no_failures() -> None:
     study = optuna.create_study()
-    for reason in (INTERRUPTED, f"{DUPLICATE} 3, not tried again", "out of memory"):
+    for state in ("interrupted", DUPLICATE, "failed"):
         trial = study.ask()
         trial.suggest_categorical("bits", [4, 8])
-        trial.set_user_attr("reason", reason)
+        trial.set_user_attr(STATE, state)
         study.tell(trial, state=TrialState.FAIL)
     completed, _ = TrialReader().read(study)
-    assert [study.trials[trial.number].user_attrs["reason"] for trial in completed] == ["out of memory"]
+    assert [study.trials[trial.number].user_attrs[STATE] for trial in completed] == ["failed"]

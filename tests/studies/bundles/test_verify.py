@@ -27,7 +27,7 @@ from slimfront.studies.bundles.verify import Check, verify_bundle
 from slimfront.studies.store.store import Store
 from slimfront.studies.study_file.spec import StudySpec
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAYLOAD = "open({!r}, 'w').close()"
 WORKLOAD = """
 import torch

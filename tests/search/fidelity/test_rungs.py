@@ -178,17 +178,18 @@ def test_structure_is_all_but_bits() -> None:
 def stopped_properly(store: Store) -> None:
     """What must hold of every study with rungs, however it ran."""
     trials = store.trials("tiny")
-    stopped = [trial for trial in trials if (trial.reason or "").startswith("stopped at rung")]
+    stopped = [trial for trial in trials if trial.state == "pruned"]
     finished = [trial for trial in trials if trial.state == "complete" and trial.policy.recovery.epochs]
     assert stopped
     assert finished
-    assert {trial.outcome for trial in stopped} == {"stopped"}
-    assert f"{len(stopped)} stopped" in states_text(trials)
+    assert {trial.state for trial in stopped} == {"pruned"}
+    assert f"{len(stopped)} pruned" in states_text(trials)
     for trial in finished:
         rungs = [r.rung for r in store.measurement_history("tiny", trial.number) if r.measurement.name == "kl"]
         assert rungs == [0, 1, 2]
     for trial in stopped:
         rungs = [r.rung for r in store.measurement_history("tiny", trial.number) if r.measurement.name == "kl"]
+        assert trial.rung == rungs[-1]
         assert trial.reason.startswith(f"stopped at rung {rungs[-1]}, {(0, 2)[rungs[-1]]} of 4 epochs: place ")
     told = {trial.number: trial for trial in optuna.load_study(study_name="tiny", storage=store.url).trials}
     for trial in stopped:
@@ -225,7 +226,7 @@ def test_unpromising_trials_stop_and_are_learned_from(
     assert search.is_over
     assert Search(search.prepared, store, tmp_path / "artifacts").is_over  # also when it is opened again
     for trial in again:
-        assert store.get_trial("tiny", trial.retry_of).outcome == "stopped"
+        assert store.get_trial("tiny", trial.retry_of).state == "pruned"
 
 
 @pytest.mark.slow

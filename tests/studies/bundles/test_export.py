@@ -35,6 +35,7 @@ from slimfront.studies.bundles import standalone
 from slimfront.studies.bundles.bundle import open_bundle
 from slimfront.studies.bundles.card import card_page
 from slimfront.studies.bundles.export import export_bundle
+from slimfront.studies.store.records import Violation
 from slimfront.studies.store.store import Store
 from slimfront.studies.study_file.spec import StudySpec
 from torch import nn
@@ -96,7 +97,7 @@ class Study:
             self.store.record_artifact("demo", number, kind, str(artifact.path), artifact.sha256, artifact.bytes)
         excess = drop - 0.05
         state, reason = ("infeasible", f"violates {BOUND}: {drop}") if excess > 0 else ("complete", remark)
-        self.store.finish_trial("demo", number, state, reason, {BOUND: excess})
+        self.store.finish_trial("demo", number, state, reason, [Violation("accuracy_drop", BOUND, excess)])
         return folder
 
     def export(self, to: Path, trial: int | None = None, rule: str = "knee") -> int:

@@ -12,7 +12,7 @@ from slimfront.spaces.policies.policy import Policy
 from slimfront.spaces.space import Space
 from slimfront.studies.study_file.spec import StudySpec
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 STUDY = {"study": "s", "workload": "digits", "target": "cpu-openvino", "objectives": ["accuracy_drop", "flops"]}
 LAYERS = [
     Layer("conv", "conv2d", "", 16 * 144, 640, True, (16, 16, 3, 3)),

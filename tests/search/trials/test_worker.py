@@ -17,7 +17,7 @@ from slimfront.hardware_profiles.cards.target import Target, load_target
 from slimfront.search.trials.worker import Stage, Worker, WorkerSetup, cores_beside, finite
 from slimfront.spaces.policies.policy import Policy
 
-TINY = Path(__file__).with_name("tiny_workload.py")
+TINY = Path(__file__).parents[1] / "tiny_workload.py"
 ELSEWHERE = DeviceCard(
     measured_at=datetime(2026, 1, 1), machine={"cpu": "another one"}, versions={}, memory_gb_per_s=1.0, dispatch_us=1.0,
     kernels=[], throughput=[], reference_ms={},

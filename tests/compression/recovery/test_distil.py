@@ -124,8 +124,8 @@ def test_taps_see_what_the_last_layer_reads_and_the_last_map_of_each_resolution(
 def test_what_a_teacher_says_is_computed_once_and_an_ensemble_averages_probabilities():
     workload = task()
     teacher = Teacher(workload, (), "embedding")
-    beside = teacher.beside(workload.train)
-    assert teacher.beside(workload.train) is beside
+    beside = teacher.annotated(workload.train)
+    assert teacher.annotated(workload.train) is beside
     with torch.no_grad():
         torch.testing.assert_close(torch.stack([item[2] for item in beside]), workload.model(workload.train.tensors[0]))
     assert beside[0][3].shape == (16,)
@@ -140,7 +140,7 @@ def test_what_a_teacher_says_is_computed_once_and_an_ensemble_averages_probabili
 def test_what_was_said_of_a_data_set_goes_with_it():
     workload = task()
     images = synthetic_inputs(workload, 0)
-    gone = [weakref.ref(images), weakref.ref(Teacher(workload, (), None).beside(images))]
+    gone = [weakref.ref(images), weakref.ref(Teacher(workload, (), None).annotated(images))]
     assert gone[1]() is not None
     del images
     gc.collect()

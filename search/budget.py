@@ -1,0 +1,84 @@
+"""What a search may still spend: trials, patience and time, and which trials are charged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ..core.metrics import is_confirmed
+from ..studies.analysis.convergence import stalled
+from ..studies.analysis.front import Point
+from ..studies.reports.progress import has_begun, is_paid, ran
+from ..studies.store.records import TrialRecord
+from ..studies.store.store import Store
+from ..studies.store.trial_state import TrialState
+from ..studies.study_file.spec import StudySpec
+from .time_budget import TimeBudget
+
+MAX_ANCHORS = 12
+"""Anchors that are tried first, at most."""
+
+FIRST_FAILURES = 8
+"""Trials that fail before any has a result, after which a search stops: something other than their policies is broken."""
+
+
+class Budget:
+    """The budget of one run of a study.
+
+    Attributes:
+        charged: trials of the study that were charged: those that ended, without interrupted ones and without those that
+            continue one charged before.
+        stopped_because: why the search cannot go on; None while it can.
+    """
+
+    def __init__(self, spec: StudySpec, store: Store, time: TimeBudget) -> None:
+        self._spec, self._store, self._time = spec, store, time
+        self._durations: list[float] = []
+        self._begun = False
+        self.charged = 0
+        self.stopped_because: str | None = None
+
+    def resume(self, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+        """Take up what earlier runs began; of their trials, those that the budget pays for."""
+        self._begun = has_begun(trials)
+        return [trial for trial in trials if is_paid(trial, self._begun)]
+
+    def charge(self, trial: TrialRecord, *, is_free: bool) -> None:
+        """Charge a trial that has ended.
+
+        Args:
+            is_free: it continues a trial that was charged before.
+        """
+        self.charged += not is_free
+        if not ran(trial):
+            return
+        self._durations.append(trial.seconds)
+        self._begun |= trial.state is not TrialState.FAILED
+        if not self._begun and len(self._durations) >= FIRST_FAILURES:
+            self.stopped_because = f"the first {FIRST_FAILURES} trials all failed, the last one: {trial.reason}"
+
+    def is_spent(self, running: int) -> bool:
+        """Whether no new policy is to be tried while `running` trials run: the trials or the patience are spent."""
+        trials = self._spec.budget.trials
+        return (trials is not None and self.charged + running >= trials) or self._has_converged
+
+    def is_time_spent(self, front: Sequence[Point]) -> bool:
+        """Whether no trial is to be started any more, so that the front can still be confirmed in time."""
+        if math.isinf(self._time.left):
+            return False
+        unconfirmed = sum(not is_confirmed(point.measurements) for point in front)
+        return self._time.is_spent(self._durations, unconfirmed)
+
+    @property
+    def limit_s(self) -> float | None:
+        """Seconds that a trial which starts now may take; None without a limit."""
+        limits = (self._spec.budget.trial_timeout_s, self._time.limit(self._durations))
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    @property
+    def _has_converged(self) -> bool:
+        patience = self._spec.budget.patience
+        if patience is None or self.charged < MAX_ANCHORS + patience:
+            return False
+        trials = sum(trial.state.has_ended for trial in self._store.trial_summaries(self._spec.study))
+        return stalled(self._store.fronts(self._spec.study), trials, patience)

@@ -1,0 +1,115 @@
+"""What happens in a search, as values: the screen, the dashboard and callbacks of a caller listen to these.
+
+An event comes after what it reports is stored. Listeners are called in the driver's main thread, one after the other; what a
+listener raises ends the search, all that finished being stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..spaces.policies.policy import Policy
+from ..studies.store.records import TrialRecord
+
+
+@dataclass(frozen=True)
+class TrialStarted:
+    """A policy was proposed and its trial stored as running.
+
+    Attributes:
+        retry_of: the trial whose policy it runs again; None of a new policy.
+    """
+
+    trial: int
+    policy: Policy
+    retry_of: int | None
+
+
+@dataclass(frozen=True)
+class StageRecorded:
+    """A stage of a running trial ended, such as "counted", "timed" or "scored", at a rung of its recovery."""
+
+    trial: int
+    stage: str
+    rung: int
+
+
+@dataclass(frozen=True)
+class TrialFinished:
+    """A trial ended: its record says in which state, for what reason, and with which measurements."""
+
+    trial: TrialRecord
+
+
+@dataclass(frozen=True)
+class DuplicateProposed:
+    """A proposal was not tried, as an earlier trial had its policy."""
+
+    trial: int
+    duplicate_of: int
+
+
+@dataclass(frozen=True)
+class FrontChanged:
+    """The front got other members because of a trial that ended or was measured again.
+
+    Attributes:
+        members: numbers of its trials, ascending.
+        joined: whether the trial is a new member.
+    """
+
+    trial: TrialRecord
+    members: tuple[int, ...]
+    joined: bool
+
+
+@dataclass(frozen=True)
+class SensitivityMeasured:
+    """The damage of one more choice alone is known."""
+
+    measured: int
+    total: int
+
+
+@dataclass(frozen=True)
+class SensitivityUnmeasured:
+    """The damage of some choices alone stays unknown, for a reason."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class SamplerFellBack:
+    """The study's sampler left proposing to another one, for a reason."""
+
+    trial: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class TrialConfirmed:
+    """A point of the front was measured again at the end of the search.
+
+    Attributes:
+        confirmed: points so far, this one too.
+        total: points of the front as it is now.
+    """
+
+    trial: int
+    confirmed: int
+    total: int
+
+
+Event = (
+    TrialStarted
+    | StageRecorded
+    | TrialFinished
+    | DuplicateProposed
+    | FrontChanged
+    | SensitivityMeasured
+    | SensitivityUnmeasured
+    | SamplerFellBack
+    | TrialConfirmed
+)
+Listener = Callable[[Event], None]

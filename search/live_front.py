@@ -1,0 +1,56 @@
+"""The front of a study while it is searched: its points, its hypervolume, and its snapshots in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..core.measurement import Measurement
+from ..studies.analysis.front import Objective, Point, hypervolume, pareto_front, reference_point
+from ..studies.store.records import TrialRecord
+from ..studies.store.store import Store
+from ..studies.study_file.spec import StudySpec
+from .events import FrontChanged
+
+
+class LiveFront:
+    """The front of all complete trials.
+
+    Args:
+        baseline: what was measured of the uncompressed model, which the hypervolume's fixed reference point follows from.
+    """
+
+    def __init__(self, spec: StudySpec, store: Store, baseline: Mapping[str, Measurement]) -> None:
+        self._spec, self._store = spec, store
+        self._objectives = [Objective.of(name) for name in spec.objectives]
+        values = {name: measurement.value for name, measurement in baseline.items()}
+        self._reference_point = reference_point(values, self._objectives, spec.constraints)
+        self._complete: dict[int, Point] = {}
+
+    @property
+    def points(self) -> list[Point]:
+        """The points of the front."""
+        return pareto_front(self._complete.values(), self._objectives)
+
+    @property
+    def hypervolume(self) -> float:
+        """The hypervolume from the study's fixed reference point."""
+        return hypervolume(self.points, self._objectives, self._reference_point)
+
+    def resume(self, trial: TrialRecord) -> None:
+        """Know a complete trial of an earlier run; `save` follows the last of them."""
+        self._complete[trial.number] = Point.of(trial, self._objectives)
+
+    def put(self, trial: TrialRecord) -> FrontChanged | None:
+        """Take a complete trial with its newest figures, and store the front; how it changed, None where it did not."""
+        before = {point.trial for point in self.points}
+        self.resume(trial)
+        self.save()
+        after = {point.trial for point in self.points}
+        if after == before:
+            return None
+        return FrontChanged(trial, tuple(sorted(after)), joined=trial.number in after - before)
+
+    def save(self) -> None:
+        """Store the front."""
+        if members := [point.trial for point in self.points]:
+            self._store.save_front(self._spec.study, members, self.hypervolume)

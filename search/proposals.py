@@ -1,0 +1,134 @@
+"""Which policy is tried next: retries, anchors and the greedy path first, then what the sampler proposes, each once."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..spaces.policies.policy import Policy
+from ..spaces.space import Choice, Space
+from ..studies.store.records import TrialRecord
+from ..studies.store.trial_state import TrialState
+from .bookkeeping import MOST_RETRIES
+from .events import DuplicateProposed, Listener
+from .optuna.study import OptunaStudy
+from .sampler.untried import Untried
+
+RETRY_OF = "retry_of"
+"""Attribute of a trial of Optuna's that runs another's policy again: the other's number."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A policy to try; its files go to `folder`.
+
+    Attributes:
+        recovered: weights of the same structure after the same recovery, which need not be done again; None without.
+        limit_s: seconds after which the trial is ended; one that is not the study's `trial_timeout_s` is what the search has left,
+            and a trial that it ends is tried again.
+    """
+
+    number: int
+    policy: Policy
+    folder: Path
+    recovered: Path | None = None
+    limit_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What Optuna was asked for: a trial's number, its policy, and the trial whose policy it runs again."""
+
+    number: int
+    policy: Policy
+    retry_of: int | None
+
+
+class Proposals:
+    """The policies of a study in the order they are tried, each policy once.
+
+    Args:
+        seed: of the order in which untried points are looked for.
+        tell: hears of proposals that were tried before.
+
+    Attributes:
+        untried: which points of the space were not tried yet.
+        is_exhausted: whether the space was found to hold no other policy.
+    """
+
+    def __init__(self, space: Space, seed: int, tell: Listener) -> None:
+        self._space, self._tell = space, tell
+        self._seen: dict[str, int] = {}
+        self._known: set[str] = set()
+        self._first: deque[tuple[Mapping[str, Choice], Mapping[str, object]]] = deque()
+        self.untried = Untried(space, self._seen, f"{seed}/spare")
+        self.is_exhausted = False
+
+    @property
+    def has_first(self) -> bool:
+        """Whether policies wait that no sampler is asked for."""
+        return bool(self._first)
+
+    def resume(
+        self, trials: Sequence[TrialRecord], paid: Sequence[TrialRecord], continued: Callable[[int | None], bool]
+    ) -> None:
+        """Take up what earlier runs tried; what they left without a result is tried again.
+
+        Args:
+            paid: the trials that have a result.
+            continued: whether a trial that retries the one of this number continues it.
+        """
+        self._seen.update({trial.digest: trial.number for trial in paid})
+        self._known = {trial.digest for trial in trials}
+        retried, settled = {trial.retry_of for trial in trials}, {trial.number for trial in paid}
+        broken = Counter(trial.digest for trial in trials if not trial.state.has_result)
+        for trial in (trial for trial in trials if trial.number not in settled):
+            if trial.state is TrialState.FAILED and broken[trial.digest] > MOST_RETRIES:
+                self._seen[trial.digest] = trial.number
+            elif trial.number not in retried and not continued(trial.retry_of):
+                self._first.append((self._space.parameters(trial.policy), {RETRY_OF: trial.number}))
+
+    def add(self, policies: Iterable[Policy]) -> None:
+        """Try these before the sampler is asked, each once and without those that the study has tried."""
+        known = self._known | self._seen.keys()
+        new = dict.fromkeys(policy for policy in policies if policy.digest not in known)
+        self._first += [(self._space.parameters(policy), {}) for policy in new]
+
+    def drop(self, waiting: Sequence[Mapping[str, Choice]]) -> None:
+        """Leave out what Optuna has enqueued already, as it asks for that first."""
+        self._first = deque(item for item in self._first if item[0] not in waiting)
+
+    def next(self, optuna: OptunaStudy) -> Asked | None:
+        """The next policy; None where the space is exhausted."""
+        while self._first or self.untried.spare() is not None:
+            if self._first:
+                optuna.enqueue(*self._first.popleft())
+            asked = self._ask(optuna)
+            if asked.policy.digest not in self._seen or asked.retry_of is not None:
+                return asked
+            # Nothing that was proposed here: a trial that someone else enqueued in the study.
+            duplicate_of = self._seen[asked.policy.digest]
+            optuna.reject(asked.number, duplicate_of)
+            self._tell(DuplicateProposed(asked.number, duplicate_of))
+        self.is_exhausted = True
+        return None
+
+    def again(self, trial: TrialRecord, optuna: OptunaStudy) -> Asked:
+        """The policy of a trial that goes on."""
+        optuna.enqueue(self._space.parameters(trial.policy), {RETRY_OF: trial.number})
+        return self._ask(optuna)
+
+    def start(self, asked: Asked) -> None:
+        """Note that a policy is tried."""
+        self._seen[asked.policy.digest] = asked.number
+
+    def forget(self, trial: TrialRecord) -> None:
+        """Note that a trial says nothing of its policy."""
+        self._seen.pop(trial.digest, None)
+
+    def _ask(self, optuna: OptunaStudy) -> Asked:
+        number, parameters, attributes = optuna.ask()
+        retry_of = int(str(attributes[RETRY_OF])) if RETRY_OF in attributes else None
+        return Asked(number, self._space.policy(parameters), retry_of)
