@@ -35,6 +35,15 @@ class _KnobKinds(Registry[KnobKind]):
         super().register(name, implementation, replace=replace)
         self._added(implementation)
 
+    def __getitem__(self, name: str) -> KnobKind:
+        kind = super().__getitem__(name)
+        if not isinstance(kind, KnobKind) or kind.name != name:
+            found = f"is called {kind.name!r}" if isinstance(kind, KnobKind) else f"is a {type(kind).__name__}"
+            raise PolicyError(
+                f"the entry point {name!r} in slimfront.knobs has to load a KnobKind of that name; it {found}"
+            )
+        return kind
+
     def __iter__(self) -> Iterator[str]:
         numbered = [name for name in _NUMBERED if name in self._own]
         return iter(dict.fromkeys([*numbered, *self._own, *super().__iter__()]))

@@ -235,3 +235,10 @@ def test_a_taken_name_or_key_is_refused(clipping):
 def test_an_unknown_key_names_the_known_ones():
     with pytest.raises(PolicyError, match=r"^no kind of knob has the key 'bits'; known are activation_bits, "):
         SpaceChoices(bits=(1, 2))
+
+
+@pytest.mark.parametrize(("name", "loaded"), [("clip", "a kind"), ("wrong", "clipping")])
+def test_an_entry_point_that_loads_something_else_is_named(clipping, monkeypatch, name, loaded):
+    monkeypatch.setitem(KNOB_KINDS._own, name, clipping if loaded == "clipping" else loaded)
+    with pytest.raises(PolicyError, match=rf"^the entry point '{name}' in slimfront.knobs has to load a KnobKind"):
+        KNOB_KINDS[name]
