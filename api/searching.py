@@ -19,6 +19,7 @@ from ..studies.study_file.spec import StudySpec
 from .study import Study
 
 if TYPE_CHECKING:
+    from ..search.events import Listener
     from ..workloads.workload import Workload
 
 CALL = "search()"
@@ -41,6 +42,7 @@ def search(
     seed: int | None = None,
     storage: str = DEFAULT_STORAGE,
     artifacts: str | Path = DEFAULT_ARTIFACTS,
+    callbacks: Sequence[Listener] = (),
     progress: bool | Console = True,
     started: float | None = None,
     **settings: Any,
@@ -71,6 +73,8 @@ def search(
         seed: of sampler and recovery.
         storage: a SQLite file, or a URL: `sqlite:///FILE`, `postgresql://USER@HOST/NAME`.
         artifacts: folder that files of trials are kept in; workers must reach it.
+        callbacks: functions that are called with every event of the search, such as `slimfront.search.events.TrialFinished`,
+            after what it reports is stored; what one of them raises ends the search.
         progress: whether to show progress on stderr, or the console to show it on.
         started: `time.monotonic()` from which a budget of time is counted; the call by default.
         settings: any other key of a study file, such as `sampler`, `rungs`, `recovery` or `quantization`. Given with a study,
@@ -102,7 +106,7 @@ def search(
     with console.status(Text(f"{spec.study}: loading PyTorch and the runtimes")):
         from ..search.run import run_search  # takes seconds: it imports torch, optuna and ray
 
-    run_search(spec, storage, Path(artifacts), console, started, workload)
+    run_search(spec, storage, Path(artifacts), console, started, workload, tuple(callbacks))
     return Study.open(storage, spec.study)
 
 

@@ -22,6 +22,9 @@ _COUNTED = ("bytes", "FLOPs", "BOPs", "count")
 _SIGNED_UNITS = (*_COUNTED, "ratio", "fraction")
 """Units that a letter or sign of `short_text` stands for, or that go without saying; it leaves out all others."""
 
+LEAST_OF_UNIT = 0.9995
+"""Of a factor, from which a number has it: three digits of one just below are those of the factor itself."""
+
 _FACTORS = ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"))
 
 
@@ -43,7 +46,9 @@ def short_text(value: float, unit: str) -> str:
     if unit == "bytes":
         return decimal(round(value))
     if unit in _COUNTED:
-        factor, letter = next(((factor, letter) for factor, letter in _FACTORS if value >= factor), (1, ""))
+        factor, letter = next(
+            ((factor, letter) for factor, letter in _FACTORS if value >= LEAST_OF_UNIT * factor), (1, "")
+        )
         return f"{value / factor:.3g}{letter}"
     return f"{value:.2f}x" if unit == "ratio" else full_text(value, unit)
 
@@ -92,11 +97,11 @@ def excess_text(violation: Violation) -> str:
 
 def predicted_text(measurements: Iterable[Measurement]) -> str | None:
     """One sentence on figures that were predicted; None where all were measured."""
-    foretold = [m for m in measurements if m.is_predicted]
-    if not foretold:
+    predicted = [m for m in measurements if m.is_predicted]
+    if not predicted:
         return None
-    names = dict.fromkeys(m.name for m in foretold)
-    return f"Predicted: {', '.join(names)}. They were {foretold[0].method}, not measured on the target."
+    names = dict.fromkeys(m.name for m in predicted)
+    return f"Predicted: {', '.join(names)}. They were {predicted[0].method}, not measured on the target."
 
 
 def in_order(measurements: Mapping[str, Measurement]) -> list[Measurement]:

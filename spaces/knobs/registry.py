@@ -24,16 +24,29 @@ class _KnobKinds(Registry[KnobKind]):
     were registered, then those of installed packages by name."""
 
     def __init__(self) -> None:
-        super().__init__("kind of knob", "slimfront.knobs", PolicyError)
+        built_in = {kind.name: kind for kind in (*STRUCTURE, *PRUNING, *QUANTIZATION, *RECOVERY)}
+        super().__init__("kind of knob", "slimfront.knobs", PolicyError, built_in)
         self._added: Callable[[KnobKind], None] = lambda _: None
 
     def register(self, name: str, implementation: KnobKind, *, replace: bool = False) -> None:
-        taken = {kind.key for kind in self._own.values() if not replace or kind.name != name}
-        if implementation.key in taken:
-            problem = f"the key {implementation.key!r} of kind of knob {name!r} is taken"
-            raise PolicyError(f"{problem}; known are {', '.join(sorted(taken))}")
+        keys = {kind.key: kind.name for kind in self._own.values()}
+        known = self._own.get(name, implementation)
+        if keys.get(implementation.key, name) != name or known.key != implementation.key:
+            problem = f"kind of knob {name!r} cannot have the key {implementation.key!r}"
+            raise PolicyError(
+                f"{problem}; kinds and their keys are {', '.join(f'{of}: {key}' for key, of in keys.items())}"
+            )
         super().register(name, implementation, replace=replace)
         self._added(implementation)
+
+    def __getitem__(self, name: str) -> KnobKind:
+        kind = super().__getitem__(name)
+        if not isinstance(kind, KnobKind) or kind.name != name:
+            found = f"is called {kind.name!r}" if isinstance(kind, KnobKind) else f"is a {type(kind).__name__}"
+            raise PolicyError(
+                f"the entry point {name!r} in slimfront.knobs has to load a KnobKind of that name; it {found}"
+            )
+        return kind
 
     def __iter__(self) -> Iterator[str]:
         numbered = [name for name in _NUMBERED if name in self._own]
@@ -57,7 +70,3 @@ def register(kind: KnobKind, *, replace: bool = False) -> None:
         PolicyError: its name or key is taken.
     """
     KNOB_KINDS.register(kind.name, kind, replace=replace)
-
-
-for built_in in (*STRUCTURE, *PRUNING, *QUANTIZATION, *RECOVERY):
-    register(built_in)

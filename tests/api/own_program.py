@@ -4,6 +4,7 @@ import sys
 
 import slimfront
 import torch
+from slimfront.search.events import TrialFinished
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -61,6 +62,14 @@ splits = tones(64, 1), tones(200, 2), tones(200, 3)
 workload = slimfront.Workload(model, train, *splits, example_input=train.tensors[0][:1], metric=accuracy)
 slimfront.register_criterion("largest", Largest())
 
+finished = []
+
+
+def note(event: object) -> None:
+    if isinstance(event, TrialFinished):
+        finished.append(event.trial.number)
+
+
 study = slimfront.search(
     workload,
     name="tones",
@@ -69,7 +78,9 @@ study = slimfront.search(
     budget=4,
     workers=int(sys.argv[1]),
     sensitivity=False,
+    callbacks=[note],
 )
+assert sorted(finished) == [0, 1, 2, 3]
 assert set(study.trials["state"]) == {"complete"}, study.trials["reason"].tolist()
 best = study.best("packed_bytes", where="accuracy_drop <= 0.2")
 assert not best.policy.is_uncompressed

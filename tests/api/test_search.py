@@ -11,12 +11,14 @@ import slimfront
 import torch
 from slimfront.api.searching import _spec
 from slimfront.core.errors import StudyFileError, UserError
+from slimfront.search.events import SensitivityMeasured
 from slimfront.search.trials.given_workload import (
     loaded_workload,
     pickled_registrations,
     pickled_workload,
     take_registrations,
 )
+from slimfront.studies.store.store import Store
 from slimfront.studies.study_file.load import load_study
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -115,6 +117,22 @@ def test_what_a_program_registered_is_registered_elsewhere_too() -> None:
 def test_a_search_of_a_file_that_is_not_there_is_an_error_of_slimfront_s_own(tmp_path: Path) -> None:
     with pytest.raises(StudyFileError, match="no such file"):
         slimfront.search(tmp_path / "study.yaml", storage=f"sqlite:///{tmp_path / 'a.db'}")
+
+
+def test_callbacks_hear_what_the_search_tells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    heard: list[object] = []
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+
+    def searched(spec, storage, artifacts, console, started, given, listeners) -> None:
+        with Store(storage) as store:
+            store.create_study(spec, "fingerprint", {}, {})
+        for listener in listeners:
+            listener(SensitivityMeasured(1, 2))
+
+    monkeypatch.setattr("slimfront.search.run.run_search", searched)
+    study = slimfront.search("digits-demo", storage=url, callbacks=[heard.append], progress=False)
+    assert heard == [SensitivityMeasured(1, 2)]
+    assert study.name == "digits-demo"
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from slimfront.spaces.policies.pruning import Pruning
-from slimfront.studies.wording import layer_rows, width_text
+from slimfront.studies.wording import layer_rows, short_text, width_text
 
 
 def test_a_layers_row_shows_bits_and_sparsity_and_what_else_is_not_neutral():
@@ -26,3 +26,12 @@ def test_what_holds_for_the_whole_model_is_one_line():
     expected = "0.5 of every channel group kept; without b.1; pruned with criterion taylor; clip 2.0; rank 3 of fc"
     assert width_text(policy) == expected
     assert width_text(Policy()) == "full"
+
+
+def test_a_count_just_below_a_factor_is_not_written_with_an_exponent():
+    assert [short_text(value, "count") for value in (999, 999_400, 999_600, 1_000_000)] == [
+        "999",
+        "999 k",
+        "1 M",
+        "1 M",
+    ]
