@@ -12,6 +12,7 @@ from slimfront.spaces.policies.policy import Policy
 from slimfront.studies.analysis.audit import Misled, audit
 from slimfront.studies.reports.audit_report import audit_figure
 from slimfront.studies.store.records import TrialRecord
+from slimfront.studies.store.trial_state import TrialState
 
 
 def trial(number: int, flops: float, latency: float, drop: float = 0.0, half: float = 0.01, state: str = "complete"):
@@ -22,7 +23,9 @@ def trial(number: int, flops: float, latency: float, drop: float = 0.0, half: fl
     }
     policy, now = Policy(), datetime.now(UTC)
     return TrialRecord(
-        "s", number, policy.to_json(), policy.digest, state, None, None, None, now, now, {}, measurements
+        study="s", number=number, policy_json=policy.to_json(), digest=policy.digest, state=TrialState(state), reason=None,
+        worker=None, retry_of=None, rung=None, driver_died=False, started=now, finished=now, violations=(),
+        measurements=measurements,
     )  # fmt: skip
 
 

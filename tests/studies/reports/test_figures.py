@@ -15,6 +15,7 @@ from slimfront.studies.reports.figures import MOST_POINTS, front_figure
 from slimfront.studies.reports.heatmap import BIT_COLOURS, MOST_COLUMNS, policy_heatmap
 from slimfront.studies.reports.sensitivity_figure import sensitivity_heatmap
 from slimfront.studies.store.records import SensitivityRecord, StudyRecord, TrialRecord
+from slimfront.studies.store.trial_state import TrialState
 from slimfront.studies.study_file.spec import StudySpec
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -27,9 +28,12 @@ def measured(spread: float = 0.0, **values: float) -> dict[str, Measurement]:
 
 def trial(number: int, state: str = "complete", policy: Policy = Policy(), spread: float = 0.0, **values: float):
     measurements = measured(spread, **values)
-    json, digest = policy.to_json(), policy.digest
     reason = None if state == "complete" else "because"
-    return TrialRecord("demo", number, json, digest, state, reason, None, None, NOW, NOW, {}, measurements)
+    return TrialRecord(
+        study="demo", number=number, policy_json=policy.to_json(), digest=policy.digest, state=TrialState(state), reason=reason,
+        worker=None, retry_of=None, rung=None, driver_died=False, started=NOW, finished=NOW, violations=(),
+        measurements=measurements,
+    )  # fmt: skip
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
 from slimfront.studies.analysis.front import Objective, Point
 from slimfront.studies.reports.notes import MOST_ROWS, study_note, trial_note
 from slimfront.studies.store.records import FrontRecord, StudyRecord, TrialRecord
+from slimfront.studies.store.trial_state import TrialState
 from slimfront.studies.study_file.spec import StudySpec
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -23,8 +24,11 @@ def measured(**values: float) -> dict[str, Measurement]:
 
 
 def trial(number: int, state: str = "complete", reason: str | None = None, policy: Policy = Policy(), **values: float):
-    json, digest = policy.to_json(), policy.digest
-    return TrialRecord("demo", number, json, digest, state, reason, None, None, NOW, NOW, {}, measured(**values))
+    return TrialRecord(
+        study="demo", number=number, policy_json=policy.to_json(), digest=policy.digest, state=TrialState(state), reason=reason,
+        worker=None, retry_of=None, rung=None, driver_died=False, started=NOW, finished=NOW, violations=(),
+        measurements=measured(**values),
+    )  # fmt: skip
 
 
 @pytest.fixture
