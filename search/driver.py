@@ -136,8 +136,7 @@ class Search:
         """
         if not (self._is_new and self.prepared.space.anchors()[0].is_uncompressed):
             return
-        proposal = self.propose()
-        if proposal is None:
+        if (proposal := self.propose()) is None:
             return
         self.record(proposal.number, stage_of_baseline(self.prepared, self.reference, proposal.policy, self._baseline))
         self.finish(proposal.number)

@@ -82,13 +82,12 @@ class Proposals:
         """
         self._seen.update({trial.digest: trial.number for trial in paid})
         self._known = {trial.digest for trial in trials}
-        retried, settled = {trial.retry_of for trial in trials}, {trial.number for trial in paid}
-        broken = Counter(trial.digest for trial in trials if not trial.state.has_result)
-        for trial in (trial for trial in trials if trial.number not in settled):
-            if trial.state is TrialState.FAILED and broken[trial.digest] > MOST_RETRIES:
-                self._seen[trial.digest] = trial.number
-            elif trial.number not in retried and not continued(trial.retry_of):
-                self._first.append((self._space.parameters(trial.policy), {RETRY_OF: trial.number}))
+        left = _left(trials, paid)
+        given_up = _given_up(trials, left)
+        self._seen.update({trial.digest: trial.number for trial in given_up})
+        retried = {trial.retry_of for trial in trials} | {trial.number for trial in given_up}
+        again = (trial for trial in left if trial.number not in retried and not continued(trial.retry_of))
+        self._first += [(self._space.parameters(trial.policy), {RETRY_OF: trial.number}) for trial in again]
 
     def add(self, policies: Iterable[Policy]) -> None:
         """Try these before the sampler is asked, each once and without those that the study has tried."""
@@ -132,3 +131,15 @@ class Proposals:
         number, parameters, attributes = optuna.ask()
         retry_of = int(str(attributes[RETRY_OF])) if RETRY_OF in attributes else None
         return Asked(number, self._space.policy(parameters), retry_of)
+
+
+def _left(trials: Sequence[TrialRecord], paid: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Trials that say nothing of their policies."""
+    settled = {trial.number for trial in paid}
+    return [trial for trial in trials if trial.number not in settled]
+
+
+def _given_up(trials: Sequence[TrialRecord], left: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Those left that failed, and whose policies came to no result too often to be tried again."""
+    broken = Counter(trial.digest for trial in trials if not trial.state.has_result)
+    return [trial for trial in left if trial.state is TrialState.FAILED and broken[trial.digest] > MOST_RETRIES]

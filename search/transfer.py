@@ -56,7 +56,7 @@ def _point(space: Space, policy: Policy) -> dict[str, Choice] | None:
     try:
         return space.parameters(policy)
     except PolicyError:
-        return None  # it decides what this space does not offer: nothing can be told of it here
+        return None  # it decides what this space does not offer
 
 
 def _told(trial: TrialRecord, parameters: dict[str, Choice], spec: StudySpec, same_target: bool) -> TransferredTrial:

@@ -97,11 +97,11 @@ def excess_text(violation: Violation) -> str:
 
 def predicted_text(measurements: Iterable[Measurement]) -> str | None:
     """One sentence on figures that were predicted; None where all were measured."""
-    foretold = [m for m in measurements if m.is_predicted]
-    if not foretold:
+    predicted = [m for m in measurements if m.is_predicted]
+    if not predicted:
         return None
-    names = dict.fromkeys(m.name for m in foretold)
-    return f"Predicted: {', '.join(names)}. They were {foretold[0].method}, not measured on the target."
+    names = dict.fromkeys(m.name for m in predicted)
+    return f"Predicted: {', '.join(names)}. They were {predicted[0].method}, not measured on the target."
 
 
 def in_order(measurements: Mapping[str, Measurement]) -> list[Measurement]:

@@ -30,7 +30,7 @@ def remove_channels(
         example_input: shape [1, ...]; traces the dependencies.
         kept: group name, or that of any layer in it -> channels to keep; groups not named stay whole.
         criterion: a name of `criteria.criteria()`.
-        scoring: what the criterion may use beside the weights.
+        scoring: what the criterion may use in addition to the weights.
         reduction: one of `pruning.REDUCTIONS`; what readers of a removed channel read instead.
         batches: inputs of the model, shape [batch, ...], of the calibration data; for "reconstruct".
 

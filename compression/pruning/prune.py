@@ -128,14 +128,20 @@ def _mask_weights(model: nn.Module, policy: Policy, scoring: Scoring, workload: 
     """Zero weights of the layers that `policy` sparsifies, those of the lowest importance first."""
     sparsities = {name: layer.sparsity for name, layer in policy.layers.items() if layer.sparsity}
     layers = {name: _layer(model, name) for name in sparsities}
-    if workload and scoring.has_gradients and any(layer.weight.grad is None for layer in layers.values()):
-        accumulate_gradients(model, workload)  # factors and pruned heads are new parameters without a gradient
+    if workload and scoring.has_gradients:
+        _complete_gradients(model, layers.values(), workload)
     rule = get_criterion(policy.pruning.criterion)
     together = _mask_together(layers, sparsities, rule, scoring) if policy.pruning.scope == "global" else set()
     for name, layer in layers.items():
         if name not in together:
             is_threshold = threshold_of(sparsities[name]) is not None
             mask_weight(layer, sparsities[name], None if is_threshold else rule.weights(layer.weight, name, scoring))
+
+
+def _complete_gradients(model: nn.Module, layers: Iterable[WeightedLayer], workload: Workload) -> None:
+    """Compute gradients again where layers lack them: factors and pruned heads are new parameters."""
+    if any(layer.weight.grad is None for layer in layers):
+        accumulate_gradients(model, workload)
 
 
 def _mask_together(

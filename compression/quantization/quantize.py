@@ -73,9 +73,7 @@ def quantize(model: nn.Module, example_input: Tensor, policy: Policy, calibratio
     layers = policy.layers.items()
     wanted = {name: layer for name, layer in layers if layer.has_weight_grid or layer.has_activation_grid}
     if not wanted:
-        has_halves = any(layer.has_bfloat16_weight for layer in policy.layers.values())
-        norms = folded_norms(model, example_input) if has_halves else {}
-        return _with_bfloat16(Quantization(), model, policy, norms)
+        return _only_bfloat16(model, example_input, policy)
     _require_linear(model, [name for name, layer in wanted.items() if layer.is_dynamic])
     batch_size = min(CALIBRATION_BATCH, len(calibration))
     try:
@@ -90,6 +88,13 @@ def quantize(model: nn.Module, example_input: Tensor, policy: Policy, calibratio
         for batch in input_batches(calibration, batch_size):
             prepared(batch)
     return _with_bfloat16(_read(prepared, wanted), model, policy, norms)
+
+
+def _only_bfloat16(model: nn.Module, example_input: Tensor, policy: Policy) -> Quantization:
+    """The quantization of a policy without integers."""
+    if not any(layer.has_bfloat16_weight for layer in policy.layers.values()):
+        return Quantization()
+    return _with_bfloat16(Quantization(), model, policy, folded_norms(model, example_input))
 
 
 def _require_linear(model: nn.Module, dynamic: Iterable[str]) -> None:

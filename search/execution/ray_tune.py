@@ -5,9 +5,9 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..cluster.cluster import LOG, connect, ray  # before anything else of Ray
 
@@ -25,6 +25,8 @@ from ..trials.worker import Stage, Worker, WorkerSetup
 from .base import raise_fault, run_trials, worker_setup
 from .crash_report import crash_reported, stage_of_death
 from .worker_process import STARTS
+
+Result = TypeVar("Result")
 
 
 class WorkerSlot(tune.Trainable):
@@ -103,21 +105,23 @@ class StudySearcher(Searcher):
     Attributes:
         deaths: Tune's trial -> how the worker that ran it died.
         fault: the stage after which no trial would fare better, once there is one.
+        failure: what the driver raised, which ends the run; Tune would take it for a failure of the trial.
     """
 
     def __init__(self, search: Search) -> None:
         super().__init__()
         self.deaths: dict[str, str] = {}
         self.fault: Stage | None = None
+        self.failure: Exception | None = None
         self._search = search
         self._proposals: dict[str, Proposal] = {}
         self._again: deque[Proposal] = deque()
         self._failed_starts = 0
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        if self.fault is not None:
+        if self.has_ended:
             return Searcher.FINISHED
-        proposal = self._again.popleft() if self._again else self._search.propose()
+        proposal = self._again.popleft() if self._again else self._drive(self._search.propose, None)
         if proposal is None:
             return Searcher.FINISHED
         self._proposals[trial_id] = proposal
@@ -130,14 +134,30 @@ class StudySearcher(Searcher):
             limit = self._search.spec.budget.trial_timeout_s
             self.take(trial_id, stage_of_death(proposal, limit, self.deaths.pop(trial_id, "died")))
         elif result is not None and result.get("done"):
-            self._search.finish(proposal.number)
+            self._drive(lambda: self._search.finish(proposal.number), None)
         self._proposals.pop(trial_id, None)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether no other trial is to be run."""
+        return self.fault is not None or self.failure is not None
+
+    def _drive(self, call: Callable[[], Result], otherwise: Result) -> Result:
+        """What the driver answers; `otherwise` from its first failure on."""
+        if self.failure is not None:
+            return otherwise
+        try:
+            return call()
+        except Exception as error:  # raised again where Tune has ended
+            self.failure = error
+            return otherwise
 
     def take(self, trial_id: str, stage: Stage) -> bool:
         """Whether a trial goes on after a stage; one at fault is left to another worker or to the study's next run."""
         if stage.fault is None:
             self._failed_starts = 0
-            return self._search.advance(self._proposals[trial_id].number, stage)
+            number = self._proposals[trial_id].number
+            return self._drive(lambda: self._search.advance(number, stage), True)
         proposal = self._proposals.pop(trial_id)
         if stage.fault == "start":
             self._failed_starts += 1
@@ -167,7 +187,7 @@ class EarlyEnd(tune.Stopper):
         return False
 
     def stop_all(self) -> bool:
-        return self._searcher.fault is not None or self._interrupts.received
+        return self._searcher.has_ended or self._interrupts.received
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing, as for a scheduler."""
@@ -191,6 +211,8 @@ class RayRunner:
         """As `Runner.run`."""
         connect(self._workers, search.folder / LOG)
         _tune(search, self._searcher, self._workers, interrupts)
+        if self._searcher.failure is not None:
+            raise self._searcher.failure
         if self._searcher.fault is not None:
             raise_fault(self._searcher.fault)
         if not search.is_over:  # Tune takes an interrupt for the end of the run

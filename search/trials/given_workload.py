@@ -14,10 +14,11 @@ from ...compression.recovery.distil import DISTILLERS
 from ...core.errors import WorkloadError, describe_exception
 from ...core.interrupts import raise_if_interrupted
 from ...core.registry import Registry
+from ...spaces.knobs.registry import KNOB_KINDS
 from ...workloads.load import adopt_workload, load_workload
 from ...workloads.workload import Workload
 
-REGISTRIES: tuple[Registry[Any], ...] = (CRITERIA, DISTILLERS)
+REGISTRIES: tuple[Registry[Any], ...] = (CRITERIA, DISTILLERS, KNOB_KINDS)
 
 
 def pickled_workload(workload: Workload) -> bytes:
@@ -30,7 +31,7 @@ def pickled_workload(workload: Workload) -> bytes:
 
 
 def pickled_registrations() -> bytes:
-    """The criteria and distillers that this program registered itself, as bytes.
+    """The criteria, distillers and kinds of knobs that this program registered itself, as bytes.
 
     Raises:
         UserError: one of them cannot be pickled.

@@ -108,34 +108,37 @@ def prepare(spec: StudySpec, given: Workload | None = None) -> PreparedStudy:
     if target.predict and target.latency_table is not None and target.latency_table.model != layers_of(model):
         raise StudyFileError(spec.file, "target", f"the latency table of {target.name} was fitted to another model")
     spec = spec.with_preset(family_of(model, example), {key: getattr(target, key) for key in keys_of_targets()})
+    _check_recovery(spec, workload)
     layers = find_layers(model, example)
     groups, unprunable = proven_groups(workload)
-    choices = spec.space.choices()
-    blocks = find_removable_blocks(model, example) if choices.decides_on("block", "ranking") else []
+    space = _built_space(spec, workload, layers, groups)
+    context = Context(workload, target, runtime, threads=threads, metrics=spec.metrics)
+    return PreparedStudy(spec, context, layers, groups, unprunable, space, pickled)
+
+
+def _built_space(spec: StudySpec, workload: Workload, layers: Sequence[Layer], groups: Sequence[ChannelGroup]) -> Space:
+    model, example, choices = workload.model, workload.example_input, spec.space.choices()
     for index, name in enumerate(choices["criterion"]):
         with _naming(spec, f"space.criterion.{index}"):
             get_criterion(str(name))
+    blocks = find_removable_blocks(model, example) if choices.decides_on("block", "ranking") else []
+    ranking = _ranked(workload, blocks) if choices.decides_on("ranking") else ()
+    scheme = spec.quantization.scheme()
+    space = Space(layers, groups, choices, spec.recovery.settings(), blocks, scheme, ranking)
+    if not space.knobs:
+        problem = "nothing is left to choose: every layer is kept back or cannot be pruned"
+        raise StudyFileError(spec.file, "space", problem)
+    return space
+
+
+def _check_recovery(spec: StudySpec, workload: Workload) -> None:
+    """Refuse a distiller or teachers that the model has no place for, by the key that asks for them."""
     recovery = spec.recovery.settings()
     with _naming(spec, "recovery.distiller"):
         tap = get_distiller(recovery.distiller, recovery.temperature).tap
-        tapped_modules(model, example, tap)
+        tapped_modules(workload.model, workload.example_input, tap)
     with _naming(spec, "recovery.teachers"):
         Teacher(workload, recovery.teachers, None)
-    space = Space(
-        layers,
-        groups,
-        choices,
-        recovery,
-        blocks,
-        spec.quantization.scheme(),
-        _ranked(workload, blocks) if choices.decides_on("ranking") else (),
-    )
-    if not space.knobs:
-        raise StudyFileError(
-            spec.file, "space", "nothing is left to choose: every layer is kept back or cannot be pruned"
-        )
-    context = Context(workload, target, runtime, threads=threads, metrics=spec.metrics)
-    return PreparedStudy(spec, context, layers, groups, unprunable, space, pickled)
 
 
 def _runtime_here(target: Target) -> Runtime:

@@ -24,14 +24,18 @@ class _KnobKinds(Registry[KnobKind]):
     were registered, then those of installed packages by name."""
 
     def __init__(self) -> None:
-        super().__init__("kind of knob", "slimfront.knobs", PolicyError)
+        built_in = {kind.name: kind for kind in (*STRUCTURE, *PRUNING, *QUANTIZATION, *RECOVERY)}
+        super().__init__("kind of knob", "slimfront.knobs", PolicyError, built_in)
         self._added: Callable[[KnobKind], None] = lambda _: None
 
     def register(self, name: str, implementation: KnobKind, *, replace: bool = False) -> None:
-        taken = {kind.key for kind in self._own.values() if not replace or kind.name != name}
-        if implementation.key in taken:
-            problem = f"the key {implementation.key!r} of kind of knob {name!r} is taken"
-            raise PolicyError(f"{problem}; known are {', '.join(sorted(taken))}")
+        keys = {kind.key: kind.name for kind in self._own.values()}
+        known = self._own.get(name, implementation)
+        if keys.get(implementation.key, name) != name or known.key != implementation.key:
+            problem = f"kind of knob {name!r} cannot have the key {implementation.key!r}"
+            raise PolicyError(
+                f"{problem}; kinds and their keys are {', '.join(f'{of}: {key}' for key, of in keys.items())}"
+            )
         super().register(name, implementation, replace=replace)
         self._added(implementation)
 
@@ -66,7 +70,3 @@ def register(kind: KnobKind, *, replace: bool = False) -> None:
         PolicyError: its name or key is taken.
     """
     KNOB_KINDS.register(kind.name, kind, replace=replace)
-
-
-for built_in in (*STRUCTURE, *PRUNING, *QUANTIZATION, *RECOVERY):
-    register(built_in)

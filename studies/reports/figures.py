@@ -6,7 +6,7 @@ no template is embedded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -168,17 +168,19 @@ def _interval(measured: Sequence[Measurement]) -> dict[str, Any]:
 
 def _view(objective: Objective, samples: Mapping[str, Sequence[Sample]], study: StudyRecord) -> list[float] | None:
     """The axis' range: all that is feasible, the front's intervals and bounds not far off; None leaves it open."""
-    measured = {
-        kind: [m[objective.name] for _, m in of_kind if objective.name in m] for kind, of_kind in samples.items()
-    }
-    values = [m.value for kind in ("dominated", "front", "uncompressed") for m in measured[kind]]
-    values += [end for m in measured["front"] for end in (m.low, m.high)]
+    front = _measured(samples["front"], objective)
+    feasible = _measured([*samples["dominated"], *samples["uncompressed"]], objective)
+    values = [measured.value for measured in feasible] + [end for m in front for end in (m.low, m.value, m.high)]
     low, high = min(values, default=0.0), max(values, default=0.0)
     bounds = [c.bound for c in study.spec.constraints if c.metric == objective.name]
     near = [bound for bound in bounds if low - (high - low) <= bound <= high + (high - low)]
     low, high = min([low, *near]), max([high, *near])
     margin = 0.08 * (high - low)
     return [_short(low - margin), _short(high + margin)] if margin else None
+
+
+def _measured(samples: Iterable[Sample], objective: Objective) -> list[Measurement]:
+    return [measurements[objective.name] for _, measurements in samples if objective.name in measurements]
 
 
 def _within(measurement: Measurement, view: Sequence[float] | None) -> bool:

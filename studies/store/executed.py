@@ -10,7 +10,7 @@ from ...spaces.policies.policy import LayerPolicy, Policy
 from .store import Store
 
 KIND = "precisions"
-"""Kind of the trial's file that a worker writes beside its first timing: layer -> precision, as JSON."""
+"""Kind of the trial's file that a worker writes with its first timing: layer -> precision, as JSON."""
 
 BITS = {"f32": 32, "f16": 16, "bf16": 16, "i8": 8, "i4": 4}
 """What runtimes call their precisions -> bits of an operand."""

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from slimfront.compression.pruning.prune import is_structurally_changed, pruned_copy
 from slimfront.core.errors import PolicyError, StudyFileError
 from slimfront.search.sampler.dimensions import guessed_damage
+from slimfront.search.trials.given_workload import pickled_registrations, take_registrations
 from slimfront.spaces.choices import SpaceChoices
 from slimfront.spaces.knobs.kind import ExtensionKind, Knob, KnobKind
 from slimfront.spaces.knobs.registry import KNOB_KINDS, register
@@ -224,12 +225,28 @@ def test_extensions_that_are_none_are_refused_in_one_line(extensions):
 
 
 def test_a_taken_name_or_key_is_refused(clipping):
-    with pytest.raises(PolicyError, match=r"'clip' is already registered; known are .*width"):
+    with pytest.raises(PolicyError, match=r"^kind of knob 'clip' cannot have the key 'other'; .*clip: weight_clip"):
         register(replace(clipping, key="other"))
-    with pytest.raises(PolicyError, match=r"the key 'weight_clip' of kind of knob 'other' is taken; known are .*width"):
+    with pytest.raises(
+        PolicyError, match=r"^kind of knob 'other' cannot have the key 'weight_clip'; .*clip: weight_clip"
+    ):
         register(replace(clipping, name="other"))
-    register(replace(clipping, label="clipped"), replace=True)
+    with pytest.raises(PolicyError, match=r"^kind of knob 'width' is already registered; known are .*width"):
+        register(replace(clipping, name="width", key="width"))
+    assert list(KNOB_KINDS.registered) == ["clip"]
+
+
+def test_a_cell_that_runs_again_replaces_its_kind(clipping):
+    register(replace(clipping, label="clipped"))
     assert KNOB_KINDS["clip"].label == "clipped"
+
+
+def test_a_registered_kind_goes_to_workers(clipping):
+    pickled = pickled_registrations()
+    del KNOB_KINDS._own[clipping.name]
+    assert "clip" not in KNOB_KINDS
+    take_registrations(pickled)
+    assert (KNOB_KINDS["clip"].name, KNOB_KINDS["clip"].key) == ("clip", "weight_clip")
 
 
 def test_an_unknown_key_names_the_known_ones():

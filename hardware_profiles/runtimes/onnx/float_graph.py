@@ -155,17 +155,23 @@ def _fold_linear_norms(model: ModelProto) -> None:
 def _foldable(model: ModelProto, norms: Sequence[NodeProto]) -> list[tuple[NodeProto, NodeProto]]:
     """(linear layer, batch-norm) of `norms` that can be folded: a layer of vectors whose output and weight nothing else reads."""
     graph = onnx.shape_inference.infer_shapes(model).graph
-    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in graph.value_info}
+    ranks = _ranks(graph)
     readers = Counter(name for node in graph.node for name in node.input)
     linear = {node.output[0]: node for node in model.graph.node if node.op_type in ("Gemm", "MatMul")}
     trained = {tensor.name for tensor in model.graph.initializer}  # a batch-norm without weights has other constants
 
-    def folds(layer: NodeProto, norm: NodeProto) -> bool:
-        is_read_once = readers[norm.input[0]] == readers[layer.input[1]] == 1
-        return is_read_once and ranks[norm.input[0]] == 2 and trained.issuperset(norm.input[1:])
+    pairs = []
+    for norm in norms:
+        layer = linear.get(norm.input[0])
+        if layer is None or ranks[norm.input[0]] != 2 or not trained.issuperset(norm.input[1:]):
+            continue
+        if readers[norm.input[0]] == readers[layer.input[1]] == 1:
+            pairs.append((layer, norm))
+    return pairs
 
-    pairs = [(linear[norm.input[0]], norm) for norm in norms if norm.input[0] in linear]
-    return [(layer, norm) for layer, norm in pairs if folds(layer, norm)]
+
+def _ranks(graph: GraphProto) -> dict[str, int]:
+    return {value.name: len(value.type.tensor_type.shape.dim) for value in graph.value_info}
 
 
 def _fold(graph: GraphProto, layer: NodeProto, norm: NodeProto) -> None:

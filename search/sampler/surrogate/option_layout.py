@@ -45,9 +45,13 @@ class OptionLayout:
         repeats = [widths if knob.kind == "channels" else 1 for knob in knobs]
         sizes = [len(knob.choices) * times for knob, times in zip(knobs, repeats, strict=True)]
         self.starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(int)
-        self.strides = np.array([len(knob.choices) if knob.kind == "channels" else 0 for knob in knobs])
+        self.strides = np.array([len(knob.choices) * (knob.kind == "channels") for knob in knobs])
         owners = np.repeat(np.arange(len(knobs)), sizes)
         self.kind_of_option = self.kind_of_knob[owners]
+        self._set_prior(knobs, repeats, owners)
+
+    def _set_prior(self, knobs: Sequence[SearchDimension], repeats: Sequence[int], owners: np.ndarray) -> None:
+        """Guesses and offsets, given how often each knob's choices repeat and which knob owns each option."""
         options = [(k, i) for k, times in zip(knobs, repeats, strict=True) for i in [*range(len(k.choices))] * times]
         self.prior = np.array([-np.inf if index == knob.neutral else knob.prior[index] for knob, index in options])
         self.spread = np.hstack([

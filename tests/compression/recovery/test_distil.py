@@ -124,11 +124,13 @@ def test_taps_see_what_the_last_layer_reads_and_the_last_map_of_each_resolution(
 def test_what_a_teacher_says_is_computed_once_and_an_ensemble_averages_probabilities():
     workload = task()
     teacher = Teacher(workload, (), "embedding")
-    beside = teacher.annotated(workload.train)
-    assert teacher.annotated(workload.train) is beside
+    annotated = teacher.annotated(workload.train)
+    assert teacher.annotated(workload.train) is annotated
     with torch.no_grad():
-        torch.testing.assert_close(torch.stack([item[2] for item in beside]), workload.model(workload.train.tensors[0]))
-    assert beside[0][3].shape == (16,)
+        torch.testing.assert_close(
+            torch.stack([item[2] for item in annotated]), workload.model(workload.train.tensors[0])
+        )
+    assert annotated[0][3].shape == (16,)
     other = Small(2).eval()
     teacher.models.append(other)
     images = workload.train.tensors[0]

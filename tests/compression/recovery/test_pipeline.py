@@ -184,8 +184,8 @@ def test_unlabelled_data_teach_the_same_whatever_the_labels(mutual):
     lies = TensorDataset(workload.train.tensors[0], 1 - workload.train.tensors[1])
     digests = set()
     for data in (workload.train, lies):
-        told = Workload(network(), data, data, data, data, workload.example_input)
-        model = recover(network(1), told, Policy(recovery=Recovery(1, data="unlabelled", mutual=mutual)), 0, 16)
+        unlabelled = Workload(network(), data, data, data, data, workload.example_input)
+        model = recover(network(1), unlabelled, Policy(recovery=Recovery(1, data="unlabelled", mutual=mutual)), 0, 16)
         digests.add(state_digest(model.state_dict()))
     assert len(digests) == 1
 

@@ -1,4 +1,4 @@
-"""The machine and the versions that stand beside every number."""
+"""The machine and the versions that are stored with every number."""
 
 import json
 import os
@@ -16,13 +16,13 @@ from slimfront.hardware_profiles.runtimes.registry import runtimes
 
 
 def test_this_machine():
-    told = machine()
-    assert json.loads(json.dumps(told)) == told
-    assert told["cores"] == len(os.sched_getaffinity(0))
-    assert told["memory_bytes"] == psutil.virtual_memory().total
-    assert told["architecture"] == platform.machine()
-    assert told["system"].startswith(platform.system())
-    assert told["cpu"]
+    reported = machine()
+    assert json.loads(json.dumps(reported)) == reported
+    assert reported["cores"] == len(os.sched_getaffinity(0))
+    assert reported["memory_bytes"] == psutil.virtual_memory().total
+    assert reported["architecture"] == platform.machine()
+    assert reported["system"].startswith(platform.system())
+    assert reported["cpu"]
 
 
 CPUINFO = """processor\t: 0
@@ -37,8 +37,8 @@ flags\t\t: fpu sse avx2 avx512_vnni unheard_of
 
 def test_the_cpu_as_linux_tells_it(monkeypatch):
     monkeypatch.setattr(fingerprint, "_read", {"/proc/cpuinfo": CPUINFO, fingerprint.GOVERNOR: "performance"}.get)
-    told = machine()
-    assert (told["cpu"], told["flags"], told["governor"]) == (
+    reported = machine()
+    assert (reported["cpu"], reported["flags"], reported["governor"]) == (
         "Some CPU @ 3.00GHz",
         ["avx2", "avx512_vnni"],
         "performance",
@@ -55,15 +55,15 @@ CPU part\t: 0xd0c
 
 def test_an_arm_cpu_is_told_by_its_maker_and_part(monkeypatch):
     monkeypatch.setattr(fingerprint, "_read", {"/proc/cpuinfo": ARM_CPUINFO}.get)
-    told = machine()
-    assert (told["cpu"], told["flags"]) == ("CPU implementer 0x41 CPU part 0xd0c", ["asimd", "i8mm", "bf16"])
+    reported = machine()
+    assert (reported["cpu"], reported["flags"]) == ("CPU implementer 0x41 CPU part 0xd0c", ["asimd", "i8mm", "bf16"])
 
 
 def test_a_machine_that_does_not_tell(monkeypatch):
     monkeypatch.setattr(fingerprint, "_read", lambda path: None)
     monkeypatch.setattr(platform, "processor", lambda: "")
-    told = machine()
-    assert (told["cpu"], told["flags"], told["governor"]) == ("unknown", [], None)
+    reported = machine()
+    assert (reported["cpu"], reported["flags"], reported["governor"]) == ("unknown", [], None)
 
 
 @pytest.mark.parametrize(
@@ -93,8 +93,8 @@ def test_versions_of_everything_that_makes_a_number(name):
         runtime = get_runtime(name)
     except TargetError as reason:  # no GPU, or no package for it
         pytest.skip(str(reason))
-    told = versions(runtime)
-    assert told["torch"] == version("torch")
-    assert told["python"] == platform.python_version()
-    assert set(told) == {"python", *fingerprint.PACKAGES, name}
-    assert all(re.match(r"\d", text) for text in told.values())
+    reported = versions(runtime)
+    assert reported["torch"] == version("torch")
+    assert reported["python"] == platform.python_version()
+    assert set(reported) == {"python", *fingerprint.PACKAGES, name}
+    assert all(re.match(r"\d", text) for text in reported.values())

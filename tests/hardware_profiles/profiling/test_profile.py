@@ -23,7 +23,7 @@ from torch import nn
 
 
 def card(**changes: object) -> DeviceCard:
-    """Of this machine, unless told otherwise."""
+    """Of this machine by default."""
     here = {"machine": machine(), "versions": versions(get_runtime("onnxruntime"))}
     numbers = {"memory_gb_per_s": 1, "dispatch_us": 2, "kernels": [], "throughput": [], "reference_ms": {}}
     return DeviceCard(measured_at="2026-01-02T03:04:05Z", **{**here, **numbers, **changes})
@@ -35,7 +35,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory):
         patched.setenv("SLIMFRONT_BENCH_LOCK", str(tmp_path_factory.mktemp("profile") / "bench.lock"))
         patched.setattr(module, "SECONDS", 0.05)
         patched.setattr(module, "REFERENCES", ())
-        patched.setattr(module, "BUDGET_SECONDS", 600)  # whoever else is at work here
+        patched.setattr(module, "BUDGET_SECONDS", 600)  # however busy this machine is
         patched.setattr(module, "COPY_BYTES", 2**20)
         patched.setattr(module, "OPERATIONS", (dataclasses.replace(OPERATIONS[0], channels=32),))
         steps = []

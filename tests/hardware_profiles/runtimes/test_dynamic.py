@@ -89,10 +89,10 @@ def test_a_runtime_computes_it_and_tells_in_what(name, tmp_path, needs_exact_pro
     found = np.array(session.run(x.numpy()))
     np.testing.assert_allclose(found, expected, atol=0.02 * np.ptp(exact))
     precision = "f32" if name == "torch" else "i8"
-    told = dict.fromkeys(("gate", "value", "fc"), precision)
+    reported = dict.fromkeys(("gate", "value", "fc"), precision)
     if name == "litert":  # what writes floats computes in integers only where it finds its range itself
-        told["fc"] = "f32"
-    assert session.executed_precisions() == told
+        reported["fc"] = "f32"
+    assert session.executed_precisions() == reported
 
 
 def test_openvino_quantizes_inputs_at_run_time_only_where_that_was_decided(tmp_path, needs_exact_products):

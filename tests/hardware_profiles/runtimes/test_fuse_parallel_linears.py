@@ -99,5 +99,5 @@ def test_openvino_tells_the_precision_of_every_joined_layer(kind: str, bits: tup
     target, runtime = load_target("cpu-openvino"), get_runtime("openvino")
     artifact = runtime.lower(candidate, example, target, tmp_path / "model.onnx")
     precisions = runtime.load(artifact.path, target).executed_precisions()
-    told = {layer.name: precisions.get(layer.name) for layer in find_layers(candidate.model, example)}
-    assert told == dict.fromkeys(told, "i8" if bits == (8, 8) else "f32")
+    reported = {layer.name: precisions.get(layer.name) for layer in find_layers(candidate.model, example)}
+    assert reported == dict.fromkeys(reported, "i8" if bits == (8, 8) else "f32")

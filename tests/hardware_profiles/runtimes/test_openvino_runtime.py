@@ -71,7 +71,7 @@ LIMIT = "ONEDNN_MAX_CPU_ISA"
 
 
 @pytest.mark.parametrize(
-    ("layers", "told"),
+    ("layers", "reported"),
     [
         ({"conv1": HALF, "conv2": HALF, "fc": HALF}, True),
         ({"conv1": LayerPolicy(8, 8), "conv2": HALF, "fc": HALF}, True),
@@ -81,16 +81,16 @@ LIMIT = "ONEDNN_MAX_CPU_ISA"
     ],
 )
 def test_bfloat16_is_asked_for_where_every_layer_wants_it_and_the_cpu_has_it(
-    layers, told, make_network, candidate, tmp_path, monkeypatch
+    layers, reported, make_network, candidate, tmp_path, monkeypatch
 ):
     made = candidate(make_network("signal"), layers)
     target = load_target("cpu-openvino")
     artifact = OpenVinoRuntime().lower(made, torch.zeros(1, 2, 20), target, tmp_path / "model.onnx")
     model = openvino.Core().read_model(artifact.path)
-    assert model.has_rt_info(BFLOAT16) == told
+    assert model.has_rt_info(BFLOAT16) == reported
     for capable in (False, True):
         monkeypatch.setattr(openvino_runtime, "computes_bfloat16", lambda capable=capable: capable)
-        assert openvino_runtime._precision(model) == ("bf16" if told and capable else "f32")
+        assert openvino_runtime._precision(model) == ("bf16" if reported and capable else "f32")
 
 
 def test_a_file_in_bfloat16_runs_where_the_kernels_are_limited_to_less_than_the_cpu_has(

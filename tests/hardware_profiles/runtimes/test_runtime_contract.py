@@ -302,9 +302,9 @@ def test_an_artifact_runs_in_a_fresh_process_without_torch(
     samples = inputs(network.shape, BATCH, 1)
     np.save(tmp_path / "inputs.npy", samples.numpy())
     command = [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path), runtime.name, target.name]
-    told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path).stdout)
-    assert told["loaded"] == (["torch"] if runtime.name in (*EAGER, "tensorrt") else [])
-    assert told["precisions"] == runtime.load(artifact.path, target).executed_precisions()
+    reported = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path).stdout)
+    assert reported["loaded"] == (["torch"] if runtime.name in (*EAGER, "tensorrt") else [])
+    assert reported["precisions"] == runtime.load(artifact.path, target).executed_precisions()
     np.testing.assert_array_equal(np.load(tmp_path / "outputs.npy"), run(runtime, artifact, target, samples))
 
 

@@ -110,8 +110,8 @@ REPORT = {
 
 
 def test_layers_are_reported_in_the_type_they_read():
-    told = executed_precisions(json.loads(json.dumps(REPORT)))
-    assert told == {"stem": "i8", "blocks.0.conv1": "f32", "fc": "f16"}
+    reported = executed_precisions(json.loads(json.dumps(REPORT)))
+    assert reported == {"stem": "i8", "blocks.0.conv1": "f32", "fc": "f16"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

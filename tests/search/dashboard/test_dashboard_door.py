@@ -98,8 +98,8 @@ def test_a_body_is_not_believed_to_be_as_long_as_it_says(
     port: int, method: str, length: str, status: int, capfd: pytest.CaptureFixture[str]
 ):
     """The answer comes although the body never does: nothing waits for it, and nothing is set aside for it."""
-    told, _, body = answer(port, f"{method} /api/studies HTTP/1.0", "Host: localhost", f"Content-Length: {length}")
-    assert told == status
+    reported, _, body = answer(port, f"{method} /api/studies HTTP/1.0", "Host: localhost", f"Content-Length: {length}")
+    assert reported == status
     assert json.loads(body)["reason"]
     assert capfd.readouterr() == ("", "")
 

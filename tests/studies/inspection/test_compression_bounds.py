@@ -92,8 +92,8 @@ def test_operators_are_counted_as_they_are_built(digits_workload, groups, space_
 
 def test_a_space_without_a_technique_has_no_gain_by_it(digits_workload, space_of):
     space = space_of(SpaceChoices(weight_bits=(8, 32)))
-    told = gains(digits_workload.model, digits_workload.example_input, space)
-    assert {(gain.technique, gain.metric) for gain in told} == {
+    reported = gains(digits_workload.model, digits_workload.example_input, space)
+    assert {(gain.technique, gain.metric) for gain in reported} == {
         (technique, metric) for technique in ("bits", "all together") for metric in ("bops", "packed_bytes")
     }
-    assert told[0].how == "weight bits 8"
+    assert reported[0].how == "weight bits 8"

@@ -152,9 +152,11 @@ def test_the_command_prints_tables_and_json():
     assert printed.exit_code == 0
     for words in ("Channel groups", "Groups that cannot be pruned", "fc", "Upper bound of gain"):
         assert words in printed.stdout
-    told = json.loads(runner.invoke(app, ["inspect", "digits", "--target", "cpu-openvino", "--format", "json"]).stdout)
-    assert told["target"] == "cpu-openvino"
-    assert told["groups"][0]["multiple"] == 8
+    reported = json.loads(
+        runner.invoke(app, ["inspect", "digits", "--target", "cpu-openvino", "--format", "json"]).stdout
+    )
+    assert reported["target"] == "cpu-openvino"
+    assert reported["groups"][0]["multiple"] == 8
 
 
 @pytest.mark.parametrize(

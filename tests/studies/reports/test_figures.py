@@ -116,8 +116,8 @@ def test_axes_have_units_and_say_what_is_better(study):
 
 def test_the_title_names_the_axes_that_are_predicted(study):
     made = study("accuracy_drop", "latency_ms")
-    foretold = Measurement("latency_ms", 10, 9, 11, "ms", 80, "predicted by a latency table")
-    elsewhere = replace(made, baseline={**made.baseline, "latency_ms": foretold})
+    predicted = Measurement("latency_ms", 10, 9, 11, "ms", 80, "predicted by a latency table")
+    elsewhere = replace(made, baseline={**made.baseline, "latency_ms": predicted})
     assert front_figure(elsewhere, [], []).layout.title.text == "Pareto front: 0 of 0 trials; latency_ms predicted"
     assert front_figure(made, [], []).layout.title.text == "Pareto front: 0 of 0 trials"
 

@@ -72,8 +72,8 @@ def test_a_study_names_its_winner_and_the_command(study):
 
 
 def test_a_study_of_predicted_figures_names_them(study):
-    foretold = Measurement("latency_ms", 9, 8, 10, "ms", 80, "predicted by a latency table, median error 3.0%")
-    elsewhere = replace(study, baseline={**study.baseline, "latency_ms": foretold})
+    predicted = Measurement("latency_ms", 9, 8, 10, "ms", 80, "predicted by a latency table, median error 3.0%")
+    elsewhere = replace(study, baseline={**study.baseline, "latency_ms": predicted})
     line = "- Predicted: latency_ms. They were predicted by a latency table, median error 3.0%, not measured on the target."
     assert line in study_note(elsewhere, [], None, []).splitlines()
     assert "redicted" not in study_note(study, [], None, [])
