@@ -23,8 +23,9 @@ def trial(number: int, flops: float, latency: float, drop: float = 0.0, half: fl
     }
     policy, now = Policy(), datetime.now(UTC)
     return TrialRecord(
-        study="s", number=number, policy_json=policy.to_json(), digest=policy.digest, state=TrialState(state), reason=None, worker=None,
-        retry_of=None, rung=None, driver_died=False, started=now, finished=now, violations=(), measurements=measurements,
+        study="s", number=number, policy_json=policy.to_json(), digest=policy.digest, state=TrialState(state), reason=None,
+        worker=None, retry_of=None, rung=None, driver_died=False, started=now, finished=now, violations=(),
+        measurements=measurements,
     )  # fmt: skip
 
 

@@ -28,11 +28,11 @@ def measured(spread: float = 0.0, **values: float) -> dict[str, Measurement]:
 
 def trial(number: int, state: str = "complete", policy: Policy = Policy(), spread: float = 0.0, **values: float):
     measurements = measured(spread, **values)
-    json, digest = policy.to_json(), policy.digest
     reason = None if state == "complete" else "because"
     return TrialRecord(
-        study="demo", number=number, policy_json=json, digest=digest, state=TrialState(state), reason=reason, worker=None,
-        retry_of=None, rung=None, driver_died=False, started=NOW, finished=NOW, violations=(), measurements=measurements,
+        study="demo", number=number, policy_json=policy.to_json(), digest=policy.digest, state=TrialState(state), reason=reason,
+        worker=None, retry_of=None, rung=None, driver_died=False, started=NOW, finished=NOW, violations=(),
+        measurements=measurements,
     )  # fmt: skip
 
 

@@ -24,10 +24,10 @@ def measured(**values: float) -> dict[str, Measurement]:
 
 
 def trial(number: int, state: str = "complete", reason: str | None = None, policy: Policy = Policy(), **values: float):
-    json, digest = policy.to_json(), policy.digest
     return TrialRecord(
-        study="demo", number=number, policy_json=json, digest=digest, state=TrialState(state), reason=reason, worker=None,
-        retry_of=None, rung=None, driver_died=False, started=NOW, finished=NOW, violations=(), measurements=measured(**values),
+        study="demo", number=number, policy_json=policy.to_json(), digest=policy.digest, state=TrialState(state), reason=reason,
+        worker=None, retry_of=None, rung=None, driver_died=False, started=NOW, finished=NOW, violations=(),
+        measurements=measured(**values),
     )  # fmt: skip
 
 
