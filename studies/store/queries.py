@@ -106,18 +106,21 @@ def paid_trials(session: Session, uncompressed: str) -> dict[str, int]:
     Args:
         uncompressed: digest of the policy that changes nothing.
     """
-    trial, stopped = tables.Trial, aliased(tables.Trial)
-    is_failed = trial.state == TrialState.FAILED
-    begun = func.max(case((~is_failed & (trial.digest != uncompressed), 1), else_=0))
+    trial, pruned = tables.Trial, aliased(tables.Trial)
     goes_on = (
-        (stopped.study_id == trial.study_id) & (stopped.number == trial.retry_of) & (stopped.state == TrialState.PRUNED)
+        (pruned.study_id == trial.study_id) & (pruned.number == trial.retry_of) & (pruned.state == TrialState.PRUNED)
     )
-    unpaid = (TrialState.RUNNING, TrialState.INTERRUPTED)
+    counts, is_failed = pruned.id.is_(None), trial.state == TrialState.FAILED
+
+    def number_of(condition: ColumnElement[bool]) -> ColumnElement[int]:
+        return func.coalesce(func.sum(case((condition, 1), else_=0)), 0)
+
+    begun = number_of(~is_failed & (trial.digest != uncompressed)) > 0
     rows = session.execute(
-        select(tables.Study.name, func.count() - func.sum(case((is_failed, 1), else_=0)), func.count(), begun)
+        select(tables.Study.name, number_of(~is_failed & counts), number_of(counts), begun)
         .join(trial, trial.study_id == tables.Study.id)
-        .outerjoin(stopped, goes_on)
-        .where(trial.state.not_in(unpaid), stopped.id.is_(None))
+        .outerjoin(pruned, goes_on)
+        .where(trial.state.not_in((TrialState.RUNNING, TrialState.INTERRUPTED)))
         .group_by(tables.Study.name)
     )
     return {name: total if has_begun else results for name, results, total, has_begun in rows}
