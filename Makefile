@@ -16,10 +16,10 @@ TOGETHER := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test: $(INSTALLED)  ## every test, the slow ones too
 	cache=$$(mktemp -d) && trap 'rm -rf "$$cache"' EXIT && export SLIMFRONT_CACHE="$$cache" && \
-	$(TOGETHER) -m "not alone" && $(BIN)/python -m pytest -m alone
+	$(TOGETHER) -m "not serial" && $(BIN)/python -m pytest -m serial
 
 fast: $(INSTALLED)  ## the tests that take seconds
-	$(TOGETHER) -m "not slow and not alone"
+	$(TOGETHER) -m "not slow and not serial"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

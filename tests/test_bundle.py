@@ -55,7 +55,7 @@ def isolated(*arguments: object, cwd: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.alone
+@pytest.mark.serial
 def test_every_front_point_reproduces_its_card(searched: Store, digits_workload: Workload, tmp_path: Path) -> None:
     inputs, targets = zip(*digits_workload.validation, strict=True)
     np.savez(tmp_path / "validation.npz", inputs=np.stack(inputs), targets=np.array(targets))

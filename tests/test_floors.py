@@ -172,7 +172,7 @@ def test_the_command_line_starts_without_the_heavy_libraries() -> None:
     assert result.stdout.strip() == "[]"
 
 
-@pytest.mark.alone
+@pytest.mark.serial
 def test_help_is_there_at_once() -> None:
     """Half a second on a quiet machine; three times that, and the best of five, beside other work."""
     seconds = []

@@ -30,7 +30,7 @@ from slimfront.hardware_profiles.bench.bench import Bench, bench_cores, worker_c
 from slimfront.hardware_profiles.cards.target import load_target, shipped_targets
 from slimfront.hardware_profiles.runtimes.base import get_runtime
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.serial
 
 FAKE = '''
 """Stands in for ONNX Runtime: a model is a JSON file that says what one inference does."""

@@ -202,7 +202,7 @@ def stopped_properly(store: Store) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.alone)])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.serial)])
 def test_unpromising_trials_stop_and_are_learned_from(
     workers: int, tiny_spec: Spec, store: Store, tmp_path: Path
 ) -> None:
