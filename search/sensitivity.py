@@ -46,7 +46,7 @@ SAMPLES = 64
 
 TELLING = 0.3
 """The choice measured is the one guessed to do most damage below this, in nats: more than noise, and not yet broken.
-`benchmarks/sensitivity_choice.py`: any two of its tasks choose it for the third."""
+`benchmarks/searching/sensitivity_choice.py`: any two of its tasks choose it for the third."""
 
 
 STOP_SECONDS = 10.0

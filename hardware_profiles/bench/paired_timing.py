@@ -44,7 +44,7 @@ WARM_UP_SHARE = 0.2
 
 LOADING_SPREAD = 0.006
 """The relative standard deviation between loads of one artifact on a quiet machine, which more pairs do not reduce;
-`benchmarks/latency_truth.py` measures the coverage of intervals that include it."""
+`benchmarks/measuring/latency_truth.py` measures the coverage of intervals that include it."""
 
 DISTURBED = 0.05
 """A reference that is slower than its fastest time by more than this (in logarithms) shows a machine that is busy with other work."""

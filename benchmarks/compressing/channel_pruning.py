@@ -1,7 +1,7 @@
 """Channel pruning at one share over torchvision's architectures: does it run, and what does it remove?
 
-    python benchmarks/channel_pruning.py --quick
-    python benchmarks/channel_pruning.py --json channel_pruning.json
+    python benchmarks/compressing/channel_pruning.py --quick
+    python benchmarks/compressing/channel_pruning.py --json channel_pruning.json
 
 Every channel group of an untrained model loses the share; the pruned copy must run and keep its output shape. Printed are the
 groups found and left out, the seconds to find them and to prune, and the share of parameters and FLOPs removed.

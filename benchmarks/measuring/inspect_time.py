@@ -1,7 +1,7 @@
 """How long `slimfront inspect torchvision:MODEL --target cpu-openvino` takes, and what it finds.
 
-    python benchmarks/inspect_time.py --quick
-    python benchmarks/inspect_time.py --json inspect_time.json
+    python benchmarks/measuring/inspect_time.py --quick
+    python benchmarks/measuring/inspect_time.py --json inspect_time.json
 
 Each model is inspected by a process of its own on random images, imports included; the bar is 60 seconds. Printed are seconds on the clock and
 of the CPU, which differ on a busy machine, and the layers, groups and blocks found, those left out, and how far channels can take parameters.

@@ -1,6 +1,6 @@
 """How long a change of bits takes to lower, and how long the runtime then compiles: digits model and ResNet-18 at 224.
 
-python benchmarks/lowering.py [--quick] [--json FILE]
+python benchmarks/compressing/lowering.py [--quick] [--json FILE]
 """
 
 from __future__ import annotations

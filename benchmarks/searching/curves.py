@@ -1,6 +1,6 @@
 """Curves of hypervolume over trials as an SVG, from the JSON files of `sample_efficiency.py`: a panel per file, medians and all seeds.
 
-python benchmarks/curves.py digits-cnn.json digits-vit.json digits-gru.json --to curves.svg
+python benchmarks/searching/curves.py digits-cnn.json digits-vit.json digits-gru.json --to curves.svg
 """
 
 import argparse
