@@ -17,6 +17,7 @@ from optuna.samplers import BaseSampler
 
 from ..core.interrupts import uninterrupted
 from ..core.measurement import Measurement
+from ..hardware_profiles.bench.bench import cores_for_workers
 from ..spaces.policies.policy import Policy
 from ..spaces.space import Choice
 from ..studies.analysis.front import Point
@@ -39,7 +40,7 @@ from .study_setup import open_reference, open_study, stage_of_baseline, time_bud
 from .transfer import earlier_trials
 from .trials.prepared_study import PreparedStudy
 from .trials.recovered import RecoveredWeights
-from .trials.worker import Stage, cores_beside
+from .trials.worker import Stage
 
 
 @dataclass
@@ -173,7 +174,7 @@ class Search:
         running = self._running[number]
         if running.remark is not None:  # its weights are recovered already
             return None
-        return self._rungs.verdict(number, stage, running.measurements, running.retry_of)
+        return self._rungs.decision(number, stage, running.measurements, running.retry_of)
 
     @uninterrupted()
     def _stop(self, number: int, stage: Stage, decision: HalvingDecision) -> None:
@@ -262,7 +263,7 @@ class Search:
         if self._learned or self.is_over:
             return
         if self.spec.workers and not self._sensitivity.has_started:
-            self._sensitivity.start(cores_beside(self.prepared.target))
+            self._sensitivity.start(cores_for_workers(self.prepared.target))
         elif not self.spec.workers and not self._proposals.has_first:
             self._sensitivity.measure()
         if not self._sensitivity.has_started or self._sensitivity.is_running():
