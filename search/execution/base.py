@@ -7,10 +7,11 @@ from typing import Protocol
 from ...core.errors import ArtifactsError, WorkerStartError
 from ...core.interrupts import Interrupts
 from ...core.threads import usable_threads
+from ...hardware_profiles.bench.bench import cores_for_workers
 from ..driver import Search
 from ..trials.artifacts_folder import storing
 from ..trials.given_workload import pickled_registrations
-from ..trials.worker import Stage, WorkerSetup, cores_beside
+from ..trials.worker import Stage, WorkerSetup
 
 LOG = "workers.log"
 """What workers print, in the study's artifacts folder."""
@@ -59,7 +60,7 @@ def run_trials(search: Search, runner: Runner) -> None:
 def worker_setup(search: Search, workers: int) -> WorkerSetup:
     """What workers need; with `workers` > 0 they are kept off the bench's cores and share the others."""
     prepared, spec = search.prepared, search.spec
-    threads = usable_threads(cores_beside(prepared.target)) // workers if workers else prepared.context.threads
+    threads = usable_threads(cores_for_workers(prepared.target)) // workers if workers else prepared.context.threads
     return WorkerSetup(
         workload=spec.workload,
         workload_options=spec.workload_options,
