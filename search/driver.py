@@ -1,7 +1,7 @@
 """The driver of a search: proposes policies, stores what workers find, keeps the front.
 
-It is the only writer: of Optuna's tables through `OptunaStudy`, of slimfront's through `Store`. Runners (`execution.local`,
-`execution.ray_tune`) call `propose`, `advance`, `finish` and `interrupt`, and know nothing of either. Ctrl-C comes between
+Only the driver writes to the database: to Optuna's tables through `OptunaStudy`, to slimfront's through `Store`. Runners
+(`execution.local`, `execution.ray_tune`) call only `propose`, `advance`, `finish` and `interrupt`. Ctrl-C comes between
 these calls, so that both sets of tables always agree.
 """
 
@@ -39,7 +39,7 @@ from .study_setup import open_reference, open_study, stage_of_baseline, time_bud
 from .transfer import earlier_trials
 from .trials.prepared_study import PreparedStudy
 from .trials.recovered import RecoveredWeights
-from .trials.worker import Stage, cores_beside
+from .trials.worker import Stage, cores_for_workers
 
 
 @dataclass
@@ -123,7 +123,7 @@ class Search:
         return None
 
     def _continued(self) -> Asked:
-        """A stopped trial that would go on now, its policy run again; it is charged to the budget once."""
+        """Continue a trial that a rung stopped and that is now among the best; the budget counts both as one."""
         number = self._rungs.promoted()
         assert number is not None  # the search would be over
         self._rungs.take_up(number)
@@ -258,11 +258,11 @@ class Search:
         return known_damage(self.prepared.space, self._sensitivity.records)
 
     def _learn_sensitivity(self) -> None:
-        """Have what single choices damage measured: by a thread while workers run, or here once the anchors have ended."""
+        """Measure sensitivity: in a thread while Ray workers run, otherwise here once the anchors have ended."""
         if self._learned or self.is_over:
             return
         if self.spec.workers and not self._sensitivity.has_started:
-            self._sensitivity.start(cores_beside(self.prepared.target))
+            self._sensitivity.start(cores_for_workers(self.prepared.target))
         elif not self.spec.workers and not self._proposals.has_first:
             self._sensitivity.measure()
         if not self._sensitivity.has_started or self._sensitivity.is_running():
@@ -272,7 +272,7 @@ class Search:
         self._proposals.add(self._path())
 
     def _resume(self) -> None:
-        """Take up what earlier runs left: finished trials, and orphans to try again."""
+        """Load what earlier runs left: finished trials, and interrupted ones to try again."""
         self._is_new = self.optuna.is_new
         self._books.repair()
         trials = self.store.trials(self.spec.study)
@@ -285,14 +285,14 @@ class Search:
         self._front.save()
 
     def _take_over(self, trial: TrialRecord) -> None:
-        """Know again what an earlier run found."""
+        """Count a trial of an earlier run, and note its result."""
         self._charge(trial)
         self._rungs.resume(trial, self.store.measurement_history(self.spec.study, trial.number))
         if trial.state is TrialState.COMPLETE:
             self._front.resume(trial)
 
     def _path(self) -> list[Policy]:
-        """The greedy path where single damages are known."""
+        """The greedy path, if sensitivity is known."""
         return greedy_policies(self.prepared, self._known_damage()) if self._sensitivity.records else []
 
     # How trials begin and end

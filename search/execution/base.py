@@ -10,7 +10,7 @@ from ...core.threads import usable_threads
 from ..driver import Search
 from ..trials.artifacts_folder import storing
 from ..trials.given_workload import pickled_registrations
-from ..trials.worker import Stage, WorkerSetup, cores_beside
+from ..trials.worker import Stage, WorkerSetup, cores_for_workers
 
 LOG = "workers.log"
 """What workers print, in the study's artifacts folder."""
@@ -57,9 +57,9 @@ def run_trials(search: Search, runner: Runner) -> None:
 
 
 def worker_setup(search: Search, workers: int) -> WorkerSetup:
-    """What workers need; with `workers` > 0 they are kept off the bench's cores and share the others."""
+    """What workers need; with `workers` > 0 they leave the bench's cores free and share the others."""
     prepared, spec = search.prepared, search.spec
-    threads = usable_threads(cores_beside(prepared.target)) // workers if workers else prepared.context.threads
+    threads = usable_threads(cores_for_workers(prepared.target)) // workers if workers else prepared.context.threads
     return WorkerSetup(
         workload=spec.workload,
         workload_options=spec.workload_options,
@@ -80,7 +80,7 @@ def worker_setup(search: Search, workers: int) -> WorkerSetup:
 
 
 def raise_fault(stage: Stage) -> None:
-    """Raise what no other trial would fare better with.
+    """Raise if the fault would affect every trial.
 
     Raises:
         ArtifactsError: the trial's files could not be written.

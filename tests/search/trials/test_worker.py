@@ -14,7 +14,7 @@ from slimfront.core.threads import torch_threads, usable_threads
 from slimfront.hardware_profiles.bench.bench import bench_cores
 from slimfront.hardware_profiles.cards.device_card import DeviceCard
 from slimfront.hardware_profiles.cards.target import Target, load_target
-from slimfront.search.trials.worker import Stage, Worker, WorkerSetup, cores_beside, finite
+from slimfront.search.trials.worker import Stage, Worker, WorkerSetup, cores_for_workers, finite
 from slimfront.spaces.policies.policy import Policy
 
 TINY = Path(__file__).parents[1] / "tiny_workload.py"
@@ -41,8 +41,8 @@ def test_a_machine_that_the_card_does_not_fit_times_nothing(tmp_path: Path) -> N
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core is the bench's and the workers'")
 def test_workers_keep_off_the_cores_of_a_bench_on_their_own_machine() -> None:
     target, cores = load_target("cpu-openvino"), sorted(os.sched_getaffinity(0))
-    assert sorted([*cores_beside(target), *bench_cores(target.threads)]) == cores
-    assert cores_beside(target.model_copy(update={"remote": True})) == cores
+    assert sorted([*cores_for_workers(target), *bench_cores(target.threads)]) == cores
+    assert cores_for_workers(target.model_copy(update={"remote": True})) == cores
 
 
 def test_a_machine_with_fewer_cores_than_the_drivers_gets_fewer_threads() -> None:
