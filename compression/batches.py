@@ -12,6 +12,9 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..workloads.workload import MapDataset
 
+CALIBRATION_BATCH = 50
+"""The number of calibration samples that are run at once."""
+
 
 def loader(data: MapDataset, batch_size: int, shuffle_seed: int | None = None) -> DataLoader:
     """A DataLoader over `data`: all of it in order, or, where a seed is given, full batches shuffled reproducibly."""

@@ -12,6 +12,7 @@ from ..core.errors import EvaluationError, describe_exception
 from ..core.interrupts import raise_if_interrupted
 from ..core.measurement import Measurement
 from ..core.metrics import METRICS, metrics_named
+from ..core.statistics import NORMAL_QUANTILE
 from ..hardware_profiles.bench.lock import alone_on_gpu
 from ..hardware_profiles.runtimes.base import Artifact
 from ..hardware_profiles.runtimes.registry import RUNTIMES
@@ -118,5 +119,5 @@ def kl_divergence(scores: Scores, reference: Scores) -> Measurement:
 def _mean(name: str, values: Tensor) -> Measurement:
     """The mean of values [n] with its normal 95 % interval."""
     mean, n = float(values.mean()), len(values)
-    half = 1.959964 * float(values.std()) / n**0.5 if n > 1 else 0.0
+    half = NORMAL_QUANTILE * float(values.std()) / n**0.5 if n > 1 else 0.0
     return Measurement(name, mean, mean - half, mean + half, METRICS[name].unit, n, "normal")

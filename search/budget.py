@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 
 from ..core.metrics import is_confirmed
+from ..studies.analysis.budget_rules import has_begun, is_paid, ran
 from ..studies.analysis.convergence import stalled
 from ..studies.analysis.front import Point
-from ..studies.reports.progress import has_begun, is_paid, ran
 from ..studies.store.records import TrialRecord
 from ..studies.store.store import Store
 from ..studies.store.trial_state import TrialState

@@ -1,8 +1,7 @@
 """The driver of a search: proposes policies, stores what workers find, keeps the front.
 
-Only the driver writes to the database: to Optuna's tables through `OptunaStudy`, to slimfront's through `Store`. Runners
-(`execution.local`, `execution.ray_tune`) call only `propose`, `advance`, `finish` and `interrupt`. Ctrl-C comes between
-these calls, so that both sets of tables always agree.
+Only the driver writes to the database: Optuna's tables through `OptunaStudy`, slimfront's through `Store`. Ctrl-C comes between
+the calls of runners (`execution.local`, `execution.ray_tune`), so that both sets of tables always agree.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from optuna.samplers import BaseSampler
 
 from ..core.interrupts import uninterrupted
 from ..core.measurement import Measurement
+from ..hardware_profiles.bench.bench import cores_for_workers
 from ..spaces.policies.policy import Policy
 from ..spaces.space import Choice
 from ..studies.analysis.front import Point
@@ -39,7 +39,7 @@ from .study_setup import open_reference, open_study, stage_of_baseline, time_bud
 from .transfer import earlier_trials
 from .trials.prepared_study import PreparedStudy
 from .trials.recovered import RecoveredWeights
-from .trials.worker import Stage, cores_for_workers
+from .trials.worker import Stage
 
 
 @dataclass
@@ -173,7 +173,7 @@ class Search:
         running = self._running[number]
         if running.remark is not None:  # its weights are recovered already
             return None
-        return self._rungs.verdict(number, stage, running.measurements, running.retry_of)
+        return self._rungs.decision(number, stage, running.measurements, running.retry_of)
 
     @uninterrupted()
     def _stop(self, number: int, stage: Stage, decision: HalvingDecision) -> None:

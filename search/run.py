@@ -23,8 +23,8 @@ from .driver import Search
 from .events import Listener
 from .execution.base import Runner, run_trials
 from .execution.local import LocalRunner
-from .lock import sole_driver
 from .screen import SearchProgress
+from .sole_driver import sole_driver
 from .trials.artifacts_folder import require_writable
 from .trials.prepared_study import PreparedStudy, prepare
 

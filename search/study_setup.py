@@ -17,8 +17,9 @@ from ..studies.store.store import Store
 from ..workloads.load import workload_fingerprint
 from .time_budget import TimeBudget
 from .trials.baseline import lower_reference, measure_reference, with_scores
+from .trials.kept_files import PRECISIONS_FILE, keep, keep_precisions
 from .trials.prepared_study import PreparedStudy
-from .trials.worker import PRECISIONS_FILE, Stage, keep, keep_precisions
+from .trials.worker import Stage
 
 CONFIRMING_SECONDS = 3.0
 """Seconds that timing a point of the front again takes at the end, with the loading of its artifact."""

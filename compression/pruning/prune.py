@@ -18,14 +18,12 @@ from ...spaces.policies.policy import Policy
 from ...spaces.policies.resolved import effective_policy
 from ...spaces.policies.sparsity import Sparsity, threshold_of
 from ...workloads.workload import MapDataset, Workload
-from ..batches import input_batches
+from ..batches import CALIBRATION_BATCH, input_batches
 from ..folding import BATCH_NORMS
 from ..gradients import accumulate_gradients, trainable_copy
 from .channels import remove_channels
 from .criteria import Criterion, Scoring, get_criterion
 from .operators import replace_operators
-
-CALIBRATION_BATCH = 50
 
 
 def kept_channels(policy: Policy, groups: Sequence[ChannelGroup]) -> dict[str, int]:

@@ -12,9 +12,9 @@ from torchao.quantization.pt2e import HistogramObserver, MinMaxObserver
 from ...spaces.policies.candidate import QuantParams
 from ...spaces.policies.quantization_scheme import Scheme
 from ...workloads.workload import MapDataset
-from ..batches import input_batches
+from ..batches import CALIBRATION_BATCH, input_batches
 from .observers import ACTIVATION_OBSERVERS
-from .quantize import CALIBRATION_BATCH, activation_spec
+from .quantize import activation_spec
 
 
 @torch.no_grad()

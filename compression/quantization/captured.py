@@ -4,17 +4,37 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
 
+from ...core.errors import CompressionError
+from ...core.interrupts import raise_if_interrupted
 from ...spaces.models.architecture import architecture
+from ...workloads.workload import describe
 
 ENTRIES = 2
 """The number of cached graphs: the uncompressed model's and the newest candidate's."""
 
 _graphs: OrderedDict[tuple, fx.GraphModule] = OrderedDict()
+
+
+@contextmanager
+def capturing() -> Iterator[None]:
+    """Report what torch.export raises inside the context as the model's own fault.
+
+    Raises:
+        CompressionError: torch.export cannot capture the model.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:
+        # The exporter raises whatever its tracing meets in a model it cannot capture.
+        raise_if_interrupted(error)
+        raise CompressionError(f"torch.export cannot capture the model: {describe(error)}") from error
 
 
 def captured(model: nn.Module, inputs: Tensor) -> fx.GraphModule:

@@ -10,10 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from ...core.errors import CompressionError
-from ...core.interrupts import raise_if_interrupted
 from ...spaces.models.exported_graph import WEIGHTED, module_path
-from ...workloads.workload import describe
+from .captured import capturing
 
 aten = torch.ops.aten
 FLATTEN = aten.flatten.using_ints
@@ -37,12 +35,8 @@ def equalize(model: nn.Module, example_input: Tensor) -> list[tuple[str, str]]:
     Raises:
         CompressionError: torch.export cannot take the model.
     """
-    try:
+    with capturing():
         exported = torch.export.export(model.eval(), (example_input.expand(2, *example_input.shape[1:]).contiguous(),))
-    except (RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:
-        # The exporter raises whatever its tracing meets in a model it cannot capture.
-        raise_if_interrupted(error)
-        raise CompressionError(f"torch.export cannot capture the model: {describe(error)}") from error
     pairs = layer_pairs(cast("fx.GraphModule", exported.module()).graph)
     for _ in range(SWEEPS):
         for first, second in pairs:

@@ -8,6 +8,9 @@
 | entropy | minimises the Kullback-Leibler divergence of the rounded histogram from the observed one | Migacz 2017, "8-bit inference with TensorRT" |
 """
 
+# torchao's observers name the argument of `forward` in different ways, and the base class returns nothing.
+# pyright: reportIncompatibleMethodOverride=false
+
 from __future__ import annotations
 
 from typing import Any, cast

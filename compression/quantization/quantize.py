@@ -28,7 +28,6 @@ from torchao.quantization.pt2e.quantizer import (
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from ...core.errors import CompressionError
-from ...core.interrupts import raise_if_interrupted
 from ...spaces.models.exported_graph import (
     ADDITIONS,
     WEIGHTED,
@@ -42,15 +41,14 @@ from ...spaces.models.exported_graph import (
 from ...spaces.policies.candidate import Quantization, QuantizedWeight, QuantParams
 from ...spaces.policies.policy import LayerPolicy, Policy
 from ...spaces.policies.quantization_scheme import Scheme
-from ...workloads.workload import MapDataset, describe
-from ..batches import input_batches
+from ...workloads.workload import MapDataset
+from ..batches import CALIBRATION_BATCH, input_batches
 from ..folding import BATCH_NORMS
 from .bfloat16 import rounded_weights
-from .captured import captured
+from .captured import captured, capturing
 from .observers import ACTIVATION_OBSERVERS, WEIGHT_OBSERVERS
 
 CONTAINER_BITS = 8
-CALIBRATION_BATCH = 50
 aten = torch.ops.aten
 TRANSPARENT = {
     aten.relu.default, aten.relu_.default, aten.relu6.default, aten.hardtanh.default, aten.hardtanh_.default,
@@ -76,14 +74,10 @@ def quantize(model: nn.Module, example_input: Tensor, policy: Policy, calibratio
         return _only_bfloat16(model, example_input, policy)
     _require_linear(model, [name for name, layer in wanted.items() if layer.is_dynamic])
     batch_size = min(CALIBRATION_BATCH, len(calibration))
-    try:
+    with capturing():
         exported = _export(model, example_input.expand(batch_size, *example_input.shape[1:]))
         norms = _folded(exported.graph)
         prepared = prepare_pt2e(exported, PolicyQuantizer(wanted, policy.scheme))
-    except (RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:
-        # The exporter raises whatever its tracing meets in a model it cannot capture.
-        raise_if_interrupted(error)
-        raise CompressionError(f"torch.export cannot capture the model: {describe(error)}") from error
     with torch.no_grad():
         for batch in input_batches(calibration, batch_size):
             prepared(batch)
@@ -118,11 +112,8 @@ def folded_norms(model: nn.Module, example_input: Tensor) -> dict[str, str]:
     """
     if not any(isinstance(module, BATCH_NORMS) for module in model.modules()):
         return {}
-    try:
+    with capturing():
         exported = captured(model, example_input.expand(2, *example_input.shape[1:]))
-    except (RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:  # as above
-        raise_if_interrupted(error)
-        raise CompressionError(f"torch.export cannot capture the model: {describe(error)}") from error
     return _folded(exported.graph)
 
 

@@ -46,6 +46,11 @@ def worker_cores(threads: int) -> list[int]:
     return cores[:-threads] or cores
 
 
+def cores_for_workers(target: Target) -> list[int]:
+    """The cores of this machine that its bench of `target` leaves to workers; all where that is on another machine."""
+    return worker_cores(0 if target.remote else target.threads)
+
+
 class Bench:
     """Times artifacts of one target against one reference. Start it before pinning workers elsewhere; close it at the end.
 

@@ -7,10 +7,11 @@ from typing import Protocol
 from ...core.errors import ArtifactsError, WorkerStartError
 from ...core.interrupts import Interrupts
 from ...core.threads import usable_threads
+from ...hardware_profiles.bench.bench import cores_for_workers
 from ..driver import Search
 from ..trials.artifacts_folder import storing
 from ..trials.given_workload import pickled_registrations
-from ..trials.worker import Stage, WorkerSetup, cores_for_workers
+from ..trials.worker import Stage, WorkerSetup
 
 LOG = "workers.log"
 """What workers print, in the study's artifacts folder."""

@@ -1,5 +1,8 @@
 """Runs a search over Ray Tune: long-lived workers take trials one stage at a time; the driver alone writes."""
 
+# `tune.with_parameters` adds arguments to `setup`, and a searcher that is done suggests a string.
+# pyright: reportIncompatibleMethodOverride=false
+
 from __future__ import annotations
 
 import tempfile

@@ -22,7 +22,7 @@ from .worker_child import serve
 STARTS = 3
 """Failed starts in a row after which the search gives up."""
 
-GRACE_SECONDS = 30
+KILL_DELAY_S = 30
 """A process ends itself at a trial's time limit; one that has not after so many more seconds is killed."""
 
 POLL_SECONDS = 0.5
@@ -106,7 +106,7 @@ class WorkerProcess:
             EOFError, OSError: it died.
             TimeoutError: it takes much longer than its limit.
         """
-        deadline = None if limit_s is None else time.monotonic() + limit_s + GRACE_SECONDS
+        deadline = None if limit_s is None else time.monotonic() + limit_s + KILL_DELAY_S
         while not self._connection.poll():
             wait([self._connection, self._process.sentinel], POLL_SECONDS)
             if self._process.exitcode is not None and not self._connection.poll():

@@ -31,7 +31,7 @@ class Rungs:
         self._stopped: dict[int, int] = {}
         self._taken_up: set[int] = set()
 
-    def verdict(
+    def decision(
         self, number: int, stage: Stage, measured: Mapping[str, Measurement], retry_of: int | None = None
     ) -> HalvingDecision | None:
         """How a trial stands after a stage among those that got as far; None where nothing is to be decided.
@@ -44,8 +44,8 @@ class Rungs:
             return None
         if stage.rung <= self.passed(retry_of):
             return None
-        verdict = self._arrive(number, stage.rung, {name: measurement.value for name, measurement in measured.items()})
-        return None if stage.final else verdict
+        decision = self._arrive(number, stage.rung, {name: measurement.value for name, measurement in measured.items()})
+        return None if stage.final else decision
 
     def stop(self, number: int, rung: int) -> None:
         """Note that a trial was stopped."""
@@ -94,10 +94,10 @@ def _known_at(history: Sequence[MeasurementRecord], rung: int) -> dict[str, floa
     return {r.measurement.name: r.measurement.value for r in history if r.rung <= rung}
 
 
-def stopped_text(stage: Stage, verdict: HalvingDecision, epochs: int) -> str:
+def stopped_text(stage: Stage, decision: HalvingDecision, epochs: int) -> str:
     """Why a trial whose recovery would have taken `epochs` was stopped after `stage`."""
     trained = f"{stage.epochs:g} of {epochs} epochs"
-    return f"stopped at rung {stage.rung}, {trained}: place {verdict.place} of {verdict.of}, {verdict.kept} go on"
+    return f"stopped at rung {stage.rung}, {trained}: place {decision.place} of {decision.of}, {decision.kept} go on"
 
 
 def confirmed_rung(spec: StudySpec) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ...compression.batches import input_batches
+from ...compression.batches import CALIBRATION_BATCH, input_batches
 from ...compression.pruning.criteria import get_criterion
 from ...compression.pruning.proof import proven_groups
 from ...compression.recovery.distil import get_distiller
@@ -152,7 +152,7 @@ def _runtime_here(target: Target) -> Runtime:
 
 def _ranked(workload: Workload, blocks: Sequence[str]) -> list[str]:
     device = workload.example_input.device
-    batches = (batch.to(device) for batch in input_batches(workload.calibration, 50))
+    batches = (batch.to(device) for batch in input_batches(workload.calibration, CALIBRATION_BATCH))
     return least_influential_first(block_influence(workload.model, batches, blocks))
 
 

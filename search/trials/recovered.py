@@ -11,6 +11,7 @@ from ...spaces.policies.policy import LayerPolicy, Policy
 from ...spaces.policies.quantization_scheme import Scheme
 from ...studies.store.records import TrialRecord
 from ...studies.store.store import Store
+from ...studies.store.trial_state import TrialState
 from ...studies.study_file.spec import StudySpec
 
 
@@ -31,7 +32,9 @@ class RecoveredWeights:
 
     def offer(self, trial: TrialRecord) -> None:
         """Have later trials take over the weights of one that has ended, if it was recovered to its end."""
-        if self._spec.reuse_recovered and trial.state == "complete" and (kept := structure(trial.policy)) is not None:
+        if not self._spec.reuse_recovered or trial.state is not TrialState.COMPLETE:
+            return
+        if (kept := structure(trial.policy)) is not None:
             self._trials.setdefault(kept, trial.number)
 
     def of(self, policy: Policy) -> Source | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -14,11 +13,10 @@ from shutil import rmtree
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from ...compression.finite import require_finite
-from ...compression.packing.packed_file import save_packed
 from ...compression.pruning.gradual import gradually_pruned
 from ...compression.pruning.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
 from ...compression.quantization.candidates import make_candidate
@@ -26,11 +24,12 @@ from ...compression.recovery.recover import recover, recover_by_rungs
 from ...core.errors import EvaluationError, TargetError, TrialError, WorkloadError, describe_exception
 from ...core.interrupts import raise_if_interrupted
 from ...core.measurement import Measurement
+from ...core.metrics import Phase
 from ...core.texts import one_line
 from ...core.threads import usable_threads
 from ...evaluators.evaluator import Context, LoweredCandidate, Reference
 from ...evaluators.registry import measure
-from ...hardware_profiles.bench.bench import bench_cores, worker_cores
+from ...hardware_profiles.bench.bench import bench_cores, cores_for_workers
 from ...hardware_profiles.bench.timer import Timer
 from ...hardware_profiles.cards.target import Target
 from ...hardware_profiles.profiling.fingerprint import require_fit
@@ -46,9 +45,9 @@ from ...workloads.workload import MetricFunction, Workload
 from ..cluster.timers import timer_of
 from .artifacts_folder import PROBE_BYTES, storage_problem, unwritable
 from .given_workload import loaded_workload, take_registrations
+from .kept_files import keep, keep_precisions
 
 TIMING_SECONDS = 1.0
-PRECISIONS_FILE = "precisions.json"
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,6 @@ class WorkerSetup:
         workload, workload_options, base_folder: what `load_workload` takes.
         groups: the model's channel groups, found once by the driver.
         reference: the uncompressed model, measured once by the driver; None until it is measured.
-        reference_inputs: batch of one timing, from the example input.
         constraints: a trial ends early where one on size or latency is violated.
         kept_off_bench: whether this worker leaves the bench's cores free.
         threads: for training and scoring; fewer where the worker has fewer cores.
@@ -95,7 +93,7 @@ class Stage:
     """What one step of a trial found.
 
     Attributes:
-        name: "counted", "timed", "scored", "recovered" or "failed".
+        name: the phase that ended, or "failed".
         rung: 0 before recovery, then one more each time the recovery is judged.
         measurements: made in this step.
         artifacts: files of the trial so far, kind -> file.
@@ -107,7 +105,7 @@ class Stage:
         worker: host name, process id and number of threads; trained weights depend on the threads in their last bits.
     """
 
-    name: str
+    name: Phase | Literal["failed"]
     rung: int = 0
     measurements: Sequence[Measurement] = ()
     artifacts: Mapping[str, Artifact] = field(default_factory=dict)
@@ -304,23 +302,3 @@ def _scored_by(reference: Reference | None, metric: str | MetricFunction) -> Ref
     if reference is None or reference.validation is None:
         return reference
     return replace(reference, validation=replace(reference.validation, metric=metric))
-
-
-def cores_for_workers(target: Target) -> list[int]:
-    """The cores of this machine that the bench does not use; all of them if the target is another machine."""
-    return worker_cores(0 if target.remote else target.threads)
-
-
-def keep_precisions(precisions: Mapping[str, str], folder: Path) -> Artifact:
-    """Write the trial's file that lists the precision each layer runs in."""
-    path = folder / PRECISIONS_FILE
-    path.write_text(json.dumps(precisions), encoding="utf-8")
-    return Artifact.of(path)
-
-
-def keep(candidate: Candidate, artifact: Artifact, folder: Path) -> dict[str, Artifact]:
-    """Write a trial's files: the artifact, the float weights it was made from and the packed weights; nothing is pickled."""
-    weights = folder / "weights.safetensors"
-    save_file({name: tensor.contiguous() for name, tensor in candidate.model.state_dict().items()}, weights)
-    packed = save_packed(candidate, folder / "packed.safetensors")
-    return {"model": artifact, "weights": Artifact.of(weights), "packed": Artifact.of(packed)}

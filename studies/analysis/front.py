@@ -137,11 +137,6 @@ def dominates_beyond_noise(a: Point, b: Point, objectives: Sequence[Objective]) 
     return bool(better_somewhere([a], [b], objectives)) and not better_somewhere([b], [a], objectives)
 
 
-def indistinguishable(a: Point, b: Point, objectives: Sequence[Objective]) -> bool:
-    """Whether the intervals of two points touch in every objective."""
-    return not better_somewhere([a], [b], objectives) and not better_somewhere([b], [a], objectives)
-
-
 def better_somewhere(some: Sequence[Point], others: Sequence[Point], objectives: Sequence[Objective]) -> np.ndarray:
     """An array [some, others]: whether all of the one's interval is better than all of the other's in any objective."""
     signs = [objective.sign for objective in objectives]

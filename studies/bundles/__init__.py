@@ -1,4 +1,4 @@
 """A trial as a folder that needs no slimfront: exported, opened, verified.
 
-May import `analysis` and `reports.wording`.
+May import `analysis` and `studies.wording`.
 """

@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ...compression.batches import input_batches
+from ...compression.batches import CALIBRATION_BATCH, input_batches
 from ...compression.pruning.proof import proven_groups
-from ...compression.pruning.prune import CALIBRATION_BATCH
 from ...core.errors import WorkloadError
 from ...core.validation import suggestion
 from ...hardware_profiles.cards.target import Target, load_target

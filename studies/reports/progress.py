@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from ...core.texts import one_line
-from ...spaces.policies.policy import Policy
+from ..analysis.budget_rules import ended
 from ..analysis.convergence import hypervolume_at, outlook
 from ..analysis.newest_front import excesses, why_no_front
 from ..store.records import FrontRecord, SensitivityRecord, StudyRecord, TrialSummary
@@ -20,34 +20,8 @@ MOST_REASONS = 12
 LONGEST_REASON = 300
 """Characters of a reason in a list; `slimfront show` has all that is stored."""
 
-UNCOMPRESSED = Policy().digest
-"""Of the policy that changes nothing: to read each trial's policy would take longer than all else here."""
-
 LONGEST_LINE = 40
 """Characters of the sparkline."""
-
-
-def ended(trials: Sequence[TrialSummary]) -> int:
-    """Trials that the budget has paid for: those that came to an end, one that was pruned and went on later counted once.
-
-    Interrupted trials are free, and so is what failed before the search had its first result (`has_begun`).
-    """
-    pruned = {trial.number for trial in trials if trial.state is TrialState.PRUNED}
-    begun = has_begun(trials)
-    return sum(trial.retry_of not in pruned for trial in trials if is_paid(trial, begun))
-
-
-def is_paid(trial: TrialSummary, begun: bool) -> bool:
-    """Whether the budget pays for a trial of a search that has `begun`, or has not."""
-    return trial.state.has_result or (begun and trial.state is TrialState.FAILED)
-
-
-def has_begun(trials: Sequence[TrialSummary]) -> bool:
-    """Whether any trial that a worker ran had a result.
-
-    What failed before says more about the set-up than about policies: the next run tries those policies again.
-    """
-    return any(ran(trial) and trial.state.has_result for trial in trials)
 
 
 def states_text(trials: Sequence[TrialSummary]) -> str:
@@ -56,12 +30,6 @@ def states_text(trials: Sequence[TrialSummary]) -> str:
     text = ", ".join(f"{counts[state]} {state}" for state in TrialState if counts[state]) or "none yet"
     retries = sum(trial.retry_of is not None for trial in trials)
     return f"{text}; retries among them: {retries}" if retries else text
-
-
-def ran(trial: TrialSummary) -> bool:
-    """Whether a worker ran the trial to its end; the uncompressed model's takes the baseline's figures over."""
-    ended = trial.state.has_result or trial.state is TrialState.FAILED
-    return ended and trial.digest != UNCOMPRESSED
 
 
 def sensitivity_text(sensitivities: Sequence[SensitivityRecord]) -> str:

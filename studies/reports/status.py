@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
+from ..analysis.budget_rules import ended
 from ..store.records import StudyRecord
 from ..store.store import Store
 from ..store.trial_state import TrialState
-from .progress import ended, reason_rows
+from .progress import reason_rows
 
 STOPPED = "stopped"
 """An older name of the state "pruned" in the document of `status`, which its readers may still use."""

@@ -101,7 +101,7 @@ def trial_summaries(session: Session, study_id: int) -> list[TrialSummary]:
 
 
 def paid_trials(session: Session, uncompressed: str) -> dict[str, int]:
-    """Study -> trials that its budget has paid for, counted by the database by the rules of `progress.ended`.
+    """Study -> trials that its budget has paid for, counted by the database by the rules of `budget_rules.ended`.
 
     Args:
         uncompressed: digest of the policy that changes nothing.

@@ -271,7 +271,7 @@ class Store:
             return trial_summaries(session, find_study(session, study).id)
 
     def paid_trials(self) -> Mapping[str, int]:
-        """Study -> trials that its budget has paid for, as `progress.ended` counts them; none of those without any."""
+        """Study -> trials that its budget has paid for, as `budget_rules.ended` counts them; none of those without any."""
         with self._database.reading() as session:
             return paid_trials(session, Policy().digest)
 

@@ -16,10 +16,10 @@ from slimfront.hardware_profiles.cards.target import card_text, load_target
 from slimfront.hardware_profiles.profiling.fingerprint import machine
 from slimfront.search.driver import Search
 from slimfront.search.execution.local import run_local
-from slimfront.search.lock import sole_driver
 from slimfront.search.optuna.policy_sampler import PolicySampler
 from slimfront.search.optuna.sampler_factory import make_sampler
 from slimfront.search.run import run_search
+from slimfront.search.sole_driver import sole_driver
 from slimfront.search.trials.prepared_study import PreparedStudy, prepare
 from slimfront.search.trials.worker import Stage
 from slimfront.studies.analysis.front import Objective, Point, dominates

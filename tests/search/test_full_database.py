@@ -10,7 +10,7 @@ import pytest
 from slimfront.core.errors import StoreError
 from slimfront.search.driver import Search
 from slimfront.search.execution.local import run_local
-from slimfront.search.lock import sole_driver
+from slimfront.search.sole_driver import sole_driver
 from slimfront.search.trials.prepared_study import prepare
 from slimfront.studies.store.store import Store
 from slimfront.studies.study_file.spec import StudySpec

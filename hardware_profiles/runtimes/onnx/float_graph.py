@@ -156,7 +156,7 @@ def _foldable(model: ModelProto, norms: Sequence[NodeProto]) -> list[tuple[NodeP
     """(linear layer, batch-norm) of `norms` that can be folded: a layer of vectors whose output and weight nothing else reads."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     ranks = _ranks(graph)
-    readers = Counter(name for node in graph.node for name in node.input)
+    readers = _readers(graph)
     linear = {node.output[0]: node for node in model.graph.node if node.op_type in ("Gemm", "MatMul")}
     trained = {tensor.name for tensor in model.graph.initializer}  # a batch-norm without weights has other constants
 
@@ -168,6 +168,11 @@ def _foldable(model: ModelProto, norms: Sequence[NodeProto]) -> list[tuple[NodeP
         if readers[norm.input[0]] == readers[layer.input[1]] == 1:
             pairs.append((layer, norm))
     return pairs
+
+
+def _readers(graph: GraphProto) -> Counter[str]:
+    """Tensor -> how many inputs of nodes it is."""
+    return Counter(name for node in graph.node for name in node.input)
 
 
 def _ranks(graph: GraphProto) -> dict[str, int]:

@@ -29,7 +29,8 @@ from slimfront.search.trials.prepared_study import prepare
 from slimfront.search.trials.recovered import structure
 from slimfront.search.trials.worker import Stage
 from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
-from slimfront.studies.reports.progress import ended, reason_rows, states_text
+from slimfront.studies.analysis.budget_rules import ended
+from slimfront.studies.reports.progress import reason_rows, states_text
 from slimfront.studies.store.store import Store
 from slimfront.studies.study_file.parts import RungsSpec
 from slimfront.studies.study_file.spec import StudySpec
@@ -86,25 +87,25 @@ def measured(kl: float) -> dict[str, Measurement]:
 def test_who_was_stopped_goes_on_once_it_is_among_the_best(tiny_spec: Spec) -> None:
     rungs = Rungs(tiny_spec(objectives=["kl", "bops"], rungs={"recovery": [0, 0.5, 1], "reduction": 2}))
     for number, kl in enumerate((0.5, 0.6, 0.7, 0.8)):  # 0 and 1 are the best half of all four
-        verdict = rungs.verdict(number, Stage("scored", 0, final=False), measured(kl))
+        verdict = rungs.decision(number, Stage("scored", 0, final=False), measured(kl))
         assert verdict.is_promising == (number < 2)
         if number >= 2:
             rungs.stop(number, 0)
     assert rungs.promoted() is None
-    rungs.verdict(4, Stage("scored", 0, final=False), measured(0.9))
+    rungs.decision(4, Stage("scored", 0, final=False), measured(0.9))
     rungs.stop(4, 0)
     assert rungs.promoted() == 2  # the third of five, of whom three go on
     rungs.take_up(2)
     assert rungs.promoted() is None
-    assert rungs.verdict(5, Stage("scored", 0, final=False), measured(0.7), retry_of=2) is None  # it was there before
-    assert rungs.verdict(5, Stage("recovered", 1, final=False), measured(0.4), retry_of=2).of == 1
+    assert rungs.decision(5, Stage("scored", 0, final=False), measured(0.7), retry_of=2) is None  # it was there before
+    assert rungs.decision(5, Stage("recovered", 1, final=False), measured(0.4), retry_of=2).of == 1
 
 
 def test_a_recovery_that_has_ended_is_compared_with_nobody(tiny_spec: Spec) -> None:
     rungs = Rungs(tiny_spec(objectives=["kl", "bops"], rungs={"recovery": [0.5, 1], "reduction": 2}))
 
     def verdict(kl: float, rung: int = 1, final: bool = False, name: str = "recovered"):
-        return rungs.verdict(0, Stage(name, rung, final=final), measured(kl))
+        return rungs.decision(0, Stage(name, rung, final=final), measured(kl))
 
     assert verdict(0.1, final=True) is None
     assert verdict(0.1, rung=0, name="scored") is None  # the study does not look before the first epoch

@@ -11,10 +11,10 @@ import torch
 from slimfront.core.errors import EvaluationError
 from slimfront.core.measurement import Measurement
 from slimfront.core.threads import torch_threads, usable_threads
-from slimfront.hardware_profiles.bench.bench import bench_cores
+from slimfront.hardware_profiles.bench.bench import bench_cores, cores_for_workers
 from slimfront.hardware_profiles.cards.device_card import DeviceCard
 from slimfront.hardware_profiles.cards.target import Target, load_target
-from slimfront.search.trials.worker import Stage, Worker, WorkerSetup, cores_for_workers, finite
+from slimfront.search.trials.worker import Stage, Worker, WorkerSetup, finite
 from slimfront.spaces.policies.policy import Policy
 
 TINY = Path(__file__).parents[1] / "tiny_workload.py"

@@ -15,10 +15,10 @@ from slimfront.studies.analysis.front import (
     dominates,
     dominates_beyond_noise,
     hypervolume,
-    indistinguishable,
     pareto_front,
     reference_point,
 )
+from slimfront.studies.analysis.significance import twins
 from slimfront.studies.study_file.constraint import Constraint
 
 DROP, LATENCY, SPEEDUP, FLOPS = map(Objective.of, ("accuracy_drop", "latency_ms", "speedup", "flops"))
@@ -157,7 +157,7 @@ def test_a_difference_inside_the_noise_is_no_difference():
     a, b = point(0, 1.0, 1.0, noise=0.5), point(1, 2.0, 1.5, noise=0.5)
     assert dominates(a, b, [DROP, LATENCY])
     assert not dominates_beyond_noise(a, b, [DROP, LATENCY])  # 1.5 touches 1.5
-    assert indistinguishable(a, b, [DROP, LATENCY])
+    assert twins([a, b], [DROP, LATENCY]) == [(0, 1)]
 
 
 def test_better_in_one_beyond_noise_and_worse_in_none_dominates():
@@ -165,7 +165,7 @@ def test_better_in_one_beyond_noise_and_worse_in_none_dominates():
     assert not dominates(a, b, [DROP, LATENCY])
     assert dominates_beyond_noise(a, b, [DROP, LATENCY])
     assert not dominates_beyond_noise(b, a, [DROP, LATENCY])
-    assert not indistinguishable(a, b, [DROP, LATENCY])
+    assert not twins([a, b], [DROP, LATENCY])
 
 
 def test_noise_of_a_maximised_objective():
@@ -178,7 +178,7 @@ def test_a_trade_beyond_noise_dominates_neither_way():
     a, b = point(0, 1.0, 2.0, noise=0.25), point(1, 2.0, 1.0, noise=0.25)
     assert not dominates_beyond_noise(a, b, [DROP, LATENCY])
     assert not dominates_beyond_noise(b, a, [DROP, LATENCY])
-    assert not indistinguishable(a, b, [DROP, LATENCY])
+    assert not twins([a, b], [DROP, LATENCY])
 
 
 def test_dominance_beyond_noise_may_run_in_a_circle():

@@ -14,7 +14,7 @@ from rich.console import Console, RenderableType
 from slimfront.core.errors import StoreError
 from slimfront.core.measurement import Measurement
 from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
-from slimfront.studies.reports.progress import ended
+from slimfront.studies.analysis.budget_rules import ended
 from slimfront.studies.reports.report import front_table, front_text, status_report, studies_table, trial_report
 from slimfront.studies.store import tables
 from slimfront.studies.store.records import INTERRUPTED, Violation

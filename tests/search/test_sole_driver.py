@@ -15,8 +15,8 @@ from pathlib import Path
 import optuna
 import pytest
 from slimfront.core.errors import StoreError
-from slimfront.search.lock import sole_driver
 from slimfront.search.optuna.study import open_storage
+from slimfront.search.sole_driver import sole_driver
 from slimfront.spaces.policies.policy import Policy
 from slimfront.studies.store import lease
 from slimfront.studies.store.store import Store
@@ -28,7 +28,7 @@ REFUSED = "study 'tiny' is being searched by another process"
 DRIVER = """
 import sys, time
 from slimfront.core.errors import StoreError
-from slimfront.search.lock import sole_driver
+from slimfront.search.sole_driver import sole_driver
 from slimfront.studies.store import lease
 from slimfront.studies.store.store import Store
 
