@@ -128,7 +128,7 @@ class AnalyticCost:
         knobs = {(knob.kind, knob.governs): index for index, knob in enumerate(self._space.knobs)}
         self._width_knob = knobs.get(("width", ()))
         self._channel_knobs = [knobs.get(("channels", (group.name,))) for group in self._space.groups]
-        # A neutral choice alone is no knob: what the space fixes is read from a policy of it.
+        # A decision with one choice is not a knob: what the space fixes is read from one of its policies.
         fixed = self._space.uniform({})
         widths = self._choices(self._width_knob, fixed.width)
         self._kept_tables = [
@@ -169,13 +169,13 @@ class AnalyticCost:
 
 
 def _other_parameters(model: nn.Module, layers: Sequence[Layer]) -> int:
-    """Parameters that are no layer's weight."""
+    """Parameters that are not the weight of a layer."""
     weights = sum(_weight(model, layer.name).numel() for layer in layers)
     return sum(parameter.numel() for parameter in model.parameters()) - weights
 
 
 def _buffer_bytes(model: nn.Module) -> int:
-    """What a packed file holds beside parameters, such as the statistics of batch-norm."""
+    """Bytes of a packed file that are not parameters, such as the statistics of batch-norm."""
     return sum(tensor.nbytes for _, tensor in stored_as_is(model, dict(model.named_parameters())))
 
 
