@@ -122,6 +122,8 @@ def _found_nothing(search: Search) -> str | None:
     on_front = {point.trial for point in search.front}
     if any(trial.number in on_front and not trial.policy.is_uncompressed for trial in trials):
         return None
+    if not trials and search.spec.budget.timeout_s is not None:
+        return "no trial ended before the time was over; give it a longer timeout_s"
     because = [f"{count} {state}: {reason}" for count, state, reason in reason_rows(trials)[:1]]
     return "; ".join(["found nothing but the uncompressed model", states_text(trials), *because])
 

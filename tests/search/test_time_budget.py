@@ -1,8 +1,13 @@
 """What a run may still spend, by hand."""
 
+import io
 import time
+from pathlib import Path
 
 import pytest
+from rich.console import Console
+from slimfront.core.errors import SearchError
+from slimfront.search.run import run_search
 from slimfront.search.time_budget import GRACE_SECONDS, TimeBudget
 
 
@@ -30,3 +35,11 @@ def test_a_trial_that_hangs_ends_some_time_after_the_budget() -> None:
     assert budget(100, spent=40).limit([50]) == pytest.approx(60 + 150, abs=1)
     assert budget(None).limit([50]) is None
     assert not budget(None, spent=1e9).is_spent([1e9], points=5)
+
+
+def test_a_budget_that_is_over_before_the_first_trial_says_so(tiny_spec, tmp_path: Path) -> None:
+    spec = tiny_spec(budget={"trials": 3, "timeout_s": 60}, sensitivity=False, workers=0)
+    with pytest.raises(SearchError, match="no trial ended before the time was over; give it a longer timeout_s"):
+        run_search(
+            spec, f"sqlite:///{tmp_path}/s.db", tmp_path / "a", Console(file=io.StringIO()), time.monotonic() - 60
+        )
