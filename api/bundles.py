@@ -58,7 +58,7 @@ class Verification:
 
 
 def verify(bundle: str | Path, workload: str | Workload | None = None, *, base: str | Path = ".") -> Verification:
-    """Hold a bundle against its card: files, size, accuracy on this machine, paired speed-up where the target is.
+    """Check a bundle against its card: files, size, accuracy on this machine, paired speed-up where the target is.
 
     Nothing that the bundle names is run. `Study.verify` takes the workload of the study that made the bundle.
 

@@ -18,7 +18,7 @@ def compress(
 ) -> nn.Module:
     """A compressed copy of `model`, as a trial of the policy makes it: channels removed, weights zeroed, recovered and rounded.
 
-    What layers read is not rounded: an artifact's activations are, and only an exported artifact is what was measured.
+    Only weights are rounded. Activation quantization exists only in the exported artifact, which is what was measured.
 
     Args:
         model: trained; left as it is.

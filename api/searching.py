@@ -51,14 +51,13 @@ def search(
 
     Where things run. This process proposes policies, stores what is found and, when the search is over, measures the front
     again; the current folder is meanwhile the study file's. With `workers=0`, the default, trials run one after the other in a
-    child process on this machine, which a crash of a trial does not take down with it; with more, in that many Ray workers:
-    on this machine, or on the cluster that RAY_ADDRESS names. Latency is measured by a process of its own on the target.
+    child process on this machine, so that a crash does not end the search; with more, in that many Ray workers: on this machine, or on the cluster that RAY_ADDRESS names. Latency is measured by a process of its own on the target.
     The script that calls this needs no `if __name__ == "__main__":`.
 
     A workload by name is loaded again by every worker. A `Workload` object is pickled and sent to the workers, classes and
     functions of the main script or of a notebook included; modules of yours that it imports must be importable where workers
     run. The database does not hold the object: to continue such a study, call this again with the same workload.
-    Ctrl-C raises KeyboardInterrupt; everything finished is stored, and the same call continues.
+    Ctrl-C raises KeyboardInterrupt; finished trials are stored, and the same call continues.
 
     Args:
         workload_or_study: a study file's path, a shipped study's name or a `StudySpec`; or a workload: its name, as a study

@@ -160,7 +160,7 @@ class Study:
         return ExportedBundle(self.name, exported, Path(to))
 
     def verify(self, bundle: str | Path | ExportedBundle, workload: Workload | None = None) -> Verification:
-        """Hold a bundle that this study made against its card: files, size, accuracy, paired speed-up.
+        """Check a bundle that this study made against its card: files, size, accuracy, paired speed-up.
 
         Args:
             workload: what the study was searched with, where it was given as an object.

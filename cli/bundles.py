@@ -57,7 +57,7 @@ def verify(
     storage: Storage = DEFAULT_STORAGE,
     format: Format = "table",
 ) -> None:
-    """Hold a bundle against its card: files, size, accuracy on this machine, paired speed-up where the target is.
+    """Check a bundle against its card: files, size, accuracy on this machine, paired speed-up where the target is.
 
     Nothing that the bundle names is run. The exit code is 1 where something does not hold. A speed-up may well differ on
     another kind of machine.

@@ -67,7 +67,7 @@ def fail(message: str, code: int) -> NoReturn:
 
 
 def opened(storage: str) -> Store:
-    """The store of a database, which is not made where it is not there."""
+    """The store of an existing database; a missing one is not created."""
     from ..studies.store.store import Store
 
     return Store(storage, create=False)

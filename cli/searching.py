@@ -38,9 +38,7 @@ def search(
     ],
     trials: Annotated[
         int | None,
-        typer.Option(
-            parser=whole_number, metavar="N", help="Trials the study shall have in all, in place of the file's."
-        ),
+        typer.Option(parser=whole_number, metavar="N", help="Trials in all; overrides the file's number."),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(parser=whole_number, metavar="N", help="Ray workers; 0 runs without Ray.")
@@ -59,7 +57,7 @@ def search(
         typer.Option(
             parser=number,
             metavar="SECONDS",
-            help="Seconds the command may take in all, as far as that can be foreseen.",
+            help="Time limit for the command in seconds, approximate.",
         ),
     ] = None,
     artifacts: Artifacts = DEFAULT_ARTIFACTS,
@@ -67,7 +65,7 @@ def search(
 ) -> None:
     """Run a study, or continue it where it stopped.
 
-    Ctrl-C stops it; nothing finished is lost and the same command goes on.
+    Ctrl-C stops it; finished trials are stored, and the same command continues.
     """
     started = time.monotonic()
     from .. import api
@@ -77,7 +75,7 @@ def search(
     try:
         api.search(spec, storage=storage, artifacts=artifacts, progress=err, started=started)
     except KeyboardInterrupt:
-        fail("interrupted; everything finished is stored, the same command goes on", INTERRUPTED)
+        fail("interrupted; finished trials are stored; run the same command to continue", INTERRUPTED)
     front(spec.study, format, None, storage)
     if format == "json":
         return
@@ -107,7 +105,7 @@ def inspect(
     ] = None,
     format: Format = "table",
 ) -> None:
-    """Show what a search could do to a workload and what it could not, and why, before it starts."""
+    """Show, before a search, what it could compress in a workload and what it could not, and why."""
     from .. import api
     from ..studies.inspection.report import inspection_tables
 

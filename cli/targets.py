@@ -33,7 +33,7 @@ def profile(
 ) -> None:
     """Measure this machine as a target runs it: arithmetic per precision, memory, dispatch, well-known models.
 
-    Takes at most a minute, and says what a slow runtime left no time for. The card is kept in the database; studies use it by
+    Takes at most a minute, and lists what it had no time to measure. The card is kept in the database; studies use it by
     the file that --out writes.
     """
     from ..studies.reports.profiles import measure_target

@@ -50,7 +50,7 @@ class _Loader(_SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         if node.tag in _NUMBERS and len(node.value) > MAX_DIGITS:
-            problem = f"a number of {len(node.value):,} characters; it may have {MAX_DIGITS}"
+            problem = f"a number of {len(node.value):,} characters; at most {MAX_DIGITS} are allowed"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
         try:
             return super().construct_object(node, deep)
@@ -99,7 +99,7 @@ def require_regular(path: Path) -> os.stat_result:
     if stat.S_ISLNK(status.st_mode):
         raise DocumentError("is a link; a file itself has to be there")
     if not stat.S_ISREG(status.st_mode):
-        raise DocumentError("is no regular file")
+        raise DocumentError("is not a regular file")
     return status
 
 
@@ -142,7 +142,7 @@ def json_document(content: bytes | str) -> Any:
 
 def _whole(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
-        raise ValueError(f"a number of {len(digits):,} characters; it may have {MAX_DIGITS}")
+        raise ValueError(f"a number of {len(digits):,} characters; at most {MAX_DIGITS} are allowed")
     return int(digits)
 
 
@@ -202,6 +202,6 @@ def _refuse_duplicate_keys(nodes: list[yaml.Node]) -> None:
             if not isinstance(key, yaml.ScalarNode):
                 continue
             if (key.tag, key.value) in seen:
-                problem = f"the key {shortened(key.value)} is there twice"
+                problem = f"the key {shortened(key.value)} appears twice"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             seen.add((key.tag, key.value))

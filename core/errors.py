@@ -8,7 +8,7 @@ SlimfrontError                 base: one clear line for a person, never a traceb
 │   ├── WorkloadError          a workload that cannot be loaded or breaks its contract
 │   ├── TargetError            a target card, or a runtime that is not installed
 │   ├── PolicyError            a policy that is malformed or does not fit its model
-│   └── StoreError             a database, study or trial that is not there or is in use
+│   └── StoreError             a database, study or trial that does not exist or is in use
 ├── ArtifactsError             the artifacts folder cannot be written to; nothing could be kept of any trial
 ├── WorkerStartError           no worker can start; no trial could run
 └── TrialError                 one trial failed; stored as its reason, the search goes on
@@ -72,7 +72,7 @@ class PolicyError(UserError):
 
 
 class StoreError(UserError):
-    """A database, study or trial is not there or is in use."""
+    """A database, study or trial does not exist or is in use."""
 
 
 class ArtifactsError(SlimfrontError):
@@ -104,5 +104,5 @@ def describe_exception(error: BaseException, limit: int = MOST_CHARACTERS) -> st
     try:
         message = str(error)
     except Exception:  # it is of a class of the user's
-        message = "(its message cannot be had)"
+        message = "(message unavailable)"
     return one_line(f"{type(error).__name__}: {message}" if message else type(error).__name__, limit)

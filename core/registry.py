@@ -43,8 +43,8 @@ class Registry(Mapping[str, T], Generic[T]):
     def register(self, name: str, implementation: T, *, replace: bool = False) -> None:
         """Make an implementation known by `name`.
 
-        What is of the same class or function of the caller's replaces the former one: a notebook's cell or a workload's file runs
-        again.
+        A name can be registered again by the same class or function of the caller's, as when a notebook's cell or a workload's
+        file runs again.
 
         Args:
             replace: take the place of the implementation of that name.

@@ -1,4 +1,4 @@
-"""How many threads this process may run, and another number of torch's for a while.
+"""How many threads this process may use, and how to change torch's number of threads temporarily.
 
 Threads of one operation wait for each other by spinning: more of them than cores take seconds where one takes milliseconds.
 """

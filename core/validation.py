@@ -77,7 +77,7 @@ def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
     seen = set()
     for value in values:
         if value in seen:
-            raise ValueError(f"{value} is there twice")
+            raise ValueError(f"{value} appears twice")
         seen.add(value)
     return values
 
@@ -87,7 +87,7 @@ Listed = Annotated[tuple[T, ...], Field(max_length=1000), BeforeValidator(_as_tu
 
 
 def one_of(allowed: tuple[T, ...]) -> AfterValidator:
-    """What pydantic checks a value with that may be one of these."""
+    """A pydantic validator that accepts only these values."""
 
     def check(value: T) -> T:
         if value not in allowed:

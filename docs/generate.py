@@ -49,7 +49,7 @@ EXIT_CODES = {
     0: "success",
     1: "the command ran and the answer is no: a search found nothing or could not go on, a bundle is not what its card says",
     2: "wrong input: one line on stderr names the file, the key or option and what would be right",
-    130: "interrupted by Ctrl-C or SIGTERM; everything finished is stored",
+    130: "interrupted by Ctrl-C or SIGTERM; finished trials are stored",
 }
 
 SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Yields):$", re.MULTILINE)

@@ -46,7 +46,7 @@ def score(artifact: Artifact, data: MapDataset, context: Context) -> Scores:
 
 
 def _require_finite(outputs: np.ndarray, first: int) -> None:
-    """Hold the outputs [n, ...] of samples from number `first` on to be numbers."""
+    """Raise unless all outputs [n, ...] are finite; they are of the samples from number `first` on."""
     finite = np.isfinite(outputs).reshape(len(outputs), -1).all(1)
     if not finite.all():
         raise EvaluationError(

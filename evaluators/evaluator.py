@@ -107,10 +107,7 @@ class Evaluator(ABC):
         """
 
     def refusal(self, target: Target) -> str | None:
-        """Why its metrics cannot be had of a target; None where they can.
-
-        Of a remote target it is what the card rules out alone: that machine is not this one.
-        """
+        """Why a target does not provide its metrics; None if it does. For a remote target only the card is checked."""
         if self.source == "bench" and target.predict:
             return f"a latency table predicts {', '.join(PREDICTABLE)} and nothing else"
         if self.source == "table" and not target.predict:
@@ -122,7 +119,7 @@ def needed(value: T | None, why: str) -> T:
     """`value`, which an evaluator cannot do without.
 
     Raises:
-        EvaluationError: it is not there; the message is `why`.
+        EvaluationError: it is None; the message is `why`.
     """
     if value is None:
         raise EvaluationError(why)

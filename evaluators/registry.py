@@ -23,7 +23,7 @@ def register(evaluator: type[E]) -> type[E]:
     metrics. It runs in the studies that name one of them, in every process.
 
     Raises:
-        UserError: it is no `Evaluator`, its name is taken, a metric of another meaning has one of its metrics' names, or another
+        UserError: it is not an `Evaluator`, its name is taken, a metric of another meaning has one of its metrics' names, or another
             evaluator makes one of them in the same phase.
     """
     _require_new(evaluator)
@@ -50,7 +50,7 @@ def adopt(added: Iterable[type[Evaluator]]) -> None:
 
 
 def evaluators(names: Iterable[str] = ()) -> list[Evaluator]:
-    """The registered evaluators, and what installed packages offer for the metrics of these `names`, in the order of metrics."""
+    """The registered evaluators and those of installed packages for the metrics `names`, in the order of metrics."""
     for offered in dict.fromkeys(map(METRICS.evaluator, names)):
         if offered is not None and offered not in map(type, _EVALUATORS.values()):
             register(offered)
@@ -58,7 +58,7 @@ def evaluators(names: Iterable[str] = ()) -> list[Evaluator]:
 
 
 def measure(lowered: LoweredCandidate, context: Context, *phases: Phase) -> list[Measurement]:
-    """All that the evaluators of these phases make of a candidate.
+    """All measurements of a candidate by the evaluators of these phases.
 
     Raises:
         EvaluationError: a number cannot be produced.
@@ -68,10 +68,10 @@ def measure(lowered: LoweredCandidate, context: Context, *phases: Phase) -> list
 
 
 def require_available(metric: str, target: Target) -> None:
-    """See that a metric can be had of a target; of a remote one only what its card rules out, as its machine is not this one.
+    """Check that a target provides a metric. For a remote target only its card is checked.
 
     Raises:
-        EvaluationError: it cannot; the message says why.
+        EvaluationError: it does not; the message says why.
     """
     makers = [evaluator for evaluator in evaluators([metric]) if METRICS[metric] in evaluator.metrics]
     refusals = [evaluator.refusal(target) for evaluator in makers]
@@ -81,7 +81,7 @@ def require_available(metric: str, target: Target) -> None:
 
 
 def _chosen(context: Context, phases: set[Phase]) -> Iterator[Evaluator]:
-    """The evaluators of some phases that have to do with the study and the target."""
+    """The evaluators of some phases that the study needs and the target supports."""
     named = set(context.metrics)
     for evaluator in evaluators(context.metrics):
         is_named = not named.isdisjoint(metric.name for metric in evaluator.metrics)
@@ -100,7 +100,7 @@ def _place(evaluator: Evaluator) -> int:
 
 def _require_new(evaluator: object) -> None:
     if not (isinstance(evaluator, type) and issubclass(evaluator, Evaluator)):
-        raise UserError(f"{evaluator} is no subclass of {Evaluator.__module__}.{Evaluator.__name__}")
+        raise UserError(f"{evaluator} is not a subclass of {Evaluator.__module__}.{Evaluator.__name__}")
     if evaluator.name in _EVALUATORS:
         raise UserError(f"evaluator {evaluator.name!r} is already registered; known are {', '.join(_EVALUATORS)}")
     for metric in evaluator.metrics:

@@ -28,7 +28,7 @@ class Scores:
 
     @property
     def hits(self) -> np.ndarray | None:
-        """1 where a sample is right, shape [n]; None for a metric that is no mean over samples."""
+        """1 where a sample is right, shape [n]; None for a metric that is not a mean over samples."""
         if not isinstance(self.metric, str):
             return None
         best = self.outputs.topk(TOP_K[self.metric], dim=1).indices
@@ -38,7 +38,7 @@ class Scores:
         """The metric over all samples, or over those of the index array `chosen`.
 
         Raises:
-            EvaluationError: a metric function returned something that is no finite number.
+            EvaluationError: a metric function did not return a finite number.
         """
         if (hits := self.hits) is not None:
             return float(hits.mean() if chosen is None else hits[chosen].mean())
@@ -59,8 +59,8 @@ class Scores:
     def drop_from(self, reference: Scores) -> tuple[float, float, float, str]:
         """How much lower this scores than `reference` on the same samples, with its paired 95 % interval.
 
-        Of hits it is a count over a count: 20 of 400 are 0.05, as a user would write it, and not the 0.0500...04 that two
-        rounded rates differ by.
+        For hits it is computed from counts: 20 of 400 is exactly 0.05, while the difference of two rounded rates is
+        0.0500...04.
         """
         if (ours := self.hits) is not None and (theirs := reference.hits) is not None:
             drop = float((theirs - ours).sum()) / len(ours)

@@ -24,14 +24,14 @@ class ArtifactSize(Evaluator):
 
 @register
 class CountedSize(Evaluator):
-    """What the tensors of the packed file will take; see `counted_bytes` for what is not known before the candidate's grids."""
+    """The estimated size of the packed file's tensors, before it is written; `counted_bytes` says what the estimate leaves out."""
 
     name = "counted size"
     metrics = metrics_named("packed_bytes")
     phases = ("counted", "timed")
 
     def evaluate(self, lowered: LoweredCandidate, context: Context) -> list[Measurement]:
-        if lowered.packed is not None:  # the file itself says more
+        if lowered.packed is not None:  # its size is measured instead
             return []
         candidate = needed(lowered.candidate, "counted size needs the model")
         how = "counted: dense, bitmap or CSR, steps and tables"

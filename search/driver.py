@@ -1,8 +1,7 @@
 """The driver of a search: proposes policies, stores what workers find, keeps the front.
 
-It is the only writer: of Optuna's tables through `OptunaStudy`, of slimfront's through `Store`. Runners (`execution.local`,
-`execution.ray_tune`) call `propose`, `advance`, `finish` and `interrupt`, and know nothing of either. Ctrl-C comes between
-these calls, so that both sets of tables always agree.
+Only the driver writes to the database: Optuna's tables through `OptunaStudy`, slimfront's through `Store`. Ctrl-C comes between
+the calls of runners (`execution.local`, `execution.ray_tune`), so that both sets of tables always agree.
 """
 
 from __future__ import annotations
@@ -124,7 +123,7 @@ class Search:
         return None
 
     def _continued(self) -> Asked:
-        """A stopped trial that would go on now, its policy run again; it is charged to the budget once."""
+        """Continue a trial that a rung stopped and that is now among the best; the budget counts both as one."""
         number = self._rungs.promoted()
         assert number is not None  # the search would be over
         self._rungs.take_up(number)
@@ -259,7 +258,7 @@ class Search:
         return known_damage(self.prepared.space, self._sensitivity.records)
 
     def _learn_sensitivity(self) -> None:
-        """Have what single choices damage measured: by a thread while workers run, or here once the anchors have ended."""
+        """Measure sensitivity: in a thread while Ray workers run, otherwise here once the anchors have ended."""
         if self._learned or self.is_over:
             return
         if self.spec.workers and not self._sensitivity.has_started:
@@ -273,7 +272,7 @@ class Search:
         self._proposals.add(self._path())
 
     def _resume(self) -> None:
-        """Take up what earlier runs left: finished trials, and orphans to try again."""
+        """Load what earlier runs left: finished trials, and interrupted ones to try again."""
         self._is_new = self.optuna.is_new
         self._books.repair()
         trials = self.store.trials(self.spec.study)
@@ -286,14 +285,14 @@ class Search:
         self._front.save()
 
     def _take_over(self, trial: TrialRecord) -> None:
-        """Know again what an earlier run found."""
+        """Count a trial of an earlier run, and note its result."""
         self._charge(trial)
         self._rungs.resume(trial, self.store.measurement_history(self.spec.study, trial.number))
         if trial.state is TrialState.COMPLETE:
             self._front.resume(trial)
 
     def _path(self) -> list[Policy]:
-        """The greedy path where single damages are known."""
+        """The greedy path, if sensitivity is known."""
         return greedy_policies(self.prepared, self._known_damage()) if self._sensitivity.records else []
 
     # How trials begin and end

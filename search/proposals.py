@@ -17,7 +17,7 @@ from .optuna.study import OptunaStudy
 from .sampler.untried import Untried
 
 RETRY_OF = "retry_of"
-"""Attribute of a trial of Optuna's that runs another's policy again: the other's number."""
+"""Attribute of an Optuna trial that repeats the policy of another: the other's number."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Proposal:
 
     Attributes:
         recovered: weights of the same structure after the same recovery, which need not be done again; None without.
-        limit_s: seconds after which the trial is ended; one that is not the study's `trial_timeout_s` is what the search has left,
-            and a trial that it ends is tried again.
+        limit_s: seconds after which the trial is ended: the study's `trial_timeout_s`, or what the search has left where that is
+            less; a trial ended for the latter is tried again.
     """
 
     number: int
@@ -39,7 +39,7 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Asked:
-    """What Optuna was asked for: a trial's number, its policy, and the trial whose policy it runs again."""
+    """A trial that Optuna handed out: its number, its policy, and the trial whose policy it repeats."""
 
     number: int
     policy: Policy
@@ -51,10 +51,10 @@ class Proposals:
 
     Args:
         seed: of the order in which untried points are looked for.
-        tell: hears of proposals that were tried before.
+        tell: is called with proposals that were tried before.
 
     Attributes:
-        untried: which points of the space were not tried yet.
+        untried: the points of the space not tried yet.
         is_exhausted: whether the space was found to hold no other policy.
     """
 
@@ -68,17 +68,17 @@ class Proposals:
 
     @property
     def has_first(self) -> bool:
-        """Whether policies wait that no sampler is asked for."""
+        """Whether policies are queued that do not come from the sampler."""
         return bool(self._first)
 
     def resume(
         self, trials: Sequence[TrialRecord], paid: Sequence[TrialRecord], continued: Callable[[int | None], bool]
     ) -> None:
-        """Take up what earlier runs tried; what they left without a result is tried again.
+        """Load what earlier runs tried; trials that ended without a result are queued again.
 
         Args:
             paid: the trials that have a result.
-            continued: whether a trial that retries the one of this number continues it.
+            continued: whether a retry of the trial of this number continues its training.
         """
         self._seen.update({trial.digest: trial.number for trial in paid})
         self._known = {trial.digest for trial in trials}
@@ -90,13 +90,13 @@ class Proposals:
         self._first += [(self._space.parameters(trial.policy), {RETRY_OF: trial.number}) for trial in again]
 
     def add(self, policies: Iterable[Policy]) -> None:
-        """Try these before the sampler is asked, each once and without those that the study has tried."""
+        """Queue these before the sampler's proposals, each once; policies that the study has tried are skipped."""
         known = self._known | self._seen.keys()
         new = dict.fromkeys(policy for policy in policies if policy.digest not in known)
         self._first += [(self._space.parameters(policy), {}) for policy in new]
 
     def drop(self, waiting: Sequence[Mapping[str, Choice]]) -> None:
-        """Leave out what Optuna has enqueued already, as it asks for that first."""
+        """Drop queued policies that Optuna has enqueued already: it hands those out first anyway."""
         self._first = deque(item for item in self._first if item[0] not in waiting)
 
     def next(self, optuna: OptunaStudy) -> Asked | None:
@@ -107,7 +107,7 @@ class Proposals:
             asked = self._ask(optuna)
             if asked.policy.digest not in self._seen or asked.retry_of is not None:
                 return asked
-            # Nothing that was proposed here: a trial that someone else enqueued in the study.
+            # Not proposed here: a trial that another program enqueued in the study.
             duplicate_of = self._seen[asked.policy.digest]
             optuna.reject(asked.number, duplicate_of)
             self._tell(DuplicateProposed(asked.number, duplicate_of))
@@ -115,16 +115,16 @@ class Proposals:
         return None
 
     def again(self, trial: TrialRecord, optuna: OptunaStudy) -> Asked:
-        """The policy of a trial that goes on."""
+        """A new trial that continues a stopped one."""
         optuna.enqueue(self._space.parameters(trial.policy), {RETRY_OF: trial.number})
         return self._ask(optuna)
 
     def start(self, asked: Asked) -> None:
-        """Note that a policy is tried."""
+        """Mark a policy as tried."""
         self._seen[asked.policy.digest] = asked.number
 
     def forget(self, trial: TrialRecord) -> None:
-        """Note that a trial says nothing of its policy."""
+        """Mark the policy of a trial as untried: it ended without a result."""
         self._seen.pop(trial.digest, None)
 
     def _ask(self, optuna: OptunaStudy) -> Asked:
@@ -134,12 +134,12 @@ class Proposals:
 
 
 def _left(trials: Sequence[TrialRecord], paid: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Trials that say nothing of their policies."""
+    """Trials that ended without a result."""
     settled = {trial.number for trial in paid}
     return [trial for trial in trials if trial.number not in settled]
 
 
 def _given_up(trials: Sequence[TrialRecord], left: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Those left that failed, and whose policies came to no result too often to be tried again."""
+    """Failed trials whose policies ended without a result too often to be tried again."""
     broken = Counter(trial.digest for trial in trials if not trial.state.has_result)
     return [trial for trial in left if trial.state is TrialState.FAILED and broken[trial.digest] > MOST_RETRIES]

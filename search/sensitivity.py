@@ -44,7 +44,7 @@ from .trials.prepared_study import PreparedStudy
 SAMPLES = 64
 """Of the search-validation split, evenly spread over it."""
 
-TELLING = 0.3
+MOST_DAMAGE = 0.3
 """The choice measured is the one guessed to do most damage below this, in nats: more than noise, and not yet broken.
 `benchmarks/searching/sensitivity_choice.py`: any two of its tasks choose it for the third."""
 
@@ -67,14 +67,14 @@ class Probe:
     policy: Policy
 
 
-def probes(space: Space, limit: float = TELLING) -> list[Probe]:
+def probes(space: Space, limit: float = MOST_DAMAGE) -> list[Probe]:
     """One per knob that does damage alone: of the choice guessed to do most damage below `limit`, in nats."""
     base = space.parameters(space.uniform({}))
     found = []
     for knob in space.knobs:
         offered = [choice for choice in knob.choices if choice not in (KNOB_KINDS[knob.kind].neutral, base[knob.name])]
         if KNOB_KINDS[knob.kind].is_damaging and offered:
-            choice = _telling(knob, offered, limit)
+            choice = _chosen(knob, offered, limit)
             found.append(Probe(knob, choice, space.policy({**base, knob.name: choice})))
     return found
 
@@ -87,7 +87,7 @@ def measured(
     The first one's seconds include the calibration.
 
     Args:
-        tell: hears of what cannot be measured, and why.
+        tell: is called with what cannot be measured, and why.
     """
     started = time.monotonic()
     try:
@@ -111,13 +111,13 @@ def measured(
 
 
 class Sensitivity:
-    """What single choices damage in a study: as stored, as another study of the workload found, else measured here.
+    """The damage of single choices in a study: as stored, as another study of the workload found, or measured here.
 
     Every damage is stored as soon as it is known, so that a run which is stopped loses none; the next one measures the rest.
 
     Args:
         seconds: that this run may spend on it; what it leaves out is reported.
-        tell: hears of each choice that is measured, and of those that are not.
+        tell: is called with each choice that is measured, and with those that cannot be.
 
     Attributes:
         records: what is known so far.
@@ -272,7 +272,7 @@ class Simulation:
         return Scores(outputs, self._targets, self._prepared.context.workload.metric)
 
 
-def _telling(knob: Knob, offered: Sequence[Choice], limit: float) -> Choice:
+def _chosen(knob: Knob, offered: Sequence[Choice], limit: float) -> Choice:
     guesses: Mapping[Choice, float] = guessed_damage(knob.kind, knob.choices, KNOB_KINDS[knob.kind].neutral)
     mild = [choice for choice in offered if guesses[choice] < limit]
     return max(mild, key=lambda choice: guesses[choice]) if mild else min(offered, key=lambda c: guesses[c])

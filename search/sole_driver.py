@@ -55,7 +55,7 @@ class _Heart(threading.Thread):
         while not self._stopped.wait(lease.HEARTBEAT_S):
             try:
                 self._held.renew()
-            except StoreError:  # or the database was busy or away for a moment: the next beat tells
+            except StoreError:  # or the database was busy or unreachable for a moment; the next heartbeat shows which
                 if self._is_lost():
                     break
 

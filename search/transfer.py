@@ -31,7 +31,9 @@ def earlier_trials(store: Store, spec: StudySpec, space: Space) -> list[Transfer
     for other in _same_workload(store, study):
         for trial in store.trials(other.name):
             if trial.digest not in found and (parameters := _point(space, trial.policy)) is not None:
-                found[trial.digest] = _told(trial, parameters, spec, same_target=other.spec.target == spec.target)
+                found[trial.digest] = _transferred(
+                    trial, parameters, spec, same_target=other.spec.target == spec.target
+                )
     useful = [trial for trial in found.values() if trial.damage is not None or any(v is not None for v in trial.values)]
     return useful[-MOST_TRIALS:]
 
@@ -59,7 +61,9 @@ def _point(space: Space, policy: Policy) -> dict[str, Choice] | None:
         return None  # it decides what this space does not offer
 
 
-def _told(trial: TrialRecord, parameters: dict[str, Choice], spec: StudySpec, same_target: bool) -> TransferredTrial:
+def _transferred(
+    trial: TrialRecord, parameters: dict[str, Choice], spec: StudySpec, same_target: bool
+) -> TransferredTrial:
     measured = {name: measurement.value for name, measurement in trial.measurements.items()}
     values = [measured.get(name) if same_target and not is_quality(name) else None for name in spec.objectives]
     damage = measured.get(DAMAGE) if trial.state is not TrialState.PRUNED else None

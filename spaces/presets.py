@@ -1,4 +1,4 @@
-"""Choices that have served each family of networks: what a study file does not say, these do.
+"""Defaults that suit each family of networks, for keys that a study file leaves open.
 
 | family | what is searched | why |
 |---|---|---|
@@ -6,7 +6,7 @@
 | transformer | blocks, heads, MLP and embedding width; 8- or 4-bit weights; distillation | heads and blocks are redundant (Michel et al. 2019, arXiv:1905.10650; Men et al. 2024, arXiv:2403.03853), matrices multiply as fast as they are read (Frantar et al. 2023, arXiv:2210.17323) |
 | recurrent | hidden units; 8- or 4-bit weights, activations on integers or not (weight-only); distillation | one step multiplies matrices by a vector: fewer units are fewer bytes to read at every step (Narang et al. 2017, arXiv:1704.05119) |
 
-Float stays a choice everywhere: at batch 1 small matrices can be slower on integers, which only measuring tells.
+Float stays a choice everywhere: at batch 1 small matrices can be slower on integers, which only measuring shows.
 """
 
 from __future__ import annotations

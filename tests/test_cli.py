@@ -184,7 +184,7 @@ def typed(*arguments: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
         ("profile cpu-opnvino --show", "target 'cpu-opnvino' is neither a shipped card nor a file; did you mean cpu"),
         (
             "front X --storage me@host/x",
-            "storage 'me@host/x' is no database URL; write a file's name, sqlite:///slimfront.db or",
+            "storage 'me@host/x' is not a database URL; write a file's name, sqlite:///slimfront.db or",
         ),
     ],
 )
@@ -452,7 +452,7 @@ def test_ctrl_c_loses_nothing_and_the_same_command_goes_on(workers: int, study: 
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
     output = output_at_end(process)
     assert process.returncode == 130, output
-    assert "the same command goes on" in output
+    assert "run the same command to continue" in output
     assert "Traceback" not in output
     finished = rows(folder, "select number, state from slimfront_trial where state = 'complete'")
     assert len(finished) >= 2

@@ -70,8 +70,8 @@ def test_a_url_without_a_password_is_shown_as_it_is(url: str):
 @pytest.mark.parametrize(
     ("url", "problem"),
     [
-        ("postgresql//me:secret@host/name", "storage 'postgresql//me:***@host/name' is no database URL"),
-        ("postgresql://me:secret@host:word/name", "postgresql://me:***@host:word/name: the port is no number"),
+        ("postgresql//me:secret@host/name", "storage 'postgresql//me:***@host/name' is not a database URL"),
+        ("postgresql://me:secret@host:word/name", "postgresql://me:***@host:word/name: the port is not a number"),
         ("postgresql://me:sec@ret@host/name", "postgresql://me:***@host/name: a password's own characters are escaped"),
         ("mysql://me:secret@host/name", "mysql://me:***@host/name: storage is SQLite or PostgreSQL, not mysql"),
     ],

@@ -79,8 +79,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in MODELS:
             found[name] = measure(name, 3 if options.quick else 15, Path(folder))
-            told = "  ".join(f"{key} {value:.3f}" for key, value in found[name].items())
-            print(f"{name:10} {told}  bar on lower_s {BAR_SECONDS}")
+            figures = "  ".join(f"{key} {value:.3f}" for key, value in found[name].items())
+            print(f"{name:10} {figures}  bar on lower_s {BAR_SECONDS}")
     if options.json:
         options.json.write_text(json.dumps(found, indent=2))
 

@@ -1,6 +1,6 @@
 """Whether a latency can be believed: every promise about measuring, tried on this machine in one run.
 
-1. Spread and bias of the speed-up, quiet and beside a process that hammers memory, with the raw median beside it.
+1. Spread and bias of the speed-up, quiet and next to a process that hammers memory, compared with the raw median.
 2. How many of the intervals of repeated measurements hold the long-run value.
 3. Agreement with the runtime's own tool in the same minute (OpenVINO's benchmark_app), ResNet-18 and MobileNetV2.
 4. A killed holder frees the bench; two studies searching at once never time at once.
@@ -59,7 +59,7 @@ ROUNDS = 12
 
 @dataclass(frozen=True)
 class Bar:
-    """One promise: what was measured beside what was promised."""
+    """One promise: what was measured, and what was promised."""
 
     promise: str
     measured: float
@@ -114,8 +114,8 @@ def spread(prepared: PreparedStudy, folder: Path, repeats: int, many: int) -> li
     truth = statistics.median(timing.speedup for timing in quiet)
     hits = sum(timing.low <= truth <= timing.high for timing in quiet)
     for name, timings in (("quiet", quiet), ("hammered", hammered)):
-        told = " ".join(f"{t.speedup:.3f}[{t.low:.3f},{t.high:.3f}]{'~' if t.noisy else ''}" for t in timings)
-        console.print(f"{name}: {told}", style="dim", highlight=False, soft_wrap=True)
+        shown = " ".join(f"{t.speedup:.3f}[{t.low:.3f},{t.high:.3f}]{'~' if t.noisy else ''}" for t in timings)
+        console.print(f"{name}: {shown}", style="dim", highlight=False, soft_wrap=True)
     console.print(
         f"raw median: quiet CV {at_rest['raw_cv']:.1%}; hammered CV {disturbed['raw_cv']:.1%}, bias {disturbed['raw_bias']:+.1%}",
         highlight=False,
@@ -132,7 +132,7 @@ def spread(prepared: PreparedStudy, folder: Path, repeats: int, many: int) -> li
 
 
 def agreement(folder: Path, names: list[str], rounds: int) -> list[Bar]:
-    """`latency_ms` as a search reports it beside the median that benchmark_app tells, on the bench's core."""
+    """`latency_ms` as a search reports it, and the median that benchmark_app reports, on the bench's core."""
     tool = shutil.which("benchmark_app", path=str(Path(sys.executable).parent))
     if tool is None:
         console.print("benchmark_app is not installed with OpenVINO here: agreement is not measured", style="yellow")
@@ -156,11 +156,11 @@ def compare(tool: str, paths: dict[str, Path]) -> dict[str, tuple[float, float]]
 
     The bench is a fresh one, as the tool is: every load of a file is a little faster or slower than the last.
     """
-    told = {kind: benchmark_app(tool, path) for kind, path in paths.items()}
+    theirs = {kind: benchmark_app(tool, path) for kind, path in paths.items()}
     inputs = np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)
     with Bench(load_target("cpu-openvino"), paths["fp32"], inputs, bench_cores(1)) as bench:
         reference_ms = bench.time_reference(1)[0]
-        return {kind: (reference_ms / bench.time(path, 1).speedup, told[kind]) for kind, path in paths.items()}
+        return {kind: (reference_ms / bench.time(path, 1).speedup, theirs[kind]) for kind, path in paths.items()}
 
 
 def network_artifacts(name: str, folder: Path) -> dict[str, Path]:
@@ -185,11 +185,11 @@ def benchmark_app(tool: str, path: Path) -> float:
     """Median latency in milliseconds, by OpenVINO's own tool with the settings of `openvino_runtime`."""
     command = [tool, "-m", str(path), "-d", "CPU", "-api", "sync", "-hint", "none", "-nthreads", "1", "-nstreams", "1"]
     command += ["-infer_precision", "f32", "-ip", "f32", "-t", "1"]
-    told = subprocess.run(
+    ran = subprocess.run(
         command, capture_output=True, text=True, check=True, preexec_fn=lambda: os.sched_setaffinity(0, bench_cores(1))
     )
-    found = re.search(r"Median:\s+([\d.]+) ms", told.stdout)
-    assert found is not None, told.stdout
+    found = re.search(r"Median:\s+([\d.]+) ms", ran.stdout)
+    assert found is not None, ran.stdout
     return float(found[1])
 
 

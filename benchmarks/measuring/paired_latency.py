@@ -1,6 +1,6 @@
-"""How far a latency can be believed: spread of raw medians beside spread of paired ratios.
+"""How far a latency can be believed: spread of raw medians and of paired ratios.
 
-Times the int8 digits model against the float one, again and again, on a quiet machine and beside a process that hammers
+Times the int8 digits model against the float one, again and again, on a quiet machine and next to a process that hammers
 memory on another core. For each it prints the coefficient of variation of the raw median and of the speed-up, and the
 speed-up's bias against the quiet value. `--quick` takes under two minutes.
 """
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def measure(prepared: PreparedStudy, folder: Path, repeats: int) -> tuple[list[PairedTiming], list[PairedTiming]]:
-    """Timings on the quiet machine, and beside a hammering process."""
+    """Timings on the quiet machine, and next to a hammering process."""
     reference = lower_reference(prepared.context, folder / "reference")
     candidate = int8_artifact(prepared, folder)
     with prepared.bench(reference) as bench:

@@ -48,7 +48,7 @@ class CheapEvaluator:
         self._known = {(row["digest"], row["split"]): row for row in map(json.loads, lines)}
 
     def scores(self, policy: Policy) -> Scores:
-        """What a search is told of `policy`."""
+        """What a search sees of `policy`."""
         row = self._row(policy, "validation")
         return Scores(row["kl"], row["accuracy"])
 

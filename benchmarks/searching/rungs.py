@@ -125,8 +125,8 @@ def main() -> None:
             of_drawn,
             f"{options.workload}, {options.seeds} orders, rungs {text}, against {count} policies fully recovered",
         )
-    told = ", ".join(f"{ratio:.3f}" for ratio in again)
-    print(f"hypervolume of all recovered in another order of the samples / of all: {told}")
+    ratios = ", ".join(f"{ratio:.3f}" for ratio in again)
+    print(f"hypervolume of all recovered in another order of the samples / of all: {ratios}")
 
 
 def prepared_task(workload: str) -> PreparedStudy:
@@ -239,7 +239,7 @@ class Field:
         self.finished: list[Curve] = []
 
     def recover(self, curve: Curve) -> float:
-        """Seconds of training, from the start; the rung that a policy was stopped at before is behind it."""
+        """Seconds of training, from the start; a policy stopped before continues after the rung that stopped it."""
         passed = self._stopped.pop(curve.digest, -1)
         for look in self._looks:
             if self._halving is not None and look > passed:

@@ -4,7 +4,7 @@ Objectives are the accuracy drop and log2 BOPs, or, with `--cost latency`, log2 
 every policy is then lowered for its target and timed by the paired bench. A front is selected on validation samples, and on one timing,
 and judged on the test split, and on another timing, as
 the fraction of the hypervolume of the union of all fronts found, from three reference points: a drop of 0.10 (the floor that
-constrained arms are told), 0.50 (wide) and 0.02 (tight). The baseline to name is `tpe-anchors`: multivariate TPE with the
+constrained arms use as a constraint), 0.50 (wide) and 0.02 (tight). The baseline to name is `tpe-anchors`: multivariate TPE with the
 floor as a constraint, ten uniform anchors and no policy tried twice. `--quick` takes under two minutes.
 """
 
@@ -85,19 +85,19 @@ class Cost:
 
     Attributes:
         role: how the policy sampler knows it.
-        told: of a policy, what a search sees. judged: what its front is judged by.
+        seen: of a policy, what a search sees. judged: what its front is judged by.
         whole: of the uncompressed model.
     """
 
     role: Role
-    told: Callable[[Policy], float]
+    seen: Callable[[Policy], float]
     judged: Callable[[Policy], float]
     whole: float
 
 
 @dataclass
 class Run:
-    """One search: policies in the order they were evaluated; `values` are drops and log2 costs as told."""
+    """One search: policies in the order they were evaluated; `values` are drops and log2 costs as seen."""
 
     arm: str
     seed: int
@@ -216,15 +216,15 @@ def search(
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
             continue
         seen.add(policy.digest)
-        scores, told = evaluator.scores(policy), cost.told(policy)
+        scores, seen = evaluator.scores(policy), cost.seen(policy)
         drop = whole - scores.accuracy
         if arm != "policy-no-kl":
             trial.set_user_attr("kl", scores.kl)
         if not plain:
             trial.set_constraint("accuracy_drop <= 0.1", drop - FLOOR)
-        study.tell(trial, [drop, told])
+        study.tell(trial, [drop, seen])
         run.policies.append(policy)
-        run.values.append((drop, math.log2(told)))
+        run.values.append((drop, math.log2(seen)))
     return run
 
 

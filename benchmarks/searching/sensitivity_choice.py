@@ -1,8 +1,8 @@
-"""Which choice of a knob to measure alone: how well each answer foretells the damage of whole policies, task by task.
+"""Which choice of a knob to measure alone: how well each answer predicts the damage of whole policies, task by task.
 
 Of every knob one choice is measured before a search, and its others are guessed from it. Measured is the one that theory
 guesses to be worst below a limit. Here every choice of every knob is measured; for each limit the damage model is given
-what it would have been given, and foretells, before any trial, the log damage of policies with a few knobs changed, of
+what it would have been given, and predicts, before any trial, the log damage of policies with a few knobs changed, of
 those that are not broken. A limit chosen on two tasks by the median error is judged on the third, in rotation. No trials
 are run and no hypervolume is looked at. `--quick` takes under two minutes.
 """
@@ -31,7 +31,7 @@ LIMITS = (0.01, 0.03, 0.1, 0.3, 1.0, float("inf"))
 """Nats, in the guess of a choice's damage; 1 is what the damage model calls broken."""
 
 CHANGED = (1, 2, 4, 8, 16)
-"""Knobs changed in the policies that are foretold."""
+"""Knobs changed in the policies that are predicted."""
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def errors_by_limit(prepared: PreparedStudy, count: int) -> dict[float, float]:
-    """Limit -> median absolute error of the log damage foretold."""
+    """Limit -> median absolute error of the log damage predicted."""
     wanted = {limit: probes(prepared.space, limit) for limit in LIMITS}
     every = {probe.policy.digest: probe for chosen in wanted.values() for probe in chosen}
     records = {record.digest: record for record in measured(prepared, list(every.values()))}
@@ -55,7 +55,7 @@ def errors_by_limit(prepared: PreparedStudy, count: int) -> dict[float, float]:
     damages = np.array([log_damage(simulation.divergence(policy).value) for policy in policies])
     intact = damages < BROKEN
     return {
-        limit: float(np.median(np.abs(foretold(prepared, chosen, records, policies) - damages)[intact]))
+        limit: float(np.median(np.abs(predicted(prepared, chosen, records, policies) - damages)[intact]))
         for limit, chosen in wanted.items()
     }
 
@@ -71,7 +71,7 @@ def changed_policies(prepared: PreparedStudy, count: int) -> list[Policy]:
     return drawn
 
 
-def foretold(
+def predicted(
     prepared: PreparedStudy,
     chosen: Sequence[Probe],
     records: Mapping[str, SensitivityRecord],

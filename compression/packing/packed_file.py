@@ -127,7 +127,7 @@ def load_packed(path: Path, most_values: int = 2**32) -> dict[str, np.ndarray]:
         metadata = file.metadata()
         if metadata["schema"] != SCHEMA:
             raise ValueError(f"{path.name} has schema {metadata['schema']}, this slimfront reads {SCHEMA}")
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is not a mapping
         grids = {name: tensors.pop(name) for name in json_document(metadata["grids"])}
         for name, about in json_document(metadata["packed"]).items():
             packed = _described(about, tensors[name])
@@ -155,7 +155,7 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, "np") as file:
             yield file
     except (SafetensorError, DocumentError, LookupError, TypeError, AttributeError, OSError, ArithmeticError) as error:
-        raise ValueError(f"{path.name} is no packed file: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{path.name} is not a packed file: {type(error).__name__}: {error}") from error
 
 
 def _described(about: Any, payload: np.ndarray) -> Packed:

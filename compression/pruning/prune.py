@@ -178,7 +178,7 @@ def mask_weight(layer: WeightedLayer, sparsity: Sparsity, scores: Tensor | None 
         scores: the importance of each weight, shape of the weight; its magnitude by default. A threshold reads the magnitude.
 
     Raises:
-        CompressionError: "2:4" on a weight whose input dimension is no multiple of four, which is then left as it is.
+        CompressionError: "2:4" on a weight whose input dimension is not a multiple of four, which is then left as it is.
     """
     weight = layer.weight.detach()
     scores = weight.abs() if scores is None else scores

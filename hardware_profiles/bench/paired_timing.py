@@ -80,7 +80,7 @@ class PairedTiming:
     """A candidate timed against the reference.
 
     Attributes:
-        speedup, low, high: reference / candidate on the calm machine, and its 95 % interval.
+        speedup, low, high: reference / candidate on the quiet machine, and its 95 % interval.
         candidate_ms, reference_ms: medians of the blocks of the calmest pairs; as noisy as the machine was.
         pairs: how many pairs.
         noisy: the interval stayed wider than `RELATIVE_HALF_WIDTH`, or there were fewer than `MIN_PAIRS`.

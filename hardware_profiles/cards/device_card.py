@@ -85,13 +85,13 @@ class DeviceCard(BaseModel):
         """
         for key in DECISIVE:
             if self.machine.get(key) != machine.get(key):
-                return f"{key} {_told(self.machine.get(key))}, here {_told(machine.get(key))}"
+                return f"{key} {_shown(self.machine.get(key))}, here {_shown(machine.get(key))}"
         if self.versions.get(runtime) != version:
             return f"{runtime} {self.versions.get(runtime)}, here {version}"
         return None
 
 
-def _told(value: object) -> str:
+def _shown(value: object) -> str:
     if isinstance(value, list):
         return " ".join(map(str, value)) or "none"
     return "unknown" if value is None else str(value)

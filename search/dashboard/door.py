@@ -68,7 +68,7 @@ def _refusal(environ: dict[str, Any], allowed: set[str]) -> tuple[str, str] | No
     """Status and reason of a request that is not let through."""
     length = environ.get("CONTENT_LENGTH") or "0"
     if not (length.isascii() and length.isdigit()):
-        return "400 Bad Request", "Content-Length is no number"
+        return "400 Bad Request", "Content-Length is not a number"
     if len(length) > 12 or int(length) > MOST_BODY:
         return "413 Content Too Large", f"a request may have {MOST_BODY} bytes; this dashboard only needs to be read"
     environ["wsgi.input"].read(int(length))

@@ -58,7 +58,7 @@ def run_trials(search: Search, runner: Runner) -> None:
 
 
 def worker_setup(search: Search, workers: int) -> WorkerSetup:
-    """What workers need; with `workers` > 0 they are kept off the bench's cores and share the others."""
+    """What workers need; with `workers` > 0 they leave the bench's cores free and share the others."""
     prepared, spec = search.prepared, search.spec
     threads = usable_threads(cores_for_workers(prepared.target)) // workers if workers else prepared.context.threads
     return WorkerSetup(
@@ -81,7 +81,7 @@ def worker_setup(search: Search, workers: int) -> WorkerSetup:
 
 
 def raise_fault(stage: Stage) -> None:
-    """Raise what no other trial would fare better with.
+    """Raise if the fault would affect every trial.
 
     Raises:
         ArtifactsError: the trial's files could not be written.

@@ -89,14 +89,14 @@ def stage_of_death(proposal: Proposal, trial_timeout_s: float | None, how: str |
     """The last stage of a trial whose process died.
 
     Args:
-        trial_timeout_s: of the study; a trial with another limit was ended because the search's own time was over.
+        trial_timeout_s: of the study; a trial with another limit was ended because the search ran out of time.
         how: what is known of it where it was started, as in "ended with exit code 3"; None where that killed it at its limit.
     """
     report = CrashReport.of(proposal.folder)
     place = report.place if report is not None else ""
     if how is None or (report is not None and report.fatal is None):
         if proposal.limit_s != trial_timeout_s:
-            return Stage("failed", reason="the search's time was over", fault="time")
+            return Stage("failed", reason="the search ran out of time", fault="time")
         return Stage("failed", reason=f"took longer than trial_timeout_s = {trial_timeout_s:g} s{place}")
     fatal = f": {report.fatal}" if report is not None else ""
     return Stage("failed", reason=f"the trial's process {how}{fatal}{place}")

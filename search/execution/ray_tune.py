@@ -78,10 +78,10 @@ def _worker(setup: WorkerSetup) -> Worker:
 
 
 class StageScheduler(FIFOScheduler):
-    """Hands each stage to the driver as it comes, and stops trials that the driver does not have go on.
+    """Hands each stage to the driver as it arrives, and stops the trials that the driver does not continue.
 
-    Tune asks its scheduler first, and its searcher only where a trial goes on: recorded and decided in one place, the order is
-    that of local execution. No trial is ever paused: its training stays in its worker, and goes on from there.
+    Tune asks its scheduler first, and its searcher only if the trial continues. As stages are stored and judged in one place, the
+    order is that of local execution. No trial is paused: its training stays in its worker and continues there.
     """
 
     def __init__(self, searcher: StudySearcher) -> None:
@@ -89,7 +89,7 @@ class StageScheduler(FIFOScheduler):
         self._searcher = searcher
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Hand on why a worker died, before the searcher hears that it did."""
+        """Pass on why a worker died before Tune reports the trial's end to the searcher."""
         self._searcher.deaths[trial.trial_id] = _how_it_died(Path(trial.error_file or ""))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""A worker in a process of its own on this machine: what a trial does to it, it does not do to the search."""
+"""A worker in a process of its own on this machine, so that a trial that crashes does not end the search."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from .crash_report import exit_text, stage_of_death
 from .worker_child import serve
 
 STARTS = 3
-"""Starts in a row that may fail before no more is tried."""
+"""Failed starts in a row after which the search gives up."""
 
 KILL_DELAY_S = 30
-"""Seconds beyond a trial's limit, which its process keeps itself, until it is killed from here."""
+"""A process ends itself at a trial's time limit; one that has not after so many more seconds is killed."""
 
 POLL_SECONDS = 0.5
-"""Seconds between two looks at the process: one that died may have left others that hold its end of the pipe."""
+"""Seconds between checks that the process lives: its children may hold the pipe open after its death."""
 
 
 class WorkerProcess:
     """Runs trials one after the other in one long-lived process, replaced when a trial ended it.
 
     Args:
-        log: what the process prints goes there.
+        log: file for what the process prints.
         trial_timeout_s: of the study; a trial may have another limit.
     """
 
     def __init__(self, setup: WorkerSetup, log: Path, trial_timeout_s: float | None = None) -> None:
         self._setup, self._log, self._trial_timeout_s = setup, log, trial_timeout_s
-        self._start()  # it takes seconds, in which there is other work to do
+        self._start()  # takes seconds, so it begins before the first trial is ready
 
     def run(self, proposal: Proposal) -> Generator[Stage, None, None]:
         """The stages of a trial, the next one begun when it is asked for; a process that dies is a "failed" stage.
@@ -116,7 +116,7 @@ class WorkerProcess:
         return self._connection.recv()
 
     def _end(self) -> str:
-        """How the process ended, which it is made to where it has not."""
+        """Kill the process if it still runs; returns how it ended."""
         if self._process.exitcode is None:
             os.kill(self._process.pid, signal.SIGKILL)  # loky's processes have no kill()
         self._process.join()

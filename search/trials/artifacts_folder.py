@@ -60,7 +60,7 @@ def why_unwritable(folder: Path, size: int = PROBE_BYTES) -> str | None:
 
 
 def _remove(probe: Path) -> None:
-    with suppress(OSError):  # it never came to be, for the reason that is being told
+    with suppress(OSError):  # it was never created; the caller reports why
         probe.unlink()
 
 

@@ -16,14 +16,14 @@ PRECISIONS_FILE = "precisions.json"
 
 
 def keep_precisions(precisions: Mapping[str, str], folder: Path) -> Artifact:
-    """The file of a trial that tells what every layer runs in."""
+    """Write the trial's file that lists the precision each layer runs in."""
     path = folder / PRECISIONS_FILE
     path.write_text(json.dumps(precisions), encoding="utf-8")
     return Artifact.of(path)
 
 
 def keep(candidate: Candidate, artifact: Artifact, folder: Path) -> dict[str, Artifact]:
-    """Files of a trial: the artifact, the float weights it was made from and the packed ones it stands for, without pickle."""
+    """Write a trial's files: the artifact, the float weights it was made from and the packed weights; nothing is pickled."""
     weights = folder / "weights.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in candidate.model.state_dict().items()}, weights)
     packed = save_packed(candidate, folder / "packed.safetensors")

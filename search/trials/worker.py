@@ -52,19 +52,19 @@ TIMING_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class WorkerSetup:
-    """What a worker is told once, at its start; plain values that travel to other processes.
+    """What a worker receives once, at its start; plain values that can be sent to other processes.
 
     Attributes:
         workload, workload_options, base_folder: what `load_workload` takes.
         groups: the model's channel groups, found once by the driver.
-        reference: the uncompressed model, measured once by the driver; None while that is done.
+        reference: the uncompressed model, measured once by the driver; None until it is measured.
         constraints: a trial ends early where one on size or latency is violated.
-        kept_off_bench: this worker leaves the bench's cores alone, on whatever machine it is.
-        threads: for training and scoring, where the worker has as many cores.
-        metrics: that the study names; some are measured only then.
-        rungs: where recovery is looked at before its end.
-        pickled_workload: the workload itself, where it is an object of the program that searches.
-        registrations: what that program registered itself, as `pickled_registrations` has it.
+        kept_off_bench: whether this worker leaves the bench's cores free.
+        threads: for training and scoring; fewer where the worker has fewer cores.
+        metrics: the ones that the study names; some are measured only on request.
+        rungs: when a recovery is judged before its end.
+        pickled_workload: the workload, if it is an object of the searching program.
+        registrations: what that program registered, made by `pickled_registrations`.
     """
 
     workload: str
@@ -84,7 +84,7 @@ class WorkerSetup:
     registrations: bytes | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the metric: one of the user's own module is not known elsewhere before the workload is loaded."""
+        """Everything but the metric: one of the user's own can be unpickled only after the workload is loaded."""
         return {**self.__dict__, "reference": _scored_by(self.reference, "")}
 
 
@@ -94,15 +94,15 @@ class Stage:
 
     Attributes:
         name: the phase that ended, or "failed".
-        rung: fidelity: 0 without recovery, then one more at each look at it.
+        rung: 0 before recovery, then one more each time the recovery is judged.
         measurements: made in this step.
-        artifacts: files written so far that are worth keeping, kind -> file.
+        artifacts: files of the trial so far, kind -> file.
         reason: why the trial failed, else None.
-        fault: of a failure that is not the policy's, which is tried again: "start", no worker can start; "storage", its files
-            cannot be written; "time", the search's own time was over.
+        fault: why the policy is not to blame for a failure and is tried again: "start", no worker can start; "storage", its files
+            cannot be written; "time", the search ran out of time.
         final: whether no more training follows.
-        epochs: of recovery behind it; below 1 it is the part of the training data.
-        worker: host name and process id of who ran it, and its threads, on which the last bits of trained weights depend.
+        epochs: of recovery done so far; a fraction of an epoch is a fraction of the training data.
+        worker: host name, process id and number of threads; trained weights depend on the threads in their last bits.
     """
 
     name: Phase | Literal["failed"]
@@ -123,7 +123,7 @@ class Worker:
         self._bench_cores = bench_cores(setup.target.threads)
         if setup.kept_off_bench:
             os.sched_setaffinity(0, cores_for_workers(setup.target))
-        threads = min(setup.threads, usable_threads())  # this may be a smaller machine than the driver's
+        threads = min(setup.threads, usable_threads())  # it may run on a smaller machine than the driver
         torch.set_num_threads(threads)
         self.setup = setup
         self.workload = workload or loaded_workload(
@@ -143,7 +143,7 @@ class Worker:
         )
 
     def warm_up(self) -> None:
-        """Load the runtime and start the bench's process, which the first trial would otherwise wait for in its own time."""
+        """Load the runtime and start the bench's process, so that the first trial's time does not include it."""
         if self._context.bench is not None and self._context.reference is not None:
             self._context.bench.executed_precisions(self._context.reference.artifact.path)
             self._context.bench.ready()
@@ -151,15 +151,13 @@ class Worker:
     def run(self, policy: Policy, folder: Path, recovered: Path | None = None) -> Iterator[Stage]:
         """Compress and score `policy`, stage by stage; files go to `folder`.
 
-        Whoever does not ask for the next stage stops the trial: its training goes no further.
+        To stop a trial, stop iterating. Any exception becomes a last stage named "failed"; a process that dies is handled by its owner.
 
         Args:
-            recovered: weights of the same structure after the same recovery, which is then left out.
-
-        A trial that breaks ends with a "failed" stage, whatever is raised; what ends the process is its owner's to see to.
+            recovered: weights of the same structure after the same recovery, which is then skipped.
 
         Raises:
-            KeyboardInterrupt: the user's own Ctrl-C, whatever was made of it.
+            KeyboardInterrupt: Ctrl-C, even if the user's code turned it into another exception.
         """
         stages = self._stages(policy, folder, recovered)
         try:
@@ -179,7 +177,7 @@ class Worker:
         reference = self.setup.reference
         size = reference.artifact.bytes if reference is not None else PROBE_BYTES
         if (problem := storage_problem(folder, error, size)) is not None:
-            rmtree(folder, ignore_errors=True)  # half a trial; its room may be needed to store what happened
+            rmtree(folder, ignore_errors=True)  # frees the space that storing the failure may need
             return Stage("failed", reason=unwritable(folder.parent, problem), fault="storage")
         own_words = isinstance(error, (TrialError, TargetError, WorkloadError))
         return Stage("failed", reason=one_line(str(error)) if own_words else describe_exception(error))
@@ -190,8 +188,8 @@ class Worker:
             self._context.bench.close()
 
     def _stages(self, original: Policy, folder: Path, recovered: Path | None) -> Generator[Stage]:
-        """Count, time, score, recover: the cheap first, and no further than the constraints allow."""
-        if not self.setup.target.remote:  # it may be on another machine than the driver, which has seen to its own
+        """Count, time, score, recover: the cheapest first; a violated constraint ends the trial."""
+        if not self.setup.target.remote:  # a worker may be on another machine than the driver, which checked its own
             require_fit(self.setup.target, self._context.runtime)
         folder.mkdir(parents=True, exist_ok=True)
         model = self._pruned(self.workload.model, original)
@@ -219,7 +217,7 @@ class Worker:
     def _recoveries(
         self, original: Policy, model: nn.Module, recovered: Path | None
     ) -> Iterator[tuple[nn.Module, float]]:
-        """The model at each look at its recovery, and the epochs so far; once, at its end, without rungs."""
+        """The model and the epochs so far at each rung; without rungs only at the end of recovery."""
         recovery, setup = original.recovery, self.setup
         if recovered is not None:
             model.load_state_dict(load_file(recovered))
@@ -264,7 +262,7 @@ class Worker:
         return candidate, runtime.lower(candidate, example, self.setup.target, folder / f"model{runtime.suffix}")
 
     def _precisions(self, artifact: Artifact, folder: Path) -> dict[str, Artifact]:
-        """What every layer of the timed artifact runs in, by the runtime's own report; nothing where it was not timed."""
+        """The precision each layer of the timed artifact runs in, as the runtime reports it; nothing if it was not timed."""
         if self._context.bench is None:
             return {}
         return {PRECISIONS: keep_precisions(self._context.bench.executed_precisions(artifact.path), folder)}
@@ -281,7 +279,7 @@ class Worker:
 
 
 def finite(stage: Stage | None) -> Stage | None:
-    """The stage itself, held to measurements that are finite: no front can compare others, and no database holds them.
+    """The stage itself; its measurements must be finite, to be compared in a front and stored in a database.
 
     Raises:
         EvaluationError: one is NaN or infinite; it is named.

@@ -26,13 +26,13 @@ Wish = Mapping[str, Choice]
 
 @dataclass(frozen=True)
 class Knob:
-    """One choice of a space.
+    """One decision of a space, with the choices it offers.
 
     Attributes:
         name: unique and sortable, e.g. "07.blocks.2.conv1.weight_bits"; what its parameter is called.
-        kind: the name of a `KnobKind`: what the choice decides.
+        kind: the name of a `KnobKind`: what is decided.
         choices: what it offers.
-        governs: layers, group or blocks that the choice applies to; empty for the whole model.
+        governs: layers, group or blocks that the decision applies to; empty for the whole model.
     """
 
     name: str
@@ -97,7 +97,7 @@ class Decision:
 
 @dataclass(frozen=True, kw_only=True)
 class KnobKind(ABC):
-    """One kind of choice: what a study file calls it, what it decides, and where a policy holds it.
+    """One kind of knob: what a study file calls it, what it decides, and where a policy holds it.
 
     Attributes:
         name: what its parameters' names end in, and what policies and tables know it by.
@@ -111,8 +111,8 @@ class KnobKind(ABC):
             "block", or the blocks' "ranking" by importance.
         owner: what a knob of the whole model is named after.
         column: name of the kind in whose column of a layer's row tables show a choice that is not neutral.
-        technique: what the bounds of a space count it under; "" where it lowers no count.
-        is_damaging: whether a choice does damage alone; others only change what these do.
+        technique: the row of a space's bounds that counts it; "" where it lowers no count.
+        is_damaging: whether a choice does damage on its own; other kinds only change how much damage those do.
         is_counted: whether FLOPs, BOPs, parameters and bytes of any choice can be counted without building the model.
         is_quantizing: whether it decides what numbers are stored and computed with, not what is left of the model.
         is_numbered_when_off: whether parameters are numbered as if it were searched where a study leaves it off, as databases
@@ -174,19 +174,23 @@ class KnobKind(ABC):
             yield Decision(subject, self, tuple(offered), governs)
 
     def _layer_decisions(self, shared: Mapping[str, Sequence[Layer]], offered: Sequence[Choice]) -> Iterator[Decision]:
-        """One for the layers that share a knob, of what is for all of them; a layer that every choice but neutral is
-        refused to is decided only together with others."""
+        """One decision per set of layers, offering the choices valid for all of them.
+
+        A layer that only the neutral choice is valid for leaves the whole set that choice.
+        """
         for subject, layers in shared.items():
             fitting = [c for c in offered if all(self.why_not(c, layer) is None for layer in layers)]
             yield Decision(subject, self, tuple(fitting) or (self.neutral,), tuple(layer.name for layer in layers))
 
     def guess(self, choice: Choice, choices: Sequence[Choice]) -> float:
-        """Nats of damage that a choice is guessed to do alone, whatever it is made for; only ratios are read where it was
-        measured. Names and other choices without a size count by their place."""
+        """A prior for the choice's damage in nats. Once damage is measured, only ratios of priors matter.
+
+        Choices that are not numbers are guessed by their position in the list.
+        """
         return steps_damage(choice, choices, list(choices).index(self.neutral) if self.neutral in choices else 0)
 
     def furthest(self, choices: Sequence[Choice], weights: Sequence[Tensor]) -> Choice:
-        """The choice that leaves least of a model.
+        """The choice that compresses a model most.
 
         Args:
             weights: of the layers that a knob governs.
@@ -194,8 +198,8 @@ class KnobKind(ABC):
         return max(choices, key=lambda choice: self.guess(choice, choices))
 
     def wishes(self, choices: Mapping[str, Sequence[Choice]], bits: Wish) -> Iterable[Wish]:
-        """Uniform policies that a search starts from: each choice recovered as long as may be, in float and over `bits`,
-        since which of them is faster depends on the machine.
+        """Uniform policies that a search starts from: each choice with the longest recovery, in float and over `bits`, since
+        which of them is faster depends on the machine.
 
         Args:
             choices: study key -> what is offered.
@@ -209,20 +213,19 @@ class KnobKind(ABC):
 
 
 def steps_damage(choice: Choice, choices: Sequence[Choice], neutral: int) -> float:
-    """Nats of damage that a choice is guessed to do by its distance from the neutral one's place."""
+    """A prior for the damage in nats, from the choice's distance in the list from the neutral one."""
     steps = abs(list(choices).index(choice) - neutral) / max(1, len(choices) - 1)
     return 0.25 * steps**2
 
 
 def any_of(knob: Knob, decided: Choice) -> Choice:
-    """What is decided, where it is among the choices or none are given; else one that describes it too, since it decides
-    nothing."""
+    """The decided choice if offered; otherwise the first one offered, since the knob has no effect here."""
     return decided if decided in knob.choices or not knob.choices else knob.choices[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerKind(KnobKind):
-    """A kind whose decisions are the field of `LayerPolicy` of its name."""
+    """A kind whose decisions are stored in the field of `LayerPolicy` that has its name."""
 
     subject: Subject = "layer"
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class _WeightSparsity(LayerKind):
     def why_not(self, choice: Choice, layer: Layer) -> str | None:
-        return "its input dimension is no multiple of 4" if choice == "2:4" and not layer.sparsifiable_2_4 else None
+        return "its input dimension is not a multiple of 4" if choice == "2:4" and not layer.sparsifiable_2_4 else None
 
     def guess(self, choice: Choice, choices: Sequence[Choice]) -> float:
         return removed_damage(0.5 if isinstance(choice, str) else choice)

@@ -70,11 +70,11 @@ class _Removed(KnobKind):
             draft.removed_blocks.update(governs)
 
     def wishes(self, choices: Mapping[str, Sequence[Choice]], bits: Wish) -> Iterable[Wish]:
-        return ()  # without all of its blocks nothing is left of a model
+        return ()  # removing every block would leave no model
 
 
 class _Depth(_Kept):
-    """Blocks removed in the order of their ranking, so that one number says which."""
+    """One number for all blocks: they are removed from the least important one on."""
 
     def decisions(self, model: SearchedModel, offered: Sequence[Choice]) -> Iterator[Decision]:
         kept = {len(_beyond(depth, model.ranking)): depth for depth in reversed(offered)}
@@ -82,7 +82,7 @@ class _Depth(_Kept):
         yield Decision(self.owner, self, different, tuple(model.ranking))
 
     def read(self, policy: Policy, knob: Knob) -> Choice:
-        """The least depth offered all of whose removed blocks `policy` removes."""
+        """The smallest depth offered whose removed blocks are all removed by `policy`."""
         gone = set(policy.removed_blocks)
         fitting = [depth for depth in knob.choices if gone.issuperset(_beyond(depth, knob.governs))]
         return min(fitting, key=float, default=knob.choices[0])

@@ -78,7 +78,7 @@ class Operator:
         if self.kind in ("rank", "pca"):
             return None
         if len(shape) < 3:
-            return "the layer is no convolution"
+            return "the layer is not a convolution"
         if self.kind == "separable":
             return None if any(size > 1 for size in shape[2:]) else "its kernel is 1x1 already"
         if shape[0] % int(self.amount) or shape[1] % int(self.amount):

@@ -55,13 +55,19 @@ def doubts(points: Sequence[Point], objectives: Sequence[Objective]) -> list[str
     """A sentence for every doubt about a front, the worst first; the last one counts what was left out."""
     lines = [_lucky_text(point) for point in points if is_lucky(point.measurements)]
     lines += [
-        f"trial {trial} leads by noise only: beyond noise, {', '.join(map(str, better))} beat it and it beats none of them"
+        f"trial {trial} leads by noise only: beyond noise, {_dominating(better)}"
         for trial, better in beaten(points, objectives).items()
         if better
     ]
     lines += [f"trials {a} and {b} are the same within the noise" for a, b in twins(points, objectives)]
     left = len(lines) - MOST_LINES
     return lines if left <= 0 else [*lines[:MOST_LINES], f"and {left} more of the kind"]
+
+
+def _dominating(better: Sequence[int]) -> str:
+    if len(better) == 1:
+        return f"trial {better[0]} dominates it"
+    return f"trials {', '.join(map(str, better))} dominate it"
 
 
 def _lucky_text(point: Point) -> str:

@@ -86,7 +86,7 @@ class Card(_Part):
     def _plain_names(cls, files: dict[str, ListedFile]) -> dict[str, ListedFile]:
         for name in files:
             if not _PLAIN.fullmatch(name):
-                raise ValueError(f"{shortened(repr(name))} is no plain name of a file in the bundle")
+                raise ValueError(f"{shortened(repr(name))} is not a plain name of a file in the bundle")
         return files
 
     @field_validator("input")
@@ -140,7 +140,7 @@ def open_bundle(folder: Path) -> Bundle:
     path = Path(os.path.abspath(folder)) / CARD
     if not os.path.lexists(path):
         raise UserError(
-            f"{shortened(folder, MAX_SENTENCE)} is no bundle: it has no {CARD}; `slimfront export` makes one"
+            f"{shortened(folder, MAX_SENTENCE)} is not a bundle: it has no {CARD}; `slimfront export` makes one"
         )
     try:
         bundle = Bundle(path.parent, _card(json_document(read_file(path, MAX_JSON_BYTES, regular=True))))

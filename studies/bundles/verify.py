@@ -102,7 +102,7 @@ def _why_not_loaded(bundle: Bundle, judge: Judge | None) -> str | None:
         return f"not run: {error}"
     for artifact in artifacts:
         if artifact.path.suffix != suffix:
-            raise UserError(f"{bundle.folder}: {artifact.path.name} is no {suffix} file, which {name} loads")
+            raise UserError(f"{bundle.folder}: {artifact.path.name} is not a {suffix} file, which {name} loads")
         if suffix == ".onnx":
             refuse_external_data(artifact.path)
     return None
@@ -132,7 +132,7 @@ def _same_workload(bundle: Bundle, judge: Judge) -> Check:
     """Whether the bundle was made of this very model and these data, by its own account.
 
     Raises:
-        UserError: the workload's inputs are no inputs of the bundle's model.
+        UserError: the workload's inputs do not fit the bundle's model.
     """
     given, taken = list(judge.workload.example_input.shape[1:]), bundle.card.input.shape[1:]
     if given != taken:

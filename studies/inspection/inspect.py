@@ -211,7 +211,7 @@ def _little_data(workload: str, options: Mapping[str, Any]) -> Mapping[str, Any]
 
 
 def _layer(layer: Layer, macs: int, group: str, operators: Sequence[str], kept_back: bool) -> LayerReport:
-    refused = {} if layer.sparsifiable_2_4 else {"2:4": "its input dimension is no multiple of 4"}
+    refused = {} if layer.sparsifiable_2_4 else {"2:4": "its input dimension is not a multiple of 4"}
     for choice in operators:
         if problem := Operator.parse(choice).why_not(layer.shape, layer.groups):
             refused[choice] = problem

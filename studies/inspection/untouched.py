@@ -54,7 +54,7 @@ def _why_untouched(module: nn.Module, owned: list[str], runs: int) -> str | None
             return None
         return f"a convolution that runs {runs} times in a pass" if runs else NEVER_CALLED
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
-        return f"the matrices of nn.{kind} are no linear layers; slimfront.workloads.builtin.digits_rnn is written with such"
+        return f"the matrices of nn.{kind} are not linear layers; slimfront.workloads.builtin.digits_rnn is written with such"
     if isinstance(module, nn.MultiheadAttention):
         return "an attention that reads several inputs, takes masks or hides from hooks has no layers of its own"
     return f"{', '.join(owned)} of {kind}: only convolutions (Conv1d to Conv3d) and linear layers are compressed"

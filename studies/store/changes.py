@@ -81,7 +81,7 @@ def add_front(session: Session, study: str, members: Sequence[int], hypervolume:
     """Add a snapshot of the front; whether one was needed, as the newest has other members.
 
     Raises:
-        StoreError: a member is no trial of the study.
+        StoreError: a member is not a trial of the study.
     """
     study_id = find_study(session, study).id
     last = front_records(session, study_id, newest_only=True)

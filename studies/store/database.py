@@ -33,7 +33,7 @@ _MIGRATION_LOCK = (
 
 
 def database_url(url: str) -> URL:
-    """The URL with the driver slimfront installs: `postgresql://` becomes `postgresql+psycopg://`; of a path, its SQLite file's.
+    """The URL that SQLAlchemy opens: `postgresql://` becomes `postgresql+psycopg://`, and a file's path becomes a SQLite URL.
 
     Raises:
         StoreError: neither a path nor a database URL, neither SQLite nor PostgreSQL, or in memory.
@@ -59,10 +59,10 @@ def _parsed(url: str) -> URL:
         return URL.create("sqlite", database=url) if _is_path(url) else make_url(url)
     except ArgumentError:
         raise StoreError(
-            f"storage {shown!r} is no database URL; write a file's name, {DEFAULT_STORAGE} or postgresql://USER@HOST/NAME"
+            f"storage {shown!r} is not a database URL; write a file's name, {DEFAULT_STORAGE} or postgresql://USER@HOST/NAME"
         ) from None
     except ValueError:  # the one part that is converted
-        raise StoreError(f"{shown}: the port is no number; write postgresql://USER@HOST:5432/NAME") from None
+        raise StoreError(f"{shown}: the port is not a number; write postgresql://USER@HOST:5432/NAME") from None
 
 
 def absolute_url(url: str) -> str:
@@ -82,7 +82,7 @@ class Database:
 
     Args:
         url: as the user wrote it.
-        create: make a SQLite file that is not there yet.
+        create: create the SQLite file if it does not exist.
 
     Raises:
         StoreError: not there, not readable, not a database, locked, or written by a newer slimfront.

@@ -53,7 +53,7 @@ class Lease:
         self._clock = _CLOCK[database.url.get_backend_name()]
 
     def take(self) -> None:
-        """Become the study's driver, at once where its last one has ended and on this machine can be seen to have.
+        """Become the study's driver; at once if the last one ended properly, or ran on this machine and is dead.
 
         Raises:
             StoreError: another process is.
@@ -94,7 +94,7 @@ class Lease:
         """What to say once another process has the study."""
         return StoreError(
             f"study {self._study!r} was taken over by another process while this one gave no sign of life for "
-            f"{EXPIRES_S:g} s; this one stops, the other goes on"
+            f"{EXPIRES_S:g} s; this one stops, the other continues"
         )
 
     def _guard(self, connection: Connection) -> None:

@@ -56,7 +56,7 @@ class Store:
 
     Args:
         url: `sqlite:///FILE` or `postgresql://USER@HOST/NAME`; Optuna's tables may lie in the same database.
-        create: make a SQLite file that is not there yet.
+        create: create the SQLite file if it does not exist.
 
     Raises:
         StoreError: from every method, when the database cannot be opened or is locked, or a study is not in it.
@@ -107,7 +107,7 @@ class Store:
         """
         with self._database.writing() as session:
             if session.scalar(select(tables.Study.id).filter_by(name=spec.study)) is not None:
-                raise StoreError(f"{self._database.name}: study {spec.study!r} is there already")
+                raise StoreError(f"{self._database.name}: study {spec.study!r} already exists")
             row = tables.Study(
                 name=spec.study,
                 spec=spec.to_json(),
@@ -159,14 +159,14 @@ class Store:
             session.add_all(measurement_rows(measurements, study_id=row.id, rung=0, target=target))
 
     def set_remark(self, study: str, remark: str | None) -> None:
-        """Say what is to be known of how a study is searched, in place of what was said before."""
+        """Store the remark of a study, a sentence about how it is searched; replaces the one before."""
         with self._database.writing() as session:
             find_study(session, study).remark = remark
 
     # Sensitivities
 
     def add_sensitivities(self, study: str, records: Iterable[SensitivityRecord]) -> None:
-        """Add what single choices were found to damage."""
+        """Add measured damages of single choices."""
         with self._database.writing() as session:
             study_id = find_study(session, study).id
             session.add_all(sensitivity_row(record, study_id) for record in records)
@@ -312,7 +312,7 @@ class Store:
             Whether one was written.
 
         Raises:
-            StoreError: a member is no trial of the study.
+            StoreError: a member is not a trial of the study.
         """
         with self._database.writing() as session:
             return add_front(session, study, members, hypervolume)

@@ -184,7 +184,7 @@ class Artifact(Base):
 
 
 class Lease(Base):
-    """Which process searches a study, by the study's name: the driver that makes the study's row has its lease before.
+    """Which process searches a study. The key is the study's name, since the lease is taken before the study's row exists.
 
     Moments are seconds since 1970 on the database's own clock, since those of several machines differ.
     """

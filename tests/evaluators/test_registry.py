@@ -112,7 +112,7 @@ def test_duplicates_are_refused_and_the_known_are_listed(own):
 
 def test_what_is_no_evaluator_is_refused():
     with pytest.raises(
-        UserError, match=r"^<class 'int'> is no subclass of slimfront\.evaluators\.evaluator\.Evaluator$"
+        UserError, match=r"^<class 'int'> is not a subclass of slimfront\.evaluators\.evaluator\.Evaluator$"
     ):
         register(int)
 

@@ -141,7 +141,7 @@ def test_a_driver_that_slept_is_taken_over_and_then_stops(url: str, store: Store
             _, said = other.communicate(timeout=20)
     assert said == (
         "study 'tiny' was taken over by another process while this one gave no sign of life for 1.5 s; "
-        "this one stops, the other goes on\n"
+        "this one stops, the other continues\n"
     )
     assert other.returncode == 1
 

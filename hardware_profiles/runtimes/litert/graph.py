@@ -125,7 +125,7 @@ class LiteGraph:
         return self.static.shapes[name] if name in self.static.shapes else self.static.constants[name].shape
 
     def put(self, name: str, value: Value) -> None:
-        """Tell that the ONNX tensor `name` was written as `value`."""
+        """Record that the ONNX tensor `name` was written as `value`."""
         self._values[name, key_of(value.grid) if value.grid else None] = value
 
     def get(self, name: str) -> Value:

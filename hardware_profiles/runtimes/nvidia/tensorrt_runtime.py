@@ -149,7 +149,7 @@ def _open(artifact: Path) -> tensorrt.ICudaEngine:
         raise LoweringError(f"TensorRT refuses {artifact.name}: {error.strerror}") from error
     if engine is None:
         raise LoweringError(
-            f"TensorRT refuses {artifact.name}: it is no engine built by {tensorrt.__version__} for this GPU"
+            f"TensorRT refuses {artifact.name}: it is not an engine built by {tensorrt.__version__} for this GPU"
         )
     return engine
 

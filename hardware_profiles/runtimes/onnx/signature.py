@@ -28,12 +28,12 @@ def refuse_external_data(path: Path) -> None:
     """Refuse a model that reads its weights from other files, wherever its file says that they are.
 
     Raises:
-        UserError: it does, or is no ONNX file.
+        UserError: it does, or is not an ONNX file.
     """
     try:
         model = onnx.load(path, load_external_data=False)
     except (DecodeError, OSError, ValueError) as error:
-        raise UserError(f"{path} is no ONNX file: {error}") from error
+        raise UserError(f"{path} is not an ONNX file: {error}") from error
     if _reads_elsewhere(model):
         raise UserError(f"{path} reads weights from other files, and is to hold its own")
 

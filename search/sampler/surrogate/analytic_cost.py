@@ -169,13 +169,13 @@ class AnalyticCost:
 
 
 def _other_parameters(model: nn.Module, layers: Sequence[Layer]) -> int:
-    """Parameters that are no layer's weight."""
+    """Parameters that are not the weight of a layer."""
     weights = sum(_weight(model, layer.name).numel() for layer in layers)
     return sum(parameter.numel() for parameter in model.parameters()) - weights
 
 
 def _buffer_bytes(model: nn.Module) -> int:
-    """What a packed file holds beside parameters, such as the statistics of batch-norm."""
+    """Bytes of a packed file that are not parameters, such as the statistics of batch-norm."""
     return sum(tensor.nbytes for _, tensor in stored_as_is(model, dict(model.named_parameters())))
 
 

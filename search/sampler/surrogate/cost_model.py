@@ -51,7 +51,7 @@ class AdditiveModel:
 
     @property
     def noise(self) -> float:
-        """Standard deviation of one value around what the choices tell of it."""
+        """Standard deviation of one value around the mean that the choices predict."""
         return sum(share / float(fit.alpha_) for share, _, fit in self._fits) ** 0.5
 
     def predict(self, codes: np.ndarray, counted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""The database's history as Alembic migrations, under a version table of our own beside Optuna's."""
+"""The database's history as Alembic migrations, with a version table separate from Optuna's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OPTIONS: dict[str, Any] = {
     "version_table": VERSION_TABLE,
     "include_object": include_object,
 }
-"""How Alembic is configured, for migrating and for comparing alike."""
+"""How Alembic is configured, both for migrating and for comparing."""
 
 
 def upgrade(connection: Connection) -> None:

@@ -219,7 +219,7 @@ def test_a_separable_kernel_is_found_again():
 
 def test_an_operator_that_cannot_stand_is_told_in_one_line(digits, groups):
     policy = Policy(layers={"fc": LayerPolicy(operator="separable")})
-    with pytest.raises(CompressionError, match=r"^separable cannot replace fc: the layer is no convolution$"):
+    with pytest.raises(CompressionError, match=r"^separable cannot replace fc: the layer is not a convolution$"):
         pruned_copy(digits.model, DIGIT, policy, groups)
 
 

@@ -122,7 +122,7 @@ def test_the_workload_of_a_card_is_not_run(
 def test_a_file_elsewhere_is_refused(bundle: Path, name: str) -> None:
     card = card_of(bundle)
     write_card(bundle, {**card, "files": {**card["files"], name: {"sha256": "0" * 64, "bytes": 1}}})
-    with pytest.raises(UserError, match=r"card\.json: files: .* is no plain name of a file in the bundle$"):
+    with pytest.raises(UserError, match=r"card\.json: files: .* is not a plain name of a file in the bundle$"):
         verified(bundle)
 
 
@@ -133,7 +133,7 @@ def a_link(path: Path) -> None:
 @pytest.mark.parametrize("name", ["card.json", "model.onnx", "packed.safetensors"])
 @pytest.mark.parametrize(
     ("put", "says"),
-    [(a_link, "is a link; a file itself has to be there"), (os.mkfifo, "is no regular file"), (Path.mkdir, "is no regular file")],
+    [(a_link, "is a link; a file itself has to be there"), (os.mkfifo, "is not a regular file"), (Path.mkdir, "is not a regular file")],
 )  # fmt: skip
 def test_what_is_no_file_is_refused_and_never_opened(bundle: Path, name: str, put: Callable, says: str) -> None:
     (bundle / name).unlink()
@@ -148,7 +148,9 @@ def test_missing_and_changed_files_are_named(bundle: Path) -> None:
     found = verified(bundle)
     assert found["files, by sha256"].found == "packed.safetensors, policy.json changed"
     assert not found["packed weights, by digest"].holds
-    assert found["packed weights, by digest"].found.startswith("packed.safetensors is no packed file: SafetensorError")
+    assert found["packed weights, by digest"].found.startswith(
+        "packed.safetensors is not a packed file: SafetensorError"
+    )
     (bundle / "model.onnx").unlink()
     with pytest.raises(UserError, match=r"bundle has no model file; export the bundle again"):
         verified(bundle)
@@ -181,7 +183,7 @@ def test_a_model_that_reads_other_files_is_refused(bundle: Path, inputs: ModuleT
     with pytest.raises(UserError, match=r"model\.onnx reads weights from other files, and is to hold its own$"):
         verified(bundle)
     (bundle / "model.onnx").write_text("<net name='ir' version='11'/>")
-    with pytest.raises(UserError, match=r"model\.onnx is no ONNX file"):
+    with pytest.raises(UserError, match=r"model\.onnx is not an ONNX file"):
         verified(bundle)
 
 

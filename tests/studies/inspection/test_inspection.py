@@ -38,9 +38,9 @@ def test_the_digits_network(digits_workload):
     assert found.family == "cnn"
     assert found.float_only is None
     stem, fc = found.layers[0], found.layers[-1]
-    assert stem.refused["2:4"] == "its input dimension is no multiple of 4"
+    assert stem.refused["2:4"] == "its input dimension is not a multiple of 4"
     assert stem.group == next(group.name for group in found.groups if "stem.conv" in group.layers)
-    assert fc.refused["separable"] == "the layer is no convolution"
+    assert fc.refused["separable"] == "the layer is not a convolution"
     assert found.bits["weight 8"] == found.bits["activation 8"] == "i8 in 16 of 16"
     assert found.bits["weight 4"] == "storage only: i8 in 16 of 16"
     halves = "bf16 in 16 of 16" if computes_bfloat16() else "storage only: f32 in 16 of 16"
@@ -57,7 +57,7 @@ def test_a_studys_own_space_is_what_is_shown(digits_workload, make_spec):
     assert found.choices == {"width": (1.0, 0.5), "operators": ("dense", "groups=8"), "keep": ("stem.*", "blocks.0")}
     by_name = {layer.name: layer for layer in found.layers}
     assert by_name["stem.conv"].refused == {"anything": "space.keep holds it back"}
-    assert by_name["fc"].refused == {"groups=8": "the layer is no convolution"}
+    assert by_name["fc"].refused == {"groups=8": "the layer is not a convolution"}
     assert found.unprunable["stem.conv"] == found.fixed_blocks["blocks.0"] == "space.keep holds it back"
     assert "stem.conv" not in {group.name for group in found.groups}
     assert {gain.technique for gain in found.gains} == {"channels", "operators", "all together"}

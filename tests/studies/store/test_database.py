@@ -56,8 +56,11 @@ def test_postgresql_goes_through_psycopg_3(scheme):
 @pytest.mark.parametrize(
     ("url", "problem"),
     [
-        ("me@host/name", "storage 'me@host/name' is no database URL; write a file's name, sqlite:///slimfront.db or"),
-        (" ", "storage ' ' is no database URL"),
+        (
+            "me@host/name",
+            "storage 'me@host/name' is not a database URL; write a file's name, sqlite:///slimfront.db or",
+        ),
+        (" ", "storage ' ' is not a database URL"),
         ("mysql://host/name", "storage is SQLite or PostgreSQL, not mysql"),
         ("sqlite://", "a database in memory ends with the command; name a file"),
         ("sqlite:///:memory:", "a database in memory ends with the command; name a file"),

@@ -53,7 +53,7 @@ def test_studies_are_listed_oldest_first(demo, make_spec):
 
 
 def test_a_name_is_taken_once(demo, make_spec):
-    with pytest.raises(StoreError, match="study 'demo' is there already"):
+    with pytest.raises(StoreError, match="study 'demo' already exists"):
         demo.create_study(make_spec(), "f1", {}, {})
 
 

@@ -150,7 +150,7 @@ BAD = {
         "objectives",
         "a front needs 2 to 4 objectives, not 5",
     ),
-    "objective twice": ("[accuracy_drop, latency_ms]", "[flops, flops]", "objectives", "flops is there twice"),
+    "objective twice": ("[accuracy_drop, latency_ms]", "[flops, flops]", "objectives", "flops appears twice"),
     "unknown objective": (
         "latency_ms]",
         "latency]",
@@ -198,7 +198,7 @@ BAD = {
         "study: small",
         "study: small\nconstraints: [flops<3, flops < 3]",
         "constraints",
-        "flops < 3 is there twice",
+        "flops < 3 appears twice",
     ),
     "negative seed": ("study: small", "study: small\nseed: -1", "seed", "must be at least 0, not -1"),
     "half a worker": ("study: small", "study: small\nworkers: 1.5", "workers", "must be a whole number, not 1.5"),
@@ -233,7 +233,7 @@ BAD = {
     "bits in words": ("[4, 32]", "[four, 32]", "space.weight_bits.0", "must be a whole number, not 'four'"),
     "bits that are no list": ("[4, 32]", "4", "space.weight_bits", "must be a list, not 4"),
     "no bits": ("[4, 32]", "[]", "space.weight_bits", "must not be empty"),
-    "bits twice": ("[4, 32]", "[4, 32, 4]", "space.weight_bits", "4 is there twice"),
+    "bits twice": ("[4, 32]", "[4, 32, 4]", "space.weight_bits", "4 appears twice"),
     "all channels removed": (
         "weight_bits: [4, 32]",
         "channel_sparsity: [0, 1]",
@@ -308,8 +308,8 @@ def test_a_bad_file_is_one_line_naming_file_and_key(tmp_path, text, replacement,
 
 MALFORMED = {
     "syntax": ("study: a\nbudget: {trials: 3\nseed: 1\n", ":3: "),
-    "duplicate key": ("study: a\nworkload: b\nstudy: c\n", ":3: the key study is there twice"),
-    "duplicate key inside": ("budget:\n  trials: 3\n  trials: 4\n", ":3: the key trials is there twice"),
+    "duplicate key": ("study: a\nworkload: b\nstudy: c\n", ":3: the key study appears twice"),
+    "duplicate key inside": ("budget:\n  trials: 3\n  trials: 4\n", ":3: the key trials appears twice"),
     "tab": ("budget:\n\ttrials: 3\n", ":2: "),
     "unknown tag": ("study: !!python/object:os.system x\n", ":1: could not determine a constructor for the tag"),
     "two documents": ("study: a\n---\nstudy: b\n", ":2: "),
@@ -323,7 +323,7 @@ MALFORMED = {
     "tagged date": ("seed: !!timestamp x\n", ":1: x is not a valid timestamp"),
     "hexadecimal without digits": ("seed: 0x_\n", ":1: 0x_ is not a valid int"),
     "binary without digits": ("seed: 0b_\n", ":1: 0b_ is not a valid int"),
-    "5,000 digits": (f"seed: {'9' * 5000}\n", ":1: a number of 5,000 characters; it may have 100"),
+    "5,000 digits": (f"seed: {'9' * 5000}\n", ":1: a number of 5,000 characters; at most 100 are allowed"),
     "no such character": ('study: "\\U99999999"\n', ":1: "),
     "doubling": (
         f"workload_options: [&a0 [x, x], {', '.join(f'&a{n} [*a{n - 1}, *a{n - 1}]' for n in range(1, 30))}]\n",

@@ -99,7 +99,7 @@ def _violations(violations: dict[str, float] | None) -> dict[str, Any]:
 
 def _copy_to_optuna(connection: sa.Connection) -> None:
     for beginning, state in ((INTERRUPTED, "interrupted"), (DUPLICATE, "duplicate")):
-        told = sa.select(OPTUNA.c.trial_id, sa.literal("state"), sa.literal(json.dumps(state))).where(
+        copied = sa.select(OPTUNA.c.trial_id, sa.literal("state"), sa.literal(json.dumps(state))).where(
             OPTUNA.c.key == "reason", OPTUNA.c.value_json.like(f'"{beginning}%')
         )
-        connection.execute(sa.insert(OPTUNA).from_select(["trial_id", "key", "value_json"], told))
+        connection.execute(sa.insert(OPTUNA).from_select(["trial_id", "key", "value_json"], copied))
