@@ -23,7 +23,7 @@ from .usage import USAGE_ERROR, usage_problem
 
 app = typer.Typer(
     name="slimfront",
-    help="Search compression policies of a trained model; every trial is a model really compressed and measured on its target.",
+    help="Search compression policies of a trained model; every trial really compressed, and timed unless its target predicts latency.",
     add_completion=False,  # `--show-completion` below, which takes the shell's name instead of guessing it
     pretty_exceptions_enable=False,
 )

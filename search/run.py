@@ -51,7 +51,7 @@ def run_search(
     Raises:
         UserError: bad input; nothing was written where it was found before the study began.
         SearchError: the search could not go on, or found nothing but the uncompressed model.
-        KeyboardInterrupt: Ctrl-C; everything finished is stored.
+        KeyboardInterrupt: Ctrl-C; finished trials are stored.
     """
     started = time.monotonic() if started is None else started
     url, artifacts = absolute_url(storage), artifacts.resolve()

@@ -40,7 +40,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def kept_tensors(model: nn.Module) -> Iterator[tuple[Any, Any, Tensor]]:
-    """(where, key, tensor) of what modules keep in attributes, lists and dictionaries and is no parameter or buffer."""
+    """(where, key, tensor) of what modules keep in attributes, lists and dictionaries and is not a parameter or buffer."""
     for module in model.modules():
         for key, value in [*vars(module).items()]:
             if isinstance(value, Tensor):

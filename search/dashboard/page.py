@@ -139,7 +139,7 @@ def study_properties(
 
 
 def _same_choices(trials: Iterable[FrozenTrial]) -> dict[str, BaseDistribution] | None:
-    """Knob -> its choices, of all trials; None where a knob is no choice, or differs between trials."""
+    """Knob -> its choices, of all trials; None where a parameter is not categorical, or differs between trials."""
     union: dict[str, BaseDistribution] = {}
     for trial in trials:
         for name, found in trial.distributions.items():

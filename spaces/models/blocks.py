@@ -64,7 +64,7 @@ def _reasons(model: nn.Module, example_input: Tensor) -> dict[nn.Module, str | N
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """Elements of sequences and lists of modules that hold at least two layers and are no sequences themselves."""
+    """Elements of sequences and lists of modules that hold at least two layers and are not sequences themselves."""
     for container in model.modules():
         for module in container.children() if isinstance(container, CONTAINERS) else ():
             if not isinstance(module, CONTAINERS) and sum(type(part) in LAYER_KINDS for part in module.modules()) > 1:

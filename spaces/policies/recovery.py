@@ -33,7 +33,7 @@ class Recovery:
     arXiv:1503.02531).
 
     Attributes:
-        epochs: passes over the training split; 0 is no recovery, and the other fields then mean nothing.
+        epochs: passes over the training split; 0 turns recovery off, and the other fields have no effect.
         learning_rate: peak of a one-cycle schedule.
         temperature: of the softened targets.
         alpha: weight of the distillation term in [0, 1]; 1 - alpha goes to the workload's own loss.

@@ -70,7 +70,7 @@ class Lease:
         self._database.guards.append(self._guard)
 
     def renew(self) -> None:
-        """Say that this driver is alive.
+        """Extend the lease: this driver is alive.
 
         Raises:
             StoreError: another process has taken the study over, or the database cannot be written now.
@@ -132,7 +132,7 @@ def _born(pid: int) -> str:
 
 
 def _has_ended(owner: str) -> bool:
-    """Whether an owner's process ran here and runs no more; its number may be another's by now."""
+    """Whether an owner's process ran on this machine and has ended, even if another process has its id by now."""
     here, pid, born, _ = owner.rsplit(" ", 3)
     if here != _here():
         return False

@@ -92,7 +92,7 @@ def test_whatever_a_trial_does_to_its_process_the_others_are_done(
     workers: int, names: list[str], luck: Luck, store: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("slimfront.search.driver.FIRST_FAILURES", len(names) + 1)  # here all begin with failures
+    monkeypatch.setattr("slimfront.search.budget.FIRST_FAILURES", len(names) + 1)  # here all begin with failures
     run(luck(*names, workers=workers), store, tmp_path)
     first, *unlucky, last = ends(store)
     assert (first, last) == ("complete", "complete")

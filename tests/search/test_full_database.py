@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from slimfront.core.errors import StoreError
 from slimfront.search.driver import Search
+from slimfront.search.events import Event, StageRecorded
 from slimfront.search.execution.local import run_local
 from slimfront.search.sole_driver import sole_driver
 from slimfront.search.trials.prepared_study import prepare
@@ -39,14 +40,14 @@ def pages() -> Iterator[list[int]]:
 def test_a_full_database_is_one_line_and_the_trial_is_not_left_running(
     pages: list[int], tiny_spec: Callable[..., StudySpec], tmp_path: Path
 ) -> None:
-    def fill(event: str, number: int, _: str) -> None:
-        if event == "stage" and number == 1:
+    def fill(event: Event) -> None:
+        if isinstance(event, StageRecorded) and event.trial == 1:
             pages[0] = -1
 
     prepared = prepare(tiny_spec(budget={"trials": 6}, sensitivity=False))
     with Store(f"sqlite:///{tmp_path}/slimfront.db") as store:
         with pytest.raises(StoreError) as caught, sole_driver(store, "tiny"):
-            run_local(Search(prepared, store, tmp_path / "artifacts", fill))
+            run_local(Search(prepared, store, tmp_path / "artifacts", [fill]))
         pages[0] = UNLIMITED
         with sole_driver(store, "tiny"):
             run_local(Search(prepared, store, tmp_path / "artifacts"))

@@ -128,7 +128,7 @@ class AnalyticCost:
         knobs = {(knob.kind, knob.governs): index for index, knob in enumerate(self._space.knobs)}
         self._width_knob = knobs.get(("width", ()))
         self._channel_knobs = [knobs.get(("channels", (group.name,))) for group in self._space.groups]
-        # A neutral choice alone is no knob: what the space fixes is read from a policy of it.
+        # A decision with one choice is not a knob: what the space fixes is read from one of its policies.
         fixed = self._space.uniform({})
         widths = self._choices(self._width_knob, fixed.width)
         self._kept_tables = [

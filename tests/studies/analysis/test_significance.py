@@ -46,6 +46,8 @@ def test_a_point_that_leads_by_noise_only_is_named_with_who_beats_it() -> None:
     assert beaten_by(fast, [slow, fast], OBJECTIVES) == []
     assert beaten([slow, fast], OBJECTIVES) == {slow.trial: [1], fast.trial: []}
     assert doubts([slow, fast], OBJECTIVES) == ["trial 0 leads by noise only: beyond noise, trial 1 dominates it"]
+    points = [slow, fast, point(2, 0.004, 1.5, noise=0.01)]
+    assert doubts(points, OBJECTIVES)[0] == "trial 0 leads by noise only: beyond noise, trials 1, 2 dominate it"
 
 
 def test_points_whose_intervals_touch_in_every_objective_are_twins() -> None:
