@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 
 import torch
 from torch import nn
 
+from ..spaces.models.channel_groups import ChannelGroup
 from ..spaces.policies.candidate import Candidate
 from ..spaces.policies.policy import Policy
 from ..spaces.policies.resolved import effective_policy
@@ -30,13 +32,7 @@ def compressed(workload: Workload, policy: Policy, seed: int = 0, batch_size: in
     example, (groups, _) = workload.example_input, proven_groups(workload)
 
     def prune(model: nn.Module) -> nn.Module:
-        if policy.pruning.steps == 1:
-            return pruned_copy(model, example, policy, groups, workload, seed)
-        return gradually_pruned(replace(workload, model=model), policy, groups, train_an_epoch, seed)
-
-    def train_an_epoch(model: nn.Module, current: Policy) -> None:
-        one = replace(current, recovery=replace(current.recovery, epochs=1, steps=("prune", "train")))
-        recover(model, workload, one, seed, batch_size)
+        return pruned_in_recovery(model, workload, policy, groups, seed, batch_size)
 
     if policy.recovery.changes_weights and policy.recovery.steps[0] == "prune":
         model = prune(workload.model)
@@ -47,6 +43,20 @@ def compressed(workload: Workload, policy: Policy, seed: int = 0, batch_size: in
     if policy.recovery.changes_weights:
         model = recover(model, workload, policy, seed, batch_size, prune)
     return make_candidate(model, example, effective_policy(policy), workload.calibration)
+
+
+def pruned_in_recovery(
+    model: nn.Module, workload: Workload, policy: Policy, groups: Sequence[ChannelGroup], seed: int, batch_size: int
+) -> nn.Module:
+    """A copy of `model`, the workload's or one trained from it, pruned at once, or gradually with training in between."""
+    if policy.pruning.steps == 1:
+        return pruned_copy(model, workload.example_input, policy, groups, workload, seed)
+
+    def train_an_epoch(pruned: nn.Module, current: Policy) -> None:
+        one = replace(current, recovery=replace(current.recovery, epochs=1, steps=("prune", "train")))
+        recover(pruned, workload, one, seed, batch_size)
+
+    return gradually_pruned(replace(workload, model=model), policy, groups, train_an_epoch, seed)
 
 
 def rounded_model(candidate: Candidate) -> nn.Module:

@@ -28,10 +28,12 @@ class Metric:
         name, unit: as study files, databases and reports have them.
         direction: which way is better.
         meaning: a phrase for the docs and the card.
-        role: what the sampler learns it from.
+        role: what the sampler learns it from. It counts flops, bops, parameters and packed_bytes of a policy before a trial, and
+            learns any other "count" as it learns what is measured.
         phase: the first in which it is known; one that is confirmed is never searched for.
         margin: a value this much worse than the uncompressed model's is worth nothing, in the metric's unit; None for a tenth
-            of that value. The hypervolume and the sampler take their reference point from it.
+            of that value. The hypervolume and the sampler take their reference point from it. A minimised metric that is 0 for the
+            uncompressed model needs one: no value is better than a reference of 0.
     """
 
     name: str

@@ -17,7 +17,7 @@ _EVALUATORS: dict[str, Evaluator] = {}
 
 
 def register(evaluator: type[E]) -> type[E]:
-    """Have searches of this process run an evaluator; a class decorator. Its metrics that are new are registered too.
+    """Have searches of this process and their workers run an evaluator; a class decorator. Its new metrics are registered too.
 
     An installed package offers one without calling this: by entry points in the group `slimfront.evaluators`, named as its
     metrics. It runs in the studies that name one of them, in every process.
@@ -32,6 +32,21 @@ def register(evaluator: type[E]) -> type[E]:
             METRICS.register(metric.name, metric)
     _EVALUATORS[evaluator.name] = evaluator()
     return evaluator
+
+
+def added_evaluators() -> list[type[Evaluator]]:
+    """The classes of evaluators that slimfront does not bring itself, for `adopt` in other processes."""
+    package = Evaluator.__module__.split(".")[0]
+    return [
+        type(evaluator) for evaluator in _EVALUATORS.values() if type(evaluator).__module__.split(".")[0] != package
+    ]
+
+
+def adopt(added: Iterable[type[Evaluator]]) -> None:
+    """Register what `added_evaluators` found in another process, unless importing its module has done so."""
+    for evaluator in added:
+        if evaluator.name not in _EVALUATORS:
+            register(evaluator)
 
 
 def evaluators(names: Iterable[str] = ()) -> list[Evaluator]:

@@ -227,7 +227,7 @@ class Search:
 
     @property
     def finished(self) -> int:
-        """Trials of the study that have ended, interrupted ones left out."""
+        """How many trials of the study its budget has paid for."""
         return self._budget.charged
 
     @property

@@ -22,7 +22,7 @@ class _TrialWorker(Protocol):
 
 
 class _InProcess:
-    """A worker in this process: for debugging, and for workloads that no other process could load."""
+    """A worker in this process, for debugging and tests: a debugger stops in the trial, and no process has to start."""
 
     def __init__(self, search: Search) -> None:
         self._worker = Worker(worker_setup(search, 0), search.prepared.context.workload)
@@ -65,7 +65,7 @@ class LocalRunner:
 
 
 def run_local(search: Search, isolated: bool = False) -> None:
-    """Run trials one after the other until the budget is spent.
+    """Run trials one after the other until the budget is spent: for debugging and tests; `run_search` is what users run.
 
     On KeyboardInterrupt the trial at hand is closed as interrupted, and the interrupt goes on.
 

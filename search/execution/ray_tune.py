@@ -25,7 +25,7 @@ from ...workloads.load import settle_in
 from ..driver import Search
 from ..proposals import Proposal
 from ..trials.worker import Stage, Worker, WorkerSetup
-from .base import raise_fault, run_trials, worker_setup
+from .base import raise_fault, worker_setup
 from .crash_report import crash_reported, stage_of_death
 from .worker_process import STARTS
 
@@ -205,7 +205,7 @@ def _how_it_died(error_file: Path) -> str:
 
 
 class RayRunner:
-    """Runs trials on Ray actors, of the cluster that RAY_ADDRESS names or of this machine."""
+    """Runs trials on Ray actors, of the cluster that RAY_ADDRESS names or of this machine, where Ray is started then."""
 
     def __init__(self, search: Search, workers: int) -> None:
         self._searcher, self._workers = StudySearcher(search), workers
@@ -224,20 +224,6 @@ class RayRunner:
     def close(self) -> None:
         """Leave the cluster; end it, if it was started here."""
         ray.shutdown()
-
-
-def run_distributed(search: Search, workers: int) -> None:
-    """Run trials on `workers` Ray actors until the budget is spent.
-
-    Joins the cluster RAY_ADDRESS names, else starts Ray on this machine. An interrupt ends the run; trials still running
-    are closed as interrupted.
-
-    Raises:
-        KeyboardInterrupt: after the first Ctrl-C, when everything is stored.
-        ArtifactsError: the artifacts folder cannot be written to.
-        WorkerStartError: no worker can start.
-    """
-    run_trials(search, RayRunner(search, workers))
 
 
 def _tune(search: Search, searcher: StudySearcher, workers: int, interrupts: Interrupts) -> None:

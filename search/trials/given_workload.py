@@ -14,6 +14,7 @@ from ...compression.recovery.distil import DISTILLERS
 from ...core.errors import WorkloadError, describe_exception
 from ...core.interrupts import raise_if_interrupted
 from ...core.registry import Registry
+from ...evaluators.registry import added_evaluators, adopt
 from ...spaces.knobs.registry import KNOB_KINDS
 from ...workloads.load import adopt_workload, load_workload
 from ...workloads.workload import Workload
@@ -31,20 +32,23 @@ def pickled_workload(workload: Workload) -> bytes:
 
 
 def pickled_registrations() -> bytes:
-    """The criteria, distillers and kinds of knobs that this program registered itself, as bytes.
+    """The criteria, distillers, kinds of knobs and evaluators that this program registered itself, as bytes.
 
     Raises:
         UserError: one of them cannot be pickled.
     """
-    return _pickled([registry.registered for registry in REGISTRIES], "what was registered")
+    registered = [registry.registered for registry in REGISTRIES]
+    return _pickled((registered, added_evaluators()), "what was registered")
 
 
 def take_registrations(pickled: bytes) -> None:
     """Register here what `pickled_registrations` found in another process, after the workload was loaded: its file's classes are
     there then."""
-    for registry, registered in zip(REGISTRIES, pickle.loads(pickled), strict=True):
-        for name, implementation in registered.items():
+    registered, evaluators = pickle.loads(pickled)
+    for registry, implementations in zip(REGISTRIES, registered, strict=True):
+        for name, implementation in implementations.items():
             registry.register(name, implementation, replace=True)
+    adopt(evaluators)
 
 
 def loaded_workload(reference: str, options: Mapping[str, Any], base: Path, pickled: bytes | None = None) -> Workload:

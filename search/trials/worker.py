@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from ...compression.compress import pruned_in_recovery
 from ...compression.finite import require_finite
-from ...compression.pruning.gradual import gradually_pruned
 from ...compression.pruning.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
 from ...compression.quantization.candidates import make_candidate
 from ...compression.recovery.recover import recover, recover_by_rungs
@@ -237,11 +237,8 @@ class Worker:
         return pruned_copy(model, self.workload.example_input, policy, setup.groups, self.workload, setup.seed)
 
     def _pruned_in_recovery(self, trained: nn.Module, original: Policy) -> nn.Module:
-        """A trained model pruned at once, or gradually with training in between."""
-        if original.pruning.steps == 1:
-            return self._pruned(trained, original)
-        workload = replace(self.workload, model=trained)
-        return gradually_pruned(workload, original, self.setup.groups, self._train_an_epoch, self.setup.seed)
+        setup = self.setup
+        return pruned_in_recovery(trained, self.workload, original, setup.groups, setup.seed, setup.batch_size)
 
     def _kept(
         self,
@@ -256,10 +253,6 @@ class Worker:
         files = keep(candidate, artifact, folder)
         measured = measure(LoweredCandidate(candidate, artifact, files["packed"].path), self._context, phase)
         return Stage(phase, rung, measured, files, final=epochs == candidate.policy.recovery.epochs, epochs=epochs)
-
-    def _train_an_epoch(self, model: nn.Module, policy: Policy) -> None:
-        policy = replace(policy, recovery=replace(policy.recovery, epochs=1, steps=("prune", "train")))
-        recover(model, self.workload, policy, self.setup.seed, self.setup.batch_size)
 
     def _lower(self, policy: Policy, model: nn.Module, folder: Path) -> tuple[Candidate, Artifact]:
         require_finite(model)

@@ -20,6 +20,7 @@ from slimfront.hardware_profiles.bench.energy import Rapl, energy_meter
 from slimfront.hardware_profiles.bench.peak_memory import peak_growth
 from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.search.sampler.study_terms import role_of, worst_corner
+from slimfront.search.trials.given_workload import pickled_registrations, take_registrations
 from slimfront.search.trials.prepared_study import prepare
 from slimfront.spaces.policies.policy import Policy
 from slimfront.studies.analysis.front import Objective, reference_point
@@ -80,6 +81,16 @@ def test_a_registered_metric_is_measured_and_can_be_searched_for(own, complete, 
     assert worst_corner({"worth": 9.0, "latency_ms": 1.0}, ["worth", "latency_ms"], []) == pytest.approx([4, 1.1])
     assert figure_text(Measurement.exact("worth", 7, "a guess")) == "worth 7.000 points"
     require_available("worth", TARGET.model_copy(update={"predict": True}))
+
+
+def test_a_registered_evaluator_goes_to_workers(own):
+    register(Worth)
+    pickled = pickled_registrations()
+    del registry._EVALUATORS["worth"], METRICS._own["worth"]
+    for _ in range(2):  # a worker in the same process has it already
+        take_registrations(pickled)
+    assert METRICS["worth"] == Worth.metrics[0]
+    assert [type(found) for found in registry.evaluators() if found.name == "worth"] == [Worth]
 
 
 def another(**attributes: object) -> type[Evaluator]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from slimfront.core.errors import ArtifactsError, UserError, WorkerStartError
 from slimfront.search.driver import Search
-from slimfront.search.execution.base import worker_setup
+from slimfront.search.execution.base import run_trials, worker_setup
 from slimfront.search.execution.crash_report import CrashReport, exit_text, stage_of_death
 from slimfront.search.execution.local import run_local
 from slimfront.search.execution.worker_process import WorkerProcess
@@ -61,9 +61,9 @@ def store(tmp_path: Path):
 def run(spec: StudySpec, store: Store, tmp_path: Path) -> Search:
     search = Search(prepare(spec), store, tmp_path / "artifacts")
     if spec.workers:
-        from slimfront.search.execution.ray_tune import run_distributed
+        from slimfront.search.execution.ray_tune import RayRunner
 
-        run_distributed(search, spec.workers)
+        run_trials(search, RayRunner(search, spec.workers))
     else:
         run_local(search, isolated=True)
     return search

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from slimfront.search.driver import Search
 from slimfront.search.events import Event, FrontChanged, StageRecorded, TrialFinished, TrialStarted
+from slimfront.search.execution.base import run_trials
 from slimfront.search.execution.local import run_local
 from slimfront.search.trials.prepared_study import prepare
 from slimfront.studies.store.store import Store
@@ -24,9 +25,9 @@ def run(search: Search, workers: int) -> None:
     if not workers:
         run_local(search, isolated=True)
         return
-    from slimfront.search.execution.ray_tune import run_distributed
+    from slimfront.search.execution.ray_tune import RayRunner
 
-    run_distributed(search, workers)
+    run_trials(search, RayRunner(search, workers))
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.serial)])

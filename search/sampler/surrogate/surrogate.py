@@ -33,6 +33,9 @@ SKILL_LASTS = 1.1
 FOLDS = 5
 """The cross-validation that judges the surrogate has this many folds."""
 
+ZERO_COUNTS_AS = 0.01
+"""A cost of 0 counts as this part of the smallest positive one."""
+
 COSTS_LAST = 1.05
 """Measured costs and constraints are fitted again when the number of trials has grown by this factor: from 20 on not at each."""
 
@@ -73,18 +76,27 @@ class Surrogate:
         self.dimensions, self.roles, self.signs = dimensions, roles, np.array(signs)
         self._counted, self._grid = counted, GRID if residual else ((1.0, NOISE / 2),)
         self._scales_due = self._costs_due = self._skill_due = 0.0
+        self._least = np.full(len(roles), np.inf)
         self._measured: dict[int, CostModel | None] = {}
         self._constraints: dict[str, AdditiveModel | None] = {}
         self._positions = [knob.positions for knob in dimensions]
         self.mean = StructuredMean(dimensions)
 
     def scaled(self, values: np.ndarray) -> np.ndarray:
-        """Objectives [n, objectives] so that less is better: quality as it is, costs as logarithms, in which equal ratios count the same."""
+        """Objectives [n, objectives] so that less is better: quality as it is, costs as logarithms, in which equal ratios count the same.
+
+        A cost of 0 has no logarithm: it counts as a hundredth of the smallest positive one so far.
+        """
         columns = [
-            sign * (column if role == "quality" else np.log(np.maximum(column, 1e-300)))
-            for role, sign, column in zip(self.roles, self.signs, values.T, strict=True)
+            sign * (column if role == "quality" else np.log(np.maximum(column, floor)))
+            for role, sign, column, floor in zip(self.roles, self.signs, values.T, self._floors(values), strict=True)
         ]
         return np.stack(columns, axis=1)
+
+    def _floors(self, values: np.ndarray) -> np.ndarray:
+        """What costs count as at least, [objectives]: values [n, objectives] are noted first."""
+        self._least = np.minimum(self._least, np.where(values > 0, values, np.inf).min(axis=0, initial=np.inf))
+        return np.where(np.isfinite(self._least), self._least * ZERO_COUNTS_AS, 1e-300)
 
     def counted(self, codes: np.ndarray) -> np.ndarray:
         """Logarithms of what is counted, [n, columns]; no columns where nothing is."""

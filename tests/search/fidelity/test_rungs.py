@@ -16,6 +16,7 @@ from slimfront.core.errors import StudyFileError
 from slimfront.core.measurement import Measurement
 from slimfront.core.metrics import METRICS
 from slimfront.search.driver import Search
+from slimfront.search.execution.base import run_trials
 from slimfront.search.execution.local import run_local
 from slimfront.search.fidelity.halving import SuccessiveHalving, priorities
 from slimfront.search.fidelity.rungs import Rungs
@@ -213,9 +214,9 @@ def test_unpromising_trials_stop_and_are_learned_from(
     )  # fmt: skip
     search = Search(prepare(spec), store, tmp_path / "artifacts")
     if workers:
-        from slimfront.search.execution.ray_tune import run_distributed
+        from slimfront.search.execution.ray_tune import RayRunner
 
-        run_distributed(search, workers)
+        run_trials(search, RayRunner(search, workers))
     else:
         run_local(search)
     assert not store.running_trials("tiny")

@@ -256,3 +256,14 @@ def test_the_surrogate_has_skill_where_damages_add_up_and_none_where_they_are_no
     surrogate.fit(history, np.zeros((0, KNOBS), dtype=int))
     skill = surrogate.skill(history)
     assert skill > 0.6 if learnable else skill < 0.1
+
+
+def test_a_cost_of_0_counts_as_a_hundredth_of_the_smallest_positive_one() -> None:
+    surrogate = Surrogate(OF_ALL_KINDS, ["quality", "measured"], [1, 1], None)
+    scaled = surrogate.scaled(np.array([[0.0, 0.0], [0.5, 2.0], [0.25, np.nan]]))
+    assert scaled[:, 0].tolist() == [0.0, 0.5, 0.25]
+    assert scaled[:2, 1] == pytest.approx([math.log(0.02), math.log(2.0)])
+    assert math.isnan(scaled[2, 1])
+    assert surrogate.scaled(np.zeros((1, 2)))[0, 1] == pytest.approx(
+        math.log(0.02)
+    )  # a reference of 0 is on the same scale
