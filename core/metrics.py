@@ -143,6 +143,7 @@ for _metric in (
         "search-validation split",
         "quality",
         "scored",
+        margin=0.5,  # leaves exp(-0.5) = 61 % of the probability on what the uncompressed model is sure of
     ),
     Metric(
         "test_accuracy",

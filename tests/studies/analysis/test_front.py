@@ -253,6 +253,11 @@ def test_the_tightest_positive_bound_is_the_reference_of_accuracy_drop(texts, dr
     assert reference_point({"latency_ms": 1.0}, [DROP, LATENCY], constraints)[0] == drop
 
 
+@pytest.mark.parametrize("name", ["accuracy_drop", "kl"])
+def test_a_metric_that_is_0_uncompressed_has_a_reference_to_improve_on(name):
+    assert reference_point({name: 0.0}, [Objective.of(name)])[0] > 0
+
+
 def test_a_reference_needs_the_baseline():
     with pytest.raises(ValueError, match="the baseline has no latency_ms"):
         reference_point({}, [DROP, LATENCY])
