@@ -337,8 +337,8 @@ def test_a_shell_completes_commands_and_names(measured: Path) -> None:
         'ask() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _slimfront_completion slimfront; echo ${COMPREPLY[*]}; }\n'
         + lines
     )
-    told = subprocess.run(["bash", "ask.bash"], cwd=measured, capture_output=True, text=True, check=True).stdout
-    assert told.splitlines() == [
+    printed = subprocess.run(["bash", "ask.bash"], cwd=measured, capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines() == [
         "status",
         " ".join(shipped_studies()),
         "tiny",
@@ -352,9 +352,9 @@ def test_profiles_are_listed_without_torch_or_a_runtime_imported(tmp_path: Path)
         "import sys; sys.argv = ['slimfront', 'profiles']; import slimfront.cli; slimfront.cli.main(); "
         "print([m for m in ('torch', 'openvino', 'onnxruntime', 'ray', 'optuna') if m in sys.modules])"
     )
-    told = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert told.stdout.splitlines()[-1] == "[]"
-    assert "cpu-openvino" in told.stdout
+    printed = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert printed.stdout.splitlines()[-1] == "[]"
+    assert "cpu-openvino" in printed.stdout
 
 
 @pytest.fixture

@@ -174,13 +174,15 @@ def test_the_command_line_starts_without_the_heavy_libraries() -> None:
 
 @pytest.mark.serial
 def test_help_is_there_at_once() -> None:
-    """Half a second on a quiet machine; three times that, and the best of five, beside other work."""
+    """Half a second on a quiet machine; three times that, and the best of five, next to other work."""
     seconds = []
     for _ in range(5):
         start = time.perf_counter()
-        told = subprocess.run([sys.executable, "-m", "slimfront", "--help"], capture_output=True, text=True, check=True)
+        answer = subprocess.run(
+            [sys.executable, "-m", "slimfront", "--help"], capture_output=True, text=True, check=True
+        )
         seconds.append(time.perf_counter() - start)
-        assert "search" in told.stdout
+        assert "search" in answer.stdout
         if seconds[-1] < 1.5:
             break
     assert min(seconds) < 1.5, f"--help took {min(seconds):.1f} s"

@@ -1,4 +1,4 @@
-"""One thread: small networks run no faster on more, and slower beside other work."""
+"""One thread: small networks run no faster on more, and slower next to other work."""
 
 from collections.abc import Iterator
 

@@ -106,7 +106,7 @@ def test_a_metric_of_the_users_own_is_used(context, lower):
 
 
 def test_cross_entropy_by_hand():
-    # The right class has logit 0 beside another 0, then ln 3: -ln(1/2) and -ln(3/4).
+    # The right class has logit 0 next to another 0, then ln 3: -ln(1/2) and -ln(3/4).
     outputs = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]])
     measured = cross_entropy(Scores(outputs, torch.tensor([1, 0]), "top1"))
     first, second = math.log(2), math.log(4 / 3)

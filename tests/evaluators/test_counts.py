@@ -50,26 +50,26 @@ def test_the_uncompressed_network_by_hand(counted):
 
 def test_mixed_bits_by_hand(counted):
     policy = Policy(layers={"0": LayerPolicy(8, 8), "2": LayerPolicy(3, 6), "4": LayerPolicy(weight_bits=16)})
-    told = counted(policy)
-    assert told["bops"] == CONV * 8 * 8 + GROUPED * 3 * 6 + LINEAR * 16 * 32
+    counts = counted(policy)
+    assert counts["bops"] == CONV * 8 * 8 + GROUPED * 3 * 6 + LINEAR * 16 * 32
     bits = 8 * (8 * 27) + 3 * (16 * 18) + 16 * 2560 + 32 * (8 + 10)
     steps, inputs = 4 * (8 + 16), 2 * (4 + 1)
-    assert told["packed_bytes"] == bits / 8 + steps + inputs
-    assert told["flops"] == CONV + GROUPED + LINEAR
+    assert counts["packed_bytes"] == bits / 8 + steps + inputs
+    assert counts["flops"] == CONV + GROUPED + LINEAR
 
 
 def test_codes_take_their_bits_and_their_table_and_are_multiplied_with_as_floats(counted):
-    told = counted(Policy(layers={"2": LayerPolicy(3, 8, codebook="k_means")}))
+    counts = counted(Policy(layers={"2": LayerPolicy(3, 8, codebook="k_means")}))
     bits = 3 * (16 * 18) + 32 * 8 + 32 * (8 * 27 + 8 + 2560 + 10)  # eight values
-    assert told["packed_bytes"] == bits / 8 + 5  # the grid of its input
-    assert told["bops"] == CONV * 32 * 32 + GROUPED * 32 * 8 + LINEAR * 32 * 32
+    assert counts["packed_bytes"] == bits / 8 + 5  # the grid of its input
+    assert counts["bops"] == CONV * 32 * 32 + GROUPED * 32 * 8 + LINEAR * 32 * 32
 
 
 def test_packed_bits_are_rounded_up_to_bytes(context):
     model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3, bias=False)).eval()
     lowered = LoweredCandidate(Candidate(Policy(layers={"2": LayerPolicy(weight_bits=3)}), model))
-    told = {m.name: m.value for m in measure(lowered, context, "counted")}
-    assert told["packed_bytes"] == 4 + 3 * 4  # 27 bits, and a step for each channel
+    counts = {m.name: m.value for m in measure(lowered, context, "counted")}
+    assert counts["packed_bytes"] == 4 + 3 * 4  # 27 bits, and a step for each channel
 
 
 def test_masked_weights_count_and_removed_channels_do_not(counted, model):
@@ -78,22 +78,22 @@ def test_masked_weights_count_and_removed_channels_do_not(counted, model):
     groups, _ = find_channel_groups(wide, example)
     masked = pruned_copy(wide, example, Policy(layers={"0": LayerPolicy(sparsity=0.5)}), groups)
     pruned = pruned_copy(wide, example, Policy(width=0.5), groups)
-    told = {name: counted(Policy(), made) for name, made in (("wide", wide), ("masked", masked), ("pruned", pruned))}
-    assert told["masked"] == {
-        **told["wide"],
+    counts = {name: counted(Policy(), made) for name, made in (("wide", wide), ("masked", masked), ("pruned", pruned))}
+    assert counts["masked"] == {
+        **counts["wide"],
         "packed_bytes": 108 + 432 * 4 + (32 + 8 * 32 + 8) * 4,
     }  # 864 bits, 432 values
-    assert told["wide"]["flops"] == 64 * (32 * 27 + 8 * 32)
-    assert told["pruned"]["flops"] == 64 * (16 * 27 + 8 * 16)
-    assert told["pruned"]["parameters"] == 16 * 27 + 16 + 8 * 16 + 8
+    assert counts["wide"]["flops"] == 64 * (32 * 27 + 8 * 32)
+    assert counts["pruned"]["flops"] == 64 * (16 * 27 + 8 * 16)
+    assert counts["pruned"]["parameters"] == 16 * 27 + 16 + 8 * 16 + 8
 
 
 def test_a_weight_that_two_layers_share_counts_once(context):
     model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3), nn.Linear(3, 3)).eval()
     model[3].weight = model[2].weight
-    told = {m.name: m.value for m in measure(LoweredCandidate(Candidate(Policy(), model)), context, "counted")}
-    assert told["parameters"] == 9 + 3 + 3
-    assert told["bops"] == 2 * 9 * 32 * 32
+    counts = {m.name: m.value for m in measure(LoweredCandidate(Candidate(Policy(), model)), context, "counted")}
+    assert counts["parameters"] == 9 + 3 + 3
+    assert counts["bops"] == 2 * 9 * 32 * 32
 
 
 def test_a_layer_over_tokens_counts_its_bops_per_token(context):
@@ -106,9 +106,9 @@ def test_a_layer_over_tokens_counts_its_bops_per_token(context):
             return self.fc(x.flatten(1, 2))  # 24 tokens of 8
 
     lowered = LoweredCandidate(Candidate(Policy(layers={"fc": LayerPolicy(4, 8)}), Tokens().eval()))
-    told = {m.name: m.value for m in measure(lowered, context, "counted")}
-    assert told["flops"] == 24 * 40
-    assert told["bops"] == 24 * 40 * 32
+    counts = {m.name: m.value for m in measure(lowered, context, "counted")}
+    assert counts["flops"] == 24 * 40
+    assert counts["bops"] == 24 * 40 * 32
 
 
 def test_artifact_bytes_are_those_of_the_file(context, lower):

@@ -142,7 +142,7 @@ def test_intervals_hold_their_value_whatever_the_samples(hits, random):
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
-def test_a_metric_that_is_no_finite_number_is_told(wrong):
+def test_a_metric_that_is_no_finite_number_is_reported(wrong):
     scores = Scores(torch.zeros(2, 1), torch.zeros(2), lambda outputs, targets: wrong)
     with pytest.raises(EvaluationError, match=rf"^the workload's metric returned {wrong}$"):
         scores.value()

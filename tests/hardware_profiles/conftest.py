@@ -166,7 +166,7 @@ class Signal(nn.Module):
 
 
 class PreActivation(nn.Module):
-    """Batch-norm that no exporter folds: before its convolution, beside a shortcut, after a linear layer."""
+    """Batch-norm that no exporter folds: before its convolution, next to a shortcut, after a linear layer."""
 
     shape = (3, 8, 8)
 

@@ -34,7 +34,7 @@ def test_every_runtime_has_a_shipped_card():
     assert {load_target(name).runtime for name in shipped_targets()} == set(runtimes())
 
 
-def test_ones_own_card_is_found_beside_the_study(tmp_path):
+def test_ones_own_card_is_found_next_to_the_study(tmp_path):
     (tmp_path / "card.yaml").write_text(yaml.safe_dump({**GOOD, "threads": 2, "batch": 4}))
     expected = Target(name="mine", runtime="openvino", threads=2, batch=4, weight_bits=[8, 32], activation_bits=[8, 32])
     assert load_target("card.yaml", tmp_path) == expected
@@ -78,7 +78,7 @@ def test_a_target_travels_as_json():
     ],
     ids=str,
 )
-def test_a_bad_card_is_told_in_one_line_with_file_and_key(change, says, tmp_path):
+def test_a_bad_card_is_reported_in_one_line_with_file_and_key(change, says, tmp_path):
     document = {key: value for key, value in {**GOOD, **change}.items() if value is not ...}
     (tmp_path / "card.yaml").write_text(yaml.safe_dump(document))
     with pytest.raises(TargetError) as caught:
@@ -94,7 +94,7 @@ def test_a_bad_card_is_told_in_one_line_with_file_and_key(change, says, tmp_path
     [b"", b"- 1\n- 2\n", b"just words", b"a: [1", b"\xff\xfe\x00 not text", b"a: b: c", b"\x00", b"[" * 20_000],
     ids=lambda content: str(content[:9]),
 )
-def test_a_file_that_is_no_card_is_told_in_one_line(content, tmp_path):
+def test_a_file_that_is_no_card_is_reported_in_one_line(content, tmp_path):
     (tmp_path / "card.yaml").write_bytes(content)
     with pytest.raises(TargetError) as caught:
         load_target("card.yaml", tmp_path)
@@ -102,7 +102,7 @@ def test_a_file_that_is_no_card_is_told_in_one_line(content, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_a_card_that_cannot_be_read_is_told_in_one_line(tmp_path, monkeypatch):
+def test_a_card_that_cannot_be_read_is_reported_in_one_line(tmp_path, monkeypatch):
     (tmp_path / "card.yaml").write_text(yaml.safe_dump(GOOD))
 
     def refuse(path, mode):
@@ -114,7 +114,7 @@ def test_a_card_that_cannot_be_read_is_told_in_one_line(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("reference", ["nowhere", ".", "missing.yaml", "", "x" * 5000])
-def test_a_target_that_is_not_there_is_told_with_the_shipped_ones(reference, tmp_path):
+def test_a_target_that_is_not_there_is_reported_with_the_shipped_ones(reference, tmp_path):
     with pytest.raises(
         TargetError, match=r"neither a shipped card nor a file; known are (\S+, )*cpu-openvino(, \S+)*$"
     ):

@@ -198,7 +198,7 @@ def test_a_crash_report_names_the_users_own_line(tmp_path: Path) -> None:
     assert stage_of_death(proposal, 5, "died").fault == "time"
 
 
-def test_an_exit_is_told_by_its_code_or_signal() -> None:
+def test_an_exit_is_known_by_its_code_or_signal() -> None:
     assert exit_text(3) == "ended with exit code 3; does its code call os._exit?"
     assert exit_text(-signal.SIGSEGV) == "was killed by SIGSEGV"
     assert exit_text(-signal.SIGKILL) == "was killed by SIGKILL; was memory short?"

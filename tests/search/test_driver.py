@@ -184,7 +184,7 @@ def test_every_sampler_tries_the_anchors_first(sampler: str, tiny_spec: Spec, st
     assert [proposal.policy for proposal in proposals] == prepared.space.anchors()[:4]
 
 
-def test_a_sampler_that_gave_up_is_told_of_where_the_study_is_looked_at(
+def test_a_sampler_that_gave_up_is_reported_where_the_study_is_looked_at(
     tiny_spec: Spec, store: Store, tmp_path: Path
 ) -> None:
     spec = tiny_spec(objectives=["flops", "artifact_bytes"], budget={"trials": 2})
@@ -202,7 +202,7 @@ def test_a_sampler_that_gave_up_is_told_of_where_the_study_is_looked_at(
 def test_ctrl_c_between_two_tables_leaves_them_telling_the_same(
     tiny_spec: Spec, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Optuna is told of a trial's end before slimfront's own table is."""
+    """A trial's end reaches Optuna before slimfront's own table."""
     search = Search(prepare(tiny_spec()), store, tmp_path / "artifacts")
     tell = search.optuna.tell
 
@@ -296,13 +296,13 @@ def test_the_front_is_confirmed_on_the_test_split(tiny_spec: Spec, tmp_path: Pat
 
 
 @pytest.mark.parametrize("flags", [["avx2"], ["avx2", "avx_vnni"]])
-def test_a_processor_without_vnni_is_told_of_before_the_first_trial(
+def test_a_processor_without_vnni_is_reported_before_the_first_trial(
     flags: list[str], tiny_spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("slimfront.search.trials.prepared_study.machine", lambda: {**machine(), "flags": flags})
     spec = tiny_spec(budget={"trials": 1})
     console = Console(record=True, file=io.StringIO(), width=200)
-    run_search(spec, f"sqlite:///{tmp_path / 'told.db'}", tmp_path / "artifacts", console)
+    run_search(spec, f"sqlite:///{tmp_path / 'predicted.db'}", tmp_path / "artifacts", console)
     assert ("this processor has no VNNI" in console.export_text()) == (flags == ["avx2"])
 
 

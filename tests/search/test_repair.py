@@ -62,11 +62,11 @@ def scored(search: Search, proposal: Proposal) -> None:
 
 def agree(store: Store) -> None:
     """Both sets of tables tell the same, and no policy was finished twice."""
-    told = {trial.number: trial for trial in optuna.load_study(study_name="tiny", storage=store.url).get_trials()}
+    in_optuna = {trial.number: trial for trial in optuna.load_study(study_name="tiny", storage=store.url).get_trials()}
     trials = store.trials("tiny")
     for trial in trials:
-        assert told[trial.number].state.name in TOLD_AS[trial.state]
-    assert {t.number for t in told.values() if t.state.name not in ("FAIL", "WAITING")} == {
+        assert in_optuna[trial.number].state.name in TOLD_AS[trial.state]
+    assert {t.number for t in in_optuna.values() if t.state.name not in ("FAIL", "WAITING")} == {
         trial.number for trial in trials if trial.state.has_result
     }
     done = [trial.digest for trial in trials if trial.state == "complete"]

@@ -86,15 +86,15 @@ def test_a_choice_the_model_does_not_bear_is_named_and_left_out(prepared) -> Non
 
     model.stem.register_forward_pre_hook(shape_written_into_forward)
     context = replace(prepared.context, workload=replace(prepared.context.workload, model=model))
-    wanted, told = probes(prepared.space), []
-    records = list(measured(replace(prepared, context=context), wanted, told.append))
+    wanted, heard = probes(prepared.space), []
+    records = list(measured(replace(prepared, context=context), wanted, heard.append))
     left_out = next(probe.knob.name for probe in wanted if probe.knob.kind == "channels")
     reason = "ZeroDivisionError: sixteen channels, please"
-    assert told == [SensitivityUnmeasured(f"{left_out} = 0.5 cannot be measured alone: {reason}")]
+    assert heard == [SensitivityUnmeasured(f"{left_out} = 0.5 cannot be measured alone: {reason}")]
     assert [record.knob for record in records] == [p.knob.name for p in wanted if p.knob.name != left_out]
     model.stem.register_forward_pre_hook(lambda *_: 1 / 0)
-    assert list(measured(replace(prepared, context=context), wanted, told.append)) == []
-    assert told[1:] == [SensitivityUnmeasured("no choice can be measured alone: ZeroDivisionError: division by zero")]
+    assert list(measured(replace(prepared, context=context), wanted, heard.append)) == []
+    assert heard[1:] == [SensitivityUnmeasured("no choice can be measured alone: ZeroDivisionError: division by zero")]
 
 
 def test_other_choices_are_scaled_like_the_measured_one() -> None:
@@ -183,20 +183,20 @@ def stored_study(prepared: PreparedStudy, store: Store) -> None:
     store.create_study(prepared.spec, "fingerprint", {}, {})
 
 
-def test_beside_workers_a_thread_measures_and_the_driver_tells(prepared: PreparedStudy, store: Store) -> None:
+def test_alongside_workers_a_thread_measures_and_the_driver_tells(prepared: PreparedStudy, store: Store) -> None:
     stored_study(prepared, store)
-    told: list[Event] = []
-    sensitivity, threads = Sensitivity(store, prepared, tell=told.append), set()
+    heard: list[Event] = []
+    sensitivity, threads = Sensitivity(store, prepared, tell=heard.append), set()
     watch = register_module_forward_hook(lambda *_: threads.add(torch.get_num_threads()))
     with torch_threads(2), watch:
         sensitivity.start(sorted(os.sched_getaffinity(0)))
-        assert not told  # only where the driver looks
+        assert not heard  # only where the driver looks
         while sensitivity.is_running():
             time.sleep(0.01)
         assert torch.get_num_threads() == 2
     assert threads == {1}  # workers have the cores
     count = len(prepared.space.knobs)
-    assert told[-1] == SensitivityMeasured(count, count)
+    assert heard[-1] == SensitivityMeasured(count, count)
     assert not sensitivity.missing
     assert len(store.sensitivities("tiny")) == count
 
@@ -205,11 +205,11 @@ def test_what_was_measured_before_the_seconds_were_spent_is_kept_and_the_rest_me
     prepared: PreparedStudy, store: Store
 ) -> None:
     stored_study(prepared, store)
-    told: list[Event] = []
-    Sensitivity(store, prepared, seconds=0, tell=told.append).measure()
+    heard: list[Event] = []
+    Sensitivity(store, prepared, seconds=0, tell=heard.append).measure()
     count = len(prepared.space.knobs)
     spent = "a tenth of the time budget is spent on it"
-    assert told == [
+    assert heard == [
         SensitivityMeasured(1, count),
         SensitivityUnmeasured(f"{count - 1} of {count} choices are not measured alone: {spent}"),
     ]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from slimfront.workloads.workload import Workload
-from tiny_workload import workload as tiny  # beside this file, which is on the path while it loads
+from tiny_workload import workload as tiny  # next to this file, which is on the path while it loads
 
 IN_DRIVER = os.environ.get("UNLUCKY_DRIVER") == str(os.getpid())
 

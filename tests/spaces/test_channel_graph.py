@@ -111,7 +111,7 @@ class Unwrapped(nn.Module):
         return self.second(self.first(x) + self.position)
 
 
-def test_a_parameter_beside_layers_loses_the_same_channels():
+def test_a_parameter_outside_layers_loses_the_same_channels():
     model = Unwrapped()
     ChannelGraph(model, torch.zeros(1, 6)).remove({"first": [0, 1, 2, 3, 8]})
     assert model.position.tolist() == [4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15]

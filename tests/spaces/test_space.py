@@ -207,7 +207,7 @@ KNOB = Knob("2.stem.weight_bits", "weight_bits", (4, 8, 32), ("stem",))
         ({}, r"^2.stem.weight_bits: None is not one of \[4, 8, 32\]$"),
     ],
 )
-def test_parameters_that_do_not_fit_are_told_in_one_line(parameters, problem):
+def test_parameters_that_do_not_fit_are_reported_in_one_line(parameters, problem):
     assert SMALL.knobs == [KNOB]
     with pytest.raises(PolicyError, match=problem):
         SMALL.policy(parameters)
@@ -320,7 +320,7 @@ def test_depth_removes_the_least_important_blocks_first():
     assert [anchor.removed_blocks for anchor in space.anchors()] == [(), ("c",), ("a", "c")]
 
 
-def test_depth_stands_beside_single_blocks():
+def test_depth_stands_next_to_single_blocks():
     space = Space(
         LAYERS, [], SpaceChoices(depth=(1.0, 0.5), removed_blocks=(0, 1)), blocks=("a", "b"), ranking=("b", "a")
     )
@@ -338,8 +338,8 @@ def test_bfloat16_is_of_weights_and_activations_together():
     weights, activations = names(space)
     offered = (8, 16, 32)
     found = {(w, a): space.policy({weights: w, activations: a}).layer(LAYERS[0].name) for w in offered for a in offered}
-    told = {pair: (layer.weight_bits, layer.activation_bits) for pair, layer in found.items()}
-    assert {pair: layer for pair, layer in told.items() if pair != layer} == {(8, 16): (8, 32), (32, 16): (32, 32)}
+    decided = {pair: (layer.weight_bits, layer.activation_bits) for pair, layer in found.items()}
+    assert {pair: layer for pair, layer in decided.items() if pair != layer} == {(8, 16): (8, 32), (32, 16): (32, 32)}
     assert [pair for pair, layer in found.items() if layer.is_bfloat16] == [(16, 16)]
     assert LayerPolicy(16, 16) in [anchor.layer(LAYERS[0].name) for anchor in space.anchors()]
     assert LayerPolicy(16, 8) not in [anchor.layer(LAYERS[0].name) for anchor in space.anchors()]

@@ -63,7 +63,7 @@ def test_rows_and_columns_are_those_of_another_implementation():
     assert columns.tolist() == reference.indices.tolist()
 
 
-def test_a_value_that_does_not_fit_is_told():
+def test_a_value_that_does_not_fit_is_reported():
     with pytest.raises(ValueError, match=r"beyond \[-8, 7\] does not fit 4 bits"):
         pack(np.array([8], np.int8), 4)
     with pytest.raises(ValueError, match="float32 values are not stored at 8 bits"):

@@ -141,7 +141,7 @@ def test_masked_weights_take_a_bit_each(network, tmp_path):
     )
     codes = load_packed(tmp_path / "packed.safetensors")["fc1.weight"]
     assert (codes[:, ::2] == 0).all()
-    # Both a bitmap; 1024 weights of 8 and of at most 4 bits, 16 steps, 15 values, and a norm that stays beside codes.
+    # Both a bitmap; 1024 weights of 8 and of at most 4 bits, 16 steps, 15 values, and a norm that stays next to codes.
     assert sparse <= dense - (1024 // 2 + 4 * 16 - 4 * 15 - 4 * 4 * 16)
 
 

@@ -179,7 +179,7 @@ def test_two_of_every_four_are_kept_and_they_are_the_largest(seed, shape):
         (Policy(layers={"stem": LayerPolicy(sparsity="2:4")}), r"multiple of 4, not 27$"),
     ],
 )
-def test_a_policy_that_does_not_fit_the_model_is_told_in_one_line(policy, problem, model, groups):
+def test_a_policy_that_does_not_fit_the_model_is_reported_in_one_line(policy, problem, model, groups):
     model.relu = nn.ReLU()
     with pytest.raises(CompressionError, match=problem):
         pruned_copy(model, IMAGE, policy, groups)

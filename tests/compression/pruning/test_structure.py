@@ -217,7 +217,7 @@ def test_a_separable_kernel_is_found_again():
     assert sum(p.numel() for p in compact.parameters()) == 3 * 9 + 5 * 3 + 5
 
 
-def test_an_operator_that_cannot_stand_is_told_in_one_line(digits, groups):
+def test_an_operator_that_cannot_stand_is_reported_in_one_line(digits, groups):
     policy = Policy(layers={"fc": LayerPolicy(operator="separable")})
     with pytest.raises(CompressionError, match=r"^separable cannot replace fc: the layer is not a convolution$"):
         pruned_copy(digits.model, DIGIT, policy, groups)

@@ -352,7 +352,7 @@ class Raising(Twice):
     ],
     ids=["missing layer", "layer called twice", "data-dependent", "no message"],
 )
-def test_what_cannot_be_quantized_is_told_in_one_line(model, layer, problem):
+def test_what_cannot_be_quantized_is_reported_in_one_line(model, layer, problem):
     with pytest.raises(CompressionError, match=problem) as caught:
         quantized(model, (4,), {layer: LayerPolicy(8, 8)})
     assert "\n" not in str(caught.value)

@@ -164,7 +164,7 @@ def test_settings_at_their_defaults_are_not_written():
         ({"patience": -1}, r"patience must be a whole number >= 0"),
     ],
 )
-def test_a_wrong_pipeline_is_told_in_one_line(settings, problem):
+def test_a_wrong_pipeline_is_reported_in_one_line(settings, problem):
     with pytest.raises(PolicyError, match=problem):
         Recovery(1, **settings)
 

@@ -148,7 +148,7 @@ def test_each_comes_back_from_json_and_follows_the_seed(step, monkeypatch):
     assert digests[0] == digests[1]
 
 
-def test_a_model_that_cannot_be_captured_is_told_in_one_line():
+def test_a_model_that_cannot_be_captured_is_reported_in_one_line():
     class Choosy(nn.Linear):
         def forward(self, x):
             return super().forward(x) if x.sum() > 0 else x

@@ -34,7 +34,7 @@ def test_streams_run_at_the_same_time():
     assert together.executed_precisions() == {"fc": "i8"}
 
 
-def test_what_breaks_in_a_stream_is_told():
+def test_what_breaks_in_a_stream_is_reported():
     barrier = threading.Barrier(2)
     barrier.abort()
     with pytest.raises(threading.BrokenBarrierError):

@@ -53,7 +53,7 @@ CPU part\t: 0xd0c
 """
 
 
-def test_an_arm_cpu_is_told_by_its_maker_and_part(monkeypatch):
+def test_an_arm_cpu_is_known_by_its_maker_and_part(monkeypatch):
     monkeypatch.setattr(fingerprint, "_read", {"/proc/cpuinfo": ARM_CPUINFO}.get)
     reported = machine()
     assert (reported["cpu"], reported["flags"]) == ("CPU implementer 0x41 CPU part 0xd0c", ["asimd", "i8mm", "bf16"])

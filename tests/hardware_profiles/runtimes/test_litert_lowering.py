@@ -104,6 +104,6 @@ def test_pooling_between_integers_is_one_of_integers(candidate, inputs, tmp_path
     ],
     ids=["unknown", "pooling", "erf"],
 )  # fmt: skip
-def test_what_has_no_counterpart_is_told_with_its_name(operation, problem, tmp_path: Path):
+def test_what_has_no_counterpart_is_reported_with_its_name(operation, problem, tmp_path: Path):
     with pytest.raises(LoweringError, match=rf"^/.+: .*{problem}$"):
         outputs(LiteRtRuntime(), Candidate(Policy(), Operation(operation).eval()), torch.zeros(1, *SHAPE), tmp_path)

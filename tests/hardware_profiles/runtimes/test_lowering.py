@@ -300,7 +300,7 @@ class Fft(Shared):
     ],
     ids=["no layer", "no addition", "no addition in a module", "wrong shape", "other weight", "no such operation"],
 )  # fmt: skip
-def test_what_cannot_be_lowered_is_told_in_one_line(model, quantization, problem, lowered):
+def test_what_cannot_be_lowered_is_reported_in_one_line(model, quantization, problem, lowered):
     with pytest.raises(LoweringError, match=problem) as caught:
         lowered(Candidate(Policy(), model.eval(), quantization))
     assert "\n" not in str(caught.value)

@@ -199,7 +199,7 @@ def test_every_layer_may_have_its_own_bits(runtime, target, lowered, candidate, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", [(8, 8), (4, 8), (8, 4), (4, 32), (16, 32)], ids=str)
-def test_the_digits_are_told_apart_as_by_the_converted_model(
+def test_the_digits_are_distinguished_as_by_the_converted_model(
     bits, runtime, target, digits_workload, scheme, tmp_path, once, converted, needs_exact_products
 ):
     if bits == (8, 8):
@@ -332,7 +332,7 @@ def with_an_unknown_operation(content: bytes) -> bytes:
     ],
     ids=["empty", "garbage", "truncated", "unknown operation", "missing"],
 )
-def test_a_file_that_cannot_be_loaded_is_told_in_one_line(
+def test_a_file_that_cannot_be_loaded_is_reported_in_one_line(
     spoil, runtime, target, lowered, candidate, make_network, tmp_path
 ):
     path = tmp_path / f"spoiled{runtime.suffix}"
@@ -348,7 +348,7 @@ def test_the_version_is_that_of_the_installed_package(runtime):
     assert runtime.version()[0].isdigit()
 
 
-def test_a_runtime_that_is_not_installed_is_told_with_what_to_install(runtime, monkeypatch):
+def test_a_runtime_that_is_not_installed_is_reported_with_what_to_install(runtime, monkeypatch):
     monkeypatch.setitem(sys.modules, PACKAGES.get(runtime.name, runtime.name), None)
     monkeypatch.delitem(sys.modules, type(runtime).__module__)
     install = re.escape(f"pip install '{RUNTIMES[runtime.name].install}'")
@@ -358,7 +358,7 @@ def test_a_runtime_that_is_not_installed_is_told_with_what_to_install(runtime, m
         get_runtime(runtime.name)
 
 
-def test_a_runtime_that_is_installed_but_broken_is_told_in_one_line(monkeypatch):
+def test_a_runtime_that_is_installed_but_broken_is_reported_in_one_line(monkeypatch):
     def broken(*_: object) -> None:
         raise ImportError("libcuda.so.1: cannot open shared object file\nand more")
 
@@ -369,6 +369,6 @@ def test_a_runtime_that_is_installed_but_broken_is_told_in_one_line(monkeypatch)
         get_runtime("openvino")
 
 
-def test_an_unknown_runtime_is_told_with_the_known_ones():
+def test_an_unknown_runtime_is_reported_with_the_known_ones():
     with pytest.raises(TargetError, match=r"^unknown runtime 'tensorflow'; known are (\w+, )*openvino"):
         get_runtime("tensorflow")

@@ -385,7 +385,7 @@ def test_infeasible_trials_are_grey_in_the_dashboards_own_plots(
 
 
 def detail(opened: Open, number: int) -> str:
-    """What a trial's page says of it, beside the list of all."""
+    """What a trial's page says of it, next to the list of all."""
     heading = f"Trial {number} (trial_id="
     return opened(f"/trials?numbers={number}", heading, "User Attributes").split(heading)[1]
 

@@ -193,12 +193,12 @@ def stopped_properly(store: Store) -> None:
         rungs = [r.rung for r in store.measurement_history("tiny", trial.number) if r.measurement.name == "kl"]
         assert trial.rung == rungs[-1]
         assert trial.reason.startswith(f"stopped at rung {rungs[-1]}, {(0, 2)[rungs[-1]]} of 4 epochs: place ")
-    told = {trial.number: trial for trial in optuna.load_study(study_name="tiny", storage=store.url).trials}
+    in_optuna = {trial.number: trial for trial in optuna.load_study(study_name="tiny", storage=store.url).trials}
     for trial in stopped:
-        assert told[trial.number].state.name == "PRUNED"
-        assert told[trial.number].constraints[STOPPED] > 0
-        assert told[trial.number].user_attrs["kl"] == trial.measurements["kl"].value
-        assert told[trial.number].user_attrs[STOPPED_EPOCHS] in (0, 2)
+        assert in_optuna[trial.number].state.name == "PRUNED"
+        assert in_optuna[trial.number].constraints[STOPPED] > 0
+        assert in_optuna[trial.number].user_attrs["kl"] == trial.measurements["kl"].value
+        assert in_optuna[trial.number].user_attrs[STOPPED_EPOCHS] in (0, 2)
     assert not {trial.number for trial in stopped} & set(store.current_front("tiny").members)
     assert any("more training was not worth it" in text for _, _, text in reason_rows(trials))
 
@@ -279,7 +279,7 @@ NAMES = [f"layer{index}.weight_bits" for index in range(4)]
 BITS = (2, 3, 4, 6, 8, 32)
 
 
-def foretold(says_when: bool) -> float:
+def predicted_error(says_when: bool) -> float:
     """Error of the log damage of recovered policies after a study in which four epochs leave a fifth of all damage and every
     other trial was stopped before any, which it says or does not."""
     knobs = [search_dimension(name, "weight_bits", BITS, 32) for name in NAMES]
@@ -294,8 +294,8 @@ def foretold(says_when: bool) -> float:
         trial.set_user_attr("kl", damage if stopped else damage / 5)
         if stopped and says_when:
             trial.set_user_attr(STOPPED_EPOCHS, 0)
-        told = None if stopped else [damage / 5, sum(trial.params.values())]
-        study.tell(trial, told, TrialState.PRUNED if stopped else None)
+        values = None if stopped else [damage / 5, sum(trial.params.values())]
+        study.tell(trial, values, TrialState.PRUNED if stopped else None)
     unseen = np.hstack([np.random.default_rng(0).integers(1, 6, size=(200, 4)), np.zeros((200, 1), dtype=int)])
     nats = np.arange(1, 5) * 4.0 ** (2 - np.array((*BITS[:-1], 99))[unseen[:, :4]])
     designer = sampler._designer
@@ -306,7 +306,7 @@ def foretold(says_when: bool) -> float:
 
 
 def test_a_stopped_trial_says_nothing_wrong_of_the_only_recovery_there_is() -> None:
-    assert foretold(says_when=True) < min(0.25, foretold(says_when=False) / 2)
+    assert predicted_error(says_when=True) < min(0.25, predicted_error(says_when=False) / 2)
 
 
 @pytest.mark.parametrize(

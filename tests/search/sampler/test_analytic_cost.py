@@ -54,25 +54,25 @@ def test_what_is_counted_at_once_is_what_complexity_counts_of_the_built_model(we
             assert found[index] == pytest.approx(exact[name], rel=0.05 if name == "flops" else 1e-9, abs=1), name
 
 
-def test_what_files_hold_and_machines_multiply_is_told_beside_the_counts(tiny_spec):
+def test_what_files_hold_and_machines_multiply_is_reported_with_the_counts(tiny_spec):
     """A layer of 4 bits is stored and multiplied as one of 8; one integer operand alone leaves the product in float."""
     prepared = prepare(tiny_spec(space={"weight_bits": [4, 8, 32], "activation_bits": [8, 32]}))
     space, workload = prepared.space, prepared.context.workload
     cost = AnalyticCost(space, prepared.layers, workload.model, workload.example_input)
 
-    def told(**bits: int) -> dict[str, float]:
+    def terms(**bits: int) -> dict[str, float]:
         codes = encode(space_dimensions(space), space.parameters(space.uniform(bits)))
         return dict(zip((*COUNTED, "multiplied", "stored"), cost(codes[None])[0], strict=True))
 
-    whole, eight, four = told(), told(weight_bits=8, activation_bits=8), told(weight_bits=4, activation_bits=8)
+    whole, eight, four = terms(), terms(weight_bits=8, activation_bits=8), terms(weight_bits=4, activation_bits=8)
     assert whole["multiplied"] == pytest.approx(whole["bops"], rel=0.05)
     assert eight["multiplied"] < whole["multiplied"] / 8
     assert four["multiplied"] == eight["multiplied"]
     assert four["bops"] < eight["bops"]
     assert four["stored"] == eight["stored"]
     assert four["packed_bytes"] < eight["packed_bytes"]
-    assert told(weight_bits=8)["multiplied"] == whole["multiplied"]
-    assert told(weight_bits=8)["stored"] == eight["stored"] < whole["stored"]
+    assert terms(weight_bits=8)["multiplied"] == whole["multiplied"]
+    assert terms(weight_bits=8)["stored"] == eight["stored"] < whole["stored"]
 
 
 def test_a_model_is_traced_once_for_the_shares_of_all_its_groups(monkeypatch):

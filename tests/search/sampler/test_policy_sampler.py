@@ -147,11 +147,11 @@ def test_a_constraint_on_something_else_is_kept():
 
 def test_earlier_trials_teach_damage_and_cost_but_are_no_trials_of_this_study():
     draw = np.random.default_rng(5)
-    told = []
+    transferred = []
     for _ in range(60):
         bits = [BITS[index] for index in draw.integers(2, len(BITS), size=KNOBS)]
         kl, _, cost = outcome(bits)
-        told.append(TransferredTrial(dict(zip(NAMES, bits, strict=True)), kl, (None, cost)))
+        transferred.append(TransferredTrial(dict(zip(NAMES, bits, strict=True)), kl, (None, cost)))
 
     def found(transferred):
         return volume(
@@ -167,7 +167,7 @@ def test_earlier_trials_teach_damage_and_cost_but_are_no_trials_of_this_study():
             )
         )
 
-    assert found(told) > found([])
+    assert found(transferred) > found([])
 
 
 def test_a_policy_that_failed_is_not_proposed_again():

@@ -231,12 +231,12 @@ def test_channels_and_widths_may_be_names():
     names = search_dimension("a.channels", "channels", ("all", "few"), "all")
     fractions = search_dimension("a.channels", "channels", (0.0, 0.5), 0.0)
     width = search_dimension("s.width", "width", ("wide", "slim"), "wide")
-    for knob, beside in (
+    for knob, other in (
         (names, width),
         (fractions, width),
         (names, search_dimension("s.width", "width", (1.0, 0.5), 1.0)),
     ):
-        mean = StructuredMean([knob, beside])
+        mean = StructuredMean([knob, other])
         both, one, none = mean.predict(np.array([[1, 1], [1, 0], [0, 0]]))
         assert both > one > none
 

@@ -64,5 +64,5 @@ def test_luck_comes_first_and_a_long_list_is_cut_with_its_count() -> None:
     assert lines[-1] == "and 5 more of the kind"  # ten pairs are twins
 
 
-def test_a_front_told_apart_leaves_no_doubt() -> None:
+def test_a_front_distinguished_leaves_no_doubt() -> None:
     assert doubts([point(0, 0.0, 2.0), point(1, 0.1, 1.0)], OBJECTIVES) == []

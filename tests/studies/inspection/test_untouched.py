@@ -31,7 +31,7 @@ class Scaled(nn.Linear):
 
 
 class Many(nn.Module):
-    """Maps [n, 4, 8] to [n, 4, 8] with all kinds of weights beside one linear layer."""
+    """Maps [n, 4, 8] to [n, 4, 8] with all kinds of weights next to one linear layer."""
 
     def __init__(self) -> None:
         super().__init__()

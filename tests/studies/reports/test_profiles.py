@@ -112,7 +112,7 @@ def test_a_target_elsewhere_is_not_measured_here(storage, tmp_path):
     assert "far" not in text(profiles_table(storage))
 
 
-def test_a_target_or_database_that_is_not_there_is_told(storage, tmp_path):
+def test_a_target_or_database_that_is_not_there_is_reported(storage, tmp_path):
     with pytest.raises(TargetError, match="neither a shipped card"):
         target_report("nowhere", storage)
     (tmp_path / "text.db").write_text("no database, but some text that is long enough to be one")

@@ -1,4 +1,4 @@
-"""Opening a database: its URL, its migrations, what can be wrong with it, and Optuna's tables beside ours."""
+"""Opening a database: its URL, its migrations, what can be wrong with it, and Optuna's tables next to ours."""
 
 from __future__ import annotations
 
