@@ -57,7 +57,7 @@ def card(fitted: str, tmp_path: Path) -> Path:
 
 
 def test_a_predicted_search_never_times_and_says_that_it_predicts(card, tiny_spec, tmp_path, monkeypatch):
-    monkeypatch.setattr("slimfront.hardware_profiles.bench.bench.Bench._call", None)  # whoever times breaks
+    monkeypatch.setattr("slimfront.hardware_profiles.bench.bench.Bench._call", None)  # any timing fails
     said, url = io.StringIO(), f"sqlite:///{tmp_path}/study.db"
     spec = tiny_spec(target=str(card), objectives=["accuracy_drop", "latency_ms", "packed_bytes"])
     run_search(spec, url, tmp_path / "artifacts", Console(file=said, width=200))
