@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sqlite3
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import optuna
@@ -21,8 +23,8 @@ from slimfront.spaces.policies.policy import Policy
 from slimfront.studies.store import migrations
 from slimfront.studies.store.database import Database, database_url
 from slimfront.studies.store.store import Store
-from slimfront.studies.store.tables import PREFIX, REVISION, VERSION_TABLE, Base
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
+from slimfront.studies.store.tables import PREFIX, REVISION, VERSION_TABLE, Base, Trial
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, select, text
 
 
 @pytest.fixture
@@ -190,14 +192,62 @@ def test_the_newest_migration_is_the_models_revision():
     assert ScriptDirectory.from_config(config).get_heads() == [REVISION]
 
 
-@pytest.mark.parametrize("revision", ["0001", "0002", "0003"])
-def test_a_database_of_an_older_slimfront_is_brought_up_to_date(url, connection, revision):
+@contextmanager
+def of_revision(url: str, revision: str) -> Iterator[Connection]:
+    """The database as an older slimfront made it, to be filled."""
     engine = create_engine(database_url(url))
     with engine.begin() as old:
         config = Config(attributes={"connection": old, **migrations.OPTIONS})
         config.set_main_option("script_location", str(Path(migrations.__file__).parent))
         command.upgrade(config, revision)
+        yield old
     engine.dispose()
+
+
+OLD_TRIALS = [
+    ("complete", None, None),
+    ("infeasible", "accuracy_drop <= 0.05: over it by 0.01", {"accuracy_drop <= 0.05": 0.01}),
+    ("infeasible", "stopped at rung 1: 3 of 4 trials were better", {"accuracy_drop <= 0.05": -0.02}),
+    ("failed", "interrupted before it ended", None),
+    ("failed", "interrupted before it ended: the search's process died", None),
+    ("failed", "ValueError: boom", None),
+]
+"""State, reason and violations as schema 0004 stored them."""
+
+
+def test_fates_that_an_older_slimfront_wrote_as_sentences_become_states(url, connection):
+    moment = "2026-01-02 00:00:00"
+    with of_revision(url, "0004") as old:
+        old.execute(
+            text("INSERT INTO slimfront_study (id, name, spec, workload_fingerprint, versions, machine, created) "
+                 "VALUES (1, 'demo', '{}', '', '{}', '{}', :moment)"), {"moment": moment},
+        )  # fmt: skip
+        for number, (state, reason, violations) in enumerate(OLD_TRIALS):
+            old.execute(
+                text("INSERT INTO slimfront_trial (study_id, number, policy, digest, state, reason, violations, started) "
+                     "VALUES (1, :number, '{}', '', :state, :reason, :violations, :moment)"),
+                {"number": number, "state": state, "reason": reason, "moment": moment,
+                 "violations": None if violations is None else json.dumps(violations)},
+            )  # fmt: skip
+    study = optuna.create_study(storage=str(database_url(url)))
+    study.ask().set_user_attr("reason", "interrupted before it ended")
+    with Store(url):
+        pass
+    rows = connection.execute(text("SELECT state, rung, driver_died FROM slimfront_trial ORDER BY number")).all()
+    assert [(state, rung, bool(died)) for state, rung, died in rows] == [
+        ("complete", None, False), ("infeasible", None, False), ("pruned", 1, False),
+        ("interrupted", None, False), ("interrupted", None, True), ("failed", None, False),
+    ]  # fmt: skip
+    found = connection.execute(select(Trial.violations).order_by(Trial.number)).scalars().all()
+    assert found[1] == [{"metric": "accuracy_drop", "constraint": "accuracy_drop <= 0.05", "excess": 0.01}]
+    assert found[0] is None
+    assert study.trials[0].user_attrs["state"] == "interrupted"
+
+
+@pytest.mark.parametrize("revision", ["0001", "0002", "0003", "0004"])
+def test_a_database_of_an_older_slimfront_is_brought_up_to_date(url, connection, revision):
+    with of_revision(url, revision):
+        pass
     with Store(url) as store:
         store.lease("demo").take()
     assert differences(connection) == []
