@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ..core.measurement import Measurement
 from ..core.metrics import METRICS, metrics_named
 from ..hardware_profiles.bench.paired_timing import PairedTiming
@@ -63,6 +65,16 @@ def latency_measurements(timing: PairedTiming, reference_ms: float, target: Targ
     low, high = reference_ms / timing.high, reference_ms / timing.low
     latency = _paired("latency_ms", reference_ms / counted, low, high, f"{PAIRED} x quiet reference", timing)
     return [speedup, latency, throughput(latency, target), *_percentiles(timing)]
+
+
+def remarks_on_timing(measurements: Mapping[str, Measurement]) -> list[str]:
+    """What the bench noted of the machine while it timed a trial: how long it waited, a clock that moved, heat.
+
+    That a figure is uncertain is said only after one of these: reports mark every noisy figure.
+    """
+    speedup = measurements.get("speedup")
+    remarks = speedup.method.split("; ")[1:] if speedup is not None and speedup.method.startswith(PAIRED) else []
+    return [] if remarks == [UNCERTAIN] else remarks
 
 
 def throughput(latency: Measurement, target: Target) -> Measurement:

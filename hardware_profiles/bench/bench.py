@@ -219,12 +219,11 @@ def _time_pair(candidate: str, seconds: float, quiet_reference_s: float) -> Pair
     with _alone():
         began = time.time()
         session = load_streams(Path(candidate), _state.target)
-        _state.wait.restart()
         _state.wait()
         calm_s = min(_state.calm_reference_s, quiet_reference_s)
         before = CoreState.of(_state.cores)
         timing = paired_timing(_runner(session), _runner(_state.reference), seconds, calm_s, _state.wait)
-        conditions = Conditions(before, CoreState.of(_state.cores), _state.wait.waited_s)
+        conditions = Conditions(before, CoreState.of(_state.cores), _state.wait.taken())
         ended = time.time()
     _state.calm_reference_s = min(_state.calm_reference_s, timing.reference_ms / 1e3)
     return replace(timing, began=began, ended=ended, conditions=conditions)

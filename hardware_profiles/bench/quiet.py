@@ -27,18 +27,16 @@ class QuietWait:
 
     Args:
         busy: seconds of a look -> the share of the cores that other programs used.
-
-    Attributes:
-        waited_s: seconds waited since the last `restart`.
     """
 
     def __init__(self, busy: Callable[[float], float], limit: float = WAIT_SECONDS) -> None:
         self._busy, self._most, self._limit = busy, limit, limit
-        self.waited_s = 0.0
+        self._waited_s = 0.0
 
-    def restart(self) -> None:
-        """Forget what was waited for an earlier timing."""
-        self.waited_s = 0.0
+    def taken(self) -> float:
+        """Seconds waited since this was last asked."""
+        waited, self._waited_s = self._waited_s, 0.0
+        return waited
 
     def __call__(self) -> None:
         """Return once the machine is quiet, or the limit reached."""
@@ -49,10 +47,10 @@ class QuietWait:
             waited = time.monotonic() - started
             if waited >= self._limit:
                 self._limit /= 2
-                self.waited_s += waited
+                self._waited_s += waited
                 return
         self._limit = self._most
-        self.waited_s += max(0.0, time.monotonic() - started - LOOK_SECONDS)  # the last look found it quiet
+        self._waited_s += max(0.0, time.monotonic() - started - LOOK_SECONDS)  # the last look found it quiet
 
 
 def busy_share(cores: Sequence[int], seconds: float) -> float:
