@@ -158,8 +158,8 @@ def paired_timing(
     """
     blocks: list[Pair] = []
     timing = _more_pairs(blocks, candidate, reference, seconds, calm_reference_s)
-    for _ in range(RETIMES if settle is not None else 0):
-        if not timing.is_uncertain:
+    for _ in range(RETIMES):
+        if settle is None or not timing.is_uncertain:
             break
         settle()
         before, timing = timing, _more_pairs(blocks, candidate, reference, seconds, calm_reference_s)
