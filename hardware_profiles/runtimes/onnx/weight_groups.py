@@ -1,8 +1,7 @@
 """Linear layers whose weights have scales by groups of inputs, in an ONNX graph: as MatMulNBits, packed at their own bits, or
 dequantized by operations that a runtime folds when it loads the file.
 
-MatMulNBits is an operation of ONNX Runtime's domain that OpenVINO reads too:
-https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#commicrosoftmatmulnbits
+MatMulNBits is an operation of ONNX Runtime's domain (com.microsoft, "Contrib Operators") that OpenVINO reads too.
 """
 
 from __future__ import annotations
