@@ -7,7 +7,7 @@ timed, scored and exported.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from ...core.errors import TargetError
+from ...spaces.policies.float_precision import DEFAULT, FLOAT32, FloatPrecision
 from .registry import RUNTIMES
 
 if TYPE_CHECKING:  # the bench's process loads artifacts without torch
@@ -98,6 +99,15 @@ class Runtime(Protocol):
         """The installed version of the runtime's library."""
         ...
 
+    def float_precisions(self, target: Target) -> tuple[FloatPrecision, ...]:
+        """The float precisions of a whole model that are different computations on this machine, the runtime's default first;
+        see `distinct`."""
+        ...
+
+    def default_float_precision(self, target: Target) -> FloatPrecision:
+        """The type that "default" stands for on this machine; never "default" itself."""
+        ...
+
     def lower(self, candidate: Candidate, example_input: Tensor, target: Target, path: Path) -> Artifact:
         """Write the artifact to `path`.
 
@@ -117,6 +127,12 @@ class Runtime(Protocol):
             LoweringError: the runtime refuses the file.
         """
         ...
+
+
+def distinct(default: FloatPrecision, others: Iterable[FloatPrecision]) -> tuple[FloatPrecision, ...]:
+    """Different computations by name: `default` first, as "float32" where it is that and as "default" elsewhere, then `others`."""
+    first = FLOAT32 if default == FLOAT32 else DEFAULT
+    return (first, *(precision for precision in others if precision not in (default, first)))
 
 
 def get_runtime(name: str) -> Runtime:

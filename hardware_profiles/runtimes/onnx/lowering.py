@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ....core.errors import LoweringError
 from ....spaces.policies.candidate import Candidate, Quantization, QuantizedWeight, QuantParams
+from ....spaces.policies.float_precision import FLOAT32
 from ..node_names import WEIGHTED, layer_of, module_of_node
 from .bfloat16_casts import insert_bfloat16
 from .float_graph import export_float
@@ -30,6 +31,9 @@ float_graphs = GraphCache(lambda model, example_input: weights_apart(export_floa
 
 DYNAMIC = "slimfront.dynamic"
 """The key of a file's metadata that asks for dynamic quantization; see `lower`."""
+
+PRECISION = "slimfront.float_precision"
+"""The key of a file's metadata that names the precision of all its floats; float32 where it is missing."""
 
 BFLOAT16 = "slimfront.bfloat16"
 """The key of a file's metadata that says that all its layers compute in bfloat16 or integers: a runtime with one floating-point
@@ -83,6 +87,8 @@ def lower(
         on_integers = candidate.quantization.inputs.keys() | set(dynamic)
         spell_out_weights(lowered, sorted(candidate.quantization.weights.keys() - on_integers))
     _insert_bfloat16(lowered, candidate)
+    if candidate.policy.float_precision != FLOAT32:
+        model.metadata_props.add(key=PRECISION, value=candidate.policy.float_precision)
     if fused_linears:
         fuse_parallel_linears(lowered)
     write(model, lowered.weights, path)

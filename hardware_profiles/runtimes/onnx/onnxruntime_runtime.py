@@ -12,6 +12,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as errors  # type: ignore[attr-defined]
 
 from ....core.errors import LoweringError
+from ....spaces.policies.float_precision import FLOAT32, FloatPrecision
 from ...cards.target import Target
 from ..base import Artifact, TensorInfo
 from ..node_names import layer_of
@@ -59,6 +60,12 @@ class OnnxRuntime:
 
     def version(self) -> str:
         return onnxruntime.__version__
+
+    def float_precisions(self, target: Target) -> tuple[FloatPrecision, ...]:
+        return (FLOAT32,)
+
+    def default_float_precision(self, target: Target) -> FloatPrecision:
+        return FLOAT32
 
     def lower(self, candidate: Candidate, example_input: Tensor, target: Target, path: Path) -> Artifact:
         from .lowering import lower  # imports torch, which sessions do without
