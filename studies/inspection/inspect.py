@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,73 +27,15 @@ from ...workloads.load import OWN_FORMS, TORCHVISION, builtin_workloads, load_wo
 from ...workloads.workload import Workload
 from ..study_file.load import shipped_studies, study_named
 from ..study_file.spec import StudySpec
-from .compression_bounds import Gain, gains
+from .compression_bounds import gains
 from .precision_probe import bits_on, why_float_only
+from .report import Inspection, LayerReport
 from .untouched import why_untouched
 
 KEPT_BACK = "space.keep holds it back"
 OPERATORS = ("separable", "groups=4", "rank=0.25")
 FEWEST_SAMPLES = 20
 """The number of random images that an inspection uses, the fewest that `workloads.torchvision.data.DataOptions` accepts."""
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """A layer, and the techniques that do not apply to it.
-
-    Attributes:
-        name, kind, weights, macs: as in `spaces.layers.Layer`.
-        share: of the model's multiply-adds.
-        group: channel group that makes its outputs, or "".
-        refused: technique -> why it does not apply to this layer.
-    """
-
-    name: str
-    kind: str
-    weights: int
-    macs: int
-    share: float
-    group: str
-    refused: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """The result of an inspection.
-
-    Attributes:
-        layers: those a policy may touch; `skipped` maps every other module that owns a matrix or kernel to the reason.
-        groups: channel groups and heads that can be pruned; `unprunable` maps the others to the reason.
-        blocks: path of each block that may be removed whole -> its influence, see `spaces.blocks.block_influence`;
-            `fixed_blocks` maps the others to the reason.
-        family: whose preset a study without a space takes.
-        choices: key of a study's space -> what it offers, or the preset does; those that are off left out.
-        float_only: why no layer can be quantized on any target, or None where they can; no bits are searched then.
-        bits: weight and activation bits of the target -> what they are good for there; empty without a target.
-        gains: upper bounds of what each technique alone and all together can gain, from counts.
-        remarks: what was changed or found of the workload, each a line for its owner.
-    """
-
-    workload: str
-    family: str
-    parameters: int
-    macs: int
-    layers: Sequence[LayerReport]
-    skipped: Mapping[str, str]
-    groups: Sequence[ChannelGroup]
-    unprunable: Mapping[str, str]
-    blocks: Mapping[str, float]
-    fixed_blocks: Mapping[str, str]
-    choices: Mapping[str, Sequence[Any]]
-    target: str | None
-    float_only: str | None
-    bits: Mapping[str, str]
-    gains: Sequence[Gain]
-    remarks: Sequence[str] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as plain JSON values."""
-        return asdict(self)
 
 
 def inspect_reference(reference: str, target: str | None = None) -> Inspection:
