@@ -87,9 +87,7 @@ def reference_of(row: tables.Reference) -> ReferenceRecord:
         FreeDeployment(**{**each, "figures": {figure["name"]: Measurement(**figure) for figure in each["figures"]}})
         for each in row.deployments
     ]
-    moments = [
-        QuietMoment(datetime.fromisoformat(each["at"]), Measurement(**each["latency"])) for each in row.moments
-    ]
+    moments = [QuietMoment(datetime.fromisoformat(each["at"]), Measurement(**each["latency"])) for each in row.moments]
     return ReferenceRecord(
         cast(FloatPrecision, row.precision), row.name, row.reason, tuple(deployments), tuple(moments)
     )
