@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 from ..core.measurement import Measurement
 from ..core.metrics import METRICS, metrics_named
 from ..hardware_profiles.bench.paired_timing import PairedTiming
@@ -31,7 +34,8 @@ class Latency(Evaluator):
         if context.reference is None:
             return _of_the_reference(artifact, bench, context)
         timing = bench.time(artifact.path, context.timing_seconds)
-        return latency_measurements(timing, context.reference.latency_ms, context.target)
+        measured = latency_measurements(timing, context.reference.latency_ms, context.target)
+        return with_float32(measured, context.reference.over_float32)
 
 
 def _of_the_reference(artifact: Artifact, bench: Timer, context: Context) -> list[Measurement]:
@@ -40,7 +44,7 @@ def _of_the_reference(artifact: Artifact, bench: Timer, context: Context) -> lis
     unit = METRICS["latency_ms"].unit
     latency = Measurement("latency_ms", latency_ms, low, high, unit, blocks, "median on the quiet machine")
     speedup, _, _, *percentiles = latency_measurements(against_itself, latency_ms, context.target)
-    return [speedup, latency, throughput(latency, context.target), *percentiles]
+    return with_float32([speedup, latency, throughput(latency, context.target), *percentiles])
 
 
 def latency_measurements(timing: PairedTiming, reference_ms: float, target: Target) -> list[Measurement]:
@@ -49,6 +53,30 @@ def latency_measurements(timing: PairedTiming, reference_ms: float, target: Targ
     low, high = reference_ms / timing.high, reference_ms / timing.low
     latency = _paired("latency_ms", reference_ms / timing.speedup, low, high, "paired-median x quiet reference", timing)
     return [speedup, latency, throughput(latency, target), *_percentiles(timing)]
+
+
+def with_float32(measured: list[Measurement], over_float32: Measurement | None = None) -> list[Measurement]:
+    """The measurements with `speedup_float32`, which follows from the first, `speedup`, and from the reference's own.
+
+    The errors of both are independent: on a logarithmic scale their squares add.
+
+    Args:
+        over_float32: the reference's own; None where it is the uncompressed model in float32.
+    """
+    speedup, *others = measured
+    if over_float32 is None:
+        return [speedup, *others[:2], replace(speedup, name="speedup_float32"), *others[2:]]
+    value = speedup.value * over_float32.value
+    down, up = (
+        math.hypot(*(math.log(getattr(m, bound) / m.value) for m in (speedup, over_float32)))
+        for bound in ("low", "high")
+    )
+    noisy, n = speedup.noisy or over_float32.noisy, min(speedup.n, over_float32.n)
+    method = "speedup x the reference's speedup_float32"
+    found = Measurement(
+        "speedup_float32", value, value / math.exp(down), value * math.exp(up), speedup.unit, n, method, noisy
+    )
+    return [speedup, *others[:2], found, *others[2:]]
 
 
 def throughput(latency: Measurement, target: Target) -> Measurement:
