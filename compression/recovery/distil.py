@@ -4,8 +4,8 @@ A further distiller is a class here and its name in `DISTILLERS`, or an entry po
 
 | name | imitates | source |
 |---|---|---|
-| soft | the teacher's softened outputs | Hinton et al. 2015, arXiv:1503.02531 |
-| hard | the class the teacher finds | Hinton et al. 2015, section 2, at temperature 0 |
+| soft | the teacher's softened outputs; values, as of a regression, by squared distance | Hinton et al. 2015, arXiv:1503.02531; Ba and Caruana 2014, arXiv:1312.6184 |
+| hard | the class the teacher finds; values as soft does | Hinton et al. 2015, section 2, at temperature 0 |
 | feature | soft, and what the last layer reads: L2 and cosine, through a projection where widths differ | Romero et al. 2015, arXiv:1412.6550 |
 | relation | soft, and distances and angles between the samples of a batch | Park et al. 2019, arXiv:1904.05068 |
 | attention | soft, and where in an image activations are strong | Zagoruyko and Komodakis 2017, arXiv:1612.03928 |
@@ -22,12 +22,13 @@ from torch.nn import functional
 
 from ...core.errors import PolicyError
 from ...core.registry import Registry
+from .outputs import LOGITS, OutputKind
 
 Tap = Literal["embedding", "maps"]
 """What a distiller reads of a network in addition to its outputs: the input of its last layer, or its last map of each resolution."""
 
 Views = Sequence[Tensor]
-"""The outputs [batch, classes] of a network on a batch, then the tensors of its taps."""
+"""The outputs [batch, ...] of a network on a batch, then the tensors of its taps."""
 
 
 class Distiller(Protocol):
@@ -45,16 +46,24 @@ class Distiller(Protocol):
 
 
 class Soft:
-    """See the table above."""
+    """See the table above.
+
+    Attributes:
+        outputs: what the networks' outputs mean; `get_distiller` sets it.
+    """
 
     tap: Tap | None = None
+    outputs: OutputKind = LOGITS
 
     def __init__(self, temperature: float) -> None:
         self.temperature = temperature
 
     def loss(self, student: Views, teacher: Views, projections: nn.ModuleList) -> Tensor:
-        soft = distillation_loss(student[0], teacher[0], self.temperature)
-        return soft + self.beyond_outputs(student[1:], teacher[1:], projections)
+        return self.of_outputs(student[0], teacher[0]) + self.beyond_outputs(student[1:], teacher[1:], projections)
+
+    def of_outputs(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """What the outputs [batch, ...] add to the loss."""
+        return imitation_loss(student, teacher, self.temperature, self.outputs)
 
     def beyond_outputs(self, student: Views, teacher: Views, projections: nn.ModuleList) -> Tensor | float:
         """What the taps add to the loss."""
@@ -64,8 +73,10 @@ class Soft:
 class Hard(Soft):
     """See the table above."""
 
-    def loss(self, student: Views, teacher: Views, projections: nn.ModuleList) -> Tensor:
-        return functional.cross_entropy(student[0], teacher[0].argmax(dim=-1))
+    def of_outputs(self, student: Tensor, teacher: Tensor) -> Tensor:
+        if self.outputs.class_axis is None:
+            return self.outputs.distance(student, teacher)
+        return functional.cross_entropy(self.outputs.logits(student), self.outputs.logits(teacher).argmax(dim=-1))
 
 
 class Feature(Soft):
@@ -98,6 +109,13 @@ class Attention(Soft):
             (_attention(own) - _attention(taught)).square().mean() for own, taught in zip(student, teacher, strict=True)
         ]
         return self.weight * torch.stack(gaps).sum() if gaps else 0.0
+
+
+def imitation_loss(student: Tensor, teacher: Tensor, temperature: float, outputs: OutputKind) -> Tensor:
+    """How far outputs [batch, ...] are from the teacher's: `distillation_loss` over classes, squared distance for values."""
+    if outputs.class_axis is None:
+        return outputs.distance(student, teacher)
+    return distillation_loss(outputs.logits(student), outputs.logits(teacher), temperature)
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -162,10 +180,16 @@ def distillers() -> list[str]:
     return list(DISTILLERS)
 
 
-def get_distiller(name: str, temperature: float) -> Distiller:
+def get_distiller(name: str, temperature: float, outputs: OutputKind = LOGITS) -> Distiller:
     """The distiller called `name`, softening outputs by `temperature`.
+
+    Args:
+        outputs: what the networks' outputs mean; distillers from outside that do not extend one of ours are given the outputs only.
 
     Raises:
         PolicyError: unknown, or its package cannot be imported.
     """
-    return DISTILLERS[name](temperature)
+    distiller = DISTILLERS[name](temperature)
+    if isinstance(distiller, Soft):
+        distiller.outputs = outputs
+    return distiller

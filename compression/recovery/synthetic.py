@@ -15,7 +15,7 @@ SAMPLES, BATCH, STEPS, STEP_SIZE = 256, 64, 30, 0.1
 
 
 def synthetic_inputs(workload: Workload, seed: int) -> TensorDataset:
-    """`SAMPLES` inputs like the example in shape, with the classes the model finds in them.
+    """`SAMPLES` inputs like the example in shape, with what the model makes of them.
 
     Gaussian noise, optimised until the statistics of every batch-norm's input match its running statistics (Cai et al. 2020,
     ZeroQ, arXiv:2001.00281, equation 2); plain noise for a model without batch-norm. No data of the workload are read.
@@ -27,8 +27,8 @@ def synthetic_inputs(workload: Workload, seed: int) -> TensorDataset:
     ]
     inputs = torch.cat(batches)
     with torch.no_grad():
-        classes = torch.cat([workload.model(batch).argmax(dim=-1) for batch in batches])
-    return TensorDataset(inputs, classes)
+        outputs = torch.cat([workload.model(batch) for batch in batches])
+    return TensorDataset(inputs, outputs)
 
 
 def _matched(model: nn.Module, inputs: Tensor) -> Tensor:

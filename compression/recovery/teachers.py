@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -18,34 +17,37 @@ from ...workloads.load import load_workload
 from ...workloads.workload import MapDataset, Workload, describe
 from .distil import Tap
 from .feature_taps import tapped_modules, tapping
+from .outputs import LOGITS, OutputKind
 
 BATCH = 256
 
 
 class Teacher:
-    """Models whose mean probabilities, and the first one's taps, a student imitates.
+    """Models whose mean outputs, and the first one's taps, a student imitates.
 
     Args:
         workload: its model comes first.
         others: workloads whose models join it (Hinton et al. 2015, arXiv:1503.02531, section 5, on ensembles), all of
-            them of the same classes and inputs.
+            them of the same outputs and inputs.
+        kind: what the outputs mean, and so how they are averaged.
 
     Raises:
         WorkloadError: one of `others` cannot be loaded, or does not make outputs like the workload's model of its inputs.
     """
 
-    def __init__(self, workload: Workload, others: Sequence[str], tap: Tap | None) -> None:
+    def __init__(self, workload: Workload, others: Sequence[str], tap: Tap | None, kind: OutputKind = LOGITS) -> None:
         self.others = tuple(others)
         self.tap: Tap | None = tap
+        self.kind = kind
         self.models = [workload.model.eval(), *(_joining(workload, name) for name in others)]
         self.modules = tapped_modules(workload.model, workload.example_input, tap)
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor) -> list[Tensor]:
-        """Outputs [batch, classes], then what the taps saw."""
+        """Outputs [batch, ...], then what the taps saw."""
         with tapping(self.models[0], self.modules, self.tap) as views:
             outputs = [model(inputs) for model in self.models]
-            return [outputs[0] if len(outputs) == 1 else _mean_probabilities(outputs), *views]
+            return [outputs[0] if len(outputs) == 1 else self.kind.mean(outputs), *views]
 
     def annotated(self, data: MapDataset) -> MapDataset:
         """`data` with this teacher's outputs added to every sample, where samples are the same every time they are read.
@@ -90,8 +92,3 @@ def _loaded(name: str, base: Path | None) -> nn.Module:
     """The model of a workload; whatever loading it draws at random, the training it is loaded for does not notice."""
     with torch.random.fork_rng():
         return load_workload(name, base=base).model.eval()
-
-
-def _mean_probabilities(outputs: Sequence[Tensor]) -> Tensor:
-    """Logits of the mean of the models' probabilities."""
-    return torch.stack([output.log_softmax(dim=-1) for output in outputs]).logsumexp(dim=0) - math.log(len(outputs))

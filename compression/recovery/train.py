@@ -16,8 +16,9 @@ from ...spaces.policies.policy import Recovery
 from ...workloads.workload import MapDataset, Workload
 from ..batches import loader, subset
 from ..finite import not_finite
-from .distil import distillation_loss, get_distiller
+from .distil import get_distiller, imitation_loss
 from .feature_taps import projections, tapped_modules, tapping
+from .outputs import output_kind
 from .synthetic import synthetic_inputs
 from .teachers import Teacher
 
@@ -110,8 +111,9 @@ class _Training:
         self.batch_size, self.masks = batch_size, masks
         self.reads_labels = recovery.data == "train"
         self.device = next(student.parameters()).device
-        self.distiller = get_distiller(recovery.distiller, recovery.temperature)
-        self.teacher = Teacher(workload, recovery.teachers, self.distiller.tap)
+        self.kind = output_kind(workload)
+        self.distiller = get_distiller(recovery.distiller, recovery.temperature, self.kind)
+        self.teacher = Teacher(workload, recovery.teachers, self.distiller.tap, self.kind)
         example = workload.example_input
         self.modules = tapped_modules(student, example, self.distiller.tap)
         self.projections = self._projections(example).to(self.device)
@@ -178,8 +180,8 @@ class _Training:
         loss = self._imitation([outputs.float(), *views], guidance, targets)
         if peer is not None:
             temperature = self.recovery.temperature
-            loss = loss + distillation_loss(outputs.float(), peer.detach().float(), temperature)
-            loss = loss + distillation_loss(peer.float(), outputs.detach().float(), temperature)
+            loss = loss + imitation_loss(outputs.float(), peer.detach().float(), temperature, self.kind)
+            loss = loss + imitation_loss(peer.float(), outputs.detach().float(), temperature, self.kind)
             if self.reads_labels:
                 loss = loss + self.workload.loss_function(peer.float(), targets)
         return loss

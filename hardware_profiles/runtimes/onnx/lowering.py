@@ -7,7 +7,7 @@ seconds, and keeps the file small: weights are stored as int8.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ....core.errors import LoweringError
 from ....spaces.policies.candidate import Candidate, Quantization, QuantizedWeight, QuantParams
+from ....spaces.policies.float_precision import FLOAT32
 from ..node_names import WEIGHTED, layer_of, module_of_node
 from .bfloat16_casts import insert_bfloat16
 from .float_graph import export_float
@@ -24,12 +25,16 @@ from .graph_cache import GraphCache
 from .graph_edits import set_nodes
 from .integer_products import write_integer_products
 from .onnx_file import WeightsApart, weights_apart, write
+from .weight_groups import write_groups
 
 float_graphs = GraphCache(lambda model, example_input: weights_apart(export_float(model, example_input)))
 """The float graphs that this process has exported."""
 
 DYNAMIC = "slimfront.dynamic"
 """The key of a file's metadata that asks for dynamic quantization; see `lower`."""
+
+PRECISION = "slimfront.float_precision"
+"""The key of a file's metadata that names the precision of all its floats; float32 where it is missing."""
 
 BFLOAT16 = "slimfront.bfloat16"
 """The key of a file's metadata that says that all its layers compute in bfloat16 or integers: a runtime with one floating-point
@@ -50,6 +55,7 @@ def lower(
     integer_products: bool = False,
     fused_linears: bool = False,
     folded_weights: bool = False,
+    group_kernels: Collection[int] = (),
 ) -> Path:
     """Write `candidate` as an ONNX file with the input "input" of shape [batch, ...] and the output "output".
 
@@ -63,6 +69,8 @@ def lower(
         fused_linears: compute linear layers that read the same tensor by one product.
         folded_weights: dequantize the weights of layers that compute in float by operations that a runtime folds when it
             loads the file, for a runtime that would otherwise dequantize them at every run.
+        group_kernels: bits of weights with scales by groups that the runtime multiplies as they are stored; others are
+            dequantized when it loads the file.
 
     Raises:
         LoweringError: the model cannot be exported, or a quantized layer is not found in the exported graph.
@@ -72,6 +80,7 @@ def lower(
     model.CopyFrom(exported.model)
     lowered = WeightsApart(model, dict(exported.weights))
     insert_grids(lowered, candidate.quantization, bound_float_layers)
+    _write_groups(lowered, candidate.quantization, group_kernels)
     dynamic = [name for name, layer in candidate.policy.layers.items() if layer.is_dynamic]
     if integer_products:
         write_integer_products(lowered, [node for name in dynamic for node in layer_nodes(model.graph, name)])
@@ -80,9 +89,10 @@ def lower(
     if integer_biases:
         write_integer_biases(model, candidate.quantization)
     if folded_weights:
-        on_integers = candidate.quantization.inputs.keys() | set(dynamic)
-        spell_out_weights(lowered, sorted(candidate.quantization.weights.keys() - on_integers))
+        spell_out_weights(lowered, _weight_only(candidate))
     _insert_bfloat16(lowered, candidate)
+    if candidate.policy.float_precision != FLOAT32:
+        model.metadata_props.add(key=PRECISION, value=candidate.policy.float_precision)
     if fused_linears:
         fuse_parallel_linears(lowered)
     write(model, lowered.weights, path)
@@ -90,7 +100,7 @@ def lower(
 
 
 def insert_grids(lowered: WeightsApart, quantization: Quantization, bound_float_layers: bool = False) -> None:
-    """Put Q/DQ pairs for every grid of `quantization` into the graph and its weights, in place; see `lower`.
+    """Put Q/DQ pairs for every grid of `quantization` but those by groups into the graph and its weights, in place; see `lower`.
 
     Raises:
         LoweringError: a layer or addition with a grid is not in the graph.
@@ -109,8 +119,21 @@ def insert_grids(lowered: WeightsApart, quantization: Quantization, bound_float_
     for operand in operands:
         inserter.quantize_input(*operand)
     for name, weight in quantization.weights.items():
-        inserter.quantize_weight(layer_nodes(graph, name), weight)
+        if not weight.group_size:
+            inserter.quantize_weight(layer_nodes(graph, name), weight)
     inserter.finish()
+
+
+def _write_groups(lowered: WeightsApart, quantization: Quantization, kernels: Collection[int]) -> None:
+    grouped = {name: weight for name, weight in quantization.weights.items() if weight.group_size}
+    write_groups(lowered, grouped, {name: layer_nodes(lowered.model.graph, name) for name in grouped}, kernels)
+
+
+def _weight_only(candidate: Candidate) -> list[str]:
+    """Layers whose weights alone are on integers, with one scale for each output channel."""
+    layers, grids = candidate.policy.layers, candidate.quantization
+    per_channel = {name for name, weight in grids.weights.items() if not weight.group_size}
+    return sorted(per_channel - grids.inputs.keys() - {name for name, layer in layers.items() if layer.is_dynamic})
 
 
 def _insert_bfloat16(lowered: WeightsApart, candidate: Candidate) -> None:

@@ -137,7 +137,9 @@ def test_two_steps_by_hand():
     """SGD with Nesterov momentum under a one-cycle schedule, followed by hand on a layer of one weight."""
     one = torch.ones(4, 1)
     data = TensorDataset(one, one)
-    workload = dataclasses.replace(task(), model=nn.Linear(1, 1), train=data, loss=lambda outputs, _: outputs.mean())
+    workload = dataclasses.replace(
+        task(), model=nn.Linear(1, 1), train=data, calibration=data, loss=lambda outputs, _: outputs.mean()
+    )
     student = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(student.weight)
     recover(student, workload, Policy(recovery=Recovery(1, learning_rate=0.1, alpha=0.0)), seed=0, batch_size=2)

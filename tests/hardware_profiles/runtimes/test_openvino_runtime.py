@@ -13,7 +13,7 @@ from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.hardware_profiles.profiling.fingerprint import machine
 from slimfront.hardware_profiles.runtimes.onnx import openvino_runtime
 from slimfront.hardware_profiles.runtimes.onnx.onnxruntime_runtime import OnnxRuntime
-from slimfront.hardware_profiles.runtimes.onnx.openvino_runtime import BFLOAT16, OpenVinoRuntime
+from slimfront.hardware_profiles.runtimes.onnx.openvino_runtime import ALL_BFLOAT16, OpenVinoRuntime
 from slimfront.spaces.policies.policy import LayerPolicy
 from slimfront.studies.bundles.standalone import load_openvino
 
@@ -87,10 +87,11 @@ def test_bfloat16_is_asked_for_where_every_layer_wants_it_and_the_cpu_has_it(
     target = load_target("cpu-openvino")
     artifact = OpenVinoRuntime().lower(made, torch.zeros(1, 2, 20), target, tmp_path / "model.onnx")
     model = openvino.Core().read_model(artifact.path)
-    assert model.has_rt_info(BFLOAT16) == reported
+    assert model.has_rt_info(ALL_BFLOAT16) == reported
     for capable in (False, True):
-        monkeypatch.setattr(openvino_runtime, "computes_bfloat16", lambda capable=capable: capable)
-        assert openvino_runtime._precision(model) == ("bf16" if reported and capable else "f32")
+        computed = ("float32", "bfloat16") if capable else ("float32",)
+        monkeypatch.setattr(openvino_runtime, "computes", computed.__contains__)
+        assert openvino_runtime._precision(model) == ("bfloat16" if reported and capable else "float32")
 
 
 def test_a_file_in_bfloat16_runs_where_the_kernels_are_limited_to_less_than_the_cpu_has(

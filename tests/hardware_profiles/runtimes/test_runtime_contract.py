@@ -132,7 +132,7 @@ def integers(runtime: Runtime) -> str:
 def multiplies_bfloat16(runtime: Runtime) -> bool:
     """Whether `runtime` computes layers of 16 bits in bfloat16 on this machine."""
     if runtime.name == "openvino":
-        return openvino_runtime.computes_bfloat16()
+        return openvino_runtime.computes("bfloat16")
     return runtime.name in EAGER and computes_bfloat16(torch.device(runtime.device))
 
 
