@@ -91,10 +91,10 @@ TASKS = {
         Recipe("sgd", 0.15, 0.03, epochs=20, shift=4, mirrors=True),
     ),
     "shapes-vit": Task(
-        lambda sizes: _shapes(sizes, noise=0.6),
+        lambda sizes: _shapes(sizes, noise=0.5),
         _sizes(2400, 1200, 4000),
-        lambda part: VisionTransformer(3, _part(128, part), 4, _part(384, part), depth=4),
-        Recipe("adamw", 1e-3, 5e-4, epochs=35, shift=4, mirrors=True),
+        lambda part: VisionTransformer(3, _part(96, part), 4, _part(288, part), depth=4),
+        Recipe("adamw", 2e-3, 5e-4, epochs=22, shift=4, mirrors=True),
     ),
     "mnist-resnet20": Task(
         _mnist,
