@@ -78,7 +78,7 @@ INSIDE = {
         "search.screen",
         "search.run",
     ],
-    "api": ["api.bundles", "api.study", "api"],
+    "api": [("api.shown", "api.bundles", "api.audits"), "api.study", "api"],
     "cli": ["cli.options", "cli"],
 }
 """The floors inside each room, the lowest first: what a module imports of its own room lies lower, or in the same entry. The

@@ -6,6 +6,7 @@ actor of its own; that no two of them time at once is seen to by the machine's l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -56,14 +57,17 @@ class RemoteBench:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def time(self, candidate: Path, seconds: float = 2.0) -> PairedTiming:
-        return self._ask(seconds, "time", candidate, seconds)
+    def time(self, candidate: Path, seconds: float = 2.0, quiet_reference_ms: float = math.inf) -> PairedTiming:
+        return self._ask(seconds, "time", candidate, seconds, quiet_reference_ms)
 
     def time_reference(self, seconds: float = 1.0) -> tuple[float, float, float, int]:
         return self._ask(seconds, "time_reference", None, seconds)
 
     def peak_memory(self, candidate: Path) -> int:
         return self._ask(0, "peak_memory", candidate)
+
+    def load_times(self, candidate: Path, repeats: int) -> list[float]:
+        return self._ask(0, "load_times", candidate, repeats)
 
     def energy(self, candidate: Path, seconds: float, repeats: int) -> tuple[str, list[float]]:
         return self._ask(seconds * (repeats + 1), "energy", candidate, seconds, repeats)

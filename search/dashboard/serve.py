@@ -84,7 +84,7 @@ def serve(
         if host not in LOCAL_HOSTS:
             warning = (
                 f"the dashboard has no authentication: anyone who reaches {host}:{port} can read every study in it; "
-                "it answers to IP addresses, this machine's names and those of --allow-host"
+                "it answers to IP addresses, this machine's names and those that it was given"
             )
             console.print(warning, style="yellow", highlight=False, markup=False, soft_wrap=True)
         shown = f"[{host}]" if ":" in host else host
@@ -141,7 +141,7 @@ def _listen(host: str, port: int, app: App) -> WSGIServer:
         return make_server(host, port, app, server_class=kind, handler_class=_QuietHandler)
     except OSError as error:
         problem = (error.strerror or str(error)).lower()
-        raise UserError(f"cannot listen on {host}:{port}: {problem}; try another --port or --host") from error
+        raise UserError(f"cannot listen on {host}:{port}: {problem}; try another port or host") from error
 
 
 def _path(storage: RDBStorage, name: str | None) -> str:

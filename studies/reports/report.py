@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -31,7 +29,6 @@ from ..wording import (
     spread_text,
     width_text,
 )
-from .front_table import front_document, front_frame
 from .progress import (
     budget_text,
     growth_text,
@@ -40,6 +37,7 @@ from .progress import (
     sensitivity_text,
     states_text,
 )
+from .status import StudySummary
 
 MORE_COLUMNS = ("accuracy", "speedup", "latency_ms", "artifact_bytes", "flops")
 """The columns of the front after the objectives."""
@@ -50,18 +48,14 @@ MOST_COLUMNS = 8
 KNEE, NOISY, PREDICTED = "*", "~", "^"
 
 
-def studies_table(store: Store) -> RenderableType:
-    """Every study, oldest first."""
+def studies_table(studies: Sequence[StudySummary]) -> RenderableType:
+    """A row per study."""
     table = rows_table(("study", "workload", "target", "trials>", "front>", "hypervolume>", "created"))
-    paid = store.paid_trials()
-    for study in store.studies():
-        front = store.current_front(study.name)
-        points, volume = (str(len(front.members)), f"{front.hypervolume:.4g}") if front else ("0", "")
-        trials = str(paid.get(study.name, 0))
-        if study.spec.budget.trials:
-            trials += f" of {study.spec.budget.trials}"
-        spec = study.spec
-        add_row(table, (study.name, spec.workload, spec.target, trials, points, volume, moment(study.created)))
+    for study in studies:
+        trials = f"{study.trials} of {study.trials_wanted}" if study.trials_wanted else str(study.trials)
+        volume = "" if study.hypervolume is None else f"{study.hypervolume:.4g}"
+        front = str(study.front_points), volume
+        add_row(table, (study.study, study.workload, study.target, trials, *front, moment(study.created)))
     if not table.row_count:
         return Text("no study in the database yet; `slimfront search STUDY.yaml` makes one")
     return table
@@ -134,19 +128,6 @@ def front_table(store: Store, name: str) -> RenderableType:
     shown = [point.measurements[column] for point in points for column in columns if column in point.measurements]
     doubtful = Text("\n" + "\n".join(doubts(points, objectives)), style="yellow")
     return Group(words(title, "bold"), "", table, words(_legend(shown), "dim"), doubtful)
-
-
-def front_text(store: Store, name: str, format: Literal["json", "csv"]) -> str:
-    """The front for other programs; without points before there is a front.
-
-    Raises:
-        StoreError: there is no such study.
-    """
-    study = store.get_study(name)
-    points, objectives = front_points(store, study), objectives_of(study)
-    if format == "csv":
-        return front_frame(objectives, points).to_csv(index=False)
-    return json.dumps(front_document(name, objectives, study.baseline, points), indent=2) + "\n"
 
 
 def _cells(measured: Mapping[str, Measurement], columns: Sequence[str], spread: Sequence[str]) -> list[str]:

@@ -350,7 +350,7 @@ def test_only_an_empty_folder_is_written_to(study: Study, tmp_path: Path) -> Non
 def test_current_folder_is_refused(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(UserError, match=r"--to \. is the folder you are in"):
+    with pytest.raises(UserError, match=r"^\. is the folder you are in"):
         study.export(Path("."))
     study.export(Path("parents/are/made"))
     assert sorted(file.name for file in Path("parents/are/made").iterdir()) == FILES
@@ -369,7 +369,7 @@ def test_nothing_is_left_when_writing_fails_halfway(
 
     monkeypatch.setattr(Path, "write_bytes", write_until_full)
     (tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match=r"--to .*bundle cannot be written: no space left on device"):
+    with pytest.raises(UserError, match=r"bundle cannot be written: no space left on device"):
         study.export(tmp_path / "out" / "bundle")
     assert len(written) == 3
     assert list((tmp_path / "out").iterdir()) == []
