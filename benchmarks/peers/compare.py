@@ -76,6 +76,10 @@ def compared(task: str, options: argparse.Namespace) -> dict[str, Any]:
         subprocess.run([python, HERE / "tasks.py", task, options.folder, *quick], check=True)
     documents = {name: contest(name, task, folder, python, options) for name in options.contestants}
     judged = judge(folder, documents, python)
+    for point in judged["points"]:
+        if "refused" in point:
+            Console(stderr=True).print(f"{point['peer']}, {point['label']}: OpenVINO refuses it: {point['refused']}")
+    judged["points"] = [point for point in judged["points"] if "refused" not in point]
     for name, document in documents.items():
         points = [point for point in judged["points"] if point["peer"] == name]
         document |= {"points": points} | (figures(points, document["timeline"]) if name != "floor" else {})
