@@ -17,6 +17,7 @@ from optuna.samplers import BaseSampler
 from ..core.interrupts import uninterrupted
 from ..core.measurement import Measurement
 from ..hardware_profiles.bench.bench import cores_for_workers
+from ..hardware_profiles.bench.timer import Timer
 from ..spaces.policies.policy import Policy
 from ..spaces.space import Choice
 from ..studies.analysis.front import Point
@@ -35,7 +36,7 @@ from .optuna.study import OptunaStudy
 from .proposals import Asked, Proposal, Proposals
 from .sampler.study_terms import greedy_policies
 from .sensitivity import Sensitivity, known_damage
-from .study_setup import open_reference, open_study, stage_of_baseline, time_budget
+from .study_setup import open_study, quiet_moment, stage_of_baseline, time_budget
 from .transfer import earlier_trials
 from .trials.prepared_study import PreparedStudy
 from .trials.recovered import RecoveredWeights
@@ -77,13 +78,11 @@ class Search:
         listeners: Sequence[Listener] = (),
         started: float | None = None,
     ) -> None:
-        self.prepared, self.spec, self.store = prepared, prepared.spec, store
-        self.folder = artifacts.resolve() / self.spec.study
-        self._listeners = list(listeners)
-        open_study(prepared, store)
-        self.reference = open_reference(prepared, store, self.folder / "reference")
-        self._baseline = store.get_study(self.spec.study).baseline
-        self._front = LiveFront(self.spec, store, self._baseline)
+        self.store, self._listeners = store, list(listeners)
+        self.folder = artifacts.resolve() / prepared.spec.study
+        prepared, self.reference = open_study(prepared, store, self.folder / "reference", self.tell)
+        self.prepared, self.spec = prepared, prepared.spec
+        self._front = LiveFront(self.spec, store)
         left = time_budget(prepared, self.reference, time.monotonic() if started is None else started)
         self._budget = Budget(self.spec, store, left)
         self._sensitivity = Sensitivity(store, prepared, left.for_sensitivity, self.tell)
@@ -134,11 +133,14 @@ class Search:
 
         The baseline has just been measured of the very same model: no worker need do it again.
         """
-        if not (self._is_new and self.prepared.space.anchors()[0].is_uncompressed):
+        uncompressed = Policy(float_precision=self.reference.precision)
+        if not (self._is_new and self.prepared.space.anchors()[0] == uncompressed):
             return
         if (proposal := self.propose()) is None:
             return
-        self.record(proposal.number, stage_of_baseline(self.prepared, self.reference, proposal.policy, self._baseline))
+        self.record(
+            proposal.number, stage_of_baseline(self.prepared, self.reference, proposal.policy, self._front.baseline)
+        )
         self.finish(proposal.number)
 
     def advance(self, number: int, stage: Stage) -> bool:
@@ -246,11 +248,17 @@ class Search:
         self.store.add_measurements(self.spec.study, number, measurements, rung, self.prepared.target.name)
         self._add_point(self.store.get_trial(self.spec.study, number))
 
+    @uninterrupted()
+    def take_quiet_moment(self, bench: Timer) -> None:
+        """Measure the reference's latency again on its bench, and have the front follow where milliseconds do."""
+        self.reference = quiet_moment(self.prepared, self.store, self.reference, bench, self.tell)
+        self._front.reload()
+
     # How it starts
 
     def _sampler(self, trials_so_far: int) -> BaseSampler:
         earlier = earlier_trials(self.store, self.spec, self.prepared.space) if self.spec.transfer else []
-        baseline = {name: measurement.value for name, measurement in self._baseline.items()}
+        baseline = {name: measurement.value for name, measurement in self._front.baseline.items()}
         known, untried = self._known_damage(), self._proposals.untried
         return make_sampler(self.prepared, baseline, trials_so_far, earlier, known, untried)
 
@@ -275,6 +283,7 @@ class Search:
         """Load what earlier runs left: finished trials, and interrupted ones to try again."""
         self._is_new = self.optuna.is_new
         self._books.repair()
+        self._front.reload()
         trials = self.store.trials(self.spec.study)
         paid = self._budget.resume(trials)
         for trial in paid:
@@ -285,11 +294,9 @@ class Search:
         self._front.save()
 
     def _take_over(self, trial: TrialRecord) -> None:
-        """Count a trial of an earlier run, and note its result."""
+        """Count a trial of an earlier run, and note how far it got."""
         self._charge(trial)
         self._rungs.resume(trial, self.store.measurement_history(self.spec.study, trial.number))
-        if trial.state is TrialState.COMPLETE:
-            self._front.resume(trial)
 
     def _path(self) -> list[Policy]:
         """The greedy path, if sensitivity is known."""

@@ -120,7 +120,7 @@ def _found_nothing(search: Search) -> str | None:
     if search.spec.budget.trials == 1:
         return None  # no more was asked for
     on_front = {point.trial for point in search.front}
-    if any(trial.number in on_front and not trial.policy.is_uncompressed for trial in trials):
+    if any(trial.number in on_front and not trial.policy.is_free for trial in trials):
         return None
     if not trials and search.spec.budget.timeout_s is not None:
         return "no trial ended before the time was over; give it a longer timeout_s"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import chain, groupby
+from types import MappingProxyType
 
 from ..core.errors import PolicyError
 from .choices import SpaceChoices
@@ -29,6 +30,7 @@ class Space:
         recovery, scheme: settings that no knob decides.
         blocks: those that may be removed whole, in module order.
         ranking: the same, least important first; what `depth` removes.
+        usual: what uniform policies choose where nothing else is wanted of a kind of knob and its neutral choice is not meant.
 
     Attributes:
         knobs: in the order of their names.
@@ -43,8 +45,9 @@ class Space:
         blocks: Sequence[str] = (),
         scheme: Scheme = Scheme(),
         ranking: Sequence[str] = (),
+        usual: Wish = MappingProxyType({}),
     ) -> None:
-        self.choices, self.recovery, self.scheme = choices, recovery, scheme
+        self.choices, self.recovery, self.scheme, self.usual = choices, recovery, scheme, dict(usual)
         self.layers = [layer for layer in layers if not self._is_kept(layer.name)]
         self.groups = [group for group in groups if not any(map(self._is_kept, group.layers))]
         self.blocks, self.ranking = self._not_kept(blocks), self._not_kept(ranking)
@@ -78,8 +81,9 @@ class Space:
         return parameters
 
     def uniform(self, wanted: Wish) -> Policy:
-        """The policy that sets every knob of a kind to the same choice: to `wanted`, else to neutral, else to the nearest to
-        neutral offered."""
+        """The policy that sets every knob of a kind to the same choice: to `wanted`, else to `usual`, else to neutral, else to the
+        nearest to neutral offered."""
+        wanted = {**self.usual, **wanted}
         return self.policy({
             knob.name: _nearest(knob, wanted.get(knob.kind, kind.neutral), kind.neutral)
             for knob, kind in self._decided.items()

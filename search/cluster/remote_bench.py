@@ -20,6 +20,7 @@ from ...hardware_profiles.bench.paired_timing import PairedTiming
 from ...hardware_profiles.cards.target import Target
 from ...hardware_profiles.profiling.fingerprint import machine, require_fit, versions
 from ...hardware_profiles.runtimes.base import get_runtime
+from ...spaces.policies.float_precision import FloatPrecision
 from .cluster import connect, is_cluster_named, ray  # before anything else of Ray
 
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError  # isort: skip
@@ -95,6 +96,15 @@ def remote_machine(target: Target, metrics: Sequence[str] = ()) -> tuple[dict[st
     return _answer(_there(_about, target).remote(target.model_dump_json(), metrics), target.name, 0)
 
 
+def remote_precisions(target: Target) -> tuple[tuple[FloatPrecision, ...], FloatPrecision]:
+    """The float precisions that a remote target computes in, its default first, and the type of that default.
+
+    Raises:
+        TargetError: no node advertises the target.
+    """
+    return _answer(_there(_precisions, target).remote(target.model_dump_json()), target.name, 0)
+
+
 def _there(actor_or_task: Any, target: Target) -> Any:
     """An actor class or task that will run where the target is."""
     resource = f"target:{target.name}"
@@ -134,6 +144,13 @@ def _about(target_json: str, metrics: Sequence[str]) -> tuple[dict[str, Any], di
         except EvaluationError as error:
             raise TargetError(f"{metric} cannot be measured where target {target.name} is: {error}") from error
     return machine(), versions(runtime)
+
+
+@ray.remote
+def _precisions(target_json: str) -> tuple[tuple[FloatPrecision, ...], FloatPrecision]:
+    target = Target.model_validate_json(target_json)
+    runtime = get_runtime(target.runtime)
+    return runtime.float_precisions(target), runtime.default_float_precision(target)
 
 
 @ray.remote(max_restarts=-1)

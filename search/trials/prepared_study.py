@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,8 +33,9 @@ from ...spaces.knobs.registry import KNOB_KINDS
 from ...spaces.models.blocks import block_influence, find_removable_blocks, least_influential_first
 from ...spaces.models.channel_groups import ChannelGroup
 from ...spaces.models.layers import Layer, find_layers
+from ...spaces.policies.float_precision import FLOAT32, FloatPrecision
 from ...spaces.space import Space
-from ...studies.study_file.spec import StudySpec
+from ...studies.study_file.spec import FLOAT_PRECISION, StudySpec
 from ...workloads.contract import held
 from ...workloads.workload import Workload
 from ..cluster.timers import timer_of
@@ -46,12 +47,14 @@ class PreparedStudy:
     """A study ready to be searched.
 
     Attributes:
+        written: the study as its file has it; `spec` has what its preset fills in.
         context: workload, target and runtime; without bench and reference, which need measuring first.
         groups: channel groups that can be pruned; `unprunable` maps the others to the reason.
         pickled_workload: the workload as it was given, where that was an object of the program that searches; else None.
     """
 
     spec: StudySpec
+    written: StudySpec
     context: Context
     layers: list[Layer]
     groups: list[ChannelGroup]
@@ -68,6 +71,36 @@ class PreparedStudy:
         """A timer of this target, its reference the uncompressed model's artifact."""
         example = self.context.workload.example_input
         return timer_of(self.target, reference.path, example, bench_cores(self.target.threads))
+
+    def float_precisions(self) -> tuple[tuple[FloatPrecision, ...], FloatPrecision]:
+        """The precisions in which the target computes a whole model's floats differently, its default first, and what that is.
+
+        Raises:
+            TargetError: the target is a node of the Ray cluster, and the cluster has none.
+        """
+        if self.target.predict:  # a latency table is fitted to the model in float32
+            return (FLOAT32,), FLOAT32
+        if self.target.remote:
+            from ..cluster.remote_bench import remote_precisions  # only here: importing ray takes a second
+
+            return remote_precisions(self.target)
+        return self.context.runtime.float_precisions(self.target), self.context.runtime.default_float_precision(
+            self.target
+        )
+
+    def settled(self, spec: StudySpec, precision: FloatPrecision) -> PreparedStudy:
+        """This study with its space as the choice of its reference settles it.
+
+        Args:
+            precision: the reference's, which the policies that a search starts from have.
+
+        Raises:
+            UserError: the space does not fit the workload.
+        """
+        if precision == FLOAT32 and spec.to_json() == self.spec.to_json():
+            return self
+        space = _built_space(spec, self.context.workload, self.layers, self.groups, precision)
+        return replace(self, spec=spec, space=space)
 
     def measured_with(self) -> tuple[dict[str, Any], dict[str, str]]:
         """The machine that candidates are timed on, and its versions.
@@ -107,16 +140,23 @@ def prepare(spec: StudySpec, given: Workload | None = None) -> PreparedStudy:
     model, example = workload.model.eval(), workload.example_input
     if target.predict and target.latency_table is not None and target.latency_table.model != layers_of(model):
         raise StudyFileError(spec.file, "target", f"the latency table of {target.name} was fitted to another model")
+    written = spec
     spec = spec.with_preset(family_of(model, example), {key: getattr(target, key) for key in keys_of_targets()})
     _check_recovery(spec, workload)
     layers = find_layers(model, example)
     groups, unprunable = proven_groups(workload)
     space = _built_space(spec, workload, layers, groups)
     context = Context(workload, target, runtime, threads=threads, metrics=spec.metrics)
-    return PreparedStudy(spec, context, layers, groups, unprunable, space, pickled)
+    return PreparedStudy(spec, written, context, layers, groups, unprunable, space, pickled)
 
 
-def _built_space(spec: StudySpec, workload: Workload, layers: Sequence[Layer], groups: Sequence[ChannelGroup]) -> Space:
+def _built_space(
+    spec: StudySpec,
+    workload: Workload,
+    layers: Sequence[Layer],
+    groups: Sequence[ChannelGroup],
+    precision: FloatPrecision = FLOAT32,
+) -> Space:
     model, example, choices = workload.model, workload.example_input, spec.space.choices()
     for index, name in enumerate(choices["criterion"]):
         with _naming(spec, f"space.criterion.{index}"):
@@ -124,7 +164,8 @@ def _built_space(spec: StudySpec, workload: Workload, layers: Sequence[Layer], g
     blocks = find_removable_blocks(model, example) if choices.decides_on("block", "ranking") else []
     ranking = _ranked(workload, blocks) if choices.decides_on("ranking") else ()
     scheme = spec.quantization.scheme()
-    space = Space(layers, groups, choices, spec.recovery.settings(), blocks, scheme, ranking)
+    usual = {FLOAT_PRECISION: precision}
+    space = Space(layers, groups, choices, spec.recovery.settings(), blocks, scheme, ranking, usual)
     if not space.knobs:
         problem = "nothing is left to choose: every layer is kept back or cannot be pruned"
         raise StudyFileError(spec.file, "space", problem)
