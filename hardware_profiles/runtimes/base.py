@@ -135,6 +135,19 @@ def distinct(default: FloatPrecision, others: Iterable[FloatPrecision]) -> tuple
     return (first, *(precision for precision in others if precision not in (default, first)))
 
 
+def require_installed(name: str) -> None:
+    """Require that other processes know a runtime too: artifacts are timed and scored in such.
+
+    Raises:
+        TargetError: this program registered it itself.
+    """
+    if name in RUNTIMES.registered:
+        raise TargetError(
+            f"runtime {name!r} is known to this program only, and artifacts are timed in a process of their own; "
+            "have a package offer it by an entry point in slimfront.runtimes, see docs/guide/plug-ins.md"
+        )
+
+
 def get_runtime(name: str) -> Runtime:
     """The runtime called `name`.
 

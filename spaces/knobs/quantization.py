@@ -12,6 +12,8 @@ from ..policies.layer_policy import (
     BFLOAT16_BITS,
     CODEBOOKS,
     FULL_PRECISION,
+    GROUP_SIZES,
+    GROUPED_BITS,
     RANGES,
     STATIC,
     UNIFORM,
@@ -79,11 +81,19 @@ class _Codebook(_FollowingBits):
         return super().wishes(choices, {**bits, _WEIGHTS.name: min(choices[_WEIGHTS.key], key=float)})
 
 
-class _ActivationRange(_FollowingBits):
+class _OfLinearLayers(_FollowingBits):
     def decisions(self, model: SearchedModel, offered: Sequence[Choice]) -> Iterator[Decision]:
         for subject, layers in model.shared.items():
             if linear := tuple(layer.name for layer in layers if layer.kind == "linear"):
                 yield Decision(subject, self, tuple(offered), linear)
+
+
+class _GroupSize(_OfLinearLayers):
+    def wishes(self, choices: Mapping[str, Sequence[Choice]], bits: Wish) -> Iterable[Wish]:
+        grouped = [width for width in choices[_WEIGHTS.key] if width in GROUPED_BITS]
+        if grouped and FULL_PRECISION in choices[_ACTIVATIONS.key]:
+            weight_only = {_WEIGHTS.name: min(grouped, key=float), _ACTIVATIONS.name: FULL_PRECISION}
+            yield from super().wishes(choices, weight_only)
 
 
 _WEIGHTS = _WeightBits(
@@ -114,7 +124,7 @@ KINDS: tuple[KnobKind, ...] = (
         label="codebook",
         column="weight_bits",
     ),
-    _ActivationRange(
+    _OfLinearLayers(
         name="activation_range",
         key="activation_ranges",
         type=Annotated[str, one_of(RANGES)],
@@ -124,6 +134,18 @@ KINDS: tuple[KnobKind, ...] = (
         column="activation_bits",
         is_counted=True,
         needs={"dynamic": Need("dynamic", "computes no ranges at run time")},
+    ),
+    _GroupSize(
+        name="weight_group_size",
+        key="weight_group_size",
+        type=Annotated[int, one_of(GROUP_SIZES)],
+        neutral=0,
+        meaning="Per linear layer, inputs that share a scale of 4- or 8-bit weights where activations stay in floats: 32, 64, 128, or 0 for one scale per output channel.",
+        unit="inputs",
+        label="weight group size",
+        column="weight_bits",
+        is_counted=True,
+        needs={size: Need("weight_groups", "takes no weights with scales by groups") for size in GROUP_SIZES if size},
     ),
 )
 

@@ -7,7 +7,7 @@ seconds, and keeps the file small: weights are stored as int8.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from .graph_cache import GraphCache
 from .graph_edits import set_nodes
 from .integer_products import write_integer_products
 from .onnx_file import WeightsApart, weights_apart, write
+from .weight_groups import write_groups
 
 float_graphs = GraphCache(lambda model, example_input: weights_apart(export_float(model, example_input)))
 """The float graphs that this process has exported."""
@@ -54,6 +55,7 @@ def lower(
     integer_products: bool = False,
     fused_linears: bool = False,
     folded_weights: bool = False,
+    group_kernels: Collection[int] = (),
 ) -> Path:
     """Write `candidate` as an ONNX file with the input "input" of shape [batch, ...] and the output "output".
 
@@ -67,6 +69,8 @@ def lower(
         fused_linears: compute linear layers that read the same tensor by one product.
         folded_weights: dequantize the weights of layers that compute in float by operations that a runtime folds when it
             loads the file, for a runtime that would otherwise dequantize them at every run.
+        group_kernels: bits of weights with scales by groups that the runtime multiplies as they are stored; others are
+            dequantized when it loads the file.
 
     Raises:
         LoweringError: the model cannot be exported, or a quantized layer is not found in the exported graph.
@@ -76,6 +80,7 @@ def lower(
     model.CopyFrom(exported.model)
     lowered = WeightsApart(model, dict(exported.weights))
     insert_grids(lowered, candidate.quantization, bound_float_layers)
+    _write_groups(lowered, candidate.quantization, group_kernels)
     dynamic = [name for name, layer in candidate.policy.layers.items() if layer.is_dynamic]
     if integer_products:
         write_integer_products(lowered, [node for name in dynamic for node in layer_nodes(model.graph, name)])
@@ -84,8 +89,7 @@ def lower(
     if integer_biases:
         write_integer_biases(model, candidate.quantization)
     if folded_weights:
-        on_integers = candidate.quantization.inputs.keys() | set(dynamic)
-        spell_out_weights(lowered, sorted(candidate.quantization.weights.keys() - on_integers))
+        spell_out_weights(lowered, _weight_only(candidate))
     _insert_bfloat16(lowered, candidate)
     if candidate.policy.float_precision != FLOAT32:
         model.metadata_props.add(key=PRECISION, value=candidate.policy.float_precision)
@@ -96,7 +100,7 @@ def lower(
 
 
 def insert_grids(lowered: WeightsApart, quantization: Quantization, bound_float_layers: bool = False) -> None:
-    """Put Q/DQ pairs for every grid of `quantization` into the graph and its weights, in place; see `lower`.
+    """Put Q/DQ pairs for every grid of `quantization` but those by groups into the graph and its weights, in place; see `lower`.
 
     Raises:
         LoweringError: a layer or addition with a grid is not in the graph.
@@ -115,8 +119,21 @@ def insert_grids(lowered: WeightsApart, quantization: Quantization, bound_float_
     for operand in operands:
         inserter.quantize_input(*operand)
     for name, weight in quantization.weights.items():
-        inserter.quantize_weight(layer_nodes(graph, name), weight)
+        if not weight.group_size:
+            inserter.quantize_weight(layer_nodes(graph, name), weight)
     inserter.finish()
+
+
+def _write_groups(lowered: WeightsApart, quantization: Quantization, kernels: Collection[int]) -> None:
+    grouped = {name: weight for name, weight in quantization.weights.items() if weight.group_size}
+    write_groups(lowered, grouped, {name: layer_nodes(lowered.model.graph, name) for name in grouped}, kernels)
+
+
+def _weight_only(candidate: Candidate) -> list[str]:
+    """Layers whose weights alone are on integers, with one scale for each output channel."""
+    layers, grids = candidate.policy.layers, candidate.quantization
+    per_channel = {name for name, weight in grids.weights.items() if not weight.group_size}
+    return sorted(per_channel - grids.inputs.keys() - {name for name, layer in layers.items() if layer.is_dynamic})
 
 
 def _insert_bfloat16(lowered: WeightsApart, candidate: Candidate) -> None:

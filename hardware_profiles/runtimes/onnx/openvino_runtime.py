@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -12,6 +13,7 @@ import openvino.opset13 as ops
 
 from ....core.errors import LoweringError
 from ....spaces.policies.float_precision import BFLOAT16, DEFAULT, FLOAT16, FLOAT32, FloatPrecision
+from ....spaces.policies.layer_policy import GROUPED_BITS
 from ...cards.target import Target
 from ..base import Artifact, TensorInfo, distinct
 from ..node_names import layers_of
@@ -58,7 +60,9 @@ class OpenVinoRuntime:
     def lower(self, candidate: Candidate, example_input: Tensor, target: Target, path: Path) -> Artifact:
         from .lowering import lower  # imports torch, which sessions do without
 
-        return Artifact.of(lower(candidate, example_input, target.batch, path, fused_linears=True))
+        return Artifact.of(
+            lower(candidate, example_input, target.batch, path, fused_linears=True, group_kernels=GROUPED_BITS)
+        )
 
     def signature(self, artifact: Path) -> tuple[TensorInfo, TensorInfo]:
         return onnx_signature(artifact)
@@ -170,10 +174,14 @@ def _information(operation: openvino.Node, key: str) -> str:
 
 
 def _layers_before(node: openvino.Node | None) -> set[str]:
-    """The nearest layers up the first inputs from `node` of the model as it was read."""
-    while node is not None and not layers_of(node.get_friendly_name()):
-        node = node.input_value(0).get_node() if node.get_input_size() else None
-    return set() if node is None else layers_of(node.get_friendly_name())
+    """The nearest layers up the inputs from `node` of the model as it was read, the first inputs first."""
+    waiting = deque([] if node is None else [node])
+    while waiting:
+        current = waiting.popleft()
+        if found := layers_of(current.get_friendly_name()):
+            return found
+        waiting.extend(value.get_node() for value in current.input_values())
+    return set()
 
 
 def _constant_before(output: openvino.Output) -> openvino.Node:

@@ -37,9 +37,17 @@ def cost(prepared):
     return AnalyticCost(prepared.space, prepared.layers, workload.model, workload.example_input)
 
 
-@pytest.mark.parametrize("weights", ["channel", "tensor"])
-def test_what_is_counted_at_once_is_what_complexity_counts_of_the_built_model(weights, tiny_spec):
-    prepared = prepare(tiny_spec(space=SPACE, quantization={"weights": weights}))
+@pytest.mark.parametrize(
+    ("space", "quantization"),
+    [
+        (SPACE, {"weights": "channel"}),
+        (SPACE, {"weights": "tensor"}),
+        (SPACE | {"keep": [], "weight_group_size": [0, 32]}, {"group_grids": "affine"}),
+        (SPACE | {"keep": [], "weight_group_size": [64]}, {"weights": "tensor"}),
+    ],
+)
+def test_what_is_counted_at_once_is_what_complexity_counts_of_the_built_model(space, quantization, tiny_spec):
+    prepared = prepare(tiny_spec(space=space, quantization=quantization))
     workload = prepared.context.workload
     cost = AnalyticCost(prepared.space, prepared.layers, workload.model, workload.example_input)
     dimensions = space_dimensions(prepared.space)
