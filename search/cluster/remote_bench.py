@@ -20,7 +20,8 @@ from ...hardware_profiles.bench.bench import Bench, bench_cores
 from ...hardware_profiles.bench.paired_timing import PairedTiming
 from ...hardware_profiles.cards.target import Target
 from ...hardware_profiles.profiling.fingerprint import machine, require_fit, versions
-from ...hardware_profiles.runtimes.base import get_runtime
+from ...hardware_profiles.runtimes.base import computed_types, get_runtime
+from ...spaces.policies.float_precision import FloatPrecision
 from .cluster import connect, is_cluster_named, ray  # before anything else of Ray
 
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError  # isort: skip
@@ -99,6 +100,15 @@ def remote_machine(target: Target, metrics: Sequence[str] = ()) -> tuple[dict[st
     return _answer(_there(_about, target).remote(target.model_dump_json(), metrics), target.name, 0)
 
 
+def remote_float_types(target: Target) -> dict[FloatPrecision, FloatPrecision]:
+    """`computed_types` on the machine that a remote target is on.
+
+    Raises:
+        TargetError: no node advertises the target.
+    """
+    return _answer(_there(_float_types, target).remote(target.model_dump_json()), target.name, 0)
+
+
 def _there(actor_or_task: Any, target: Target) -> Any:
     """An actor class or task that will run where the target is."""
     resource = f"target:{target.name}"
@@ -138,6 +148,12 @@ def _about(target_json: str, metrics: Sequence[str]) -> tuple[dict[str, Any], di
         except EvaluationError as error:
             raise TargetError(f"{metric} cannot be measured where target {target.name} is: {error}") from error
     return machine(), versions(runtime)
+
+
+@ray.remote
+def _float_types(target_json: str) -> dict[FloatPrecision, FloatPrecision]:
+    target = Target.model_validate_json(target_json)
+    return computed_types(get_runtime(target.runtime), target)
 
 
 @ray.remote(max_restarts=-1)
