@@ -10,11 +10,12 @@ from types import MappingProxyType
 from ..core.errors import PolicyError
 from .choices import SpaceChoices
 from .knobs.kind import Decision, Knob, KnobKind, SearchedModel, Wish
-from .knobs.quantization import fast_floats, lightest_bits
+from .knobs.quantization import FLOATS, fast_floats, lightest_bits
 from .knobs.registry import KNOB_KINDS
 from .models.channel_groups import ChannelGroup
 from .models.layers import Layer
 from .policies.draft import PolicyDraft
+from .policies.float_precision import FLOAT32
 from .policies.policy import Choice, Policy
 from .policies.quantization_scheme import Scheme
 from .policies.recovery import Recovery
@@ -93,7 +94,9 @@ class Space:
     def anchors(self) -> list[Policy]:
         """Distinct uniform policies a search starts from: the uncompressed model first, then bits, then each structural choice
         recovered, in float and over the lightest bits that keep accuracy; floats in the precision that is fast."""
-        bits, floats = lightest_bits(self.choices), fast_floats(self.choices)
+        bits, floats = lightest_bits(self.choices), self.usual
+        if floats.get(FLOATS.name, FLOAT32) == FLOAT32:
+            floats = fast_floats(self.choices)
         wishes: list[Wish] = [floats, bits]
         for kind in sorted(KNOB_KINDS.values(), key=lambda kind: not kind.is_quantizing):
             wishes += kind.wishes(self.choices, bits)
