@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
@@ -24,7 +23,7 @@ from ..studies.analysis.front import Point
 from ..studies.store.records import TrialRecord
 from ..studies.store.store import Store
 from ..studies.store.trial_state import TrialState
-from .bookkeeping import Bookkeeping
+from .bookkeeping import Bookkeeping, RunningTrial
 from .budget import MAX_ANCHORS, Budget
 from .events import Event, Listener, SamplerFellBack, StageRecorded, TrialFinished, TrialStarted
 from .fidelity.halving import HalvingDecision
@@ -41,16 +40,6 @@ from .transfer import earlier_trials
 from .trials.prepared_study import PreparedStudy
 from .trials.recovered import RecoveredWeights
 from .trials.worker import Stage
-
-
-@dataclass
-class _Running:
-    """A trial that was proposed and has not ended."""
-
-    policy: Policy
-    retry_of: int | None = None
-    measurements: dict[str, Measurement] = field(default_factory=dict)
-    remark: str | None = None
 
 
 class Search:
@@ -90,7 +79,7 @@ class Search:
         self._proposals = Proposals(prepared.space, self.spec.seed, self.tell)
         self.optuna = OptunaStudy(self.spec, prepared.space, store, self._sampler)
         self._books = Bookkeeping(self.spec, store, self.optuna)
-        self._running: dict[int, _Running] = {}
+        self._running: dict[int, RunningTrial] = {}
         self._recovered = RecoveredWeights(store, self.spec)
         self._rungs = Rungs(self.spec)
         self._fell_back, self._fallback = False, None
@@ -317,7 +306,7 @@ class Search:
         number, policy = asked.number, asked.policy
         self.store.start_trial(self.spec.study, number, policy, retry_of=asked.retry_of)
         self._proposals.start(asked)
-        self._running[number] = running = _Running(policy, asked.retry_of)
+        self._running[number] = running = RunningTrial(policy, asked.retry_of)
         self.optuna.annotate(number, {"policy": policy.to_json(), "digest": policy.digest})
         source = self._recovered.of(policy)
         if source is not None:

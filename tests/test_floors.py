@@ -59,6 +59,7 @@ INSIDE = {
         "studies.store.migrations",
         "studies.store",
         ("studies.wording", "studies.terminal"),
+        "studies.reference_wording",
         "studies.analysis",
         ("studies.bundles", "studies.inspection"),
         "studies.reports",

@@ -193,7 +193,7 @@ class StudySpec(Part):
         preset = begun.space.preset if self.space.preset == "auto" else self.space.preset
         if preset != begun.space.preset:
             return self
-        filled = PRESETS[preset] if preset != "none" else Preset({}, {})
+        filled = next((found for family, found in PRESETS.items() if family == preset), Preset({}, {}))
         space = begun.space.model_dump(include={*filled.space, FLOAT_PRECISION})
         recovery = begun.recovery.model_dump(include={*filled.recovery})
         changes: dict[str, Any] = {
