@@ -16,14 +16,24 @@ from ...hardware_profiles.bench.bench import bench_cores
 from ...hardware_profiles.bench.timer import Timer
 from ...hardware_profiles.cards.target import Target
 from ...hardware_profiles.profiling.fingerprint import machine, versions
-from ...hardware_profiles.runtimes.base import Artifact, computed_types, distinct
+from ...hardware_profiles.runtimes.base import Artifact, Runtime, distinct
+from ...spaces.choices import SpaceChoices
+from ...spaces.knobs.quantization import FLOATS
 from ...spaces.models.blocks import block_influence, find_removable_blocks, least_influential_first
 from ...spaces.models.channel_groups import ChannelGroup
 from ...spaces.models.layers import Layer, find_layers
 from ...spaces.policies.float_precision import DEFAULT, FLOAT32, FloatPrecision
 from ...spaces.space import Space
-from ...studies.inspection.study_checks import check_space, naming, resolved, target_of
-from ...studies.study_file.spec import FLOAT_PRECISION, StudySpec
+from ...studies.inspection.study_checks import (
+    check_floats,
+    check_space,
+    distinct_choices,
+    float_types,
+    naming,
+    resolved,
+    target_of,
+)
+from ...studies.study_file.spec import StudySpec
 from ...workloads.contract import held
 from ...workloads.workload import Workload
 from ..cluster.timers import timer_of
@@ -68,12 +78,7 @@ class PreparedStudy:
         """
         if self.target.predict:  # a latency table is fitted to the model in float32
             return (FLOAT32,), FLOAT32
-        if self.target.remote:
-            from ..cluster.remote_bench import remote_float_types  # only here: importing ray takes a second
-
-            types = remote_float_types(self.target)
-        else:
-            types = computed_types(self.context.runtime, self.target)
+        types = _float_types(self.spec, self.target, self.context.runtime)
         return distinct(types[DEFAULT], types), types[DEFAULT]
 
     def settled(self, spec: StudySpec, precision: FloatPrecision) -> PreparedStudy:
@@ -87,7 +92,9 @@ class PreparedStudy:
         """
         if precision == FLOAT32 and spec.to_json() == self.spec.to_json():
             return self
-        space = _built_space(spec, self.context.workload, self.layers, self.groups, precision)
+        types = _floats_searched(spec, self.target, self.context.runtime)
+        choices = distinct_choices(spec, types)
+        space = _built_space(spec, choices, self.context.workload, self.layers, self.groups, precision)
         return replace(self, spec=spec, space=space)
 
     def measured_with(self) -> tuple[dict[str, Any], dict[str, str]]:
@@ -122,25 +129,50 @@ def prepare(spec: StudySpec, given: Workload | None = None) -> PreparedStudy:
     model, example = workload.model.eval(), workload.example_input
     written = spec
     spec = resolved(spec, workload, target)
+    types = _floats_searched(spec, target, runtime)
     layers = find_layers(model, example)
     groups, unprunable = proven_groups(workload)
-    space = _built_space(spec, workload, layers, groups)
+    space = _built_space(spec, distinct_choices(spec, types), workload, layers, groups)
     context = Context(workload, target, runtime, threads=threads, metrics=spec.metrics)
     return PreparedStudy(spec, written, context, layers, groups, unprunable, space, pickled)
 
 
+def _floats_searched(spec: StudySpec, target: Target, runtime: Runtime) -> Mapping[FloatPrecision, FloatPrecision]:
+    """The types that the float precisions a study offers are computed in on its target.
+
+    Raises:
+        StudyFileError: it offers one that the target does not compute in.
+    """
+    if FLOATS.is_off(spec.space.offered(FLOATS.key)):  # nobody need be asked
+        return {FLOAT32: FLOAT32}
+    types = _float_types(spec, target, runtime)
+    check_floats(spec, target, types)
+    return types
+
+
+def _float_types(spec: StudySpec, target: Target, runtime: Runtime) -> Mapping[FloatPrecision, FloatPrecision]:
+    """Float precision -> the type that the target computes it in, which for one elsewhere its node says."""
+    if not target.remote:
+        return float_types(target, runtime)
+    from ..cluster.remote_bench import remote_float_types  # only here: importing ray takes a second
+
+    with naming(spec, "target"):
+        return remote_float_types(target)
+
+
 def _built_space(
     spec: StudySpec,
+    choices: SpaceChoices,
     workload: Workload,
     layers: Sequence[Layer],
     groups: Sequence[ChannelGroup],
     precision: FloatPrecision = FLOAT32,
 ) -> Space:
-    model, example, choices = workload.model, workload.example_input, spec.space.choices()
+    model, example = workload.model, workload.example_input
     blocks = find_removable_blocks(model, example) if choices.decides_on("block", "ranking") else []
     ranking = _ranked(workload, blocks) if choices.decides_on("ranking") else ()
     scheme = spec.quantization.scheme()
-    usual = {FLOAT_PRECISION: precision}
+    usual = {FLOATS.name: precision}
     space = Space(layers, groups, choices, spec.recovery.settings(), blocks, scheme, ranking, usual)
     check_space(spec, space)
     return space

@@ -26,6 +26,7 @@ from ...core.errors import StudyFileError
 from ...core.metrics import METRICS
 from ...core.validation import CountOrNone, Listed, Name, Text, first_problem, suggestion
 from ...spaces.knobs.kind import KnobKind
+from ...spaces.knobs.quantization import FLOATS
 from ...spaces.knobs.registry import KNOB_KINDS
 from ...spaces.policies.float_precision import FloatPrecision
 from ...spaces.presets import PRESETS, Family, Preset, preset_space
@@ -40,9 +41,6 @@ _FIXED = (
     "workload", "workload_options", "target", "reference", "objectives", "constraints", "seed", "space", "recovery",
     "quantization",
 )  # fmt: skip
-
-FLOAT_PRECISION = "float_precision"
-"""The key of a space that the timing of the reference settles where a study file leaves it open."""
 
 T = TypeVar("T")
 
@@ -183,9 +181,9 @@ class StudySpec(Part):
 
     def with_float_precisions(self, offered: Sequence[FloatPrecision]) -> StudySpec:
         """This spec with the float precisions of its space, unless its file names them."""
-        if FLOAT_PRECISION in self.space.model_fields_set:
+        if FLOATS.key in self.space.model_fields_set:
             return self
-        return self._with({"space": self.space.model_copy(update={FLOAT_PRECISION: tuple(offered)})})
+        return self._with({"space": self.space.model_copy(update={FLOATS.key: tuple(offered)})})
 
     def continuing(self, begun: StudySpec) -> StudySpec:
         """This spec with what its file leaves open as the study has it that `begun` with it: presets may offer something else by
@@ -194,7 +192,7 @@ class StudySpec(Part):
         if preset != begun.space.preset:
             return self
         filled = next((found for family, found in PRESETS.items() if family == preset), Preset({}, {}))
-        space = begun.space.model_dump(include={*filled.space, FLOAT_PRECISION})
+        space = begun.space.model_dump(include={*filled.space, FLOATS.key})
         recovery = begun.recovery.model_dump(include={*filled.recovery})
         changes: dict[str, Any] = {
             "space": SpaceSpec(**{**space, **self.space.model_dump(exclude_unset=True), "preset": preset}),
