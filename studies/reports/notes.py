@@ -9,7 +9,7 @@ from ..analysis.front import Objective, Point
 from ..analysis.newest_front import why_no_front
 from ..analysis.selection import pick
 from ..analysis.significance import doubts
-from ..reference_wording import has_other_precision, reference_name, reference_text, remark_text
+from ..reference_wording import has_other_precision, reference_text, remark_text
 from ..store.records import FrontRecord, StudyRecord, TrialRecord
 from ..wording import (
     bounds_text,
@@ -117,7 +117,7 @@ def _front_table(study: StudyRecord, objectives: Sequence[Objective], points: Se
     measured = {name: m.unit for point in points for name, m in point.measurements.items()}
     shown = [name for name in _MORE_COLUMNS if name != "speedup_float32" or has_other_precision(study)]
     columns = [name for name in dict.fromkeys((*spread, *shown)) if name in measured]
-    rows = [(f"uncompressed, {reference_name(study)}", *_cells(study.baseline, columns, ()))]
+    rows = [("uncompressed", *_cells(study.baseline, columns, ()))]
     for point in points[:MOST_ROWS]:
         label = f"**{point.trial}** (knee)" if point.trial == winner else str(point.trial)
         rows.append((label, *_cells(point.measurements, columns, spread)))
