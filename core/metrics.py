@@ -228,6 +228,15 @@ for _metric in (
         "timed",
     ),
     Metric(
+        "load_ms",
+        "ms",
+        "minimize",
+        "cold start: from the artifact's file, not in memory, to its first outputs, in a fresh process that has imported the "
+        "runtime",
+        "measured",
+        "timed",
+    ),
+    Metric(
         "energy_j",
         "J",
         "minimize",

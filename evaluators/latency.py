@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 from ..core.measurement import Measurement
@@ -14,10 +15,19 @@ from ..hardware_profiles.runtimes.base import Artifact
 from .evaluator import PREDICTABLE, Context, Evaluator, LoweredCandidate, needed
 from .registry import register
 
+PAIRED = "paired-median"
+"""What the method of a figure of paired runs begins with; remarks on the machine follow after semicolons."""
+
+UNCERTAIN = "too noisy: the worse end counts"
+"""The last remark of a figure that stayed uncertain."""
+
 
 @register
 class Latency(Evaluator):
     """Speed-up over the reference, milliseconds and throughput derived from it, and percentiles of single runs.
+
+    A figure that is still uncertain after it was timed again counts as the worse end of its interval, for the front and for
+    the sampler: what a busy machine made of a candidate is not taken for its speed.
 
     Of the reference itself the milliseconds are those of the quiet machine, and the speed-up is over itself: an interval that
     leaves 1 out says the machine is not fit to measure on.
@@ -33,14 +43,15 @@ class Latency(Evaluator):
         artifact, bench = needed(lowered.artifact, why), needed(context.bench, why)
         if context.reference is None:
             return _of_the_reference(artifact, bench, context)
-        timing = bench.time(artifact.path, context.timing_seconds)
-        measured = latency_measurements(timing, context.reference.latency_ms, context.target)
+        quiet_ms = context.reference.latency_ms
+        timing = bench.time(artifact.path, context.timing_seconds, quiet_ms)
+        measured = latency_measurements(timing, quiet_ms, context.target)
         return with_float32(measured, context.reference.over_float32)
 
 
 def _of_the_reference(artifact: Artifact, bench: Timer, context: Context) -> list[Measurement]:
     latency_ms, low, high, blocks = bench.time_reference(context.timing_seconds)
-    against_itself = bench.time(artifact.path, context.timing_seconds)
+    against_itself = bench.time(artifact.path, context.timing_seconds, latency_ms)
     unit = METRICS["latency_ms"].unit
     latency = Measurement("latency_ms", latency_ms, low, high, unit, blocks, "median on the quiet machine")
     speedup, _, _, *percentiles = latency_measurements(against_itself, latency_ms, context.target)
@@ -48,11 +59,25 @@ def _of_the_reference(artifact: Artifact, bench: Timer, context: Context) -> lis
 
 
 def latency_measurements(timing: PairedTiming, reference_ms: float, target: Target) -> list[Measurement]:
-    """`speedup`, and what follows: `latency_ms` = the reference's quiet latency / speed-up, `throughput`, percentiles."""
-    speedup = _paired("speedup", timing.speedup, timing.low, timing.high, "paired-median", timing)
+    """`speedup`, and what follows: `latency_ms` = the reference's quiet latency / speed-up, `throughput`, percentiles.
+
+    Of an uncertain timing their values are the worse ends of their intervals.
+    """
+    counted = timing.counted_speedup
+    speedup = _paired("speedup", counted, timing.low, timing.high, PAIRED, timing)
     low, high = reference_ms / timing.high, reference_ms / timing.low
-    latency = _paired("latency_ms", reference_ms / timing.speedup, low, high, "paired-median x quiet reference", timing)
+    latency = _paired("latency_ms", reference_ms / counted, low, high, f"{PAIRED} x quiet reference", timing)
     return [speedup, latency, throughput(latency, target), *_percentiles(timing)]
+
+
+def remarks_on_timing(measurements: Mapping[str, Measurement]) -> list[str]:
+    """What the bench noted of the machine while it timed a trial: how long it waited, a clock that moved, heat.
+
+    That a figure is uncertain is said only after one of these: reports mark every noisy figure.
+    """
+    speedup = measurements.get("speedup")
+    remarks = speedup.method.split("; ")[1:] if speedup is not None and speedup.method.startswith(PAIRED) else []
+    return [] if remarks == [UNCERTAIN] else remarks
 
 
 def with_float32(measured: list[Measurement], over_float32: Measurement | None = None) -> list[Measurement]:
@@ -88,7 +113,10 @@ def throughput(latency: Measurement, target: Target) -> Measurement:
     return Measurement("throughput", value, low, high, unit, latency.n, method, latency.noisy)
 
 
-def _paired(name: str, value: float, low: float, high: float, method: str, timing: PairedTiming) -> Measurement:
+def _paired(name: str, value: float, low: float, high: float, how: str, timing: PairedTiming) -> Measurement:
+    reading = timing.conditions.reading
+    remarks = [*timing.conditions.remarks, *([UNCERTAIN] if timing.is_uncertain else [])]
+    method = "; ".join([f"{how} at {reading}" if reading else how, *remarks])
     return Measurement(name, value, low, high, METRICS[name].unit, timing.pairs, method, timing.noisy)
 
 

@@ -16,12 +16,23 @@ from ...hardware_profiles.bench.bench import bench_cores
 from ...hardware_profiles.bench.timer import Timer
 from ...hardware_profiles.cards.target import Target
 from ...hardware_profiles.profiling.fingerprint import machine, versions
-from ...hardware_profiles.runtimes.base import Artifact
+from ...hardware_profiles.runtimes.base import Artifact, Runtime
+from ...spaces.choices import SpaceChoices
+from ...spaces.knobs.quantization import FLOATS
 from ...spaces.models.blocks import block_influence, find_removable_blocks, least_influential_first
 from ...spaces.models.channel_groups import ChannelGroup
 from ...spaces.models.layers import Layer, find_layers
+from ...spaces.policies.float_precision import FLOAT32, FloatPrecision
 from ...spaces.space import Space
-from ...studies.inspection.study_checks import check_space, naming, resolved, target_of
+from ...studies.inspection.study_checks import (
+    check_floats,
+    check_space,
+    distinct_choices,
+    float_types,
+    naming,
+    resolved,
+    target_of,
+)
 from ...studies.study_file.spec import StudySpec
 from ...workloads.contract import held
 from ...workloads.workload import Workload
@@ -88,15 +99,36 @@ def prepare(spec: StudySpec, given: Workload | None = None) -> PreparedStudy:
         workload = held(loaded_workload(spec.workload, spec.workload_options, spec.base_folder, pickled))
     model, example = workload.model.eval(), workload.example_input
     spec = resolved(spec, workload, target)
+    types = _float_types(spec, target, runtime)
     layers = find_layers(model, example)
     groups, unprunable = proven_groups(workload)
-    space = _built_space(spec, workload, layers, groups)
+    space = _built_space(spec, distinct_choices(spec, types), workload, layers, groups)
     context = Context(workload, target, runtime, threads=threads, metrics=spec.metrics)
     return PreparedStudy(spec, context, layers, groups, unprunable, space, pickled)
 
 
-def _built_space(spec: StudySpec, workload: Workload, layers: Sequence[Layer], groups: Sequence[ChannelGroup]) -> Space:
-    model, example, choices = workload.model, workload.example_input, spec.space.choices()
+def _float_types(spec: StudySpec, target: Target, runtime: Runtime) -> Mapping[FloatPrecision, FloatPrecision]:
+    """The types that the float precisions a study offers are computed in on its target.
+
+    Raises:
+        StudyFileError: it offers one that the target does not compute in.
+    """
+    if FLOATS.is_off(spec.space.offered(FLOATS.key)):  # nobody need be asked
+        return {FLOAT32: FLOAT32}
+    if not target.remote:
+        return float_types(target, runtime)
+    from ..cluster.remote_bench import remote_float_types  # only here: importing ray takes a second
+
+    with naming(spec, "target"):
+        types = remote_float_types(target)
+    check_floats(spec, target, types)
+    return types
+
+
+def _built_space(
+    spec: StudySpec, choices: SpaceChoices, workload: Workload, layers: Sequence[Layer], groups: Sequence[ChannelGroup]
+) -> Space:
+    model, example = workload.model, workload.example_input
     blocks = find_removable_blocks(model, example) if choices.decides_on("block", "ranking") else []
     ranking = _ranked(workload, blocks) if choices.decides_on("ranking") else ()
     scheme = spec.quantization.scheme()

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from ...compression.pruning.criteria import get_criterion
@@ -17,12 +17,15 @@ from ...evaluators.registry import require_available
 from ...hardware_profiles.cards.target import Target, load_target
 from ...hardware_profiles.profiling.fingerprint import require_fit
 from ...hardware_profiles.profiling.prediction import layers_of
-from ...hardware_profiles.runtimes.base import Runtime, get_runtime, require_installed
+from ...hardware_profiles.runtimes.base import Runtime, computed_types, get_runtime, require_installed
 from ...hardware_profiles.runtimes.registry import RUNTIMES
-from ...spaces.choices import keys_of_targets
+from ...spaces.choices import SpaceChoices, keys_of_targets
 from ...spaces.families import family_of
 from ...spaces.knobs.kind import KnobKind
+from ...spaces.knobs.quantization import FLOATS
 from ...spaces.knobs.registry import KNOB_KINDS
+from ...spaces.policies.float_precision import FLOAT_PRECISIONS, FloatPrecision
+from ...spaces.policies.policy import Choice
 from ...spaces.space import Space
 from ...workloads.workload import Workload
 from ..study_file.spec import StudySpec
@@ -50,6 +53,8 @@ def target_of(spec: StudySpec) -> tuple[Target, Runtime]:
         if not target.remote:  # where it is remote, the node sees to it
             require_fit(target, runtime)
     check_target(spec, target)
+    if not target.remote and not FLOATS.is_off(spec.space.offered(FLOATS.key)):
+        check_floats(spec, target, float_types(target, runtime))
     return target, runtime
 
 
@@ -88,6 +93,34 @@ def resolved(spec: StudySpec, workload: Workload, target: Target) -> StudySpec:
         with naming(spec, f"space.criterion.{index}"):
             get_criterion(str(name))
     return spec
+
+
+def float_types(target: Target, runtime: Runtime) -> Mapping[FloatPrecision, FloatPrecision]:
+    """`computed_types` of a target on this machine; where latency is only predicted, its table knows what it was fitted to."""
+    if target.predict:
+        return {precision: precision for precision in FLOAT_PRECISIONS}
+    return computed_types(runtime, target)
+
+
+def check_floats(spec: StudySpec, target: Target, types: Mapping[FloatPrecision, FloatPrecision]) -> None:
+    """Refuse float precisions that a target does not compute in, which are `types`.
+
+    Raises:
+        StudyFileError: one is offered.
+    """
+    for index, precision in enumerate(spec.space.offered(FLOATS.key)):
+        if precision not in types:
+            problem = f"target {target.name} computes floats in {', '.join(types)}, not in {precision}"
+            raise StudyFileError(spec.file, f"space.{FLOATS.key}.{index}", problem)
+
+
+def distinct_choices(spec: StudySpec, types: Mapping[FloatPrecision, FloatPrecision]) -> SpaceChoices:
+    """What a study offers, of float precisions that are the same on the target only the first."""
+    choices = spec.space.choices()
+    different: dict[FloatPrecision, Choice] = {}
+    for precision in choices[FLOATS.key]:
+        different.setdefault(types[precision], precision)  # pyright: ignore[reportArgumentType]  # it was checked
+    return choices.narrowed(FLOATS.key, tuple(different.values()))
 
 
 def check_space(spec: StudySpec, space: Space) -> None:

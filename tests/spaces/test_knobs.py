@@ -41,6 +41,7 @@ OFFERED = {
     "activation_ranges": ("static", "dynamic"),
     "weight_group_size": (0, 32, 64, 128),
     "depth": (1.0, 0.5),
+    "float_precision": ("default", "float32", "bfloat16"),
 }
 GOVERNS = {
     "layer": ("a.conv", "fc"),

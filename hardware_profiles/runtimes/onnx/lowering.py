@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ....core.errors import LoweringError
 from ....spaces.policies.candidate import Candidate, Quantization, QuantizedWeight, QuantParams
-from ....spaces.policies.float_precision import FLOAT32
+from ....spaces.policies.float_precision import BFLOAT16, FLOAT32, FloatPrecision
 from ..node_names import WEIGHTED, layer_of, module_of_node
 from .bfloat16_casts import insert_bfloat16
 from .float_graph import export_float
@@ -34,11 +34,8 @@ DYNAMIC = "slimfront.dynamic"
 """The key of a file's metadata that asks for dynamic quantization; see `lower`."""
 
 PRECISION = "slimfront.float_precision"
-"""The key of a file's metadata that names the precision of all its floats; float32 where it is missing."""
-
-BFLOAT16 = "slimfront.bfloat16"
-"""The key of a file's metadata that says that all its layers compute in bfloat16 or integers: a runtime with one floating-point
-type per file may then use bfloat16."""
+"""The key of a file's metadata that names the precision of all its floats, for a runtime with one floating-point type per file;
+float32 where it is missing. Where all layers compute in bfloat16 or integers it is bfloat16, too."""
 
 PASSED_ON = ("Identity", "Cast", "Dropout")
 """Operations that pass the model's input on unchanged."""
@@ -91,8 +88,8 @@ def lower(
     if folded_weights:
         spell_out_weights(lowered, _weight_only(candidate))
     _insert_bfloat16(lowered, candidate)
-    if candidate.policy.float_precision != FLOAT32:
-        model.metadata_props.add(key=PRECISION, value=candidate.policy.float_precision)
+    if (precision := _float_precision(lowered, candidate)) != FLOAT32:
+        model.metadata_props.add(key=PRECISION, value=precision)
     if fused_linears:
         fuse_parallel_linears(lowered)
     write(model, lowered.weights, path)
@@ -140,13 +137,17 @@ def _insert_bfloat16(lowered: WeightsApart, candidate: Candidate) -> None:
     weights, policy = candidate.quantization.bfloat16, candidate.policy
     if not weights:
         return
-    model = lowered.model
     whole = {name for name in weights if policy.layer(name).is_bfloat16}
-    insert_bfloat16(lowered, weights, {name: layer_nodes(model.graph, name) for name in weights}, whole)
-    others = {layer_of(node.name) for node in model.graph.node if node.op_type in WEIGHTED} - whole - {None}
-    integers = candidate.quantization.weights.keys() & candidate.quantization.inputs.keys()
-    if whole and others <= integers:
-        model.metadata_props.add(key=BFLOAT16, value="true")
+    insert_bfloat16(lowered, weights, {name: layer_nodes(lowered.model.graph, name) for name in weights}, whole)
+
+
+def _float_precision(lowered: WeightsApart, candidate: Candidate) -> FloatPrecision:
+    """The precision of all floats: the policy's, or bfloat16 where its layers leave nothing in float32."""
+    policy, quantization = candidate.policy, candidate.quantization
+    whole = {name for name in quantization.bfloat16 if policy.layer(name).is_bfloat16}
+    others = {layer_of(node.name) for node in lowered.model.graph.node if node.op_type in WEIGHTED} - whole - {None}
+    is_bfloat16 = whole and others <= quantization.weights.keys() & quantization.inputs.keys()
+    return BFLOAT16 if is_bfloat16 and policy.float_precision == FLOAT32 else policy.float_precision
 
 
 def spell_out_weights(lowered: WeightsApart, layers: Iterable[str]) -> None:

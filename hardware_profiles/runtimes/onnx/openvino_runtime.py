@@ -31,7 +31,7 @@ PRECISION = ["framework", "slimfront.float_precision"]
 """Where OpenVINO keeps the metadata under `lowering.PRECISION`."""
 
 ALL_BFLOAT16 = ["framework", "slimfront.bfloat16"]
-"""Where OpenVINO keeps the metadata under `lowering.BFLOAT16`."""
+"""Where OpenVINO keeps what files of earlier versions have in its place where all layers are in bfloat16 or integers."""
 
 HINTS: dict[FloatPrecision, str] = {FLOAT32: "f32", BFLOAT16: "bf16", FLOAT16: "f16"}
 """The values of OpenVINO's INFERENCE_PRECISION_HINT."""
@@ -75,12 +75,13 @@ class OpenVinoRuntime:
             "PERFORMANCE_HINT": "LATENCY",
             # The process is pinned as a whole.
             "ENABLE_CPU_PINNING": False,
-            # OpenVINO 2026.4 computes nonsense at small batches where a multiplication per channel stands between two
-            # quantized linear layers and becomes a snippet.
-            "SNIPPETS_MODE": "DISABLE",
         }
         try:
             model = core.read_model(artifact)
+            if _has_grids(model):
+                # OpenVINO 2026.4 computes nonsense at small batches where a multiplication per channel stands between two
+                # quantized linear layers and becomes a snippet.
+                config["SNIPPETS_MODE"] = "DISABLE"
             # By default OpenVINO quantizes the inputs of linear layers with integer weights, in every file.
             config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = GROUP_SIZE if model.has_rt_info(DYNAMIC) else 0
             config |= _hinted(_precision(model))
@@ -152,6 +153,11 @@ def taken_for(precision: FloatPrecision) -> FloatPrecision | None:
 def _hinted(precision: FloatPrecision) -> dict[str, str]:
     """Settings that ask for `precision`; by default nobody asks."""
     return {} if precision == DEFAULT else {"INFERENCE_PRECISION_HINT": HINTS[precision]}
+
+
+def _has_grids(model: openvino.Model) -> bool:
+    """Whether anything but weights is quantized."""
+    return any(operation.get_type_name() == "FakeQuantize" for operation in model.get_ops())
 
 
 def _precision(model: openvino.Model) -> FloatPrecision:

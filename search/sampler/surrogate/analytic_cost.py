@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from ....compression.packing.packed_file import grid_bytes, stored_as_is
 from ....evaluators.counts import COUNTED, bops, flops, packed, parameters
+from ....spaces.knobs.quantization import FLOATS
 from ....spaces.models.channel_graph import ChannelGraph
 from ....spaces.models.channel_groups import ChannelGroup
 from ....spaces.models.layers import Layer, macs_by_module
+from ....spaces.policies.float_precision import FLOAT32
 from ....spaces.policies.layer_policy import BFLOAT16_BITS, FULL_PRECISION, GRID_BITS, GROUPED_BITS
-from ....spaces.policies.policy import Policy
+from ....spaces.policies.policy import Choice, Policy
 from ....spaces.space import Space
 
 DECIDED = ("weight_bits", "activation_bits", "weight_group_size")
@@ -23,6 +25,9 @@ DECIDED = ("weight_bits", "activation_bits", "weight_group_size")
 
 OF_MACHINES = (len(COUNTED), len(COUNTED) + 1)
 """The last columns of `AnalyticCost` are BOPs and bytes as most machines and files have them."""
+
+FLOAT_BITS = {FLOAT32: FULL_PRECISION}
+"""Float precision -> bits; any other has 16, as a default that is not float32 has."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +101,8 @@ class AnalyticCost:
     def __call__(self, codes: np.ndarray) -> np.ndarray:
         """[n, 6] of codes [n, knobs of the space]: a column per `COUNTED`, and those `OF_MACHINES`.
 
-        The latter are BOPs and bytes where a layer is multiplied as wide as the wider of its weights and activations, and nothing
-        is narrower than a byte.
+        The latter are BOPs and bytes where a layer is multiplied as wide as the wider of its weights and activations, floats as
+        wide as those of the whole model, and nothing is narrower than a byte.
         """
         kept = self._kept(codes)
         outputs = 1 - (1 - kept) @ self._shares.outputs.T
@@ -116,14 +121,16 @@ class AnalyticCost:
         scales = np.where(sizes > 0, self._channels * outputs * groups, scales)
         has_origins = (sizes > 0) & self._has_zero_points
         grids = grid_bytes(scales, weight_bits <= GRID_BITS, activation_bits <= GRID_BITS, has_origins)
+        floats = self._float_table[codes[:, self._float_knob]] if self._float_knob is not None else self._float_table
         multiplied = np.maximum(np.maximum(weight_bits, activation_bits), GRID_BITS)
+        multiplied = np.where(multiplied == FULL_PRECISION, floats[:, None], multiplied)
         columns = {
             "flops": flops(macs, other_macs),
             "bops": bops(macs, weight_bits, activation_bits),
             "parameters": parameters(weights, others),
             "packed_bytes": packed(weights * weight_bits / 8, grids, others * FULL_PRECISION / 8, buffers),
         }
-        multiplied_bits = bops(macs, multiplied, multiplied) + other_macs * FULL_PRECISION**2
+        multiplied_bits = bops(macs, multiplied, multiplied) + other_macs * floats**2
         stored = (weights * np.maximum(weight_bits, GRID_BITS)).sum(axis=1) + others * FULL_PRECISION
         return np.stack([*(columns[name] for name in COUNTED), multiplied_bits, stored / 8], axis=1)
 
@@ -146,6 +153,9 @@ class AnalyticCost:
                        for removed in self._choices(knob, fixed.channels.get(group.name, 0.0))] for width in widths])
             for group, knob in zip(self._space.groups, self._channel_knobs, strict=True)
         ]  # fmt: skip
+        self._float_knob = knobs.get((FLOATS.name, ()))
+        precisions = self._choices(self._float_knob, fixed.float_precision)
+        self._float_table = np.array([FLOAT_BITS.get(precision, BFLOAT16_BITS) for precision in precisions])
         self._layer_knobs = {kind: self._layer_tables(kind, fixed) for kind in DECIDED}
 
     def _layer_tables(self, kind: str, fixed: Policy) -> list[tuple[int | None, np.ndarray]]:
@@ -164,7 +174,7 @@ class AnalyticCost:
             tables.append((knob, np.array(choices, dtype=float)))
         return tables
 
-    def _choices(self, knob: int | None, fixed: float) -> tuple:
+    def _choices(self, knob: int | None, fixed: Choice) -> tuple:
         return (fixed,) if knob is None else self._space.knobs[knob].choices
 
     def _kept(self, codes: np.ndarray) -> np.ndarray:
