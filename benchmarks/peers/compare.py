@@ -25,7 +25,7 @@ from rich.table import Table
 
 HERE = Path(__file__).parent
 PACKAGES = ("nncf>=3.4", "mlxtend>=0.23")  # the other tools are slimfront's own requirements
-TASKS = ("shapes-cnn", "shapes-vit", "mnist-resnet20")
+TASKS = ("shapes-cnn", "mnist-resnet20", "mnist-vit")
 PEERS = ("floor", "nncf", "nncf-accuracy", "onnxruntime", "torch-pruning", "optuna")
 OWN = "slimfront"
 

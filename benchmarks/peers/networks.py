@@ -105,12 +105,14 @@ class EncoderBlock(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Patches of 8 pixels through two convolutions, encoder blocks, the mean of the tokens and a classifier."""
+    """64 patches through two convolutions, encoder blocks, the mean of the tokens and a classifier."""
 
-    def __init__(self, inputs: int, width: int, heads: int, hidden: int, depth: int, size: int = 64) -> None:
+    def __init__(self, inputs: int, width: int, heads: int, hidden: int, depth: int, size: int) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(inputs, width // 4, 4, 4), nn.GELU(), nn.Conv2d(width // 4, width, 2, 2))
-        self.position = nn.Parameter(torch.randn(1, (size // 8) ** 2, width) * 0.02)
+        self.stem = nn.Sequential(
+            nn.Conv2d(inputs, width // 4, size // 16, size // 16), nn.GELU(), nn.Conv2d(width // 4, width, 2, 2)
+        )
+        self.position = nn.Parameter(torch.randn(1, 64, width) * 0.02)
         self.blocks = nn.Sequential(*(EncoderBlock(width, heads, hidden) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.fc = nn.Linear(width, CLASSES)

@@ -34,7 +34,12 @@ def main() -> None:
     found = searched(options)
     used = [resource.getrusage(kind) for kind in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     wall, cpu = time.time() - started, sum(use.ru_utime + use.ru_stime for use in used)
-    document = {"points": points_of(found, started), "timeline": timeline_of(found, started), "wall_s": wall, "cpu_s": cpu}
+    document = {
+        "points": points_of(found, started),
+        "timeline": timeline_of(found, started),
+        "wall_s": wall,
+        "cpu_s": cpu,
+    }
     (options.out / "points.json").write_text(json.dumps(document, indent=1))
 
 

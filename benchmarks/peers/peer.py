@@ -2,7 +2,7 @@
 
 FOLDER is the task's; OUT gets the model files. A point is a "file" with a "label" and the "seconds" since the start after which it
 was there; "timeline" is what a search measured itself, trial by trial. Wall and processor seconds count from the process's start, and
-a search that is called again with the same OUT goes on: seconds add up.
+a contestant that is called again with the same OUT goes on: points and seconds add up.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def onnxruntime(kit: Kit, options: argparse.Namespace) -> Iterator[Point]:
 
 def torch_pruning(kit: Kit, options: argparse.Namespace) -> Iterator[Point]:
     """Channels removed and fine-tuned, each then quantized by NNCF too."""
-    for ratio in RATIOS:
+    for ratio in options.ratios:
         path = kit.exported(kit.pruned(ratio, options.epochs), f"pruned-{ratio}")
         yield point(f"-{ratio:.0%}", path)
         yield point(f"-{ratio:.0%}, int8", kit.saved(kit.quantized(path), f"pruned-{ratio}-int8"))
@@ -93,7 +93,7 @@ PEERS: dict[str, Callable[[Kit, argparse.Namespace], Iterator[Point]]] = {
 }
 STARTED = psutil.Process().create_time()
 TIMELINE: list[dict[str, float]] = []
-EARLIER = {"wall_s": 0.0, "cpu_s": 0.0}
+EARLIER: dict[str, Any] = {"wall_s": 0.0, "cpu_s": 0.0, "points": []}
 
 
 def point(label: str, path: Path) -> Point:
@@ -112,14 +112,16 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="of fine-tuning, at most")
+    parser.add_argument("--ratios", type=float, nargs="+", default=RATIOS, help="of Torch-Pruning")
     parser.add_argument("--seconds", type=float, default=600, help="of a search")
     parser.add_argument("--trials", type=int, help="of a search")
     options = parser.parse_args()
     torch.set_num_threads(1)
     written = options.out / "points.json"
-    if options.peer == "optuna" and written.exists():
+    if written.exists():
         EARLIER.update({key: json.loads(written.read_text())[key] for key in EARLIER})
-    points = list(PEERS[options.peer](Kit(options.task, options.folder, options.out), options))
+    earlier = EARLIER["points"] if options.peer != "optuna" else []  # whose front is that of all its trials
+    points = earlier + list(PEERS[options.peer](Kit(options.task, options.folder, options.out), options))
     used = resource.getrusage(resource.RUSAGE_SELF)
     document = {"points": points, "timeline": TIMELINE, "wall_s": seconds()}
     document["cpu_s"] = used.ru_utime + used.ru_stime + EARLIER["cpu_s"]

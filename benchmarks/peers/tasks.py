@@ -71,7 +71,8 @@ def _mnist(sizes: dict[str, int]) -> Data:
 
 def _split(images: np.ndarray, classes: np.ndarray, sizes: dict[str, int]) -> Data:
     ends = np.cumsum([sizes[split] for split in SPLITS])[:-1]
-    parts = zip(SPLITS, np.split(images[: sum(sizes.values())], ends), np.split(classes[: sum(sizes.values())], ends))
+    count = sum(sizes.values())
+    parts = zip(SPLITS, np.split(images[:count], ends), np.split(classes[:count], ends), strict=True)
     return {name: value for split, x, y in parts for name, value in ((f"{split}_x", x), (f"{split}_y", y))}
 
 
@@ -90,11 +91,11 @@ TASKS = {
         lambda part: ResNet(3, _part(32, part), (1, 1, 1), stem_stride=2),
         Recipe("sgd", 0.15, 0.03, epochs=20, shift=4, mirrors=True),
     ),
-    "shapes-vit": Task(
-        lambda sizes: _shapes(sizes, noise=0.5),
-        _sizes(2400, 1200, 4000),
-        lambda part: VisionTransformer(3, _part(96, part), 4, _part(288, part), depth=4),
-        Recipe("adamw", 2e-3, 5e-4, epochs=22, shift=4, mirrors=True),
+    "mnist-vit": Task(
+        _mnist,
+        _sizes(2744, 800, 1200),
+        lambda part: VisionTransformer(1, _part(96, part), 4, _part(288, part), depth=4, size=32),
+        Recipe("adamw", 2e-3, 5e-4, epochs=15, shift=2, mirrors=False),
     ),
     "mnist-resnet20": Task(
         _mnist,
@@ -122,8 +123,8 @@ def build(name: str, folder: Path, *, quick: bool = False) -> None:
     if not (folder / "data.npz").exists():
         np.savez(folder / "data.npz", **task.data({split: n // 8 if quick else n for split, n in task.sizes.items()}))
     data = load_data(folder)
+    torch.manual_seed(0)
     if not (folder / "reference.pt").exists():
-        torch.manual_seed(0)
         network = fit(task.network(1.0), data, task.recipe, 2 if quick else task.recipe.epochs, task.recipe.rate)
         torch.save(network.state_dict(), folder / "reference.pt")
     example = data["train_x"][:1]

@@ -128,7 +128,9 @@ def prune(network: nn.Module, example: Tensor, ratio: float) -> None:
     import torch_pruning as tp
 
     ignored: list[nn.Module] = [network.get_submodule("fc")]
-    if isinstance(network, VisionTransformer):  # its graph of heads inside one projection is more than Torch-Pruning follows
+    if isinstance(
+        network, VisionTransformer
+    ):  # its graph of heads inside one projection is more than Torch-Pruning follows
         for module in network.modules():
             if isinstance(module, Attention):
                 _drop_heads(module, ratio)
