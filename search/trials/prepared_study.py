@@ -22,7 +22,7 @@ from ...spaces.knobs.quantization import FLOATS
 from ...spaces.models.blocks import block_influence, find_removable_blocks, least_influential_first
 from ...spaces.models.channel_groups import ChannelGroup
 from ...spaces.models.layers import Layer, find_layers
-from ...spaces.policies.float_precision import FLOAT32, FloatPrecision
+from ...spaces.policies.float_precision import FLOAT32, FloatPrecision, FloatType
 from ...spaces.space import Space
 from ...studies.inspection.study_checks import (
     check_floats,
@@ -107,7 +107,9 @@ def prepare(spec: StudySpec, given: Workload | None = None) -> PreparedStudy:
     return PreparedStudy(spec, context, layers, groups, unprunable, space, pickled)
 
 
-def _float_types(spec: StudySpec, target: Target, runtime: Runtime) -> Mapping[FloatPrecision, FloatPrecision]:
+def _float_types(
+    spec: StudySpec, target: Target, runtime: Runtime
+) -> Mapping[FloatPrecision, FloatType | FloatPrecision]:
     """The types that the float precisions a study offers are computed in on its target.
 
     Raises:
