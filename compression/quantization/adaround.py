@@ -17,15 +17,12 @@ from ...spaces.models.layers import WeightedLayer, layer_at
 from ...spaces.policies.candidate import QuantParams
 from ...spaces.policies.policy import Policy
 from ...workloads.workload import MapDataset
-from .fake_quantize import fake_quantized
+from .fake_quantize import PARAMETRIZED, fake_quantized
 from .layer_runs import calibration_inputs, in_execution_order, inputs_and_outputs
-from .weight_grids import GroupedWeight, Levels, SymmetricWeight
+from .weight_grids import Levels, WeightGrid
 
 STEPS = 200
 """How many optimisation steps each layer takes; the paper takes 10,000 at a lower learning rate."""
-
-PARAMETRIZED = "parametrizations.weight"
-"""The path in a layer of what `torch.nn.utils.parametrize` keeps of its weight."""
 
 BATCH = 16
 LEARNING_RATE = 0.04
@@ -53,7 +50,7 @@ def round_adaptively(
         for name in in_execution_order(original, inputs, quantized):
             layer = layer_at(model, name)
             stored, grid = layer.get_parameter(f"{PARAMETRIZED}.original"), layer.get_submodule(f"{PARAMETRIZED}.0")
-            assert isinstance(grid, SymmetricWeight | GroupedWeight)
+            assert isinstance(grid, WeightGrid)
             read, _ = inputs_and_outputs(model, name, inputs)
             _, expected = inputs_and_outputs(original, name, inputs)
             weight = stored.detach()
@@ -78,7 +75,7 @@ def rounded(
     """
     scale = levels.scale
     steps = weight / scale
-    fixed = (weight == 0) | levels.are_ends(weight)
+    fixed = (weight == 0) | levels.ends
     share = (steps - steps.floor()).clamp(0.01, 0.99)
     logit = ((share - LOW) / (HIGH - share)).log().requires_grad_()
     optimizer = torch.optim.Adam([logit], LEARNING_RATE)

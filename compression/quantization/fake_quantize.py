@@ -23,6 +23,9 @@ from .bfloat16 import BFloat16Weight, rounded_input, rounded_output
 from .codebooks import SharedValues
 from .weight_grids import weight_grid
 
+PARAMETRIZED = "parametrizations.weight"
+"""The path in a layer of what `torch.nn.utils.parametrize` keeps of its weight."""
+
 
 @contextmanager
 def fake_quantized(model: nn.Module, policy: Policy, inputs: Mapping[str, QuantParams]) -> Iterator[None]:

@@ -23,20 +23,26 @@ SMALLEST_SCALE = float(torch.finfo(torch.float32).eps)
 
 @dataclass(frozen=True)
 class Levels:
-    """What each number of a weight may become: `scale` x an integer from `low` to `high`, tensors that broadcast to the weight."""
+    """What each number of a weight may become: `scale` x an integer from `low` to `high`.
+
+    Attributes:
+        scale, low, high: broadcast to the weight.
+        ends: where the weight is at an end of its range, shape of the weight: elsewhere, it would change the scale that is read from it.
+    """
 
     scale: Tensor
     low: Tensor
     high: Tensor
+    ends: Tensor
 
     def rounded(self, weight: Tensor) -> Tensor:
         """The numbers nearest to `weight`."""
         return (weight / self.scale).round().clamp(self.low, self.high) * self.scale
 
-    def are_ends(self, weight: Tensor) -> Tensor:
-        """Where `weight` is at the end of its range: rounded elsewhere, it would change the scale that is read from it."""
-        steps = weight / self.scale
-        return (steps > self.high - 1e-3) | (steps < self.low + 1e-3)
+    def of_input(self, index: int) -> Levels:
+        """Those of one input of a linear layer, each [out]."""
+        parts = (self.scale, self.low, self.high, self.ends)
+        return Levels(*(part.expand_as(self.ends)[:, index] for part in parts))
 
 
 class SymmetricWeight(nn.Module):
@@ -61,8 +67,8 @@ class SymmetricWeight(nn.Module):
 
     def levels(self, weight: Tensor) -> Levels:
         """What the numbers of `weight` may become."""
-        high = weight.new_tensor(self.high)
-        return Levels(self.scale(weight).reshape(-1, *[1] * (weight.ndim - 1)), -high, high)
+        scale, high = self.scale(weight).reshape(-1, *[1] * (weight.ndim - 1)), weight.new_tensor(self.high)
+        return Levels(scale, -high, high, (weight / scale).abs() > high - 1e-3)
 
 
 class GroupedWeight(nn.Module):
@@ -96,8 +102,12 @@ class GroupedWeight(nn.Module):
 
     def levels(self, weight: Tensor) -> Levels:
         """What the numbers of `weight` may become."""
-        scale, zero_point = (self._joined(part[:, None].expand(-1, self.size), weight) for part in self.affine(weight))
-        return Levels(scale, self.low - zero_point, self.high - zero_point)
+        groups = self._groups(weight) if self.is_affine else self._groups(weight).abs()
+        most, least = groups.amax(1, keepdim=True), groups.amin(1, keepdim=True)
+        ends = (groups == most) | (groups == least) if self.is_affine else groups == most
+        parts = (*(part[:, None].expand_as(groups) for part in self.affine(weight)), ends)
+        scale, zero_point, ends = (self._joined(part, weight) for part in parts)
+        return Levels(scale, self.low - zero_point, self.high - zero_point, ends)
 
     def quantized(self, weight: Tensor, bias: np.ndarray | None) -> QuantizedWeight:
         """`weight` in integers, by PT2E's own operation."""

@@ -129,7 +129,7 @@ class Runtime(Protocol):
         ...
 
 
-def distinct(default: FloatType, others: Iterable[FloatPrecision]) -> tuple[FloatPrecision, ...]:
+def distinct(default: str, others: Iterable[FloatPrecision]) -> tuple[FloatPrecision, ...]:
     """Different computations by name: `default` first, as "float32" where it is that and as "default" elsewhere, then `others`."""
     first = FLOAT32 if default == FLOAT32 else DEFAULT
     return (first, *(precision for precision in others if precision not in (default, first)))
