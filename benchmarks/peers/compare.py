@@ -92,7 +92,7 @@ def contest(name: str, task: str, folder: Path, python: Path, options: argparse.
     if not (out / "points.json").exists():
         settings: list[str] = ["--seconds", str(options.seconds)]
         if options.quick:
-            settings = ["--seconds", "20", "--trials", "2"] + (["--epochs", "1"] if name != OWN else [])
+            settings = ["--seconds", "20", "--trials", "2"] + (["--epochs", "1", "--ratios", "0.5"] if name != OWN else [])
         start = [sys.executable, HERE / "own_search.py"] if name == OWN else [python, HERE / "peer.py", name]
         subprocess.run([*start, task, folder, out, *settings], check=True)
     return json.loads((out / "points.json").read_text())
