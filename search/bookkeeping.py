@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from ..core.measurement import Measurement
+from ..studies.store.judgement import judged, violations_of
 from ..studies.store.records import INTERRUPTED, ORPHANED, TrialRecord, Violation
 from ..studies.store.store import Store
 from ..studies.store.trial_state import TrialState
@@ -30,11 +31,7 @@ class Bookkeeping:
 
     def judged(self, measurements: Mapping[str, Measurement]) -> tuple[TrialState, str]:
         """State of a trial that ran to its end, and the first constraint that it violates, in words."""
-        for violation in self._violations(measurements):
-            if violation.excess > 0:
-                value = measurements[violation.metric].value
-                return TrialState.INFEASIBLE, f"violates {violation.constraint}: {value:.4g}"
-        return TrialState.COMPLETE, ""
+        return judged(self._violations(measurements))
 
     def close(
         self,
@@ -108,5 +105,5 @@ class Bookkeeping:
             self._optuna.tell(trial.number, values, violations)
 
     def _violations(self, measurements: Mapping[str, Measurement]) -> list[Violation]:
-        judged = (constraint for constraint in self._spec.constraints if constraint.metric in measurements)
-        return [Violation(c.metric, str(c), c.violation(measurements[c.metric].value)) for c in judged]
+        values = {name: measurement.value for name, measurement in measurements.items()}
+        return violations_of(self._spec.constraints, values)

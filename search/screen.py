@@ -12,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ..evaluators.latency import remarks_on_timing
 from ..studies.analysis.front import Objective, Point
 from ..studies.store.trial_state import TrialState
 from ..studies.study_file.spec import StudySpec
@@ -203,6 +204,8 @@ def _line(event: Event, objectives: Sequence[str]) -> tuple[str, str] | None:
         return f"trial {event.trial.number} joins the front: {', '.join(figures)}", ""
     if isinstance(event, TrialFinished) and event.trial.state is TrialState.FAILED:
         return f"trial {event.trial.number} failed: {' '.join((event.trial.reason or '').split())}", "yellow"
+    if isinstance(event, TrialFinished) and (remarks := remarks_on_timing(event.trial.measurements)):
+        return f"trial {event.trial.number}: {'; '.join(remarks)}", "yellow"
     if isinstance(event, SamplerFellBack | SensitivityUnmeasured):
         return event.reason, "yellow"
     return None

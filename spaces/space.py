@@ -9,7 +9,7 @@ from itertools import chain, groupby
 from ..core.errors import PolicyError
 from .choices import SpaceChoices
 from .knobs.kind import Decision, Knob, KnobKind, SearchedModel, Wish
-from .knobs.quantization import lightest_bits
+from .knobs.quantization import fast_floats, lightest_bits
 from .knobs.registry import KNOB_KINDS
 from .models.channel_groups import ChannelGroup
 from .models.layers import Layer
@@ -88,12 +88,12 @@ class Space:
 
     def anchors(self) -> list[Policy]:
         """Distinct uniform policies a search starts from: the uncompressed model first, then bits, then each structural choice
-        recovered, in float and over the lightest bits that keep accuracy."""
-        bits = lightest_bits(self.choices)
-        wishes: list[Wish] = [{}, bits]
+        recovered, in float and over the lightest bits that keep accuracy; floats in the precision that is fast."""
+        bits, floats = lightest_bits(self.choices), fast_floats(self.choices)
+        wishes: list[Wish] = [floats, bits]
         for kind in sorted(KNOB_KINDS.values(), key=lambda kind: not kind.is_quantizing):
             wishes += kind.wishes(self.choices, bits)
-        return list(dict.fromkeys(map(self.uniform, wishes)))
+        return list(dict.fromkeys(self.uniform(wish) for wish in ({}, *({**floats, **wish} for wish in wishes))))
 
     def _is_kept(self, name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in self.choices.keep)

@@ -30,8 +30,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
     What a user's cache holds must not decide what passes: a built-in network is trained by the first test that asks for it,
     while the others wait for its file. `SLIMFRONT_CACHE` says where, for several sessions that share one cache. Models this
-    small only lose by a second thread. On a core of its own a bench need not wait for another's.
+    small only lose by a second thread. Benches wait neither for the tests next to them to end nor, on a core of their own, for each
+    other.
     """
+    os.environ.setdefault("SLIMFRONT_BENCH_WAIT_S", "0")
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
@@ -64,16 +66,23 @@ def in_process_bench() -> Iterator[None]:
 
     def call(self: bench.Bench, function: Callable[..., Any], *arguments: Any) -> Any:
         if self not in states:
-            document, reference, inputs, *_ = self._setup
+            document, reference, inputs, cores, _ = self._setup
             target = Target.model_validate_json(document)
-            states[self] = bench._State(target, bench.load_streams(Path(reference), target), inputs)
+            session = bench.load_streams(Path(reference), target)
+            states[self] = bench._State(target, session, inputs, cores, bench.QuietWait(lambda: 0.0))
         patched.setattr(bench, "_state", states[self], raising=False)
-        return function(*(min(each, TIMING_SECONDS) if isinstance(each, float) else each for each in arguments))
+        return function(*_shortened(arguments))
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(bench.Bench, "start", lambda self: None)
         patched.setattr(bench.Bench, "_call", call)
         yield
+
+
+def _shortened(arguments: tuple[Any, ...]) -> list[Any]:
+    """Arguments of a bench's function, of whose numbers the first is the seconds of a timing."""
+    which = next((index for index, each in enumerate(arguments) if isinstance(each, float)), None)
+    return [min(each, TIMING_SECONDS) if index == which else each for index, each in enumerate(arguments)]
 
 
 @pytest.fixture

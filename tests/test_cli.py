@@ -118,6 +118,7 @@ def test_a_bad_study_file_is_one_line_naming_file_and_key(
     assert re.search(key, problem[0])
     assert re.search(says, problem[0])
     assert not list(tmp_path.glob("*.db"))  # nothing half-written
+    assert typed("inspect", GIVEN, monkeypatch=monkeypatch, capfd=capfd) == (2, "", printed)  # the same line
 
 
 def test_a_missing_study_file_lists_the_shipped_ones(tmp_path: Path) -> None:

@@ -135,6 +135,26 @@ def distinct(default: FloatPrecision, others: Iterable[FloatPrecision]) -> tuple
     return (first, *(precision for precision in others if precision not in (default, first)))
 
 
+def computed_types(runtime: Runtime, target: Target) -> dict[FloatPrecision, FloatPrecision]:
+    """Float precision that can be asked for on this machine -> the type that is computed with."""
+    default = runtime.default_float_precision(target)
+    types = (FLOAT32, default, *runtime.float_precisions(target))
+    return {DEFAULT: default, **{precision: precision for precision in types if precision != DEFAULT}}
+
+
+def require_installed(name: str) -> None:
+    """Require that other processes know a runtime too: artifacts are timed and scored in such.
+
+    Raises:
+        TargetError: this program registered it itself.
+    """
+    if name in RUNTIMES.registered:
+        raise TargetError(
+            f"runtime {name!r} is known to this program only, and artifacts are timed in a process of their own; "
+            "have a package offer it by an entry point in slimfront.runtimes, see docs/guide/plug-ins.md"
+        )
+
+
 def get_runtime(name: str) -> Runtime:
     """The runtime called `name`.
 

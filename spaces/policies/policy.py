@@ -88,8 +88,8 @@ class Policy:
         object.__setattr__(self, "removed_blocks", tuple(sorted(set(self.removed_blocks))))
         object.__setattr__(self, "pruning", self._effective_pruning())
         object.__setattr__(self, "extensions", self._decided_extensions())
-        if not quantized:
-            object.__setattr__(self, "scheme", Scheme())
+        grouped = any(layer.has_groups for layer in layers.values())
+        object.__setattr__(self, "scheme", self.scheme.reduced(quantized, grouped))
         require(
             self.pruning.steps == 1 or self.recovery.steps[0] == "prune",
             "pruning in steps has to be the first of recovery's steps",

@@ -11,8 +11,8 @@ from pydantic import Field
 from ...core.validation import CountOrNone, Listed, Ordered, Text
 from .checks import is_number, is_whole, require, rounded
 
-RecoveryStep = Literal["prune", "quantize", "train", "equalize", "adaround", "correct_bias"]
-POST_TRAINING: tuple[RecoveryStep, ...] = ("equalize", "adaround", "correct_bias")
+RecoveryStep = Literal["prune", "quantize", "train", "equalize", "adaround", "correct_bias", "awq", "gptq"]
+POST_TRAINING: tuple[RecoveryStep, ...] = ("equalize", "adaround", "correct_bias", "awq", "gptq")
 """Steps that read the calibration split without its labels; `compression.post_training` has the handlers and the papers."""
 
 TrainingData = Literal["train", "unlabelled", "synthetic"]

@@ -30,6 +30,7 @@ from ..study_file.spec import StudySpec
 from .compression_bounds import gains
 from .precision_probe import bits_on, why_float_only
 from .report import Inspection, LayerReport
+from .study_checks import check_space, check_target, naming, resolved, target_of
 from .untouched import why_untouched
 
 KEPT_BACK = "space.keep holds it back"
@@ -52,12 +53,25 @@ def inspect_reference(reference: str, target: str | None = None) -> Inspection:
     if spec is None and ":" not in reference and reference not in known:
         wanted = f"a study file, the name of a study or workload, {OWN_FORMS}"
         raise WorkloadError(f"{reference!r} is none of {wanted}; {suggestion(reference, known)}")
-    base = spec.base_folder if spec else Path.cwd()
-    name, options = (spec.workload, spec.workload_options) if spec else (reference, {})
-    wanted = target or (spec.target if spec else None)
-    card = load_target(wanted, Path.cwd() if target else base) if wanted else None
-    with working_in(base):
-        return inspect_workload(held(load_workload(name, _little_data(name, options), base)), card, spec)
+    card = load_target(target, Path.cwd()) if target else None
+    if spec is not None:
+        return _inspect_study(spec, card)
+    with working_in(Path.cwd()):
+        workload = load_workload(reference, _little_data(reference, {}), Path.cwd())
+        return inspect_workload(held(workload), card)
+
+
+def _inspect_study(spec: StudySpec, card: Target | None) -> Inspection:
+    """Inspect what a study searches; what a search of it would refuse is refused."""
+    with working_in(spec.base_folder):
+        if card is None:
+            card, _ = target_of(spec)
+        else:
+            check_target(spec, card)
+        with naming(spec, "workload"):
+            options = _little_data(spec.workload, spec.workload_options)
+            workload = held(load_workload(spec.workload, options, spec.base_folder))
+        return inspect_workload(workload, card, resolved(spec, workload, card))
 
 
 def inspect_workload(workload: Workload, target: Target | None = None, spec: StudySpec | None = None) -> Inspection:
@@ -65,9 +79,11 @@ def inspect_workload(workload: Workload, target: Target | None = None, spec: Stu
     model, example = workload.model.eval(), workload.example_input
     family, float_only = family_of(model, example), why_float_only(workload)
     choices, scheme = _choices(family, target, spec)
+    found = _Found.of(workload)
+    if spec is not None:
+        check_space(spec, found.space(choices, scheme))
     if float_only:
         choices = choices.without_quantization()
-    found = _Found.of(workload)
     space = found.space(choices, scheme)
     macs = macs_by_module(model, example)[""]
     operators = [str(name) for name in choices["operators"] if name != DENSE] if spec else OPERATORS

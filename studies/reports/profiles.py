@@ -14,7 +14,7 @@ from ...core.errors import TargetError
 from ...hardware_profiles.cards.device_card import DeviceCard, Kernel, Throughput
 from ...hardware_profiles.cards.target import Target, load_target, shipped_targets
 from ...hardware_profiles.profiling.fingerprint import machine
-from ...hardware_profiles.runtimes.base import get_runtime
+from ...hardware_profiles.runtimes.base import get_runtime, require_installed
 from ..store.database import database_url
 from ..store.store import Store
 from ..terminal import facts, rows_table
@@ -33,6 +33,7 @@ def measure_target(reference: str, storage: str, console: Console) -> Target:
     from ...hardware_profiles.profiling.profile import profile_target  # imports torch
 
     target = load_target(reference)
+    require_installed(target.runtime)
     if target.remote or target.predict:
         key = "remote" if target.remote else "predict"
         raise TargetError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -12,6 +13,7 @@ import openvino.opset13 as ops
 
 from ....core.errors import LoweringError
 from ....spaces.policies.float_precision import BFLOAT16, DEFAULT, FLOAT16, FLOAT32, FloatPrecision
+from ....spaces.policies.layer_policy import GROUPED_BITS
 from ...cards.target import Target
 from ..base import Artifact, TensorInfo, distinct
 from ..node_names import layers_of
@@ -29,7 +31,7 @@ PRECISION = ["framework", "slimfront.float_precision"]
 """Where OpenVINO keeps the metadata under `lowering.PRECISION`."""
 
 ALL_BFLOAT16 = ["framework", "slimfront.bfloat16"]
-"""Where OpenVINO keeps the metadata under `lowering.BFLOAT16`."""
+"""Where OpenVINO keeps what files of earlier versions have in its place where all layers are in bfloat16 or integers."""
 
 HINTS: dict[FloatPrecision, str] = {FLOAT32: "f32", BFLOAT16: "bf16", FLOAT16: "f16"}
 """The values of OpenVINO's INFERENCE_PRECISION_HINT."""
@@ -58,7 +60,9 @@ class OpenVinoRuntime:
     def lower(self, candidate: Candidate, example_input: Tensor, target: Target, path: Path) -> Artifact:
         from .lowering import lower  # imports torch, which sessions do without
 
-        return Artifact.of(lower(candidate, example_input, target.batch, path, fused_linears=True))
+        return Artifact.of(
+            lower(candidate, example_input, target.batch, path, fused_linears=True, group_kernels=GROUPED_BITS)
+        )
 
     def signature(self, artifact: Path) -> tuple[TensorInfo, TensorInfo]:
         return onnx_signature(artifact)
@@ -71,12 +75,13 @@ class OpenVinoRuntime:
             "PERFORMANCE_HINT": "LATENCY",
             # The process is pinned as a whole.
             "ENABLE_CPU_PINNING": False,
-            # OpenVINO 2026.4 computes nonsense at small batches where a multiplication per channel stands between two
-            # quantized linear layers and becomes a snippet.
-            "SNIPPETS_MODE": "DISABLE",
         }
         try:
             model = core.read_model(artifact)
+            if _has_grids(model):
+                # OpenVINO 2026.4 computes nonsense at small batches where a multiplication per channel stands between two
+                # quantized linear layers and becomes a snippet.
+                config["SNIPPETS_MODE"] = "DISABLE"
             # By default OpenVINO quantizes the inputs of linear layers with integer weights, in every file.
             config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = GROUP_SIZE if model.has_rt_info(DYNAMIC) else 0
             config |= _hinted(_precision(model))
@@ -150,6 +155,11 @@ def _hinted(precision: FloatPrecision) -> dict[str, str]:
     return {} if precision == DEFAULT else {"INFERENCE_PRECISION_HINT": HINTS[precision]}
 
 
+def _has_grids(model: openvino.Model) -> bool:
+    """Whether anything but weights is quantized."""
+    return any(operation.get_type_name() == "FakeQuantize" for operation in model.get_ops())
+
+
 def _precision(model: openvino.Model) -> FloatPrecision:
     """The precision in which a file's floats are computed: the one that it names, and float32 where the machine does not have that."""
     asked: FloatPrecision = BFLOAT16 if model.has_rt_info(ALL_BFLOAT16) else FLOAT32
@@ -170,10 +180,14 @@ def _information(operation: openvino.Node, key: str) -> str:
 
 
 def _layers_before(node: openvino.Node | None) -> set[str]:
-    """The nearest layers up the first inputs from `node` of the model as it was read."""
-    while node is not None and not layers_of(node.get_friendly_name()):
-        node = node.input_value(0).get_node() if node.get_input_size() else None
-    return set() if node is None else layers_of(node.get_friendly_name())
+    """The nearest layers up the inputs from `node` of the model as it was read, the first inputs first."""
+    waiting = deque([] if node is None else [node])
+    while waiting:
+        current = waiting.popleft()
+        if found := layers_of(current.get_friendly_name()):
+            return found
+        waiting.extend(value.get_node() for value in current.input_values())
+    return set()
 
 
 def _constant_before(output: openvino.Output) -> openvino.Node:
