@@ -15,6 +15,7 @@ from ..hardware_profiles.bench.timer import Timer
 from ..hardware_profiles.cards.target import Target
 from ..hardware_profiles.runtimes.base import Artifact, Runtime
 from ..spaces.policies.candidate import Candidate
+from ..spaces.policies.float_precision import FLOAT32, FloatPrecision
 from ..workloads.workload import Workload
 from .scores import Scores
 
@@ -34,6 +35,7 @@ class Reference:
         validation, test: its scores per split; None where that split was not scored yet.
         scoring_seconds: that scoring it on the search-validation split took.
         over_float32: its own `speedup_float32`; None where it is the uncompressed model in float32.
+        precision: of its floats, as a policy names it.
     """
 
     artifact: Artifact
@@ -42,6 +44,7 @@ class Reference:
     test: Scores | None = None
     scoring_seconds: float = 0.0
     over_float32: Measurement | None = None
+    precision: FloatPrecision = FLOAT32
 
 
 @dataclass(frozen=True)

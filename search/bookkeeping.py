@@ -7,9 +7,11 @@ Ours are written first. A driver that is killed in between leaves a trial that h
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from ..core.measurement import Measurement
+from ..spaces.policies.policy import Policy
 from ..studies.store.judgement import judged, violations_of
 from ..studies.store.records import INTERRUPTED, ORPHANED, TrialRecord, Violation
 from ..studies.store.store import Store
@@ -21,6 +23,16 @@ from .optuna.study import OptunaStudy
 MOST_RETRIES = 2
 """How often a policy is tried again after its driver was killed, which the policy itself may be the cause of, or after it
 failed before the search had its first result."""
+
+
+@dataclass
+class RunningTrial:
+    """A trial that was proposed and has not ended."""
+
+    policy: Policy
+    retry_of: int | None = None
+    measurements: dict[str, Measurement] = field(default_factory=dict)
+    remark: str | None = None
 
 
 class Bookkeeping:

@@ -59,6 +59,7 @@ INSIDE = {
         "studies.store.migrations",
         "studies.store",
         ("studies.wording", "studies.terminal"),
+        "studies.reference_wording",
         "studies.analysis",
         ("studies.bundles", "studies.inspection"),
         "studies.reports",
@@ -160,7 +161,7 @@ def test_the_import_reader_sees_what_it_should() -> None:
 
 
 def test_the_package_list_names_every_folder() -> None:
-    ignored = {".venv", "build", "tests", "benchmarks", "docs", "demo"}
+    ignored = {".venv", "build", "tests", "benchmarks", "docs", "examples", "demo"}
     folders = {path.parent.relative_to(ROOT) for path in ROOT.rglob("__init__.py")}
     folders = {folder for folder in folders if not ignored.intersection(folder.parts)}
     assert {".".join(["slimfront", *folder.parts]) for folder in folders} == set(PACKAGES)

@@ -21,7 +21,7 @@ from .study import DASHBOARD_CONSTRAINTS
 TABLES: Mapping[str, Table] = models.BaseModel.metadata.tables
 
 
-def rescale_trials(session: Session, spec: StudySpec, factor: float) -> None:
+def rescale_trials(session: Session, factor: float, spec: StudySpec) -> None:
     """Multiply the milliseconds in Optuna's tables by `factor`, and judge the constraints on them again."""
     if not inspect(session.connection()).has_table("trials"):
         return  # the study was not searched yet

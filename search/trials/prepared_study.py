@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,13 +16,13 @@ from ...hardware_profiles.bench.bench import bench_cores
 from ...hardware_profiles.bench.timer import Timer
 from ...hardware_profiles.cards.target import Target
 from ...hardware_profiles.profiling.fingerprint import machine, versions
-from ...hardware_profiles.runtimes.base import Artifact, Runtime
+from ...hardware_profiles.runtimes.base import Artifact, Runtime, distinct
 from ...spaces.choices import SpaceChoices
 from ...spaces.knobs.quantization import FLOATS
 from ...spaces.models.blocks import block_influence, find_removable_blocks, least_influential_first
 from ...spaces.models.channel_groups import ChannelGroup
 from ...spaces.models.layers import Layer, find_layers
-from ...spaces.policies.float_precision import FLOAT32, FloatPrecision
+from ...spaces.policies.float_precision import DEFAULT, FLOAT32, FloatPrecision
 from ...spaces.space import Space
 from ...studies.inspection.study_checks import (
     check_floats,
@@ -45,12 +45,14 @@ class PreparedStudy:
     """A study ready to be searched.
 
     Attributes:
+        written: the study as its file has it; `spec` has what its preset fills in.
         context: workload, target and runtime; without bench and reference, which need measuring first.
         groups: channel groups that can be pruned; `unprunable` maps the others to the reason.
         pickled_workload: the workload as it was given, where that was an object of the program that searches; else None.
     """
 
     spec: StudySpec
+    written: StudySpec
     context: Context
     layers: list[Layer]
     groups: list[ChannelGroup]
@@ -67,6 +69,33 @@ class PreparedStudy:
         """A timer of this target, its reference the uncompressed model's artifact."""
         example = self.context.workload.example_input
         return timer_of(self.target, reference.path, example, bench_cores(self.target.threads))
+
+    def float_precisions(self) -> tuple[tuple[FloatPrecision, ...], FloatPrecision]:
+        """The precisions in which the target computes a whole model's floats differently, its default first, and what that is.
+
+        Raises:
+            TargetError: the target is a node of the Ray cluster, and the cluster has none.
+        """
+        if self.target.predict:  # a latency table is fitted to the model in float32
+            return (FLOAT32,), FLOAT32
+        types = _float_types(self.spec, self.target, self.context.runtime)
+        return distinct(types[DEFAULT], types), types[DEFAULT]
+
+    def settled(self, spec: StudySpec, precision: FloatPrecision) -> PreparedStudy:
+        """This study with its space as the choice of its reference settles it.
+
+        Args:
+            precision: the reference's, which the policies that a search starts from have.
+
+        Raises:
+            UserError: the space does not fit the workload.
+        """
+        if precision == FLOAT32 and spec.to_json() == self.spec.to_json():
+            return self
+        types = _floats_searched(spec, self.target, self.context.runtime)
+        choices = distinct_choices(spec, types)
+        space = _built_space(spec, choices, self.context.workload, self.layers, self.groups, precision)
+        return replace(self, spec=spec, space=space)
 
     def measured_with(self) -> tuple[dict[str, Any], dict[str, str]]:
         """The machine that candidates are timed on, and its versions.
@@ -98,16 +127,17 @@ def prepare(spec: StudySpec, given: Workload | None = None) -> PreparedStudy:
         pickled = None if given is None else pickled_workload(given)
         workload = held(loaded_workload(spec.workload, spec.workload_options, spec.base_folder, pickled))
     model, example = workload.model.eval(), workload.example_input
+    written = spec
     spec = resolved(spec, workload, target)
-    types = _float_types(spec, target, runtime)
+    types = _floats_searched(spec, target, runtime)
     layers = find_layers(model, example)
     groups, unprunable = proven_groups(workload)
     space = _built_space(spec, distinct_choices(spec, types), workload, layers, groups)
     context = Context(workload, target, runtime, threads=threads, metrics=spec.metrics)
-    return PreparedStudy(spec, context, layers, groups, unprunable, space, pickled)
+    return PreparedStudy(spec, written, context, layers, groups, unprunable, space, pickled)
 
 
-def _float_types(spec: StudySpec, target: Target, runtime: Runtime) -> Mapping[FloatPrecision, FloatPrecision]:
+def _floats_searched(spec: StudySpec, target: Target, runtime: Runtime) -> Mapping[FloatPrecision, FloatPrecision]:
     """The types that the float precisions a study offers are computed in on its target.
 
     Raises:
@@ -115,24 +145,35 @@ def _float_types(spec: StudySpec, target: Target, runtime: Runtime) -> Mapping[F
     """
     if FLOATS.is_off(spec.space.offered(FLOATS.key)):  # nobody need be asked
         return {FLOAT32: FLOAT32}
+    types = _float_types(spec, target, runtime)
+    check_floats(spec, target, types)
+    return types
+
+
+def _float_types(spec: StudySpec, target: Target, runtime: Runtime) -> Mapping[FloatPrecision, FloatPrecision]:
+    """Float precision -> the type that the target computes it in, which for one elsewhere its node says."""
     if not target.remote:
         return float_types(target, runtime)
     from ..cluster.remote_bench import remote_float_types  # only here: importing ray takes a second
 
     with naming(spec, "target"):
-        types = remote_float_types(target)
-    check_floats(spec, target, types)
-    return types
+        return remote_float_types(target)
 
 
 def _built_space(
-    spec: StudySpec, choices: SpaceChoices, workload: Workload, layers: Sequence[Layer], groups: Sequence[ChannelGroup]
+    spec: StudySpec,
+    choices: SpaceChoices,
+    workload: Workload,
+    layers: Sequence[Layer],
+    groups: Sequence[ChannelGroup],
+    precision: FloatPrecision = FLOAT32,
 ) -> Space:
     model, example = workload.model, workload.example_input
     blocks = find_removable_blocks(model, example) if choices.decides_on("block", "ranking") else []
     ranking = _ranked(workload, blocks) if choices.decides_on("ranking") else ()
     scheme = spec.quantization.scheme()
-    space = Space(layers, groups, choices, spec.recovery.settings(), blocks, scheme, ranking)
+    usual = {FLOATS.name: precision}
+    space = Space(layers, groups, choices, spec.recovery.settings(), blocks, scheme, ranking, usual)
     check_space(spec, space)
     return space
 

@@ -86,13 +86,12 @@ def inspect_workload(workload: Workload, target: Target | None = None, spec: Stu
         choices = choices.without_quantization()
     space = found.space(choices, scheme)
     macs = macs_by_module(model, example)[""]
-    operators = [str(name) for name in choices["operators"] if name != DENSE] if spec else OPERATORS
     return Inspection(
         workload=workload.name,
         family=family,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         macs=macs,
-        layers=found.layer_reports(space, macs, operators),
+        layers=found.layer_reports(space, macs, _operators(choices) if spec else OPERATORS),
         skipped=why_untouched(model, example),
         groups=space.groups,
         unprunable={**found.unprunable, **found.groups_kept_back(space)},
@@ -152,6 +151,11 @@ def _choices(family: Family, target: Target | None, spec: StudySpec | None) -> t
     if spec is None:
         return SpaceChoices(**preset_space(family, bits)), Scheme()
     return spec.with_preset(family, bits).space.choices(), spec.quantization.scheme()
+
+
+def _operators(choices: SpaceChoices) -> list[str]:
+    """The operators that a study offers in place of dense layers."""
+    return [str(name) for name in choices["operators"] if name != DENSE]
 
 
 def _searched(choices: SpaceChoices) -> dict[str, tuple[Any, ...]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..analysis.newest_front import front_points, objectives_of
+from ..reference_wording import reference_document, reference_name
 from ..store.executed import executed_precisions
 from ..store.records import MeasurementRecord
 from ..store.store import Store
@@ -23,13 +24,14 @@ if TYPE_CHECKING:
 
 
 def study_front_document(store: Store, name: str) -> dict[str, Any]:
-    """The newest front of a study; without points before there is one.
+    """The newest front of a study with its "reference" as `reference_document` has it; without points before there is one.
 
     Raises:
         StoreError: there is no such study.
     """
     study = store.get_study(name)
-    return front_document(name, objectives_of(study), study.baseline, front_points(store, study))
+    document = front_document(name, objectives_of(study), study.baseline, front_points(store, study))
+    return {**document, "reference": reference_document(study)}
 
 
 def trial_document(store: Store, name: str, number: int) -> dict[str, Any]:
@@ -43,6 +45,7 @@ def trial_document(store: Store, name: str, number: int) -> dict[str, Any]:
     return {
         "study": name,
         "trial": number,
+        "reference": reference_name(store.get_study(name)),
         "state": trial.state,
         "reason": trial.reason,
         "retry_of": trial.retry_of,

@@ -8,6 +8,8 @@ from datetime import datetime
 from typing import Any
 
 from ..analysis.budget_rules import ended
+from ..analysis.verdict import verdict
+from ..reference_wording import reference_document, remark_text
 from ..store.records import StudyRecord
 from ..store.store import Store
 from ..store.trial_state import TrialState
@@ -60,6 +62,8 @@ class StudyStatus(StudySummary):
         retries: trials that ran the policy of an earlier one again.
         reasons: why trials did not complete, the most frequent first.
         remark: what is to be known of how it is searched.
+        reference: what speed-ups are counted from, as `reference_wording.reference_document` has it.
+        verdict: a sentence where nothing of the front is worth more than the reference; else None.
     """
 
     constraints: Sequence[str]
@@ -72,6 +76,8 @@ class StudyStatus(StudySummary):
     front: Sequence[int]
     reasons: Sequence[Reason]
     remark: str | None
+    reference: Mapping[str, Any]
+    verdict: str | None
 
 
 def study_status(store: Store, name: str) -> StudyStatus:
@@ -97,7 +103,9 @@ def study_status(store: Store, name: str) -> StudyStatus:
         retries=sum(trial.retry_of is not None for trial in trials),
         front=list(front.members) if front else [],
         reasons=[Reason(int(count), state or None, reason) for count, state, reason in reason_rows(trials)],
-        remark=study.remark,
+        remark=remark_text(study),
+        reference=reference_document(study),
+        verdict=verdict(store, name),
     )
 
 

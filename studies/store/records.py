@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -35,13 +35,16 @@ class FreeDeployment:
         precision: as a policy names it.
         computes_in: the type that it stands for on the target, such as "bfloat16".
         is_default: whether the runtime computes so by itself.
-        figures: name -> what was measured; `speedup_float32` and `accuracy_drop` are paired with the model in float32.
+        figures: name -> what was measured; `speedup_float32` and `accuracy_drop` are paired with the model in float32. Empty where
+            there is but one deployment, which then is the baseline, and where one cannot be measured.
+        problem: why it cannot be measured, else None.
     """
 
     precision: FloatPrecision
     computes_in: str
     is_default: bool
-    figures: Mapping[str, Measurement]
+    figures: Mapping[str, Measurement] = field(default_factory=dict)
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
