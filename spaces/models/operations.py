@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,12 +69,12 @@ def _kind(kind: str, groups: int, shape: tuple[int, ...]) -> str:
 @torch.no_grad()
 def _run(model: nn.Module, names: list[str], example_input: Tensor, others: _Others) -> dict[str, tuple[int, int]]:
     """Layer -> elements it moves and how often it runs; `others` notes what runs outside them."""
-    moved = dict.fromkeys(names, (0, 0))
+    moved: dict[str, tuple[int, int]] = {name: (0, 0) for name in names}
 
     def begin(*_: object) -> None:
         others.in_layer = True
 
-    def end(name: str, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def end(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         others.in_layer = False
         elements, runs = moved[name]
         moved[name] = elements + _elements((inputs, output)), runs + 1
@@ -83,7 +84,7 @@ def _run(model: nn.Module, names: list[str], example_input: Tensor, others: _Oth
             module = model.get_submodule(name)
             for hook in (
                 module.register_forward_pre_hook(begin),
-                module.register_forward_hook(lambda _, inputs, output, name=name: end(name, inputs, output)),
+                module.register_forward_hook(partial(end, name)),
             ):
                 hooks.callback(hook.remove)
         with _spelt_out_attention(), others:
