@@ -9,7 +9,24 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import ExportedBundle, Study, Verification, compress, inspect, search, verify
+    from .api import (
+        Audit,
+        ExportedBundle,
+        Profile,
+        Profiles,
+        Report,
+        Studies,
+        Study,
+        Verification,
+        compress,
+        dashboard,
+        inspect,
+        profile,
+        profiles,
+        search,
+        studies,
+        verify,
+    )
     from .compression.pruning.criteria import register_criterion
     from .compression.recovery.distil import register_distiller
     from .core.errors import SlimfrontError, UserError
@@ -21,13 +38,18 @@ if TYPE_CHECKING:
 
     __version__: str
 else:
-    from . import search  # a docstring; `_Callable` below says why
+    from . import search, studies  # a docstring each; `_Callable` below says why
 
 __all__ = [
+    "Audit",
     "ExportedBundle",
     "Policy",
+    "Profile",
+    "Profiles",
+    "Report",
     "SlimfrontError",
     "Store",
+    "Studies",
     "Study",
     "StudySpec",
     "UserError",
@@ -35,27 +57,39 @@ __all__ = [
     "Workload",
     "__version__",
     "compress",
+    "dashboard",
     "inspect",
     "load_study",
+    "profile",
+    "profiles",
     "register_criterion",
     "register_distiller",
     "search",
+    "studies",
     "verify",
 ]
 
 _HOMES = {
+    "Audit": ".api",
     "ExportedBundle": ".api",
     "Policy": ".spaces.policies.policy",
+    "Profile": ".api",
+    "Profiles": ".api",
+    "Report": ".api",
     "SlimfrontError": ".core.errors",
     "Store": ".studies.store.store",
+    "Studies": ".api",
     "Study": ".api",
     "StudySpec": ".studies.study_file.spec",
     "UserError": ".core.errors",
     "Verification": ".api",
     "Workload": ".workloads.workload",
     "compress": ".api",
+    "dashboard": ".api",
     "inspect": ".api",
     "load_study": ".studies.study_file.load",
+    "profile": ".api",
+    "profiles": ".api",
     "register_criterion": ".compression.pruning.criteria",
     "register_distiller": ".compression.recovery.distil",
     "verify": ".api",
@@ -63,20 +97,20 @@ _HOMES = {
 
 
 class _Callable(ModuleType):
-    """The package `slimfront.search`, which is also the function of that name: `slimfront.search(workload, budget=100)`.
+    """A package that is also the function of its name: `slimfront.search(workload, budget=100)`, `slimfront.studies()`.
 
-    Any import of a module in the package binds the package to the name `search` here, so that no function could keep it.
+    Any import of a module in the package binds the package to that name here, so that no function could keep it.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return import_module(".api", __package__).search(*args, **kwargs)
+        return getattr(import_module(".api", __package__), self.__name__.rpartition(".")[2])(*args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return import_module, (self.__name__,)
 
 
 if not TYPE_CHECKING:
-    search.__class__ = _Callable
+    search.__class__ = studies.__class__ = _Callable
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..studies.reports.json_documents import checks_document, export_document
+from ..studies.terminal import Shown
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -31,7 +32,7 @@ class ExportedBundle:
 
 
 @dataclass(frozen=True)
-class Verification:
+class Verification(Shown):
     """What was found of a bundle, claim by claim of its card."""
 
     folder: Path

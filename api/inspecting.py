@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .models import adopted
 
 if TYPE_CHECKING:
-    from ..studies.inspection.inspect import Inspection
+    from ..studies.inspection.report import Inspection
     from ..workloads.workload import Workload
 
 

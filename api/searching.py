@@ -8,17 +8,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.text import Text
 
-from ..core.console import open_console
 from ..core.defaults import DEFAULT_ARTIFACTS, DEFAULT_STORAGE
 from ..core.errors import UserError
 from ..studies.study_file.load import load_study, study_named
 from ..studies.study_file.spec import StudySpec
+from .shown import progress_console
 from .study import Study
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ..search.events import Listener
     from ..workloads.workload import Workload
 
@@ -99,9 +100,7 @@ def search(
         **settings,
     }
     spec, workload = _spec(workload_or_study, {key: value for key, value in given.items() if value is not None})
-    console = (
-        progress if isinstance(progress, Console) else open_console(stderr=True) if progress else Console(quiet=True)
-    )
+    console = progress_console(progress)
     with console.status(Text(f"{spec.study}: loading PyTorch and the runtimes")):
         from ..search.run import run_search  # takes seconds: it imports torch, optuna and ray
 

@@ -20,7 +20,9 @@ from ..studies.store.records import TrialRecord
 from ..studies.store.store import Store
 from ..studies.store.trial_state import TrialState
 from ..studies.study_file.constraint import Constraint
+from .audits import Audit
 from .bundles import ExportedBundle, Verification, verified
+from .shown import Report
 
 if TYPE_CHECKING:
     import pandas
@@ -102,6 +104,36 @@ class Study:
         measurement, objectives first."""
         study = self.store.get_study(self.name)
         return front_frame(objectives_of(study), front_points(self.store, study))
+
+    def show_front(self) -> Report:
+        """The front as `slimfront front` prints it: under the uncompressed model, with the knee, and what is within noise."""
+        from ..studies.reports.json_documents import study_front_document
+        from ..studies.reports.report import front_table
+
+        return Report(front_table(self.store, self.name), study_front_document(self.store, self.name))
+
+    def show(self, trial: int | TrialRecord) -> Report:
+        """One trial as `slimfront show` prints it: how it ended, its policy by layer, and every figure ever measured of it.
+
+        Raises:
+            UserError: there is no such trial.
+        """
+        from ..studies.reports.json_documents import trial_document
+        from ..studies.reports.report import trial_report
+
+        number = trial.number if isinstance(trial, TrialRecord) else trial
+        return Report(trial_report(self.store, self.name, number), trial_document(self.store, self.name, number))
+
+    def audit(self) -> Audit:
+        """How FLOPs, BOPs and sizes rank the study's trials against their measured latency.
+
+        Raises:
+            UserError: too few trials were timed.
+        """
+        from ..studies.analysis.audit import audit
+
+        trials = self.store.trials(self.name)
+        return Audit(self.name, self.spec.target, audit(trials), trials)
 
     def pick(self, rule: str = "knee") -> TrialRecord:
         """The point of the front that a rule picks: "knee", "fastest", "smallest" or "most-accurate".

@@ -1,4 +1,4 @@
-"""The commands, a module for each group of them: thin over `slimfront.api`, or over `studies.reports` where they only show.
+"""The commands, a module for each group of them: thin over `slimfront.api`.
 
 torch, optuna and ray are imported by the commands that need them, so that `--help` is there at once.
 """

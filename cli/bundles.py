@@ -9,7 +9,7 @@ import typer
 
 from ..core.defaults import DEFAULT_STORAGE
 from ..core.errors import UserError
-from .options import Format, Storage, StudyName, err, fail, out, print_json
+from .options import Format, Storage, StudyName, err, fail, out, print_json, print_result
 from .usage import whole_number
 
 
@@ -72,9 +72,6 @@ def verify(
         else:
             with api.Study.open(storage, study) as made_by:
                 found = made_by.verify(bundle)
-    if format == "json":
-        print_json(found.to_dict())
-    else:
-        out.print(found)
+    print_result(found, format)
     if found.broken:
         fail(f"{bundle} is not what its card says: {', '.join(found.broken)}", 1)

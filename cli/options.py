@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -12,10 +14,10 @@ import typer
 
 from ..core.console import open_console
 from ..core.defaults import DEFAULT_STORAGE
-from ..core.errors import SlimfrontError, UserError
+from ..core.errors import SlimfrontError
 
 if TYPE_CHECKING:
-    from ..studies.store.store import Store
+    from ..studies.terminal import Shown
 
 out = open_console()
 err = open_console(stderr=True)
@@ -35,9 +37,11 @@ def complete_targets() -> list[str]:
 
 def complete_names(context: typer.Context) -> list[str]:
     """Studies of the database; none where it cannot be read, as a shell that waits for completions shows no errors."""
+    from .. import api
+
     try:
-        with opened(context.params.get("storage") or os.environ.get("SLIMFRONT_STORAGE", DEFAULT_STORAGE)) as store:
-            return [study.name for study in store.studies()]
+        found = api.studies(context.params.get("storage") or os.environ.get("SLIMFRONT_STORAGE", DEFAULT_STORAGE))
+        return [study.study for study in found.studies]
     except SlimfrontError:
         return []
 
@@ -66,23 +70,27 @@ def fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def opened(storage: str) -> Store:
-    """The store of an existing database; a missing one is not created."""
-    from ..studies.store.store import Store
-
-    return Store(storage, create=False)
+def print_result(result: Shown, format: str) -> None:
+    """Print what a command found: as a table, or its document as JSON and nothing else."""
+    if format == "table":
+        out.print(result)
+    else:
+        print_json(result.to_dict())
 
 
 def print_json(document: Mapping[str, Any]) -> None:
     """Print a document as JSON, and nothing else."""
-    from ..studies.reports.json_documents import json_text
-
     sys.stdout.write(json_text(document))
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file that the user named."""
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
+def json_text(document: Mapping[str, Any]) -> str:
+    """A document as indented JSON; a number that is not finite becomes null, as JSON has none."""
+    return json.dumps(_finite(document), indent=2) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 
-from ..core.console import UNCUT
 from ..core.defaults import DEFAULT_STORAGE
-from .options import Format, Storage, StudyName, err, opened, out, print_json, write_text
+from ..core.documents import write_file
+from .options import Format, Storage, StudyName, err, json_text, out, print_json, print_result
 from .usage import whole_number
+
+if TYPE_CHECKING:
+    from ..api import Study
 
 
 def studies(format: Format = "table", storage: Storage = DEFAULT_STORAGE) -> None:
     """List the studies in the database."""
-    from ..studies.reports.json_documents import studies_document
-    from ..studies.reports.report import studies_table
+    from .. import api
 
-    with opened(storage) as store:
-        if format == "json":
-            print_json(studies_document(store))
-        else:
-            out.print(studies_table(store))
+    print_result(api.studies(storage), format)
 
 
 def status(name: StudyName, format: Format = "table", storage: Storage = DEFAULT_STORAGE) -> None:
@@ -46,14 +42,10 @@ def show(
     storage: Storage = DEFAULT_STORAGE,
 ) -> None:
     """Show one trial: its policy per layer and every measurement."""
-    from ..studies.reports.json_documents import trial_document
-    from ..studies.reports.report import trial_report
+    from ..api import Study
 
-    with opened(storage) as store:
-        if format == "json":
-            print_json(trial_document(store, name, trial))
-        else:
-            out.print(trial_report(store, name, trial))
+    with Study.open(storage, name) as study:
+        print_result(study.show(trial), format)
 
 
 def front(
@@ -63,17 +55,15 @@ def front(
     storage: Storage = DEFAULT_STORAGE,
 ) -> None:
     """Print the Pareto front of a study."""
-    if format == "table":
-        _print_front(name, storage, out_file)
-        return
-    from ..studies.reports.report import front_text
+    from ..api import Study
 
-    with opened(storage) as store:
-        text = front_text(store, name, format)
-    if out_file is None:
-        sys.stdout.write(text)
-    else:
-        write_text(out_file, text)
+    with Study.open(storage, name) as study:
+        if out_file is not None:
+            write_file(out_file, _front_text(study, format))
+        elif format == "csv":
+            sys.stdout.write(_front_text(study, format))
+        else:
+            print_result(study.show_front(), format)
 
 
 def audit(
@@ -83,29 +73,19 @@ def audit(
     storage: Storage = DEFAULT_STORAGE,
 ) -> None:
     """Show how FLOPs, BOPs and sizes rank the trials of a study against their measured latency."""
-    from ..studies.analysis.audit import audit as audit_trials
-    from ..studies.reports.audit_report import audit_document, audit_figure, audit_report
+    from ..api import Study
 
-    with opened(storage) as store:
-        target, trials = store.get_study(name).spec.target, store.trials(name)
-    audits = audit_trials(trials)
-    if format == "json":
-        print_json(audit_document(name, target, audits))
-    else:
-        out.print(audit_report(name, target, audits))
+    with Study.open(storage, name) as study:
+        audited = study.audit()
+    print_result(audited, format)
     if plot is not None:
-        write_text(plot, audit_figure(trials, audits).to_html())
+        write_file(plot, audited.figure().to_html())
         err.print(f"figure written to {plot}", highlight=False)
 
 
-def _print_front(name: str, storage: str, file: Path | None = None) -> None:
-    from ..studies.reports.report import front_table
-
-    with opened(storage) as store:
-        table = front_table(store, name)
-    if file is None:
-        out.print(table)
-        return
-    plain = io.StringIO()
-    Console(width=UNCUT, file=plain).print(table)
-    write_text(file, "".join(f"{line.rstrip()}\n" for line in plain.getvalue().splitlines()))
+def _front_text(study: Study, format: str) -> str:
+    """The front as a file holds it."""
+    if format == "csv":
+        return study.front().to_csv(index=False)
+    shown = study.show_front()
+    return json_text(shown.to_dict()) if format == "json" else str(shown)

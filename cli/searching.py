@@ -16,11 +16,9 @@ from .options import (
     complete_targets,
     err,
     fail,
-    opened,
     out,
-    print_json,
+    print_result,
 )
-from .reading import front
 from .usage import number, port_number, whole_number
 
 INTERRUPTED = 130
@@ -73,10 +71,10 @@ def search(
 
     spec = load_study(study).replaced(trials=trials, workers=workers, seed=seed, timeout_s=timeout)
     try:
-        api.search(spec, storage=storage, artifacts=artifacts, progress=err, started=started)
+        found = api.search(spec, storage=storage, artifacts=artifacts, progress=err, started=started)
     except KeyboardInterrupt:
         fail("interrupted; finished trials are stored; run the same command to continue", INTERRUPTED)
-    front(spec.study, format, None, storage)
+    print_result(found.show_front(), format)
     if format == "json":
         return
     out.print(
@@ -107,13 +105,8 @@ def inspect(
 ) -> None:
     """Show, before a search, what it could compress in a workload and what it could not, and why."""
     from .. import api
-    from ..studies.inspection.report import inspection_tables
 
-    inspection = api.inspect(workload, target)
-    if format == "json":
-        print_json(inspection.to_dict())
-    else:
-        out.print(inspection_tables(inspection))
+    print_result(api.inspect(workload, target), format)
 
 
 def dashboard(
@@ -129,7 +122,6 @@ def dashboard(
     storage: Storage = DEFAULT_STORAGE,
 ) -> None:
     """Serve optuna-dashboard over the database, read-only."""
-    from ..search.dashboard.serve import serve
+    from .. import api
 
-    with opened(storage) as store:
-        serve(store, name, host, port, err, allow_host or ())
+    api.dashboard(storage, name, host=host, port=port, allow_hosts=allow_host or (), progress=err)

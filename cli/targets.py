@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..core.defaults import DEFAULT_STORAGE
-from .options import Format, Storage, complete_targets, err, out, print_json, write_text
+from .options import Format, Storage, complete_targets, err, print_result
 
 
 def profile(
@@ -36,37 +36,16 @@ def profile(
     Takes at most a minute, and lists what it had no time to measure. The card is kept in the database; studies use it by
     the file that --out writes.
     """
-    from ..studies.reports.profiles import measure_target
+    from .. import api
 
-    if show:
-        _print_target(target, storage, format)
-        return
-    measured = measure_target(target, storage, err)
-    if table is not None:
-        from ..search.measured_table import add_table  # imports torch, optuna
-
-        measured = add_table(measured, table, storage, err)
+    found = api.profile(target, measure=not show, table=table, storage=storage, progress=err)
     if out_file is not None:
-        from ..hardware_profiles.cards.target import card_text
-
-        write_text(out_file, card_text(measured))
-    _print_target(target, storage, format)
+        found.save(out_file)
+    print_result(found, format)
 
 
 def profiles(format: Format = "table", storage: Storage = DEFAULT_STORAGE) -> None:
     """List the targets: shipped templates, and what was measured of them."""
-    from ..studies.reports.profiles import profiles_document, profiles_table
+    from .. import api
 
-    if format == "json":
-        print_json(profiles_document(storage))
-    else:
-        out.print(profiles_table(storage))
-
-
-def _print_target(target: str, storage: str, format: str) -> None:
-    from ..studies.reports.profiles import target_document, target_report
-
-    if format == "json":
-        print_json(target_document(target, storage))
-    else:
-        out.print(target_report(target, storage))
+    print_result(api.profiles(storage), format)

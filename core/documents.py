@@ -1,4 +1,4 @@
-"""YAML and JSON from files as plain values; documents that are too large, too deep, or expanded by aliases are refused before they are parsed."""
+"""YAML and JSON from files as plain values, and texts to files; documents that are too large, too deep, or expanded by aliases are refused before they are parsed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from .errors import DocumentError
+from .errors import DocumentError, UserError
 from .validation import shortened
 
 MAX_YAML_BYTES = 2**20
@@ -86,6 +86,18 @@ def read_file(path: Path, most: int, regular: bool = False) -> bytes:
     if len(content) > most:
         raise DocumentError(f"is larger than {most:,} bytes")
     return content
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a text to a file that the user named.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
 
 
 def require_regular(path: Path) -> os.stat_result:

@@ -34,6 +34,8 @@ class Metric:
         margin: a value this much worse than the uncompressed model's is worth nothing, in the metric's unit; None for a tenth
             of that value. The hypervolume and the sampler take their reference point from it. A minimised metric that is 0 for the
             uncompressed model needs one: no value is better than a reference of 0.
+        latency_power: the power of the reference's quiet latency that the number is proportional to: 1 of milliseconds that are that
+            latency divided by a speed-up, -1 of what is divided by them, 0 of all others.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Metric:
     role: Role
     phase: Phase
     margin: float | None = None
+    latency_power: int = 0
 
     @property
     def is_searchable(self) -> bool:
@@ -204,6 +207,7 @@ for _metric in (
         "paired ratio x the reference's quiet latency on the target, one batch",
         "measured",
         "timed",
+        latency_power=1,
     ),
     Metric(
         "latency_p50_ms",
@@ -224,6 +228,15 @@ for _metric in (
         "timed",
     ),
     Metric(
+        "load_ms",
+        "ms",
+        "minimize",
+        "cold start: from the artifact's file, not in memory, to its first outputs, in a fresh process that has imported the "
+        "runtime",
+        "measured",
+        "timed",
+    ),
+    Metric(
         "energy_j",
         "J",
         "minimize",
@@ -231,12 +244,29 @@ for _metric in (
         "measured",
         "timed",
     ),
-    Metric("throughput", "samples/s", "maximize", "batch x streams / latency_ms", "measured", "timed"),
+    Metric(
+        "throughput",
+        "samples/s",
+        "maximize",
+        "batch x streams / latency_ms",
+        "measured",
+        "timed",
+        latency_power=-1,
+    ),
     Metric(
         "speedup",
         "ratio",
         "maximize",
-        "reference latency / candidate latency, from paired runs on the same runtime, on the quiet machine",
+        "reference latency / candidate latency, from paired runs on the same runtime, on the quiet machine; the reference is the "
+        "fastest way to deploy the uncompressed model that costs nothing",
+        "measured",
+        "timed",
+    ),
+    Metric(
+        "speedup_float32",
+        "ratio",
+        "maximize",
+        "speedup x the reference's own paired speed-up over the uncompressed model in float32; for comparison with papers",
         "measured",
         "timed",
     ),

@@ -313,12 +313,17 @@ def api_entry(name: str) -> str:
     return f"## {name}\n\n`{thing!r}`"
 
 
-FIRST = ("search", "Study", "verify", "compress", "inspect", "Workload")
+FIRST = ("search", "Study", "studies", "verify", "compress", "inspect", "profile", "profiles", "dashboard", "Workload")
 """What a reader of the Python API looks for first."""
 
-API_INTRO = """
+COMMANDS = (api.__doc__ or "").partition("\n\n")[2].strip()
+"""The table of commands and their pairs in Python."""
+
+API_INTRO = f"""
 What `import slimfront` offers. Everything else is private by convention and may change. The words are those of the
-[command line](cli.md).
+[command line](cli.md), in pairs:
+
+{COMMANDS}
 """
 
 

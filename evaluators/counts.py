@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from ..compression.packing.packed import smallest_format
-from ..compression.packing.packed_file import grid_bytes, stored_as_is, table_bytes
+from ..compression.packing.packed_file import grid_bytes, has_zero_points, scales_of, stored_as_is, table_bytes
 from ..core.measurement import Measurement
 from ..core.metrics import metrics_named
 from ..spaces.models.layers import LAYER_KINDS, WeightedLayer, layer_at, macs_by_module
@@ -107,8 +107,9 @@ def _counted(layer: WeightedLayer, macs: int, policy: Policy, path: str) -> tupl
     weights = operator.weights(layer.weight.shape) if fits else layer.weight.numel()
     values = weights - round(zeros_in(layer.weight, decided.sparsity) * weights)
     _, stored = smallest_format(rows, -(-weights // rows), values, decided.weight_bits)
-    scales = rows if policy.scheme.weights == "channel" else 1
-    grids = grid_bytes(scales, decided.has_weight_grid, decided.has_activation_grid)
+    scheme, columns = policy.scheme, layer.weight[0].numel()
+    scales, origins = scales_of(decided, scheme, rows, columns), has_zero_points(decided, scheme)
+    grids = grid_bytes(scales, decided.has_weight_grid, decided.has_activation_grid, origins)
     grids += table_bytes(decided.weight_bits) * decided.has_codebook
     macs_left = macs * (weights / layer.weight.numel())
     return (macs_left, weights, arithmetic_bits(decided), decided.activation_bits, stored, grids)

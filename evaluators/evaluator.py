@@ -15,24 +15,27 @@ from ..hardware_profiles.bench.timer import Timer
 from ..hardware_profiles.cards.target import Target
 from ..hardware_profiles.runtimes.base import Artifact, Runtime
 from ..spaces.policies.candidate import Candidate
+from ..spaces.policies.float_precision import FLOAT32, FloatPrecision
 from ..workloads.workload import Workload
 from .scores import Scores
 
 T = TypeVar("T")
 
-PREDICTABLE = ("speedup", "latency_ms", "throughput")
+PREDICTABLE = ("speedup", "latency_ms", "throughput", "speedup_float32")
 """Names of the metrics that a latency table predicts."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The uncompressed model on the same target, which candidates are compared with.
+    """The uncompressed model on the same target as its user would run it anyway, which candidates are compared with.
 
     Attributes:
         artifact: its artifact.
         latency_ms: its latency on the quiet machine, one batch.
         validation, test: its scores per split; None where that split was not scored yet.
         scoring_seconds: that scoring it on the search-validation split took.
+        over_float32: its own `speedup_float32`; None where it is the uncompressed model in float32.
+        precision: of its floats, as a policy names it.
     """
 
     artifact: Artifact
@@ -40,6 +43,8 @@ class Reference:
     validation: Scores | None = None
     test: Scores | None = None
     scoring_seconds: float = 0.0
+    over_float32: Measurement | None = None
+    precision: FloatPrecision = FLOAT32
 
 
 @dataclass(frozen=True)

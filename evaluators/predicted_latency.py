@@ -8,7 +8,7 @@ from ..core.metrics import METRICS, metrics_named
 from ..hardware_profiles.cards.target import Target
 from ..hardware_profiles.profiling.prediction import calls_of, cost_units
 from .evaluator import PREDICTABLE, Context, Evaluator, LoweredCandidate, needed
-from .latency import throughput
+from .latency import throughput, with_float32
 from .registry import register
 
 
@@ -48,4 +48,4 @@ def predicted_measurements(latency_ms: float, reference_ms: float, target: Targe
     low, high = latency_ms / (1 + error), latency_ms * (1 + error)
     latency = Measurement("latency_ms", latency_ms, low, high, METRICS["latency_ms"].unit, n, method)
     ratio = Measurement("speedup", speedup, reference_ms / high, reference_ms / low, METRICS["speedup"].unit, n, method)
-    return [ratio, latency, throughput(latency, target)]
+    return with_float32([ratio, latency, throughput(latency, target)])

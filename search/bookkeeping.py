@@ -7,9 +7,12 @@ Ours are written first. A driver that is killed in between leaves a trial that h
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from ..core.measurement import Measurement
+from ..spaces.policies.policy import Policy
+from ..studies.store.judgement import judged, violations_of
 from ..studies.store.records import INTERRUPTED, ORPHANED, TrialRecord, Violation
 from ..studies.store.store import Store
 from ..studies.store.trial_state import TrialState
@@ -22,6 +25,16 @@ MOST_RETRIES = 2
 failed before the search had its first result."""
 
 
+@dataclass
+class RunningTrial:
+    """A trial that was proposed and has not ended."""
+
+    policy: Policy
+    retry_of: int | None = None
+    measurements: dict[str, Measurement] = field(default_factory=dict)
+    remark: str | None = None
+
+
 class Bookkeeping:
     """The end of each trial of one study, written once."""
 
@@ -30,11 +43,7 @@ class Bookkeeping:
 
     def judged(self, measurements: Mapping[str, Measurement]) -> tuple[TrialState, str]:
         """State of a trial that ran to its end, and the first constraint that it violates, in words."""
-        for violation in self._violations(measurements):
-            if violation.excess > 0:
-                value = measurements[violation.metric].value
-                return TrialState.INFEASIBLE, f"violates {violation.constraint}: {value:.4g}"
-        return TrialState.COMPLETE, ""
+        return judged(self._violations(measurements))
 
     def close(
         self,
@@ -108,5 +117,5 @@ class Bookkeeping:
             self._optuna.tell(trial.number, values, violations)
 
     def _violations(self, measurements: Mapping[str, Measurement]) -> list[Violation]:
-        judged = (constraint for constraint in self._spec.constraints if constraint.metric in measurements)
-        return [Violation(c.metric, str(c), c.violation(measurements[c.metric].value)) for c in judged]
+        values = {name: measurement.value for name, measurement in measurements.items()}
+        return violations_of(self._spec.constraints, values)

@@ -24,9 +24,10 @@ def confirm_front(search: Search) -> None:
     New figures may change the front; a trial that joins it is confirmed too.
     """
     plain = search.prepared.context
-    reference = with_test_scores(plain, search.reference)
-    confirmed = _confirmed(search)
-    with search.prepared.bench(reference.artifact) as bench:
+    with search.prepared.bench(search.reference.artifact) as bench:
+        if not search.prepared.target.predict:
+            search.take_quiet_moment(bench)
+        reference, confirmed = with_test_scores(plain, search.reference), _confirmed(search)
         context = replace(plain, bench=bench, reference=reference, timing_seconds=SECONDS)
         while waiting := [point.trial for point in search.front if point.trial not in confirmed]:
             number = waiting[0]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
@@ -17,13 +16,14 @@ from optuna.samplers import BaseSampler
 from ..core.interrupts import uninterrupted
 from ..core.measurement import Measurement
 from ..hardware_profiles.bench.bench import cores_for_workers
+from ..hardware_profiles.bench.timer import Timer
 from ..spaces.policies.policy import Policy
 from ..spaces.space import Choice
 from ..studies.analysis.front import Point
 from ..studies.store.records import TrialRecord
 from ..studies.store.store import Store
 from ..studies.store.trial_state import TrialState
-from .bookkeeping import Bookkeeping
+from .bookkeeping import Bookkeeping, RunningTrial
 from .budget import MAX_ANCHORS, Budget
 from .events import Event, Listener, SamplerFellBack, StageRecorded, TrialFinished, TrialStarted
 from .fidelity.halving import HalvingDecision
@@ -35,21 +35,11 @@ from .optuna.study import OptunaStudy
 from .proposals import Asked, Proposal, Proposals
 from .sampler.study_terms import greedy_policies
 from .sensitivity import Sensitivity, known_damage
-from .study_setup import open_reference, open_study, stage_of_baseline, time_budget
+from .study_setup import open_study, quiet_moment, stage_of_baseline, time_budget
 from .transfer import earlier_trials
 from .trials.prepared_study import PreparedStudy
 from .trials.recovered import RecoveredWeights
 from .trials.worker import Stage
-
-
-@dataclass
-class _Running:
-    """A trial that was proposed and has not ended."""
-
-    policy: Policy
-    retry_of: int | None = None
-    measurements: dict[str, Measurement] = field(default_factory=dict)
-    remark: str | None = None
 
 
 class Search:
@@ -77,13 +67,11 @@ class Search:
         listeners: Sequence[Listener] = (),
         started: float | None = None,
     ) -> None:
-        self.prepared, self.spec, self.store = prepared, prepared.spec, store
-        self.folder = artifacts.resolve() / self.spec.study
-        self._listeners = list(listeners)
-        open_study(prepared, store)
-        self.reference = open_reference(prepared, store, self.folder / "reference")
-        self._baseline = store.get_study(self.spec.study).baseline
-        self._front = LiveFront(self.spec, store, self._baseline)
+        self.store, self._listeners = store, list(listeners)
+        self.folder = artifacts.resolve() / prepared.spec.study
+        prepared, self.reference = open_study(prepared, store, self.folder / "reference", self.tell)
+        self.prepared, self.spec = prepared, prepared.spec
+        self._front = LiveFront(self.spec, store)
         left = time_budget(prepared, self.reference, time.monotonic() if started is None else started)
         self._budget = Budget(self.spec, store, left)
         self._sensitivity = Sensitivity(store, prepared, left.for_sensitivity, self.tell)
@@ -91,7 +79,7 @@ class Search:
         self._proposals = Proposals(prepared.space, self.spec.seed, self.tell)
         self.optuna = OptunaStudy(self.spec, prepared.space, store, self._sampler)
         self._books = Bookkeeping(self.spec, store, self.optuna)
-        self._running: dict[int, _Running] = {}
+        self._running: dict[int, RunningTrial] = {}
         self._recovered = RecoveredWeights(store, self.spec)
         self._rungs = Rungs(self.spec)
         self._fell_back, self._fallback = False, None
@@ -134,11 +122,14 @@ class Search:
 
         The baseline has just been measured of the very same model: no worker need do it again.
         """
-        if not (self._is_new and self.prepared.space.anchors()[0].is_uncompressed):
+        uncompressed = Policy(float_precision=self.reference.precision)
+        if not (self._is_new and self.prepared.space.anchors()[0] == uncompressed):
             return
         if (proposal := self.propose()) is None:
             return
-        self.record(proposal.number, stage_of_baseline(self.prepared, self.reference, proposal.policy, self._baseline))
+        self.record(
+            proposal.number, stage_of_baseline(self.prepared, self.reference, proposal.policy, self._front.baseline)
+        )
         self.finish(proposal.number)
 
     def advance(self, number: int, stage: Stage) -> bool:
@@ -246,11 +237,17 @@ class Search:
         self.store.add_measurements(self.spec.study, number, measurements, rung, self.prepared.target.name)
         self._add_point(self.store.get_trial(self.spec.study, number))
 
+    @uninterrupted()
+    def take_quiet_moment(self, bench: Timer) -> None:
+        """Measure the reference's latency again on its bench, and have the front follow where milliseconds do."""
+        self.reference = quiet_moment(self.prepared, self.store, self.reference, bench, self.tell)
+        self._front.reload()
+
     # How it starts
 
     def _sampler(self, trials_so_far: int) -> BaseSampler:
         earlier = earlier_trials(self.store, self.spec, self.prepared.space) if self.spec.transfer else []
-        baseline = {name: measurement.value for name, measurement in self._baseline.items()}
+        baseline = {name: measurement.value for name, measurement in self._front.baseline.items()}
         known, untried = self._known_damage(), self._proposals.untried
         return make_sampler(self.prepared, baseline, trials_so_far, earlier, known, untried)
 
@@ -275,6 +272,7 @@ class Search:
         """Load what earlier runs left: finished trials, and interrupted ones to try again."""
         self._is_new = self.optuna.is_new
         self._books.repair()
+        self._front.reload()
         trials = self.store.trials(self.spec.study)
         paid = self._budget.resume(trials)
         for trial in paid:
@@ -285,11 +283,9 @@ class Search:
         self._front.save()
 
     def _take_over(self, trial: TrialRecord) -> None:
-        """Count a trial of an earlier run, and note its result."""
+        """Count a trial of an earlier run, and note how far it got."""
         self._charge(trial)
         self._rungs.resume(trial, self.store.measurement_history(self.spec.study, trial.number))
-        if trial.state is TrialState.COMPLETE:
-            self._front.resume(trial)
 
     def _path(self) -> list[Policy]:
         """The greedy path, if sensitivity is known."""
@@ -310,7 +306,7 @@ class Search:
         number, policy = asked.number, asked.policy
         self.store.start_trial(self.spec.study, number, policy, retry_of=asked.retry_of)
         self._proposals.start(asked)
-        self._running[number] = running = _Running(policy, asked.retry_of)
+        self._running[number] = running = RunningTrial(policy, asked.retry_of)
         self.optuna.annotate(number, {"policy": policy.to_json(), "digest": policy.digest})
         source = self._recovered.of(policy)
         if source is not None:

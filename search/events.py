@@ -9,8 +9,38 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..core.measurement import Measurement
 from ..spaces.policies.policy import Policy
-from ..studies.store.records import TrialRecord
+from ..studies.store.records import ReferenceRecord, TrialRecord
+
+
+@dataclass(frozen=True)
+class ReferenceSettled:
+    """What speed-ups of the study are counted from: chosen just now, or when the study began."""
+
+    reference: ReferenceRecord
+    is_new: bool
+
+
+@dataclass(frozen=True)
+class QuietMomentTaken:
+    """The reference's latency was measured again.
+
+    Attributes:
+        before: the one that milliseconds were in the scale of.
+        is_quieter: whether they follow the new one from now on.
+    """
+
+    before: Measurement
+    now: Measurement
+    is_quieter: bool
+
+
+@dataclass(frozen=True)
+class ReferenceNotMeasured:
+    """The reference's latency was not measured again, for a reason."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -102,7 +132,10 @@ class TrialConfirmed:
 
 
 Event = (
-    TrialStarted
+    ReferenceSettled
+    | QuietMomentTaken
+    | ReferenceNotMeasured
+    | TrialStarted
     | StageRecorded
     | TrialFinished
     | DuplicateProposed

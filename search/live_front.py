@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from ..core.measurement import Measurement
 from ..studies.analysis.front import Objective, Point, hypervolume, pareto_front, reference_point
 from ..studies.store.records import TrialRecord
 from ..studies.store.store import Store
+from ..studies.store.trial_state import TrialState
 from ..studies.study_file.spec import StudySpec
 from .events import FrontChanged
 
@@ -15,16 +13,22 @@ from .events import FrontChanged
 class LiveFront:
     """The front of all complete trials.
 
-    Args:
-        baseline: what was measured of the uncompressed model, which the hypervolume's fixed reference point follows from.
+    Attributes:
+        baseline: what was measured of the reference, which the hypervolume's reference point follows from.
     """
 
-    def __init__(self, spec: StudySpec, store: Store, baseline: Mapping[str, Measurement]) -> None:
+    def __init__(self, spec: StudySpec, store: Store) -> None:
         self._spec, self._store = spec, store
         self._objectives = [Objective.of(name) for name in spec.objectives]
-        values = {name: measurement.value for name, measurement in baseline.items()}
-        self._reference_point = reference_point(values, self._objectives, spec.constraints)
-        self._complete: dict[int, Point] = {}
+        self.reload()
+
+    def reload(self) -> None:
+        """Take all figures as the store has them now."""
+        self.baseline = self._store.get_study(self._spec.study).baseline
+        values = {name: measurement.value for name, measurement in self.baseline.items()}
+        self._reference_point = reference_point(values, self._objectives, self._spec.constraints)
+        complete = self._store.trials(self._spec.study, TrialState.COMPLETE)
+        self._complete = {trial.number: Point.of(trial, self._objectives) for trial in complete}
 
     @property
     def points(self) -> list[Point]:
@@ -36,14 +40,10 @@ class LiveFront:
         """The hypervolume from the study's fixed reference point."""
         return hypervolume(self.points, self._objectives, self._reference_point)
 
-    def resume(self, trial: TrialRecord) -> None:
-        """Know a complete trial of an earlier run; `save` follows the last of them."""
-        self._complete[trial.number] = Point.of(trial, self._objectives)
-
     def put(self, trial: TrialRecord) -> FrontChanged | None:
         """Take a complete trial with its newest figures, and store the front; how it changed, None where it did not."""
         before = {point.trial for point in self.points}
-        self.resume(trial)
+        self._complete[trial.number] = Point.of(trial, self._objectives)
         self.save()
         after = {point.trial for point in self.points}
         if after == before:

@@ -11,6 +11,7 @@ from rich.console import Console
 from ..core.errors import SearchError
 from ..core.interrupts import sigterm_interrupts
 from ..hardware_profiles.profiling.fingerprint import saturates
+from ..studies.analysis.verdict import verdict
 from ..studies.reports.progress import reason_rows, states_text
 from ..studies.store.database import absolute_url
 from ..studies.store.store import Store
@@ -57,9 +58,10 @@ def run_search(
     url, artifacts = absolute_url(storage), artifacts.resolve()
     with working_in(spec.base_folder), SearchProgress(spec, console, started) as progress:
         prepared = _prepared(spec, artifacts, given)
-        _describe(prepared, progress)
+        _remark(prepared, progress)
         with Store(url) as store, sole_driver(store, spec.study):
             search = Search(prepared, store, artifacts, (progress.hear, *listeners), started)
+            _describe(search.prepared, progress)
             _run(search, progress)
 
 
@@ -72,12 +74,16 @@ def _prepared(spec: StudySpec, artifacts: Path, given: Workload | None) -> Prepa
     return prepare(spec, given)
 
 
-def _describe(prepared: PreparedStudy, progress: SearchProgress) -> None:
-    """Say what is searched."""
+def _remark(prepared: PreparedStudy, progress: SearchProgress) -> None:
+    """Say what is to be known of the workload."""
     for remark in prepared.context.workload.remarks:
         progress.say(remark, "yellow")
     for group, reason in prepared.unprunable.items():
         progress.say(f"channels of {group} stay: {reason}", "dim")
+
+
+def _describe(prepared: PreparedStudy, progress: SearchProgress) -> None:
+    """Say what is searched."""
     progress.say(
         f"{len(prepared.layers)} layers, {len(prepared.groups)} channel groups, {len(prepared.space.knobs)} knobs; "
         f"target {prepared.target.name}"
@@ -102,6 +108,8 @@ def _run(search: Search, progress: SearchProgress) -> None:
         confirm_front(search)
     finally:
         publisher.publish(force=True)
+    if (sentence := verdict(search.store, search.spec.study)) is not None:
+        progress.say(sentence, "yellow")
     if nothing := search.stopped_because or _found_nothing(search):
         raise SearchError(f"study {search.spec.study!r}: {nothing}")
 
@@ -120,7 +128,7 @@ def _found_nothing(search: Search) -> str | None:
     if search.spec.budget.trials == 1:
         return None  # no more was asked for
     on_front = {point.trial for point in search.front}
-    if any(trial.number in on_front and not trial.policy.is_uncompressed for trial in trials):
+    if any(trial.number in on_front and not trial.policy.is_free for trial in trials):
         return None
     if not trials and search.spec.budget.timeout_s is not None:
         return "no trial ended before the time was over; give it a longer timeout_s"

@@ -12,7 +12,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ..evaluators.latency import remarks_on_timing
 from ..studies.analysis.front import Objective, Point
+from ..studies.reference_wording import moments_text, reference_lines
 from ..studies.store.trial_state import TrialState
 from ..studies.study_file.spec import StudySpec
 from ..studies.wording import clock_text, count_text, figure_text
@@ -20,6 +22,9 @@ from .driver import Search
 from .events import (
     Event,
     FrontChanged,
+    QuietMomentTaken,
+    ReferenceNotMeasured,
+    ReferenceSettled,
     SamplerFellBack,
     SensitivityMeasured,
     SensitivityUnmeasured,
@@ -203,6 +208,19 @@ def _line(event: Event, objectives: Sequence[str]) -> tuple[str, str] | None:
         return f"trial {event.trial.number} joins the front: {', '.join(figures)}", ""
     if isinstance(event, TrialFinished) and event.trial.state is TrialState.FAILED:
         return f"trial {event.trial.number} failed: {' '.join((event.trial.reason or '').split())}", "yellow"
+    if isinstance(event, TrialFinished) and (remarks := remarks_on_timing(event.trial.measurements)):
+        return f"trial {event.trial.number}: {'; '.join(remarks)}", "yellow"
     if isinstance(event, SamplerFellBack | SensitivityUnmeasured):
         return event.reason, "yellow"
+    return _line_of_reference(event)
+
+
+def _line_of_reference(event: Event) -> tuple[str, str] | None:
+    """The line of an event that is about the study's reference."""
+    if isinstance(event, ReferenceSettled):
+        return "\n  ".join(reference_lines(event.reference, event.is_new)), ""
+    if isinstance(event, QuietMomentTaken) and (text := moments_text(event.before, event.now)) is not None:
+        return text, "yellow"
+    if isinstance(event, ReferenceNotMeasured):
+        return f"the reference's latency was not measured again: {event.reason}; milliseconds stay", "yellow"
     return None

@@ -225,7 +225,7 @@ def why_not(prepared: PreparedStudy) -> str | None:
 def known_damage(space: Space, records: Sequence[SensitivityRecord]) -> dict[str, dict[Choice, float]]:
     """Knob -> choice -> damage in nats, beyond what a space without the uncompressed model does at its mildest."""
     least = min((record.kl.value for record in records), default=0.0)
-    base = 0.0 if space.uniform({}).is_uncompressed else least
+    base = 0.0 if space.uniform({}).is_free else least
     found: dict[str, dict[Choice, float]] = {}
     for record in records:
         found.setdefault(record.knob, {})[record.choice] = max(record.kl.value - base, 0.0)

@@ -1,22 +1,32 @@
-"""A study opened to be searched: made, or seen to be the one it was; its uncompressed model measured once."""
+"""A study opened to be searched: made, or seen to be the one it was; its reference chosen once, and its latency measured again."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
-from ..core.errors import StoreError, WorkloadError, describe_exception
+from ..core.errors import StoreError, StudyFileError, WorkloadError, describe_exception
 from ..core.interrupts import raise_if_interrupted
 from ..core.measurement import Measurement
 from ..evaluators.evaluator import Reference
+from ..hardware_profiles.bench.timer import Timer
 from ..hardware_profiles.runtimes.base import Artifact
 from ..spaces.policies.candidate import Candidate
+from ..spaces.policies.float_precision import FLOAT32
 from ..spaces.policies.policy import Policy
 from ..studies.store.executed import KIND as PRECISIONS
+from ..studies.store.records import QuietMoment, ReferenceRecord, StudyRecord
 from ..studies.store.store import Store
 from ..workloads.load import workload_fingerprint
+from .events import Listener, QuietMomentTaken, ReferenceNotMeasured, ReferenceSettled
+from .optuna.rescaled_trials import rescale_trials
 from .time_budget import TimeBudget
-from .trials.baseline import lower_reference, measure_reference, with_scores
+from .trials.baseline import QUIET_SECONDS, lower_reference, measure_reference, with_scores
+from .trials.free_deployments import choose_reference
 from .trials.kept_files import PRECISIONS_FILE, keep, keep_precisions
 from .trials.prepared_study import PreparedStudy
 from .trials.worker import Stage
@@ -24,13 +34,44 @@ from .trials.worker import Stage
 CONFIRMING_SECONDS = 3.0
 """Seconds that timing a point of the front again takes at the end, with the loading of its artifact."""
 
+RESOLUTION = 0.015
+"""The fraction by which a moment must be quieter for milliseconds to follow it: timings are not repeated more closely."""
 
-def open_study(prepared: PreparedStudy, store: Store) -> None:
+MACHINE = ("cpu", "gpu", "flags")
+"""The properties of a machine that latencies of one study share, with the runtime's version."""
+
+BEGAN_BEFORE = "the study began with it, before free deployments were measured"
+"""Why a study of an earlier version has its reference, in words."""
+
+
+def open_study(prepared: PreparedStudy, store: Store, folder: Path, tell: Listener) -> tuple[PreparedStudy, Reference]:
     """Store a new study, or take up one of that name under the study file as it is now.
 
+    The reference of a new study is chosen here, and what that settles of its space; later runs read it back and measure its
+    latency again.
+
+    Args:
+        folder: that the reference's artifact is in, or will be.
+
+    Returns:
+        The study with its space settled, and its reference.
+
     Raises:
-        StoreError: the database holds a study of that name that is not this one.
+        StoreError: the database holds a study of that name that is not this one, or whose latencies were measured where its
+            target now predicts them, or the other way round.
+        StudyFileError: the reference that the study file asks for cannot be had.
+        WorkloadError: the uncompressed model cannot be measured; no candidate could be compared with it.
     """
+    name = prepared.spec.study
+    baseline = store.get_study(name).baseline if store.has_study(name) else {}
+    if baseline:
+        prepared = _continued(prepared, store)
+    _store_study(prepared, store)
+    _refuse_mixed_latencies(prepared, baseline)
+    return _known(prepared, store, folder, tell) if baseline else _new(prepared, store, folder, tell)
+
+
+def _store_study(prepared: PreparedStudy, store: Store) -> None:
     spec = prepared.spec
     fingerprint = workload_fingerprint(prepared.context.workload)
     if not store.has_study(spec.study):
@@ -46,27 +87,84 @@ def open_study(prepared: PreparedStudy, store: Store) -> None:
         )
 
 
-def open_reference(prepared: PreparedStudy, store: Store, folder: Path) -> Reference:
-    """The uncompressed model, measured when the study was new and read back ever after.
+def _continued(prepared: PreparedStudy, store: Store) -> PreparedStudy:
+    """A study as it began; one of before there was a choice of references gets the one that it had."""
+    study = store.get_study(prepared.spec.study)
+    reference = study.reference or _of_before(prepared, study)
+    return prepared.settled(prepared.written.continuing(study.spec), reference.precision)
+
+
+def _of_before(prepared: PreparedStudy, study: StudyRecord) -> ReferenceRecord:
+    """The reference of a study that began before there was a choice."""
+    moment = QuietMoment(study.created, study.baseline["latency_ms"])
+    return ReferenceRecord(FLOAT32, f"{prepared.target.runtime} {FLOAT32}", BEGAN_BEFORE, moments=(moment,))
+
+
+def _new(prepared: PreparedStudy, store: Store, folder: Path, tell: Listener) -> tuple[PreparedStudy, Reference]:
+    spec = prepared.spec
+    with _measuring():
+        record, paying, artifact = choose_reference(prepared, folder)
+        measurements = _measure(prepared, artifact, record)
+    baseline = {measurement.name: measurement for measurement in measurements}
+    record = replace(record, moments=(QuietMoment(datetime.now(UTC), baseline["latency_ms"]),))
+    offered = paying if spec.space.preset != "none" else paying[:1]
+    prepared = prepared.settled(spec.with_float_precisions(offered), record.precision)
+    store.set_baseline(spec.study, measurements, prepared.target.name, record, prepared.spec)
+    tell(ReferenceSettled(record, is_new=True))
+    return prepared, with_scores(prepared.context, artifact, baseline["latency_ms"].value, record)
+
+
+def _known(prepared: PreparedStudy, store: Store, folder: Path, tell: Listener) -> tuple[PreparedStudy, Reference]:
+    context, study = prepared.context, store.get_study(prepared.spec.study)
+    record = study.reference or _of_before(prepared, study)
+    store.put_reference(study.name, record)
+    tell(ReferenceSettled(record, is_new=False))
+    path = folder / f"model{context.runtime.suffix}"
+    artifact = Artifact.of(path) if path.is_file() else lower_reference(context, folder, record.precision)
+    reference = with_scores(context, artifact, study.baseline["latency_ms"].value, record)
+    if prepared.target.predict:
+        return prepared, reference
+    with prepared.bench(artifact) as bench:
+        return prepared, quiet_moment(prepared, store, reference, bench, tell)
+
+
+def quiet_moment(
+    prepared: PreparedStudy, store: Store, reference: Reference, bench: Timer, tell: Listener
+) -> Reference:
+    """Measure the reference's latency at a moment when nothing else of the search runs.
+
+    Where that is the quietest of the study so far, milliseconds of the whole study follow.
 
     Args:
-        folder: that its artifact is in, or will be.
+        bench: its reference is this one.
 
-    Raises:
-        StoreError: the study's latencies were measured, and its target now predicts them, or the other way round.
-        WorkloadError: the model cannot be measured; no candidate could be compared with it.
+    Returns:
+        The reference with the latency that milliseconds are in the scale of.
     """
-    context, study = prepared.context, prepared.spec.study
-    path = folder / f"model{context.runtime.suffix}"
-    baseline = store.get_study(study).baseline
-    # A file without a baseline is another study's leftover under the same name.
-    artifact = Artifact.of(path) if baseline and path.is_file() else lower_reference(context, folder)
-    _refuse_mixed_latencies(prepared, baseline)
-    if not baseline:
-        measurements = _measure(prepared, artifact, folder)
-        store.set_baseline(study, measurements, prepared.target.name)
-        baseline = {measurement.name: measurement for measurement in measurements}
-    return with_scores(context, artifact, baseline["latency_ms"].value)
+    study = store.get_study(prepared.spec.study)
+    record, before = study.reference, study.baseline["latency_ms"]
+    assert record is not None  # stored when the study was opened
+    if (reason := _measured_elsewhere(prepared, study)) is not None:
+        tell(ReferenceNotMeasured(reason))
+        return reference
+    value, low, high, blocks = bench.time_reference(QUIET_SECONDS)
+    now = replace(before, value=value, low=low, high=high, n=blocks)
+    record = replace(record, moments=(*record.moments, QuietMoment(datetime.now(UTC), now)))
+    is_quieter = now.value < before.value * (1 - RESOLUTION)
+    follow = partial(rescale_trials, spec=prepared.spec)
+    store.put_reference(study.name, record, now if is_quieter else None, follow)
+    tell(QuietMomentTaken(before, now, is_quieter))
+    return replace(reference, latency_ms=now.value) if is_quieter else reference
+
+
+def _measured_elsewhere(prepared: PreparedStudy, study: StudyRecord) -> str | None:
+    """Why the reference's latency of this moment does not belong to the study's others; None where it does."""
+    machine, versions = prepared.measured_with()
+    runtime = prepared.target.runtime
+    known = {**study.machine, runtime: study.versions.get(runtime)}
+    here = {**machine, runtime: versions.get(runtime)}
+    other = [name for name in (*MACHINE, runtime) if here.get(name) != known.get(name)]
+    return f"it was timed with another {' and '.join(other)}" if other else None
 
 
 def stage_of_baseline(
@@ -88,16 +186,24 @@ def time_budget(prepared: PreparedStudy, reference: Reference, started: float) -
     return TimeBudget(prepared.spec.budget.timeout_s, started, CONFIRMING_SECONDS + scoring)
 
 
-def _measure(prepared: PreparedStudy, artifact: Artifact, folder: Path) -> list[Measurement]:
+@contextmanager
+def _measuring() -> Iterator[None]:
+    """Have what a user's metric or loss raises, which may be anything, say that it was the uncompressed model's."""
     try:
-        with prepared.bench(artifact) as bench:
-            measurements = measure_reference(prepared.context, artifact, bench)
-            if not prepared.target.predict:  # this machine's are not the target's
-                keep_precisions(bench.executed_precisions(artifact.path), folder)
-            return measurements
-    except BaseException as error:  # the workload's metric or loss may raise anything
+        yield
+    except StudyFileError:
+        raise
+    except BaseException as error:
         raise_if_interrupted(error)
         raise WorkloadError(f"the uncompressed model cannot be measured: {describe_exception(error)}") from error
+
+
+def _measure(prepared: PreparedStudy, artifact: Artifact, record: ReferenceRecord) -> list[Measurement]:
+    with prepared.bench(artifact) as bench:
+        measurements = measure_reference(prepared.context, artifact, bench, record)
+        if not prepared.target.predict:  # this machine's are not the target's
+            keep_precisions(bench.executed_precisions(artifact.path), artifact.path.parent)
+        return measurements
 
 
 def _refuse_mixed_latencies(prepared: PreparedStudy, baseline: Mapping[str, Measurement]) -> None:

@@ -49,6 +49,10 @@ class SpaceChoices(Mapping[str, tuple[Choice, ...]]):
         full = {kind.key: (kind.neutral,) for kind in KNOB_KINDS.values() if kind.is_quantizing}
         return SpaceChoices(self.granularity, self.keep, **{**self._offered, **full})
 
+    def narrowed(self, key: str, choices: Sequence[Choice]) -> SpaceChoices:
+        """These choices with only `choices` under a key."""
+        return SpaceChoices(self.granularity, self.keep, **{**self._offered, key: choices})
+
     def searched(self) -> list[KnobKind]:
         """The kinds of knobs that are not off."""
         return [kind for kind in KNOB_KINDS.values() if not kind.is_off(self._offered[kind.key])]

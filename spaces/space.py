@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import chain, groupby
+from types import MappingProxyType
 
 from ..core.errors import PolicyError
 from .choices import SpaceChoices
 from .knobs.kind import Decision, Knob, KnobKind, SearchedModel, Wish
-from .knobs.quantization import lightest_bits
+from .knobs.quantization import FLOATS, fast_floats, lightest_bits
 from .knobs.registry import KNOB_KINDS
 from .models.channel_groups import ChannelGroup
 from .models.layers import Layer
 from .policies.draft import PolicyDraft
+from .policies.float_precision import FLOAT32
 from .policies.policy import Choice, Policy
 from .policies.quantization_scheme import Scheme
 from .policies.recovery import Recovery
@@ -29,6 +31,7 @@ class Space:
         recovery, scheme: settings that no knob decides.
         blocks: those that may be removed whole, in module order.
         ranking: the same, least important first; what `depth` removes.
+        usual: what uniform policies choose where nothing else is wanted of a kind of knob and its neutral choice is not meant.
 
     Attributes:
         knobs: in the order of their names.
@@ -43,8 +46,9 @@ class Space:
         blocks: Sequence[str] = (),
         scheme: Scheme = Scheme(),
         ranking: Sequence[str] = (),
+        usual: Wish = MappingProxyType({}),
     ) -> None:
-        self.choices, self.recovery, self.scheme = choices, recovery, scheme
+        self.choices, self.recovery, self.scheme, self.usual = choices, recovery, scheme, dict(usual)
         self.layers = [layer for layer in layers if not self._is_kept(layer.name)]
         self.groups = [group for group in groups if not any(map(self._is_kept, group.layers))]
         self.blocks, self.ranking = self._not_kept(blocks), self._not_kept(ranking)
@@ -78,8 +82,9 @@ class Space:
         return parameters
 
     def uniform(self, wanted: Wish) -> Policy:
-        """The policy that sets every knob of a kind to the same choice: to `wanted`, else to neutral, else to the nearest to
-        neutral offered."""
+        """The policy that sets every knob of a kind to the same choice: to `wanted`, else to `usual`, else to neutral, else to the
+        nearest to neutral offered."""
+        wanted = {**self.usual, **wanted}
         return self.policy({
             knob.name: _nearest(knob, wanted.get(knob.kind, kind.neutral), kind.neutral)
             for knob, kind in self._decided.items()
@@ -88,12 +93,14 @@ class Space:
 
     def anchors(self) -> list[Policy]:
         """Distinct uniform policies a search starts from: the uncompressed model first, then bits, then each structural choice
-        recovered, in float and over the lightest bits that keep accuracy."""
-        bits = lightest_bits(self.choices)
-        wishes: list[Wish] = [{}, bits]
+        recovered, in float and over the lightest bits that keep accuracy; floats in the precision that is fast."""
+        bits, floats = lightest_bits(self.choices), self.usual
+        if floats.get(FLOATS.name, FLOAT32) == FLOAT32:
+            floats = fast_floats(self.choices)
+        wishes: list[Wish] = [floats, bits]
         for kind in sorted(KNOB_KINDS.values(), key=lambda kind: not kind.is_quantizing):
             wishes += kind.wishes(self.choices, bits)
-        return list(dict.fromkeys(map(self.uniform, wishes)))
+        return list(dict.fromkeys(self.uniform(wish) for wish in ({}, *({**floats, **wish} for wish in wishes))))
 
     def _is_kept(self, name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in self.choices.keep)

@@ -1,12 +1,16 @@
-"""Tables and sparklines for the terminal, all built from plain text: what users named is never read as markup, emoji or
+"""Tables and sparklines for the terminal, and results that print as such, all built from plain text: what users named is never read as markup, emoji or
 terminal codes."""
 
 from __future__ import annotations
 
+import io
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.jupyter import JupyterMixin
 from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
@@ -19,6 +23,24 @@ LONGEST_CELL = 10_000
 """Characters of any one text; what is stored now is shorter, what older versions stored need not be."""
 
 SPARKS = "▁▂▃▄▅▆▇█"
+
+
+class Shown(JupyterMixin, ABC):
+    """A result that prints as its command does: in a terminal by `rich.print`, in a notebook, and as plain text by `print`."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """The document that the command prints with `--format json`, of plain JSON values."""
+
+    @abstractmethod
+    def __rich__(self) -> RenderableType:
+        """What the command prints."""
+
+    def __str__(self) -> str:
+        plain = Console(width=UNCUT, file=io.StringIO())
+        with plain.capture() as printed:
+            plain.print(self)
+        return "".join(f"{line.rstrip()}\n" for line in printed.get().splitlines())
 
 
 def rows_table(header: Sequence[str], rows: Iterable[Sequence[str]] = (), *, narrow: bool = False) -> Table:

@@ -11,6 +11,7 @@ from ..core.measurement import Measurement
 from ..core.metrics import METRICS
 from ..spaces.knobs.kind import Knob, LayerKind
 from ..spaces.knobs.registry import KNOB_KINDS
+from ..spaces.policies.float_precision import DEFAULT, FLOAT32, FLOAT_PRECISIONS
 from ..spaces.policies.policy import Policy
 from ..spaces.policies.resolved import is_within
 from .store.executed import precision_of, ran_in
@@ -27,6 +28,9 @@ LEAST_OF_UNIT = 0.9995
 
 _FACTORS = ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"))
 
+
+FLOAT_WORDS = {**dict(zip(FLOAT_PRECISIONS, FLOAT_PRECISIONS, strict=True)), DEFAULT: "the runtime's default precision"}
+"""Float precision -> what reports call it."""
 
 LAYER_COLUMNS = ("weight_bits", "activation_bits", "sparsity")
 """Kinds of knobs that a layer's row has a column for."""
@@ -130,7 +134,7 @@ def channel_rows(policy: Policy) -> list[Row]:
 
 
 def width_text(policy: Policy) -> str:
-    """The student's width in words, and how it was pruned where that is not the usual way."""
+    """The student's width in words, how it was pruned where that is not the usual way, and its floats where they are not float32."""
     width = "full" if policy.width == 1 else f"{policy.width:g} of every channel group kept"
     settings = [f"{name} {value}" for name, value in policy.pruning.changes().items()]
     pruned = [f"pruned with {', '.join(settings)}"] if settings else []
@@ -140,7 +144,8 @@ def width_text(policy: Policy) -> str:
         for kind, decided in policy.extensions.items()
         for subject, choice in decided.items()
     ]
-    return "; ".join([width, *removed, *pruned, *extended])
+    floats = [] if policy.float_precision == FLOAT32 else [f"floats in {FLOAT_WORDS[policy.float_precision]}"]
+    return "; ".join([width, *removed, *pruned, *extended, *floats])
 
 
 def recovery_text(policy: Policy) -> str:

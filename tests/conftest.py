@@ -26,8 +26,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
     What a user's cache holds must not decide what passes: a built-in network is trained by the first test that asks for it,
     while the others wait for its file. `SLIMFRONT_CACHE` says where, for several sessions that share one cache. Models this
-    small only lose by a second thread.
+    small only lose by a second thread. Benches do not wait for the tests next to them to end.
     """
+    os.environ.setdefault("SLIMFRONT_BENCH_WAIT_S", "0")
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})

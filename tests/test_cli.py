@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from slimfront import api
 from slimfront.cli import main
+from slimfront.cli.options import json_text
 from slimfront.core.measurement import Measurement
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from slimfront.studies.bundles.verify import Check
-from slimfront.studies.reports.json_documents import checks_document, json_text
+from slimfront.studies.reports.json_documents import checks_document
 from slimfront.studies.store.records import INTERRUPTED
 from slimfront.studies.store.store import Store
 from slimfront.studies.study_file.load import load_study, shipped_studies
@@ -116,6 +118,7 @@ def test_a_bad_study_file_is_one_line_naming_file_and_key(
     assert re.search(key, problem[0])
     assert re.search(says, problem[0])
     assert not list(tmp_path.glob("*.db"))  # nothing half-written
+    assert typed("inspect", GIVEN, monkeypatch=monkeypatch, capfd=capfd) == (2, "", printed)  # the same line
 
 
 def test_a_missing_study_file_lists_the_shipped_ones(tmp_path: Path) -> None:
@@ -245,6 +248,30 @@ def test_every_document_is_json_alone_and_its_keys_are_on_the_page(
         assert f"| `{line.split()[0]}" in page
         missing = {key for key in document if not re.search(rf"[`\"]{key}[`\"]", page)}
         assert not missing - {"note", "options", "activation_bits", "latency_table", "predict", "remote"}, line
+
+
+def test_a_command_prints_what_its_pair_in_python_returns(
+    measured: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    study = api.Study.open(name="tiny")
+    pairs = {
+        "studies": api.studies(),
+        "show tiny 1": study.show(1),
+        "front tiny": study.show_front(),
+        "profiles": api.profiles(),
+        "profile cpu-torch --show": api.profile("cpu-torch", measure=False),
+    }
+    for line, result in pairs.items():
+        printed = typed(*line.split(), "--format", "json", monkeypatch=monkeypatch, capfd=capfd)[1]
+        assert json.loads(printed) == json.loads(json_text(result.to_dict())), line
+        table = typed(*line.split(), monkeypatch=monkeypatch, capfd=capfd)[1]
+        assert "".join(table.split()) == "".join(str(result).split()), line
+        bundle = result._repr_mimebundle_((), ())
+        assert "text/html" in bundle, line
+    typed("front", "tiny", "--out", "front.txt", monkeypatch=monkeypatch, capfd=capfd)
+    assert (measured / "front.txt").read_text() == str(study.show_front())
+    typed("front", "tiny", "--format", "csv", "--out", "front.csv", monkeypatch=monkeypatch, capfd=capfd)
+    assert (measured / "front.csv").read_text() == study.front().to_csv(index=False)
 
 
 def test_documents_say_what_the_tables_say(

@@ -26,7 +26,7 @@ from torch.utils.data import TensorDataset
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("**/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("**/*.md"), *ROOT.glob("examples/*/*.md")])
 GUIDE = sorted(DOCS.glob("guide/*.md"))
 FENCE = re.compile(r"```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)```", re.DOTALL)
 
@@ -151,6 +151,17 @@ def test_contributing_names_files_that_are_there() -> None:
     named = [path for path in re.findall(r"`([\w./-]+)`", text) if "/" in path and path.split("/")[0] in rooms]
     assert named
     assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_the_map_of_the_code_names_what_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text().partition("## Where things are")[2].partition("\n## ")[0]
+    named = {
+        name.rpartition(".")[2] for name in re.findall(r"`((?:\w+\.)?_?[a-z_]+)`", text) if not name.endswith(".py")
+    }
+    assert {"pruned_copy", "_out_of_bounds", "lower"} <= named
+    files = [path for room in ("search", "compression", "hardware_profiles") for path in (ROOT / room).rglob("*.py")]
+    defined = {name for path in files for name in re.findall(r"^ *def (\w+)", path.read_text(), re.MULTILINE)}
+    assert {name for name in named if name not in defined} == set()
 
 
 def load_model(checkpoint: str = "") -> nn.Module:

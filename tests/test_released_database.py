@@ -16,9 +16,9 @@ import pytest
 from rich.console import Console
 from slimfront.search.run import run_search
 from slimfront.studies.bundles.export import export_bundle
-from slimfront.studies.reports.json_documents import studies_document, trial_document
-from slimfront.studies.reports.report import front_text, status_report
-from slimfront.studies.reports.status import study_status
+from slimfront.studies.reports.json_documents import study_front_document, trial_document
+from slimfront.studies.reports.report import status_report
+from slimfront.studies.reports.status import study_status, study_summaries
 from slimfront.studies.store.store import Store
 from slimfront.studies.study_file.load import load_study
 
@@ -52,8 +52,11 @@ def store(folder: Path):
 
 
 def test_it_opens_and_shows_what_it_showed(store: Store, expected: dict[str, Any]) -> None:
-    assert json.loads(front_text(store, "plain", "json")) == expected["front"]
+    front = study_front_document(store, "plain")
+    assert front.pop("reference")["name"] == "float32"
+    assert front == expected["front"]
     found, before = study_status(store, "plain").to_dict(), expected["status"]
+    assert (found.pop("reference")["precision"], found.pop("verdict")) == ("float32", None)
     states, counts = found.pop("trials_by_state"), before.pop("trials_by_state")
     assert found.pop("reasons")[0]["trials"] == before.pop("reasons")[0]["trials"] == 15
     assert found == before
@@ -62,7 +65,7 @@ def test_it_opens_and_shows_what_it_showed(store: Store, expected: dict[str, Any
     assert {state: states[state] for state in ("running", "complete", "infeasible")} == {
         state: counts[state] for state in ("running", "complete", "infeasible")
     }
-    assert studies_document(store)["studies"][0]["trials"] == 24
+    assert study_summaries(store)[0].trials == 24
     console = Console(record=True, width=120)
     console.print(status_report(store, "plain"))
     assert "24 of 24 trials" in console.export_text()
@@ -108,5 +111,5 @@ def test_its_search_goes_on(store: Store, folder: Path) -> None:
     ]
     assert len(new) >= 3
     assert not {trial.digest for trial in new if trial.retry_of is None} & {trial.digest for trial in before}
-    assert studies_document(store)["studies"][0]["trials"] == 27
+    assert study_summaries(store)[0].trials == 27
     assert all(store.get_trial("plain", number).state == "complete" for number in store.current_front("plain").members)

@@ -1,4 +1,4 @@
-"""The tutorial and the README are followed as they stand: files with a title are written, commands are run in order.
+"""The tutorial, the README and the examples are followed as they stand: files with a title are written, commands are run in order.
 
 A console line that starts with `python` or `slimfront` is run; installing and `make` are what the test's environment is.
 """
@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -65,3 +66,13 @@ def test_the_tutorial_works_as_it_stands(tmp_path: Path) -> None:
 def test_the_readme_works_as_it_stands(tmp_path: Path) -> None:
     printed = follow(ROOT / "README.md", tmp_path)
     assert any("baseline" in text for text in printed.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").iterdir()), ids=lambda path: path.name)
+def test_an_example_works_as_it_stands(example: Path, tmp_path: Path) -> None:
+    folder = tmp_path / example.name
+    shutil.copytree(example, folder)
+    printed = follow(example / "README.md", folder)
+    assert "baseline" in printed["python look.py"]
+    assert len((example / "README.md").read_text().splitlines()) <= 50

@@ -5,7 +5,8 @@ The file holds, by name:
 | tensor | what |
 |---|---|
 | `LAYER.weight` | a weight packed as `compression.packed` writes it, uint8; its shape, bits and format are in the metadata |
-| `LAYER.weight.scale` | scales of an integer weight, float32, [channels], or [1] where all are equal |
+| `LAYER.weight.scale` | scales of an integer weight, float32, [channels], or [1] where all are equal, or [channels, groups] |
+| `LAYER.weight.zero_point` | zero points of groups of inputs, int8, [channels, groups], where their grids are affine |
 | `LAYER.weight.table` | values of a codebook, float32 |
 | `LAYER.input.scale`, `.zero_point` | quantization parameters of a layer's input; `MODULE.addition0.1.scale` of an addition's operand |
 | any other name | a parameter or buffer as it is |
@@ -33,12 +34,16 @@ from ...core.documents import json_document
 from ...core.errors import DocumentError
 from ...core.validation import shortened
 from ...spaces.models.layers import LAYER_KINDS, WeightedLayer
-from ...spaces.policies.candidate import Candidate
+from ...spaces.policies.candidate import Candidate, Quantization, QuantizedWeight, dequantized
+from ...spaces.policies.layer_policy import GROUP_SIZES, LayerPolicy
+from ...spaces.policies.quantization_scheme import Scheme
 from .packed import FLOATS, Format, Packed, pack, smallest_format, unpack
 
 Number = TypeVar("Number", int, np.ndarray)
 
 SCHEMA = "2"
+WITH_GROUPS = "3"
+"""The schema of files with scales by groups of inputs, which readers of `SCHEMA` would misread."""
 
 
 def save_packed(candidate: Candidate, path: Path) -> Path:
@@ -52,6 +57,8 @@ def save_packed(candidate: Candidate, path: Path) -> Path:
         "grids": json.dumps(sorted(grids)),
         "digest": digest(weights_of(candidate)),
     }
+    if sizes := {f"{name}.weight": w.group_size for name, w in candidate.quantization.weights.items() if w.group_size}:
+        metadata |= {"schema": WITH_GROUPS, "groups": json.dumps(sizes)}
     save_file({**payloads, **grids, **_state(candidate)}, path, metadata)
     return path
 
@@ -79,12 +86,27 @@ def counted_bytes(candidate: Candidate) -> int:
     return weights + sum(array.nbytes for array in arrays) + _bytes_of_grids_to_come(candidate)
 
 
-def grid_bytes(scales: Number, has_weight_grid: Number, has_activation_grid: Number) -> Number:
-    """Bytes of layers' integer grids: float32 `scales` of a weight, and the scale and zero point of what a layer reads.
+def grid_bytes(
+    scales: Number, has_weight_grid: Number, has_activation_grid: Number, has_zero_points: Number | bool = False
+) -> Number:
+    """Bytes of layers' integer grids: float32 `scales` of a weight and perhaps their zero points, and the scale and zero point
+    of what a layer reads.
 
     Numbers, or arrays that broadcast together.
     """
-    return 4 * scales * has_weight_grid + 5 * has_activation_grid
+    return (4 + has_zero_points) * scales * has_weight_grid + 5 * has_activation_grid
+
+
+def scales_of(layer: LayerPolicy, scheme: Scheme, rows: int, columns: int) -> int:
+    """How many scales the grid of a weight with `columns` inputs has, where it has one."""
+    if layer.has_groups:
+        return rows * -(-columns // layer.weight_group_size)
+    return rows if scheme.weights == "channel" else 1
+
+
+def has_zero_points(layer: LayerPolicy, scheme: Scheme) -> bool:
+    """Whether the grid of a weight has zero points that are not 0."""
+    return layer.has_groups and scheme.group_grids == "affine"
 
 
 def table_bytes(bits: int) -> int:
@@ -105,9 +127,10 @@ def _bytes_of_grids_to_come(candidate: Candidate) -> int:
     total = 0
     for name, weight in _layer_weights(candidate).items():
         layer = policy.layer(name)
-        scales = len(weight) if policy.scheme.weights == "channel" else 1
+        scales = scales_of(layer, policy.scheme, len(weight), weight[0].numel())
         weight_grid = layer.has_weight_grid and name not in quantization.weights
-        total += grid_bytes(scales, weight_grid, layer.has_activation_grid and name not in quantization.inputs)
+        read_grid = layer.has_activation_grid and name not in quantization.inputs
+        total += grid_bytes(scales, weight_grid, read_grid, has_zero_points(layer, policy.scheme))
         if layer.has_codebook and name not in quantization.codes:
             total += table_bytes(layer.weight_bits)
     return total
@@ -125,16 +148,19 @@ def load_packed(path: Path, most_values: int = 2**32) -> dict[str, np.ndarray]:
     """
     with _opened(path) as file:
         metadata = file.metadata()
-        if metadata["schema"] != SCHEMA:
-            raise ValueError(f"{path.name} has schema {metadata['schema']}, this slimfront reads {SCHEMA}")
+        if metadata["schema"] not in (SCHEMA, WITH_GROUPS):
+            raise ValueError(
+                f"{path.name} has schema {metadata['schema']}, this slimfront reads {SCHEMA} and {WITH_GROUPS}"
+            )
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is not a mapping
+        groups = _group_sizes(metadata)
         grids = {name: tensors.pop(name) for name in json_document(metadata["grids"])}
         for name, about in json_document(metadata["packed"]).items():
             packed = _described(about, tensors[name])
             most_values -= math.prod(packed.shape)
             if most_values < 0:
                 raise ValueError(f"{path.name} claims more weights than there can be")
-            tensors[name] = _decoded(packed, grids.get(f"{name}.scale"), grids.get(f"{name}.table"))
+            tensors[name] = _decoded(packed, grids, name, groups.get(name, 0))
         return tensors
 
 
@@ -156,6 +182,14 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except (SafetensorError, DocumentError, LookupError, TypeError, AttributeError, OSError, ArithmeticError) as error:
         raise ValueError(f"{path.name} is not a packed file: {type(error).__name__}: {error}") from error
+
+
+def _group_sizes(metadata: Mapping[str, str]) -> dict[str, int]:
+    """Weight -> how many of its inputs share a scale, where groups do."""
+    sizes = json_document(metadata.get("groups", "{}"))
+    if not all(type(size) is int and size in GROUP_SIZES for size in sizes.values()):
+        raise ValueError(f"{shortened(sizes)} describes no groups of inputs")
+    return sizes
 
 
 def _described(about: Any, payload: np.ndarray) -> Packed:
@@ -180,8 +214,7 @@ def weights_of(candidate: Candidate) -> dict[str, np.ndarray]:
     """The weights that `candidate` computes with, by name: dequantized and decoded."""
     real = _float_weights(candidate)
     real |= {name: weight.values.astype(np.float32) for name, weight in candidate.quantization.bfloat16.items()}
-    for name, weight in candidate.quantization.weights.items():
-        real[name] = _real(weight.integers, weight.grid.scale)
+    real |= {name: weight.values() for name, weight in candidate.quantization.weights.items()}
     for name, coded in candidate.quantization.codes.items():
         real[name] = coded.values()
     return {**_state(candidate), **{f"{name}.weight": array for name, array in real.items()}}
@@ -232,25 +265,33 @@ def _state(candidate: Candidate) -> dict[str, np.ndarray]:
 def _grids(candidate: Candidate) -> dict[str, np.ndarray]:
     """Scales, zero points and tables."""
     quantization = candidate.quantization
-    scales = {f"{name}.weight.scale": weight.grid.scale for name, weight in quantization.weights.items()}
     read = {f"{name}.input": grid for name, grid in quantization.inputs.items()}
     read |= {f"{path}.addition{n}.{operand}": grid for (path, n, operand), grid in quantization.additions.items()}
     return {
-        **{name: scale[:1] if (scale == scale[0]).all() else scale for name, scale in scales.items()},
+        **{f"{name}.weight.scale": _scale(weight) for name, weight in quantization.weights.items()},
+        **_zero_points(quantization),
         **{f"{name}.weight.table": coded.table for name, coded in quantization.codes.items()},
         **{f"{name}.scale": np.atleast_1d(grid.scale) for name, grid in read.items()},
         **{f"{name}.zero_point": np.atleast_1d(grid.zero_point) for name, grid in read.items()},
     }
 
 
-def _decoded(packed: Packed, scale: np.ndarray | None, table: np.ndarray | None) -> np.ndarray:
+def _scale(weight: QuantizedWeight) -> np.ndarray:
+    scale = weight.grid.scale
+    return scale[:1] if not weight.group_size and (scale == scale[0]).all() else scale
+
+
+def _zero_points(quantization: Quantization) -> dict[str, np.ndarray]:
+    """Those of weights, which only grids by groups of inputs have."""
+    origins = {name: weight.grid.zero_point for name, weight in quantization.weights.items() if weight.group_size}
+    return {f"{name}.weight.zero_point": origin for name, origin in origins.items() if origin.any()}
+
+
+def _decoded(packed: Packed, grids: Mapping[str, np.ndarray], name: str, group_size: int) -> np.ndarray:
+    scale, table = grids.get(f"{name}.scale"), grids.get(f"{name}.table")
     if scale is not None:
-        return _real(unpack(packed, np.int8), scale)
+        zero_point = grids.get(f"{name}.zero_point", np.zeros_like(scale, np.int8))
+        return dequantized(unpack(packed, np.int8), scale, zero_point, group_size)
     if table is not None:
         return table[unpack(packed, np.int8)]
     return unpack(packed, FLOATS[packed.bits]).astype(np.float32)
-
-
-def _real(integers: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Integers times their scales in float32, as DequantizeLinear multiplies them."""
-    return integers.astype(np.float32) * scale.astype(np.float32).reshape(-1, *[1] * (integers.ndim - 1))

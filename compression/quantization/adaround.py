@@ -17,14 +17,12 @@ from ...spaces.models.layers import WeightedLayer, layer_at
 from ...spaces.policies.candidate import QuantParams
 from ...spaces.policies.policy import Policy
 from ...workloads.workload import MapDataset
-from .fake_quantize import SymmetricWeight, fake_quantized
+from .fake_quantize import PARAMETRIZED, fake_quantized
 from .layer_runs import calibration_inputs, in_execution_order, inputs_and_outputs
+from .weight_grids import Levels, WeightGrid
 
 STEPS = 200
 """How many optimisation steps each layer takes; the paper takes 10,000 at a lower learning rate."""
-
-PARAMETRIZED = "parametrizations.weight"
-"""The path in a layer of what `torch.nn.utils.parametrize` keeps of its weight."""
 
 BATCH = 16
 LEARNING_RATE = 0.04
@@ -52,40 +50,38 @@ def round_adaptively(
         for name in in_execution_order(original, inputs, quantized):
             layer = layer_at(model, name)
             stored, grid = layer.get_parameter(f"{PARAMETRIZED}.original"), layer.get_submodule(f"{PARAMETRIZED}.0")
-            assert isinstance(grid, SymmetricWeight)
+            assert isinstance(grid, WeightGrid)
             read, _ = inputs_and_outputs(model, name, inputs)
             _, expected = inputs_and_outputs(original, name, inputs)
             weight = stored.detach()
-            stored.data = rounded(layer, weight, grid.scale(weight), grid.high, read, expected, generator)
+            stored.data = rounded(layer, weight, grid.levels(weight), read, expected, generator)
 
 
 def rounded(
     layer: WeightedLayer,
     weight: Tensor,
-    scale: Tensor,
-    high: int,
+    levels: Levels,
     read: Tensor,
     expected: Tensor,
     generator: torch.Generator,
 ) -> Tensor:
-    """`weight` rounded to integers of -high .. high times `scale`, so that `layer` maps `read` to `expected` as closely as it can.
+    """`weight` rounded up or down to `levels`, so that `layer` maps `read` to `expected` as closely as it can.
 
-    The largest weight of a channel, which defines the scale, stays at the end of the range.
+    The weights that define a scale stay at the end of their range.
 
     Args:
-        scale: of each channel, [out].
         read: quantized inputs of the layer, [samples, ...].
         expected: outputs of the float layer, [samples, ...].
     """
-    scale = scale.reshape(-1, *[1] * (weight.ndim - 1))
+    scale = levels.scale
     steps = weight / scale
-    fixed = (weight == 0) | (steps.abs() > high - 1e-3)
+    fixed = (weight == 0) | levels.ends
     share = (steps - steps.floor()).clamp(0.01, 0.99)
     logit = ((share - LOW) / (HIGH - share)).log().requires_grad_()
     optimizer = torch.optim.Adam([logit], LEARNING_RATE)
 
     def on_grid(up: Tensor) -> Tensor:
-        return torch.where(fixed, steps.round(), (steps.floor() + up).clamp(-high, high)) * scale
+        return torch.where(fixed, steps.round(), (steps.floor() + up).clamp(levels.low, levels.high)) * scale
 
     for index in range(STEPS):
         batch = torch.randint(len(read), (min(BATCH, len(read)),), generator=generator)

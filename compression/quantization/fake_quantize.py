@@ -21,27 +21,10 @@ from ...spaces.policies.policy import LayerPolicy, Policy
 from ...spaces.policies.quantization_scheme import Scheme
 from .bfloat16 import BFloat16Weight, rounded_input, rounded_output
 from .codebooks import SharedValues
+from .weight_grids import weight_grid
 
-
-class SymmetricWeight(nn.Module):
-    """A weight [out, in, ...] on its symmetric grid of `bits` bits, without the most negative integer."""
-
-    def __init__(self, bits: int, scheme: Scheme = Scheme()) -> None:
-        super().__init__()
-        self.scheme = scheme
-        self.high = 2 ** (bits - 1) - 1
-
-    def forward(self, weight: Tensor) -> Tensor:
-        scale = self.scale(weight.detach())
-        zero_point = torch.zeros(len(scale), dtype=torch.int32, device=weight.device)
-        return torch.fake_quantize_per_channel_affine(weight, scale, zero_point, 0, -self.high, self.high)
-
-    def scale(self, weight: Tensor) -> Tensor:
-        """The scale of each output channel, [out]."""
-        largest = weight.flatten(1).abs().amax(dim=1)
-        if self.scheme.weights == "tensor":
-            largest = largest.amax().expand_as(largest)
-        return (largest / self.high).clamp_min(torch.finfo(torch.float32).eps)
+PARAMETRIZED = "parametrizations.weight"
+"""The path in a layer of what `torch.nn.utils.parametrize` keeps of its weight."""
 
 
 @contextmanager
@@ -89,7 +72,7 @@ def _rounding(layer: LayerPolicy, scheme: Scheme, weight: Tensor) -> nn.Module:
         return SharedValues(weight, layer)
     if layer.has_bfloat16_weight:
         return BFloat16Weight()
-    return SymmetricWeight(layer.weight_bits, scheme)
+    return weight_grid(layer, scheme)
 
 
 def _on_grid(grid: QuantParams):

@@ -1,6 +1,6 @@
 """Post-training quantization per layer at the policy's bits, by torchao's PT2E with a quantizer of our own.
 
-Weights are symmetric per output channel in an int8 container; activations are affine per tensor in a uint8 container,
+Weights are symmetric per output channel in an int8 container, or have grids by groups of inputs (`weight_grids`); activations are affine per tensor in a uint8 container,
 calibrated as `observers` says. Grids below 8 bits use part of the container, which is what runtimes have
 integer kernels for. Both operands of a residual addition are put on 8-bit grids where every layer feeding it computes on
 integers, so that a runtime can stay in integers across the addition.
@@ -47,6 +47,7 @@ from ..folding import BATCH_NORMS
 from .bfloat16 import rounded_weights
 from .captured import captured, capturing
 from .observers import ACTIVATION_OBSERVERS, WEIGHT_OBSERVERS
+from .weight_grids import grouped_weights
 
 CONTAINER_BITS = 8
 aten = torch.ops.aten
@@ -69,9 +70,9 @@ def quantize(model: nn.Module, example_input: Tensor, policy: Policy, calibratio
         CompressionError: torch.export or PT2E cannot take the model, or a layer reads numbers that are not finite.
     """
     layers = policy.layers.items()
-    wanted = {name: layer for name, layer in layers if layer.has_weight_grid or layer.has_activation_grid}
+    wanted = {name: layer for name, layer in layers if _has_grid_per_channel(layer) or layer.has_activation_grid}
     if not wanted:
-        return _only_bfloat16(model, example_input, policy)
+        return _weights_alone(model, example_input, policy)
     _require_linear(model, [name for name, layer in wanted.items() if layer.is_dynamic])
     batch_size = min(CALIBRATION_BATCH, len(calibration))
     with capturing():
@@ -81,14 +82,18 @@ def quantize(model: nn.Module, example_input: Tensor, policy: Policy, calibratio
     with torch.no_grad():
         for batch in input_batches(calibration, batch_size):
             prepared(batch)
-    return _with_bfloat16(_read(prepared, wanted), model, policy, norms)
+    return _with_other_weights(_read(prepared, wanted), model, policy, norms)
 
 
-def _only_bfloat16(model: nn.Module, example_input: Tensor, policy: Policy) -> Quantization:
-    """The quantization of a policy without integers."""
-    if not any(layer.has_bfloat16_weight for layer in policy.layers.values()):
+def _has_grid_per_channel(layer: LayerPolicy) -> bool:
+    return layer.has_weight_grid and not layer.has_groups
+
+
+def _weights_alone(model: nn.Module, example_input: Tensor, policy: Policy) -> Quantization:
+    """The quantization of a policy that needs no calibration: weights in bfloat16 and with scales by groups."""
+    if not any(layer.has_bfloat16_weight or layer.has_groups for layer in policy.layers.values()):
         return Quantization()
-    return _with_bfloat16(Quantization(), model, policy, folded_norms(model, example_input))
+    return _with_other_weights(Quantization(), model, policy, folded_norms(model, example_input))
 
 
 def _require_linear(model: nn.Module, dynamic: Iterable[str]) -> None:
@@ -97,11 +102,16 @@ def _require_linear(model: nn.Module, dynamic: Iterable[str]) -> None:
             raise CompressionError(f"layer {name!r} is not linear; only linear layers are quantized dynamically")
 
 
-def _with_bfloat16(found: Quantization, model: nn.Module, policy: Policy, norms: Mapping[str, str]) -> Quantization:
-    """`found` with the weights in bfloat16, and of `norms` (layer -> batch-norm) those folded into a weight of either kind."""
+def _with_other_weights(
+    found: Quantization, model: nn.Module, policy: Policy, norms: Mapping[str, str]
+) -> Quantization:
+    """`found` with the weights in bfloat16 and with scales by groups, and of `norms` (layer -> batch-norm) those folded into a
+    weight of any kind."""
     rounded = rounded_weights(model, policy, norms)
-    stored = found.weights.keys() | rounded.keys()
-    return replace(found, bfloat16=rounded, norms={layer: norm for layer, norm in norms.items() if layer in stored})
+    weights = {**found.weights, **grouped_weights(model, policy, norms)}
+    stored = weights.keys() | rounded.keys()
+    folded = {layer: norm for layer, norm in norms.items() if layer in stored}
+    return replace(found, weights=weights, bfloat16=rounded, norms=folded)
 
 
 def folded_norms(model: nn.Module, example_input: Tensor) -> dict[str, str]:
@@ -213,7 +223,7 @@ def _layer_specs(
     operands, first_operands = (cast("list[fx.Node]", list(run.args[:2])) for run in (node, first))
     fresh = (activation_spec(layer.activation_bits, scheme), weight_spec(layer.weight_bits, scheme))
     offered = fresh if node is first else tuple(SharedQuantizationSpec((operand, first)) for operand in first_operands)
-    has_grid = (layer.has_activation_grid, layer.has_weight_grid)
+    has_grid = (layer.has_activation_grid, _has_grid_per_channel(layer))
     return {tensor: spec for tensor, spec, wanted in zip(operands, offered, has_grid, strict=True) if wanted}
 
 

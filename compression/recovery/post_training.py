@@ -5,6 +5,8 @@
 | equalize | `equalize.equalize` |
 | adaround | `adaround.round_adaptively` |
 | correct_bias | `bias_correction.correct_biases` |
+| awq | `awq.scale_by_activations` |
+| gptq | `gptq.round_with_feedback` |
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ from ...spaces.policies.policy import Policy
 from ...workloads.workload import Workload
 from ..folding import fold_norms
 from ..quantization.adaround import round_adaptively
+from ..quantization.awq import scale_by_activations
 from ..quantization.bias_correction import correct_biases
 from ..quantization.codebooks import coded_copy
 from ..quantization.equalize import equalize
+from ..quantization.gptq import round_with_feedback
 from ..quantization.quantize import folded_norms, quantize
 
 Step = Callable[[nn.Module, Workload, Policy, int], None]
@@ -47,4 +51,19 @@ def _correct_bias(model: nn.Module, workload: Workload, policy: Policy, _seed: i
     correct_biases(model, policy, calibrated(model, workload, policy), workload.calibration)
 
 
-POST_TRAINING: Mapping[str, Step] = {"equalize": _equalize, "adaround": _adaround, "correct_bias": _correct_bias}
+def _awq(model: nn.Module, workload: Workload, policy: Policy, _seed: int) -> None:
+    fold_norms(model, folded_norms(model, workload.example_input))
+    scale_by_activations(model, workload.example_input, policy, workload.calibration)
+
+
+def _gptq(model: nn.Module, workload: Workload, policy: Policy, _seed: int) -> None:
+    round_with_feedback(model, policy, calibrated(model, workload, policy), workload.calibration)
+
+
+POST_TRAINING: Mapping[str, Step] = {
+    "equalize": _equalize,
+    "adaround": _adaround,
+    "correct_bias": _correct_bias,
+    "awq": _awq,
+    "gptq": _gptq,
+}

@@ -1,7 +1,7 @@
 """The bench: a process of its own that times artifacts against the uncompressed reference; see `paired_timing`.
 
-It holds a machine-wide lock while it loads and times, is pinned to cores that workers do not use, collects no garbage
-while timing, and when a runtime crashes, only this process dies.
+It holds a machine-wide lock while it loads and times, is pinned to cores that workers do not use, waits until other
+programs leave them alone, collects no garbage while timing, and when a runtime crashes, only this process dies.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import gc
 import math
 import os
 import signal
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Thread
 
@@ -23,15 +23,17 @@ from loky import ProcessPoolExecutor
 from loky.process_executor import TerminatedWorkerError
 
 from ...core.errors import EvaluationError
-from ...core.statistics import quantile_interval
 from ...core.threads import torch_threads
 from ..cards.target import Target
 from ..profiling.fingerprint import require_cores
 from ..runtimes.base import DeviceSession, Session, get_runtime
+from .conditions import Conditions, CoreState
 from .energy import EnergyMeter, energy_meter
+from .load_time import load_seconds
 from .lock import POLL_SECONDS, bench_lock
-from .paired_timing import PairedTiming, fastest_blocks, paired_timing, warm_up
+from .paired_timing import PairedTiming, paired_timing, reference_timing, warm_up
 from .peak_memory import peak_growth
+from .quiet import QuietWait, busy_share
 from .streams import load_streams
 
 
@@ -81,17 +83,22 @@ class Bench:
             self._process = ProcessPoolExecutor(max_workers=1, timeout=None, initializer=_set_up, initargs=self._setup)
             self._process.submit(os.getpid)  # processes start with the first task
 
-    def time(self, candidate: Path, seconds: float = 2.0) -> PairedTiming:
+    def time(self, candidate: Path, seconds: float = 2.0, quiet_reference_ms: float = math.inf) -> PairedTiming:
         """Time `candidate` against the reference for at most about `seconds`; a quiet machine takes a quarter of them.
+
+        A busy machine is waited for, and what is far too uncertain is timed again: see `quiet` and `paired_timing`.
+
+        Args:
+            quiet_reference_ms: the reference's latency on this machine when it was quiet, where that is known.
 
         Raises:
             EvaluationError: the runtime crashed the bench's process; the next call starts a fresh one.
             LoweringError: the runtime refuses the artifact.
         """
-        return self._call(_time_pair, str(candidate), seconds)
+        return self._call(_time_pair, str(candidate), seconds, quiet_reference_ms / 1e3)
 
     def time_reference(self, seconds: float = 1.0) -> tuple[float, float, float, int]:
-        """Median, 95 % interval and number of blocks of the reference's latency in milliseconds, one batch."""
+        """Median, 95 % interval and number of the calmest blocks of the reference's latency in milliseconds, one batch."""
         return self._call(_time_reference, seconds)
 
     def peak_memory(self, candidate: Path) -> int:
@@ -101,12 +108,25 @@ class Bench:
             EvaluationError: this system does not report it, or the runtime crashed.
             LoweringError: the runtime refuses the artifact.
         """
+        return self._in_fresh_process(_peak_memory, str(candidate), "its memory")
+
+    def load_times(self, candidate: Path, repeats: int) -> list[float]:
+        """Seconds from a file that is not in memory to its first outputs, in `repeats` fresh processes; see `load_time`.
+
+        Raises:
+            EvaluationError: the runtime crashed.
+            LoweringError: the runtime refuses the artifact.
+        """
+        return [self._in_fresh_process(_load_seconds, str(candidate), "its loading") for _ in range(repeats)]
+
+    def _in_fresh_process(self, function: Callable, candidate: str, what: str):
+        """What `function` finds in a process that has loaded nothing before and freed nothing that could be used again."""
         target_json, _, inputs, cores, _ = self._setup
-        fresh = ProcessPoolExecutor(max_workers=1, timeout=None)  # nothing was freed there that could be used again
+        fresh = ProcessPoolExecutor(max_workers=1, timeout=None)
         try:
-            return fresh.submit(_peak_memory, target_json, str(candidate), inputs, cores).result()
+            return fresh.submit(function, target_json, candidate, inputs, cores).result()
         except (BrokenProcessPool, TerminatedWorkerError) as error:
-            raise EvaluationError("the runtime crashed while its memory was being measured") from error
+            raise EvaluationError(f"the runtime crashed while {what} was being measured") from error
         finally:
             fresh.shutdown(wait=True, kill_workers=True)
 
@@ -166,6 +186,8 @@ class _State:
     target: Target
     reference: Session
     inputs: np.ndarray
+    cores: list[int]
+    wait: QuietWait
     calm_reference_s: float = math.inf
 
 
@@ -179,7 +201,8 @@ def _set_up(target_json: str, reference: str, inputs: np.ndarray, cores: list[in
     os.sched_setaffinity(0, cores)  # before the runtime starts its threads, which inherit it
     target = Target.model_validate_json(target_json)
     with _alone():  # another bench may be timing on these cores
-        _state = _State(target, load_streams(Path(reference), target), inputs)
+        wait = QuietWait(partial(busy_share, cores))
+        _state = _State(target, load_streams(Path(reference), target), inputs, cores, wait)
 
 
 def end_with(parent: int) -> None:
@@ -192,21 +215,26 @@ def end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _time_pair(candidate: str, seconds: float) -> PairedTiming:
+def _time_pair(candidate: str, seconds: float, quiet_reference_s: float) -> PairedTiming:
     with _alone():
         began = time.time()
         session = load_streams(Path(candidate), _state.target)
-        timing = paired_timing(_runner(session), _runner(_state.reference), seconds, _state.calm_reference_s)
+        _state.wait()
+        calm_s = min(_state.calm_reference_s, quiet_reference_s)
+        before = CoreState.of(_state.cores)
+        timing = paired_timing(_runner(session), _runner(_state.reference), seconds, calm_s, _state.wait)
+        conditions = Conditions(before, CoreState.of(_state.cores), _state.wait.taken())
         ended = time.time()
     _state.calm_reference_s = min(_state.calm_reference_s, timing.reference_ms / 1e3)
-    return replace(timing, began=began, ended=ended)
+    return replace(timing, began=began, ended=ended, conditions=conditions)
 
 
 def _time_reference(seconds: float) -> tuple[float, float, float, int]:
     with _alone():
-        samples = fastest_blocks(_runner(_state.reference), seconds)
-    low, high = quantile_interval(samples)
-    return statistics.median(samples) * 1e3, low * 1e3, high * 1e3, len(samples)
+        _state.wait()
+        median, low, high, blocks = reference_timing(_runner(_state.reference), seconds)
+    _state.calm_reference_s = min(_state.calm_reference_s, median)
+    return median * 1e3, low * 1e3, high * 1e3, blocks
 
 
 def _peak_memory(target_json: str, candidate: str, inputs: np.ndarray, cores: list[int]) -> int:
@@ -219,6 +247,19 @@ def _peak_memory(target_json: str, candidate: str, inputs: np.ndarray, cores: li
 
     with _alone():
         return peak_growth(load_and_run)
+
+
+def _load_seconds(target_json: str, candidate: str, inputs: np.ndarray, cores: list[int]) -> float:
+    os.sched_setaffinity(0, cores)
+    target = Target.model_validate_json(target_json)
+    get_runtime(target.runtime)  # its library is imported before the clock starts
+
+    def load_and_run() -> None:
+        load_streams(Path(candidate), target).run(inputs)
+
+    with _alone():
+        QuietWait(partial(busy_share, cores))()
+        return load_seconds(Path(candidate), load_and_run)
 
 
 def _energy(candidate: str, seconds: float, repeats: int) -> tuple[str, list[float]]:

@@ -4,12 +4,18 @@ A B B A, in short blocks. The first run of a block finds the other model in the 
 is that of the fastest other run, because disturbances only ever slow a program down. Each pair of neighbouring blocks gives
 one ratio. Pairs are ranked by the total time of both halves, which favours neither, and the speed-up is the median ratio of
 the fastest third: the estimate for the undisturbed machine. Pairs are added until the 95 % interval is narrow enough or the
-time budget ends; an interval that is still too wide is flagged as noisy.
+time budget ends. Where it is far too wide then, more are added once the machine is quiet; one that is still too wide is
+flagged as noisy.
+
+A neighbour that needs the memory slows a model that needs it too, often the reference, and not one that fits the caches:
+the ratio of two disturbed times is wrong by up to the whole disturbance, and pairs that are all disturbed agree on it. The
+reference's quiet time shows how far it is disturbed, and the interval is widened by that much.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +25,7 @@ import numpy as np
 from scipy.stats import t
 
 from ...core.statistics import NORMAL_QUANTILE, moving_block_indices, quantile_interval
+from .conditions import UNNOTED, Conditions
 
 BLOCK_SECONDS = 0.01
 """The duration of one block of inferences in seconds, long enough for one undisturbed run."""
@@ -47,12 +54,21 @@ LOADING_SPREAD = 0.006
 `benchmarks/measuring/latency_truth.py` measures the coverage of intervals that include it."""
 
 DISTURBED = 0.05
-"""A reference that is slower than its fastest time by more than this (in logarithms) shows a machine that is busy with other work."""
+"""A reference that is slower than its quiet time by more than this (in logarithms) shows a machine that is busy with other work."""
 
-SENSITIVITY = 0.1
-"""The shift of the ratio by a disturbance, as a share of the slowdown of the reference (both as logarithms)."""
+RETIMES = 2
+"""How often an uncertain figure is timed again, for as many seconds as at first."""
+
+UNCERTAIN = 0.03
+"""A figure is timed again where its interval reaches farther than this to either side, or it has fewer than `MIN_PAIRS`."""
+
+IN_VAIN = 0.9
+"""A figure whose interval is not narrowed to this share of its width is not timed once more."""
 
 Run = Callable[[], object]
+
+Pair = tuple[list[float], list[float]]
+"""Seconds of the single runs of a candidate's block and of the reference's block next to it."""
 
 
 @runtime_checkable
@@ -80,13 +96,15 @@ class PairedTiming:
     """A candidate timed against the reference.
 
     Attributes:
-        speedup, low, high: reference / candidate on the quiet machine, and its 95 % interval.
+        speedup, low, high: reference / candidate on the quiet machine, and its 95 % interval; of a machine that was disturbed
+            all the time it holds what both an undisturbed and a doubly disturbed candidate would have.
         candidate_ms, reference_ms: medians of the blocks of the calmest pairs; as noisy as the machine was.
         pairs: how many pairs.
         noisy: the interval stayed wider than `RELATIVE_HALF_WIDTH`, or there were fewer than `MIN_PAIRS`.
         percentiles: 50, 90, 99 -> that percentile of the candidate's single runs, disturbances and all.
         runs: how many single runs the percentiles are of.
         began, ended: Unix time while the bench was held for it; 0 where it was not made on a bench.
+        conditions: of the machine, as far as the bench noted them.
     """
 
     speedup: float
@@ -100,20 +118,63 @@ class PairedTiming:
     runs: int
     began: float = 0.0
     ended: float = 0.0
+    conditions: Conditions = UNNOTED
+
+    @property
+    def counted_speedup(self) -> float:
+        """What the figure counts as: the speed-up, or the lower end of its interval where it is uncertain.
+
+        A figure that says little can so neither take a front nor draw a sampler to its policy.
+        """
+        return self.low if self.is_uncertain else self.speedup
+
+    @property
+    def spread(self) -> float:
+        """Width of the interval, as a difference of logarithms."""
+        return math.log(self.high / self.low)
+
+    @property
+    def is_uncertain(self) -> bool:
+        """Whether it is so noisy that it has to be timed again before it counts in full."""
+        wide = max(self.high / self.speedup, self.speedup / self.low) - 1 > UNCERTAIN
+        return wide or self.pairs < MIN_PAIRS
 
 
-def paired_timing(candidate: Run, reference: Run, seconds: float, calm_reference_s: float = math.inf) -> PairedTiming:
+def paired_timing(
+    candidate: Run,
+    reference: Run,
+    seconds: float,
+    calm_reference_s: float = math.inf,
+    settle: Callable[[], object] | None = None,
+) -> PairedTiming:
     """Time two callables alternately for about `seconds`, warming up included; see the module's description.
 
     However slow they are, each is warmed up by two runs and timed in two blocks.
 
     Args:
-        calm_reference_s: the fastest time of the reference on this machine, by which a disturbed machine is recognised.
+        calm_reference_s: the quiet time of the reference on this machine, by which a disturbed machine is recognised.
+        settle: returns when the machine is quiet, or after its patience. With it, an uncertain figure is timed again at
+            most `RETIMES` times. All pairs are kept, of which the calmest count.
     """
+    blocks: list[Pair] = []
+    timing = _more_pairs(blocks, candidate, reference, seconds, calm_reference_s)
+    for _ in range(RETIMES):
+        if settle is None or not timing.is_uncertain:
+            break
+        settle()
+        before, timing = timing, _more_pairs(blocks, candidate, reference, seconds, calm_reference_s)
+        if timing.spread > IN_VAIN * before.spread:
+            break
+    return timing
+
+
+def _more_pairs(
+    blocks: list[Pair], candidate: Run, reference: Run, seconds: float, calm_reference_s: float
+) -> PairedTiming:
+    """Add pairs to `blocks` until they are enough, or the time is over; what all of them say."""
     deadline = time.perf_counter() + seconds
     runs = candidate, reference
     counts = [_runs_in_block(warm_up(run, seconds * WARM_UP_SHARE), seconds) for run in runs]
-    blocks: list[tuple[list[float], list[float]]] = []
     while True:
         for order in ((0, 1), (1, 0)):  # A B then B A: a drift of the machine favours neither side
             pair = {which: _block(runs[which], counts[which]) for which in order}
@@ -123,6 +184,18 @@ def paired_timing(candidate: Run, reference: Run, seconds: float, calm_reference
             timing = _summarise(blocks, calm_reference_s)
             if over or not timing.noisy:
                 return timing
+
+
+def reference_timing(run: Run, seconds: float) -> tuple[float, float, float, int]:
+    """Median of the calmest blocks of one run in seconds, its 95 % interval, and how many blocks they are.
+
+    The interval holds how much one load of a file differs from the next.
+    """
+    blocks = sorted(fastest_blocks(run, seconds))
+    calm = blocks[: _calm_count(len(blocks))]
+    low, high = quantile_interval(calm)
+    spread = math.exp(NORMAL_QUANTILE * LOADING_SPREAD)
+    return statistics.median(calm), low / spread, high * spread, len(calm)
 
 
 def fastest_blocks(run: Run, seconds: float) -> list[float]:
@@ -172,13 +245,15 @@ def calm_interval(pairs: np.ndarray) -> tuple[float, float, float]:
     return ratio, ratio * math.exp(-half), ratio * math.exp(half)
 
 
-def _summarise(blocks: Sequence[tuple[list[float], list[float]]], calm_reference_s: float) -> PairedTiming:
+def _summarise(blocks: Sequence[Pair], calm_reference_s: float) -> PairedTiming:
     pairs = np.array([(min(candidate), min(reference)) for candidate, reference in blocks])
-    ratio, low, high = calm_interval(pairs)
     candidate_s, reference_s = np.median(pairs[_calmest(pairs)], axis=0)
-    slowdown = max(0.0, math.log(reference_s / calm_reference_s)) if calm_reference_s < math.inf else 0.0
+    slowdown = math.log(reference_s) - math.log(calm_reference_s)
+    ratio, low, high = calm_interval(pairs)
     if slowdown > DISTURBED:
-        low, high = low * math.exp(-SENSITIVITY * slowdown), high * math.exp(SENSITIVITY * slowdown)
+        # On the quiet machine the candidate is no slower than it ever was here: a disturbance only ever makes it slower.
+        seen = min(ratio, calm_reference_s / pairs[:, 0].min()) * math.exp(-NORMAL_QUANTILE * LOADING_SPREAD)
+        low, high = max(low * math.exp(-slowdown), seen), high * math.exp(slowdown)
     single = [seconds * 1e3 for candidate, _ in blocks for seconds in candidate]
     wide = max(high / ratio, ratio / low) - 1 > RELATIVE_HALF_WIDTH
     return PairedTiming(
@@ -188,7 +263,7 @@ def _summarise(blocks: Sequence[tuple[list[float], list[float]]], calm_reference
         candidate_ms=float(candidate_s) * 1e3,
         reference_ms=float(reference_s) * 1e3,
         pairs=len(pairs),
-        noisy=wide or len(pairs) < MIN_PAIRS or slowdown > DISTURBED,
+        noisy=wide or len(pairs) < MIN_PAIRS,
         percentiles={percent: _percentile(single, percent) for percent in (50, 90, 99)},
         runs=len(single),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -11,7 +12,7 @@ from .paired_timing import PairedTiming
 class Timer(Protocol):
     """Times artifacts of one target against the uncompressed model's; its methods are documented in `bench.Bench`."""
 
-    def time(self, candidate: Path, seconds: float = 2.0) -> PairedTiming:
+    def time(self, candidate: Path, seconds: float = 2.0, quiet_reference_ms: float = math.inf) -> PairedTiming:
         """A candidate timed against the reference."""
         ...
 
@@ -21,6 +22,10 @@ class Timer(Protocol):
 
     def peak_memory(self, candidate: Path) -> int:
         """Bytes that loading and running `candidate` needs at its peak."""
+        ...
+
+    def load_times(self, candidate: Path, repeats: int) -> list[float]:
+        """Seconds from a file that is not in memory to its first outputs, in fresh processes."""
         ...
 
     def energy(self, candidate: Path, seconds: float, repeats: int) -> tuple[str, list[float]]:

@@ -30,6 +30,9 @@ SHARED_PENALTY = 0.01
 SURE = 0.02
 """A measurement whose relative half-interval is wider than this has a lower weight in the fit."""
 
+FLOAT_NAMES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+"""Float precision -> what costs call it."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -78,7 +81,7 @@ def cost_units(policy: Policy, calls: Mapping[str, Call], reference: Mapping[str
     total = Call(
         "", *(sum(getattr(c, f) for c in reference.values()) for f in ("inputs", "outputs", "weights", "macs"))
     )
-    previous = "f32"
+    previous = _floats(policy)
     for name, call in calls.items():
         precision = _precision(policy, name)
         shared = f"{call.kind}.{precision}"
@@ -156,7 +159,13 @@ def _precision(policy: Policy, name: str) -> str:
         return "bf16"
     if layer.is_dynamic:
         return "dynamic"  # integers, and the computation of their range
-    return "i8" if layer.has_weight_grid and layer.has_activation_grid else "f32"
+    on_integers = layer.has_weight_grid and layer.has_activation_grid
+    return "i8" if on_integers else _floats(policy)
+
+
+def _floats(policy: Policy) -> str:
+    """What costs call the precision of a policy's floats; the runtime's default is one of its own."""
+    return FLOAT_NAMES.get(policy.float_precision, policy.float_precision)
 
 
 def _kind(layer: nn.Module) -> str:

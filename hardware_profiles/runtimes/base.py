@@ -7,7 +7,7 @@ timed, scored and exported.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from ...core.errors import TargetError
+from ...spaces.policies.float_precision import DEFAULT, FLOAT32, FloatPrecision
 from .registry import RUNTIMES
 
 if TYPE_CHECKING:  # the bench's process loads artifacts without torch
@@ -98,6 +99,15 @@ class Runtime(Protocol):
         """The installed version of the runtime's library."""
         ...
 
+    def float_precisions(self, target: Target) -> tuple[FloatPrecision, ...]:
+        """The float precisions of a whole model that are different computations on this machine, the runtime's default first;
+        see `distinct`."""
+        ...
+
+    def default_float_precision(self, target: Target) -> FloatPrecision:
+        """The type that "default" stands for on this machine; never "default" itself."""
+        ...
+
     def lower(self, candidate: Candidate, example_input: Tensor, target: Target, path: Path) -> Artifact:
         """Write the artifact to `path`.
 
@@ -117,6 +127,32 @@ class Runtime(Protocol):
             LoweringError: the runtime refuses the file.
         """
         ...
+
+
+def distinct(default: FloatPrecision, others: Iterable[FloatPrecision]) -> tuple[FloatPrecision, ...]:
+    """Different computations by name: `default` first, as "float32" where it is that and as "default" elsewhere, then `others`."""
+    first = FLOAT32 if default == FLOAT32 else DEFAULT
+    return (first, *(precision for precision in others if precision not in (default, first)))
+
+
+def computed_types(runtime: Runtime, target: Target) -> dict[FloatPrecision, FloatPrecision]:
+    """Float precision that can be asked for on this machine -> the type that is computed with."""
+    default = runtime.default_float_precision(target)
+    types = (FLOAT32, default, *runtime.float_precisions(target))
+    return {DEFAULT: default, **{precision: precision for precision in types if precision != DEFAULT}}
+
+
+def require_installed(name: str) -> None:
+    """Require that other processes know a runtime too: artifacts are timed and scored in such.
+
+    Raises:
+        TargetError: this program registered it itself.
+    """
+    if name in RUNTIMES.registered:
+        raise TargetError(
+            f"runtime {name!r} is known to this program only, and artifacts are timed in a process of their own; "
+            "have a package offer it by an entry point in slimfront.runtimes, see docs/guide/plug-ins.md"
+        )
 
 
 def get_runtime(name: str) -> Runtime:

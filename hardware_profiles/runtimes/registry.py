@@ -22,6 +22,7 @@ class RuntimeEntry:
         install: what to install for it.
         weight_bits, activation_bits: what it can be given; a card that offers more is refused.
         dynamic: whether it takes 8-bit activations that are quantized dynamically.
+        weight_groups: whether it takes weights whose inputs have scales by groups.
         symmetric: whether it takes activation grids with zero in their middle only.
         gpu: whether it computes on an NVIDIA GPU: its memory is not the host's, and one batch runs there at once.
         spins: its threads spin for one another at every operation, so that more than a target has pay on an idle machine
@@ -44,6 +45,7 @@ class RuntimeEntry:
     weight_bits: tuple[int, ...] = WEIGHT_BITS
     activation_bits: tuple[int, ...] = ACTIVATION_BITS
     dynamic: bool = False
+    weight_groups: bool = False
     symmetric: bool = False
     gpu: bool = False
     spins: bool = False
@@ -65,6 +67,7 @@ _BUILT_IN = {
         "OpenVinoRuntime",
         "slimfront[openvino]",
         dynamic=True,
+        weight_groups=True,
         saturates=True,
         plainly=_TUNED.format(
             '`core.compile_model(path, "CPU")` alone',
@@ -77,6 +80,7 @@ _BUILT_IN = {
         "OnnxRuntime",
         "slimfront[onnxruntime]",
         dynamic=True,
+        weight_groups=True,
         saturates=True,
         plainly=_TUNED.format(
             "`InferenceSession(path)` alone",
@@ -108,6 +112,7 @@ _BUILT_IN = {
         "TorchRuntime",
         "torch",
         dynamic=True,
+        weight_groups=True,
         spins=True,
         runs_code=True,
         options={"compile": (False, True)},
@@ -120,6 +125,7 @@ _BUILT_IN = {
         "TorchCudaRuntime",
         "torch",
         dynamic=True,
+        weight_groups=True,
         gpu=True,
         runs_code=True,
         package="torch",

@@ -6,6 +6,7 @@ actor of its own; that no two of them time at once is seen to by the machine's l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +20,8 @@ from ...hardware_profiles.bench.bench import Bench, bench_cores
 from ...hardware_profiles.bench.paired_timing import PairedTiming
 from ...hardware_profiles.cards.target import Target
 from ...hardware_profiles.profiling.fingerprint import machine, require_fit, versions
-from ...hardware_profiles.runtimes.base import get_runtime
+from ...hardware_profiles.runtimes.base import computed_types, get_runtime
+from ...spaces.policies.float_precision import FloatPrecision
 from .cluster import connect, is_cluster_named, ray  # before anything else of Ray
 
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError  # isort: skip
@@ -55,14 +57,17 @@ class RemoteBench:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def time(self, candidate: Path, seconds: float = 2.0) -> PairedTiming:
-        return self._ask(seconds, "time", candidate, seconds)
+    def time(self, candidate: Path, seconds: float = 2.0, quiet_reference_ms: float = math.inf) -> PairedTiming:
+        return self._ask(seconds, "time", candidate, seconds, quiet_reference_ms)
 
     def time_reference(self, seconds: float = 1.0) -> tuple[float, float, float, int]:
         return self._ask(seconds, "time_reference", None, seconds)
 
     def peak_memory(self, candidate: Path) -> int:
         return self._ask(0, "peak_memory", candidate)
+
+    def load_times(self, candidate: Path, repeats: int) -> list[float]:
+        return self._ask(0, "load_times", candidate, repeats)
 
     def energy(self, candidate: Path, seconds: float, repeats: int) -> tuple[str, list[float]]:
         return self._ask(seconds * (repeats + 1), "energy", candidate, seconds, repeats)
@@ -93,6 +98,15 @@ def remote_machine(target: Target, metrics: Sequence[str] = ()) -> tuple[dict[st
             measure one of `metrics`.
     """
     return _answer(_there(_about, target).remote(target.model_dump_json(), metrics), target.name, 0)
+
+
+def remote_float_types(target: Target) -> dict[FloatPrecision, FloatPrecision]:
+    """`computed_types` on the machine that a remote target is on.
+
+    Raises:
+        TargetError: no node advertises the target.
+    """
+    return _answer(_there(_float_types, target).remote(target.model_dump_json()), target.name, 0)
 
 
 def _there(actor_or_task: Any, target: Target) -> Any:
@@ -134,6 +148,12 @@ def _about(target_json: str, metrics: Sequence[str]) -> tuple[dict[str, Any], di
         except EvaluationError as error:
             raise TargetError(f"{metric} cannot be measured where target {target.name} is: {error}") from error
     return machine(), versions(runtime)
+
+
+@ray.remote
+def _float_types(target_json: str) -> dict[FloatPrecision, FloatPrecision]:
+    target = Target.model_validate_json(target_json)
+    return computed_types(get_runtime(target.runtime), target)
 
 
 @ray.remote(max_restarts=-1)

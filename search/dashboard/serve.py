@@ -31,6 +31,7 @@ from rich.console import Console
 from ...core.errors import StoreError, UserError
 from ...core.interrupts import uninterrupted
 from ...studies.analysis.newest_front import front_points, objectives_of
+from ...studies.analysis.verdict import verdict
 from ...studies.reports.figures import front_figure
 from ...studies.reports.heatmap import policy_heatmap
 from ...studies.reports.notes import study_note, trial_note
@@ -84,7 +85,7 @@ def serve(
         if host not in LOCAL_HOSTS:
             warning = (
                 f"the dashboard has no authentication: anyone who reaches {host}:{port} can read every study in it; "
-                "it answers to IP addresses, this machine's names and those of --allow-host"
+                "it answers to IP addresses, this machine's names and those that it was given"
             )
             console.print(warning, style="yellow", highlight=False, markup=False, soft_wrap=True)
         shown = f"[{host}]" if ":" in host else host
@@ -141,7 +142,7 @@ def _listen(host: str, port: int, app: App) -> WSGIServer:
         return make_server(host, port, app, server_class=kind, handler_class=_QuietHandler)
     except OSError as error:
         problem = (error.strerror or str(error)).lower()
-        raise UserError(f"cannot listen on {host}:{port}: {problem}; try another --port or --host") from error
+        raise UserError(f"cannot listen on {host}:{port}: {problem}; try another port or host") from error
 
 
 def _path(storage: RDBStorage, name: str | None) -> str:
@@ -239,7 +240,8 @@ class Publisher:
         study = store.get_study(self._search.spec.study)
         trials, front, points = store.trials(study.name), store.current_front(study.name), front_points(store, study)
         members = [trial for trial in trials if front is not None and trial.number in front.members]
-        self._write("note", study_note(study, trials, front, points), lambda text: save_note(self._study, text))
+        note = study_note(study, trials, front, points, verdict(store, study.name))
+        self._write("note", note, lambda text: save_note(self._study, text))
         self._save_figure("front", front_figure(study, trials, [trial.number for trial in members]))
         if members:
             names = [layer.name for layer in prepared.layers], [group.name for group in prepared.groups]

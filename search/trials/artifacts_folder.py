@@ -30,7 +30,7 @@ def require_writable(folder: Path) -> None:
 
 def unwritable(folder: Path, problem: str) -> str:
     """The line for a user."""
-    return f"{folder}: artifacts cannot be written here: {problem}; make room, or name another folder by --artifacts"
+    return f"{folder}: artifacts cannot be written here: {problem}; make room, or choose another folder of artifacts"
 
 
 def storage_problem(folder: Path, error: BaseException, size: int = PROBE_BYTES) -> str | None:

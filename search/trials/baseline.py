@@ -14,33 +14,48 @@ from ...evaluators.registry import measure
 from ...hardware_profiles.bench.timer import Timer
 from ...hardware_profiles.runtimes.base import Artifact
 from ...spaces.policies.candidate import Candidate
+from ...spaces.policies.float_precision import FLOAT32, FloatPrecision
 from ...spaces.policies.policy import Policy
+from ...studies.store.records import ReferenceRecord
 
 QUIET_SECONDS = 1.0
 
 
-def lower_reference(context: Context, folder: Path) -> Artifact:
+def uncompressed(context: Context, precision: FloatPrecision) -> Candidate:
+    """The uncompressed model, its floats in a precision, as a candidate."""
+    return Candidate(Policy(float_precision=precision), context.workload.model.eval())
+
+
+def lower_reference(context: Context, folder: Path, precision: FloatPrecision = FLOAT32) -> Artifact:
     """Write the uncompressed model's artifact into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    candidate = Candidate(Policy(), context.workload.model.eval())
     path = folder / f"model{context.runtime.suffix}"
-    return context.runtime.lower(candidate, context.workload.example_input, context.target, path)
+    return context.runtime.lower(uncompressed(context, precision), context.workload.example_input, context.target, path)
 
 
-def measure_reference(context: Context, artifact: Artifact, bench: Timer) -> list[Measurement]:
-    """Everything measured of the uncompressed model, on the machine before any worker starts."""
-    candidate = Candidate(Policy(), context.workload.model.eval())
+def measure_reference(
+    context: Context, artifact: Artifact, bench: Timer, reference: ReferenceRecord
+) -> list[Measurement]:
+    """Everything measured of the reference, on the machine before any worker starts."""
+    candidate, over_float32 = uncompressed(context, reference.precision), reference.over_float32
     lowered = LoweredCandidate(
         candidate, artifact, save_packed(candidate, artifact.path.with_name("packed.safetensors"))
     )
-    return measure(lowered, replace(context, bench=bench, timing_seconds=QUIET_SECONDS), "counted", "timed", "scored")
+    timing = replace(context, bench=bench, timing_seconds=QUIET_SECONDS)
+    measured = measure(lowered, timing, "counted", "timed", "scored")
+    if over_float32 is None:
+        return measured
+    return [over_float32 if each.name == over_float32.name else each for each in measured]
 
 
-def with_scores(context: Context, artifact: Artifact, latency_ms: float) -> Reference:
+def with_scores(context: Context, artifact: Artifact, latency_ms: float, record: ReferenceRecord) -> Reference:
     """The reference with its scores on the search-validation split, which accuracy drops are paired with."""
     started = time.monotonic()
     scores = score(artifact, context.workload.validation, context)
-    return Reference(artifact, latency_ms, validation=scores, scoring_seconds=time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return Reference(
+        artifact, latency_ms, scores, None, seconds, over_float32=record.over_float32, precision=record.precision
+    )
 
 
 def with_test_scores(context: Context, reference: Reference) -> Reference:

@@ -1,4 +1,4 @@
-"""Recovered weights that more than one policy may start from: recovery in float does not depend on bits."""
+"""Recovered weights that more than one policy may start from: recovery in float32 depends on no precision."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ...spaces.knobs.kind import LayerKind
 from ...spaces.knobs.registry import KNOB_KINDS
+from ...spaces.policies.float_precision import FLOAT32
 from ...spaces.policies.policy import LayerPolicy, Policy
 from ...spaces.policies.quantization_scheme import Scheme
 from ...studies.store.records import TrialRecord
@@ -48,7 +49,7 @@ class RecoveredWeights:
 
 
 def structure(policy: Policy) -> Policy | None:
-    """What of a policy its recovered weights follow from: all but bits.
+    """What of a policy its recovered weights follow from: all but bits and the precision of floats.
 
     None without recovery, and where weights share values: those that are kept are not those that were trained.
     """
@@ -58,4 +59,4 @@ def structure(policy: Policy) -> Policy | None:
     kinds = [kind for kind in KNOB_KINDS.values() if kind.is_quantizing and isinstance(kind, LayerKind)]
     full = {kind.name: kind.neutral for kind in kinds}
     layers = {name: replace(layer, **full) for name, layer in policy.layers.items()}
-    return replace(policy, layers=layers, scheme=Scheme())
+    return replace(policy, layers=layers, scheme=Scheme(), float_precision=FLOAT32)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, cast
 
 from ...core.validation import one_of
+from ..policies.draft import PolicyDraft
+from ..policies.float_precision import DEFAULT, FLOAT32, FLOAT_PRECISIONS, FloatPrecision
 from ..policies.layer_policy import (
     ACTIVATION_BITS,
     BFLOAT16_BITS,
     CODEBOOKS,
     FULL_PRECISION,
+    GROUP_SIZES,
+    GROUPED_BITS,
     RANGES,
     STATIC,
     UNIFORM,
@@ -79,11 +83,35 @@ class _Codebook(_FollowingBits):
         return super().wishes(choices, {**bits, _WEIGHTS.name: min(choices[_WEIGHTS.key], key=float)})
 
 
-class _ActivationRange(_FollowingBits):
+class _OfLinearLayers(_FollowingBits):
     def decisions(self, model: SearchedModel, offered: Sequence[Choice]) -> Iterator[Decision]:
         for subject, layers in model.shared.items():
             if linear := tuple(layer.name for layer in layers if layer.kind == "linear"):
                 yield Decision(subject, self, tuple(offered), linear)
+
+
+class _FloatPrecision(KnobKind):
+    def read(self, policy: Policy, knob: Knob) -> Choice:
+        return policy.float_precision
+
+    def write(self, draft: PolicyDraft, governs: Sequence[str], choice: Choice) -> None:
+        draft.float_precision = cast(FloatPrecision, choice)
+
+    def guess(self, choice: Choice, choices: Sequence[Choice]) -> float:
+        return 0.0 if choice == FLOAT32 else bits_damage(BFLOAT16_BITS)
+
+    def wishes(self, choices: Mapping[str, Sequence[Choice]], bits: Wish) -> Iterable[Wish]:
+        for precision in choices[self.key]:
+            yield {self.name: precision}
+            yield {**bits, self.name: precision}
+
+
+class _GroupSize(_OfLinearLayers):
+    def wishes(self, choices: Mapping[str, Sequence[Choice]], bits: Wish) -> Iterable[Wish]:
+        grouped = [width for width in choices[_WEIGHTS.key] if width in GROUPED_BITS]
+        if grouped and FULL_PRECISION in choices[_ACTIVATIONS.key]:
+            weight_only = {_WEIGHTS.name: min(grouped, key=float), _ACTIVATIONS.name: FULL_PRECISION}
+            yield from super().wishes(choices, weight_only)
 
 
 _WEIGHTS = _WeightBits(
@@ -102,6 +130,19 @@ _ACTIVATIONS = _ActivationBits(
     unit="bits",
     label="activation bits",
 )
+FLOATS = _FloatPrecision(
+    name="float_precision",
+    key="float_precision",
+    type=Annotated[str, one_of(FLOAT_PRECISIONS)],
+    neutral=FLOAT32,
+    meaning="Of all that stays in float: `float32`, `default` (as the runtime runs a file by itself), `bfloat16` or `float16`, as the target can.",
+    label="float precision",
+    subject="model",
+    owner="floats",
+    is_damaging=False,
+    is_counted=True,
+    is_quantizing=True,
+)
 KINDS: tuple[KnobKind, ...] = (
     _WEIGHTS,
     _ACTIVATIONS,
@@ -114,7 +155,7 @@ KINDS: tuple[KnobKind, ...] = (
         label="codebook",
         column="weight_bits",
     ),
-    _ActivationRange(
+    _OfLinearLayers(
         name="activation_range",
         key="activation_ranges",
         type=Annotated[str, one_of(RANGES)],
@@ -124,6 +165,19 @@ KINDS: tuple[KnobKind, ...] = (
         column="activation_bits",
         is_counted=True,
         needs={"dynamic": Need("dynamic", "computes no ranges at run time")},
+    ),
+    FLOATS,
+    _GroupSize(
+        name="weight_group_size",
+        key="weight_group_size",
+        type=Annotated[int, one_of(GROUP_SIZES)],
+        neutral=0,
+        meaning="Per linear layer, inputs that share a scale of 4- or 8-bit weights where activations stay in floats: 32, 64, 128, or 0 for one scale per output channel.",
+        unit="inputs",
+        label="weight group size",
+        column="weight_bits",
+        is_counted=True,
+        needs={size: Need("weight_groups", "takes no weights with scales by groups") for size in GROUP_SIZES if size},
     ),
 )
 
@@ -145,3 +199,13 @@ def lightest_bits(choices: Mapping[str, Sequence[Choice]]) -> dict[str, Choice]:
         if reduced:
             found[kind.name] = LIGHTEST_WITH_KERNELS if LIGHTEST_WITH_KERNELS in reduced else max(reduced, key=float)
     return found
+
+
+def fast_floats(choices: Mapping[str, Sequence[Choice]]) -> dict[str, Choice]:
+    """The precision of floats to try first: the runtime's default where it is offered, else the first below float32.
+
+    Args:
+        choices: study key -> what is offered.
+    """
+    reduced = [precision for precision in choices[FLOATS.key] if precision != FLOAT32]
+    return {FLOATS.name: DEFAULT if DEFAULT in reduced else reduced[0]} if reduced else {}

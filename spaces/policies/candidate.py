@@ -17,7 +17,7 @@ class QuantParams:
     """Parameters of affine quantization: real = scale x (integer - zero_point).
 
     Attributes:
-        scale: float32, shape [] for a whole tensor or [channels] along axis 0 of a weight.
+        scale: float32, shape [] for a whole tensor, [channels] along axis 0 of a weight or [channels, groups] of its inputs.
         zero_point: integer of the container type, same shape.
         low, high: smallest and largest integer used; narrower than the container below 8 bits.
     """
@@ -30,11 +30,35 @@ class QuantParams:
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """A weight on its grid: `integers` int8, shape of the weight; `bias` float32 [channels] with batch-norm folded in, or None."""
+    """A weight on its grid.
+
+    Attributes:
+        integers: int8, shape of the weight.
+        bias: float32 [channels] with batch-norm folded in, or None.
+        group_size: how many neighbouring inputs share a scale, the last group perhaps fewer; 0 where all do.
+    """
 
     integers: np.ndarray
     grid: QuantParams
     bias: np.ndarray | None
+    group_size: int = 0
+
+    def values(self) -> np.ndarray:
+        """The weight, float32."""
+        return dequantized(self.integers, self.grid.scale, self.grid.zero_point, self.group_size)
+
+
+def dequantized(integers: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, group_size: int) -> np.ndarray:
+    """A weight's integers less their zero points, times their scales in float32, as DequantizeLinear multiplies them."""
+    scale, zero_point = (per_input(values, integers.shape, group_size) for values in (scale, zero_point))
+    return (integers.astype(np.float32) - zero_point.astype(np.float32)) * scale.astype(np.float32)
+
+
+def per_input(values: np.ndarray, shape: tuple[int, ...], group_size: int) -> np.ndarray:
+    """Values of channels, or of groups of inputs, that broadcast to a weight of this `shape`."""
+    if not group_size:
+        return values.reshape(-1, *[1] * (len(shape) - 1))
+    return np.repeat(values, group_size, axis=1)[:, : shape[1]]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .float_precision import FLOAT32, FloatPrecision
 from .layer_policy import LayerPolicy
 from .policy import Choice, Policy
 from .pruning import Pruning
@@ -22,7 +23,7 @@ class PolicyDraft:
         recovery, scheme: settings that no knob decides; `epochs` replaces the former's.
         layers: layer -> field of `LayerPolicy` -> choice.
         pruning: field of `Pruning` -> choice.
-        extensions: as in `Policy`.
+        extensions, float_precision: as in `Policy`.
     """
 
     recovery: Recovery = field(default_factory=Recovery)
@@ -34,6 +35,7 @@ class PolicyDraft:
     pruning: dict[str, Any] = field(default_factory=dict)
     removed_blocks: set[str] = field(default_factory=set)
     extensions: defaultdict[str, dict[str, Choice]] = field(default_factory=lambda: defaultdict(dict))
+    float_precision: FloatPrecision = FLOAT32
 
     @classmethod
     def of(cls, policy: Policy) -> PolicyDraft:
@@ -48,6 +50,7 @@ class PolicyDraft:
             policy.pruning.changes(),
             set(policy.removed_blocks),
             _nested(policy.extensions),
+            policy.float_precision,
         )
 
     def policy(self) -> Policy:
@@ -65,6 +68,7 @@ class PolicyDraft:
             tuple(self.removed_blocks),
             self.scheme,
             self.extensions,
+            self.float_precision,
         )
 
 

@@ -19,6 +19,12 @@ BFLOAT16_BITS = 16
 """bfloat16 is the upper half of a float32, rounded to the nearest, of two to the even one (Kalamkar et al. 2019,
 arXiv:1905.12322)."""
 
+GROUPED_BITS = (4, 8)
+"""The bits of weights that may share their scales by groups of inputs."""
+
+GROUP_SIZES = (0, 32, 64, 128)
+"""How many neighbouring inputs of a linear layer share a scale; 0 is all of them."""
+
 WEIGHT_BITS = (2, 3, 4, 5, 6, 8, 16, 32)
 ACTIVATION_BITS = (4, 6, 8, 16, 32)
 
@@ -46,6 +52,8 @@ class LayerPolicy:
         codebook: one of `CODEBOOKS`; "uniform" is an integer grid. Above 8 bits there is none.
         activation_range: one of `RANGES`; "dynamic" is for linear layers with 8-bit activations and a weight on a grid, and
             "static" takes its place elsewhere.
+        weight_group_size: one of `GROUP_SIZES`, of linear layers whose weight alone is on integers, of 4 or 8 bits; 0 takes its
+            place elsewhere.
     """
 
     weight_bits: int = FULL_PRECISION
@@ -54,6 +62,7 @@ class LayerPolicy:
     operator: str = DENSE
     codebook: str = UNIFORM
     activation_range: str = STATIC
+    weight_group_size: int = 0
 
     def __post_init__(self) -> None:
         for name, known in (("weight_bits", WEIGHT_BITS), ("activation_bits", ACTIVATION_BITS)):
@@ -67,6 +76,11 @@ class LayerPolicy:
         for name, names in (("codebook", CODEBOOKS), ("activation_range", RANGES)):
             chosen = getattr(self, name)
             require(chosen in names, f"{name} must be one of {', '.join(names)}, not {chosen!r}")
+        size = self.weight_group_size
+        require(
+            is_whole(size) and size in GROUP_SIZES,
+            f"weight_group_size must be one of {list(GROUP_SIZES)}, not {size!r}",
+        )
         self._canonicalise()
 
     def _canonicalise(self) -> None:
@@ -77,6 +91,8 @@ class LayerPolicy:
             object.__setattr__(self, "activation_bits", FULL_PRECISION)
         if self.activation_bits != GRID_BITS or not self.has_weight_grid:
             object.__setattr__(self, "activation_range", STATIC)
+        if self.weight_bits not in GROUPED_BITS or self.has_codebook or self.activation_bits != FULL_PRECISION:
+            object.__setattr__(self, "weight_group_size", 0)
 
     @property
     def has_codebook(self) -> bool:
@@ -87,6 +103,11 @@ class LayerPolicy:
     def has_weight_grid(self) -> bool:
         """Whether the weight lies on an integer grid."""
         return self.weight_bits <= GRID_BITS and not self.has_codebook
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether groups of inputs have scales of their own in the weight."""
+        return self.weight_group_size > 0
 
     @property
     def has_activation_grid(self) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -21,6 +21,7 @@ from ...core.documents import json_document
 from ...core.errors import DocumentError, PolicyError
 from ...core.validation import MAX_SENTENCE, shortened
 from .checks import is_fraction, is_number, require, rounded
+from .float_precision import FLOAT32, FLOAT_PRECISIONS, FloatPrecision
 from .layer_policy import LayerPolicy
 from .pruning import Pruning
 from .quantization_scheme import Scheme
@@ -45,6 +46,7 @@ class Policy:
         scheme: how the grids of quantized layers are chosen.
         extensions: kind of knob that slimfront does not know itself -> layer, group or block, "" for the whole model -> choice,
             where it is not neutral.
+        float_precision: one of `FLOAT_PRECISIONS`, of all that stays in float; "default" is what the runtime takes by itself.
 
     Raises:
         PolicyError: a decision is out of range.
@@ -58,11 +60,14 @@ class Policy:
     removed_blocks: tuple[str, ...] = ()
     scheme: Scheme = field(default_factory=Scheme)
     extensions: Mapping[str, Mapping[str, Choice]] = field(default_factory=dict)
+    float_precision: FloatPrecision = FLOAT32
 
     def __post_init__(self) -> None:
         require(is_number(self.width) and 0 < rounded(self.width) <= 1, f"width must lie in (0, 1], not {self.width!r}")
         for group, fraction in self.channels.items():
             require(is_fraction(fraction), f"channel sparsity of {group} must lie in [0, 1), not {fraction!r}")
+        known = self.float_precision in FLOAT_PRECISIONS
+        require(known, f"float_precision must be one of {', '.join(FLOAT_PRECISIONS)}, not {self.float_precision!r}")
         for kind, decided in self.extensions.items():
             require(isinstance(decided, Mapping), f"{kind} of extensions must be a JSON object, not {decided!r}")
             for choice in decided.values():
@@ -83,8 +88,8 @@ class Policy:
         object.__setattr__(self, "removed_blocks", tuple(sorted(set(self.removed_blocks))))
         object.__setattr__(self, "pruning", self._effective_pruning())
         object.__setattr__(self, "extensions", self._decided_extensions())
-        if not quantized:
-            object.__setattr__(self, "scheme", Scheme())
+        grouped = any(layer.has_groups for layer in layers.values())
+        object.__setattr__(self, "scheme", self.scheme.reduced(quantized, grouped))
         require(
             self.pruning.steps == 1 or self.recovery.steps[0] == "prune",
             "pruning in steps has to be the first of recovery's steps",
@@ -126,6 +131,11 @@ class Policy:
         """Whether the policy changes nothing at all."""
         return self == Policy()
 
+    @property
+    def is_free(self) -> bool:
+        """Whether the policy leaves the model as it is, in whatever precision its floats are computed."""
+        return replace(self, float_precision=FLOAT32).is_uncompressed
+
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no white space, defaults left out."""
         parts: dict[str, Any] = {
@@ -140,6 +150,8 @@ class Policy:
         document = {"schema": SCHEMA, **{key: part for key, part in parts.items() if part}}
         if self.width != 1.0:
             document["width"] = self.width
+        if self.float_precision != FLOAT32:
+            document["float_precision"] = self.float_precision
         return json.dumps(document, sort_keys=True, separators=(",", ":"))
 
     @classmethod

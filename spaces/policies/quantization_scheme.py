@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 Calibration = Literal["mse", "min_max", "percentile", "entropy"]
 Weights = Literal["channel", "tensor"]
 Activations = Literal["affine", "symmetric"]
+GroupGrids = Literal["symmetric", "affine"]
 CHOICES: dict[str, tuple[str, ...]] = {
     "calibration": get_args(Calibration),
     "weights": get_args(Weights),
     "activations": get_args(Activations),
+    "group_grids": get_args(GroupGrids),
 }
 """What each decision of a `Scheme` may be, the default first."""
 
@@ -24,6 +26,8 @@ class Scheme:
         calibration: how the range of an activation is read from the calibration split; see `compression.observers`.
         weights: one scale per output "channel", or per "tensor".
         activations: "affine" grids use all integers for the range seen; "symmetric" ones have zero in their middle.
+        group_grids: of weights whose inputs have scales by groups: "symmetric" ones have zero in their middle, "affine" ones use
+            all integers for the range of each group.
 
     Raises:
         ValueError: a decision is none of `CHOICES`.
@@ -32,11 +36,18 @@ class Scheme:
     calibration: Calibration = "mse"
     weights: Weights = "channel"
     activations: Activations = "affine"
+    group_grids: GroupGrids = "symmetric"
 
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+
+    def reduced(self, quantized: bool, grouped: bool) -> Scheme:
+        """These rules without what decides nothing: where no layer is `quantized`, or no weight has scales by groups."""
+        if not quantized:
+            return Scheme()
+        return self if grouped else replace(self, group_grids=Scheme.group_grids)
 
     def changes(self) -> dict[str, Any]:
         """The decisions that are not the default."""

@@ -12,12 +12,12 @@ from ...core.validation import CountOrNone, Listed, Ordered, Text
 from .checks import is_number, is_whole, require, rounded
 
 RecoveryStep = Literal[
-    "prune", "quantize", "train", "lasso", "slimming", "admm", "equalize", "adaround", "correct_bias"
+    "prune", "quantize", "train", "lasso", "slimming", "admm", "equalize", "adaround", "correct_bias", "awq", "gptq"
 ]
 SPARSIFYING: tuple[RecoveryStep, ...] = ("lasso", "slimming", "admm")
 """Steps that train too, towards the zeros that pruning removes afterwards; `compression.recovery.sparsify` has the papers."""
 
-POST_TRAINING: tuple[RecoveryStep, ...] = ("equalize", "adaround", "correct_bias")
+POST_TRAINING: tuple[RecoveryStep, ...] = ("equalize", "adaround", "correct_bias", "awq", "gptq")
 """Steps that read the calibration split without its labels; `compression.post_training` has the handlers and the papers."""
 
 TrainingData = Literal["train", "unlabelled", "synthetic"]

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...spaces.policies.policy import Policy
-from ..store.records import TrialSummary
+from ..store.records import FREE_DIGESTS, TrialSummary
 from ..store.trial_state import TrialState
-
-UNCOMPRESSED = Policy().digest
-"""Of the policy that changes nothing: to read each trial's policy would take longer than all else here."""
 
 
 def ended(trials: Sequence[TrialSummary]) -> int:
@@ -38,4 +34,4 @@ def has_begun(trials: Sequence[TrialSummary]) -> bool:
 def ran(trial: TrialSummary) -> bool:
     """Whether a worker ran the trial to its end; the uncompressed model's takes the baseline's figures over."""
     ended = trial.state.has_result or trial.state is TrialState.FAILED
-    return ended and trial.digest != UNCOMPRESSED
+    return ended and trial.digest not in FREE_DIGESTS

@@ -4,7 +4,7 @@ card.json (schema 1)::
 
     {"schema": 1, "study", "trial", "policy_digest", "state", "notes": [sentence],
      "measurements": {name: {"value", "low", "high", "unit", "n", "method", "noisy"}},
-     "baseline": {"measurements": as above},
+     "baseline": {"measurements": as above}, "reference": what speed-ups are over, as in the JSON of `front`,
      "test_accuracy": as a measurement, or null where the test split was not scored,
      "target": the target's card, "input": {"name", "shape", "dtype"}, "output": the same,
      "provenance": {"created", "study_created", "workload", "workload_options", "workload_fingerprint", "seed",
@@ -28,6 +28,7 @@ from ...hardware_profiles.runtimes.base import TensorInfo
 from ...hardware_profiles.runtimes.registry import RUNTIMES
 from ...spaces.policies.policy import Policy
 from ..analysis.significance import is_lucky
+from ..reference_wording import reference_document
 from ..store.executed import storage_only
 from ..store.records import StudyRecord, TrialRecord
 from ..wording import (
@@ -76,6 +77,7 @@ def card_document(
         "notes": [*_notes(trial, executed), *_notes_of_machine(study, trial, target)],
         "measurements": measured,
         "baseline": {"measurements": _measurements(study.baseline)},
+        "reference": reference_document(study),
         "test_accuracy": measured.get("test_accuracy"),
         "target": target.model_dump(mode="json"),
         "input": _tensor(signature[0]),
@@ -106,6 +108,7 @@ def card_page(card: Mapping[str, Any], policy: Policy) -> str:
         *card["notes"],
         "## Measured",
         f"On target {target['name']}: {target['runtime']}, threads {target['threads']}, batch {target['batch']}. "
+        f"Speed-ups are over {card['reference']['name']}: {card['reference']['reason']}. "
         "Intervals are 95 %. What each name means is at the end.",
         _measured_table(card),
         "## Decided",
@@ -191,7 +194,8 @@ def _summary(card: Mapping[str, Any]) -> str:
     size, original = (of["artifact_bytes"]["value"] for of in (measured, baseline))
     return (
         f"{card['provenance']['workload']}, compressed for {card['target']['name']}: "
-        f"{_short(measured, 'speedup')} as fast as the uncompressed model, {short_text(size, 'bytes')} instead of "
+        f"{_short(measured, 'speedup')} as fast as the uncompressed model ({card['reference']['name']}), "
+        f"{short_text(size, 'bytes')} instead of "
         f"{short_text(original, 'bytes')}, accuracy {_short(measured, 'accuracy')} instead of "
         f"{_short(baseline, 'accuracy')} on the search-validation split."
     )

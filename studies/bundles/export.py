@@ -58,11 +58,11 @@ def export_bundle(store: Store, name: str, to: Path, trial: int | None, rule: st
 def _free_folder(to: Path) -> Path:
     folder = to.resolve()
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--to {to} is a file; name a new folder")
+        raise UserError(f"{to} is a file; name a new folder to export to")
     if folder == Path.cwd():
-        raise UserError(f"--to {to} is the folder you are in, which is replaced as a whole; name a new one")
+        raise UserError(f"{to} is the folder you are in; name a new one to export to")
     if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"--to {to} is not empty; name a new folder")
+        raise UserError(f"{to} is not empty; name a new folder to export to")
     return folder
 
 
@@ -158,4 +158,4 @@ def _write(folder: Path, to: Path, contents: Mapping[str, bytes]) -> None:
                 (bundle / name).write_bytes(content)
             bundle.replace(folder)
     except OSError as error:
-        raise UserError(f"--to {to} cannot be written: {(error.strerror or str(error)).lower()}") from error
+        raise UserError(f"{to} cannot be written: {(error.strerror or str(error)).lower()}") from error

@@ -56,7 +56,7 @@ def judge_of_study(store: Store, name: str, bundle: Bundle, workload: Workload |
     made = {artifact.kind: artifact for artifact in store.artifacts(name, number)}
     if "model" not in made or made["model"].sha256 != listed:
         raise UserError(
-            f"study {name} did not make {bundle.folder}: trial {number}'s model there is another; give --workload instead"
+            f"study {name} did not make {bundle.folder}: trial {number}'s model there is another; give the workload instead"
         )
     model = Path(made["model"].path)
     made_here = frozenset([listed, *_digest(model.parent / REFERENCE / model.name)])

@@ -37,15 +37,22 @@ def load_openvino(path: str, threads: int) -> Run:
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
         "ENABLE_CPU_PINNING": False,
-        "SNIPPETS_MODE": "DISABLE",  # or OpenVINO 2026.4 computes nonsense for some quantized models at small batches
     }
     model = core.read_model(path)
     # Whether inputs of linear layers are quantized at run time: OpenVINO would, whatever was decided.
     config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 32 if model.has_rt_info(["framework", "slimfront.dynamic"]) else 0
-    # OpenVINO would pick bfloat16 wherever the CPU has it, and emulate it where it is asked for.
-    halves = model.has_rt_info(["framework", "slimfront.bfloat16"])
-    has_halves = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    config["INFERENCE_PRECISION_HINT"] = "bf16" if halves and has_halves else "f32"
+    if any(operation.get_type_name() == "FakeQuantize" for operation in model.get_ops()):
+        config["SNIPPETS_MODE"] = "DISABLE"  # or OpenVINO 2026.4 computes nonsense for some models at small batches
+    # OpenVINO picks the type of floats itself where a file asks for its default; one that asks for nothing is in float32.
+    halves, floats = (["framework", f"slimfront.{key}"] for key in ("bfloat16", "float_precision"))
+    asked = "bfloat16" if model.has_rt_info(halves) else "float32"  # the first key is of earlier versions
+    if model.has_rt_info(floats):
+        asked = model.get_rt_info(floats).astype(str)
+    if asked == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        print("precision float32, measured in bfloat16: this processor would emulate it")
+        asked = "float32"
+    if asked != "default":
+        config["INFERENCE_PRECISION_HINT"] = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}[asked]
     request = core.compile_model(model, "CPU", config).create_infer_request()
     given = request.get_input_tensor().data
 

@@ -95,7 +95,7 @@ def _why_not_loaded(bundle: Bundle, judge: Judge | None) -> str | None:
     name, artifacts = bundle.card.target.runtime, [bundle.artifact(stem) for stem in ("model", "reference")]
     made_here = judge.made_here if judge else frozenset()
     if RUNTIMES[name].runs_code and not made_here.issuperset(artifact.sha256 for artifact in artifacts):
-        return f"not run: files of {name} may hold code; --study runs those that a study of yours made"
+        return f"not run: files of {name} may hold code; verify it with the study that made it, which runs its own"
     try:
         suffix = get_runtime(name).suffix
     except TargetError as error:
@@ -113,7 +113,7 @@ def _accuracy(bundle: Bundle, judge: Judge | None, reason: str | None) -> Iterat
     recorded_text = f"{recorded:.4f}"
     if judge is None or reason is not None:
         yield Check(
-            "accuracy", recorded_text, reason or "not scored: --workload or --study says on what data", "", None
+            "accuracy", recorded_text, reason or "not scored: a workload or a study says on what data", "", None
         )
         return
     yield _same_workload(bundle, judge)

@@ -1,1 +1,1 @@
-"""Inspection of a workload on a target before a search. May import `study_file`."""
+"""Inspection of a workload on a target before a search, and the checks that a search begins with. May import `study_file`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,73 +27,16 @@ from ...workloads.load import OWN_FORMS, TORCHVISION, builtin_workloads, load_wo
 from ...workloads.workload import Workload
 from ..study_file.load import shipped_studies, study_named
 from ..study_file.spec import StudySpec
-from .compression_bounds import Gain, gains
+from .compression_bounds import gains
 from .precision_probe import bits_on, why_float_only
+from .report import Inspection, LayerReport
+from .study_checks import check_space, check_target, naming, resolved, target_of
 from .untouched import why_untouched
 
 KEPT_BACK = "space.keep holds it back"
 OPERATORS = ("separable", "groups=4", "rank=0.25")
 FEWEST_SAMPLES = 20
 """The number of random images that an inspection uses, the fewest that `workloads.torchvision.data.DataOptions` accepts."""
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """A layer, and the techniques that do not apply to it.
-
-    Attributes:
-        name, kind, weights, macs: as in `spaces.layers.Layer`.
-        share: of the model's multiply-adds.
-        group: channel group that makes its outputs, or "".
-        refused: technique -> why it does not apply to this layer.
-    """
-
-    name: str
-    kind: str
-    weights: int
-    macs: int
-    share: float
-    group: str
-    refused: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """The result of an inspection.
-
-    Attributes:
-        layers: those a policy may touch; `skipped` maps every other module that owns a matrix or kernel to the reason.
-        groups: channel groups and heads that can be pruned; `unprunable` maps the others to the reason.
-        blocks: path of each block that may be removed whole -> its influence, see `spaces.blocks.block_influence`;
-            `fixed_blocks` maps the others to the reason.
-        family: whose preset a study without a space takes.
-        choices: key of a study's space -> what it offers, or the preset does; those that are off left out.
-        float_only: why no layer can be quantized on any target, or None where they can; no bits are searched then.
-        bits: weight and activation bits of the target -> what they are good for there; empty without a target.
-        gains: upper bounds of what each technique alone and all together can gain, from counts.
-        remarks: what was changed or found of the workload, each a line for its owner.
-    """
-
-    workload: str
-    family: str
-    parameters: int
-    macs: int
-    layers: Sequence[LayerReport]
-    skipped: Mapping[str, str]
-    groups: Sequence[ChannelGroup]
-    unprunable: Mapping[str, str]
-    blocks: Mapping[str, float]
-    fixed_blocks: Mapping[str, str]
-    choices: Mapping[str, Sequence[Any]]
-    target: str | None
-    float_only: str | None
-    bits: Mapping[str, str]
-    gains: Sequence[Gain]
-    remarks: Sequence[str] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as plain JSON values."""
-        return asdict(self)
 
 
 def inspect_reference(reference: str, target: str | None = None) -> Inspection:
@@ -110,12 +53,25 @@ def inspect_reference(reference: str, target: str | None = None) -> Inspection:
     if spec is None and ":" not in reference and reference not in known:
         wanted = f"a study file, the name of a study or workload, {OWN_FORMS}"
         raise WorkloadError(f"{reference!r} is none of {wanted}; {suggestion(reference, known)}")
-    base = spec.base_folder if spec else Path.cwd()
-    name, options = (spec.workload, spec.workload_options) if spec else (reference, {})
-    wanted = target or (spec.target if spec else None)
-    card = load_target(wanted, Path.cwd() if target else base) if wanted else None
-    with working_in(base):
-        return inspect_workload(held(load_workload(name, _little_data(name, options), base)), card, spec)
+    card = load_target(target, Path.cwd()) if target else None
+    if spec is not None:
+        return _inspect_study(spec, card)
+    with working_in(Path.cwd()):
+        workload = load_workload(reference, _little_data(reference, {}), Path.cwd())
+        return inspect_workload(held(workload), card)
+
+
+def _inspect_study(spec: StudySpec, card: Target | None) -> Inspection:
+    """Inspect what a study searches; what a search of it would refuse is refused."""
+    with working_in(spec.base_folder):
+        if card is None:
+            card, _ = target_of(spec)
+        else:
+            check_target(spec, card)
+        with naming(spec, "workload"):
+            options = _little_data(spec.workload, spec.workload_options)
+            workload = held(load_workload(spec.workload, options, spec.base_folder))
+        return inspect_workload(workload, card, resolved(spec, workload, card))
 
 
 def inspect_workload(workload: Workload, target: Target | None = None, spec: StudySpec | None = None) -> Inspection:
@@ -123,18 +79,19 @@ def inspect_workload(workload: Workload, target: Target | None = None, spec: Stu
     model, example = workload.model.eval(), workload.example_input
     family, float_only = family_of(model, example), why_float_only(workload)
     choices, scheme = _choices(family, target, spec)
+    found = _Found.of(workload)
+    if spec is not None:
+        check_space(spec, found.space(choices, scheme))
     if float_only:
         choices = choices.without_quantization()
-    found = _Found.of(workload)
     space = found.space(choices, scheme)
     macs = macs_by_module(model, example)[""]
-    operators = [str(name) for name in choices["operators"] if name != DENSE] if spec else OPERATORS
     return Inspection(
         workload=workload.name,
         family=family,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         macs=macs,
-        layers=found.layer_reports(space, macs, operators),
+        layers=found.layer_reports(space, macs, _operators(choices) if spec else OPERATORS),
         skipped=why_untouched(model, example),
         groups=space.groups,
         unprunable={**found.unprunable, **found.groups_kept_back(space)},
@@ -194,6 +151,11 @@ def _choices(family: Family, target: Target | None, spec: StudySpec | None) -> t
     if spec is None:
         return SpaceChoices(**preset_space(family, bits)), Scheme()
     return spec.with_preset(family, bits).space.choices(), spec.quantization.scheme()
+
+
+def _operators(choices: SpaceChoices) -> list[str]:
+    """The operators that a study offers in place of dense layers."""
+    return [str(name) for name in choices["operators"] if name != DENSE]
 
 
 def _searched(choices: SpaceChoices) -> dict[str, tuple[Any, ...]]:

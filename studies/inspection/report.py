@@ -1,18 +1,82 @@
-"""An inspection as tables for the terminal."""
+"""An inspection as a value, and as tables for the terminal."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ...core.metrics import METRICS
 from ...spaces.models.channel_groups import ChannelGroup
-from ..terminal import facts, rows_table, words
+from ..terminal import Shown, facts, rows_table, words
 from ..wording import count_text, short_text
-from .inspect import Inspection, LayerReport
+from .compression_bounds import Gain
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """A layer, and the techniques that do not apply to it.
+
+    Attributes:
+        name, kind, weights, macs: as in `spaces.layers.Layer`.
+        share: of the model's multiply-adds.
+        group: channel group that makes its outputs, or "".
+        refused: technique -> why it does not apply to this layer.
+    """
+
+    name: str
+    kind: str
+    weights: int
+    macs: int
+    share: float
+    group: str
+    refused: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Inspection(Shown):
+    """The result of an inspection.
+
+    Attributes:
+        layers: those a policy may touch; `skipped` maps every other module that owns a matrix or kernel to the reason.
+        groups: channel groups and heads that can be pruned; `unprunable` maps the others to the reason.
+        blocks: path of each block that may be removed whole -> its influence, see `spaces.blocks.block_influence`;
+            `fixed_blocks` maps the others to the reason.
+        family: whose preset a study without a space takes.
+        choices: key of a study's space -> what it offers, or the preset does; those that are off left out.
+        float_only: why no layer can be quantized on any target, or None where they can; no bits are searched then.
+        bits: weight and activation bits of the target -> what they are good for there; empty without a target.
+        gains: upper bounds of what each technique alone and all together can gain, from counts.
+        remarks: what was changed or found of the workload, each a line for its owner.
+    """
+
+    workload: str
+    family: str
+    parameters: int
+    macs: int
+    layers: Sequence[LayerReport]
+    skipped: Mapping[str, str]
+    groups: Sequence[ChannelGroup]
+    unprunable: Mapping[str, str]
+    blocks: Mapping[str, float]
+    fixed_blocks: Mapping[str, str]
+    choices: Mapping[str, Sequence[Any]]
+    target: str | None
+    float_only: str | None
+    bits: Mapping[str, str]
+    gains: Sequence[Gain]
+    remarks: Sequence[str] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain JSON values."""
+        return asdict(self)
+
+    def __rich__(self) -> RenderableType:
+        return inspection_tables(self)
 
 
 def inspection_tables(inspection: Inspection) -> RenderableType:

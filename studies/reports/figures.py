@@ -16,6 +16,7 @@ from plotly.subplots import make_subplots
 from ...core.measurement import Measurement
 from ..analysis.front import Objective, Point
 from ..analysis.selection import pick
+from ..reference_wording import reference_name
 from ..store.records import StudyRecord, TrialRecord
 
 MOST_POINTS = 200
@@ -70,7 +71,8 @@ def front_figure(study: StudyRecord, trials: Sequence[TrialRecord], front: Colle
         figure.update_yaxes(range=ranges[y.name], **_axis(y, labelled=column == 0, alone=size == 1), **place)
     figure.update_layout(
         LAYOUT,
-        title_text=f"Pareto front: {len(front)} of {len(trials)} trials{_predicted(study, objectives)}",
+        title_text=f"Pareto front: {len(front)} of {len(trials)} trials{_predicted(study, objectives)}; "
+        f"uncompressed: {reference_name(study)}",
         legend={"orientation": "h", "x": 0, "y": 1.01, "yanchor": "bottom", "font_size": 11},
         margin={"l": 65, "r": 15, "t": 80, "b": 50},
         hovermode="closest",

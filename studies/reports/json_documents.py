@@ -1,36 +1,37 @@
 """What commands print with `--format json`: one document each, of plain JSON values. docs/reference/json.md describes them.
 
-`status.StudyStatus.to_dict`, `front_table.front_document`, `audit_report.audit_document`, `inspection.Inspection.to_dict` and
-`profiles.target_document` are of the same kind.
+`status.StudyStatus.to_dict`, `front_table.front_document`, `audit_report.audit_document`, `inspection.Inspection.to_dict`,
+`profiles.target_document` and `profiles.profiles_document` are of the same kind.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..analysis.newest_front import front_points, objectives_of
+from ..reference_wording import reference_document, reference_name
 from ..store.executed import executed_precisions
 from ..store.records import MeasurementRecord
 from ..store.store import Store
-from .status import study_summary
+from .front_table import front_document
 
 if TYPE_CHECKING:
     from ..bundles.verify import Check  # for annotations only: it imports torch
 
 
-def json_text(document: Mapping[str, Any]) -> str:
-    """The document as indented JSON; a number that is not finite becomes null, as JSON has none."""
-    return json.dumps(_finite(document), indent=2) + "\n"
+def study_front_document(store: Store, name: str) -> dict[str, Any]:
+    """The newest front of a study with its "reference" as `reference_document` has it; without points before there is one.
 
-
-def studies_document(store: Store) -> dict[str, Any]:
-    """Every study, oldest first: {"studies": [...]}."""
-    paid = store.paid_trials()
-    return {"studies": [study_summary(store, study, paid.get(study.name, 0)) for study in store.studies()]}
+    Raises:
+        StoreError: there is no such study.
+    """
+    study = store.get_study(name)
+    document = front_document(name, objectives_of(study), study.baseline, front_points(store, study))
+    return {**document, "reference": reference_document(study)}
 
 
 def trial_document(store: Store, name: str, number: int) -> dict[str, Any]:
@@ -44,6 +45,7 @@ def trial_document(store: Store, name: str, number: int) -> dict[str, Any]:
     return {
         "study": name,
         "trial": number,
+        "reference": reference_name(store.get_study(name)),
         "state": trial.state,
         "reason": trial.reason,
         "retry_of": trial.retry_of,
@@ -73,11 +75,3 @@ def checks_document(bundle: Path, checks: Sequence[Check]) -> dict[str, Any]:
 def _measured(record: MeasurementRecord, is_newest: bool) -> dict[str, Any]:
     about = {"rung": record.rung, "target": record.target, "made_at": record.made_at.isoformat()}
     return {**record.measurement.to_dict(), **about, "replaced": not is_newest}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value

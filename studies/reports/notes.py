@@ -9,6 +9,7 @@ from ..analysis.front import Objective, Point
 from ..analysis.newest_front import why_no_front
 from ..analysis.selection import pick
 from ..analysis.significance import doubts
+from ..reference_wording import has_other_precision, reference_text, remark_text
 from ..store.records import FrontRecord, StudyRecord, TrialRecord
 from ..wording import (
     bounds_text,
@@ -27,12 +28,16 @@ from .progress import states_text
 MOST_ROWS = 40
 """The most points of the front in the table of a study's note."""
 
-_MORE_COLUMNS = ("accuracy", "speedup", "latency_ms", "artifact_bytes", "flops", "test_accuracy")
+_MORE_COLUMNS = ("accuracy", "speedup", "speedup_float32", "latency_ms", "artifact_bytes", "flops", "test_accuracy")
 """The columns of the front after the objectives, as far as they were measured."""
 
 
 def study_note(
-    study: StudyRecord, trials: Sequence[TrialRecord], front: FrontRecord | None, points: Sequence[Point]
+    study: StudyRecord,
+    trials: Sequence[TrialRecord],
+    front: FrontRecord | None,
+    points: Sequence[Point],
+    verdict: str | None = None,
 ) -> str:
     """What is searched, how far it is, the winner with the command that exports it, and the front as a table.
 
@@ -40,15 +45,18 @@ def study_note(
         trials: all of the study.
         front: the newest snapshot, None before the first.
         points: of that snapshot, best first by the first objective.
+        verdict: a sentence where none of them is worth more than the reference.
     """
     spec = study.spec
     objectives = [Objective.of(name) for name in spec.objectives]
     facts = [
         f"- Workload `{spec.workload}` on target `{spec.target}`",
+        f"- Speed-ups are over {reference_text(study)}",
         f"- Objectives: {', '.join(_objective(objective) for objective in objectives)}",
         f"- Constraints: {', '.join(f'`{constraint}`' for constraint in spec.constraints) or 'none'}",
         f"- Trials: {states_text(trials)}",
-        *([f"- {study.remark}"] if study.remark else []),
+        *([f"- {remark}"] if (remark := remark_text(study)) else []),
+        *([f"- {verdict.capitalize()}"] if verdict else []),
         *([f"- {predicted}"] if (predicted := predicted_text(study.baseline.values())) else []),
     ]
     if front is None or not points:
@@ -107,7 +115,8 @@ def _summary(measured: Mapping[str, Measurement], objectives: Sequence[Objective
 def _front_table(study: StudyRecord, objectives: Sequence[Objective], points: Sequence[Point], winner: int) -> str:
     spread = [objective.name for objective in objectives]
     measured = {name: m.unit for point in points for name, m in point.measurements.items()}
-    columns = [name for name in dict.fromkeys((*spread, *_MORE_COLUMNS)) if name in measured]
+    shown = [name for name in _MORE_COLUMNS if name != "speedup_float32" or has_other_precision(study)]
+    columns = [name for name in dict.fromkeys((*spread, *shown)) if name in measured]
     rows = [("uncompressed", *_cells(study.baseline, columns, ()))]
     for point in points[:MOST_ROWS]:
         label = f"**{point.trial}** (knee)" if point.trial == winner else str(point.trial)

@@ -14,7 +14,7 @@ from ...core.errors import TargetError
 from ...hardware_profiles.cards.device_card import DeviceCard, Kernel, Throughput
 from ...hardware_profiles.cards.target import Target, load_target, shipped_targets
 from ...hardware_profiles.profiling.fingerprint import machine
-from ...hardware_profiles.runtimes.base import get_runtime
+from ...hardware_profiles.runtimes.base import get_runtime, require_installed
 from ..store.database import database_url
 from ..store.store import Store
 from ..terminal import facts, rows_table
@@ -33,6 +33,7 @@ def measure_target(reference: str, storage: str, console: Console) -> Target:
     from ...hardware_profiles.profiling.profile import profile_target  # imports torch
 
     target = load_target(reference)
+    require_installed(target.runtime)
     if target.remote or target.predict:
         key = "remote" if target.remote else "predict"
         raise TargetError(
@@ -52,36 +53,51 @@ def measure_target(reference: str, storage: str, console: Console) -> Target:
     return measured
 
 
-def profiles_table(storage: str) -> RenderableType:
-    """Every target: the shipped ones, and those measured into the database."""
+def known_targets(storage: str) -> dict[str, Target]:
+    """Name -> target, by name: the shipped ones, and those measured into the database where there is one."""
+    templates = {name: load_target(name) for name in shipped_targets()}
+    return dict(sorted({**templates, **_stored(storage)}.items()))
+
+
+def known_target(reference: str, storage: str) -> Target:
+    """A target as the database has it where it was measured into that, else as its card says.
+
+    Args:
+        reference: as `load_target` takes it.
+
+    Raises:
+        TargetError: no such card.
+    """
+    stored = _stored(storage)
+    target = stored.get(reference) or load_target(reference)
+    return stored.get(target.name, target)
+
+
+def profiles_table(targets: Iterable[Target]) -> RenderableType:
+    """A row per target."""
     table = rows_table(("target", "runtime", "threads>", "batch>", "measured", "fits this machine"))
-    for name, target in _known(storage).items():
+    for target in targets:
         card = target.measured
         cells = (moment(card.measured_at), _fit(target, card)) if card else ("not measured", "template")
-        table.add_row(name, target.runtime, str(target.threads), str(target.batch), *map(Text, cells))
+        table.add_row(target.name, target.runtime, str(target.threads), str(target.batch), *map(Text, cells))
     return table
 
 
-def profiles_document(storage: str) -> dict[str, Any]:
-    """Every target in short, for other programs: {"targets": [...]}."""
+def profiles_document(targets: Iterable[Target]) -> dict[str, Any]:
+    """Targets in short, for other programs: {"targets": [...]}."""
     keys = {"name", "runtime", "threads", "streams", "batch"}
     return {
-        "targets": [
-            {**target.model_dump(mode="json", include=keys), **_fit_document(target)}
-            for target in _known(storage).values()
-        ]
+        "targets": [{**target.model_dump(mode="json", include=keys), **_fit_document(target)} for target in targets]
     }
 
 
-def target_document(reference: str, storage: str) -> dict[str, Any]:
+def target_document(target: Target) -> dict[str, Any]:
     """What is known of a target, for other programs: its card, and whether it fits this machine."""
-    target = _of_database_or_card(reference, storage)
     return {**target.model_dump(mode="json"), **_fit_document(target)}
 
 
-def target_report(reference: str, storage: str) -> RenderableType:
-    """What is known of a target: of the database where it was measured into it, else of its card."""
-    target = _of_database_or_card(reference, storage)
+def target_report(target: Target) -> RenderableType:
+    """What is known of a target."""
     about = [
         ("runtime", target.runtime),
         ("threads", f"{target.threads} in {target.streams} stream" + "s" * (target.streams > 1)),
@@ -122,18 +138,6 @@ def _stored(storage: str) -> dict[str, Target]:
     with Store(storage, create=False) as store:
         targets = [Target.model_validate(dict(record.card), strict=False) for record in store.targets()]
     return {target.name: target for target in targets}
-
-
-def _known(storage: str) -> dict[str, Target]:
-    """Name -> target, shipped or measured, by name."""
-    templates = {name: load_target(name) for name in shipped_targets()}
-    return dict(sorted({**templates, **_stored(storage)}.items()))
-
-
-def _of_database_or_card(reference: str, storage: str) -> Target:
-    stored = _stored(storage)
-    target = stored.get(reference) or load_target(reference)
-    return stored.get(target.name, target)
 
 
 def _fit_document(target: Target) -> dict[str, Any]:

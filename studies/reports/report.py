@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -14,6 +12,8 @@ from ...core.metrics import METRICS
 from ..analysis.newest_front import front_points, objectives_of, why_no_front
 from ..analysis.selection import pick
 from ..analysis.significance import doubts
+from ..analysis.verdict import verdict
+from ..reference_wording import has_other_precision, reference_text, remark_text
 from ..store.executed import executed_precisions
 from ..store.records import MeasurementRecord, TrialRecord
 from ..store.store import Store
@@ -31,7 +31,6 @@ from ..wording import (
     spread_text,
     width_text,
 )
-from .front_table import front_document, front_frame
 from .progress import (
     budget_text,
     growth_text,
@@ -40,9 +39,10 @@ from .progress import (
     sensitivity_text,
     states_text,
 )
+from .status import StudySummary
 
-MORE_COLUMNS = ("accuracy", "speedup", "latency_ms", "artifact_bytes", "flops")
-"""The columns of the front after the objectives."""
+MORE_COLUMNS = ("accuracy", "speedup", "speedup_float32", "latency_ms", "artifact_bytes", "flops")
+"""The columns of the front after the objectives; the speed-up over float32 where that is not the reference's precision."""
 
 MOST_COLUMNS = 8
 """The most columns that fit a terminal 100 characters wide."""
@@ -50,18 +50,14 @@ MOST_COLUMNS = 8
 KNEE, NOISY, PREDICTED = "*", "~", "^"
 
 
-def studies_table(store: Store) -> RenderableType:
-    """Every study, oldest first."""
+def studies_table(studies: Sequence[StudySummary]) -> RenderableType:
+    """A row per study."""
     table = rows_table(("study", "workload", "target", "trials>", "front>", "hypervolume>", "created"))
-    paid = store.paid_trials()
-    for study in store.studies():
-        front = store.current_front(study.name)
-        points, volume = (str(len(front.members)), f"{front.hypervolume:.4g}") if front else ("0", "")
-        trials = str(paid.get(study.name, 0))
-        if study.spec.budget.trials:
-            trials += f" of {study.spec.budget.trials}"
-        spec = study.spec
-        add_row(table, (study.name, spec.workload, spec.target, trials, points, volume, moment(study.created)))
+    for study in studies:
+        trials = f"{study.trials} of {study.trials_wanted}" if study.trials_wanted else str(study.trials)
+        volume = "" if study.hypervolume is None else f"{study.hypervolume:.4g}"
+        front = str(study.front_points), volume
+        add_row(table, (study.study, study.workload, study.target, trials, *front, moment(study.created)))
     if not table.row_count:
         return Text("no study in the database yet; `slimfront search STUDY.yaml` makes one")
     return table
@@ -81,14 +77,16 @@ def status_report(store: Store, name: str) -> RenderableType:
         [
             ("workload", spec.workload),
             ("target", spec.target),
+            ("reference", reference_text(study)),
             ("objectives", ", ".join(spec.objectives)),
             ("constraints", ", ".join(map(str, spec.constraints)) or "none"),
             ("search", f"{spec.sampler}, seed {spec.seed}, {workers}, since {moment(study.created)}"),
             *([("sensitivity", sensitivity_text(sensitivities))] if spec.sensitivity else []),
-            *([("remark", study.remark)] if study.remark else []),
+            *([("remark", remark)] if (remark := remark_text(study)) else []),
             ("budget", budget_text(spec.budget, trials)),
             ("trials", states_text(trials)),
             ("front", growth_text(fronts, trials)),
+            *([("verdict", sentence)] if (sentence := verdict(store, name)) else []),
         ]
     )
     parts: list[RenderableType] = [Text(name, style="bold"), known]
@@ -104,7 +102,9 @@ def trial_report(store: Store, name: str, number: int) -> RenderableType:
         StoreError: there is no such study or trial.
     """
     trial = store.get_trial(name, number)
-    parts: list[RenderableType] = [Text(f"{name}, trial {number}", style="bold"), facts(_trial_facts(trial))]
+    reference = ("speed-ups are over", reference_text(store.get_study(name)))
+    known = facts([*_trial_facts(trial), reference])
+    parts: list[RenderableType] = [Text(f"{name}, trial {number}", style="bold"), known]
     if channels := channel_rows(trial.policy):
         parts += ["", rows_table(("channel group", "removed>", "kept, width included>"), channels)]
     if layers := layer_rows(trial.policy, executed_precisions(store, name, number)):
@@ -122,7 +122,8 @@ def front_table(store: Store, name: str) -> RenderableType:
     points, objectives = front_points(store, study), objectives_of(study)
     if not points:
         return words(f"{name} has no front yet: {why_no_front(store.trial_summaries(name))}")
-    columns = list(dict.fromkeys((*study.spec.objectives, *MORE_COLUMNS)))[:MOST_COLUMNS]
+    more = MORE_COLUMNS if has_other_precision(study) else (c for c in MORE_COLUMNS if c != "speedup_float32")
+    columns = list(dict.fromkeys((*study.spec.objectives, *more)))[:MOST_COLUMNS]
     header = (f"{column.replace('_', ' ')}>" for column in columns)  # spaces, where a narrow terminal can break them
     table = rows_table(("trial>", *header), narrow=True)
     add_row(table, ("baseline", *_cells(study.baseline, columns, ())), style="dim")
@@ -131,22 +132,11 @@ def front_table(store: Store, name: str) -> RenderableType:
         trial = f"{KNEE} {point.trial}" if point.trial == knee else str(point.trial)
         add_row(table, (trial, *_cells(point.measurements, columns, study.spec.objectives)))
     title = f"{name}: {count_text(len(points), 'point')}, workload {study.spec.workload}, target {study.spec.target}"
+    counted = f"speed-ups are over {reference_text(study)}"
     shown = [point.measurements[column] for point in points for column in columns if column in point.measurements]
     doubtful = Text("\n" + "\n".join(doubts(points, objectives)), style="yellow")
-    return Group(words(title, "bold"), "", table, words(_legend(shown), "dim"), doubtful)
-
-
-def front_text(store: Store, name: str, format: Literal["json", "csv"]) -> str:
-    """The front for other programs; without points before there is a front.
-
-    Raises:
-        StoreError: there is no such study.
-    """
-    study = store.get_study(name)
-    points, objectives = front_points(store, study), objectives_of(study)
-    if format == "csv":
-        return front_frame(objectives, points).to_csv(index=False)
-    return json.dumps(front_document(name, objectives, study.baseline, points), indent=2) + "\n"
+    legend = words(f"{_legend(shown)}\n{counted}", "dim")
+    return Group(words(title, "bold"), "", table, legend, doubtful)
 
 
 def _cells(measured: Mapping[str, Measurement], columns: Sequence[str], spread: Sequence[str]) -> list[str]:

@@ -8,6 +8,8 @@ from datetime import datetime
 from typing import Any
 
 from ..analysis.budget_rules import ended
+from ..analysis.verdict import verdict
+from ..reference_wording import reference_document, remark_text
 from ..store.records import StudyRecord
 from ..store.store import Store
 from ..store.trial_state import TrialState
@@ -27,16 +29,12 @@ class Reason:
 
 
 @dataclass(frozen=True)
-class StudyStatus:
-    """How far a study is.
+class StudySummary:
+    """A study in a list of studies.
 
     Attributes:
         trials: that ended and are charged to the budget; `trials_wanted` is the budget, None without one.
-        front: trials on the front; `hypervolume` is the front's, None before there is one.
-        trials_by_state: state -> number of trials.
-        retries: trials that ran the policy of an earlier one again.
-        reasons: why trials did not complete, the most frequent first.
-        remark: what is to be known of how it is searched.
+        front_points: how many trials are on the front; `hypervolume` is the front's, None before there is one.
     """
 
     study: str
@@ -48,6 +46,26 @@ class StudyStatus:
     trials_wanted: int | None
     front_points: int
     hypervolume: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain JSON values."""
+        return {**asdict(self), "created": self.created.isoformat()}
+
+
+@dataclass(frozen=True)
+class StudyStatus(StudySummary):
+    """How far a study is; `to_dict` makes the document that `slimfront status --format json` prints.
+
+    Attributes:
+        front: trials on the front.
+        trials_by_state: state -> number of trials.
+        retries: trials that ran the policy of an earlier one again.
+        reasons: why trials did not complete, the most frequent first.
+        remark: what is to be known of how it is searched.
+        reference: what speed-ups are counted from, as `reference_wording.reference_document` has it.
+        verdict: a sentence where nothing of the front is worth more than the reference; else None.
+    """
+
     constraints: Sequence[str]
     sampler: str
     seed: int
@@ -58,10 +76,8 @@ class StudyStatus:
     front: Sequence[int]
     reasons: Sequence[Reason]
     remark: str | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The document that `slimfront status --format json` prints."""
-        return {**asdict(self), "created": self.created.isoformat()}
+    reference: Mapping[str, Any]
+    verdict: str | None
 
 
 def study_status(store: Store, name: str) -> StudyStatus:
@@ -74,7 +90,7 @@ def study_status(store: Store, name: str) -> StudyStatus:
     spec = study.spec
     states = [trial.state for trial in trials]
     return StudyStatus(
-        **{**study_summary(store, study, ended(trials)), "created": study.created},
+        **vars(_summary(store, study, ended(trials))),
         constraints=list(map(str, spec.constraints)),
         sampler=spec.sampler,
         seed=spec.seed,
@@ -87,21 +103,28 @@ def study_status(store: Store, name: str) -> StudyStatus:
         retries=sum(trial.retry_of is not None for trial in trials),
         front=list(front.members) if front else [],
         reasons=[Reason(int(count), state or None, reason) for count, state, reason in reason_rows(trials)],
-        remark=study.remark,
+        remark=remark_text(study),
+        reference=reference_document(study),
+        verdict=verdict(store, name),
     )
 
 
-def study_summary(store: Store, study: StudyRecord, trials: int) -> dict[str, Any]:
-    """A study in a list of studies, as plain JSON values; `trials` of it have ended."""
+def study_summaries(store: Store) -> list[StudySummary]:
+    """Every study of a database, oldest first."""
+    paid = store.paid_trials()
+    return [_summary(store, study, paid.get(study.name, 0)) for study in store.studies()]
+
+
+def _summary(store: Store, study: StudyRecord, trials: int) -> StudySummary:
     front, spec = store.current_front(study.name), study.spec
-    return {
-        "study": study.name,
-        "workload": spec.workload,
-        "target": spec.target,
-        "objectives": list(spec.objectives),
-        "created": study.created.isoformat(),
-        "trials": trials,
-        "trials_wanted": spec.budget.trials,
-        "front_points": len(front.members) if front else 0,
-        "hypervolume": front.hypervolume if front else None,
-    }
+    return StudySummary(
+        study=study.name,
+        workload=spec.workload,
+        target=spec.target,
+        objectives=list(spec.objectives),
+        created=study.created,
+        trials=trials,
+        trials_wanted=spec.budget.trials,
+        front_points=len(front.members) if front else 0,
+        hypervolume=front.hypervolume if front else None,
+    )

@@ -12,7 +12,7 @@ from .store import Store
 KIND = "precisions"
 """Kind of the trial's file that a worker writes with its first timing: layer -> precision, as JSON."""
 
-BITS = {"f32": 32, "f16": 16, "bf16": 16, "i8": 8, "i4": 4}
+BITS = {"f32": 32, "f16": 16, "bf16": 16, "i8": 8, "i4": 4, "u4": 4}
 """What runtimes call their precisions -> bits of an operand."""
 
 

@@ -66,8 +66,8 @@ def find_trials(session: Session, study: str, numbers: Collection[int]) -> Seque
 
 
 def study_record(session: Session, row: tables.Study) -> StudyRecord:
-    """A study with its baseline."""
-    return study_of(row, baseline_rows(session, row))
+    """A study with its baseline and its reference."""
+    return study_of(row, baseline_rows(session, row), session.get(tables.Reference, row.id))
 
 
 def baseline_rows(session: Session, study: tables.Study) -> Sequence[tables.MeasurementRow]:
@@ -100,11 +100,11 @@ def trial_summaries(session: Session, study_id: int) -> list[TrialSummary]:
     return [summary_of(row) for row in rows]
 
 
-def paid_trials(session: Session, uncompressed: str) -> dict[str, int]:
+def paid_trials(session: Session, free: Collection[str]) -> dict[str, int]:
     """Study -> trials that its budget has paid for, counted by the database by the rules of `budget_rules.ended`.
 
     Args:
-        uncompressed: digest of the policy that changes nothing.
+        free: digests of the policies that leave the model as it is.
     """
     trial, pruned = tables.Trial, aliased(tables.Trial)
     goes_on = (
@@ -115,7 +115,7 @@ def paid_trials(session: Session, uncompressed: str) -> dict[str, int]:
     def number_of(condition: ColumnElement[bool]) -> ColumnElement[int]:
         return func.coalesce(func.sum(case((condition, 1), else_=0)), 0)
 
-    begun = number_of(~is_failed & (trial.digest != uncompressed)) > 0
+    begun = number_of(~is_failed & (trial.digest.not_in(free))) > 0
     rows = session.execute(
         select(tables.Study.name, number_of(~is_failed & counts), number_of(counts), begun)
         .join(trial, trial.study_id == tables.Study.id)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from typing import Any
 
 from ...core.measurement import Measurement
+from ...spaces.policies.float_precision import FLOAT32, FLOAT_PRECISIONS, FloatPrecision
 from ...spaces.policies.policy import Policy
 from ..study_file.spec import StudySpec
 from .trial_state import TrialState
@@ -19,8 +20,64 @@ INTERRUPTED = "interrupted before it ended"
 ORPHANED = f"{INTERRUPTED}: the search's process died"
 """The reason of a trial whose search's process died while it ran, perhaps by the trial's own doing, in words."""
 
+FREE_DIGESTS = frozenset(Policy(float_precision=precision).digest for precision in FLOAT_PRECISIONS)
+"""The digests of the policies that leave a model as it is: to read each trial's policy would take longer than counting trials."""
+
 SIMULATED = "one choice alone, simulated in float"
 """Method of a sensitivity's divergence."""
+
+
+@dataclass(frozen=True)
+class FreeDeployment:
+    """The uncompressed model in one of the float precisions of its runtime: what a user gets without compressing.
+
+    Attributes:
+        precision: as a policy names it.
+        computes_in: the type that it stands for on the target, such as "bfloat16".
+        is_default: whether the runtime computes so by itself.
+        figures: name -> what was measured; `speedup_float32` and `accuracy_drop` are paired with the model in float32. Empty where
+            there is but one deployment, which then is the baseline, and where one cannot be measured.
+        problem: why it cannot be measured, else None.
+    """
+
+    precision: FloatPrecision
+    computes_in: str
+    is_default: bool
+    figures: Mapping[str, Measurement] = field(default_factory=dict)
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class QuietMoment:
+    """The reference's latency as it was measured at a moment when nothing of the search ran."""
+
+    at: datetime
+    latency: Measurement
+
+
+@dataclass(frozen=True)
+class ReferenceRecord:
+    """What the speed-ups of a study are counted from: the free deployment that was chosen when it began.
+
+    Attributes:
+        precision: the chosen one, as a policy names it.
+        name: what it is called wherever speed-ups stand, such as "openvino default: bfloat16".
+        reason: why it was chosen.
+        deployments: all that were measured, the runtime's default first; none in a study that began without a choice.
+        moments: when its latency was measured, in order; milliseconds come from the quietest.
+    """
+
+    precision: FloatPrecision
+    name: str
+    reason: str
+    deployments: Sequence[FreeDeployment] = ()
+    moments: Sequence[QuietMoment] = ()
+
+    @property
+    def over_float32(self) -> Measurement | None:
+        """Its own speed-up over the uncompressed model in float32; None where it is that."""
+        chosen = (each for each in self.deployments if each.precision == self.precision != FLOAT32)
+        return next((each.figures["speedup_float32"] for each in chosen), None)
 
 
 @dataclass(frozen=True)
@@ -39,8 +96,10 @@ class StudyRecord:
     """A study.
 
     Attributes:
-        baseline: the uncompressed model's measurements, empty until they are made.
+        baseline: the reference's measurements, empty until they are made.
         remark: what is to be known of how it is searched, such as that another sampler had to take over.
+        reference: what speed-ups are counted from; None before it is chosen, and of a study that began before there was a choice,
+            whose reference is the uncompressed model in float32.
     """
 
     name: str
@@ -51,6 +110,7 @@ class StudyRecord:
     created: datetime
     baseline: Mapping[str, Measurement]
     remark: str | None = None
+    reference: ReferenceRecord | None = None
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,25 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
-from typing import Any
+from datetime import datetime
+from typing import Any, cast
 
 from ...core.measurement import Measurement
 from ...core.metrics import METRICS
+from ...spaces.policies.float_precision import FloatPrecision
 from ..study_file.spec import StudySpec
 from . import tables
-from .records import SIMULATED, SensitivityRecord, StudyRecord, TrialRecord, TrialSummary, Violation
+from .records import (
+    SIMULATED,
+    FreeDeployment,
+    QuietMoment,
+    ReferenceRecord,
+    SensitivityRecord,
+    StudyRecord,
+    TrialRecord,
+    TrialSummary,
+    Violation,
+)
 from .trial_state import TrialState
 
 SUMMARY = tuple(field.name for field in fields(TrialSummary))
@@ -37,8 +49,10 @@ def measurement_of(row: tables.MeasurementRow) -> Measurement:
     return Measurement(**{field.name: getattr(row, field.name) for field in fields(Measurement)})
 
 
-def study_of(row: tables.Study, baseline: Iterable[tables.MeasurementRow]) -> StudyRecord:
-    """The study in a row, with its baseline's rows."""
+def study_of(
+    row: tables.Study, baseline: Iterable[tables.MeasurementRow] = (), reference: tables.Reference | None = None
+) -> StudyRecord:
+    """The study in a row, with the rows of its baseline and its reference."""
     return StudyRecord(
         name=row.name,
         spec=StudySpec.from_json(row.spec),
@@ -48,7 +62,39 @@ def study_of(row: tables.Study, baseline: Iterable[tables.MeasurementRow]) -> St
         created=row.created,
         baseline={measured.name: measurement_of(measured) for measured in baseline},
         remark=row.remark,
+        reference=reference_of(reference) if reference is not None else None,
     )
+
+
+def reference_row(record: ReferenceRecord, study_id: int) -> tables.Reference:
+    """The row of a study's reference."""
+    return tables.Reference(
+        study_id=study_id,
+        precision=record.precision,
+        name=record.name,
+        reason=record.reason,
+        deployments=[
+            {**_plain(each), "figures": [figure.to_dict() for figure in each.figures.values()]}
+            for each in record.deployments
+        ],
+        moments=[{"at": each.at.isoformat(), "latency": each.latency.to_dict()} for each in record.moments],
+    )
+
+
+def reference_of(row: tables.Reference) -> ReferenceRecord:
+    """The reference in a row."""
+    deployments = [
+        FreeDeployment(**{**each, "figures": {figure["name"]: Measurement(**figure) for figure in each["figures"]}})
+        for each in row.deployments
+    ]
+    moments = [QuietMoment(datetime.fromisoformat(each["at"]), Measurement(**each["latency"])) for each in row.moments]
+    return ReferenceRecord(
+        cast(FloatPrecision, row.precision), row.name, row.reason, tuple(deployments), tuple(moments)
+    )
+
+
+def _plain(deployment: FreeDeployment) -> dict[str, Any]:
+    return {field.name: getattr(deployment, field.name) for field in fields(FreeDeployment)}
 
 
 def sensitivity_row(record: SensitivityRecord, study_id: int) -> tables.Sensitivity:

@@ -11,14 +11,12 @@ from ...core.defaults import DEFAULT_STORAGE
 from ...core.errors import StoreError
 from ...core.measurement import Measurement
 from ...spaces.policies.policy import Policy
-from ..study_file.spec import StudySpec
 from . import tables
-from .changes import TrialEnd, add_front, change_spec, end_trial, put_artifact
+from .changes import TrialEnd, add_front, end_trial, put_artifact
 from .database import Database
 from .lease import Lease
 from .queries import (
     artifact_records,
-    baseline_rows,
     find_study,
     find_trial,
     front_records,
@@ -26,27 +24,27 @@ from .queries import (
     newest_front_id,
     paid_trials,
     sensitivity_records,
-    study_record,
     target_records,
     trial_records,
     trial_summaries,
 )
 from .records import (
+    FREE_DIGESTS,
     ArtifactRecord,
     FrontRecord,
     MeasurementRecord,
     SensitivityRecord,
-    StudyRecord,
     TargetRecord,
     TrialRecord,
     TrialSummary,
     Violation,
 )
-from .rows import measurement_rows, sensitivity_row, study_of
+from .rows import measurement_rows, sensitivity_row
+from .study_rows import StudyRows
 from .trial_state import TrialState
 
 
-class Store:
+class Store(StudyRows):
     """Everything slimfront knows of its studies.
 
     Ownership: one process, the search's driver, writes to a study; any number of processes read it meanwhile. A store
@@ -63,7 +61,7 @@ class Store:
     """
 
     def __init__(self, url: str = DEFAULT_STORAGE, *, create: bool = True) -> None:
-        self._database = Database(url, create=create)
+        super().__init__(Database(url, create=create))
 
     def __enter__(self) -> Store:
         return self
@@ -90,78 +88,6 @@ class Store:
     def watch(self, engine: Engine) -> None:
         """Have another engine over the same database, Optuna's, refuse writes without the lease and word its errors as one line."""
         self._database.watch(engine)
-
-    # Studies
-
-    def create_study(
-        self, spec: StudySpec, workload_fingerprint: str, versions: Mapping[str, Any], machine: Mapping[str, Any]
-    ) -> StudyRecord:
-        """A new study, named as its spec says.
-
-        Args:
-            workload_fingerprint: identifies the model and data, to notice that they changed.
-            versions: package -> version. machine: what it ran on. Both JSON values.
-
-        Raises:
-            StoreError: there is one of that name.
-        """
-        with self._database.writing() as session:
-            if session.scalar(select(tables.Study.id).filter_by(name=spec.study)) is not None:
-                raise StoreError(f"{self._database.name}: study {spec.study!r} already exists")
-            row = tables.Study(
-                name=spec.study,
-                spec=spec.to_json(),
-                workload_fingerprint=workload_fingerprint,
-                versions=dict(versions),
-                machine=dict(machine),
-            )
-            session.add(row)
-        return study_of(row, [])
-
-    def update_spec(self, spec: StudySpec) -> StudyRecord:
-        """Continue a study with a changed file.
-
-        Raises:
-            StoreError: what may not change within a study did.
-        """
-        with self._database.writing() as session:
-            row = find_study(session, spec.study)
-            change_spec(row, spec)
-            return study_record(session, row)
-
-    def get_study(self, name: str) -> StudyRecord:
-        """The study of that name."""
-        with self._database.reading() as session:
-            row = find_study(session, name)
-            return study_record(session, row)
-
-    def has_study(self, name: str) -> bool:
-        """Whether there is a study of that name."""
-        with self._database.reading() as session:
-            return session.scalar(select(tables.Study.id).filter_by(name=name)) is not None
-
-    def studies(self) -> list[StudyRecord]:
-        """All studies, oldest first."""
-        with self._database.reading() as session:
-            rows = session.scalars(select(tables.Study).order_by(tables.Study.id)).all()
-            return [study_record(session, row) for row in rows]
-
-    def set_baseline(self, study: str, measurements: Iterable[Measurement], target: str) -> None:
-        """Store the uncompressed model's measurements, once: hypervolumes are only comparable over one baseline.
-
-        Raises:
-            StoreError: the study has its baseline.
-        """
-        with self._database.writing() as session:
-            row = find_study(session, study)
-            if baseline_rows(session, row):
-                raise StoreError(f"study {study!r} has its baseline already")
-            session.add_all(measurement_rows(measurements, study_id=row.id, rung=0, target=target))
-
-    def set_remark(self, study: str, remark: str | None) -> None:
-        """Store the remark of a study, a sentence about how it is searched; replaces the one before."""
-        with self._database.writing() as session:
-            find_study(session, study).remark = remark
 
     # Sensitivities
 
@@ -273,7 +199,7 @@ class Store:
     def paid_trials(self) -> Mapping[str, int]:
         """Study -> trials that its budget has paid for, as `budget_rules.ended` counts them; none of those without any."""
         with self._database.reading() as session:
-            return paid_trials(session, Policy().digest)
+            return paid_trials(session, FREE_DIGESTS)
 
     def running_trials(self, study: str) -> list[TrialRecord]:
         """Trials that have not ended; with no driver at work, those whose driver was killed."""

@@ -30,7 +30,7 @@ from .trial_state import TrialState
 
 PREFIX = "slimfront_"
 VERSION_TABLE = "slimfront_alembic_version"
-REVISION = "0005"
+REVISION = "0006"
 """The newest migration, which these models describe; revisions are zero-padded and so sort as text."""
 
 STATES = tuple(state.value for state in TrialState)
@@ -95,6 +95,25 @@ class Study(Base):
     created: Mapped[datetime] = mapped_column(default=now)
 
 
+class Reference(Base):
+    """What a study's speed-ups are counted from. A study of before there was a choice gets a row when it continues.
+
+    Attributes:
+        precision: of the uncompressed model's floats, as a policy names it.
+        deployments: a list of {"precision", "computes_in", "is_default", "figures": [measurement]}.
+        moments: a list of {"at": ISO 8601, "latency": measurement}.
+    """
+
+    __tablename__ = "slimfront_reference"
+
+    study_id: Mapped[int] = mapped_column(ForeignKey(Study.id), primary_key=True)
+    precision: Mapped[str] = mapped_column(String(16))
+    name: Mapped[str] = mapped_column(PlainText)
+    reason: Mapped[str] = mapped_column(PlainText)
+    deployments: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    moments: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+
+
 class Trial(Base):
     """A trial.
 
@@ -129,7 +148,10 @@ class Trial(Base):
 
 
 class MeasurementRow(Base):
-    """One measured number; rows are only ever added. Without a trial it belongs to the study's baseline."""
+    """One measured number. Without a trial it belongs to the study's baseline.
+
+    Rows are only ever added, but what is proportional to the reference's latency follows it when that is found at a quieter moment.
+    """
 
     __tablename__ = "slimfront_measurement"
     __table_args__ = (Index(None, "study_id", "trial_id"), Index(None, "study_id", "name"))

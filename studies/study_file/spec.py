@@ -6,7 +6,7 @@ Read from YAML into a frozen `StudySpec`; every problem is one line naming the f
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -26,8 +26,10 @@ from ...core.errors import StudyFileError
 from ...core.metrics import METRICS
 from ...core.validation import CountOrNone, Listed, Name, Text, first_problem, suggestion
 from ...spaces.knobs.kind import KnobKind
+from ...spaces.knobs.quantization import FLOATS
 from ...spaces.knobs.registry import KNOB_KINDS
-from ...spaces.presets import PRESETS, Family, preset_space
+from ...spaces.policies.float_precision import FloatPrecision
+from ...spaces.presets import PRESETS, Family, Preset, preset_space
 from .constraint import Constraint
 from .parts import BudgetSpec, Part, QuantizationSpec, RecoverySpec, RungsSpec
 from .space_spec import SpaceSpec, add_key
@@ -36,7 +38,8 @@ SCHEMA = 1
 """Version of the JSON a study is stored as."""
 
 _FIXED = (
-    "workload", "workload_options", "target", "objectives", "constraints", "seed", "space", "recovery", "quantization",
+    "workload", "workload_options", "target", "reference", "objectives", "constraints", "seed", "space", "recovery",
+    "quantization",
 )  # fmt: skip
 
 T = TypeVar("T")
@@ -64,6 +67,8 @@ class StudySpec(Part):
         workload: "digits", "torchvision:resnet18", "file.py:function" or "package.module:function".
         workload_options: passed to the workload's loader.
         target: name of a shipped target card, or path of a card file.
+        reference: what speed-ups are counted from: "best", the fastest of the uncompressed model's free deployments that loses no
+            accuracy beyond noise; "default", as the runtime computes it by itself; or "float32".
         objectives: 2 to 4 metrics.
         constraints: bounds a trial must keep to be on the front.
         workers: 0 runs the trials one after the other, without Ray.
@@ -77,6 +82,7 @@ class StudySpec(Part):
     workload: Text
     workload_options: dict[str, JsonValue] = Field(default_factory=dict)
     target: Text
+    reference: Literal["best", "default", "float32"] = "best"
     objectives: Objectives
     constraints: Constraints = ()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -179,7 +185,33 @@ class StudySpec(Part):
         chosen = family if self.space.preset == "auto" else self.space.preset
         space = {**preset_space(chosen, bits), **self.space.model_dump(exclude_unset=True), "preset": chosen}
         recovery = {**PRESETS[chosen].recovery, **self.recovery.model_dump(exclude_unset=True)}
-        full = self.model_copy(update={"space": SpaceSpec(**space), "recovery": RecoverySpec(**recovery)})
+        return self._with({"space": SpaceSpec(**space), "recovery": RecoverySpec(**recovery)})
+
+    def with_float_precisions(self, offered: Sequence[FloatPrecision]) -> StudySpec:
+        """This spec with the float precisions of its space, unless its file names them."""
+        if FLOATS.key in self.space.model_fields_set:
+            return self
+        return self._with({"space": self.space.model_copy(update={FLOATS.key: tuple(offered)})})
+
+    def continuing(self, begun: StudySpec) -> StudySpec:
+        """This spec with what its file leaves open as the study has it that `begun` with it: presets may offer something else by
+        now, and what its reference's timing settled stays."""
+        preset = begun.space.preset if self.space.preset == "auto" else self.space.preset
+        if preset != begun.space.preset:
+            return self
+        filled = next((found for family, found in PRESETS.items() if family == preset), Preset({}, {}))
+        space = begun.space.model_dump(include={*filled.space, FLOATS.key})
+        recovery = begun.recovery.model_dump(include={*filled.recovery})
+        changes: dict[str, Any] = {
+            "space": SpaceSpec(**{**space, **self.space.model_dump(exclude_unset=True), "preset": preset}),
+            "recovery": RecoverySpec(**{**recovery, **self.recovery.model_dump(exclude_unset=True)}),
+        }
+        if "reference" not in self.model_fields_set:
+            changes["reference"] = begun.reference
+        return self._with(changes)
+
+    def _with(self, changes: Mapping[str, Any]) -> StudySpec:
+        full = self.model_copy(update=changes)
         full._base_folder, full._file = self._base_folder, self._file
         return full
 
@@ -203,7 +235,8 @@ class StudySpec(Part):
         document = json.loads(text)
         if document["schema"] != SCHEMA:
             raise StudyFileError("database", "schema", f"must be {SCHEMA}, not {document['schema']!r}")
-        spec = cls.from_document(document["study"], "database", Path(document["base_folder"]))
+        study = {"reference": "float32", **document["study"]}  # before there was a choice
+        spec = cls.from_document(study, "database", Path(document["base_folder"]))
         spec._file = document["file"]
         return spec
 

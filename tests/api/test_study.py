@@ -138,3 +138,49 @@ def test_a_study_shows_itself_in_a_terminal_and_in_a_notebook(study: slimfront.S
     assert html.startswith("<p><b>demo: 5 trials, front of 3, target cpu-openvino</b></p>")
     assert "<th>latency_ms</th>" in html
     assert repr(study).startswith("Study('demo', Store('sqlite:///")
+
+
+def test_an_audit_is_a_table_a_document_and_a_figure(study: slimfront.Study) -> None:
+    for number, (drop, milliseconds) in TRIALS.items():
+        flops = Measurement.exact("flops", int(1e6 * milliseconds), "fvcore")
+        study.store.add_measurements("demo", number, [*measured(drop, milliseconds), flops], 0, "cpu-openvino")
+    audit = study.audit()
+    assert [(found.proxy, found.spearman) for found in audit.proxies] == [("flops", 1.0)]
+    assert audit.to_dict()["proxies"][0]["n"] == 4
+    assert "flops" in str(audit)
+    assert len(audit.figure().data) == 2
+
+
+def test_an_audit_of_too_few_trials_is_refused(study: slimfront.Study) -> None:
+    add_study(study.store, "new")
+    with pytest.raises(UserError, match=r"^0 trials have a measured latency"):
+        slimfront.Study(study.store, "new").audit()
+
+
+def test_the_studies_of_a_database_are_listed_oldest_first(storage: str, tmp_path: Path) -> None:
+    with Store(storage) as store:
+        add_study(store, "another")
+    found = slimfront.studies(storage)
+    assert [(each.study, each.trials, each.front_points) for each in found.studies] == [
+        ("demo", 5, 3),
+        ("another", 0, 0),
+    ]
+    with pytest.raises(UserError, match="no such database"):
+        slimfront.studies(f"sqlite:///{tmp_path / 'none.db'}")
+
+
+def test_a_profile_that_is_not_measured_saves_the_card_it_read(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'none.db'}"
+    profile = slimfront.profile("cpu-openvino", measure=False, storage=storage)
+    profile.save(tmp_path / "mine.yaml")
+    again = slimfront.profile(tmp_path / "mine.yaml", measure=False, storage=storage)
+    assert again.target.runtime == profile.target.runtime == "openvino"
+    assert profile.target.name in [target.name for target in slimfront.profiles(storage).targets]
+    assert not (tmp_path / "none.db").exists()
+    with pytest.raises(UserError, match="nowhere"):
+        profile.save(tmp_path / "nowhere" / "card.yaml")
+
+
+def test_the_dashboard_of_an_unknown_study_is_refused(storage: str) -> None:
+    with pytest.raises(UserError, match="no study 'demmo'"):
+        slimfront.dashboard(storage, "demmo", progress=False)

@@ -9,6 +9,7 @@ from slimfront.evaluators.evaluator import LoweredCandidate
 from slimfront.evaluators.latency import latency_measurements
 from slimfront.evaluators.registry import measure
 from slimfront.evaluators.size import ArtifactSize
+from slimfront.hardware_profiles.bench.conditions import Conditions, CoreState
 from slimfront.hardware_profiles.bench.paired_timing import PairedTiming, Percentile
 from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.spaces.models.channel_groups import find_channel_groups
@@ -120,13 +121,17 @@ def test_artifact_bytes_are_those_of_the_file(context, lower):
 
 def test_latency_from_a_timing_by_hand():
     percentiles = {50: Percentile(7.5, 7, 8), 90: Percentile(9, 8.5, 9.5), 99: Percentile(12, 10, 20)}
-    timing = PairedTiming(2.0, 1.6, 2.5, 7.0, reference_ms=14.0, pairs=48, noisy=True, percentiles=percentiles, runs=99)
+    timing = PairedTiming(
+        2.0, 1.96, 2.05, 7.0, reference_ms=14.0, pairs=48, noisy=True, percentiles=percentiles, runs=99
+    )
     target = load_target("cpu-onnxruntime").model_copy(update={"batch": 5, "threads": 4, "streams": 2})
     speedup, latency, throughput, *runs = latency_measurements(timing, 10.0, target)
-    assert (speedup.value, speedup.low, speedup.high, speedup.n) == (2.0, 1.6, 2.5, 48)
+    assert (speedup.value, speedup.low, speedup.high, speedup.n) == (2.0, 1.96, 2.05, 48)
     # The reference's quiet latency over the speed-up, not what the noisy clock of this timing said.
-    assert (latency.value, latency.low, latency.high) == (5.0, 4.0, 6.25)
-    assert (throughput.value, throughput.low, throughput.high) == (2000, 1600, 2500)  # 10 samples in 5 ms
+    assert (latency.value, latency.low, latency.high) == (5.0, 10 / 2.05, 10 / 1.96)
+    assert (throughput.value, throughput.low, throughput.high) == pytest.approx(
+        (2000, 1960, 2050)
+    )  # 10 samples in 5 ms
     assert {measured.noisy for measured in (speedup, latency, throughput)} == {True}
     assert [measured.unit for measured in (speedup, latency, throughput)] == ["ratio", "ms", "samples/s"]
     assert [(m.name, m.value, m.low, m.high, m.n) for m in runs] == [
@@ -134,3 +139,19 @@ def test_latency_from_a_timing_by_hand():
         ("latency_p90_ms", 9, 8.5, 9.5, 99),
         ("latency_p99_ms", 12, 10, 20, 99),
     ]
+
+
+def test_an_uncertain_figure_counts_as_its_worse_end_and_says_why():
+    before, after = CoreState(3000, 60.0, 0), CoreState(2400, 95.0, 2)
+    timing = PairedTiming(16.0, 3.3, 38.8, 0.1, 0.4, 8, True, {}, 99, conditions=Conditions(before, after, 9.8))
+    speedup, latency, throughput = latency_measurements(timing, 9.9, load_target("cpu-onnxruntime"))
+    assert (speedup.value, speedup.low, speedup.high) == (3.3, 3.3, 38.8)
+    assert (latency.value, throughput.value) == (pytest.approx(3), pytest.approx(1e3 / 3))
+    remarks = [
+        "at 2400 MHz, 95 C",
+        "waited 10 s for a quiet machine",
+        "the clock moved from 3000 to 2400 MHz",
+        "the processor was slowed for its heat",
+        "too noisy: the worse end counts",
+    ]
+    assert speedup.method == "paired-median " + "; ".join(remarks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,12 @@ from slimfront.core.metrics import METRICS, Metric
 from slimfront.evaluators import registry
 from slimfront.evaluators.energy import Energy
 from slimfront.evaluators.evaluator import Context, Evaluator, LoweredCandidate
+from slimfront.evaluators.load_time import LoadTime
 from slimfront.evaluators.memory import PeakMemory
 from slimfront.evaluators.registry import measure, register, require_available
 from slimfront.hardware_profiles.bench import energy
 from slimfront.hardware_profiles.bench.energy import Rapl, energy_meter
+from slimfront.hardware_profiles.bench.load_time import load_seconds
 from slimfront.hardware_profiles.bench.peak_memory import peak_growth
 from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.search.sampler.study_terms import role_of, worst_corner
@@ -41,7 +44,7 @@ def test_what_a_study_does_not_name_is_not_measured(complete, lower, monkeypatch
         return {m.name for m in measure(lowered, at, "timed")}
 
     plain = measured("accuracy", "latency_ms")
-    assert "peak_memory_bytes" not in plain
+    assert plain.isdisjoint({"peak_memory_bytes", "load_ms"})
     assert measured("peak_memory_bytes", "energy_j") - plain == {"peak_memory_bytes"}
 
 
@@ -140,6 +143,27 @@ def test_an_artifact_needs_as_much_memory_each_time(complete, lower):
     assert second == pytest.approx(first, rel=0.5)
 
 
+def test_a_load_time_is_of_first_loads_in_fresh_processes(complete, lower):
+    artifact = lower(Policy()).artifact
+    (measured,) = LoadTime().evaluate(lower(Policy()), complete)
+    assert (measured.unit, measured.n) == ("ms", 3)
+    target, warm = complete.target, []
+    for _ in range(2):
+        start = time.perf_counter()
+        complete.runtime.load(artifact.path, target).run(np.zeros((target.batch, 3, 8, 8), np.float32))
+        warm.append((time.perf_counter() - start) * 1e3)
+    assert measured.value > min(warm) / 2  # in a process that has loaded it before, it is faster if anything
+    assert 0 < measured.low <= measured.value <= measured.high < 30_000
+
+
+def test_loading_reads_the_file_from_its_disk_and_leaves_it_whole(tmp_path):
+    file = tmp_path / "model"
+    file.write_bytes(b"weights" * 1000)  # not written to the disk yet
+    order = []
+    assert load_seconds(file, lambda: order.append(file.read_bytes())) > 0
+    assert order == [b"weights" * 1000]
+
+
 def counter(root: Path, zone: str, now: int, top: int, name: str = "package-0") -> None:
     (root / zone).mkdir(parents=True, exist_ok=True)
     (root / zone / "name").write_text(f"{name}\n")
@@ -175,11 +199,13 @@ def test_a_machine_without_counters_says_so(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "metric", ["latency_p50_ms", "latency_p90_ms", "latency_p99_ms", "peak_memory_bytes", "energy_j"]
+    "metric", ["latency_p50_ms", "latency_p90_ms", "latency_p99_ms", "peak_memory_bytes", "load_ms", "energy_j"]
 )
 def test_what_no_table_predicts_is_refused_of_a_target_that_cannot_be_reached(metric):
     elsewhere = TARGET.model_copy(update={"predict": True})
-    with pytest.raises(EvaluationError, match=r"^a latency table predicts speedup, latency_ms, throughput and nothing"):
+    with pytest.raises(
+        EvaluationError, match=r"^a latency table predicts speedup, latency_ms, throughput, speedup_float32 and nothing"
+    ):
         require_available(metric, elsewhere)
     for predicted in ("speedup", "latency_ms", "throughput", "accuracy", "flops"):
         require_available(predicted, elsewhere)
@@ -213,8 +239,8 @@ def test_energy_that_cannot_be_measured_is_refused_before_a_study_begins(key, mo
         prepare(spec)
 
 
-def test_memory_and_energy_need_a_bench(context, lower):
-    for evaluator in (PeakMemory(), Energy()):
+def test_memory_load_time_and_energy_need_a_bench(context, lower):
+    for evaluator in (PeakMemory(), LoadTime(), Energy()):
         with pytest.raises(EvaluationError, match=r"needs an artifact and a bench$"):
             evaluator.evaluate(lower(Policy()), dataclasses.replace(context, bench=None))
 

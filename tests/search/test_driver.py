@@ -269,6 +269,24 @@ def test_bits_that_the_target_does_not_take_name_the_key(tiny_spec: Spec, tmp_pa
         prepare(tiny_spec(space={"weight_bits": [8, 16], "activation_bits": [8, 16]}, target=str(card)))
 
 
+def test_float_precisions_that_the_target_does_not_have_name_the_key(tiny_spec: Spec) -> None:
+    with pytest.raises(
+        StudyFileError,
+        match=r"space\.float_precision\.1: target cpu-onnxruntime computes floats in default, float32, not in float16$",
+    ):
+        prepare(tiny_spec(space={"float_precision": ["float32", "float16"]}, target="cpu-onnxruntime"))
+
+
+def test_float_precisions_that_are_one_on_the_target_are_one_choice(tiny_spec: Spec) -> None:
+    space = {"float_precision": ["default", "float32"], "width": [1.0, 0.5]}
+    prepared = prepare(tiny_spec(space=space, target="cpu-onnxruntime"))
+    assert "float_precision" not in {knob.kind for knob in prepared.space.knobs}
+    assert {prepared.space.policy({knob.name: knob.choices[0] for knob in prepared.space.knobs}).float_precision} == {
+        "default"
+    }, "the first of them holds everywhere"
+    assert prepared.spec.space.float_precision == ("default", "float32"), "what is stored may go on on another machine"
+
+
 def test_a_space_whose_layers_are_all_kept_back_is_empty(tiny_spec: Spec) -> None:
     with pytest.raises(StudyFileError, match="nothing is left to choose"):
         prepare(tiny_spec(space={"weight_bits": [8, 32], "keep": ["*"]}))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 from rich.console import Console
 from slimfront.core.errors import StoreError
+from slimfront.core.measurement import Measurement
 from slimfront.search import screen
 from slimfront.search.events import SensitivityMeasured, TrialConfirmed, TrialFinished
 from slimfront.search.run import run_search
@@ -135,3 +137,25 @@ def test_the_bar_fits_a_terminal_of_eighty_columns_and_goes_away(budget, counted
     assert len(second) <= 80
     assert "best accuracy drop" in second
     assert terminal.file.getvalue().endswith("\x1b[2K") or "\x1b[?25h" in terminal.file.getvalue()[-40:]
+
+
+@pytest.mark.parametrize(
+    ("method", "line"),
+    [
+        ("paired-median", None),
+        ("paired-median at 2600 MHz; too noisy: the worse end counts", None),  # the table marks it
+        ("predicted by a latency table; of a kind", None),
+        (
+            "paired-median at 2600 MHz; waited 10 s for a quiet machine; too noisy: the worse end counts",
+            "waited 10 s for a quiet machine; too noisy: the worse end counts",
+        ),
+    ],
+)
+def test_a_trial_timed_on_a_busy_machine_has_a_line(method, line, tiny_spec):
+    said = io.StringIO()
+    speedup = Measurement("speedup", 2.0, 2.0, 2.2, "ratio", 40, method)
+    trial = replace(failed(""), state=TrialState.COMPLETE, measurements={"speedup": speedup})
+    with SearchProgress(tiny_spec(), Console(file=said, width=200)) as progress:
+        progress.say("open")
+        progress.hear(TrialFinished(trial))
+    assert said.getvalue().splitlines()[1:] == ([] if line is None else [f"  trial 3: {line}"])

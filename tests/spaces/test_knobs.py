@@ -39,7 +39,9 @@ OFFERED = {
     "operators": ("dense", "separable", "rank=0.5"),
     "codebooks": ("uniform", "k_means"),
     "activation_ranges": ("static", "dynamic"),
+    "weight_group_size": (0, 32, 64, 128),
     "depth": (1.0, 0.5),
+    "float_precision": ("default", "float32", "bfloat16"),
 }
 GOVERNS = {
     "layer": ("a.conv", "fc"),
@@ -59,7 +61,9 @@ KINDS = [pytest.param(kind, id=kind.name) for kind in KNOB_KINDS.values()]
 
 
 def base_of(kind: KnobKind, choice: object) -> Policy:
-    """The policy to write a choice into: bfloat16 is of weights and activations together."""
+    """The policy to write a choice into: bfloat16 is of weights and activations together, groups are of weights alone."""
+    if kind.name == "weight_group_size":
+        return replace(DECIDING, layers={name: LayerPolicy(4) for name in GOVERNS["layer"]})
     if kind.name != "activation_bits" or choice != 16:
         return DECIDING
     return replace(DECIDING, layers={name: LayerPolicy(16) for name in GOVERNS["layer"]})

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from slimfront.core.errors import PolicyError
+from slimfront.spaces.policies.float_precision import FLOAT_PRECISIONS
 from slimfront.spaces.policies.layer_policy import ACTIVATION_BITS, WEIGHT_BITS
 from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
 from slimfront.spaces.policies.pruning import Pruning
@@ -46,6 +48,7 @@ policies = st.builds(
     channels=st.dictionaries(names, fractions, max_size=5),
     layers=st.dictionaries(names, layers, max_size=5),
     recovery=recoveries,
+    float_precision=st.sampled_from(FLOAT_PRECISIONS),
 )
 
 
@@ -73,7 +76,7 @@ def test_the_order_decisions_are_given_in_does_not_matter(policy, random):
         items = list(decisions.items())
         return dict(random.sample(items, len(items)))
 
-    again = Policy(policy.width, shuffled(policy.channels), shuffled(policy.layers), policy.recovery)
+    again = replace(policy, channels=shuffled(policy.channels), layers=shuffled(policy.layers))
     assert again.to_json() == policy.to_json()
 
 
@@ -81,7 +84,7 @@ def test_the_order_decisions_are_given_in_does_not_matter(policy, random):
 def test_decisions_that_decide_nothing_are_dropped(policy, name):
     channels = {**policy.channels} if name in policy.channels else {**policy.channels, name: 0.0}
     named = {**policy.layers} if name in policy.layers else {**policy.layers, name: LayerPolicy()}
-    assert Policy(policy.width, channels, named, policy.recovery) == policy
+    assert replace(policy, channels=channels, layers=named) == policy
 
 
 def test_recovery_without_epochs_is_no_recovery():
@@ -260,3 +263,13 @@ def test_a_bad_structural_decision_is_one_line(text, problem):
     with pytest.raises(PolicyError) as caught:
         Policy.from_json(text)
     assert str(caught.value).startswith(problem)
+
+
+def test_the_precision_of_floats_is_part_of_a_policy_but_does_not_change_the_model():
+    assert Policy(float_precision="float32").to_json() == '{"schema":1}', "policies of before ran in float32"
+    policy = Policy(float_precision="default")
+    assert policy.is_free
+    assert not policy.is_uncompressed
+    assert not Policy(width=0.5, float_precision="default").is_free
+    with pytest.raises(PolicyError, match="float_precision must be one of float32, default, bfloat16, float16"):
+        Policy.from_json('{"schema": 1, "float_precision": "f32"}')

@@ -187,6 +187,21 @@ def test_anchors_start_uncompressed_and_try_each_structure_in_float_and_over_eig
     ]
 
 
+def test_anchors_compute_floats_as_the_runtime_does_where_that_is_offered():
+    choices = SpaceChoices(weight_bits=(8, 32), width=(0.5, 1.0), float_precision=("float16", "default", "float32"))
+    eight = {"stem": LayerPolicy(8)}
+    assert Space(LAYERS[:1], [], choices).anchors() == [
+        Policy(),
+        Policy(float_precision="default"),
+        Policy(layers=eight, float_precision="default"),
+        Policy(float_precision="float16"),
+        Policy(layers=eight, float_precision="float16"),
+        Policy(layers=eight),
+        Policy(width=0.5, float_precision="default"),
+        Policy(width=0.5, layers=eight, float_precision="default"),
+    ]
+
+
 def test_a_uniform_policy_takes_the_nearest_choice_offered():
     space = Space(LAYERS, [], SpaceChoices(weight_bits=(4, 16), weight_sparsity=(0.25, 0.5, "2:4")))
     policy = space.uniform({"weight_bits": 6, "sparsity": "2:4"})

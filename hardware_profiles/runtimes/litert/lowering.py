@@ -27,8 +27,10 @@ def lower(candidate: Candidate, inputs: Tensor, path: Path) -> Path:
     """Write `candidate` for inputs of exactly this shape [batch, ...].
 
     Raises:
-        LoweringError: the model cannot be exported, or has an operation that TensorFlow Lite has not.
+        LoweringError: the model cannot be exported, or has an operation or a weight that TensorFlow Lite has not.
     """
+    if any(weight.group_size for weight in candidate.quantization.weights.values()):
+        raise LoweringError("LiteRT takes no weights with scales by groups of inputs: leave weight_group_size at 0")
     static = static_graphs.graph_of(candidate.model, inputs)
     graph = LiteGraph(static, _grids(static, candidate))
     layers = Layers(graph, candidate)

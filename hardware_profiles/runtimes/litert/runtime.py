@@ -14,6 +14,7 @@ from ai_edge_litert import schema_py_generated
 from ai_edge_litert.interpreter import Interpreter
 
 from ....core.errors import LoweringError
+from ....spaces.policies.float_precision import FLOAT32, FloatPrecision
 from ...cards.target import Target
 from ..base import Artifact, TensorInfo
 from ..node_names import layer_of
@@ -41,6 +42,12 @@ class LiteRtRuntime:
 
     def version(self) -> str:
         return ai_edge_litert.__version__
+
+    def float_precisions(self, target: Target) -> tuple[FloatPrecision, ...]:
+        return (FLOAT32,)
+
+    def default_float_precision(self, target: Target) -> FloatPrecision:
+        return FLOAT32
 
     def lower(self, candidate: Candidate, example_input: Tensor, target: Target, path: Path) -> Artifact:
         from .lowering import lower  # imports torch, which sessions do without

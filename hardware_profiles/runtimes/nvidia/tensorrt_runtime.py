@@ -15,6 +15,7 @@ import torch
 from filelock import FileLock
 
 from ....core.errors import EvaluationError, LoweringError
+from ....spaces.policies.float_precision import FLOAT32, FloatPrecision
 from ...bench.lock import alone_on_gpu
 from ...cards.target import Target
 from ..base import Artifact, TensorInfo
@@ -64,6 +65,12 @@ class TensorRtRuntime:
 
     def version(self) -> str:
         return tensorrt.__version__
+
+    def float_precisions(self, target: Target) -> tuple[FloatPrecision, ...]:
+        return (FLOAT32,)
+
+    def default_float_precision(self, target: Target) -> FloatPrecision:
+        return FLOAT32
 
     def lower(self, candidate: Candidate, example_input: torch.Tensor, target: Target, path: Path) -> Artifact:
         from .tensorrt_lowering import lower

@@ -7,7 +7,7 @@ seconds, and keeps the file small: weights are stored as int8.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ....core.errors import LoweringError
 from ....spaces.policies.candidate import Candidate, Quantization, QuantizedWeight, QuantParams
+from ....spaces.policies.float_precision import BFLOAT16, FLOAT32, FloatPrecision
 from ..node_names import WEIGHTED, layer_of, module_of_node
 from .bfloat16_casts import insert_bfloat16
 from .float_graph import export_float
@@ -24,6 +25,7 @@ from .graph_cache import GraphCache
 from .graph_edits import set_nodes
 from .integer_products import write_integer_products
 from .onnx_file import WeightsApart, weights_apart, write
+from .weight_groups import write_groups
 
 float_graphs = GraphCache(lambda model, example_input: weights_apart(export_float(model, example_input)))
 """The float graphs that this process has exported."""
@@ -31,9 +33,9 @@ float_graphs = GraphCache(lambda model, example_input: weights_apart(export_floa
 DYNAMIC = "slimfront.dynamic"
 """The key of a file's metadata that asks for dynamic quantization; see `lower`."""
 
-BFLOAT16 = "slimfront.bfloat16"
-"""The key of a file's metadata that says that all its layers compute in bfloat16 or integers: a runtime with one floating-point
-type per file may then use bfloat16."""
+PRECISION = "slimfront.float_precision"
+"""The key of a file's metadata that names the precision of all its floats, for a runtime with one floating-point type per file;
+float32 where it is missing. Where all layers compute in bfloat16 or integers it is bfloat16, too."""
 
 PASSED_ON = ("Identity", "Cast", "Dropout")
 """Operations that pass the model's input on unchanged."""
@@ -50,6 +52,7 @@ def lower(
     integer_products: bool = False,
     fused_linears: bool = False,
     folded_weights: bool = False,
+    group_kernels: Collection[int] = (),
 ) -> Path:
     """Write `candidate` as an ONNX file with the input "input" of shape [batch, ...] and the output "output".
 
@@ -63,6 +66,8 @@ def lower(
         fused_linears: compute linear layers that read the same tensor by one product.
         folded_weights: dequantize the weights of layers that compute in float by operations that a runtime folds when it
             loads the file, for a runtime that would otherwise dequantize them at every run.
+        group_kernels: bits of weights with scales by groups that the runtime multiplies as they are stored; others are
+            dequantized when it loads the file.
 
     Raises:
         LoweringError: the model cannot be exported, or a quantized layer is not found in the exported graph.
@@ -72,6 +77,7 @@ def lower(
     model.CopyFrom(exported.model)
     lowered = WeightsApart(model, dict(exported.weights))
     insert_grids(lowered, candidate.quantization, bound_float_layers)
+    _write_groups(lowered, candidate.quantization, group_kernels)
     dynamic = [name for name, layer in candidate.policy.layers.items() if layer.is_dynamic]
     if integer_products:
         write_integer_products(lowered, [node for name in dynamic for node in layer_nodes(model.graph, name)])
@@ -80,9 +86,10 @@ def lower(
     if integer_biases:
         write_integer_biases(model, candidate.quantization)
     if folded_weights:
-        on_integers = candidate.quantization.inputs.keys() | set(dynamic)
-        spell_out_weights(lowered, sorted(candidate.quantization.weights.keys() - on_integers))
+        spell_out_weights(lowered, _weight_only(candidate))
     _insert_bfloat16(lowered, candidate)
+    if (precision := _float_precision(lowered, candidate)) != FLOAT32:
+        model.metadata_props.add(key=PRECISION, value=precision)
     if fused_linears:
         fuse_parallel_linears(lowered)
     write(model, lowered.weights, path)
@@ -90,7 +97,7 @@ def lower(
 
 
 def insert_grids(lowered: WeightsApart, quantization: Quantization, bound_float_layers: bool = False) -> None:
-    """Put Q/DQ pairs for every grid of `quantization` into the graph and its weights, in place; see `lower`.
+    """Put Q/DQ pairs for every grid of `quantization` but those by groups into the graph and its weights, in place; see `lower`.
 
     Raises:
         LoweringError: a layer or addition with a grid is not in the graph.
@@ -109,21 +116,38 @@ def insert_grids(lowered: WeightsApart, quantization: Quantization, bound_float_
     for operand in operands:
         inserter.quantize_input(*operand)
     for name, weight in quantization.weights.items():
-        inserter.quantize_weight(layer_nodes(graph, name), weight)
+        if not weight.group_size:
+            inserter.quantize_weight(layer_nodes(graph, name), weight)
     inserter.finish()
+
+
+def _write_groups(lowered: WeightsApart, quantization: Quantization, kernels: Collection[int]) -> None:
+    grouped = {name: weight for name, weight in quantization.weights.items() if weight.group_size}
+    write_groups(lowered, grouped, {name: layer_nodes(lowered.model.graph, name) for name in grouped}, kernels)
+
+
+def _weight_only(candidate: Candidate) -> list[str]:
+    """Layers whose weights alone are on integers, with one scale for each output channel."""
+    layers, grids = candidate.policy.layers, candidate.quantization
+    per_channel = {name for name, weight in grids.weights.items() if not weight.group_size}
+    return sorted(per_channel - grids.inputs.keys() - {name for name, layer in layers.items() if layer.is_dynamic})
 
 
 def _insert_bfloat16(lowered: WeightsApart, candidate: Candidate) -> None:
     weights, policy = candidate.quantization.bfloat16, candidate.policy
     if not weights:
         return
-    model = lowered.model
     whole = {name for name in weights if policy.layer(name).is_bfloat16}
-    insert_bfloat16(lowered, weights, {name: layer_nodes(model.graph, name) for name in weights}, whole)
-    others = {layer_of(node.name) for node in model.graph.node if node.op_type in WEIGHTED} - whole - {None}
-    integers = candidate.quantization.weights.keys() & candidate.quantization.inputs.keys()
-    if whole and others <= integers:
-        model.metadata_props.add(key=BFLOAT16, value="true")
+    insert_bfloat16(lowered, weights, {name: layer_nodes(lowered.model.graph, name) for name in weights}, whole)
+
+
+def _float_precision(lowered: WeightsApart, candidate: Candidate) -> FloatPrecision:
+    """The precision of all floats: the policy's, or bfloat16 where its layers leave nothing in float32."""
+    policy, quantization = candidate.policy, candidate.quantization
+    whole = {name for name in quantization.bfloat16 if policy.layer(name).is_bfloat16}
+    others = {layer_of(node.name) for node in lowered.model.graph.node if node.op_type in WEIGHTED} - whole - {None}
+    is_bfloat16 = whole and others <= quantization.weights.keys() & quantization.inputs.keys()
+    return BFLOAT16 if is_bfloat16 and policy.float_precision == FLOAT32 else policy.float_precision
 
 
 def spell_out_weights(lowered: WeightsApart, layers: Iterable[str]) -> None:

@@ -12,6 +12,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as errors  # type: ignore[attr-defined]
 
 from ....core.errors import LoweringError
+from ....spaces.policies.float_precision import FLOAT32, FloatPrecision
 from ...cards.target import Target
 from ..base import Artifact, TensorInfo
 from ..node_names import layer_of
@@ -51,6 +52,10 @@ FLOAT_ACTIVATIONS = ("session.qdq_matmulnbits_accuracy_level", "1")
 int8 and quantizes the layer's input, whatever the policy says."""
 
 
+GROUP_KERNELS = (4,)
+"""Bits of MatMulNBits that take no longer than float32; at 8 bits it takes seven times as long for one row of inputs."""
+
+
 class OnnxRuntime:
     """See `Runtime`."""
 
@@ -59,6 +64,12 @@ class OnnxRuntime:
 
     def version(self) -> str:
         return onnxruntime.__version__
+
+    def float_precisions(self, target: Target) -> tuple[FloatPrecision, ...]:
+        return (FLOAT32,)
+
+    def default_float_precision(self, target: Target) -> FloatPrecision:
+        return FLOAT32
 
     def lower(self, candidate: Candidate, example_input: Tensor, target: Target, path: Path) -> Artifact:
         from .lowering import lower  # imports torch, which sessions do without
@@ -74,6 +85,7 @@ class OnnxRuntime:
                 integer_biases=True,
                 integer_products=True,
                 folded_weights=True,
+                group_kernels=GROUP_KERNELS,
             )
         )
 
@@ -99,7 +111,7 @@ class OnnxRuntimeSession:
         precisions: dict[str, str] = {}
         for node in self._optimised_nodes():
             if node.op_type in INTEGER_TYPES + FLOAT_TYPES and (layer := layer_of(node.name)) is not None:
-                precisions[layer] = "i8" if node.op_type in INTEGER_TYPES else "f32"
+                precisions[layer] = _precision(node)
         return precisions
 
     def _optimised_nodes(self) -> list[onnx.NodeProto]:
@@ -119,6 +131,14 @@ class OnnxRuntimeSession:
         options.log_severity_level = ERRORS_ONLY
         options.add_session_config_entry(*FLOAT_ACTIVATIONS)
         return options
+
+
+def _precision(node: onnx.NodeProto) -> str:
+    """What a layer multiplies: the integers that it is stored in where those are dequantized in the kernel."""
+    if node.op_type == "MatMulNBits":
+        bits = next(attribute.i for attribute in node.attribute if attribute.name == "bits")
+        return "u4" if bits == 4 else "f32"
+    return "i8" if node.op_type in INTEGER_TYPES else "f32"
 
 
 def _open(artifact: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:

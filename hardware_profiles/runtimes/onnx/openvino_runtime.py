@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections import deque
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import openvino
 import openvino.opset13 as ops
 
 from ....core.errors import LoweringError
+from ....spaces.policies.float_precision import BFLOAT16, DEFAULT, FLOAT16, FLOAT32, FloatPrecision
+from ....spaces.policies.layer_policy import GROUPED_BITS
 from ...cards.target import Target
-from ..base import Artifact, TensorInfo
+from ..base import Artifact, TensorInfo, distinct
 from ..node_names import layers_of
 from .signature import onnx_signature
 
@@ -24,8 +27,14 @@ if TYPE_CHECKING:
 DYNAMIC = ["framework", "slimfront.dynamic"]
 """Where OpenVINO keeps the metadata under `lowering.DYNAMIC`."""
 
-BFLOAT16 = ["framework", "slimfront.bfloat16"]
-"""Where OpenVINO keeps the metadata under `lowering.BFLOAT16`."""
+PRECISION = ["framework", "slimfront.float_precision"]
+"""Where OpenVINO keeps the metadata under `lowering.PRECISION`."""
+
+ALL_BFLOAT16 = ["framework", "slimfront.bfloat16"]
+"""Where OpenVINO keeps what files of earlier versions have in its place where all layers are in bfloat16 or integers."""
+
+HINTS: dict[FloatPrecision, str] = {FLOAT32: "f32", BFLOAT16: "bf16", FLOAT16: "f16"}
+"""The values of OpenVINO's INFERENCE_PRECISION_HINT."""
 
 GROUP_SIZE = 32
 """The number of inputs of a linear layer that share one scale in dynamic quantization."""
@@ -42,10 +51,18 @@ class OpenVinoRuntime:
     def version(self) -> str:
         return openvino.__version__.partition("-")[0]
 
+    def float_precisions(self, target: Target) -> tuple[FloatPrecision, ...]:
+        return distinct(self.default_float_precision(target), filter(computes, HINTS))
+
+    def default_float_precision(self, target: Target) -> FloatPrecision:
+        return taken_for(DEFAULT) or FLOAT32
+
     def lower(self, candidate: Candidate, example_input: Tensor, target: Target, path: Path) -> Artifact:
         from .lowering import lower  # imports torch, which sessions do without
 
-        return Artifact.of(lower(candidate, example_input, target.batch, path, fused_linears=True))
+        return Artifact.of(
+            lower(candidate, example_input, target.batch, path, fused_linears=True, group_kernels=GROUPED_BITS)
+        )
 
     def signature(self, artifact: Path) -> tuple[TensorInfo, TensorInfo]:
         return onnx_signature(artifact)
@@ -58,15 +75,16 @@ class OpenVinoRuntime:
             "PERFORMANCE_HINT": "LATENCY",
             # The process is pinned as a whole.
             "ENABLE_CPU_PINNING": False,
-            # OpenVINO 2026.4 computes nonsense at small batches where a multiplication per channel stands between two
-            # quantized linear layers and becomes a snippet.
-            "SNIPPETS_MODE": "DISABLE",
         }
         try:
             model = core.read_model(artifact)
+            if _has_grids(model):
+                # OpenVINO 2026.4 computes nonsense at small batches where a multiplication per channel stands between two
+                # quantized linear layers and becomes a snippet.
+                config["SNIPPETS_MODE"] = "DISABLE"
             # By default OpenVINO quantizes the inputs of linear layers with integer weights, in every file.
             config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = GROUP_SIZE if model.has_rt_info(DYNAMIC) else 0
-            config["INFERENCE_PRECISION_HINT"] = _precision(model)
+            config |= _hinted(_precision(model))
             return OpenVinoSession(model, core.compile_model(model, "CPU", config))
         except RuntimeError as error:
             raise LoweringError(f"OpenVINO refuses {artifact.name}: {str(error).strip().splitlines()[-1]}") from error
@@ -91,9 +109,7 @@ class OpenVinoSession:
         precisions: dict[str, str] = {}
         ranged = self._model.has_rt_info(DYNAMIC)
         original = {node.get_friendly_name(): node for node in self._model.get_ops()}
-        for operation in self._compiled.get_runtime_model().get_ordered_ops():
-            if _information(operation, "layerType") not in WEIGHTED_TYPES:
-                continue
+        for operation in _weighted(self._compiled):
             precision = _information(operation, "runtimePrecision").replace("u8", "i8")
             if precision == "i8" and not ranged:
                 # A linear layer whose weight alone is stored as integers is reported as integer too; it computes in the type of its input.
@@ -108,31 +124,55 @@ class OpenVinoSession:
         return precisions
 
 
+def computes(precision: FloatPrecision) -> bool:
+    """Whether OpenVINO computes a whole file in `precision` here, and in nothing else."""
+    return taken_for(precision) == precision
+
+
 @cache
-def computes_bfloat16() -> bool:
-    """Whether OpenVINO computes a whole file in bfloat16 here.
+def taken_for(precision: FloatPrecision) -> FloatPrecision | None:
+    """The type in which OpenVINO computes a whole file here where it is asked for `precision`; None where it refuses such a file.
 
     Its list of capabilities names what the processor has, also where its kernels are limited to less
     (`ONEDNN_MAX_CPU_ISA`) and refuse such a file; so it is asked to compile one.
     """
     core = openvino.Core()
-    if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        return False
+    if precision == BFLOAT16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return None  # it would be emulated, which takes fifty times as long
     vector = ops.parameter([1, 16], np.float32)
     product = ops.matmul(vector, np.ones((16, 16), np.float32), False, False)
     model = openvino.Model([product], [vector])  # pyright: ignore[reportGeneralTypeIssues]  # the stub has two classes
     try:
-        core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
+        compiled = core.compile_model(model, "CPU", _hinted(precision))
     except RuntimeError:
-        return False
-    return True
+        return None
+    types = {_information(operation, "runtimePrecision") for operation in _weighted(compiled)}
+    return next((known for known, hint in HINTS.items() if types == {hint}), None)
 
 
-def _precision(model: openvino.Model) -> str:
-    """The precision in which a file's floats are computed. Full precision means float32 on every machine, where OpenVINO would pick bfloat16
-    if there is AMX; and a file all in bfloat16 is not to have it emulated by a CPU without it, which takes fifty times as long.
-    """
-    return "bf16" if model.has_rt_info(BFLOAT16) and computes_bfloat16() else "f32"
+def _hinted(precision: FloatPrecision) -> dict[str, str]:
+    """Settings that ask for `precision`; by default nobody asks."""
+    return {} if precision == DEFAULT else {"INFERENCE_PRECISION_HINT": HINTS[precision]}
+
+
+def _has_grids(model: openvino.Model) -> bool:
+    """Whether anything but weights is quantized."""
+    return any(operation.get_type_name() == "FakeQuantize" for operation in model.get_ops())
+
+
+def _precision(model: openvino.Model) -> FloatPrecision:
+    """The precision in which a file's floats are computed: the one that it names, and float32 where the machine does not have that."""
+    asked: FloatPrecision = BFLOAT16 if model.has_rt_info(ALL_BFLOAT16) else FLOAT32
+    if model.has_rt_info(PRECISION):
+        asked = cast(FloatPrecision, model.get_rt_info(PRECISION).astype(str))
+    is_computed = taken_for(asked) is not None if asked == DEFAULT else computes(asked)
+    return asked if is_computed else FLOAT32
+
+
+def _weighted(compiled: openvino.CompiledModel) -> list[openvino.Node]:
+    """The operations with weights of a model as OpenVINO runs it."""
+    operations = compiled.get_runtime_model().get_ordered_ops()
+    return [operation for operation in operations if _information(operation, "layerType") in WEIGHTED_TYPES]
 
 
 def _information(operation: openvino.Node, key: str) -> str:
@@ -140,10 +180,14 @@ def _information(operation: openvino.Node, key: str) -> str:
 
 
 def _layers_before(node: openvino.Node | None) -> set[str]:
-    """The nearest layers up the first inputs from `node` of the model as it was read."""
-    while node is not None and not layers_of(node.get_friendly_name()):
-        node = node.input_value(0).get_node() if node.get_input_size() else None
-    return set() if node is None else layers_of(node.get_friendly_name())
+    """The nearest layers up the inputs from `node` of the model as it was read, the first inputs first."""
+    waiting = deque([] if node is None else [node])
+    while waiting:
+        current = waiting.popleft()
+        if found := layers_of(current.get_friendly_name()):
+            return found
+        waiting.extend(value.get_node() for value in current.input_values())
+    return set()
 
 
 def _constant_before(output: openvino.Output) -> openvino.Node:

@@ -71,7 +71,7 @@ def _program(candidate: Candidate, inputs: Tensor, device: str) -> ExportedProgr
         model = deepcopy(model)
     exported = torch.export.export(model, (inputs,)).module(check_guards=False)
     assert isinstance(exported, fx.GraphModule)
-    _Inserter(exported, candidate).insert()
+    _Inserter(exported, candidate, device).insert()
     exported.graph.eliminate_dead_code()
     _drop_unread(exported)
     exported.recompile()
@@ -91,11 +91,12 @@ def _drop_unread(exported: fx.GraphModule) -> None:
 class _Inserter:
     """Puts a candidate's grids into its exported graph; one pair per tensor and grid, shared by all its readers."""
 
-    def __init__(self, exported: fx.GraphModule, candidate: Candidate) -> None:
+    def __init__(self, exported: fx.GraphModule, candidate: Candidate, device: str) -> None:
         self.exported, self.graph = exported, exported.graph
-        self.candidate, self.quantization = candidate, candidate.quantization
+        self.candidate, self.quantization, self.device = candidate, candidate.quantization, device
         self.pairs: dict[tuple, fx.Node] = {}
         self.weights: dict[str, fx.Node] = {}
+        self.packed: dict[str, list[fx.Node]] = {}
 
     def insert(self) -> None:
         additions = residual_additions(self.graph)  # counted before anything changes
@@ -156,6 +157,17 @@ class _Inserter:
         node.update_arg(0, self.pairs[tensor, "dynamic"])
 
     def _quantize_weight(self, name: str, node: fx.Node, weight: QuantizedWeight) -> None:
+        if weight.bias is not None:
+            self._replace(node, 2, torch.from_numpy(weight.bias.astype(np.float32)), f"{name}_bias")
+        if not weight.group_size:
+            node.update_arg(1, self._dequantized_channels(name, node, weight))
+        elif self.device == "cpu" and has_packed_kernel(weight):
+            self._multiply_packed(name, node, weight)
+        else:
+            node.update_arg(1, self._dequantized_groups(name, node, weight))
+
+    def _dequantized_channels(self, name: str, node: fx.Node, weight: QuantizedWeight) -> fx.Node:
+        """A weight with a scale for each output channel, computed from its integers."""
         if name not in self.weights:
             with self.graph.inserting_before(node):
                 stored = [
@@ -168,9 +180,42 @@ class _Inserter:
                 ]
                 arguments = (*stored, 0, weight.grid.low, weight.grid.high, torch.int8)
                 self.weights[name] = self.graph.call_function(grids.dequantize_per_channel.default, arguments)
-        node.update_arg(1, self.weights[name])
-        if weight.bias is not None:
-            self._replace(node, 2, torch.from_numpy(weight.bias.astype(np.float32)), f"{name}_bias")
+        return self.weights[name]
+
+    def _dequantized_groups(self, name: str, node: fx.Node, weight: QuantizedWeight) -> fx.Node:
+        """A weight with scales by groups, computed from its integers [out, groups, inputs of a group]."""
+        if name in self.weights:
+            return self.weights[name]
+        outputs, inputs = weight.integers.shape
+        blocks = np.pad(weight.integers, ((0, 0), (0, -inputs % weight.group_size)))
+        parts = {"q": blocks.reshape(outputs, -1, weight.group_size), "scale": weight.grid.scale[:, :, None]}
+        parts["zero_point"] = weight.grid.zero_point[:, :, None].astype(np.float32)
+        with self.graph.inserting_before(node):
+            stored = {part: self._buffer(f"{name}_{part}", torch.from_numpy(values)) for part, values in parts.items()}
+            made = self.graph.call_function(aten.sub.Tensor, (stored["q"], stored["zero_point"]))
+            made = self.graph.call_function(aten.mul.Tensor, (made, stored["scale"]))
+            made = self.graph.call_function(aten.reshape.default, (made, [outputs, blocks.shape[1]]))
+            self.weights[name] = self.graph.call_function(aten.slice.Tensor, (made, 1, 0, inputs))
+        return self.weights[name]
+
+    def _multiply_packed(self, name: str, node: fx.Node, weight: QuantizedWeight) -> None:
+        """Compute a layer by PyTorch's kernel for 4-bit weights, which reads a matrix; see `aten/native/cpu/int4mm_kernel.cpp`."""
+        read, _, *bias = node.args
+        outputs, inputs = weight.integers.shape
+        with self.graph.inserting_before(node):
+            if name not in self.packed:
+                parts = packed_for_torch(weight).items()
+                self.packed[name] = [self._buffer(f"{name}_{part}", values) for part, values in parts]
+            stored = self.packed[name]
+            rows = self.graph.call_function(aten.reshape.default, (read, [-1, inputs]))
+            arguments = (rows, stored[0], weight.group_size, stored[1])
+            product = self.graph.call_function(aten._weight_int4pack_mm_for_cpu.default, arguments)
+            product.meta = dict(node.meta)
+            made = self.graph.call_function(aten.reshape.default, (product, [*node.meta["val"].shape[:-1], outputs]))
+            if bias and bias[0] is not None:
+                made = self.graph.call_function(aten.add.Tensor, (made, bias[0]))
+        node.replace_all_uses_with(made)
+        self.graph.erase_node(node)
 
     def _round_weight(self, name: str, node: fx.Node, weight: RoundedWeight) -> None:
         """Store a layer's weight in bfloat16, and compute in it where its input and output are bfloat16."""
@@ -214,17 +259,34 @@ class _Inserter:
         return self.graph.get_attr(name)
 
 
+def has_packed_kernel(weight: QuantizedWeight) -> bool:
+    """Whether PyTorch's kernel for 4-bit weights takes this one: whole groups, and outputs in sixteens."""
+    outputs, inputs = weight.integers.shape
+    is_narrow = weight.grid.high - weight.grid.low < 16
+    return is_narrow and outputs % 16 == 0 and inputs % weight.group_size == 0
+
+
+def packed_for_torch(weight: QuantizedWeight) -> dict[str, Tensor]:
+    """The operands of PyTorch's kernel: integers from 0 on, packed, and for each group its scale and what stands for 8."""
+    integers = torch.from_numpy(weight.integers.astype(np.int32) + 8)
+    scale, zero_point = (torch.from_numpy(part) for part in (weight.grid.scale, weight.grid.zero_point))
+    ends = torch.stack([scale, -zero_point * scale], dim=-1).transpose(0, 1).contiguous()
+    return {"q": aten._convert_weight_to_int4pack_for_cpu.default(integers, 1), "scale": ends}
+
+
 def _constant_name(of: str) -> str:
     return f"grid_{of.replace('.', '_')}"
 
 
 def _eager(program: ExportedProgram) -> dict[str, str]:
-    """The precision of layers by the types that they read: float32, whatever their quantization, or bfloat16."""
-    return {
+    """The precision of layers by the types that they read: float32, whatever their quantization, bfloat16, or packed weights."""
+    floats = {
         module_path(node): "bf16" if node.meta["val"].dtype == torch.bfloat16 else "f32"
         for node in program.graph.nodes
         if node.target in WEIGHTED
     }
+    packed = program.graph.find_nodes(op="call_function", target=aten._weight_int4pack_mm_for_cpu.default)
+    return floats | {module_path(node): "u4" for node in packed}
 
 
 def _compile(program: ExportedProgram, inputs: Tensor) -> tuple[list[Any], dict[str, str]]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ....spaces.policies.float_precision import FLOAT32, FloatPrecision
 from ..base import Artifact, TensorInfo
 from .archive import Archive, open_archive
 
@@ -32,6 +33,12 @@ class TorchRuntime:
 
     def version(self) -> str:
         return torch.__version__.partition("+")[0]
+
+    def float_precisions(self, target: Target) -> tuple[FloatPrecision, ...]:
+        return (FLOAT32,)
+
+    def default_float_precision(self, target: Target) -> FloatPrecision:
+        return FLOAT32
 
     def lower(self, candidate: Candidate, example_input: Tensor, target: Target, path: Path) -> Artifact:
         from .lowering import lower  # the exporter, which sessions do without

@@ -11,15 +11,23 @@ from torch import Tensor, nn
 
 from ....compression.packing.packed_file import grid_bytes, stored_as_is
 from ....evaluators.counts import COUNTED, bops, flops, packed, parameters
+from ....spaces.knobs.quantization import FLOATS
 from ....spaces.models.channel_graph import ChannelGraph
 from ....spaces.models.channel_groups import ChannelGroup
 from ....spaces.models.layers import Layer, macs_by_module
-from ....spaces.policies.layer_policy import BFLOAT16_BITS, FULL_PRECISION, GRID_BITS
-from ....spaces.policies.policy import Policy
+from ....spaces.policies.float_precision import FLOAT32
+from ....spaces.policies.layer_policy import BFLOAT16_BITS, FULL_PRECISION, GRID_BITS, GROUPED_BITS
+from ....spaces.policies.policy import Choice, Policy
 from ....spaces.space import Space
+
+DECIDED = ("weight_bits", "activation_bits", "weight_group_size")
+"""The kinds of layers' knobs that costs follow from."""
 
 OF_MACHINES = (len(COUNTED), len(COUNTED) + 1)
 """The last columns of `AnalyticCost` are BOPs and bytes as most machines and files have them."""
+
+FLOAT_BITS = {FLOAT32: FULL_PRECISION}
+"""Float precision -> bits; any other has 16, as a default that is not float32 has."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,9 @@ class AnalyticCost:
         self._other_macs = macs_by_module(copy.deepcopy(model), example_input)[""] - self._macs.sum()
         self._other_weights = _other_parameters(model, layers)
         self._channels = np.array([_weight(model, layer.name).shape[0] for layer in layers], dtype=float)
+        self._inputs = np.array([_weight(model, layer.name)[0].numel() for layer in layers], dtype=float)
         self._buffers = _buffer_bytes(model)
+        self._has_zero_points = space.scheme.group_grids == "affine"
         self._per_tensor = space.scheme.weights == "tensor"
         self._read_knobs()
 
@@ -91,13 +101,14 @@ class AnalyticCost:
     def __call__(self, codes: np.ndarray) -> np.ndarray:
         """[n, 6] of codes [n, knobs of the space]: a column per `COUNTED`, and those `OF_MACHINES`.
 
-        The latter are BOPs and bytes where a layer is multiplied as wide as the wider of its weights and activations, and nothing
-        is narrower than a byte.
+        The latter are BOPs and bytes where a layer is multiplied as wide as the wider of its weights and activations, floats as
+        wide as those of the whole model, and nothing is narrower than a byte.
         """
         kept = self._kept(codes)
         outputs = 1 - (1 - kept) @ self._shares.outputs.T
-        fraction = outputs * (1 - (1 - kept) @ self._shares.inputs.T)
-        weight_bits, activation_bits = (self._bits(kind, codes) for kind in ("weight_bits", "activation_bits"))
+        inputs = 1 - (1 - kept) @ self._shares.inputs.T
+        fraction = outputs * inputs
+        weight_bits, activation_bits = (self._decided(kind, codes) for kind in DECIDED[:2])
         # Activations are in bfloat16 only where the weights are too, see `LayerPolicy`.
         alone = (activation_bits == BFLOAT16_BITS) & (weight_bits != BFLOAT16_BITS)
         activation_bits = np.where(alone, FULL_PRECISION, activation_bits)
@@ -105,15 +116,21 @@ class AnalyticCost:
         others, other_macs = self._other_weights * rest, self._other_macs * rest
         buffers = self._buffers * (1 - (1 - kept) @ self._shares.buffers.T)
         scales = np.ones_like(outputs) if self._per_tensor else self._channels * outputs
-        grids = grid_bytes(scales, weight_bits <= GRID_BITS, activation_bits <= GRID_BITS)
+        sizes = self._group_sizes(codes, weight_bits, activation_bits)
+        groups = np.ceil(np.round(self._inputs * inputs, 6) / np.maximum(sizes, 1))
+        scales = np.where(sizes > 0, self._channels * outputs * groups, scales)
+        has_origins = (sizes > 0) & self._has_zero_points
+        grids = grid_bytes(scales, weight_bits <= GRID_BITS, activation_bits <= GRID_BITS, has_origins)
+        floats = self._float_table[codes[:, self._float_knob]] if self._float_knob is not None else self._float_table
         multiplied = np.maximum(np.maximum(weight_bits, activation_bits), GRID_BITS)
+        multiplied = np.where(multiplied == FULL_PRECISION, floats[:, None], multiplied)
         columns = {
             "flops": flops(macs, other_macs),
             "bops": bops(macs, weight_bits, activation_bits),
             "parameters": parameters(weights, others),
             "packed_bytes": packed(weights * weight_bits / 8, grids, others * FULL_PRECISION / 8, buffers),
         }
-        multiplied_bits = bops(macs, multiplied, multiplied) + other_macs * FULL_PRECISION**2
+        multiplied_bits = bops(macs, multiplied, multiplied) + other_macs * floats**2
         stored = (weights * np.maximum(weight_bits, GRID_BITS)).sum(axis=1) + others * FULL_PRECISION
         return np.stack([*(columns[name] for name in COUNTED), multiplied_bits, stored / 8], axis=1)
 
@@ -136,10 +153,18 @@ class AnalyticCost:
                        for removed in self._choices(knob, fixed.channels.get(group.name, 0.0))] for width in widths])
             for group, knob in zip(self._space.groups, self._channel_knobs, strict=True)
         ]  # fmt: skip
-        self._bit_knobs = {kind: self._bit_tables(kind, fixed) for kind in ("weight_bits", "activation_bits")}
+        self._float_knob = knobs.get((FLOATS.name, ()))
+        precisions = self._choices(self._float_knob, fixed.float_precision)
+        self._float_table = np.array([FLOAT_BITS.get(precision, BFLOAT16_BITS) for precision in precisions])
+        self._layer_knobs = {kind: self._layer_tables(kind, fixed) for kind in DECIDED}
 
-    def _bit_tables(self, kind: str, fixed: Policy) -> list[tuple[int | None, np.ndarray]]:
-        """Per layer, the knob that governs its bits, if any, and the bits of the knob's choices."""
+    def _layer_tables(self, kind: str, fixed: Policy) -> list[tuple[int | None, np.ndarray]]:
+        """Per layer, the knob of a kind that governs it, if any, and the knob's choices."""
+        if kind == DECIDED[2]:  # which only some bits leave to decide
+            offered = (bits for bits in GROUPED_BITS if bits in self._space.choices["weight_bits"])
+            fixed = self._space.uniform(
+                {"weight_bits": next(offered, FULL_PRECISION), "activation_bits": FULL_PRECISION}
+            )
         knobs = [(index, knob) for index, knob in enumerate(self._space.knobs) if knob.kind == kind]
         governing = {name: index for index, knob in knobs for name in knob.governs}
         tables = []
@@ -149,7 +174,7 @@ class AnalyticCost:
             tables.append((knob, np.array(choices, dtype=float)))
         return tables
 
-    def _choices(self, knob: int | None, fixed: float) -> tuple:
+    def _choices(self, knob: int | None, fixed: Choice) -> tuple:
         return (fixed,) if knob is None else self._space.knobs[knob].choices
 
     def _kept(self, codes: np.ndarray) -> np.ndarray:
@@ -162,10 +187,15 @@ class AnalyticCost:
         ]
         return np.stack(columns, axis=1) if columns else np.zeros((len(codes), 0))
 
-    def _bits(self, kind: str, codes: np.ndarray) -> np.ndarray:
-        """Bits [n, layers]."""
+    def _group_sizes(self, codes: np.ndarray, weight_bits: np.ndarray, activation_bits: np.ndarray) -> np.ndarray:
+        """How many inputs share a scale [n, layers], 0 where all do; see `LayerPolicy`."""
+        is_grouped = np.isin(weight_bits, GROUPED_BITS) & (activation_bits == FULL_PRECISION)
+        return np.where(is_grouped, self._decided(DECIDED[2], codes), 0)
+
+    def _decided(self, kind: str, codes: np.ndarray) -> np.ndarray:
+        """What is decided of layers, [n, layers]."""
         none = np.zeros(len(codes), dtype=int)
-        return np.stack([table[none if knob is None else codes[:, knob]] for knob, table in self._bit_knobs[kind]], 1)
+        return np.stack([table[none if knob is None else codes[:, knob]] for knob, table in self._layer_knobs[kind]], 1)
 
 
 def _other_parameters(model: nn.Module, layers: Sequence[Layer]) -> int:

@@ -8,8 +8,9 @@ import torch
 from slimfront.compression.folding import fold_norms
 from slimfront.compression.pruning.prune import pruned_copy
 from slimfront.compression.quantization import adaround
-from slimfront.compression.quantization.fake_quantize import SymmetricWeight, fake_quantized
+from slimfront.compression.quantization.fake_quantize import fake_quantized
 from slimfront.compression.quantization.quantize import folded_norms, quantize
+from slimfront.compression.quantization.weight_grids import SymmetricWeight
 from slimfront.compression.recovery.recover import recover
 from slimfront.compression.recovery.synthetic import _gap, synthetic_inputs
 from slimfront.core.errors import PolicyError

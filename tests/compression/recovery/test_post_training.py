@@ -11,6 +11,7 @@ from slimfront.compression.quantization.bias_correction import correct_biases
 from slimfront.compression.quantization.equalize import equalize
 from slimfront.compression.quantization.fake_quantize import fake_quantized
 from slimfront.compression.quantization.quantize import quantize
+from slimfront.compression.quantization.weight_grids import SymmetricWeight
 from slimfront.compression.recovery.post_training import POST_TRAINING, calibrated
 from slimfront.compression.recovery.recover import recover
 from slimfront.core.errors import CompressionError, PolicyError
@@ -93,7 +94,8 @@ def test_adaptive_rounding_comes_near_the_best_of_all_roundings():
         layer.weight.copy_(torch.tensor([[7.0, 1.3, 2.45, 3.4, -0.65, 0.0]]))  # steps of 1
     read = 0.3 * (torch.randn(64, 1).abs() + 0.1 * torch.randn(64, 6))  # inputs that go together: errors should cancel
     expected = read @ layer.weight.detach().T
-    found = rounded(layer, layer.weight.detach(), torch.ones(1), 7, read, expected, torch.Generator().manual_seed(0))
+    levels = SymmetricWeight(4).levels(layer.weight.detach())
+    found = rounded(layer, layer.weight.detach(), levels, read, expected, torch.Generator().manual_seed(0))
     tried = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 4)
     candidates = torch.cat([torch.full((16, 1), 7.0), torch.tensor([1.0, 2, 3, -1]) + tried, torch.zeros(16, 1)], 1)
     errors = ((read @ candidates.T - expected) ** 2).mean(0)

@@ -15,6 +15,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -262,6 +263,53 @@ def test_a_driver_that_is_killed_leaves_no_bench_behind(model, tmp_path):
     with lock.acquire(timeout=5):
         pass
     until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, 5)
+
+
+SPIN = "import os, sys, time; os.sched_setaffinity(0, {int(sys.argv[1])}); end = time.time() + 60\nwhile time.time() < end: pass"
+
+
+@contextmanager
+def neighbour(core: int) -> Iterator[None]:
+    """A process that takes half of a core."""
+    process = subprocess.Popen([sys.executable, "-c", SPIN, str(core)])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_busy_bench_waits_says_so_and_times_as_on_a_quiet_machine(model, bench, monkeypatch):
+    """A neighbour on the bench's own core that ends after two seconds, and one that stays."""
+    monkeypatch.setenv("SLIMFRONT_BENCH_WAIT_S", "5")
+    timer, core = bench(model("reference", 1.5)), bench_cores(1)[0]
+    timer.ready()
+    with ThreadPoolExecutor(1) as pool, neighbour(core):
+        time.sleep(0.5)
+        timing = pool.submit(timer.time, model("candidate", 0.5), 1.0)
+        time.sleep(2)
+        assert not timing.done()
+        began = time.time()
+    found = timing.result(60)
+    assert found.conditions.waited_s >= 1.5
+    assert any("for a quiet machine" in remark for remark in found.conditions.remarks)
+    assert found.speedup == pytest.approx(3, rel=0.1)
+    assert found.ended > began
+
+
+def test_a_neighbour_that_stays_is_waited_for_to_the_limit_and_cannot_make_a_candidate_faster(
+    model, bench, monkeypatch
+):
+    monkeypatch.setenv("SLIMFRONT_BENCH_WAIT_S", "0.5")
+    timer = bench(model("reference", 1.5))
+    quiet_ms = timer.time_reference(0.5)[0]
+    with neighbour(bench_cores(1)[0]):
+        time.sleep(0.5)
+        found = [timer.time(model("candidate", 0.5), 0.3, quiet_ms) for _ in range(4)]
+    assert found[0].conditions.waited_s >= 0.5
+    assert sum(timing.conditions.waited_s for timing in found) < 2
+    assert all(timing.counted_speedup < 3 * 1.1 for timing in found)
+    assert all(timing.low <= 3 <= timing.high or not timing.is_uncertain for timing in found)
 
 
 @pytest.mark.slow

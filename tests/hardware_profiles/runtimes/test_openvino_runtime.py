@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import openvino
@@ -13,8 +14,9 @@ from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.hardware_profiles.profiling.fingerprint import machine
 from slimfront.hardware_profiles.runtimes.onnx import openvino_runtime
 from slimfront.hardware_profiles.runtimes.onnx.onnxruntime_runtime import OnnxRuntime
-from slimfront.hardware_profiles.runtimes.onnx.openvino_runtime import BFLOAT16, OpenVinoRuntime
-from slimfront.spaces.policies.policy import LayerPolicy
+from slimfront.hardware_profiles.runtimes.onnx.openvino_runtime import PRECISION, OpenVinoRuntime
+from slimfront.spaces.policies.candidate import Candidate
+from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from slimfront.studies.bundles.standalone import load_openvino
 
 
@@ -87,10 +89,11 @@ def test_bfloat16_is_asked_for_where_every_layer_wants_it_and_the_cpu_has_it(
     target = load_target("cpu-openvino")
     artifact = OpenVinoRuntime().lower(made, torch.zeros(1, 2, 20), target, tmp_path / "model.onnx")
     model = openvino.Core().read_model(artifact.path)
-    assert model.has_rt_info(BFLOAT16) == reported
+    assert model.has_rt_info(PRECISION) == reported
     for capable in (False, True):
-        monkeypatch.setattr(openvino_runtime, "computes_bfloat16", lambda capable=capable: capable)
-        assert openvino_runtime._precision(model) == ("bf16" if reported and capable else "f32")
+        computed = ("float32", "bfloat16") if capable else ("float32",)
+        monkeypatch.setattr(openvino_runtime, "computes", computed.__contains__)
+        assert openvino_runtime._precision(model) == ("bfloat16" if reported and capable else "float32")
 
 
 def test_a_file_in_bfloat16_runs_where_the_kernels_are_limited_to_less_than_the_cpu_has(
@@ -131,3 +134,44 @@ def test_a_layer_in_bfloat16_reads_and_makes_such_numbers(make_network, candidat
     assert (found - exact).abs().max() <= 3 * 2**-8 * exact.abs().max()
     exactly = OnnxRuntime().load(artifact.path, target).run(samples.numpy())
     assert np.abs(exactly - exact.numpy()).max() <= 2 * 2**-8 * float(exact.abs().max())
+
+
+def test_integers_next_to_floats_in_the_runtimes_default(make_network, candidate, tmp_path):
+    made = candidate(make_network("residual"), {"stem": LayerPolicy(8, 8), "blocks.0.conv1": LayerPolicy(8, 8)})
+    runtime, target = OpenVinoRuntime(), load_target("cpu-openvino")
+    made = replace(made, policy=replace(made.policy, float_precision="default"))
+    artifact = runtime.lower(made, torch.zeros(1, *made.model.shape), target, tmp_path / "model.onnx")
+    floats = {"float32": "f32", "bfloat16": "bf16"}[runtime.default_float_precision(target)]
+    assert Counter(runtime.load(artifact.path, target).executed_precisions().values()) == {"i8": 2, floats: 4}
+
+
+def test_a_float_file_in_the_default_precision_is_compiled_without_a_setting_of_ours(
+    make_network, tmp_path, monkeypatch
+):
+    model = make_network("residual")
+    made = Candidate(Policy(float_precision="default"), model)
+    runtime, target = OpenVinoRuntime(), load_target("cpu-openvino")
+    artifact = runtime.lower(made, torch.zeros(1, *model.shape), target, tmp_path / "model.onnx")
+    session = runtime.load(artifact.path, target)
+    plain = openvino.Core().compile_model(str(artifact.path), "CPU", {"INFERENCE_NUM_THREADS": 1})
+    assert kinds_of(session._compiled) == kinds_of(plain)
+    inputs = np.ones((1, *model.shape), np.float32)
+    np.testing.assert_array_equal(session.run(inputs), plain(inputs)[0])
+
+
+def kinds_of(compiled: openvino.CompiledModel) -> Counter:
+    """(kind, precision) of all operations as they run."""
+    keys = ("layerType", "runtimePrecision", "primitiveType")
+    executed = [operation.get_rt_info() for operation in compiled.get_runtime_model().get_ordered_ops()]
+    return Counter(tuple(information[key].astype(str) for key in keys) for information in executed)
+
+
+@pytest.mark.parametrize("capable", [False, True])
+def test_a_precision_that_the_processor_lacks_is_float32(capable, make_network, tmp_path, monkeypatch):
+    made = Candidate(Policy(float_precision="float16"), make_network("signal"))
+    target = load_target("cpu-openvino")
+    artifact = OpenVinoRuntime().lower(made, torch.zeros(1, 2, 20), target, tmp_path / "model.onnx")
+    computed = ("float32", "float16") if capable else ("float32",)
+    monkeypatch.setattr(openvino_runtime, "computes", computed.__contains__)
+    model = openvino.Core().read_model(artifact.path)
+    assert openvino_runtime._precision(model) == ("float16" if capable else "float32")

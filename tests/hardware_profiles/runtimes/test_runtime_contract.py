@@ -22,7 +22,7 @@ from slimfront.compression.quantization.quantize import quantize
 from slimfront.core.errors import LoweringError, TargetError
 from slimfront.hardware_profiles.cards.target import Target, load_target
 from slimfront.hardware_profiles.runtimes import base as runtime_module
-from slimfront.hardware_profiles.runtimes.base import Artifact, Runtime, get_runtime
+from slimfront.hardware_profiles.runtimes.base import Artifact, Runtime, computed_types, get_runtime
 from slimfront.hardware_profiles.runtimes.onnx import openvino_runtime
 from slimfront.hardware_profiles.runtimes.registry import RUNTIMES, runtimes
 from slimfront.hardware_profiles.runtimes.torch.runtime import computes_bfloat16
@@ -40,6 +40,9 @@ PACKAGES = {"litert": "ai_edge_litert", "torch-cuda": "torch"}
 
 EAGER = ("torch", "torch-cuda")
 """Runtimes that simulate grids in float32."""
+
+SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+"""Float precision -> what sessions report."""
 
 BATCH = 50
 SAMPLES = 200
@@ -132,7 +135,7 @@ def integers(runtime: Runtime) -> str:
 def multiplies_bfloat16(runtime: Runtime) -> bool:
     """Whether `runtime` computes layers of 16 bits in bfloat16 on this machine."""
     if runtime.name == "openvino":
-        return openvino_runtime.computes_bfloat16()
+        return openvino_runtime.computes("bfloat16")
     return runtime.name in EAGER and computes_bfloat16(torch.device(runtime.device))
 
 
@@ -221,6 +224,24 @@ def test_the_digits_are_distinguished_as_by_the_converted_model(
     clear = first - second > step  # a sample whose two best classes are nearer than that is told apart by rounding
     assert clear.mean() >= 0.9
     assert (outputs.argmax(1) == expected.argmax(1))[clear].all()
+
+
+def test_every_float_precision_runs_in_the_type_it_says(runtime, target, lowered, inputs, make_network):
+    model = make_network("residual")
+    samples = inputs(model.shape, BATCH, 1)
+    with torch.no_grad():
+        expected = model(samples).numpy()
+    types = computed_types(runtime, target)
+    assert "default" not in types.values()
+    offered = runtime.float_precisions(target)
+    assert len({types[precision] for precision in offered}) == len(offered), "they are different computations"
+    assert types[offered[0]] == runtime.default_float_precision(target)
+    for precision, kind in types.items():
+        artifact = lowered(Candidate(Policy(float_precision=precision), model))
+        session = runtime.load(artifact.path, target)
+        assert set(session.executed_precisions().values()) == {SHORT[kind]}
+        assert [info.dtype for info in runtime.signature(artifact.path)] == ["float32", "float32"]
+        agrees(session.run(samples.numpy()), expected, 16 if kind == "float32" else 7)
 
 
 def test_a_batch_is_its_samples_one_by_one(network, runtime, target, lowered, candidate, inputs):

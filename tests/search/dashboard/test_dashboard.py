@@ -219,9 +219,7 @@ def test_a_port_in_use_is_one_line(search: Search, folder: Path):
         code, lines = failing(folder, "tiny", "--port", port)
 
     assert code == 2
-    assert lines == [
-        f"slimfront: cannot listen on 127.0.0.1:{port}: address already in use; try another --port or --host"
-    ]
+    assert lines == [f"slimfront: cannot listen on 127.0.0.1:{port}: address already in use; try another port or host"]
 
 
 def test_an_unknown_study_is_one_line(search: Search, folder: Path):

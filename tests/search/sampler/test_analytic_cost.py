@@ -4,10 +4,11 @@ import torch
 from slimfront.compression.pruning.prune import pruned_copy
 from slimfront.evaluators.evaluator import LoweredCandidate
 from slimfront.evaluators.registry import measure
+from slimfront.hardware_profiles.runtimes.onnx.openvino_runtime import OpenVinoRuntime
 from slimfront.search.sampler.dimensions import decode, encode
 from slimfront.search.sampler.study_terms import role_of, space_dimensions, worst_corner
 from slimfront.search.sampler.surrogate import analytic_cost
-from slimfront.search.sampler.surrogate.analytic_cost import COUNTED, AnalyticCost, channel_shares
+from slimfront.search.sampler.surrogate.analytic_cost import COUNTED, OF_MACHINES, AnalyticCost, channel_shares
 from slimfront.search.trials.prepared_study import prepare
 from slimfront.spaces.models.channel_graph import ChannelGraph
 from slimfront.spaces.models.channel_groups import find_channel_groups
@@ -37,9 +38,17 @@ def cost(prepared):
     return AnalyticCost(prepared.space, prepared.layers, workload.model, workload.example_input)
 
 
-@pytest.mark.parametrize("weights", ["channel", "tensor"])
-def test_what_is_counted_at_once_is_what_complexity_counts_of_the_built_model(weights, tiny_spec):
-    prepared = prepare(tiny_spec(space=SPACE, quantization={"weights": weights}))
+@pytest.mark.parametrize(
+    ("space", "quantization"),
+    [
+        (SPACE, {"weights": "channel"}),
+        (SPACE, {"weights": "tensor"}),
+        (SPACE | {"keep": [], "weight_group_size": [0, 32]}, {"group_grids": "affine"}),
+        (SPACE | {"keep": [], "weight_group_size": [64]}, {"weights": "tensor"}),
+    ],
+)
+def test_what_is_counted_at_once_is_what_complexity_counts_of_the_built_model(space, quantization, tiny_spec):
+    prepared = prepare(tiny_spec(space=space, quantization=quantization))
     workload = prepared.context.workload
     cost = AnalyticCost(prepared.space, prepared.layers, workload.model, workload.example_input)
     dimensions = space_dimensions(prepared.space)
@@ -121,3 +130,24 @@ def test_where_layers_may_be_replaced_costs_are_learned_instead_of_counted(prepa
     replaced = AnalyticCost(other.space, other.layers, workload.model, workload.example_input)
     assert not replaced.is_exact
     assert role_of("bops", replaced.is_exact) == "measured"
+
+
+def test_floats_of_16_bits_are_multiplied_as_such_and_change_no_count(tiny_spec, monkeypatch):
+    monkeypatch.setattr(OpenVinoRuntime, "float_precisions", lambda *_: ("default", "float32"))
+    monkeypatch.setattr(OpenVinoRuntime, "default_float_precision", lambda *_: "bfloat16")
+    prepared = prepare(
+        tiny_spec(space={"weight_bits": [8, 32], "activation_bits": [8, 32], "float_precision": ["default", "float32"]})
+    )
+    space, workload = prepared.space, prepared.context.workload
+    cost = AnalyticCost(space, prepared.layers, workload.model, workload.example_input)
+    codes = [
+        encode(space_dimensions(space), space.parameters(space.uniform({"float_precision": precision, **bits})))
+        for bits in ({}, {"weight_bits": 8, "activation_bits": 8})
+        for precision in ("float32", "default")
+    ]
+    whole, halves, eight, eight_in_halves = cost(np.stack(codes))
+    machine, counted = OF_MACHINES[0], slice(len(COUNTED))
+    assert halves[machine] == whole[machine] / 4
+    assert eight_in_halves[machine] < eight[machine] < halves[machine]
+    assert (halves[counted] == whole[counted]).all()
+    assert (eight_in_halves[counted] == eight[counted]).all()

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 from slimfront.core.errors import StudyFileError
+from slimfront.hardware_profiles.runtimes.registry import RUNTIMES, RuntimeEntry
 from slimfront.search.trials.prepared_study import prepare
+from slimfront.studies.inspection.inspect import inspect_reference
 from slimfront.studies.study_file.load import load_study
 
 IMAGES = """
@@ -74,13 +76,44 @@ def test_a_recovery_the_workload_has_no_place_for_names_file_and_key(tmp_path: P
     assert str(caught.value) == f"{file}: {problem}"
 
 
-def test_an_unknown_criterion_names_file_and_key(tmp_path: Path, study_file):
+REFUSED = {
+    "criterion": (
+        {"space": {"criterion": ["l2", "fisher"]}},
+        "space.criterion.1: unknown criterion 'fisher'; known are bn_scale, l1, l2, random, taylor",
+    ),
+    "bits": ({"space": {"weight_bits": [3, 32]}}, "space.weight_bits.0: target "),
+    "empty": ({"space": {"weight_bits": [8, 32], "keep": ["*"]}}, "space: nothing is left to choose"),
+    "teachers": ({"recovery": {"teachers": ["perceptron.py:many"]}}, "recovery.teachers: perceptron.py:many makes"),
+    "workload": ({"workload_options": {"classes": -1}}, "workload: "),
+}
+
+
+@pytest.mark.parametrize(("changes", "problem"), REFUSED.values(), ids=REFUSED)
+def test_what_a_search_refuses_an_inspection_refuses_in_the_same_line(tmp_path: Path, study_file, changes, problem):
     (tmp_path / "perceptron.py").write_text(PERCEPTRON)
-    file = study_file(workload="perceptron.py:workload", space={"criterion": ["l2", "fisher"]})
-    with pytest.raises(StudyFileError) as caught:
+    (tmp_path / "card.yaml").write_text(
+        "{name: card, runtime: openvino, weight_bits: [4, 8, 32], activation_bits: [8, 32]}"
+    )
+    file = study_file(workload="perceptron.py:workload", target="card.yaml", **changes)
+    with pytest.raises(StudyFileError) as searched:
         prepare(load_study(str(file)))
-    known = "bn_scale, l1, l2, random, taylor"
-    assert str(caught.value) == f"{file}: space.criterion.1: unknown criterion 'fisher'; known are {known}"
+    with pytest.raises(StudyFileError) as inspected:
+        inspect_reference(str(file))
+    assert str(searched.value) == str(inspected.value)
+    assert str(searched.value).startswith(f"{file}: {problem}")
+
+
+def test_a_runtime_that_only_this_program_knows_is_refused(tmp_path: Path, study_file, monkeypatch):
+    monkeypatch.setattr(RUNTIMES, "_own", {**RUNTIMES._own})
+    RUNTIMES.register("mine", RuntimeEntry("mine", "Mine", "nothing"))
+    (tmp_path / "perceptron.py").write_text(PERCEPTRON)
+    (tmp_path / "card.yaml").write_text("{name: card, runtime: mine, weight_bits: [8, 32], activation_bits: [8, 32]}")
+    file = study_file(workload="perceptron.py:workload", target="card.yaml")
+    for refused in (lambda: prepare(load_study(str(file))), lambda: inspect_reference(str(file))):
+        with pytest.raises(
+            StudyFileError, match=r"study.yaml: target: runtime 'mine' is known to this program only, .*entry point"
+        ):
+            refused()
 
 
 def test_a_teacher_in_the_study_s_folder_is_found_from_anywhere(tmp_path: Path, tiny_spec):

@@ -96,7 +96,7 @@ def test_a_bundle_is_checked_without_what_it_names(bundle: Path) -> None:
         "files, by sha256": True, "artifact_bytes": True, "packed_bytes": True, "packed weights, by digest": True,
         "accuracy": None, "speedup": None,
     }  # fmt: skip
-    assert verified(bundle)["accuracy"].found.startswith("not scored: --workload or --study")
+    assert verified(bundle)["accuracy"].found.startswith("not scored: a workload or a study")
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,8 @@ def test_files_that_may_hold_code_are_not_loaded(torch_bundle: Path, tmp_path: P
     for claim in ("accuracy", "speedup"):
         assert found[claim].holds is None
         assert (
-            found[claim].found == "not run: files of torch may hold code; --study runs those that a study of yours made"
+            found[claim].found
+            == "not run: files of torch may hold code; verify it with the study that made it, which runs its own"
         )
     assert not (tmp_path / "it-ran").exists()
 

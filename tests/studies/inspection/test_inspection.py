@@ -10,7 +10,7 @@ from slimfront.cli import app
 from slimfront.core.errors import LoweringError, StudyFileError, WorkloadError
 from slimfront.core.threads import torch_threads
 from slimfront.hardware_profiles.cards.target import load_target
-from slimfront.hardware_profiles.runtimes.onnx.openvino_runtime import computes_bfloat16
+from slimfront.hardware_profiles.runtimes.onnx.openvino_runtime import computes
 from slimfront.studies.inspection import inspect as inspection
 from slimfront.studies.inspection import precision_probe as kernel_answers
 from slimfront.studies.inspection.inspect import inspect_reference, inspect_workload
@@ -43,7 +43,7 @@ def test_the_digits_network(digits_workload):
     assert fc.refused["separable"] == "the layer is not a convolution"
     assert found.bits["weight 8"] == found.bits["activation 8"] == "i8 in 16 of 16"
     assert found.bits["weight 4"] == "storage only: i8 in 16 of 16"
-    halves = "bf16 in 16 of 16" if computes_bfloat16() else "storage only: f32 in 16 of 16"
+    halves = "bf16 in 16 of 16" if computes("bfloat16") else "storage only: f32 in 16 of 16"
     assert found.bits["weight 16"] == found.bits["activation 16"] == halves
     assert found.fixed_blocks["blocks.2"] == "it maps [1, 32, 16, 16] to [1, 64, 8, 8]"
     assert all(gain.after < gain.before for gain in found.gains)

@@ -118,8 +118,10 @@ def test_the_title_names_the_axes_that_are_predicted(study):
     made = study("accuracy_drop", "latency_ms")
     predicted = Measurement("latency_ms", 10, 9, 11, "ms", 80, "predicted by a latency table")
     elsewhere = replace(made, baseline={**made.baseline, "latency_ms": predicted})
-    assert front_figure(elsewhere, [], []).layout.title.text == "Pareto front: 0 of 0 trials; latency_ms predicted"
-    assert front_figure(made, [], []).layout.title.text == "Pareto front: 0 of 0 trials"
+    assert front_figure(elsewhere, [], []).layout.title.text == (
+        "Pareto front: 0 of 0 trials; latency_ms predicted; uncompressed: float32"
+    )
+    assert front_figure(made, [], []).layout.title.text == "Pareto front: 0 of 0 trials; uncompressed: float32"
 
 
 def test_three_objectives_are_a_triangle_of_pairs(study):

@@ -14,7 +14,13 @@ from slimfront.hardware_profiles.profiling import profile
 from slimfront.hardware_profiles.profiling.fingerprint import machine, versions
 from slimfront.hardware_profiles.runtimes.base import get_runtime
 from slimfront.studies.reports import profiles
-from slimfront.studies.reports.profiles import measure_target, profiles_table, target_report
+from slimfront.studies.reports.profiles import (
+    known_target,
+    known_targets,
+    measure_target,
+    profiles_table,
+    target_report,
+)
 from typer.testing import CliRunner
 
 KERNELS = [
@@ -45,14 +51,14 @@ def storage(tmp_path, monkeypatch) -> str:
 
 
 def test_before_anything_was_measured_the_shipped_cards_are_templates(storage):
-    assert text(profiles_table(storage)).count("not measured") >= 2
-    assert "the card is a template" in text(target_report("cpu-openvino", storage))
+    assert text(profiles_table(known_targets(storage).values())).count("not measured") >= 2
+    assert "the card is a template" in text(target_report(known_target("cpu-openvino", storage)))
 
 
 def test_a_measured_card_is_kept_and_shown(storage):
     measured = measure_target("cpu-onnxruntime", storage, Console(quiet=True))
     assert measured.measured.memory_gb_per_s == 12.34
-    shown = text(target_report("cpu-onnxruntime", storage))
+    shown = text(target_report(known_target("cpu-onnxruntime", storage)))
     for part in (
         "12.3 GB/s",
         "17 us",
@@ -64,7 +70,9 @@ def test_a_measured_card_is_kept_and_shown(storage):
         "2026-01-02",
     ):
         assert part in shown
-    row = next(line for line in text(profiles_table(storage)).splitlines() if "cpu-onnxruntime" in line)
+    row = next(
+        line for line in text(profiles_table(known_targets(storage).values())).splitlines() if "cpu-onnxruntime" in line
+    )
     assert "yes" in row
     assert "not measured" not in row
 
@@ -72,7 +80,7 @@ def test_a_measured_card_is_kept_and_shown(storage):
 def test_a_card_of_another_machine_is_shown_as_such(storage, monkeypatch):
     measure_target("cpu-onnxruntime", storage, Console(quiet=True))
     monkeypatch.setattr("slimfront.studies.reports.profiles.machine", lambda: {**machine(), "cpu": "Another CPU"})
-    assert ", here Another CPU" in text(target_report("cpu-onnxruntime", storage))
+    assert ", here Another CPU" in text(target_report(known_target("cpu-onnxruntime", storage)))
 
 
 def test_a_card_whose_runtime_is_missing_here_is_shown_with_the_reason(storage, monkeypatch):
@@ -82,9 +90,11 @@ def test_a_card_whose_runtime_is_missing_here_is_shown_with_the_reason(storage, 
         raise TargetError(f"runtime {name!r} is not installed")
 
     monkeypatch.setattr(profiles, "get_runtime", missing)
-    row = next(line for line in text(profiles_table(storage)).splitlines() if "cpu-onnxruntime" in line)
+    row = next(
+        line for line in text(profiles_table(known_targets(storage).values())).splitlines() if "cpu-onnxruntime" in line
+    )
     assert "no: runtime 'onnxruntime' is not installed" in row
-    assert "no: runtime 'onnxruntime' is not installed" in text(target_report("cpu-onnxruntime", storage))
+    assert "no: runtime 'onnxruntime' is not installed" in text(target_report(known_target("cpu-onnxruntime", storage)))
 
 
 def test_the_commands_measure_write_show_and_list(storage, tmp_path):
@@ -109,12 +119,12 @@ def test_a_target_elsewhere_is_not_measured_here(storage, tmp_path):
         TargetError, match=r"^target far is elsewhere: profile it on its own machine, without `remote:`"
     ):
         measure_target(str(tmp_path / "far.yaml"), storage, Console(quiet=True))
-    assert "far" not in text(profiles_table(storage))
+    assert "far" not in text(profiles_table(known_targets(storage).values()))
 
 
 def test_a_target_or_database_that_is_not_there_is_reported(storage, tmp_path):
     with pytest.raises(TargetError, match="neither a shipped card"):
-        target_report("nowhere", storage)
+        known_target("nowhere", storage)
     (tmp_path / "text.db").write_text("no database, but some text that is long enough to be one")
     with pytest.raises(StoreError):
-        profiles_table(f"sqlite:///{tmp_path}/text.db")
+        known_targets(f"sqlite:///{tmp_path}/text.db")

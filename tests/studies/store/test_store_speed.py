@@ -11,6 +11,7 @@ from slimfront.core.metrics import METRICS
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from slimfront.studies.analysis.front import Objective, Point, pareto_front
 from slimfront.studies.reports.report import front_table, status_report, studies_table
+from slimfront.studies.reports.status import study_summaries
 from slimfront.studies.store import tables
 from slimfront.studies.store.store import Store
 from sqlalchemy import insert
@@ -85,7 +86,7 @@ def test_lists_of_a_thousand_trials_of_sixty_knobs_are_there_at_once(store, make
         store.save_front("demo", list(range(first, first + 100)), 1.0 + first)
     console = Console(quiet=True)
     lists = {
-        "studies": lambda: studies_table(store),
+        "studies": lambda: studies_table(study_summaries(store)),
         "status": lambda: status_report(store, "demo"),
         "front": lambda: front_table(store, "demo"),
     }

@@ -1,0 +1,104 @@
+"""The free deployments of the uncompressed model, measured before a study's first trial."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from ...core.errors import EvaluationError, LoweringError, StudyFileError, UserError
+from ...core.measurement import Measurement
+from ...evaluators.accuracy import accuracy_measurements, score
+from ...evaluators.evaluator import Context
+from ...evaluators.latency import latency_measurements
+from ...evaluators.scores import Scores
+from ...hardware_profiles.bench.timer import Timer
+from ...hardware_profiles.runtimes.base import Artifact
+from ...spaces.policies.float_precision import FLOAT32, FloatPrecision
+from ...studies.analysis.free_deployments import choose, paying
+from ...studies.store.records import FreeDeployment, ReferenceRecord
+from .baseline import QUIET_SECONDS, lower_reference
+from .prepared_study import PreparedStudy
+
+
+def choose_reference(
+    prepared: PreparedStudy, folder: Path
+) -> tuple[ReferenceRecord, tuple[FloatPrecision, ...], Artifact]:
+    """Measure the free deployments, and choose the study's reference among them.
+
+    Where there is but one, nothing is measured here: it is the baseline.
+
+    Args:
+        folder: that the artifact of the chosen one is written to.
+
+    Returns:
+        The reference, the float precisions that pay for candidates, and the reference's artifact.
+
+    Raises:
+        StudyFileError: the study file asks for one that the target does not have.
+    """
+    context, spec = prepared.context, prepared.spec
+    deployments = _deployments(prepared)
+    if len(deployments) > 1:
+        deployments = _measured(prepared, deployments, folder)
+    try:
+        chosen, reason = choose(deployments, spec.reference)
+    except UserError as error:
+        raise StudyFileError(spec.file, "reference", str(error)) from error
+    kind = " default:" if chosen.is_default else ""
+    name = f"{context.target.runtime}{kind} {chosen.computes_in}"
+    record = ReferenceRecord(chosen.precision, name, reason, tuple(deployments))
+    return record, paying(deployments, chosen), _kept(context, folder, chosen.precision)
+
+
+def _deployments(prepared: PreparedStudy) -> list[FreeDeployment]:
+    precisions, default = prepared.float_precisions()
+    return [
+        FreeDeployment(each, default if each == precisions[0] else each, each == precisions[0]) for each in precisions
+    ]
+
+
+def _measured(prepared: PreparedStudy, deployments: list[FreeDeployment], folder: Path) -> list[FreeDeployment]:
+    """The deployments with their figures, each timed side by side with float32."""
+    context = prepared.context
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = lower_reference(context, _folder(folder, FLOAT32))
+    scores = score(plain, context.workload.validation, context)
+    with prepared.bench(plain) as bench:
+        return [
+            replace(each, figures=_of_float32(scores))
+            if each.precision == FLOAT32
+            else _paired(each, context, bench, scores, _folder(folder, each.precision))
+            for each in deployments
+        ]
+
+
+def _of_float32(scores: Scores) -> dict[str, Measurement]:
+    same = Measurement.exact("speedup_float32", 1.0, "itself")
+    return {figure.name: figure for figure in (same, *accuracy_measurements(scores, scores))}
+
+
+def _paired(deployment: FreeDeployment, context: Context, bench: Timer, plain: Scores, folder: Path) -> FreeDeployment:
+    try:
+        artifact = lower_reference(context, folder, deployment.precision)
+        timing = bench.time(artifact.path, QUIET_SECONDS)
+        scores = score(artifact, context.workload.validation, context)
+    except (EvaluationError, LoweringError) as error:  # as where float16 overflows: it is no way to deploy this model
+        return replace(deployment, problem=str(error))
+    speedup = replace(latency_measurements(timing, 1.0, context.target)[0], name="speedup_float32")
+    figures = (speedup, *accuracy_measurements(scores, plain))
+    return replace(deployment, figures={figure.name: figure for figure in figures})
+
+
+def _folder(folder: Path, precision: FloatPrecision) -> Path:
+    return folder / "free" / precision
+
+
+def _kept(context: Context, folder: Path, precision: FloatPrecision) -> Artifact:
+    """The reference's artifact in its place; those of the other deployments go."""
+    measured = _folder(folder, precision) / f"model{context.runtime.suffix}"
+    if not measured.is_file():
+        return lower_reference(context, folder, precision)
+    kept = Path(shutil.copy(measured, folder))
+    shutil.rmtree(folder / "free")
+    return Artifact.of(kept)

@@ -1,0 +1,164 @@
+"""What a study asks, held against its target and its workload: what cannot be had is refused by file and key.
+
+`search` and `inspect` refuse by the same checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from ...compression.pruning.criteria import get_criterion
+from ...compression.recovery.distil import get_distiller
+from ...compression.recovery.feature_taps import tapped_modules
+from ...compression.recovery.teachers import Teacher
+from ...core.errors import CompressionError, EvaluationError, PolicyError, StudyFileError, TargetError, WorkloadError
+from ...evaluators.registry import require_available
+from ...hardware_profiles.cards.target import Target, load_target
+from ...hardware_profiles.profiling.fingerprint import require_fit
+from ...hardware_profiles.profiling.prediction import layers_of
+from ...hardware_profiles.runtimes.base import Runtime, computed_types, get_runtime, require_installed
+from ...hardware_profiles.runtimes.registry import RUNTIMES
+from ...spaces.choices import SpaceChoices, keys_of_targets
+from ...spaces.families import family_of
+from ...spaces.knobs.kind import KnobKind
+from ...spaces.knobs.quantization import FLOATS
+from ...spaces.knobs.registry import KNOB_KINDS
+from ...spaces.policies.float_precision import FLOAT_PRECISIONS, FloatPrecision
+from ...spaces.policies.policy import Choice
+from ...spaces.space import Space
+from ...workloads.workload import Workload
+from ..study_file.spec import StudySpec
+
+
+@contextmanager
+def naming(spec: StudySpec, key: str) -> Iterator[None]:
+    """Have what goes wrong with a key's value name the study file and the key."""
+    try:
+        yield
+    except (CompressionError, TargetError, WorkloadError, PolicyError) as error:
+        raise StudyFileError(spec.file, key, str(error)) from error
+
+
+def target_of(spec: StudySpec) -> tuple[Target, Runtime]:
+    """The target that a study names and its runtime, which takes what the study asks of them.
+
+    Raises:
+        StudyFileError: there is no such card, this machine is not as it says, or it lacks a choice or a metric.
+    """
+    with naming(spec, "target"):
+        target = load_target(spec.target, spec.base_folder)
+        require_installed(target.runtime)
+        runtime = _runtime_here(target)
+        if not target.remote:  # where it is remote, the node sees to it
+            require_fit(target, runtime)
+    check_target(spec, target)
+    if not target.remote and not FLOATS.is_off(spec.space.offered(FLOATS.key)):
+        check_floats(spec, target, float_types(target, runtime))
+    return target, runtime
+
+
+def check_target(spec: StudySpec, target: Target) -> None:
+    """Refuse what a target cannot run or measure, by the key that asks for it.
+
+    Raises:
+        StudyFileError: it lacks a choice or a metric.
+    """
+    for kind in KNOB_KINDS.values():
+        is_own = spec.space.preset == "none" or kind.key in spec.space.model_fields_set
+        if is_own:  # a preset offers what the target takes
+            _check_choices(spec, target, kind)
+    if RUNTIMES[target.runtime].symmetric and spec.quantization.scheme().activations != "symmetric":
+        problem = f"must be symmetric: target {target.name} runs on {target.runtime}, which takes no other grids"
+        raise StudyFileError(spec.file, "quantization.activations", problem)
+    _check_metrics(spec, target)
+
+
+def resolved(spec: StudySpec, workload: Workload, target: Target) -> StudySpec:
+    """The study with its preset written out for the workload, which has a place for everything that is then searched.
+
+    Raises:
+        StudyFileError: the latency table is of another model, or a criterion, distiller or teacher is unknown or does not fit.
+    """
+    model, example = workload.model, workload.example_input
+    if target.predict and target.latency_table is not None and target.latency_table.model != layers_of(model):
+        raise StudyFileError(spec.file, "target", f"the latency table of {target.name} was fitted to another model")
+    spec = spec.with_preset(family_of(model, example), {key: getattr(target, key) for key in keys_of_targets()})
+    recovery = spec.recovery.settings()
+    with naming(spec, "recovery.distiller"):
+        tapped_modules(model, example, get_distiller(recovery.distiller, recovery.temperature).tap)
+    with naming(spec, "recovery.teachers"):
+        Teacher(workload, recovery.teachers, None)
+    for index, name in enumerate(spec.space.choices()["criterion"]):
+        with naming(spec, f"space.criterion.{index}"):
+            get_criterion(str(name))
+    return spec
+
+
+def float_types(target: Target, runtime: Runtime) -> Mapping[FloatPrecision, FloatPrecision]:
+    """`computed_types` of a target on this machine; where latency is only predicted, its table knows what it was fitted to."""
+    if target.predict:
+        return {precision: precision for precision in FLOAT_PRECISIONS}
+    return computed_types(runtime, target)
+
+
+def check_floats(spec: StudySpec, target: Target, types: Mapping[FloatPrecision, FloatPrecision]) -> None:
+    """Refuse float precisions that a target does not compute in, which are `types`.
+
+    Raises:
+        StudyFileError: one is offered.
+    """
+    for index, precision in enumerate(spec.space.offered(FLOATS.key)):
+        if precision not in types:
+            problem = f"target {target.name} computes floats in {', '.join(types)}, not in {precision}"
+            raise StudyFileError(spec.file, f"space.{FLOATS.key}.{index}", problem)
+
+
+def distinct_choices(spec: StudySpec, types: Mapping[FloatPrecision, FloatPrecision]) -> SpaceChoices:
+    """What a study offers, of float precisions that are the same on the target only the first."""
+    choices = spec.space.choices()
+    different: dict[FloatPrecision, Choice] = {}
+    for precision in choices[FLOATS.key]:
+        different.setdefault(types[precision], precision)  # pyright: ignore[reportArgumentType]  # it was checked
+    return choices.narrowed(FLOATS.key, tuple(different.values()))
+
+
+def check_space(spec: StudySpec, space: Space) -> None:
+    """Refuse a space that holds nothing but the uncompressed model.
+
+    Raises:
+        StudyFileError: it has no knob.
+    """
+    if not space.knobs:
+        problem = "nothing is left to choose: every layer is kept back or cannot be pruned"
+        raise StudyFileError(spec.file, "space", problem)
+
+
+def _runtime_here(target: Target) -> Runtime:
+    try:
+        return get_runtime(target.runtime)
+    except TargetError as error:
+        if not (target.remote or target.predict):
+            raise
+        raise TargetError(f"{error}; elsewhere is only timed: candidates are lowered and scored here") from error
+
+
+def _check_metrics(spec: StudySpec, target: Target) -> None:
+    for key, metrics in (("objectives", spec.objectives), ("constraints", [c.metric for c in spec.constraints])):
+        for index, metric in enumerate(metrics):
+            try:
+                require_available(metric, target)
+            except EvaluationError as error:
+                raise StudyFileError(spec.file, f"{key}.{index}", f"{metric} cannot be measured: {error}") from error
+
+
+def _check_choices(spec: StudySpec, target: Target, kind: KnobKind) -> None:
+    for index, choice in enumerate(spec.space.offered(kind.key)):
+        need = kind.needs.get(choice)
+        if need is not None and not getattr(RUNTIMES[target.runtime], need.capability):
+            problem = f"target {target.name} runs on {target.runtime}, which {need.lacking}"
+            raise StudyFileError(spec.file, f"space.{kind.key}", problem)
+        allowed = getattr(target, kind.key) if kind.is_listed_by_targets else (choice,)
+        if choice not in allowed:
+            problem = f"target {target.name} takes {', '.join(map(str, allowed))}, not {choice}"
+            raise StudyFileError(spec.file, f"space.{kind.key}.{index}", problem)
