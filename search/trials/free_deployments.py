@@ -14,6 +14,7 @@ from ...evaluators.latency import latency_measurements
 from ...evaluators.scores import Scores
 from ...hardware_profiles.bench.timer import Timer
 from ...hardware_profiles.runtimes.base import Artifact
+from ...spaces.knobs.quantization import FLOATS
 from ...spaces.policies.float_precision import FLOAT32, FloatPrecision
 from ...studies.analysis.free_deployments import choose, paying
 from ...studies.store.records import FreeDeployment, ReferenceRecord
@@ -52,10 +53,16 @@ def choose_reference(
 
 
 def _deployments(prepared: PreparedStudy) -> list[FreeDeployment]:
-    precisions, default = prepared.float_precisions()
-    return [
-        FreeDeployment(each, default if each == precisions[0] else each, each == precisions[0]) for each in precisions
-    ]
+    """The free deployments that the choice needs, the runtime's default first.
+
+    A study file that names both its reference and the float precisions of its space leaves nothing to choose.
+    """
+    (default, *others), computed = prepared.float_precisions()
+    found = [FreeDeployment(default, computed, True), *(FreeDeployment(each, each, False) for each in others)]
+    wanted = prepared.spec.reference
+    if wanted == "best" or FLOATS.key not in prepared.spec.space.model_fields_set:
+        return found
+    return [each for each in found if each.precision == FLOAT32 or (wanted == "default" and each.is_default)]
 
 
 def _measured(prepared: PreparedStudy, deployments: list[FreeDeployment], folder: Path) -> list[FreeDeployment]:

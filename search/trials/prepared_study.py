@@ -79,7 +79,7 @@ class PreparedStudy:
         if self.target.predict:  # a latency table is fitted to the model in float32
             return (FLOAT32,), FLOAT32
         types = _float_types(self.spec, self.target, self.context.runtime)
-        return distinct(types[DEFAULT], types), types[DEFAULT]
+        return distinct(types[DEFAULT], (each for each in types if each != DEFAULT)), types[DEFAULT]
 
     def settled(self, spec: StudySpec, precision: FloatPrecision) -> PreparedStudy:
         """This study with its space as the choice of its reference settles it.

@@ -14,6 +14,7 @@ STUDY = {
     "study": "tiny",
     "workload": f"{TINY}:workload",
     "target": "cpu-openvino",
+    "reference": "float32",  # with the precision of the space below: the same on every processor, and nothing is to be chosen
     "objectives": ["accuracy_drop", "latency_ms"],
     "budget": {"trials": 4},
     "workers": 0,
@@ -27,7 +28,10 @@ def study_file(tmp_path: Path) -> Callable[..., Path]:
 
     def write(**changes: object) -> Path:
         path = tmp_path / "study.yaml"
-        path.write_text(yaml.safe_dump({**STUDY, **changes}))
+        document = {**STUDY, **changes}
+        if isinstance(document["space"], dict) and "reference" not in changes:
+            document["space"] = {"float_precision": ["float32"], **document["space"]}
+        path.write_text(yaml.safe_dump(document))
         return path
 
     return write

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -121,7 +122,17 @@ class OpenVinoSession:
             if not found:  # what followed the layer was folded into its weight, and only that is named
                 found = set().union(*(_layers_before(original.get(name)) for name in names))
             precisions |= dict.fromkeys(found, precision)
-        return precisions
+        return self._within_subgraphs() | precisions
+
+    def _within_subgraphs(self) -> dict[str, str]:
+        """Precisions of layers that OpenVINO compiles into one kernel with their neighbours, by the names it keeps of them."""
+        subgraphs = _operations(self._compiled, ("Subgraph",))
+        return {
+            layer: _information(operation, "runtimePrecision")
+            for operation in subgraphs
+            for name in _information(operation, "originalLayersNames").split(",")
+            for layer in layers_of(name)
+        }
 
 
 def computes(precision: FloatPrecision) -> bool:
@@ -171,8 +182,12 @@ def _precision(model: openvino.Model) -> FloatPrecision:
 
 def _weighted(compiled: openvino.CompiledModel) -> list[openvino.Node]:
     """The operations with weights of a model as OpenVINO runs it."""
+    return _operations(compiled, WEIGHTED_TYPES)
+
+
+def _operations(compiled: openvino.CompiledModel, types: Collection[str]) -> list[openvino.Node]:
     operations = compiled.get_runtime_model().get_ordered_ops()
-    return [operation for operation in operations if _information(operation, "layerType") in WEIGHTED_TYPES]
+    return [operation for operation in operations if _information(operation, "layerType") in types]
 
 
 def _information(operation: openvino.Node, key: str) -> str:
