@@ -147,9 +147,9 @@ def _slices(model: nn.Module, role: Role, kinds: tuple[type[nn.Module], ...]) ->
     module = model.get_submodule(role.path) if role.dim is None else None
     weight = getattr(module, "weight", None) if isinstance(module, kinds) else None
     dim = 0 if role.makes else 1
-    is_along = weight is not None and role.own and weight.ndim > dim and weight.shape[dim] > max(role.own)
     # What a grouped convolution reads is not numbered along its weight.
-    if is_along and (role.makes or getattr(module, "groups", 1) == 1):
+    is_along = role.own and (role.makes or getattr(module, "groups", 1) == 1)
+    if isinstance(weight, Tensor) and is_along and weight.ndim > dim and weight.shape[dim] > max(role.own):
         yield Slice(weight, dim, _numbers(role.own, weight), _numbers(role.roots, weight))
 
 

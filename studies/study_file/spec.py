@@ -116,7 +116,7 @@ class StudySpec(Part):
 
     @model_validator(mode="after")
     def _slimming_by_scale(self) -> StudySpec:
-        if "slimming" in self.recovery.settings().steps and self.space.criterion != ("bn_scale",):
+        if "slimming" in self.recovery.settings().steps and tuple(self.space.offered("criterion")) != ("bn_scale",):
             raise ValueError(
                 "recovery.steps: slimming makes batch-norms' scales small, so space.criterion is [bn_scale]"
             )
