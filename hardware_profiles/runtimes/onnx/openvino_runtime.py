@@ -6,14 +6,14 @@ from collections import deque
 from collections.abc import Collection
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 import openvino
 import openvino.opset13 as ops
 
 from ....core.errors import LoweringError
-from ....spaces.policies.float_precision import BFLOAT16, DEFAULT, FLOAT16, FLOAT32, FloatPrecision
+from ....spaces.policies.float_precision import BFLOAT16, DEFAULT, FLOAT16, FLOAT32, FloatPrecision, FloatType
 from ....spaces.policies.layer_policy import GROUPED_BITS
 from ...cards.target import Target
 from ..base import Artifact, TensorInfo, distinct
@@ -34,7 +34,7 @@ PRECISION = ["framework", "slimfront.float_precision"]
 ALL_BFLOAT16 = ["framework", "slimfront.bfloat16"]
 """Where OpenVINO keeps what files of earlier versions have in its place where all layers are in bfloat16 or integers."""
 
-HINTS: dict[FloatPrecision, str] = {FLOAT32: "f32", BFLOAT16: "bf16", FLOAT16: "f16"}
+HINTS: dict[Literal["float32", "bfloat16", "float16"], str] = {FLOAT32: "f32", BFLOAT16: "bf16", FLOAT16: "f16"}
 """The values of OpenVINO's INFERENCE_PRECISION_HINT."""
 
 GROUP_SIZE = 32
@@ -55,7 +55,7 @@ class OpenVinoRuntime:
     def float_precisions(self, target: Target) -> tuple[FloatPrecision, ...]:
         return distinct(self.default_float_precision(target), filter(computes, HINTS))
 
-    def default_float_precision(self, target: Target) -> FloatPrecision:
+    def default_float_precision(self, target: Target) -> FloatType:
         return taken_for(DEFAULT) or FLOAT32
 
     def lower(self, candidate: Candidate, example_input: Tensor, target: Target, path: Path) -> Artifact:
@@ -141,7 +141,7 @@ def computes(precision: FloatPrecision) -> bool:
 
 
 @cache
-def taken_for(precision: FloatPrecision) -> FloatPrecision | None:
+def taken_for(precision: FloatPrecision) -> FloatType | None:
     """The type in which OpenVINO computes a whole file here where it is asked for `precision`; None where it refuses such a file.
 
     Its list of capabilities names what the processor has, also where its kernels are limited to less
