@@ -144,6 +144,9 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="keep the trained weights in this file, and go on from them")
     parser.add_argument("--train-only", action="store_true", help="end once the weights are written")
     parser.add_argument("--steps", type=int, default=60, help="of training (default 60)")
+    parser.add_argument("--calibration", type=int, default=16, help="images that AWQ and GPTQ read (default 16)")
+    parser.add_argument("--test", type=int, default=150, help="images that are scored (default 150)")
+    parser.add_argument("--seconds", type=float, default=10, help="of timing each artifact (default 10)")
     parser.add_argument("--runtimes", nargs="+", default=["openvino", "onnxruntime"])
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -152,10 +155,17 @@ def main() -> None:
     if options.train_only:
         return
     model = explicit_attention(model, example)
-    calibration, test = (images(*which) for which in (((4, 1), (16, 2)) if options.quick else ((16, 1), (150, 2))))
+    calibration, test = (
+        images(4 if options.quick else options.calibration, 1),
+        images(16 if options.quick else options.test, 2),
+    )
     workload = Workload(model, calibration, calibration, calibration, test, example)
     print(f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} million parameters")
-    rows = [row for runtime in options.runtimes for row in measured(workload, runtime, 4 if options.quick else 10)]
+    rows = [
+        row
+        for runtime in options.runtimes
+        for row in measured(workload, runtime, 4 if options.quick else options.seconds)
+    ]
     size = {(row["runtime"], row["weights"]): row["bytes"] for row in rows}
     for runtime in options.runtimes:
         share = size[runtime, "int4 awq gptq"] / size[runtime, "int8"]  # type: ignore[operator]
