@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock
 
 from ....core.errors import EvaluationError, LoweringError
-from ....spaces.policies.float_precision import FLOAT32, FloatPrecision
+from ....spaces.policies.float_precision import FLOAT32, FloatPrecision, FloatType
 from ...bench.lock import alone_on_gpu
 from ...cards.target import Target
 from ..base import Artifact, TensorInfo
@@ -69,7 +69,7 @@ class TensorRtRuntime:
     def float_precisions(self, target: Target) -> tuple[FloatPrecision, ...]:
         return (FLOAT32,)
 
-    def default_float_precision(self, target: Target) -> FloatPrecision:
+    def default_float_precision(self, target: Target) -> FloatType:
         return FLOAT32
 
     def lower(self, candidate: Candidate, example_input: torch.Tensor, target: Target, path: Path) -> Artifact:
