@@ -1,7 +1,7 @@
 """A Vision Transformer of 22 million parameters with weights of 8 and of 4 bits: bytes, loss and latency of its artifacts.
 
     python benchmarks/compressing/weight_only_transformer.py --quick
-    python benchmarks/compressing/weight_only_transformer.py --weights vit.pt --train-only
+    python benchmarks/compressing/weight_only_transformer.py --weights vit.pt --train-only  # goes on where it was stopped
     python benchmarks/compressing/weight_only_transformer.py --weights vit.pt --runtimes openvino --json openvino.json
 
 ViT-S/16 of torchvision's class learns ten orientations of generated gratings. Its weights are then stored in 8 bits (a scale for each
@@ -60,13 +60,15 @@ def transformer(depth: int) -> nn.Module:
 
 
 def trained(depth: int, steps: int, weights: Path | None) -> nn.Module:
-    """The network after so many steps, or as an earlier run left it in the file `weights`."""
+    """The network after so many steps, of which the file `weights` keeps those that are done."""
     model = transformer(depth)
+    optimizer, first = torch.optim.AdamW(model.parameters(), 3e-4), 0
     if weights is not None and weights.exists():
-        model.load_state_dict(torch.load(weights, weights_only=True))
-        return model.eval()
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-4)
-    for step in range(steps):
+        kept = torch.load(weights, weights_only=True)
+        model.load_state_dict(kept["model"])
+        optimizer.load_state_dict(kept["optimizer"])
+        first = kept["steps"]
+    for step in range(first, steps):
         inputs, labels = images(16, 1000 + step).tensors
         with torch.autocast("cpu", torch.bfloat16):
             loss = functional.cross_entropy(model(inputs).float(), labels)
@@ -74,8 +76,10 @@ def trained(depth: int, steps: int, weights: Path | None) -> nn.Module:
         loss.backward()
         optimizer.step()
         print(f"step {step} loss {loss.item():.3f}", flush=True)
-    if weights is not None:
-        torch.save(model.state_dict(), weights)
+        if weights is not None and (step % 5 == 4 or step == steps - 1):
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "steps": step + 1}
+            torch.save(state, weights.with_suffix(".part"))
+            weights.with_suffix(".part").replace(weights)
     return model.eval()
 
 
@@ -137,9 +141,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="two blocks instead of twelve, fewer images and seconds")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--weights", type=Path, help="keep the trained weights in this file, or take them from it")
+    parser.add_argument("--weights", type=Path, help="keep the trained weights in this file, and go on from them")
     parser.add_argument("--train-only", action="store_true", help="end once the weights are written")
     parser.add_argument("--steps", type=int, default=60, help="of training (default 60)")
+    parser.add_argument("--calibration", type=int, default=16, help="images that AWQ and GPTQ read (default 16)")
+    parser.add_argument("--test", type=int, default=150, help="images that are scored (default 150)")
+    parser.add_argument("--seconds", type=float, default=10, help="of timing each artifact (default 10)")
     parser.add_argument("--runtimes", nargs="+", default=["openvino", "onnxruntime"])
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -148,10 +155,17 @@ def main() -> None:
     if options.train_only:
         return
     model = explicit_attention(model, example)
-    calibration, test = (images(*which) for which in (((4, 1), (16, 2)) if options.quick else ((16, 1), (150, 2))))
+    calibration, test = (
+        images(4 if options.quick else options.calibration, 1),
+        images(16 if options.quick else options.test, 2),
+    )
     workload = Workload(model, calibration, calibration, calibration, test, example)
     print(f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} million parameters")
-    rows = [row for runtime in options.runtimes for row in measured(workload, runtime, 4 if options.quick else 10)]
+    rows = [
+        row
+        for runtime in options.runtimes
+        for row in measured(workload, runtime, 4 if options.quick else options.seconds)
+    ]
     size = {(row["runtime"], row["weights"]): row["bytes"] for row in rows}
     for runtime in options.runtimes:
         share = size[runtime, "int4 awq gptq"] / size[runtime, "int8"]  # type: ignore[operator]
