@@ -98,6 +98,7 @@ def test_it_exports_the_same_bundle(store: Store, folder: Path, expected: dict[s
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_timings")
 def test_its_search_goes_on(store: Store, folder: Path) -> None:
     before = store.trials("plain")
     spec = load_study(str(folder / "plain.yaml"))

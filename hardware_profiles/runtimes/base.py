@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from ...core.errors import TargetError
-from ...spaces.policies.float_precision import DEFAULT, FLOAT32, FloatPrecision
+from ...spaces.policies.float_precision import BFLOAT16, DEFAULT, FLOAT16, FLOAT32, FloatPrecision, FloatType
 from .registry import RUNTIMES
 
 if TYPE_CHECKING:  # the bench's process loads artifacts without torch
@@ -104,8 +104,8 @@ class Runtime(Protocol):
         see `distinct`."""
         ...
 
-    def default_float_precision(self, target: Target) -> FloatPrecision:
-        """The type that "default" stands for on this machine; never "default" itself."""
+    def default_float_precision(self, target: Target) -> FloatType:
+        """The type that "default" stands for on this machine."""
         ...
 
     def lower(self, candidate: Candidate, example_input: Tensor, target: Target, path: Path) -> Artifact:
@@ -129,17 +129,18 @@ class Runtime(Protocol):
         ...
 
 
-def distinct(default: FloatPrecision, others: Iterable[FloatPrecision]) -> tuple[FloatPrecision, ...]:
+def distinct(default: str, others: Iterable[FloatPrecision]) -> tuple[FloatPrecision, ...]:
     """Different computations by name: `default` first, as "float32" where it is that and as "default" elsewhere, then `others`."""
     first = FLOAT32 if default == FLOAT32 else DEFAULT
     return (first, *(precision for precision in others if precision not in (default, first)))
 
 
-def computed_types(runtime: Runtime, target: Target) -> dict[FloatPrecision, FloatPrecision]:
+def computed_types(runtime: Runtime, target: Target) -> dict[FloatPrecision, FloatType]:
     """Float precision that can be asked for on this machine -> the type that is computed with."""
     default = runtime.default_float_precision(target)
-    types = (FLOAT32, default, *runtime.float_precisions(target))
-    return {DEFAULT: default, **{precision: precision for precision in types if precision != DEFAULT}}
+    types: set[FloatType | FloatPrecision] = {FLOAT32, default, *runtime.float_precisions(target)}
+    named: dict[FloatPrecision, FloatType] = {kind: kind for kind in (FLOAT32, BFLOAT16, FLOAT16) if kind in types}
+    return {DEFAULT: default, **named}
 
 
 def require_installed(name: str) -> None:

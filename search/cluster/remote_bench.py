@@ -21,7 +21,7 @@ from ...hardware_profiles.bench.paired_timing import PairedTiming
 from ...hardware_profiles.cards.target import Target
 from ...hardware_profiles.profiling.fingerprint import machine, require_fit, versions
 from ...hardware_profiles.runtimes.base import computed_types, get_runtime
-from ...spaces.policies.float_precision import FloatPrecision
+from ...spaces.policies.float_precision import FloatPrecision, FloatType
 from .cluster import connect, is_cluster_named, ray  # before anything else of Ray
 
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError  # isort: skip
@@ -100,7 +100,7 @@ def remote_machine(target: Target, metrics: Sequence[str] = ()) -> tuple[dict[st
     return _answer(_there(_about, target).remote(target.model_dump_json(), metrics), target.name, 0)
 
 
-def remote_float_types(target: Target) -> dict[FloatPrecision, FloatPrecision]:
+def remote_float_types(target: Target) -> dict[FloatPrecision, FloatType]:
     """`computed_types` on the machine that a remote target is on.
 
     Raises:
@@ -151,7 +151,7 @@ def _about(target_json: str, metrics: Sequence[str]) -> tuple[dict[str, Any], di
 
 
 @ray.remote
-def _float_types(target_json: str) -> dict[FloatPrecision, FloatPrecision]:
+def _float_types(target_json: str) -> dict[FloatPrecision, FloatType]:
     target = Target.model_validate_json(target_json)
     return computed_types(get_runtime(target.runtime), target)
 

@@ -70,7 +70,7 @@ class PreparedStudy:
         example = self.context.workload.example_input
         return timer_of(self.target, reference.path, example, bench_cores(self.target.threads))
 
-    def float_precisions(self) -> tuple[tuple[FloatPrecision, ...], FloatPrecision]:
+    def float_precisions(self) -> tuple[tuple[FloatPrecision, ...], str]:
         """The precisions in which the target computes a whole model's floats differently, its default first, and what that is.
 
         Raises:
@@ -137,7 +137,7 @@ def prepare(spec: StudySpec, given: Workload | None = None) -> PreparedStudy:
     return PreparedStudy(spec, written, context, layers, groups, unprunable, space, pickled)
 
 
-def _floats_searched(spec: StudySpec, target: Target, runtime: Runtime) -> Mapping[FloatPrecision, FloatPrecision]:
+def _floats_searched(spec: StudySpec, target: Target, runtime: Runtime) -> Mapping[FloatPrecision, str]:
     """The types that the float precisions a study offers are computed in on its target.
 
     Raises:
@@ -150,7 +150,7 @@ def _floats_searched(spec: StudySpec, target: Target, runtime: Runtime) -> Mappi
     return types
 
 
-def _float_types(spec: StudySpec, target: Target, runtime: Runtime) -> Mapping[FloatPrecision, FloatPrecision]:
+def _float_types(spec: StudySpec, target: Target, runtime: Runtime) -> Mapping[FloatPrecision, str]:
     """Float precision -> the type that the target computes it in, which for one elsewhere its node says."""
     if not target.remote:
         return float_types(target, runtime)

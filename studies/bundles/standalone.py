@@ -102,13 +102,17 @@ def load_torch(path: str, threads: int, device: str = "cpu") -> Run:
     archive = load_pt2(path, run_single_threaded=True)
     # Compiled ahead of time, or a program to be run as it is.
     model = archive.aoti_runners.get("model") or archive.exported_programs["model"].module(check_guards=False)
-    return lambda inputs: model(torch.from_numpy(inputs).to(device)).cpu().numpy()
+    asked = json.loads(archive.extra_files["slimfront.json"]).get("float_precision", "float32")
+
+    def run(inputs: np.ndarray) -> np.ndarray:
+        if device == "cuda":  # where torch by default rounds what convolutions multiply to TF32; float32 is float32
+            torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = asked == "default", False
+        return model(torch.from_numpy(inputs).to(device)).cpu().numpy()
+
+    return run
 
 
 def load_torch_cuda(path: str, threads: int) -> Run:
-    import torch
-
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # float32 as it was measured
     return load_torch(path, threads, "cuda")
 
 

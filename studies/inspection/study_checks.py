@@ -95,14 +95,14 @@ def resolved(spec: StudySpec, workload: Workload, target: Target) -> StudySpec:
     return spec
 
 
-def float_types(target: Target, runtime: Runtime) -> Mapping[FloatPrecision, FloatPrecision]:
+def float_types(target: Target, runtime: Runtime) -> Mapping[FloatPrecision, str]:
     """`computed_types` of a target on this machine; where latency is only predicted, its table knows what it was fitted to."""
     if target.predict:
         return {precision: precision for precision in FLOAT_PRECISIONS}
     return computed_types(runtime, target)
 
 
-def check_floats(spec: StudySpec, target: Target, types: Mapping[FloatPrecision, FloatPrecision]) -> None:
+def check_floats(spec: StudySpec, target: Target, types: Mapping[FloatPrecision, str]) -> None:
     """Refuse float precisions that a target does not compute in, which are `types`.
 
     Raises:
@@ -114,10 +114,10 @@ def check_floats(spec: StudySpec, target: Target, types: Mapping[FloatPrecision,
             raise StudyFileError(spec.file, f"space.{FLOATS.key}.{index}", problem)
 
 
-def distinct_choices(spec: StudySpec, types: Mapping[FloatPrecision, FloatPrecision]) -> SpaceChoices:
+def distinct_choices(spec: StudySpec, types: Mapping[FloatPrecision, str]) -> SpaceChoices:
     """What a study offers, of float precisions that are the same on the target only the first."""
     choices = spec.space.choices()
-    different: dict[FloatPrecision, Choice] = {}
+    different: dict[str, Choice] = {}
     for precision in choices[FLOATS.key]:
         different.setdefault(types[precision], precision)  # pyright: ignore[reportArgumentType]  # it was checked
     return choices.narrowed(FLOATS.key, tuple(different.values()))

@@ -114,6 +114,14 @@ class StudySpec(Part):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _slimming_by_scale(self) -> StudySpec:
+        if "slimming" in self.recovery.settings().steps and tuple(self.space.offered("criterion")) != ("bn_scale",):
+            raise ValueError(
+                "recovery.steps: slimming makes batch-norms' scales small, so space.criterion is [bn_scale]"
+            )
+        return self
+
     @field_validator("objectives")
     @classmethod
     def _two_to_four(cls, objectives: tuple[str, ...]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from slimfront.core.errors import StudyFileError
 from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.search.driver import Search
 from slimfront.search.execution.local import run_local
@@ -10,6 +11,12 @@ from slimfront.search.trials.prepared_study import prepare
 from slimfront.studies.store.store import Store
 
 TRIALS = {"cpu-litert": 3, "cpu-onnxruntime": 3, "cpu-openvino": 3, "cpu-torch": 3}
+
+
+def test_a_runtime_without_weights_by_groups_is_refused_by_the_key_that_asks(tiny_spec):
+    spec = tiny_spec(target="cpu-litert", space={"weight_bits": [4, 32], "weight_group_size": [0, 64]})
+    with pytest.raises(StudyFileError, match=r"weight_group_size: .* takes no weights with scales by groups"):
+        prepare(spec)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from ai_edge_litert import schema_py_generated
 from ai_edge_litert.interpreter import Interpreter
 
 from ....core.errors import LoweringError
-from ....spaces.policies.float_precision import FLOAT32, FloatPrecision
+from ....spaces.policies.float_precision import FLOAT32, FloatPrecision, FloatType
 from ...cards.target import Target
 from ..base import Artifact, TensorInfo
 from ..node_names import layer_of
@@ -46,7 +46,7 @@ class LiteRtRuntime:
     def float_precisions(self, target: Target) -> tuple[FloatPrecision, ...]:
         return (FLOAT32,)
 
-    def default_float_precision(self, target: Target) -> FloatPrecision:
+    def default_float_precision(self, target: Target) -> FloatType:
         return FLOAT32
 
     def lower(self, candidate: Candidate, example_input: Tensor, target: Target, path: Path) -> Artifact:

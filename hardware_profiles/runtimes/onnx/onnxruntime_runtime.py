@@ -12,7 +12,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as errors  # type: ignore[attr-defined]
 
 from ....core.errors import LoweringError
-from ....spaces.policies.float_precision import FLOAT32, FloatPrecision
+from ....spaces.policies.float_precision import FLOAT32, FloatPrecision, FloatType
 from ...cards.target import Target
 from ..base import Artifact, TensorInfo
 from ..node_names import layer_of
@@ -68,7 +68,7 @@ class OnnxRuntime:
     def float_precisions(self, target: Target) -> tuple[FloatPrecision, ...]:
         return (FLOAT32,)
 
-    def default_float_precision(self, target: Target) -> FloatPrecision:
+    def default_float_precision(self, target: Target) -> FloatType:
         return FLOAT32
 
     def lower(self, candidate: Candidate, example_input: Tensor, target: Target, path: Path) -> Artifact:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 import openvino
 import openvino.opset13 as ops
 
 from ....core.errors import LoweringError
-from ....spaces.policies.float_precision import BFLOAT16, DEFAULT, FLOAT16, FLOAT32, FloatPrecision
+from ....spaces.policies.float_precision import BFLOAT16, DEFAULT, FLOAT16, FLOAT32, FloatPrecision, FloatType
 from ....spaces.policies.layer_policy import GROUPED_BITS
 from ...cards.target import Target
 from ..base import Artifact, TensorInfo, distinct
@@ -33,7 +34,7 @@ PRECISION = ["framework", "slimfront.float_precision"]
 ALL_BFLOAT16 = ["framework", "slimfront.bfloat16"]
 """Where OpenVINO keeps what files of earlier versions have in its place where all layers are in bfloat16 or integers."""
 
-HINTS: dict[FloatPrecision, str] = {FLOAT32: "f32", BFLOAT16: "bf16", FLOAT16: "f16"}
+HINTS: dict[Literal["float32", "bfloat16", "float16"], str] = {FLOAT32: "f32", BFLOAT16: "bf16", FLOAT16: "f16"}
 """The values of OpenVINO's INFERENCE_PRECISION_HINT."""
 
 GROUP_SIZE = 32
@@ -54,7 +55,7 @@ class OpenVinoRuntime:
     def float_precisions(self, target: Target) -> tuple[FloatPrecision, ...]:
         return distinct(self.default_float_precision(target), filter(computes, HINTS))
 
-    def default_float_precision(self, target: Target) -> FloatPrecision:
+    def default_float_precision(self, target: Target) -> FloatType:
         return taken_for(DEFAULT) or FLOAT32
 
     def lower(self, candidate: Candidate, example_input: Tensor, target: Target, path: Path) -> Artifact:
@@ -121,7 +122,17 @@ class OpenVinoSession:
             if not found:  # what followed the layer was folded into its weight, and only that is named
                 found = set().union(*(_layers_before(original.get(name)) for name in names))
             precisions |= dict.fromkeys(found, precision)
-        return precisions
+        return self._within_subgraphs() | precisions
+
+    def _within_subgraphs(self) -> dict[str, str]:
+        """Precisions of layers that OpenVINO compiles into one kernel with their neighbours, by the names it keeps of them."""
+        subgraphs = _operations(self._compiled, ("Subgraph",))
+        return {
+            layer: _information(operation, "runtimePrecision")
+            for operation in subgraphs
+            for name in _information(operation, "originalLayersNames").split(",")
+            for layer in layers_of(name)
+        }
 
 
 def computes(precision: FloatPrecision) -> bool:
@@ -130,7 +141,7 @@ def computes(precision: FloatPrecision) -> bool:
 
 
 @cache
-def taken_for(precision: FloatPrecision) -> FloatPrecision | None:
+def taken_for(precision: FloatPrecision) -> FloatType | None:
     """The type in which OpenVINO computes a whole file here where it is asked for `precision`; None where it refuses such a file.
 
     Its list of capabilities names what the processor has, also where its kernels are limited to less
@@ -171,8 +182,12 @@ def _precision(model: openvino.Model) -> FloatPrecision:
 
 def _weighted(compiled: openvino.CompiledModel) -> list[openvino.Node]:
     """The operations with weights of a model as OpenVINO runs it."""
+    return _operations(compiled, WEIGHTED_TYPES)
+
+
+def _operations(compiled: openvino.CompiledModel, types: Collection[str]) -> list[openvino.Node]:
     operations = compiled.get_runtime_model().get_ordered_ops()
-    return [operation for operation in operations if _information(operation, "layerType") in WEIGHTED_TYPES]
+    return [operation for operation in operations if _information(operation, "layerType") in types]
 
 
 def _information(operation: openvino.Node, key: str) -> str:

@@ -33,6 +33,7 @@ from ....spaces.models.exported_graph import (
 from ....spaces.policies.candidate import Candidate, QuantizedWeight, QuantParams, RoundedWeight
 from ....workloads.workload import describe
 from .archive import NOTES
+from .short_floats import DTYPES, REPORTED, ShortFloats, convert_ends
 
 aten, grids = torch.ops.aten, torch.ops.quantized_decomposed
 INTEGER_KERNELS = ("qconv", "qlinear")
@@ -49,12 +50,13 @@ def lower(candidate: Candidate, inputs: Tensor, path: Path, device: str, compile
         with torch.no_grad():
             program = _program(candidate, inputs.contiguous(), device)
             signature = [list(inputs.shape), list(program.module(check_guards=False)(inputs.to(device)).shape)]
+            asked = {"float_precision": candidate.policy.float_precision}
             if not compiled:
-                notes = {"signature": signature, "precisions": _eager(program)}
+                notes = {"signature": signature, "precisions": _eager(program), **asked}
                 package_pt2(str(path), exported_programs=program, extra_files={NOTES: json.dumps(notes)})
                 return path
             files, precisions = _compile(program, inputs.to(device))
-            notes = {"signature": signature, "precisions": precisions}
+            notes = {"signature": signature, "precisions": precisions, **asked}
             package_pt2(str(path), aoti_files={"model": files}, extra_files={NOTES: json.dumps(notes)})
             return path
     except LoweringError:
@@ -104,6 +106,8 @@ class _Inserter:
         for norm in self.graph.find_nodes(op="call_function", target=aten.batch_norm.default):
             if is_folded(norm):
                 self._fold(norm)
+        dtype = DTYPES.get(self.candidate.policy.float_precision)
+        short = ShortFloats(self.exported, dtype, self._buffer) if dtype is not None else None
         for name, node in layers:
             if name in self.quantization.inputs:
                 self._quantize_operand(node, 0, self.quantization.inputs[name])
@@ -113,7 +117,16 @@ class _Inserter:
                 self._quantize_weight(name, node, self.quantization.weights[name])
             if name in self.quantization.bfloat16:
                 self._round_weight(name, node, self.quantization.bfloat16[name])
+            if short is not None and self._is_float(name):
+                short.convert(name, node)
         self._quantize_additions(additions)
+
+    def _is_float(self, name: str) -> bool:
+        """Whether a layer multiplies floats of a precision that is not its own decision."""
+        layer = self.candidate.policy.layer(name)
+        return name not in self.quantization.inputs and not (
+            layer.is_dynamic or layer.is_bfloat16 or layer.weight_group_size
+        )
 
     def _fold(self, norm: fx.Node) -> None:
         """Fold a batch-norm into the layer before it."""
@@ -226,11 +239,7 @@ class _Inserter:
             bias = torch.from_numpy(weight.bias)
             self._replace(node, 2, bias.bfloat16() if is_whole else bias, f"{name}_bias")
         if is_whole:
-            with self.graph.inserting_before(node):
-                node.update_arg(0, self.graph.call_function(aten.to.dtype, (node.args[0], torch.bfloat16)))
-            with self.graph.inserting_after(node):
-                made = self.graph.call_function(aten.to.dtype, (node, torch.float32))
-            node.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
+            convert_ends(node, torch.bfloat16)
         else:
             with self.graph.inserting_before(node):
                 node.update_arg(1, self.graph.call_function(aten.to.dtype, (node.args[1], torch.float32)))
@@ -279,11 +288,9 @@ def _constant_name(of: str) -> str:
 
 
 def _eager(program: ExportedProgram) -> dict[str, str]:
-    """The precision of layers by the types that they read: float32, whatever their quantization, bfloat16, or packed weights."""
+    """The precision of layers by the types that they read: float32, whatever their quantization, 16 bits, or packed weights."""
     floats = {
-        module_path(node): "bf16" if node.meta["val"].dtype == torch.bfloat16 else "f32"
-        for node in program.graph.nodes
-        if node.target in WEIGHTED
+        module_path(node): REPORTED[node.meta["val"].dtype] for node in program.graph.nodes if node.target in WEIGHTED
     }
     packed = program.graph.find_nodes(op="call_function", target=aten._weight_int4pack_mm_for_cpu.default)
     return floats | {module_path(node): "u4" for node in packed}

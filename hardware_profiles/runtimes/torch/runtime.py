@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ....spaces.policies.float_precision import FLOAT32, FloatPrecision
-from ..base import Artifact, TensorInfo
+from ....spaces.policies.float_precision import BFLOAT16, FLOAT32, FloatPrecision, FloatType
+from ..base import Artifact, TensorInfo, distinct
 from .archive import Archive, open_archive
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ class TorchRuntime:
         return torch.__version__.partition("+")[0]
 
     def float_precisions(self, target: Target) -> tuple[FloatPrecision, ...]:
-        return (FLOAT32,)
+        return distinct(FLOAT32, (BFLOAT16,) if computes_bfloat16(torch.device(self.device)) else ())
 
-    def default_float_precision(self, target: Target) -> FloatPrecision:
+    def default_float_precision(self, target: Target) -> FloatType:
         return FLOAT32
 
     def lower(self, candidate: Candidate, example_input: Tensor, target: Target, path: Path) -> Artifact:

@@ -41,7 +41,7 @@ PACKAGES = {"litert": "ai_edge_litert", "torch-cuda": "torch"}
 EAGER = ("torch", "torch-cuda")
 """Runtimes that simulate grids in float32."""
 
-SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+SHORT = {"float32": "f32", "tfloat32": "f32", "bfloat16": "bf16", "float16": "f16"}
 """Float precision -> what sessions report."""
 
 BATCH = 50

@@ -40,6 +40,7 @@ SPACES = {
     "gradually": ({**HALF, "pruning_steps": [1, 4], "recovery_epochs": [4]}, {"pruning": {"steps": 4}}),
     "merged": ({**HALF, "channel_reduction": ["drop", "merge"]}, {"pruning": {"reduction": "merge"}}),
     "reconstructed": ({**HALF, "channel_reduction": ["reconstruct"]}, {"pruning": {"reduction": "reconstruct"}}),
+    "chosen by LASSO": ({**HALF, "channel_reduction": ["lasso"]}, {"pruning": {"reduction": "lasso"}}),
     "a block": ({"removed_blocks": [0, 1]}, {"removed_blocks": ["second"]}),
     "depth": ({"depth": [1.0, 0.5]}, {"removed_blocks": ["first"]}),
     **{
@@ -69,6 +70,9 @@ SPACES = {
     "dynamic ranges": (
         {**GRIDS, "activation_ranges": ["static", "dynamic"]}, {"layers": {"fc": {"activation_range": "dynamic"}}}
     ),
+    "4 bits by groups of inputs": (
+        {"weight_bits": [4, 32], "weight_group_size": [0, 64]}, {"layers": {"fc": {"weight_group_size": 64}}}
+    ),
 }  # fmt: skip
 """Technique -> what a study file's space says, what a policy of it then holds."""
 
@@ -76,6 +80,7 @@ SCHEMES = [
     *({"calibration": name} for name in ("min_max", "percentile", "entropy")),
     {"weights": "tensor"},
     {"activations": "symmetric"},
+    {"group_grids": "affine"},
 ]
 RECOVERIES = [
     *({"distiller": name} for name in ("hard", "feature", "relation", "attention")),
@@ -85,10 +90,11 @@ RECOVERIES = [
     {"data": "synthetic"},
     {"steps": ["prune", "train", "quantize", "train"]},
     {"steps": ["quantize", "prune", "train"]},
-    *({"steps": ["prune", name, "train"]} for name in ("equalize", "adaround", "correct_bias")),
+    *({"steps": ["prune", name, "train"]} for name in ("equalize", "adaround", "correct_bias", "awq", "gptq")),
     {"schedule": "cosine"},
     {"schedule": "constant"},
     {"optimizer": "adamw"},
+    {"optimizer": "adafactor"},
     {"patience": 2},
     {"mixed_precision": True},
 ]
@@ -125,7 +131,8 @@ def test_a_technique_of_the_space_stands_in_the_policy(technique):
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_how_grids_are_chosen_stands_in_the_policy(scheme):
-    (policy, *_) = policies(space=GRIDS, quantization=scheme)
+    space = {"weight_bits": [4, 32], "weight_group_size": [64]} if "group_grids" in scheme else GRIDS
+    policy, *_ = policies(space=space, quantization=scheme)
     assert json.loads(policy.to_json())["scheme"] == scheme
 
 
