@@ -69,7 +69,7 @@ def _kind(kind: str, groups: int, shape: tuple[int, ...]) -> str:
 @torch.no_grad()
 def _run(model: nn.Module, names: list[str], example_input: Tensor, others: _Others) -> dict[str, tuple[int, int]]:
     """Layer -> elements it moves and how often it runs; `others` notes what runs outside them."""
-    moved: dict[str, tuple[int, int]] = {name: (0, 0) for name in names}
+    moved: dict[str, tuple[int, int]] = dict.fromkeys(names, (0, 0))
 
     def begin(*_: object) -> None:
         others.in_layer = True
