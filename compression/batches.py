@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -30,12 +31,20 @@ def loader(data: MapDataset, batch_size: int, shuffle_seed: int | None = None) -
     )
 
 
-def input_batches(data: MapDataset, batch_size: int) -> Iterator[Tensor]:
-    """Inputs of `data` in order in full batches, shape [batch_size, ...]; in one smaller batch where there are fewer."""
-    for inputs, _ in DataLoader(
-        cast("Dataset", data), batch_size=batch_size, drop_last=_fills_a_batch(data, batch_size)
-    ):
-        yield inputs
+def input_batches(data: MapDataset, batch_size: int) -> Iterable[Tensor]:
+    """Inputs of `data` in order in full batches, shape [batch_size, ...]; in one smaller batch where there are fewer. May be
+    iterated several times."""
+    return _InputBatches(
+        DataLoader(cast("Dataset", data), batch_size=batch_size, drop_last=_fills_a_batch(data, batch_size))
+    )
+
+
+@dataclass(frozen=True)
+class _InputBatches(Iterable[Tensor]):
+    loader: DataLoader
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (inputs for inputs, _ in self.loader)
 
 
 def subset(data: MapDataset, indices: Sequence[int]) -> MapDataset:

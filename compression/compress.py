@@ -41,7 +41,7 @@ def compressed(workload: Workload, policy: Policy, seed: int = 0, batch_size: in
     if policy.pruning.steps == 1 and is_structurally_changed(policy, groups):
         reestimate_batch_norm(model, workload.calibration)
     if policy.recovery.changes_weights:
-        model = recover(model, workload, policy, seed, batch_size, prune)
+        model = recover(model, workload, policy, seed, batch_size, prune, groups)
     return make_candidate(model, example, effective_policy(policy), workload.calibration)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...core.errors import CompressionError
 from ...spaces.models.channel_graph import ChannelGraph, channels_lost, out_channels
+from .channel_lasso import lasso_scores
 from .criteria import Criterion, Scoring, get_criterion
 from .merge import merge_channels
 from .reconstruct import reconstruct_channels
@@ -32,7 +33,7 @@ def remove_channels(
         criterion: a name of `criteria.criteria()`.
         scoring: what the criterion may use in addition to the weights.
         reduction: one of `pruning.REDUCTIONS`; what readers of a removed channel read instead.
-        batches: inputs of the model, shape [batch, ...], of the calibration data; for "reconstruct".
+        batches: inputs of the model, shape [batch, ...], of the calibration data; for "reconstruct" and "lasso".
 
     Raises:
         CompressionError: Torch-Pruning cannot prune the model, or left another number of channels than asked for; or there
@@ -43,7 +44,8 @@ def remove_channels(
     graph = ChannelGraph(model, example_input)
     rule = get_criterion(criterion)
     kept = {graph.root_of(name): channels for name, channels in kept.items()}
-    lost = {name: _lost(graph, name, channels, rule, scoring) for name, channels in kept.items()}
+    chosen = lasso_scores(graph, kept, _required(batches)) if reduction == "lasso" else {}
+    lost = {name: _lost(graph, name, channels, rule, scoring, chosen.get(name)) for name, channels in kept.items()}
     _redirect_readers(graph, {name: lost[name] for name in lost if name not in graph.heads}, reduction, batches)
     graph.remove(lost)
     for name, channels in kept.items():
@@ -58,17 +60,25 @@ def _redirect_readers(
     if reduction == "merge":
         for name, channels in lost.items():
             merge_channels(graph, name, channels)
-    elif reduction == "reconstruct":
-        if batches is None:
-            raise CompressionError("reconstructing channels needs the calibration data of a workload")
-        reconstruct_channels(graph, lost, batches)
+    elif reduction in ("reconstruct", "lasso"):
+        reconstruct_channels(graph, lost, _required(batches))
+
+
+def _required(batches: Iterable[Tensor] | None) -> Iterable[Tensor]:
+    if batches is None:
+        raise CompressionError("reconstructing channels needs the calibration data of a workload")
+    return batches
 
 
 @torch.no_grad()
-def _lost(graph: ChannelGraph, name: str, kept: int, rule: Criterion, scoring: Scoring) -> list[int]:
+def _lost(
+    graph: ChannelGraph, name: str, kept: int, rule: Criterion, scoring: Scoring, chosen: Tensor | None = None
+) -> list[int]:
+    """Channels or heads of a group to remove: the lowest `chosen` scores, or the criterion's where there are none."""
     if name in graph.heads:
         return channels_lost(rule.heads(graph.heads[name], name, scoring), kept)
-    return channels_lost(rule.channels(graph.groups[name], name, scoring), kept, graph.partitions(name))
+    scores = rule.channels(graph.groups[name], name, scoring) if chosen is None else chosen
+    return channels_lost(scores, kept, graph.partitions(name))
 
 
 def _count(graph: ChannelGraph, name: str) -> int:

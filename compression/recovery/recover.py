@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ...spaces.models.channel_groups import ChannelGroup
 from ...spaces.models.layers import WeightedLayer, layer_at
 from ...spaces.policies.candidate import QuantParams
 from ...spaces.policies.policy import Policy
+from ...spaces.policies.recovery import SPARSIFYING
 from ...spaces.policies.resolved import effective_policy
 from ...workloads.workload import Workload
 from ..gradients import trainable_copy
-from ..pruning.prune import reestimate_batch_norm
+from ..pruning.prune import kept_channels, reestimate_batch_norm
 from ..quantization.fake_quantize import fake_quantized
 from .post_training import POST_TRAINING, calibrated
+from .sparsify import AfterStep, sparsifier
 from .train import Masks, train, training
 
 Prune = Callable[[nn.Module], nn.Module]
@@ -29,6 +32,7 @@ def recover(
     seed: int,
     batch_size: int = 64,
     prune: Prune | None = None,
+    groups: Sequence[ChannelGroup] = (),
 ) -> nn.Module:
     """The model that the steps of `policy.recovery` make, in eval mode; the same seed gives the same weights.
 
@@ -37,6 +41,7 @@ def recover(
             returned; else it is pruned anew in its turn.
         policy: in terms of the layers before pruning; where pruning is the first step, those after pruning will do.
         prune: makes the pruned copy of a model, where pruning is not the first step.
+        groups: the channel groups of the workload's model, where a step comes before pruning.
 
     "quantize" folds batch-norm and calibrates quantization parameters, on which all training after it computes
     (quantization-aware training, Jacob et al. 2018, arXiv:1712.05877); pruning after it calibrates them again. The steps of
@@ -55,6 +60,9 @@ def recover(
             pipeline.quantize()
         elif step == "train":
             pipeline.train()
+        elif step in SPARSIFYING:
+            kept = kept_channels(policy, groups)
+            pipeline.train(sparsifier(step, pipeline.model, workload.example_input, policy, kept))
         else:
             POST_TRAINING[step](pipeline.model, workload, pipeline.policy, seed)
     return pipeline.model
@@ -72,7 +80,8 @@ class _Pipeline:
         self.model, self.workload, self.policy = model, workload, policy
         self.batch_size, self._is_pruned = batch_size, False
         self.grids: dict[str, QuantParams] | None = None
-        epochs, trainings = policy.recovery.epochs, policy.recovery.steps.count("train")
+        trained = [step for step in policy.recovery.steps if step in ("train", *SPARSIFYING)]
+        epochs, trainings = policy.recovery.epochs, len(trained)
         self._trainings = iter([(seed + i, epochs // trainings + (i < epochs % trainings)) for i in range(trainings)])
 
     def prune(self, prune: Prune | None) -> None:
@@ -88,14 +97,14 @@ class _Pipeline:
         """Calibrate the quantization parameters on which training computes from now on."""
         self.grids = calibrated(self.model, self.workload, self.policy)
 
-    def train(self) -> None:
-        """Train for the next share of the epochs."""
+    def train(self, after_step: AfterStep | None = None) -> None:
+        """Train for the next share of the epochs, `after_step` changing the weights after each step of the optimizer."""
         seed, epochs = next(self._trainings)
         if epochs:
             masks = _masks(self.model, self.policy) if self._is_pruned else ()
             recovery = self.policy.recovery
             with nullcontext() if self.grids is None else fake_quantized(self.model, self.policy, self.grids):
-                train(self.model, self.workload, recovery, epochs, seed, self.batch_size, masks)
+                train(self.model, self.workload, recovery, epochs, seed, self.batch_size, masks, after_step)
 
 
 def recover_by_rungs(

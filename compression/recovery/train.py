@@ -19,6 +19,7 @@ from ..finite import not_finite
 from .distil import get_distiller, imitation_loss
 from .feature_taps import projections, tapped_modules, tapping
 from .outputs import output_kind
+from .sparsify import AfterStep
 from .synthetic import synthetic_inputs
 from .teachers import Teacher
 
@@ -26,7 +27,7 @@ HELD_OUT = 10
 """Early stopping holds out every tenth sample of the training data, because no other split may influence training."""
 
 MAX_NORM = 1.0
-"""Gradients are clipped to this norm with AdamW, and in pipelines with quantization-aware training."""
+"""Gradients are clipped to this norm with AdamW and Adafactor, and in pipelines with quantization-aware training."""
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +43,13 @@ def train(
     seed: int,
     batch_size: int,
     masks: Masks = (),
+    after_step: AfterStep | None = None,
 ) -> None:
     """Train `student` in place for `epochs` as `recovery` says; it ends in eval mode. The same seed gives the same weights.
 
     The loss is alpha x distillation + (1 - alpha) x the workload's own, or distillation alone without labels.
     """
-    for _ in training(student, workload, recovery, epochs, seed, batch_size, masks):
+    for _ in training(student, workload, recovery, epochs, seed, batch_size, masks, after_step=after_step):
         pass
 
 
@@ -60,12 +62,14 @@ def training(
     batch_size: int,
     masks: Masks = (),
     looks: Collection[float] = (),
+    after_step: AfterStep | None = None,
 ) -> Iterator[float]:
     """`train` as a generator: yields the number of epochs done after each. In between the student is in eval mode and must not be
     changed; random numbers drawn in between do not affect training.
 
     Args:
         looks: fractions of the first epoch after which to yield too.
+        after_step: changes the weights after each step of the optimizer.
 
     Raises:
         CompressionError: training diverged: a weight is NaN or infinite.
@@ -73,7 +77,8 @@ def training(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         data, held_out = _data(workload, recovery, seed)
-        for done in _Training(student, workload, recovery, batch_size, masks).run(data, held_out, epochs, seed, looks):
+        parts = _Training(student, workload, recovery, batch_size, masks, after_step)
+        for done in parts.run(data, held_out, epochs, seed, looks):
             _require_finite(student, recovery, done)
             state = torch.get_rng_state()
             student.eval()
@@ -105,8 +110,15 @@ class _Training:
     """The parts of one training step, put together once."""
 
     def __init__(
-        self, student: nn.Module, workload: Workload, recovery: Recovery, batch_size: int, masks: Masks
+        self,
+        student: nn.Module,
+        workload: Workload,
+        recovery: Recovery,
+        batch_size: int,
+        masks: Masks,
+        after_step: AfterStep | None = None,
     ) -> None:
+        self.after_step = after_step
         self.student, self.workload, self.recovery = student, workload, recovery
         self.batch_size, self.masks = batch_size, masks
         self.reads_labels = recovery.data == "train"
@@ -136,13 +148,17 @@ class _Training:
         batches = loader(self.teacher.annotated(data), self.batch_size, shuffle_seed=seed)
         parameters = self._parameters()
         optimizer = _optimizer(parameters, self.recovery)
-        schedule = _schedule(optimizer, self.recovery, epochs * len(batches))
+        steps = epochs * len(batches)
+        schedule = _schedule(optimizer, self.recovery, steps)
+        shares = learning_rate_shares(self.recovery, steps) if self.after_step else []
         stopping = _EarlyStopping(self.recovery.patience)
         part_at = {math.ceil(part * len(batches)): part for part in looks if part < 1}
         for epoch in range(epochs):
             self.student.train()
             for step, batch in enumerate(batches, start=1):
                 self._update(batch, parameters, optimizer)
+                if self.after_step:
+                    self.after_step(shares[epoch * len(batches) + step - 1])
                 schedule.step()
                 if epoch == 0 and step in part_at:
                     yield part_at[step]
@@ -164,7 +180,7 @@ class _Training:
         loss = self._loss(*batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if self.recovery.optimizer == "adamw" or self.recovery.steps.count("quantize"):
+        if self.recovery.optimizer != "sgd" or self.recovery.steps.count("quantize"):
             # Without batch-norm, or once it is folded, a large step is not undone by the next one.
             nn.utils.clip_grad_norm_(parameters, MAX_NORM)
         optimizer.step()
@@ -234,15 +250,29 @@ def _optimizer(parameters: list[nn.Parameter], recovery: Recovery) -> torch.opti
     rate = recovery.learning_rate
     if recovery.optimizer == "adamw":
         return torch.optim.AdamW(parameters, rate, weight_decay=0.01)
+    if recovery.optimizer == "adafactor":
+        return torch.optim.Adafactor(parameters, rate)
     return torch.optim.SGD(parameters, rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
 
 def _schedule(optimizer: torch.optim.Optimizer, recovery: Recovery, steps: int) -> LRScheduler:
     if recovery.schedule == "one_cycle":
-        return OneCycleLR(optimizer, recovery.learning_rate, total_steps=steps)
+        has_momentum = recovery.optimizer != "adafactor"
+        return OneCycleLR(optimizer, recovery.learning_rate, total_steps=steps, cycle_momentum=has_momentum)
     if recovery.schedule == "cosine":
         return CosineAnnealingLR(optimizer, steps)
     return LambdaLR(optimizer, lambda _step: 1.0)
+
+
+def learning_rate_shares(recovery: Recovery, steps: int) -> list[float]:
+    """The learning rate of each of so many steps of an optimizer, as a share of their sum."""
+    optimizer = _optimizer([nn.Parameter(torch.zeros(()))], recovery)
+    schedule, rates = _schedule(optimizer, recovery, steps), []
+    for _ in range(steps):
+        rates.append(float(schedule.get_last_lr()[0]))
+        optimizer.step()
+        schedule.step()
+    return [rate / sum(rates) for rate in rates]
 
 
 @torch.no_grad()

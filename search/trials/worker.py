@@ -227,7 +227,8 @@ class Worker:
             model = self._pruned_in_recovery(self.workload.model, original)
         if setup.rungs is None:
             prune = partial(self._pruned_in_recovery, original=original)
-            yield recover(model, self.workload, original, setup.seed, setup.batch_size, prune), recovery.epochs
+            settings = setup.seed, setup.batch_size, prune, setup.groups
+            yield recover(model, self.workload, original, *settings), recovery.epochs
             return
         marks = setup.rungs.marks(recovery.epochs)
         yield from recover_by_rungs(model, self.workload, original, setup.seed, setup.batch_size, marks)

@@ -84,7 +84,8 @@ KINDS: tuple[KnobKind, ...] = (
         key="channel_reduction",
         type=Annotated[str, one_of(REDUCTIONS)],
         neutral="drop",
-        meaning="`drop`, `merge` into the most similar channel kept, or `reconstruct` from all kept by least squares.",
+        meaning="`drop`, `merge` into the most similar channel kept, `reconstruct` from all kept by least squares, or `lasso`: "
+        "the same, of channels chosen by LASSO.",
         label="reduction",
     ),
 )

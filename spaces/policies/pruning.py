@@ -9,7 +9,7 @@ from ...core.errors import PolicyError
 from ...core.validation import shortened
 
 SCOPES = ("layer", "global")
-REDUCTIONS = ("drop", "merge", "reconstruct")
+REDUCTIONS = ("drop", "merge", "reconstruct", "lasso")
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Pruning:
             lowest importance in the whole model.
         steps: 1 prunes at once; more prune gradually during recovery, along a cubic (Zhu & Gupta 2017, arXiv:1710.01878).
         reduction: "drop" removes channels; "merge" adds what reads them to what reads the most similar channel kept;
-            "reconstruct" to what reads all that are kept, by least squares on the calibration data.
+            "reconstruct" to what reads all that are kept, by least squares on the calibration data; "lasso" does so too, after the
+            LASSO, not the criterion, has chosen the channels on that data (He et al. 2017, arXiv:1707.06168).
 
     Raises:
         PolicyError: a setting is unknown or out of range.

@@ -11,13 +11,18 @@ from pydantic import Field
 from ...core.validation import CountOrNone, Listed, Ordered, Text
 from .checks import is_number, is_whole, require, rounded
 
-RecoveryStep = Literal["prune", "quantize", "train", "equalize", "adaround", "correct_bias", "awq", "gptq"]
+RecoveryStep = Literal[
+    "prune", "quantize", "train", "lasso", "slimming", "admm", "equalize", "adaround", "correct_bias", "awq", "gptq"
+]
+SPARSIFYING: tuple[RecoveryStep, ...] = ("lasso", "slimming", "admm")
+"""Steps that train too, towards the zeros that pruning removes afterwards; `compression.recovery.sparsify` has the papers."""
+
 POST_TRAINING: tuple[RecoveryStep, ...] = ("equalize", "adaround", "correct_bias", "awq", "gptq")
 """Steps that read the calibration split without its labels; `compression.post_training` has the handlers and the papers."""
 
 TrainingData = Literal["train", "unlabelled", "synthetic"]
 Schedule = Literal["one_cycle", "cosine", "constant"]
-Optimizer = Literal["sgd", "adamw"]
+Optimizer = Literal["sgd", "adamw", "adafactor"]
 Positive = Annotated[float, Field(gt=0)]
 _NAMES: Mapping[str, tuple[str, ...]] = {
     "steps": get_args(RecoveryStep),
@@ -37,19 +42,22 @@ class Recovery:
         learning_rate: peak of a one-cycle schedule.
         temperature: of the softened targets.
         alpha: weight of the distillation term in [0, 1]; 1 - alpha goes to the workload's own loss.
-        steps: in order; the "train" steps share the epochs. "prune" is there once. From "quantize" on, which is there once
-            or not at all, training is aware of the grids; without it quantization follows training. Those of
-            `POST_TRAINING` work without epochs too.
+        steps: in order; the "train" steps and those of `SPARSIFYING`, each of which is there at most once, before "prune" and
+            "quantize", share the epochs. "prune" is there once. From "quantize" on, which is there once or not at all,
+            training is aware of the grids; without it quantization follows training. Those of `POST_TRAINING` work without
+            epochs too.
         distiller: name of what is imitated, see `compression.distil`.
         teachers: workloads whose models teach in addition to the uncompressed one, their probabilities averaged.
         data: "train", "unlabelled" (the training inputs, their labels never read) or "synthetic" (no data at all).
         mutual: a second student is trained too, and each learns from the other.
         schedule: of the learning rate, "one_cycle", "cosine" or "constant".
         optimizer: "sgd" with Nesterov momentum 0.9, or "adamw" (Loshchilov & Hutter 2019, arXiv:1711.05101), which Transformers
-            and recurrent networks learn faster with.
+            and recurrent networks learn faster with, or "adafactor" (Shazeer & Stern 2018, arXiv:1804.04235), which keeps
+            hardly any state and takes steps relative to the weights' scale.
         patience: training ends after so many epochs without a lower loss on a tenth of the training data held out of it,
             with the best weights; 0 trains to the end.
         mixed_precision: train in bfloat16 where the machine computes in it.
+        penalty: strength of the steps of `SPARSIFYING`; 1 takes weights that nothing else moves to the policy's sparsity.
     """
 
     epochs: int = 0
@@ -65,6 +73,7 @@ class Recovery:
     optimizer: Optimizer = "sgd"
     patience: CountOrNone = 0
     mixed_precision: bool = False
+    penalty: Positive = 1.0
 
     def __post_init__(self) -> None:
         self._check_pipeline()
@@ -72,12 +81,13 @@ class Recovery:
             is_whole(self.epochs) and self.epochs >= 0,
             f"recovery epochs must be a whole number >= 0, not {self.epochs!r}",
         )
-        for name in ("learning_rate", "temperature", "alpha"):
+        for name in ("learning_rate", "temperature", "alpha", "penalty"):
             value = getattr(self, name)
             require(is_number(value), f"recovery {name} must be a number, not {value!r}")
             object.__setattr__(self, name, rounded(value))
         require(self.learning_rate > 0, f"recovery learning_rate must be > 0, not {self.learning_rate!r}")
         require(self.temperature > 0, f"recovery temperature must be > 0, not {self.temperature!r}")
+        require(self.penalty > 0, f"recovery penalty must be > 0, not {self.penalty!r}")
         require(0 <= self.alpha <= 1, f"recovery alpha must lie in [0, 1], not {self.alpha!r}")
 
     def _check_pipeline(self) -> None:
@@ -91,9 +101,13 @@ class Recovery:
                 require(part in known, f"recovery {name}: {part!r} is not one of {', '.join(known)}")
         trainings = 0 if self.is_calibrated else 1
         bounds = {"prune": (1, 1), "quantize": (0, 1), "train": (trainings, len(self.steps))}
-        for step, (least, most) in {**bounds, **dict.fromkeys(POST_TRAINING, (0, 1))}.items():
+        for step, (least, most) in {**bounds, **dict.fromkeys((*POST_TRAINING, *SPARSIFYING), (0, 1))}.items():
             count = self.steps.count(step)
             require(least <= count <= most, f"recovery steps: {step!r} is there {count} times in {list(self.steps)}")
+        sparsified = [index for index, step in enumerate(self.steps) if step in SPARSIFYING]
+        end = min(self.steps.index(step) for step in ("prune", "quantize") if step in self.steps)
+        for index in sparsified:
+            require(index < end, f"recovery steps: {self.steps[index]!r} comes before prune and quantize")
         require(all(isinstance(name, str) for name in (self.distiller, *self.teachers)), "recovery: names must be text")
         for name in ("mutual", "mixed_precision"):
             require(isinstance(getattr(self, name), bool), f"recovery {name} must be true or false")

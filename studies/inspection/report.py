@@ -49,7 +49,8 @@ class Inspection(Shown):
         family: whose preset a study without a space takes.
         choices: key of a study's space -> what it offers, or the preset does; those that are off left out.
         float_only: why no layer can be quantized on any target, or None where they can; no bits are searched then.
-        bits: weight and activation bits of the target -> what they are good for there; empty without a target.
+        bits: weight and activation bits of the target -> what they are good for there, and "floats" -> the precisions it computes those in;
+            empty without a target.
         gains: upper bounds of what each technique alone and all together can gain, from counts.
         remarks: what was changed or found of the workload, each a line for its owner.
     """

@@ -158,7 +158,7 @@ def test_settings_at_their_defaults_are_not_written():
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"steps": ("prune", "melt", "train")}, r"'melt' is not one of prune, quantize, train, equalize"),
+        ({"steps": ("prune", "melt", "train")}, r"'melt' is not one of prune, quantize, train, lasso, slimming"),
         ({"steps": ("train",)}, r"'prune' is there 0 times"),
         ({"steps": ("prune",)}, r"'train' is there 0 times"),
         ({"data": "tests"}, r"'tests' is not one of train, unlabelled, synthetic"),

@@ -40,6 +40,7 @@ SPACES = {
     "gradually": ({**HALF, "pruning_steps": [1, 4], "recovery_epochs": [4]}, {"pruning": {"steps": 4}}),
     "merged": ({**HALF, "channel_reduction": ["drop", "merge"]}, {"pruning": {"reduction": "merge"}}),
     "reconstructed": ({**HALF, "channel_reduction": ["reconstruct"]}, {"pruning": {"reduction": "reconstruct"}}),
+    "chosen by LASSO": ({**HALF, "channel_reduction": ["lasso"]}, {"pruning": {"reduction": "lasso"}}),
     "a block": ({"removed_blocks": [0, 1]}, {"removed_blocks": ["second"]}),
     "depth": ({"depth": [1.0, 0.5]}, {"removed_blocks": ["first"]}),
     **{
@@ -93,6 +94,7 @@ RECOVERIES = [
     {"schedule": "cosine"},
     {"schedule": "constant"},
     {"optimizer": "adamw"},
+    {"optimizer": "adafactor"},
     {"patience": 2},
     {"mixed_precision": True},
 ]
