@@ -43,7 +43,7 @@ PRESETS: Mapping[Family, Preset] = MappingProxyType({
         {"learning_rate": "auto"},
         channel_sparsity=(0.0, 0.25, 0.5),
         width=(1.0, 0.75, 0.5, 0.25),
-        recovery_epochs=(0, 1),
+        recovery_epochs=(0, 1, 10),
     ),
     "transformer": _preset(
         {"optimizer": "adamw", "learning_rate": "auto"},

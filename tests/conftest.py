@@ -7,8 +7,10 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -16,6 +18,8 @@ from slimfront.workloads.builtin.digits import digits
 from slimfront.workloads.workload import Workload
 
 _databases = itertools.count()
+TIMING_SECONDS = 0.2
+"""The most seconds of a timing where only what is done with the figure is tested."""
 
 hypothesis.settings.register_profile("slimfront", deadline=None)  # a shared machine may pause for seconds
 hypothesis.settings.load_profile("slimfront")
@@ -26,16 +30,71 @@ def pytest_configure(config: pytest.Config) -> None:
 
     What a user's cache holds must not decide what passes: a built-in network is trained by the first test that asks for it,
     while the others wait for its file. `SLIMFRONT_CACHE` says where, for several sessions that share one cache. Models this
-    small only lose by a second thread. Benches do not wait for the tests next to them to end.
+    small only lose by a second thread. Benches wait neither for the tests next to them to end nor, on a core of their own, for each
+    other.
     """
     os.environ.setdefault("SLIMFRONT_BENCH_WAIT_S", "0")
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+        locks = tempfile.TemporaryDirectory(prefix="slimfront-tests-")
+        config.add_cleanup(locks.cleanup)
+        os.environ["SLIMFRONT_BENCH_LOCK"] = f"{locks.name}/bench.lock"
     elif "SLIMFRONT_CACHE" not in os.environ:
         cache = tempfile.TemporaryDirectory(prefix="slimfront-tests-")
         config.add_cleanup(cache.cleanup)
         os.environ["SLIMFRONT_CACHE"] = cache.name
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that processes that share the files end together."""
+    slow = {item.path for item in items if "slow" in item.keywords}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+@contextmanager
+def in_process_bench() -> Iterator[None]:
+    """Benches without a process of their own, and short timings: for what is done with a figure, however noisy it is.
+
+    A bench's process takes a second to start, and each search starts three. What that process and the figures are worth, the tests of
+    `hardware_profiles/bench` show.
+    """
+    from slimfront.hardware_profiles.bench import bench  # not above: it reads where its lock is
+    from slimfront.hardware_profiles.cards.target import Target
+
+    states: dict[bench.Bench, bench._State] = {}
+
+    def call(self: bench.Bench, function: Callable[..., Any], *arguments: Any) -> Any:
+        if self not in states:
+            document, reference, inputs, cores, _ = self._setup
+            target = Target.model_validate_json(document)
+            session = bench.load_streams(Path(reference), target)
+            states[self] = bench._State(target, session, inputs, cores, bench.QuietWait(lambda _: 0.0))
+        patched.setattr(bench, "_state", states[self], raising=False)
+        return function(*_shortened(arguments))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(bench.Bench, "start", lambda self: None)
+        patched.setattr(bench.Bench, "_call", call)
+        yield
+
+
+def _shortened(arguments: tuple[Any, ...]) -> list[Any]:
+    """Arguments of a bench's function, of whose numbers the first is the seconds of a timing."""
+    which = next((index for index, each in enumerate(arguments) if isinstance(each, float)), None)
+    return [min(each, TIMING_SECONDS) if index == which else each for index, each in enumerate(arguments)]
+
+
+@pytest.fixture
+def short_timings() -> Iterator[None]:
+    with in_process_bench():
+        yield
+
+
+@pytest.fixture(scope="module")
+def short_timings_of_module() -> Iterator[None]:
+    with in_process_bench():
+        yield
 
 
 @pytest.fixture

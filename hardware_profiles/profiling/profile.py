@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +27,7 @@ from ..cards.device_card import DeviceCard, Kernel, Throughput
 from ..cards.target import Target
 from ..runtimes.base import Runtime, get_runtime
 from ..runtimes.registry import RUNTIMES
+from .copying import bandwidth_by_bytes
 from .fingerprint import machine, versions
 from .synthetic import synthetic_candidate
 
@@ -41,7 +40,6 @@ SECONDS = 0.6
 BUDGET_SECONDS = 50.0
 """The time budget of the whole profile in seconds; a step that would exceed it is not begun."""
 
-COPY_BYTES = 2**27
 FLOAT, INTEGER = (FULL_PRECISION, FULL_PRECISION), (8, 8)
 Pair = tuple[int, int]
 """A pair of weight bits and activation bits."""
@@ -78,6 +76,9 @@ OPERATIONS = (
     Operation("linear", lambda c: nn.Linear(c, c), 1024, 64, lambda c: (64, c)),
 )
 SMALL_SHAPE = (16, 8, 8)
+SHORT, LONG = 1, 33
+"""The numbers of tiny layers in two chains, from whose latencies the time of one more operation follows."""
+
 MIDDLE = "2"
 """The layer of a chain whose precision is reported, because its neighbours have the same bits."""
 
@@ -99,10 +100,11 @@ def profile_target(target: Target, progress: Progress = lambda *_: None) -> Devi
         profiler = _Profiler(target, get_runtime(target.runtime), Path(folder), time.monotonic() + BUDGET_SECONDS)
         step("memory")
         on_gpu = RUNTIMES[target.runtime].gpu  # in memory of its own, which copying on the host says nothing of
-        memory = None if on_gpu else memory_bandwidth(bench_cores(target.threads))
+        memory = {} if on_gpu else bandwidth_by_bytes(bench_cores(target.threads))
         step("dispatch")
         # The duration of this step does not predict later ones: it loads the libraries of lowering and timing.
-        dispatch_ms = profiler.latency_ms(nn.Sequential(nn.Linear(8, 8)), torch.zeros(1, 8))
+        dispatch_ms = profiler.chain_ms(SHORT)
+        operation_us = profiler.operation_us(dispatch_ms)
         for operation in OPERATIONS:
             step(f"{operation.name} speed")
             profiler.speed(operation)
@@ -115,31 +117,15 @@ def profile_target(target: Target, progress: Progress = lambda *_: None) -> Devi
         measured_at=datetime.now(UTC),
         machine=machine(),
         versions=versions(profiler.runtime),
-        memory_gb_per_s=memory,
+        memory_gb_per_s=memory[max(memory)] if memory else None,
+        gb_per_s_by_bytes=memory,
         dispatch_us=dispatch_ms * 1e3,
+        operation_us=operation_us,
         kernels=sorted(profiler.kernels, key=lambda k: (_place(k.operation), -k.weight_bits, -k.activation_bits)),
         throughput=sorted(profiler.throughput, key=lambda t: (_place(t.operation), -t.weight_bits, -t.activation_bits)),
         reference_ms=profiler.reference_ms,
         left_out=profiler.left_out,
     )
-
-
-def memory_bandwidth(cores: list[int], repeats: int = 8) -> float:
-    """10^9 bytes a second read and written while every core copies an array of its own (STREAM's copy, McCalpin 1995)."""
-
-    def copy(core: int) -> None:
-        os.sched_setaffinity(0, [core])  # of this thread alone
-        np.copyto(targets[core], sources[core])
-
-    sources = {core: np.ones(COPY_BYTES // 8) for core in cores}
-    targets = {core: np.ones(COPY_BYTES // 8) for core in cores}
-    seconds = []
-    with ThreadPoolExecutor(len(cores)) as pool:
-        for _ in range(repeats):
-            start = time.perf_counter()
-            list(pool.map(copy, cores))
-            seconds.append(time.perf_counter() - start)
-    return 2 * COPY_BYTES * len(cores) / min(seconds) / 1e9
 
 
 @dataclass
@@ -176,6 +162,17 @@ class _Profiler:
             return step(*arguments)
         finally:
             self.longest = max(self.longest, time.monotonic() - start)
+
+    def chain_ms(self, layers: int) -> float:
+        """Latency of a chain of layers that compute next to nothing."""
+        chain = nn.Sequential(*(part for _ in range(layers) for part in (nn.Linear(8, 8), nn.ReLU())))
+        return self.latency_ms(chain, torch.zeros(1, 8))
+
+    def operation_us(self, dispatch_ms: float) -> float | None:
+        """Microseconds that one more operation takes, however little it computes; None where there is no time to find out."""
+        if not self.has_time("operation"):
+            return None
+        return max(0.0, self.begun(self.chain_ms, LONG) - dispatch_ms) / (LONG - SHORT) * 1e3
 
     def speed(self, operation: Operation) -> None:
         """Multiply-adds a second in float and at every pair of bits with arithmetic of its own, timed against float."""

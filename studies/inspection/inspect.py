@@ -28,7 +28,8 @@ from ...workloads.workload import Workload
 from ..study_file.load import shipped_studies, study_named
 from ..study_file.spec import StudySpec
 from .compression_bounds import gains
-from .precision_probe import bits_on, why_float_only
+from .limits import limits_on
+from .precision_probe import bits_on, floats_on, why_float_only
 from .report import Inspection, LayerReport
 from .study_checks import check_space, check_target, naming, resolved, target_of
 from .untouched import why_untouched
@@ -100,8 +101,9 @@ def inspect_workload(workload: Workload, target: Target | None = None, spec: Stu
         choices=_searched(choices),
         target=target.name if target else None,
         float_only=float_only,
-        bits=bits_on(workload, target) if target and not float_only else {},
+        bits={**_bits_on(workload, target, float_only), **floats_on(target)} if target else {},
         gains=gains(model, example, space),
+        limits=limits_on(model, example, space.groups, target) if target else None,
         remarks=workload.remarks,
     )
 
@@ -151,6 +153,10 @@ def _choices(family: Family, target: Target | None, spec: StudySpec | None) -> t
     if spec is None:
         return SpaceChoices(**preset_space(family, bits)), Scheme()
     return spec.with_preset(family, bits).space.choices(), spec.quantization.scheme()
+
+
+def _bits_on(workload: Workload, target: Target, float_only: str | None) -> dict[str, str]:
+    return {} if float_only else bits_on(workload, target)
 
 
 def _operators(choices: SpaceChoices) -> list[str]:

@@ -16,6 +16,7 @@ from ...hardware_profiles.runtimes.base import get_runtime
 from ...hardware_profiles.runtimes.registry import RUNTIMES
 from ...spaces.models.layers import find_layers
 from ...spaces.policies.candidate import Candidate
+from ...spaces.policies.float_precision import DEFAULT
 from ...spaces.policies.layer_policy import BFLOAT16_BITS, FULL_PRECISION
 from ...spaces.policies.policy import LayerPolicy, Policy
 from ...spaces.policies.quantization_scheme import Scheme
@@ -59,6 +60,24 @@ def bits_on(workload: Workload, target: Target) -> dict[str, str]:
             answer = answers if isinstance(answers, str) else answers.get(_pair(kind, bits, target), {})
             said[f"{kind} {bits}"] = "float32, as it is" if bits == FULL_PRECISION else _in_words(bits, answer)
     return said
+
+
+def floats_on(target: Target) -> dict[str, str]:
+    """ "floats" -> the precisions that a target on this machine computes a whole model's floats in, its default first.
+
+    Which of them is the reference, and which pay for candidates, only timing the model says.
+    """
+    if target.remote or target.predict:
+        return {}
+    try:
+        runtime = get_runtime(target.runtime)
+    except TargetError as error:
+        return {"floats": str(error)}
+    default, *others = runtime.float_precisions(target)
+    named = [f"{runtime.default_float_precision(target)} by default" if default == DEFAULT else default, *others]
+    if not others:
+        return {"floats": f"{named[0]} only"}
+    return {"floats": f"{', '.join(named)}; a search times the uncompressed model in each, and begins from the fastest"}
 
 
 def _pair(kind: str, bits: int, target: Target) -> Pair:

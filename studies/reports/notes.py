@@ -55,10 +55,9 @@ def study_note(
         f"- Objectives: {', '.join(_objective(objective) for objective in objectives)}",
         f"- Constraints: {', '.join(f'`{constraint}`' for constraint in spec.constraints) or 'none'}",
         f"- Trials: {states_text(trials)}",
-        *([f"- {remark}"] if (remark := remark_text(study)) else []),
-        *([f"- {verdict.capitalize()}"] if verdict else []),
-        *([f"- {predicted}"] if (predicted := predicted_text(study.baseline.values())) else []),
     ]
+    remarks = remark_text(study), verdict and verdict.capitalize(), predicted_text(study.baseline.values())
+    facts += map("- {}".format, filter(None, remarks))
     if front is None or not points:
         return _page(f"# {study.name}", "\n".join(facts), f"No front yet: {why_no_front(trials)}.")
     facts.append(f"- Front: {len(points)} points, hypervolume {front.hypervolume:.4g}")
@@ -115,13 +114,16 @@ def _summary(measured: Mapping[str, Measurement], objectives: Sequence[Objective
 def _front_table(study: StudyRecord, objectives: Sequence[Objective], points: Sequence[Point], winner: int) -> str:
     spread = [objective.name for objective in objectives]
     measured = {name: m.unit for point in points for name, m in point.measurements.items()}
-    shown = [name for name in _MORE_COLUMNS if name != "speedup_float32" or has_other_precision(study)]
-    columns = [name for name in dict.fromkeys((*spread, *shown)) if name in measured]
+    columns = [name for name in dict.fromkeys((*spread, *_more_columns(study))) if name in measured]
     rows = [("uncompressed", *_cells(study.baseline, columns, ()))]
     for point in points[:MOST_ROWS]:
         label = f"**{point.trial}** (knee)" if point.trial == winner else str(point.trial)
         rows.append((label, *_cells(point.measurements, columns, spread)))
     return _table(("trial", *(f"{name} [{measured[name]}]" for name in columns)), rows)
+
+
+def _more_columns(study: StudyRecord) -> list[str]:
+    return [name for name in _MORE_COLUMNS if name != "speedup_float32" or has_other_precision(study)]
 
 
 def _left_out(study: StudyRecord, points: Sequence[Point]) -> list[str]:

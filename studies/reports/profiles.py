@@ -115,7 +115,7 @@ def target_report(target: Target) -> RenderableType:
         ),
         ("flags", " ".join(card.machine["flags"]) or "none"),
         *([("memory", f"{card.memory_gb_per_s:.1f} GB/s, copying")] if card.memory_gb_per_s else []),
-        ("dispatch", f"{card.dispatch_us:.0f} us a run"),
+        ("dispatch", f"{card.dispatch_us:.0f} us a run{_each_operation(card)}"),
         *_table_facts(target),
         *((name, f"{latency:.2f} ms at full precision") for name, latency in card.reference_ms.items()),
         *([("no time for", ", ".join(card.left_out))] if card.left_out else []),
@@ -128,6 +128,10 @@ def target_report(target: Target) -> RenderableType:
         Text("\nkernels", style="bold"),
         _kernel_table(card.kernels),
     )
+
+
+def _each_operation(card: DeviceCard) -> str:
+    return "" if card.operation_us is None else f", {card.operation_us:.2f} us of it for each operation"
 
 
 def _stored(storage: str) -> dict[str, Target]:

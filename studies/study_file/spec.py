@@ -185,7 +185,10 @@ class StudySpec(Part):
         chosen = family if self.space.preset == "auto" else self.space.preset
         space = {**preset_space(chosen, bits), **self.space.model_dump(exclude_unset=True), "preset": chosen}
         recovery = {**PRESETS[chosen].recovery, **self.recovery.model_dump(exclude_unset=True)}
-        return self._with({"space": SpaceSpec(**space), "recovery": RecoverySpec(**recovery)})
+        changes: dict[str, Any] = {"space": SpaceSpec(**space), "recovery": RecoverySpec(**recovery)}
+        if "reuse_recovered" not in self.model_fields_set and "steps" not in recovery:
+            changes["reuse_recovered"] = True  # or the same training under other bits takes half of a search's time
+        return self._with(changes)
 
     def with_float_precisions(self, offered: Sequence[FloatPrecision]) -> StudySpec:
         """This spec with the float precisions of its space, unless its file names them."""

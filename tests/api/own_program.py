@@ -1,6 +1,4 @@
-"""A program as a user writes it in one file: a model of its own, a metric, a criterion, a search, and what follows."""
-
-import sys
+"""A program as a user writes it in one file: a model of its own, a metric, a criterion, two searches, and what follows."""
 
 import slimfront
 import torch
@@ -70,17 +68,18 @@ def note(event: object) -> None:
         finished.append(event.trial.number)
 
 
-study = slimfront.search(
-    workload,
-    name="tones",
-    objectives=["accuracy_drop", "packed_bytes"],
-    space={"weight_bits": [8, 32], "channel_sparsity": [0, 0.5], "criterion": ["largest"]},
-    budget=4,
-    workers=int(sys.argv[1]),
-    sensitivity=False,
-    callbacks=[note],
-)
-assert sorted(finished) == [0, 1, 2, 3]
+for workers, trials in (1, 3), (0, 5):  # over Ray, and on in a process of slimfront's own
+    study = slimfront.search(
+        workload,
+        name="tones",
+        objectives=["accuracy_drop", "packed_bytes"],
+        space={"weight_bits": [8, 32], "channel_sparsity": [0, 0.5], "criterion": ["largest"]},
+        budget=trials,
+        workers=workers,
+        sensitivity=False,
+        callbacks=[note],
+    )
+assert sorted(finished) == [0, 1, 2, 3, 4]
 assert set(study.trials["state"]) == {"complete"}, study.trials["reason"].tolist()
 best = study.best("packed_bytes", where="accuracy_drop <= 0.2")
 assert not best.policy.is_uncompressed

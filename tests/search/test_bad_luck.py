@@ -28,7 +28,7 @@ from slimfront.studies.study_file.spec import StudySpec
 
 HERE = Path(__file__).parent
 UNLUCKY = HERE / "unlucky_workload.py"
-LIMIT = 20
+LIMIT = 12
 SPACE = {"weight_bits": [4, 8, 32], "activation_bits": [8, 32], "channel_sparsity": [0, 0.5]}
 
 Spec = Callable[..., StudySpec]
@@ -87,6 +87,7 @@ REASONS = {
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_timings")
 @pytest.mark.parametrize(("workers", "names"), [(0, list(REASONS)), (1, ["exit", "vanish", "crash"])])
 def test_whatever_a_trial_does_to_its_process_the_others_are_done(
     workers: int, names: list[str], luck: Luck, store: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str],
@@ -103,6 +104,7 @@ def test_whatever_a_trial_does_to_its_process_the_others_are_done(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_timings")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_where_no_worker_starts_the_search_ends_after_three_tries(
     workers: int, luck: Luck, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -114,6 +116,7 @@ def test_where_no_worker_starts_the_search_ends_after_three_tries(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_timings")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_full_disk_ends_the_search_and_no_policy_is_at_fault(
     workers: int, luck: Luck, store: Store, tmp_path: Path
@@ -126,8 +129,8 @@ def test_a_full_disk_ends_the_search_and_no_policy_is_at_fault(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_a_hanging_search_within_seconds(number: int, luck: Luck, tmp_path: Path) -> None:
+def test_a_signal_ends_a_hanging_search_within_seconds(luck: Luck, tmp_path: Path) -> None:
+    """SIGTERM, which is what Ctrl-C is from there on; see test_interrupts.py."""
     luck("hang", limit_s=None)
     command = [sys.executable, "-m", "slimfront", "search", "study.yaml", "--storage", "sqlite:///study.db"]
     script = "import os, signal; os.environ['UNLUCKY_DRIVER'] = str(os.getpid()); "
@@ -137,7 +140,7 @@ def test_a_signal_ends_a_hanging_search_within_seconds(number: int, luck: Luck, 
     while (tmp_path / "luck" / "00-hang").exists():
         assert search.poll() is None
         time.sleep(0.2)
-    search.send_signal(number)
+    search.send_signal(signal.SIGTERM)
     _, said = search.communicate(timeout=30)
     assert search.returncode == 130
     assert "Traceback" not in said
@@ -146,6 +149,7 @@ def test_a_signal_ends_a_hanging_search_within_seconds(number: int, luck: Luck, 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_timings")
 def test_a_policy_that_takes_the_search_down_is_retried_twice(tiny_spec: Spec, store: Store, tmp_path: Path) -> None:
     prepared = prepare(tiny_spec(budget={"trials": 3}))
     for _ in range(3):  # drivers that are never heard of again
@@ -165,6 +169,7 @@ def test_a_policy_that_takes_the_search_down_is_retried_twice(tiny_spec: Spec, s
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_timings")
 def test_a_trial_that_the_searchs_own_time_cuts_short_is_tried_again(
     luck: Luck, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from slimfront.core.measurement import Measurement
 from slimfront.core.metrics import METRICS
 from slimfront.hardware_profiles.cards.target import card_text, load_target
 from slimfront.hardware_profiles.profiling.fingerprint import machine
+from slimfront.search.confirmation import confirm_front
 from slimfront.search.driver import Search
 from slimfront.search.execution.local import run_local
 from slimfront.search.optuna.policy_sampler import PolicySampler
@@ -30,7 +31,7 @@ from slimfront.studies.store.records import INTERRUPTED
 from slimfront.studies.store.store import Store
 from slimfront.studies.study_file.spec import StudySpec
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("short_timings")]
 
 Spec = Callable[..., StudySpec]
 
@@ -70,7 +71,7 @@ def test_a_search_stores_every_number_with_its_origin(tiny_spec: Spec, store: St
 
 
 def test_front_points_do_not_dominate_each_other(tiny_spec: Spec, store: Store, tmp_path: Path) -> None:
-    searched(prepare(tiny_spec(budget={"trials": 8})), store, tmp_path)
+    searched(prepare(tiny_spec(budget={"trials": 6})), store, tmp_path)
     objectives = [Objective.of("accuracy_drop"), Objective.of("latency_ms")]
     points = [Point.of(trial, objectives) for trial in store.front_trials("tiny")]
     assert points
@@ -218,7 +219,7 @@ def test_ctrl_c_between_two_tables_leaves_them_telling_the_same(
 
 
 def test_interrupted_trials_are_closed_and_tried_again(tiny_spec: Spec, store: Store, tmp_path: Path) -> None:
-    prepared = prepare(tiny_spec(budget={"trials": 6}))
+    prepared = prepare(tiny_spec(budget={"trials": 3}))
     search = Search(prepared, store, tmp_path / "artifacts")
     interrupted = search.propose()
     search.interrupt()
@@ -229,13 +230,13 @@ def test_interrupted_trials_are_closed_and_tried_again(tiny_spec: Spec, store: S
     assert (first.number, retry.retry_of) == (0, 0)
     assert retry.policy == interrupted.policy
     assert retry.state == "complete"
-    assert [trial.state for trial in store.trials("tiny")].count("complete") == 6  # the budget is not charged for it
+    assert [trial.state for trial in store.trials("tiny")].count("complete") == 3  # the budget is not charged for it
 
 
 def test_orphans_of_a_killed_driver_are_closed_once_and_tried_again(
     tiny_spec: Spec, store: Store, tmp_path: Path
 ) -> None:
-    prepared = prepare(tiny_spec(budget={"trials": 6}))
+    prepared = prepare(tiny_spec(budget={"trials": 3}))
     Search(prepared, store, tmp_path / "artifacts").propose()  # and its driver is never heard of again
     assert [trial.number for trial in store.running_trials("tiny")] == [0]
     searched(prepared, store, tmp_path)
@@ -300,17 +301,15 @@ def test_a_second_driver_is_refused_by_name(store: Store) -> None:
         pass
 
 
-def test_the_front_is_confirmed_on_the_test_split(tiny_spec: Spec, tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'confirmed.db'}"
+def test_the_front_is_confirmed_on_the_test_split(tiny_spec: Spec, store: Store, tmp_path: Path) -> None:
     spec = tiny_spec(objectives=["accuracy_drop", "latency_ms", "packed_bytes"])
-    run_search(spec, url, tmp_path / "artifacts", Console(quiet=True))
-    with Store(url) as store:
-        front = store.front_trials("tiny")
-        assert front
-        for trial in front:
-            assert {"test_accuracy", "test_accuracy_drop"} <= set(trial.measurements)
-            speedups = [r for r in store.measurement_history("tiny", trial.number) if r.measurement.name == "speedup"]
-            assert [record.rung for record in speedups] == [0, 2]
+    confirm_front(searched(prepare(spec), store, tmp_path))
+    front = store.front_trials("tiny")
+    assert front
+    for trial in front:
+        assert {"test_accuracy", "test_accuracy_drop"} <= set(trial.measurements)
+        speedups = [r for r in store.measurement_history("tiny", trial.number) if r.measurement.name == "speedup"]
+        assert [record.rung for record in speedups] == [0, 2]
 
 
 @pytest.mark.parametrize("flags", [["avx2"], ["avx2", "avx_vnni"]])

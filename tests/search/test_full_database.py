@@ -18,7 +18,7 @@ from slimfront.studies.study_file.spec import StudySpec
 from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("short_timings")]
 
 UNLIMITED = 1_000_000
 
@@ -44,7 +44,7 @@ def test_a_full_database_is_one_line_and_the_trial_is_not_left_running(
         if isinstance(event, StageRecorded) and event.trial == 1:
             pages[0] = -1
 
-    prepared = prepare(tiny_spec(budget={"trials": 6}, sensitivity=False))
+    prepared = prepare(tiny_spec(budget={"trials": 3}, sensitivity=False))
     with Store(f"sqlite:///{tmp_path}/slimfront.db") as store:
         with pytest.raises(StoreError) as caught, sole_driver(store, "tiny"):
             run_local(Search(prepared, store, tmp_path / "artifacts", [fill]))
@@ -56,4 +56,4 @@ def test_a_full_database_is_one_line_and_the_trial_is_not_left_running(
         )
         states = [trial.state for trial in store.trial_summaries("tiny")]
     assert "running" not in states
-    assert states.count("complete") + states.count("infeasible") == 6
+    assert states.count("complete") + states.count("infeasible") == 3

@@ -14,7 +14,7 @@ from slimfront.search.trials.prepared_study import prepare
 from slimfront.studies.store.store import Store
 from slimfront.studies.study_file.spec import StudySpec
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("short_timings")]
 
 
 class NoSuchLuck(Exception):
@@ -56,7 +56,7 @@ def test_a_listener_that_raises_ends_the_search_and_loses_nothing(
             assert isinstance(own[0], TrialStarted)
             assert len(own) > 1
         assert any(isinstance(event, FrontChanged) and event.joined for event in heard)
-        run(Search(prepared, store, tmp_path / "artifacts"), workers)
+        run_local(Search(prepared, store, tmp_path / "artifacts"))
         done = [trial.digest for trial in store.trials("tiny") if trial.state == "complete"]
         assert len(done) == len(set(done)) == 5
         front = store.current_front("tiny")

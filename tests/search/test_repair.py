@@ -74,6 +74,7 @@ def agree(store: Store) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_timings")
 @pytest.mark.parametrize("constraints", [[], ["accuracy_drop <= 0.005"]], ids=["complete", "infeasible"])
 def test_a_driver_may_be_killed_at_any_write(
     constraints: list[str], tiny_spec: Callable[..., StudySpec], tmp_path: Path
@@ -111,6 +112,7 @@ def test_a_driver_may_be_killed_at_any_write(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_timings")
 def test_a_policy_that_kills_its_driver_is_tried_again_twice(
     tiny_spec: Callable[..., StudySpec], tmp_path: Path
 ) -> None:
@@ -131,6 +133,7 @@ def test_a_policy_that_kills_its_driver_is_tried_again_twice(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_timings")
 def test_what_failed_before_the_first_result_is_tried_again_and_free(
     tiny_spec: Callable[..., StudySpec], tmp_path: Path
 ) -> None:
@@ -152,6 +155,7 @@ def test_what_failed_before_the_first_result_is_tried_again_and_free(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_timings")
 def test_a_search_whose_first_trials_all_fail_stops_and_says_why(
     tiny_spec: Callable[..., StudySpec], tmp_path: Path
 ) -> None:

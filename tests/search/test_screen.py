@@ -68,6 +68,7 @@ def searched(tiny_spec, tmp_path, monkeypatch) -> tuple[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_timings")
 def test_a_search_without_a_terminal_counts_and_one_that_is_refused_shows_nothing(searched, tiny_spec, tmp_path):
     url, said = searched
     lines = said.splitlines()

@@ -152,6 +152,7 @@ def test_the_path_is_recovered_where_the_space_recovers(prepared, tmp_path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_timings")
 def test_it_follows_the_anchors_is_measured_once_and_known_to_later_studies(
     prepared: PreparedStudy, store: Store, tmp_path: Path
 ) -> None:
@@ -219,6 +220,7 @@ def test_what_was_measured_before_the_seconds_were_spent_is_kept_and_the_rest_me
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_timings")
 def test_it_is_left_out_where_it_makes_no_sense_or_is_not_wanted(
     prepared: PreparedStudy, store: Store, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ....core.errors import LoweringError
 from ....spaces.policies.candidate import Candidate, QuantParams
 from ..onnx.graph_cache import GraphCache
-from ..onnx.lowering import addition_node, layer_nodes
+from ..onnx.graph_nodes import addition_node, layer_nodes
 from ..onnx.static_graph import StaticGraph, export_static
 from .graph import LiteGraph
 from .layers import Layers

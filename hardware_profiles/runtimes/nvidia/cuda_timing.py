@@ -1,4 +1,4 @@
-"""Runs on an NVIDIA GPU, timed by the GPU itself."""
+"""Runs on an NVIDIA GPU, timed by the GPU itself, and what it computes float32 in by default."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from collections.abc import Callable
 import torch
 
 from ....core.errors import TargetError
+from ....spaces.policies.float_precision import FLOAT32, TFLOAT32, FloatType
+
+AMPERE = (8, 0)
+"""The compute capability from which NVIDIA's GPUs have tfloat32."""
 
 
 def require_gpu(runtime: str) -> None:
@@ -19,6 +23,11 @@ def require_gpu(runtime: str) -> None:
         raise TargetError(
             f"runtime {runtime!r} needs an NVIDIA GPU with its driver, and torch finds none on this machine"
         )
+
+
+def default_float_type() -> FloatType:
+    """What NVIDIA's libraries multiply float32 in where nobody asks: tfloat32 where the GPU has it."""
+    return TFLOAT32 if torch.cuda.get_device_capability() >= AMPERE else FLOAT32
 
 
 class CudaRun:

@@ -15,11 +15,11 @@ import torch
 from filelock import FileLock
 
 from ....core.errors import EvaluationError, LoweringError
-from ....spaces.policies.float_precision import FLOAT32, FloatPrecision, FloatType
+from ....spaces.policies.float_precision import DEFAULT, FLOAT32, FloatPrecision, FloatType
 from ...bench.lock import alone_on_gpu
 from ...cards.target import Target
-from ..base import Artifact, TensorInfo
-from .cuda_timing import CudaRun, require_gpu
+from ..base import Artifact, TensorInfo, distinct
+from .cuda_timing import CudaRun, default_float_type, require_gpu
 from .tensorrt_lowering import executed_precisions
 
 if TYPE_CHECKING:
@@ -67,18 +67,19 @@ class TensorRtRuntime:
         return tensorrt.__version__
 
     def float_precisions(self, target: Target) -> tuple[FloatPrecision, ...]:
-        return (FLOAT32,)
+        return distinct(self.default_float_precision(target), (FLOAT32,))
 
     def default_float_precision(self, target: Target) -> FloatType:
-        return FLOAT32
+        return default_float_type()
 
     def lower(self, candidate: Candidate, example_input: torch.Tensor, target: Target, path: Path) -> Artifact:
         from .tensorrt_lowering import lower
 
+        rounds = candidate.policy.float_precision == DEFAULT
         with tempfile.TemporaryDirectory() as folder:
             model = lower(candidate, example_input, target.batch, Path(folder) / "model.onnx")
             with alone_on_gpu(self.name):  # TensorRT times kernels to choose among them
-                path.write_bytes(build_engine(model.read_bytes(), BuildSettings.of(target)))
+                path.write_bytes(build_engine(model.read_bytes(), BuildSettings.of(target), rounds))
         return Artifact.of(path)
 
     def signature(self, artifact: Path) -> tuple[TensorInfo, TensorInfo]:
@@ -90,8 +91,11 @@ class TensorRtRuntime:
         return TensorRtSession(_open(artifact))
 
 
-def build_engine(model: bytes, settings: BuildSettings) -> bytes:
+def build_engine(model: bytes, settings: BuildSettings, rounds: bool = False) -> bytes:
     """The serialized engine of an ONNX model, strongly typed: float32 stays float32, and int8 is where its pairs are.
+
+    Args:
+        rounds: leave TensorRT its default of rounding what float32 layers multiply to tfloat32.
 
     Raises:
         LoweringError: TensorRT cannot read the model or finds no kernels for it.
@@ -105,7 +109,8 @@ def build_engine(model: bytes, settings: BuildSettings) -> bytes:
     config.builder_optimization_level = settings.optimization_level
     config.set_memory_pool_limit(tensorrt.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
     config.profiling_verbosity = tensorrt.ProfilingVerbosity.DETAILED  # otherwise the inspector reports no precisions
-    config.clear_flag(tensorrt.BuilderFlag.TF32)
+    if not rounds:
+        config.clear_flag(tensorrt.BuilderFlag.TF32)
     settings.timing_cache.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{settings.timing_cache}.lock"):
         known = settings.timing_cache.read_bytes() if settings.timing_cache.exists() else b""

@@ -8,19 +8,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ....spaces.policies.float_precision import BFLOAT16, DEFAULT, FLOAT16, FLOAT32, TFLOAT32, FloatPrecision, FloatType
+from ....spaces.policies.float_precision import BFLOAT16, DEFAULT, FLOAT16, FLOAT32, FloatPrecision, FloatType
 from ...bench.lock import alone_on_gpu
 from ..base import Artifact, distinct
 from ..torch.archive import Archive, open_archive
 from ..torch.runtime import TorchRuntime, TorchSession, computes_bfloat16
-from .cuda_timing import CudaRun, require_gpu
+from .cuda_timing import CudaRun, default_float_type, require_gpu
 
 if TYPE_CHECKING:
     from ....spaces.policies.candidate import Candidate
     from ...cards.target import Target
-
-AMPERE = (8, 0)
-"""The compute capability from which NVIDIA's GPUs have tfloat32."""
 
 
 class TorchCudaRuntime(TorchRuntime):
@@ -41,7 +38,7 @@ class TorchCudaRuntime(TorchRuntime):
         return distinct(self.default_float_precision(target), (FLOAT32, *halves))
 
     def default_float_precision(self, target: Target) -> FloatType:
-        return TFLOAT32 if torch.cuda.get_device_capability() >= AMPERE else FLOAT32
+        return default_float_type()
 
     def lower(self, candidate: Candidate, example_input: torch.Tensor, target: Target, path: Path) -> Artifact:
         with alone_on_gpu(self.name):

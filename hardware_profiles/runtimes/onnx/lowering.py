@@ -17,12 +17,13 @@ from torch import Tensor
 from ....core.errors import LoweringError
 from ....spaces.policies.candidate import Candidate, Quantization, QuantizedWeight, QuantParams
 from ....spaces.policies.float_precision import BFLOAT16, FLOAT32, FloatPrecision
-from ..node_names import WEIGHTED, layer_of, module_of_node
+from ..node_names import WEIGHTED, layer_of
 from .bfloat16_casts import insert_bfloat16
 from .float_graph import export_float
 from .fuse_parallel_linears import fuse_parallel_linears
 from .graph_cache import GraphCache
 from .graph_edits import set_nodes
+from .graph_nodes import addition_node, layer_nodes
 from .integer_products import write_integer_products
 from .onnx_file import WeightsApart, weights_apart, write
 from .weight_groups import write_groups
@@ -36,9 +37,6 @@ DYNAMIC = "slimfront.dynamic"
 PRECISION = "slimfront.float_precision"
 """The key of a file's metadata that names the precision of all its floats, for a runtime with one floating-point type per file;
 float32 where it is missing. Where all layers compute in bfloat16 or integers it is bfloat16, too."""
-
-PASSED_ON = ("Identity", "Cast", "Dropout")
-"""Operations that pass the model's input on unchanged."""
 
 
 def lower(
@@ -212,46 +210,6 @@ def _dequantized_bias(graph: GraphProto, name: str, bias: np.ndarray, scale: np.
         0, helper.make_node("DequantizeLinear", [f"{name}.{key}" for key in stored], [made], made, axis=0)
     )
     return made
-
-
-def layer_nodes(graph: GraphProto, layer: str) -> list[NodeProto]:
-    """The nodes that compute `layer` (dotted module path), one for each time it runs; they read one weight.
-
-    Raises:
-        LoweringError: there is none, or they do not share their weight.
-    """
-    found = [n for n in graph.node if n.op_type in WEIGHTED and layer_of(n.name) == layer]
-    weights = len({node.input[1] for node in found})
-    if weights != 1:
-        raise LoweringError(f"layer {layer} has {weights} weights in the exported graph instead of one")
-    return found
-
-
-def addition_node(graph: GraphProto, path: str, index: int) -> NodeProto:
-    """The `index`-th addition of two computed tensors in the module `path`.
-
-    Raises:
-        LoweringError: there is none.
-    """
-    computed = _computed(graph)
-    found = [
-        n for n in graph.node if n.op_type == "Add" and module_of_node(n.name) == path and computed.issuperset(n.input)
-    ]
-    if index >= len(found):
-        raise LoweringError(f"addition {index} of {path or 'the model'} is not in the exported graph")
-    return found[index]
-
-
-def _computed(graph: GraphProto) -> set[str]:
-    """Tensors that depend on the model's input and are not that input itself; see `residual_additions`."""
-    given = {value.name for value in graph.input}
-    computed: set[str] = set()
-    for node in graph.node:
-        if node.op_type in PASSED_ON and given.issuperset(node.input):
-            given.update(node.output)
-        elif node.op_type != "Shape" and not (given | computed).isdisjoint(node.input):
-            computed.update(node.output)
-    return computed
 
 
 class _Inserter:

@@ -14,9 +14,11 @@ from slimfront.core.errors import TargetError
 from slimfront.hardware_profiles.bench.bench import Bench, bench_cores
 from slimfront.hardware_profiles.cards.device_card import DeviceCard, Kernel
 from slimfront.hardware_profiles.cards.target import card_text, load_target
+from slimfront.hardware_profiles.profiling import copying
 from slimfront.hardware_profiles.profiling import profile as module
+from slimfront.hardware_profiles.profiling.copying import bandwidth_by_bytes
 from slimfront.hardware_profiles.profiling.fingerprint import machine, require_fit, versions
-from slimfront.hardware_profiles.profiling.profile import OPERATIONS, memory_bandwidth, profile_target
+from slimfront.hardware_profiles.profiling.profile import OPERATIONS, profile_target
 from slimfront.hardware_profiles.profiling.synthetic import synthetic_candidate
 from slimfront.hardware_profiles.runtimes.base import get_runtime
 from torch import nn
@@ -36,7 +38,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory):
         patched.setattr(module, "SECONDS", 0.05)
         patched.setattr(module, "REFERENCES", ())
         patched.setattr(module, "BUDGET_SECONDS", 600)  # however busy this machine is
-        patched.setattr(module, "COPY_BYTES", 2**20)
+        patched.setattr(copying, "COPY_BYTES", 2**20)
         patched.setattr(module, "OPERATIONS", (dataclasses.replace(OPERATIONS[0], channels=32),))
         steps = []
         target = load_target("cpu-onnxruntime").model_copy(
@@ -70,6 +72,8 @@ def test_a_profile_is_full_of_numbers_and_tells_its_progress(measured):
     assert all(0 < reached.low <= reached.gmac_per_s <= reached.high for reached in found.throughput)
     assert found.memory_gb_per_s > 0.1
     assert 0.1 < found.dispatch_us < 1e5
+    assert 0 <= found.operation_us < found.dispatch_us
+    assert found.gb_per_s_by_bytes[max(found.gb_per_s_by_bytes)] == found.memory_gb_per_s
     assert found.machine == machine()
     assert found.left_out == []
     assert [name for name, _, _ in steps] == ["memory", "dispatch", "conv2d speed", "kernels"]
@@ -79,7 +83,7 @@ def test_a_profile_is_full_of_numbers_and_tells_its_progress(measured):
 def test_what_there_is_no_time_for_is_said(tmp_path, monkeypatch):
     monkeypatch.setenv("SLIMFRONT_BENCH_LOCK", str(tmp_path / "bench.lock"))
     monkeypatch.setattr(module, "SECONDS", 0.05)
-    monkeypatch.setattr(module, "COPY_BYTES", 2**20)
+    monkeypatch.setattr(copying, "COPY_BYTES", 2**20)
     monkeypatch.setattr(module, "BUDGET_SECONDS", 0)
     target = load_target("cpu-onnxruntime").model_copy(update={"weight_bits": [8, 32], "activation_bits": [8, 32]})
     found = profile_target(target)
@@ -87,7 +91,8 @@ def test_what_there_is_no_time_for_is_said(tmp_path, monkeypatch):
     assert (found.throughput, found.kernels, found.reference_ms) == ([], [], {})
     speeds = [f"{operation.name} speed" for operation in OPERATIONS]
     kernels = [f"{pair} kernels" for pair in ("32/32", "8/8", "8/32", "32/8")]
-    assert found.left_out == [*speeds, "mobilenet_v2", "resnet18", *kernels]
+    assert found.operation_us is None
+    assert found.left_out == ["operation", *speeds, "mobilenet_v2", "resnet18", *kernels]
 
 
 def test_a_step_begins_only_where_the_longest_so_far_would_still_fit(tmp_path):
@@ -151,9 +156,11 @@ def test_a_kernel_that_no_runtime_tells_of_is_not_called_storage_only():
 
 
 def test_copying_leaves_the_caller_where_it_was(monkeypatch):
-    monkeypatch.setattr(module, "COPY_BYTES", 2**16)
+    monkeypatch.setattr(copying, "COPY_BYTES", 2**20)
     ours = os.sched_getaffinity(0)
-    assert memory_bandwidth([max(ours)], repeats=2) > 0
+    found = bandwidth_by_bytes([max(ours)])
+    assert list(found) == [2**19, 2**21]  # read and written
+    assert min(found.values()) > 0
     assert os.sched_getaffinity(0) == ours
 
 

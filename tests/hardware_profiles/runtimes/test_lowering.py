@@ -11,7 +11,8 @@ from onnx import numpy_helper
 from slimfront.core.errors import LoweringError
 from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.hardware_profiles.runtimes.base import get_runtime
-from slimfront.hardware_profiles.runtimes.onnx.lowering import layer_nodes, lower
+from slimfront.hardware_profiles.runtimes.onnx.graph_nodes import layer_nodes
+from slimfront.hardware_profiles.runtimes.onnx.lowering import lower
 from slimfront.spaces.models.layers import find_layers
 from slimfront.spaces.policies.candidate import Candidate, Quantization, QuantizedWeight, QuantParams
 from slimfront.spaces.policies.policy import LayerPolicy, Policy

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from slimfront.hardware_profiles.runtimes.node_names import WEIGHTED, layer_of, module_of_node
 from slimfront.hardware_profiles.runtimes.onnx.float_graph import export_float
-from slimfront.hardware_profiles.runtimes.onnx.lowering import layer_nodes
+from slimfront.hardware_profiles.runtimes.onnx.graph_nodes import layer_nodes
 from slimfront.spaces.models.layers import find_layers
 from torch import Tensor, nn
 

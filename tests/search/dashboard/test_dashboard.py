@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def search(folder: Path) -> Iterator[Search]:
+def search(folder: Path, short_timings_of_module: None) -> Iterator[Search]:
     """A study searched to its end and published."""
     spec = StudySpec.from_document(STUDY, "tiny.yaml", folder)
     with Store(f"sqlite:///{folder}/slimfront.db") as store:

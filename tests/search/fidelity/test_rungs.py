@@ -204,6 +204,7 @@ def stopped_properly(store: Store) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_timings")
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.serial)])
 def test_unpromising_trials_stop_and_are_learned_from(
     workers: int, tiny_spec: Spec, store: Store, tmp_path: Path
@@ -232,6 +233,7 @@ def test_unpromising_trials_stop_and_are_learned_from(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_timings")
 def test_bits_only_changes_start_from_the_same_recovered_weights(tiny_spec: Spec, store: Store, tmp_path: Path) -> None:
     space = {"granularity": "model", "weight_bits": [4, 8], "width": [0.5], "recovery_epochs": [2]}
     runs = {}

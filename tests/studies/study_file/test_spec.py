@@ -92,6 +92,16 @@ def test_what_a_file_says_goes_before_the_preset(make_spec):
     assert full.space.recovery_epochs == PRESETS["recurrent"].space["recovery_epochs"]
 
 
+@pytest.mark.parametrize(
+    ("given", "reuses"),
+    [({}, True), ({"reuse_recovered": False}, False), ({"recovery": {"steps": ["prune", "quantize", "train"]}}, False)],
+    ids=["nothing said", "turned off", "trained on grids"],
+)
+def test_a_preset_trains_a_structure_once_for_all_its_bits(make_spec, given, reuses):
+    full = make_spec(space={"preset": "cnn"}, **given).with_preset("cnn", BITS)
+    assert full.reuse_recovered is reuses
+
+
 def test_a_space_without_a_preset_stays_as_it_is(make_spec):
     assert make_spec().with_preset("cnn", BITS) == make_spec()
 

@@ -1,0 +1,51 @@
+"""Which nodes of an exported graph compute a layer or an addition of the model."""
+
+from __future__ import annotations
+
+from onnx import GraphProto, NodeProto
+
+from ....core.errors import LoweringError
+from ..node_names import WEIGHTED, layer_of, module_of_node
+
+PASSED_ON = ("Identity", "Cast", "Dropout")
+"""Operations that pass the model's input on unchanged."""
+
+
+def layer_nodes(graph: GraphProto, layer: str) -> list[NodeProto]:
+    """The nodes that compute `layer` (dotted module path), one for each time it runs; they read one weight.
+
+    Raises:
+        LoweringError: there is none, or they do not share their weight.
+    """
+    found = [n for n in graph.node if n.op_type in WEIGHTED and layer_of(n.name) == layer]
+    weights = len({node.input[1] for node in found})
+    if weights != 1:
+        raise LoweringError(f"layer {layer} has {weights} weights in the exported graph instead of one")
+    return found
+
+
+def addition_node(graph: GraphProto, path: str, index: int) -> NodeProto:
+    """The `index`-th addition of two computed tensors in the module `path`.
+
+    Raises:
+        LoweringError: there is none.
+    """
+    computed = _computed(graph)
+    found = [
+        n for n in graph.node if n.op_type == "Add" and module_of_node(n.name) == path and computed.issuperset(n.input)
+    ]
+    if index >= len(found):
+        raise LoweringError(f"addition {index} of {path or 'the model'} is not in the exported graph")
+    return found[index]
+
+
+def _computed(graph: GraphProto) -> set[str]:
+    """Tensors that depend on the model's input and are not that input itself; see `residual_additions`."""
+    given = {value.name for value in graph.input}
+    computed: set[str] = set()
+    for node in graph.node:
+        if node.op_type in PASSED_ON and given.issuperset(node.input):
+            given.update(node.output)
+        elif node.op_type != "Shape" and not (given | computed).isdisjoint(node.input):
+            computed.update(node.output)
+    return computed
