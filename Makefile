@@ -12,7 +12,7 @@ demo: $(INSTALLED)  ## search the built-in study; everything lands in demo/
 	@echo 'The database is demo/slimfront.db; run further commands from demo/ with ../$(BIN)/slimfront'
 
 # Two at a time, each on one thread; what compares times has the machine to itself.
-TOGETHER := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+TOGETHER := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(INSTALLED)  ## every test, the slow ones too
 	cache=$$(mktemp -d) && trap 'rm -rf "$$cache"' EXIT && export SLIMFRONT_CACHE="$$cache" && \

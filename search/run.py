@@ -12,6 +12,7 @@ from ..core.errors import SearchError
 from ..core.interrupts import sigterm_interrupts
 from ..hardware_profiles.profiling.fingerprint import saturates
 from ..studies.analysis.verdict import verdict
+from ..studies.inspection.limits import limits_on, limits_text
 from ..studies.reports.progress import reason_rows, states_text
 from ..studies.store.database import absolute_url
 from ..studies.store.store import Store
@@ -110,8 +111,16 @@ def _run(search: Search, progress: SearchProgress) -> None:
         publisher.publish(force=True)
     if (sentence := verdict(search.store, search.spec.study)) is not None:
         progress.say(sentence, "yellow")
+        progress.say(_limits(search), "yellow")
     if nothing := search.stopped_because or _found_nothing(search):
         raise SearchError(f"study {search.spec.study!r}: {nothing}")
+
+
+def _limits(search: Search) -> str:
+    """What bounds the latency of the uncompressed model, where nothing found is worth it."""
+    prepared, workload = search.prepared, search.prepared.context.workload
+    found = limits_on(workload.model, workload.example_input, prepared.groups, prepared.target)
+    return limits_text(found, prepared.target, search.reference.latency_ms)
 
 
 def _runner(search: Search) -> Runner:

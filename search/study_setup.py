@@ -9,18 +9,22 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from ..compression.recovery.learning_rate import found_rate
 from ..core.errors import StoreError, StudyFileError, WorkloadError, describe_exception
 from ..core.interrupts import raise_if_interrupted
 from ..core.measurement import Measurement
 from ..evaluators.evaluator import Reference
 from ..hardware_profiles.bench.timer import Timer
 from ..hardware_profiles.runtimes.base import Artifact
+from ..spaces.knobs.recovery import RECOVERY_KIND
 from ..spaces.policies.candidate import Candidate
 from ..spaces.policies.float_precision import FLOAT32
 from ..spaces.policies.policy import Policy
 from ..studies.store.executed import KIND as PRECISIONS
 from ..studies.store.records import QuietMoment, ReferenceRecord, StudyRecord
 from ..studies.store.store import Store
+from ..studies.study_file.parts import AUTO
+from ..studies.study_file.spec import StudySpec
 from ..workloads.load import workload_fingerprint
 from .events import Listener, QuietMomentTaken, ReferenceNotMeasured, ReferenceSettled
 from .optuna.rescaled_trials import rescale_trials
@@ -108,10 +112,24 @@ def _new(prepared: PreparedStudy, store: Store, folder: Path, tell: Listener) ->
     baseline = {measurement.name: measurement for measurement in measurements}
     record = replace(record, moments=(QuietMoment(datetime.now(UTC), baseline["latency_ms"]),))
     offered = paying if spec.space.preset != "none" else paying[:1]
-    prepared = prepared.settled(spec.with_float_precisions(offered), record.precision)
+    spec = _with_rate(prepared, spec.with_float_precisions(offered))
+    prepared = prepared.settled(spec, record.precision)
     store.set_baseline(spec.study, measurements, prepared.target.name, record, prepared.spec)
     tell(ReferenceSettled(record, is_new=True))
     return prepared, with_scores(prepared.context, artifact, baseline["latency_ms"].value, record)
+
+
+def _with_rate(prepared: PreparedStudy, spec: StudySpec) -> StudySpec:
+    """The spec with a learning rate found on the model, where it leaves that open and trains anything."""
+    if spec.recovery.learning_rate != AUTO or not any(spec.space.offered(RECOVERY_KIND)):
+        return spec
+    recovery, workload = spec.recovery, prepared.context.workload
+    try:
+        rate = found_rate(workload, recovery.settings(), prepared.groups, spec.seed, recovery.batch_size)
+    except BaseException as error:  # the workload's data or loss may raise anything
+        raise_if_interrupted(error)
+        raise WorkloadError(f"no learning rate can be found: {describe_exception(error)}") from error
+    return spec.with_learning_rate(rate)
 
 
 def _known(prepared: PreparedStudy, store: Store, folder: Path, tell: Listener) -> tuple[PreparedStudy, Reference]:

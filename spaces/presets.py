@@ -40,20 +40,20 @@ def _preset(recovery: Mapping[str, Any], **space: Any) -> Preset:
 
 PRESETS: Mapping[Family, Preset] = MappingProxyType({
     "cnn": _preset(
-        {"learning_rate": 0.02},
+        {"learning_rate": "auto"},
         channel_sparsity=(0.0, 0.25, 0.5),
         width=(1.0, 0.75, 0.5, 0.25),
         recovery_epochs=(0, 1, 10),
     ),
     "transformer": _preset(
-        {"optimizer": "adamw", "learning_rate": 0.001},
+        {"optimizer": "adamw", "learning_rate": "auto"},
         channel_sparsity=(0.0, 0.5),
         width=(1.0, 0.75, 0.5),
         depth=(1.0, 0.75, 0.5),
         recovery_epochs=(0, 6),
     ),
     "recurrent": _preset(
-        {"optimizer": "adamw", "learning_rate": 0.002},
+        {"optimizer": "adamw", "learning_rate": "auto"},
         channel_sparsity=(0.0, 0.25),
         width=(1.0, 0.75, 0.5, 0.375),
         recovery_epochs=(0, 12),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +85,26 @@ def training(
             yield done
             torch.set_rng_state(state)
     student.eval()
+
+
+def training_step(
+    student: nn.Module, workload: Workload, recovery: Recovery, batch_size: int
+) -> tuple[Callable[[Sequence[Tensor], float], None], Callable[[Sequence[Tensor]], float]]:
+    """(a function that trains `student` on a batch at a learning rate, one that says the loss on a batch without training)."""
+    parts = _Training(student, workload, recovery, batch_size, ())
+    parameters = parts._parameters()
+    optimizer = _optimizer(parameters, recovery)
+
+    def step(batch: Sequence[Tensor], rate: float) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        parts._update(batch, parameters, optimizer)
+
+    @torch.no_grad()
+    def loss(batch: Sequence[Tensor]) -> float:
+        return float(parts._loss(*batch))
+
+    return step, loss
 
 
 def _data(workload: Workload, recovery: Recovery, seed: int) -> tuple[MapDataset, MapDataset | None]:

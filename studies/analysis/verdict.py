@@ -52,7 +52,9 @@ def bound(trials: Iterable[TrialRecord]) -> str:
     speedup = fastest.measurements["speedup"]
     found = f"the fastest trial, {fastest.number}, ran {short_text(speedup.value, 'ratio')} as fast"
     if speedup.low <= 1:
-        return f"{found}, which is no gain: what this model takes is not in the layers that compression makes cheaper"
+        return (
+            f"{found}, which is no gain: none of {len(timed)} compressed models that were timed is faster beyond noise"
+        )
     for violation in fastest.violations:
         if violation.excess > 0:
             return f"{found}, but violates {violation.constraint} by {excess_text(violation)}"

@@ -28,6 +28,7 @@ from ...workloads.workload import Workload
 from ..study_file.load import shipped_studies, study_named
 from ..study_file.spec import StudySpec
 from .compression_bounds import gains
+from .limits import limits_on
 from .precision_probe import bits_on, floats_on, why_float_only
 from .report import Inspection, LayerReport
 from .study_checks import check_space, check_target, naming, resolved, target_of
@@ -102,6 +103,7 @@ def inspect_workload(workload: Workload, target: Target | None = None, spec: Stu
         float_only=float_only,
         bits={**_bits_on(workload, target, float_only), **floats_on(target)} if target else {},
         gains=gains(model, example, space),
+        limits=limits_on(model, example, space.groups, target) if target else None,
         remarks=workload.remarks,
     )
 

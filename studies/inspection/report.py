@@ -12,6 +12,7 @@ from rich.text import Text
 
 from ...core.metrics import METRICS
 from ...spaces.models.channel_groups import ChannelGroup
+from ..analysis.roofline import Limits
 from ..terminal import Shown, facts, rows_table, words
 from ..wording import count_text, short_text
 from .compression_bounds import Gain
@@ -52,6 +53,7 @@ class Inspection(Shown):
         bits: weight and activation bits of the target -> what they are good for there, and "floats" -> the precisions it computes those in;
             empty without a target.
         gains: upper bounds of what each technique alone and all together can gain, from counts.
+        limits: how fast the model can be at best on the target; None where its card has no measurements.
         remarks: what was changed or found of the workload, each a line for its owner.
     """
 
@@ -70,6 +72,7 @@ class Inspection(Shown):
     float_only: str | None
     bits: Mapping[str, str]
     gains: Sequence[Gain]
+    limits: Limits | None = None
     remarks: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,6 +97,7 @@ def inspection_tables(inspection: Inspection) -> RenderableType:
         *_part("What is searched", rows_table(("key", "choices"), _choices(inspection.choices))),
         *_part(f"Bits on {inspection.target}", rows_table(("bits", "what they are good for"), inspection.bits.items())),
         *_part("Upper bound of gain", _gains(inspection)),
+        *_part(f"Least time on {inspection.target}", _least_times(inspection.limits)),
         words(f"\n{inspection.workload}", "bold"),
         facts(_facts(inspection)),
     )
@@ -156,6 +160,13 @@ def _gains(inspection: Inspection) -> RenderableType:
     return rows_table(header, rows)
 
 
+def _least_times(limits: Limits | None) -> RenderableType:
+    header = ("operations", "arithmetic us>", "memory us>", "dispatch us>", "bound by")
+    bounds = limits.now.bounds if limits is not None else ()
+    rows = ((b.name, *(f"{us:.2f}" for us in (b.arithmetic_us, b.memory_us, b.dispatch_us)), b.limit) for b in bounds)
+    return rows_table(header, rows)
+
+
 def _facts(inspection: Inspection) -> Iterable[tuple[str, str]]:
     yield (
         "size",
@@ -169,6 +180,10 @@ def _facts(inspection: Inspection) -> Iterable[tuple[str, str]]:
     refused = {f"{name}: {why}" for layer in inspection.layers for name, why in layer.refused.items()}
     for sentence in sorted(refused):
         yield "where not", sentence
+    if inspection.limits is not None:
+        yield "limits", f"{inspection.limits}; see docs/explanation/measuring.md"
+    elif inspection.target:
+        yield "limits", f"unknown: `slimfront profile {inspection.target}` measures what bounds a model there"
     for remark in inspection.remarks:
         yield "remark", remark
     yield "note", "Bounds are of counts, at the ends of what is searched; neither time nor accuracy was looked at."

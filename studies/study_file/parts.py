@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Annotated, get_type_hints
+from typing import Annotated, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
 from ...core.errors import PolicyError
 from ...core.validation import MAX_COUNT, Count, Ordered
 from ...spaces.policies.quantization_scheme import Scheme
-from ...spaces.policies.recovery import Recovery
+from ...spaces.policies.recovery import Positive, Recovery
 
 
 class Part(BaseModel):
@@ -57,14 +57,26 @@ class BudgetSpec(Part):
         return self
 
 
+AUTO = "auto"
+"""The learning rate that is found on the model when a study begins."""
+
+
+def _rate(value: object) -> object:
+    if value == AUTO or (isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0):
+        return value
+    raise ValueError(f"must be a number above 0 or {AUTO}, not {value!r}")
+
+
 class RecoverySpec(Part):
     """Training around pruning and quantization: the settings of `Recovery`, whose epochs are a knob of the space."""
 
     batch_size: Count = 64
+    learning_rate: Annotated[Literal["auto"] | Positive, BeforeValidator(_rate)] = 0.01
 
     def settings(self, epochs: int = 1) -> Recovery:
-        """The recovery of a policy that is trained for so many epochs."""
-        return Recovery(epochs, **self.model_dump(exclude={"batch_size"}))
+        """The recovery of a policy that is trained for so many epochs; with the default's learning rate until one is found for "auto"."""
+        open_keys = {"learning_rate"} if self.learning_rate == AUTO else set()
+        return Recovery(epochs, **self.model_dump(exclude={"batch_size", *open_keys}))
 
     @model_validator(mode="after")
     def _pipeline(self) -> RecoverySpec:
@@ -83,7 +95,7 @@ class QuantizationSpec(Part):
         return Scheme(**self.model_dump())
 
 
-add_fields(RecoverySpec, _settings(Recovery, "epochs"))
+add_fields(RecoverySpec, _settings(Recovery, "epochs", "learning_rate"))
 add_fields(QuantizationSpec, _settings(Scheme))
 
 

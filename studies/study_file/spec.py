@@ -31,7 +31,7 @@ from ...spaces.knobs.registry import KNOB_KINDS
 from ...spaces.policies.float_precision import FloatPrecision
 from ...spaces.presets import PRESETS, Family, Preset, preset_space
 from .constraint import Constraint
-from .parts import BudgetSpec, Part, QuantizationSpec, RecoverySpec, RungsSpec
+from .parts import AUTO, BudgetSpec, Part, QuantizationSpec, RecoverySpec, RungsSpec
 from .space_spec import SpaceSpec, add_key
 
 SCHEMA = 1
@@ -209,9 +209,15 @@ class StudySpec(Part):
             "space": SpaceSpec(**{**space, **self.space.model_dump(exclude_unset=True), "preset": preset}),
             "recovery": RecoverySpec(**{**recovery, **self.recovery.model_dump(exclude_unset=True)}),
         }
+        if changes["recovery"].learning_rate == AUTO:
+            changes["recovery"] = changes["recovery"].model_copy(update={"learning_rate": begun.recovery.learning_rate})
         if "reference" not in self.model_fields_set:
             changes["reference"] = begun.reference
         return self._with(changes)
+
+    def with_learning_rate(self, rate: float) -> StudySpec:
+        """This spec with the learning rate that was found for its model."""
+        return self._with({"recovery": self.recovery.model_copy(update={"learning_rate": rate})})
 
     def _with(self, changes: Mapping[str, Any]) -> StudySpec:
         full = self.model_copy(update=changes)

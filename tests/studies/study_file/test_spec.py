@@ -294,7 +294,7 @@ BAD = {
         "study: small",
         "study: small\nrecovery: {learning_rate: low}",
         "recovery.learning_rate",
-        "must be a number, not 'low'",
+        "must be a number above 0 or auto, not 'low'",
     ),
     "empty batches": (
         "study: small",

@@ -1,0 +1,98 @@
+"""A learning rate for the user's model, by a range test (Smith 2017, "Cyclical Learning Rates", arXiv:1506.01186, section 3.3).
+
+A compressed copy is trained for a few steps, each at a higher rate than the one before, and its loss on one batch that is not trained on
+is watched. It falls, stays near its least, and rises where steps are too large.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from itertools import count, islice
+
+import torch
+from torch import Tensor, nn
+
+from ...spaces.models.channel_groups import ChannelGroup
+from ...spaces.models.layers import find_layers
+from ...spaces.policies.policy import LayerPolicy, Policy, Recovery
+from ...spaces.policies.pruning import Pruning
+from ...workloads.workload import MapDataset, Workload
+from ..batches import loader
+from ..pruning.prune import pruned_copy, reestimate_batch_norm
+from .train import training_step
+
+STEPS = 48
+"""Steps of the test, at rates that rise evenly on a logarithmic scale."""
+
+RANGES = {"sgd": (1e-4, 1.0), "adamw": (1e-5, 0.1), "adafactor": (1e-4, 1.0)}
+"""Optimizer -> the lowest and the highest rate tried."""
+
+NEAR_LEAST = 0.05
+"""A loss is near the least if it is above it by no more than this share of the whole fall."""
+
+TOO_MUCH = 2.0
+"""The test ends where the loss is so many times that at the start."""
+
+MARGIN = 0.5
+"""The rate taken is this part of the highest one with a loss near the least, at which training is about to become unstable."""
+
+
+def found_rate(
+    workload: Workload, recovery: Recovery, groups: Sequence[ChannelGroup], seed: int, batch_size: int
+) -> float:
+    """A peak learning rate for recoveries of a workload's model, with two significant digits; the same for the same seed.
+
+    It is tried on the model with half of its channels, or half of its weights where no channel can go.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        curve = list(_curve(workload, recovery, _compressed(workload, groups, seed), seed, batch_size))
+    return float(f"{MARGIN * highest_near_least(curve, RANGES[recovery.optimizer][0]):.2g}")
+
+
+def _compressed(workload: Workload, groups: Sequence[ChannelGroup], seed: int) -> nn.Module:
+    found = () if groups else find_layers(workload.model, workload.example_input)
+    layers = {layer.name: LayerPolicy(sparsity=0.5) for layer in found}
+    policy = Policy(
+        0.5 if groups else 1.0, layers=layers, pruning=Pruning(reduction="reconstruct" if groups else "drop")
+    )
+    student = pruned_copy(workload.model, workload.example_input, policy, groups, workload, seed)
+    reestimate_batch_norm(student, workload.calibration)
+    return student
+
+
+def _curve(
+    workload: Workload, recovery: Recovery, student: nn.Module, seed: int, batch_size: int
+) -> Iterator[tuple[float, float]]:
+    """(rate, loss after a step at this rate), the first at rate 0."""
+    step, loss = training_step(student, workload, recovery, batch_size)
+    probe, *batches = islice(_endless(workload.train, batch_size, seed), STEPS + 1)
+    student.train()
+    start = loss(probe)
+    yield 0.0, start
+    low, high = RANGES[recovery.optimizer]
+    for index, batch in enumerate(batches):
+        rate = low * (high / low) ** (index / (STEPS - 1))
+        step(batch, rate)
+        found = loss(probe)
+        if not found <= TOO_MUCH * start:
+            return
+        yield rate, found
+
+
+def _endless(data: MapDataset, batch_size: int, seed: int) -> Iterator[list[Tensor]]:
+    for epoch in count():
+        yield from loader(data, batch_size, shuffle_seed=seed + epoch)
+
+
+def highest_near_least(curve: Sequence[tuple[float, float]], lowest: float) -> float:
+    """The highest rate of a curve whose loss, the median of three neighbours, is near the least; `lowest` where no loss falls.
+
+    Args:
+        curve: (rate, loss) in the order of rates, the first before any step.
+    """
+    start, losses = curve[0][1], [loss for _, loss in curve]
+    smooth = [statistics.median(losses[max(0, index - 1) : index + 2]) for index in range(len(losses))]
+    limit = min(smooth) + NEAR_LEAST * max(start - min(smooth), 0.0)
+    return max((rate for (rate, _), loss in zip(curve, smooth, strict=True) if loss <= limit), default=0.0) or lowest

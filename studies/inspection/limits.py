@@ -1,0 +1,39 @@
+"""The limits that a target's card sets to a model's latency, from the operations of the model and of one with half its channels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ...compression.pruning.prune import pruned_copy
+from ...hardware_profiles.cards.target import Target
+from ...spaces.models.channel_groups import ChannelGroup
+from ...spaces.models.operations import operations_of
+from ...spaces.policies.policy import Policy
+from ..analysis.roofline import Limits, limits, rooflines
+
+
+def limits_on(model: nn.Module, example_input: Tensor, groups: Sequence[ChannelGroup], target: Target) -> Limits | None:
+    """The limits of `model` on a target; None where its card has no measurements that say.
+
+    Args:
+        example_input: shape [1, ...]. groups: whose channels half the width takes.
+    """
+    whole = rooflines(operations_of(model, example_input), target)
+    if not whole or not groups:
+        return limits(whole, {})
+    slim = pruned_copy(model, example_input, Policy(width=0.5), groups)
+    return limits(whole, rooflines(operations_of(slim, example_input), target))
+
+
+def limits_text(found: Limits | None, target: Target, latency_ms: float | None = None) -> str:
+    """A sentence for people.
+
+    Args:
+        latency_ms: measured of the model, for how much of it the limits explain.
+    """
+    if found is None:
+        return f"what bounds it is unknown: `slimfront profile {target.name}` measures it"
+    explained = "" if latency_ms is None else f"; that is {found.now.latency_ms / latency_ms:.0%} of what was measured"
+    return f"{found}{explained}"

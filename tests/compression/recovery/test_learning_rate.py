@@ -1,0 +1,66 @@
+"""A learning rate found on the model, and what a study and its policies hold of it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from slimfront.compression.recovery.learning_rate import found_rate, highest_near_least
+from slimfront.spaces.models.channel_groups import find_channel_groups
+from slimfront.spaces.policies.policy import Recovery
+from slimfront.studies.study_file.spec import StudySpec
+from slimfront.workloads.workload import Workload
+from torch import nn
+from torch.utils.data import TensorDataset
+
+
+def task(scale: float = 1.0) -> Workload:
+    """Inputs of a size that decides which rates are stable."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3)).eval()
+    inputs = scale * torch.randn(192, 8)
+    data = TensorDataset(inputs, model(inputs).argmax(1))
+    return Workload(model, data, data, data, data, inputs[:1])
+
+
+def rate_of(workload: Workload, **recovery) -> float:
+    groups, _ = find_channel_groups(workload.model, workload.example_input)
+    return found_rate(workload, Recovery(1, **recovery), groups, 0, 16)
+
+
+def test_the_highest_rate_near_the_least_loss_by_hand():
+    rates = [0.0, 1e-3, 1e-2, 1e-1, 1.0]
+    assert highest_near_least(list(zip(rates, [10.0, 5.0, 1.0, 1.2, 1.3], strict=True)), 1e-4) == 1.0
+    # Medians of three: 7.5, 5, 5, 6, 8; near the least is up to 5 + 0.05 x (10 - 5).
+    assert highest_near_least(list(zip(rates, [10.0, 5.0, 1.0, 6.0, 10.0], strict=True)), 1e-4) == 1e-2
+    assert highest_near_least([(0.0, 1.0)], 1e-4) == 1e-4
+
+
+def test_a_rate_is_found_again_with_the_same_seed_and_follows_the_model():
+    state = torch.get_rng_state()
+    first, again, large = rate_of(task()), rate_of(task()), rate_of(task(30.0))
+    assert first == again
+    assert large < first / 3  # gradients grow with the inputs
+    assert 1e-4 <= large < first <= 0.5
+    assert rate_of(task(), optimizer="adamw") <= 0.05
+    torch.manual_seed(0)
+    assert state.shape == torch.get_rng_state().shape
+
+
+def spec_of(**recovery) -> StudySpec:
+    document = {
+        "study": "s", "workload": "digits", "target": "cpu-openvino", "objectives": ["accuracy_drop", "latency_ms"],
+        "budget": {"trials": 1}, "recovery": recovery,
+    }  # fmt: skip
+    return StudySpec.from_document(document, "study.yaml", Path())
+
+
+def test_presets_leave_the_rate_to_the_model_and_a_study_keeps_what_was_found():
+    written = spec_of()
+    full = written.with_preset("cnn", {"weight_bits": (8, 32), "activation_bits": (8, 32)})
+    assert full.recovery.learning_rate == "auto"
+    begun = StudySpec.from_json(full.with_learning_rate(0.013).to_json())
+    for later in (written, spec_of(learning_rate="auto")):
+        assert later.continuing(begun).recovery.settings(2).learning_rate == 0.013
+    assert spec_of(learning_rate=0.5).continuing(begun).recovery.learning_rate == 0.5
+    with pytest.raises(Exception, match=r"recovery.learning_rate"):
+        spec_of(learning_rate="fast")
