@@ -8,7 +8,7 @@ model changes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -62,14 +62,19 @@ def _scalable(model: nn.Module, example_input: Tensor) -> list[tuple[str, list[s
     with capturing():
         graph = captured(model, example_input.expand(2, *example_input.shape[1:])).graph
     runs = Counter(module_path(node) for node in graph.nodes if node.target in (NORM, LINEAR))
-    norms = [norm for norm in graph.find_nodes(op="call_function", target=NORM) if None not in norm.args[2:3]]
-    found = [(module_path(norm), _linear_readers(norm)) for norm in norms if len(norm.args) > 2]
+    found = [*_read_norms(graph)]
     found += [(first, [second]) for first, second in layer_pairs(graph) if _are_alike(model, first, second)]
-    once = [
-        (maker, readers) for maker, readers in found if readers and all(runs[path] == 1 for path in (maker, *readers))
-    ]
     order = {module_path(node): place for place, node in enumerate(graph.nodes)}
+    once = [pair for pair in found if all(runs[path] == 1 for path in (pair[0], *pair[1]))]
     return sorted(once, key=lambda pair: order[pair[0]])
+
+
+def _read_norms(graph: fx.Graph) -> Iterator[tuple[str, list[str]]]:
+    """(normalisation with a weight, the linear layers that alone read it)."""
+    for norm in graph.find_nodes(op="call_function", target=NORM):
+        has_weight = len(norm.args) > 2 and norm.args[2] is not None
+        if has_weight and (readers := _linear_readers(norm)):
+            yield module_path(norm), readers
 
 
 def _linear_readers(norm: fx.Node) -> list[str]:
