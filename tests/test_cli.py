@@ -253,6 +253,7 @@ def test_every_document_is_json_alone_and_its_keys_are_on_the_page(
 def test_a_command_prints_what_its_pair_in_python_returns(
     measured: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "400")  # a path of any length stays in one line
     study = api.Study.open(name="tiny")
     pairs = {
         "studies": api.studies(),

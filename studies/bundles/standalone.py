@@ -93,6 +93,8 @@ def load_litert(path: str, threads: int) -> Run:
 
 
 def load_torch(path: str, threads: int, device: str = "cpu") -> Run:
+    import json  # this function stands alone on a card's page
+
     import torch
     import torch.ao.quantization.fx._decomposed  # registers the operations of grids
     from torch.export.pt2_archive._package import load_pt2
