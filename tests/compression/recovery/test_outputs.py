@@ -86,7 +86,7 @@ def test_a_distiller_is_zero_or_least_at_the_teacher_and_its_gradient_leads_ther
     distiller = get_distiller(name, 2.0, output_kind(workload))
     inputs, teacher = workload.train.tensors[0], copy.deepcopy(workload.model)
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(1)  # not the seed of the teacher
         student = Reshaped(teacher.fc.out_features, teacher.shape, teacher.last)
     with torch.no_grad():
         taught = teacher(inputs)
