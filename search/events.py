@@ -6,7 +6,7 @@ listener raises ends the search, all that finished being stored.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..core.measurement import Measurement
@@ -20,6 +20,23 @@ class ReferenceSettled:
 
     reference: ReferenceRecord
     is_new: bool
+
+
+@dataclass(frozen=True)
+class LearningRateFound:
+    """A range test found the learning rate of a new study.
+
+    Attributes:
+        rate: the peak rate of every recovery.
+        epoch_s: seconds that an epoch takes on the model with half of its channels.
+        epochs: that recoveries are offered.
+        seconds: that finding it took.
+    """
+
+    rate: float
+    epoch_s: float
+    epochs: Sequence[int]
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -133,6 +150,7 @@ class TrialConfirmed:
 
 Event = (
     ReferenceSettled
+    | LearningRateFound
     | QuietMomentTaken
     | ReferenceNotMeasured
     | TrialStarted

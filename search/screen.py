@@ -22,6 +22,7 @@ from .driver import Search
 from .events import (
     Event,
     FrontChanged,
+    LearningRateFound,
     QuietMomentTaken,
     ReferenceNotMeasured,
     ReferenceSettled,
@@ -212,6 +213,9 @@ def _line(event: Event, objectives: Sequence[str]) -> tuple[str, str] | None:
         return f"trial {event.trial.number}: {'; '.join(remarks)}", "yellow"
     if isinstance(event, SamplerFellBack | SensitivityUnmeasured):
         return event.reason, "yellow"
+    if isinstance(event, LearningRateFound):
+        epochs = f"recoveries of {', '.join(map(str, event.epochs))} epochs, about {event.epoch_s:.2g} s each"
+        return f"learning rate {event.rate:g} found on the model in {event.seconds:.0f} s; {epochs}", ""
     return _line_of_reference(event)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,14 +21,14 @@ from ..hardware_profiles.runtimes.base import Artifact
 from ..spaces.knobs.recovery import RECOVERY_KIND
 from ..spaces.policies.candidate import Candidate
 from ..spaces.policies.float_precision import FLOAT32
-from ..spaces.policies.policy import Policy
+from ..spaces.policies.policy import Choice, Policy
 from ..studies.store.executed import KIND as PRECISIONS
 from ..studies.store.records import QuietMoment, ReferenceRecord, StudyRecord
 from ..studies.store.store import Store
 from ..studies.study_file.parts import AUTO
 from ..studies.study_file.spec import StudySpec
 from ..workloads.load import workload_fingerprint
-from .events import Listener, QuietMomentTaken, ReferenceNotMeasured, ReferenceSettled
+from .events import LearningRateFound, Listener, QuietMomentTaken, ReferenceNotMeasured, ReferenceSettled
 from .optuna.rescaled_trials import rescale_trials
 from .time_budget import TimeBudget
 from .trials.baseline import QUIET_SECONDS, lower_reference, measure_reference, with_scores
@@ -43,6 +45,9 @@ RESOLUTION = 0.015
 
 MACHINE = ("cpu", "gpu", "flags")
 """The properties of a machine that latencies of one study share, with the runtime's version."""
+
+RECOVERY_SHARE = 0.15
+"""The share of a run's seconds that one recovery may take of those that a preset offers."""
 
 BEGAN_BEFORE = "the study began with it, before free deployments were measured"
 """Why a study of an earlier version has its reference, in words."""
@@ -112,24 +117,37 @@ def _new(prepared: PreparedStudy, store: Store, folder: Path, tell: Listener) ->
     baseline = {measurement.name: measurement for measurement in measurements}
     record = replace(record, moments=(QuietMoment(datetime.now(UTC), baseline["latency_ms"]),))
     offered = paying if spec.space.preset != "none" else paying[:1]
-    spec = _with_rate(prepared, spec.with_float_precisions(offered))
+    spec = _with_rate(prepared, spec.with_float_precisions(offered), tell)
     prepared = prepared.settled(spec, record.precision)
     store.set_baseline(spec.study, measurements, prepared.target.name, record, prepared.spec)
     tell(ReferenceSettled(record, is_new=True))
     return prepared, with_scores(prepared.context, artifact, baseline["latency_ms"].value, record)
 
 
-def _with_rate(prepared: PreparedStudy, spec: StudySpec) -> StudySpec:
-    """The spec with a learning rate found on the model, where it leaves that open and trains anything."""
+def _with_rate(prepared: PreparedStudy, spec: StudySpec, tell: Listener) -> StudySpec:
+    """The spec with a learning rate found on the model, where it leaves that open and trains anything; and of the epochs that a
+    preset offers, those that its time allows."""
     if spec.recovery.learning_rate != AUTO or not any(spec.space.offered(RECOVERY_KIND)):
         return spec
-    recovery, workload = spec.recovery, prepared.context.workload
+    recovery, workload, began = spec.recovery, prepared.context.workload, time.monotonic()
     try:
-        rate = found_rate(workload, recovery.settings(), prepared.groups, spec.seed, recovery.batch_size)
+        found = found_rate(workload, recovery.settings(), prepared.groups, spec.seed, recovery.batch_size)
     except BaseException as error:  # the workload's data or loss may raise anything
         raise_if_interrupted(error)
         raise WorkloadError(f"no learning rate can be found: {describe_exception(error)}") from error
-    return spec.with_learning_rate(rate)
+    spec = spec.with_learning_rate(found.rate)
+    if RECOVERY_KIND not in prepared.written.space.model_fields_set:
+        spec = spec.with_epochs(affordable(spec.space.offered(RECOVERY_KIND), found.epoch_s, spec.budget.timeout_s))
+    epochs = [int(epochs) for epochs in spec.space.offered(RECOVERY_KIND)]
+    tell(LearningRateFound(found.rate, found.epoch_s, epochs, time.monotonic() - began))
+    return spec
+
+
+def affordable(offered: Sequence[Choice], epoch_s: float, timeout_s: float | None) -> list[Choice]:
+    """The epochs of recovery that take no more than `RECOVERY_SHARE` of a run's seconds, and the fewest that train at all."""
+    within = math.inf if timeout_s is None else RECOVERY_SHARE * timeout_s
+    fewest = min(float(epochs) for epochs in offered if epochs)
+    return [epochs for epochs in offered if float(epochs) <= fewest or float(epochs) * epoch_s <= within]
 
 
 def _known(prepared: PreparedStudy, store: Store, folder: Path, tell: Listener) -> tuple[PreparedStudy, Reference]:

@@ -6,8 +6,11 @@ is watched. It falls, stays near its least, and rises where steps are too large.
 
 from __future__ import annotations
 
+import math
 import statistics
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count, islice
 
 import torch
@@ -25,6 +28,15 @@ from .train import training_step
 STEPS = 48
 """Steps of the test, at rates that rise evenly on a logarithmic scale."""
 
+FEWEST_STEPS = 12
+"""Steps of the test of a model so large that more would take longer than `SECONDS`."""
+
+SECONDS = 30.0
+"""The seconds that the test aims to take at most."""
+
+LOSSES_OF_A_STEP = 3
+"""A step and the loss after it take about so many times as long as the loss: a step runs a network three times, forward and back."""
+
 RANGES = {"sgd": (1e-4, 1.0), "adamw": (1e-5, 0.1), "adafactor": (1e-4, 1.0)}
 """Optimizer -> the lowest and the highest rate tried."""
 
@@ -38,17 +50,33 @@ MARGIN = 0.5
 """The rate taken is this part of the highest one with a loss near the least, at which training is about to become unstable."""
 
 
+@dataclass(frozen=True)
+class FoundRate:
+    """What a range test found.
+
+    Attributes:
+        rate: the peak learning rate for recoveries, with two significant digits; the same for the same seed where the test is not
+            shortened for a slow model.
+        epoch_s: seconds that an epoch of recovery takes on the model with half of its channels.
+    """
+
+    rate: float
+    epoch_s: float
+
+
 def found_rate(
     workload: Workload, recovery: Recovery, groups: Sequence[ChannelGroup], seed: int, batch_size: int
-) -> float:
-    """A peak learning rate for recoveries of a workload's model, with two significant digits; the same for the same seed.
+) -> FoundRate:
+    """Find a learning rate for recoveries of a workload's model.
 
     It is tried on the model with half of its channels, or half of its weights where no channel can go.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        curve = list(_curve(workload, recovery, _compressed(workload, groups, seed), seed, batch_size))
-    return float(f"{MARGIN * highest_near_least(curve, RANGES[recovery.optimizer][0]):.2g}")
+        step_s: list[float] = []
+        curve = list(_curve(workload, recovery, _compressed(workload, groups, seed), seed, batch_size, step_s))
+    rate = float(f"{MARGIN * highest_near_least(curve, RANGES[recovery.optimizer][0]):.2g}")
+    return FoundRate(rate, statistics.median(step_s) * math.ceil(len(workload.train) / batch_size))
 
 
 def _compressed(workload: Workload, groups: Sequence[ChannelGroup], seed: int) -> nn.Module:
@@ -63,22 +91,33 @@ def _compressed(workload: Workload, groups: Sequence[ChannelGroup], seed: int) -
 
 
 def _curve(
-    workload: Workload, recovery: Recovery, student: nn.Module, seed: int, batch_size: int
+    workload: Workload, recovery: Recovery, student: nn.Module, seed: int, batch_size: int, step_s: list[float]
 ) -> Iterator[tuple[float, float]]:
-    """(rate, loss after a step at this rate), the first at rate 0."""
+    """(rate, loss after a step at this rate), the first at rate 0; the seconds of each step are added to `step_s`."""
     step, loss = training_step(student, workload, recovery, batch_size)
-    probe, *batches = islice(_endless(workload.train, batch_size, seed), STEPS + 1)
+    batches = _endless(workload.train, batch_size, seed)
+    probe = next(batches)
     student.train()
     start = loss(probe)
     yield 0.0, start
+    began = time.perf_counter()
+    loss(probe)  # again: the first time a model runs takes longer
+    steps = steps_within(SECONDS, LOSSES_OF_A_STEP * (time.perf_counter() - began))
     low, high = RANGES[recovery.optimizer]
-    for index, batch in enumerate(batches):
-        rate = low * (high / low) ** (index / (STEPS - 1))
+    for index, batch in enumerate(islice(batches, steps)):
+        rate = low * (high / low) ** (index / (steps - 1))
+        began = time.perf_counter()
         step(batch, rate)
+        step_s.append(time.perf_counter() - began)
         found = loss(probe)
         if not found <= TOO_MUCH * start:
             return
         yield rate, found
+
+
+def steps_within(seconds: float, step_s: float) -> int:
+    """How many steps of so many seconds the test has: as many as fit, from `FEWEST_STEPS` to `STEPS`."""
+    return max(FEWEST_STEPS, min(STEPS, int(seconds / step_s)))
 
 
 def _endless(data: MapDataset, batch_size: int, seed: int) -> Iterator[list[Tensor]]:

@@ -27,8 +27,10 @@ from ...core.metrics import METRICS
 from ...core.validation import CountOrNone, Listed, Name, Text, first_problem, suggestion
 from ...spaces.knobs.kind import KnobKind
 from ...spaces.knobs.quantization import FLOATS
+from ...spaces.knobs.recovery import RECOVERY_KIND
 from ...spaces.knobs.registry import KNOB_KINDS
 from ...spaces.policies.float_precision import FloatPrecision
+from ...spaces.policies.policy import Choice
 from ...spaces.presets import PRESETS, Family, Preset, preset_space
 from .constraint import Constraint
 from .parts import AUTO, BudgetSpec, Part, QuantizationSpec, RecoverySpec, RungsSpec
@@ -218,6 +220,10 @@ class StudySpec(Part):
     def with_learning_rate(self, rate: float) -> StudySpec:
         """This spec with the learning rate that was found for its model."""
         return self._with({"recovery": self.recovery.model_copy(update={"learning_rate": rate})})
+
+    def with_epochs(self, offered: Sequence[Choice]) -> StudySpec:
+        """This spec with other epochs of recovery offered."""
+        return self._with({"space": self.space.model_copy(update={RECOVERY_KIND: tuple(offered)})})
 
     def _with(self, changes: Mapping[str, Any]) -> StudySpec:
         full = self.model_copy(update=changes)

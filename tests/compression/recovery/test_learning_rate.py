@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from slimfront.compression.recovery.learning_rate import found_rate, highest_near_least
+from slimfront.compression.recovery.learning_rate import found_rate, highest_near_least, steps_within
+from slimfront.search.study_setup import affordable
 from slimfront.spaces.models.channel_groups import find_channel_groups
 from slimfront.spaces.policies.policy import Recovery
 from slimfront.studies.study_file.spec import StudySpec
@@ -24,7 +25,7 @@ def task(scale: float = 1.0) -> Workload:
 
 def rate_of(workload: Workload, **recovery) -> float:
     groups, _ = find_channel_groups(workload.model, workload.example_input)
-    return found_rate(workload, Recovery(1, **recovery), groups, 0, 16)
+    return found_rate(workload, Recovery(1, **recovery), groups, 0, 16).rate
 
 
 def test_the_highest_rate_near_the_least_loss_by_hand():
@@ -44,6 +45,19 @@ def test_a_rate_is_found_again_with_the_same_seed_and_follows_the_model():
     assert rate_of(task(), optimizer="adamw") <= 0.05
     torch.manual_seed(0)
     assert state.shape == torch.get_rng_state().shape
+
+
+def test_a_slow_model_is_tried_at_fewer_rates():
+    assert steps_within(30.0, 0.01) == 48
+    assert steps_within(30.0, 1.0) == 30
+    assert steps_within(30.0, 60.0) == 12
+
+
+def test_a_preset_offers_the_epochs_that_a_runs_time_allows():
+    assert affordable((0, 1, 10), 1.0, None) == [0, 1, 10]
+    assert affordable((0, 1, 10), 6.0, 600.0) == [0, 1, 10]  # 15 % of 600 s are 90 s
+    assert affordable((0, 1, 10), 10.0, 600.0) == [0, 1]
+    assert affordable((0, 6), 1000.0, 60.0) == [0, 6]  # the fewest stay, however long they take
 
 
 def spec_of(**recovery) -> StudySpec:
