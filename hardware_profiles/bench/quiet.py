@@ -15,7 +15,7 @@ BUSY_SHARE = 0.1
 LOOK_SECONDS = 0.1
 """The seconds of one look: ten ticks of the clock that Linux counts a core's time in."""
 
-WAIT_SECONDS = float(os.environ.get("SLIMFRONT_BENCH_WAIT_S", "10"))
+WAIT_SECONDS = float(os.environ.get("SLIMFRONT_BENCH_WAIT_S", "3"))
 """The most seconds that one timing waits for a quiet machine; 0 never waits."""
 
 
