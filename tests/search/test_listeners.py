@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from slimfront.search.driver import Search
-from slimfront.search.events import Event, FrontChanged, StageRecorded, TrialFinished, TrialStarted
+from slimfront.search.events import Event, FrontChanged, ReferenceSettled, StageRecorded, TrialFinished, TrialStarted
 from slimfront.search.execution.base import run_trials
 from slimfront.search.execution.local import run_local
 from slimfront.search.trials.prepared_study import prepare
@@ -47,7 +47,8 @@ def test_a_listener_that_raises_ends_the_search_and_loses_nothing(
             run(Search(prepared, store, tmp_path / "artifacts", [listen]), workers)
         assert not store.running_trials("tiny")
         assert [trial.state for trial in store.trials("tiny")].count("complete") == 3
-        first = heard[0]
+        settled, first, *_ = heard
+        assert isinstance(settled, ReferenceSettled)
         assert isinstance(first, TrialStarted)
         assert first.policy.is_uncompressed
         ends = [event.trial.number for event in heard if isinstance(event, TrialFinished)]
