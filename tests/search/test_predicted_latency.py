@@ -78,7 +78,10 @@ def test_a_predicted_search_never_times_and_says_that_it_predicts(card, tiny_spe
         export_bundle(store, "tiny", tmp_path / "bundle", trial=None, rule="knee")
     assert "^ predicted by a latency table, median error" in shown.getvalue()
     notes = json.loads((tmp_path / "bundle" / "card.json").read_text())["notes"]
-    assert any(note.startswith("Predicted: latency_ms, throughput, speedup. They were predicted by") for note in notes)
+    assert any(
+        note.startswith("Predicted: latency_ms, throughput, speedup, speedup_float32. They were predicted by")
+        for note in notes
+    )
     verdicts = {check.claim: check.holds for check in verify_bundle(tmp_path / "bundle", timer_of)}
     assert (verdicts.pop("speedup"), verdicts.pop("accuracy")) == (None, None)
     assert all(verdicts.values())
