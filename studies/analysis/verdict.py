@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ...core.measurement import Measurement
 from ...core.metrics import METRICS, is_quality
-from ..store.records import StudyRecord, TrialRecord
+from ..store.records import StudyRecord
 from ..store.store import Store
 from ..wording import excess_text, short_text
 from .budget_rules import ended, has_begun
@@ -39,16 +39,16 @@ def verdict(store: Store, name: str) -> str | None:
     costs = " or ".join(objective.name for objective in _costs(objectives_of(study)))
     return (
         f"nothing here is worth it{'' if is_over else ' so far'}: no point of the front is better than the reference in {costs} "
-        f"beyond noise at the quality asked for; {bound(store.trials(name))}"
+        f"beyond noise at the quality asked for; {bound(store, name)}"
     )
 
 
-def bound(trials: Iterable[TrialRecord]) -> str:
+def bound(store: Store, name: str) -> str:
     """What keeps a study's trials from being worth more than its reference, in words."""
-    timed = [trial for trial in trials if "speedup" in trial.measurements and not trial.policy.is_free]
+    timed = store.compressed_values(name, "speedup")
     if not timed:
         return "no compressed model was timed"
-    fastest = max(timed, key=lambda trial: trial.measurements["speedup"].value)
+    fastest = store.get_trial(name, max(timed, key=lambda number: timed[number]))
     speedup = fastest.measurements["speedup"]
     found = f"the fastest trial, {fastest.number}, ran {short_text(speedup.value, 'ratio')} as fast"
     if speedup.low <= 1:

@@ -126,6 +126,18 @@ def paid_trials(session: Session, free: Collection[str]) -> dict[str, int]:
     return {name: total if has_begun else results for name, results, total, has_begun in rows}
 
 
+def newest_values(session: Session, study_id: int, metric: str, but: Collection[str]) -> dict[int, float]:
+    """Trial -> its newest value of a metric, without the trials whose policies have one of these digests."""
+    trial, row = tables.Trial, tables.MeasurementRow
+    rows = session.execute(
+        select(trial.number, row.value)
+        .join(trial, row.trial_id == trial.id)
+        .where(row.study_id == study_id, row.name == metric, trial.digest.not_in(but))
+        .order_by(row.id)
+    )
+    return {row.number: row.value for row in rows}
+
+
 def newest_front_id(study_id: int) -> Any:
     """A scalar subquery: the study's newest snapshot, NULL before the first."""
     return select(func.max(tables.Front.id)).where(tables.Front.study_id == study_id).scalar_subquery()

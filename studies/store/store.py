@@ -22,6 +22,7 @@ from .queries import (
     front_records,
     measurement_records,
     newest_front_id,
+    newest_values,
     paid_trials,
     sensitivity_records,
     target_records,
@@ -200,6 +201,11 @@ class Store(StudyRows):
         """Study -> trials that its budget has paid for, as `budget_rules.ended` counts them; none of those without any."""
         with self._database.reading() as session:
             return paid_trials(session, FREE_DIGESTS)
+
+    def compressed_values(self, study: str, metric: str) -> Mapping[int, float]:
+        """Trial -> its newest value of a metric, of all trials that compress anything and have one."""
+        with self._database.reading() as session:
+            return newest_values(session, find_study(session, study).id, metric, FREE_DIGESTS)
 
     def running_trials(self, study: str) -> list[TrialRecord]:
         """Trials that have not ended; with no driver at work, those whose driver was killed."""
