@@ -36,6 +36,7 @@ class Reference:
         scoring_seconds: that scoring it on the search-validation split took.
         over_float32: its own `speedup_float32`; None where it is the uncompressed model in float32.
         precision: of its floats, as a policy names it.
+        was_timed_here: whether `latency_ms` says how fast this machine is when it is quiet; not where the study began on another.
     """
 
     artifact: Artifact
@@ -45,6 +46,7 @@ class Reference:
     scoring_seconds: float = 0.0
     over_float32: Measurement | None = None
     precision: FloatPrecision = FLOAT32
+    was_timed_here: bool = True
 
 
 @dataclass(frozen=True)

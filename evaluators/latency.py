@@ -43,10 +43,11 @@ class Latency(Evaluator):
         artifact, bench = needed(lowered.artifact, why), needed(context.bench, why)
         if context.reference is None:
             return _of_the_reference(artifact, bench, context)
-        quiet_ms = context.reference.latency_ms
-        timing = bench.time(artifact.path, context.timing_seconds, quiet_ms)
-        measured = latency_measurements(timing, quiet_ms, context.target)
-        return with_float32(measured, context.reference.over_float32)
+        reference = context.reference
+        known_ms = reference.latency_ms if reference.was_timed_here else math.inf
+        timing = bench.time(artifact.path, context.timing_seconds, known_ms)
+        measured = latency_measurements(timing, reference.latency_ms, context.target)
+        return with_float32(measured, reference.over_float32)
 
 
 def _of_the_reference(artifact: Artifact, bench: Timer, context: Context) -> list[Measurement]:

@@ -182,7 +182,7 @@ def quiet_moment(
     assert record is not None  # stored when the study was opened
     if (reason := _measured_elsewhere(prepared, study)) is not None:
         tell(ReferenceNotMeasured(reason))
-        return reference
+        return replace(reference, was_timed_here=False)
     value, low, high, blocks = bench.time_reference(QUIET_SECONDS)
     now = replace(before, value=value, low=low, high=high, n=blocks)
     record = replace(record, moments=(*record.moments, QuietMoment(datetime.now(UTC), now)))

@@ -1,17 +1,20 @@
 """What is counted: FLOPs, BOPs, parameters and bytes of a small network by hand; latency from a timing."""
 
 import dataclasses
+import math
+from pathlib import Path
 
 import pytest
 import torch
 from slimfront.compression.pruning.prune import pruned_copy
-from slimfront.evaluators.evaluator import LoweredCandidate
-from slimfront.evaluators.latency import latency_measurements
+from slimfront.evaluators.evaluator import LoweredCandidate, Reference
+from slimfront.evaluators.latency import Latency, latency_measurements
 from slimfront.evaluators.registry import measure
 from slimfront.evaluators.size import ArtifactSize
 from slimfront.hardware_profiles.bench.conditions import Conditions, CoreState
 from slimfront.hardware_profiles.bench.paired_timing import PairedTiming, Percentile
 from slimfront.hardware_profiles.cards.target import load_target
+from slimfront.hardware_profiles.runtimes.base import Artifact
 from slimfront.spaces.models.channel_groups import find_channel_groups
 from slimfront.spaces.policies.candidate import Candidate
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
@@ -155,3 +158,21 @@ def test_an_uncertain_figure_counts_as_its_worse_end_and_says_why():
         "too noisy: the worse end counts",
     ]
     assert speedup.method == "paired-median " + "; ".join(remarks)
+
+
+@pytest.mark.parametrize(("was_timed_here", "known_ms"), [(True, 0.5), (False, math.inf)])
+def test_another_machines_quiet_time_does_not_make_this_one_disturbed(context, was_timed_here, known_ms):
+    """The timer stands in for a bench: what it is asked for is the test."""
+    asked: list[float] = []
+
+    class Asked:
+        def time(self, path: Path, seconds: float, quiet_reference_ms: float) -> PairedTiming:
+            asked.append(quiet_reference_ms)
+            return PairedTiming(2.0, 1.99, 2.01, 0.5, 1.0, 24, False, {}, 99)
+
+    artifact = Artifact(Path("model.onnx"), 1)
+    reference = Reference(artifact, 0.5, was_timed_here=was_timed_here)
+    at = dataclasses.replace(context, bench=Asked(), reference=reference)
+    speedup, latency, *_ = Latency().evaluate(LoweredCandidate(None, artifact), at)
+    assert asked == [known_ms]
+    assert (speedup.value, latency.value) == (2.0, 0.25)

@@ -212,6 +212,7 @@ def test_another_machine_says_nothing_of_this_ones_milliseconds(
     machine = {"cpu": "another", "wheels": 4}
     prepared = prepare(tiny_spec())
     monkeypatch.setattr(type(prepared), "measured_with", lambda self: (machine, {"openvino": "1"}))
-    _, heard = opened(tiny_spec())
+    search, heard = opened(tiny_spec())
     assert heard[-1] == ReferenceNotMeasured("it was timed with another cpu and wheels and openvino")
+    assert not search.reference.was_timed_here
     assert store.get_study("tiny").baseline == before.baseline
