@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 import yaml
 from slimfront import api
-from slimfront.cli import main
+from slimfront.cli import main, options
 from slimfront.cli.options import json_text
+from slimfront.core.console import UNCUT
 from slimfront.core.measurement import Measurement
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from slimfront.studies.bundles.verify import Check
@@ -253,7 +254,7 @@ def test_every_document_is_json_alone_and_its_keys_are_on_the_page(
 def test_a_command_prints_what_its_pair_in_python_returns(
     measured: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "400")  # a path of any length stays in one line
+    monkeypatch.setattr(options.out, "_width", UNCUT)  # as to a pipe, also where xdist has set COLUMNS
     study = api.Study.open(name="tiny")
     pairs = {
         "studies": api.studies(),
