@@ -69,7 +69,7 @@ class OpenVinoRuntime:
         return onnx_signature(artifact)
 
     def load(self, artifact: Path, target: Target, threads: int | None = None) -> OpenVinoSession:
-        core = openvino.Core()
+        core = shared_core()
         config = {
             "INFERENCE_NUM_THREADS": threads or target.threads,
             "NUM_STREAMS": 1,
@@ -135,6 +135,16 @@ class OpenVinoSession:
         }
 
 
+@cache
+def shared_core() -> openvino.Core:
+    """The process's one `Core`.
+
+    On a processor with AMX each Core gives its thread a stack for signal handlers, and its end brings the one before back. Of two that
+    end in the order they began, the second brings back memory that is freed, and Ctrl-C then ends the process (OpenVINO 2026.4).
+    """
+    return openvino.Core()
+
+
 def computes(precision: FloatPrecision) -> bool:
     """Whether OpenVINO computes a whole file in `precision` here, and in nothing else."""
     return taken_for(precision) == precision
@@ -147,7 +157,7 @@ def taken_for(precision: FloatPrecision) -> FloatType | None:
     Its list of capabilities names what the processor has, also where its kernels are limited to less
     (`ONEDNN_MAX_CPU_ISA`) and refuse such a file; so it is asked to compile one.
     """
-    core = openvino.Core()
+    core = shared_core()
     if precision == BFLOAT16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return None  # it would be emulated, which takes fifty times as long
     vector = ops.parameter([1, 16], np.float32)

@@ -14,7 +14,7 @@ from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.hardware_profiles.profiling.fingerprint import machine
 from slimfront.hardware_profiles.runtimes.onnx import openvino_runtime
 from slimfront.hardware_profiles.runtimes.onnx.onnxruntime_runtime import OnnxRuntime
-from slimfront.hardware_profiles.runtimes.onnx.openvino_runtime import PRECISION, OpenVinoRuntime
+from slimfront.hardware_profiles.runtimes.onnx.openvino_runtime import PRECISION, OpenVinoRuntime, shared_core
 from slimfront.spaces.policies.candidate import Candidate
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from slimfront.studies.bundles.standalone import load_openvino
@@ -62,7 +62,7 @@ def test_why_snippets_are_switched_off(scaled, needs_exact_products):
     """Fails once OpenVINO is mended for this version range; then the setting and this test can go."""
     needs_exact_products("openvino")  # whose kernels are others there
     path, _, samples, expected = scaled
-    core = openvino.Core()
+    core = shared_core()
     compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     assert np.abs(compiled({0: samples})[0] - expected).max() > np.ptp(expected)
 
@@ -153,10 +153,35 @@ def test_a_float_file_in_the_default_precision_is_compiled_without_a_setting_of_
     runtime, target = OpenVinoRuntime(), load_target("cpu-openvino")
     artifact = runtime.lower(made, torch.zeros(1, *model.shape), target, tmp_path / "model.onnx")
     session = runtime.load(artifact.path, target)
-    plain = openvino.Core().compile_model(str(artifact.path), "CPU", {"INFERENCE_NUM_THREADS": 1})
+    plain = shared_core().compile_model(str(artifact.path), "CPU", {"INFERENCE_NUM_THREADS": 1})
     assert kinds_of(session._compiled) == kinds_of(plain)
     inputs = np.ones((1, *model.shape), np.float32)
     np.testing.assert_array_equal(session.run(inputs), plain(inputs)[0])
+
+
+def test_an_interrupt_after_sessions_that_overlapped_is_an_interrupt(make_network, tmp_path):
+    """In a process of its own: where the stack of its signal handlers is freed memory, a signal ends it."""
+    model = make_network("residual")
+    made = Candidate(Policy(float_precision="default"), model)
+    path = tmp_path / "model.onnx"
+    OpenVinoRuntime().lower(made, torch.zeros(1, *model.shape), load_target("cpu-openvino"), path)
+    script = f"""
+import signal
+from pathlib import Path
+from slimfront.hardware_profiles.cards.target import load_target
+from slimfront.hardware_profiles.runtimes.base import get_runtime
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runtime, target = get_runtime("openvino"), load_target("cpu-openvino")
+reference, candidate = (runtime.load(Path({str(path)!r}), target) for _ in range(2))
+del reference
+del candidate
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
 
 
 def kinds_of(compiled: openvino.CompiledModel) -> Counter:
