@@ -23,6 +23,7 @@ from .attention.heads import Role
 from .attributes import restored
 from .dependency_graph import traced
 from .failures import first_line
+from .recurrent import RecurrentLayer
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -193,13 +194,15 @@ def channels_lost(scores: Tensor, kept: int, partitions: int = 1) -> list[int]:
 
 
 def out_channels(module: nn.Module) -> int:
-    """Channels a convolution or linear layer makes.
+    """Channels a convolution or linear layer makes; of a recurrent layer, its units.
 
     Raises:
-        TypeError: it is neither.
+        TypeError: it is none of these.
     """
     if isinstance(module, nn.Linear):
         return module.out_features
     if isinstance(module, _ConvNd):
         return module.out_channels
+    if isinstance(module, RecurrentLayer):
+        return module.hidden_size
     raise TypeError(f"a {type(module).__name__} makes no channels")

@@ -22,6 +22,8 @@ from torch_pruning.dependency import graph as dependency_graph
 
 from .attention.heads import Heads
 from .attention.influence import trainable
+from .recurrent import is_recurrent
+from .recurrent_trace import RecurrentPruner, outputs_as_called, units_alone
 
 SHUFFLED_DIMENSIONS = 5
 """A view of images with so many dimensions takes their channels apart, as ShuffleNet does (arXiv:1807.11164)."""
@@ -85,17 +87,25 @@ def traced(
     """
     graph = DependencyGraph()
     inside = {model.get_submodule(path) for heads in attentions for path in heads.made}
-    with trainable(model), torch.enable_grad(), _cut(model, attentions) as made, _walks_of_any_length():
-        # Left to call the model itself, Torch-Pruning swallows what that raises, Ctrl-C too.
-        graph.build_dependency(model, example_input, forward_fn=lambda own, inputs: (own(inputs), *made), verbose=False)
-        groups = list(graph.get_all_groups(root_module_types=[ops.TORCH_CONV, ops.TORCH_LINEAR]))
+    recurrent: list[Any] = [module for module in model.modules() if is_recurrent(module)]
+    kinds: dict[Any, Any] = {type(layer): RecurrentPruner() for layer in recurrent}
+    roots = [ops.TORCH_CONV, ops.TORCH_LINEAR, *{type(layer) for layer in recurrent}]
+    made: list[Tensor] = []
+
+    # Left to call the model itself, Torch-Pruning swallows what that raises, Ctrl-C too.
+    def forward(model: nn.Module, example_input: Any) -> Any:
+        with outputs_as_called(recurrent), _cut(model, attentions, made):
+            return model(example_input), *made
+
+    with trainable(model), torch.enable_grad(), units_alone(recurrent), _walks_of_any_length():
+        graph.build_dependency(model, example_input, forward_fn=forward, customized_pruners=kinds, verbose=False)
+        groups = list(graph.get_all_groups(root_module_types=roots))
         return graph, [group for group in groups if group[0].dep.target.module not in inside]
 
 
 @contextmanager
-def _cut(model: nn.Module, attentions: Iterable[Heads]) -> Iterator[list[Tensor]]:
-    """Have no channel of queries, keys and values lead into the output of an attention; yields what makes them, as they run."""
-    made: list[Tensor] = []
+def _cut(model: nn.Module, attentions: Iterable[Heads], made: list[Tensor]) -> Iterator[None]:
+    """Have no channel of queries, keys and values lead into the output of an attention; they go to `made`."""
     hooks = []
     for heads in attentions:
         for path in heads.read:
@@ -105,7 +115,7 @@ def _cut(model: nn.Module, attentions: Iterable[Heads]) -> Iterator[list[Tensor]
         for path in heads.made:
             hooks.append(model.get_submodule(path).register_forward_hook(lambda _, args, output: made.append(output)))
     try:
-        yield made
+        yield
     finally:
         for hook in hooks:
             hook.remove()
