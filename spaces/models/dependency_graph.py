@@ -106,6 +106,10 @@ def traced(
 @contextmanager
 def _cut(model: nn.Module, attentions: Iterable[Heads], made: list[Tensor]) -> Iterator[None]:
     """Have no channel of queries, keys and values lead into the output of an attention; they go to `made`."""
+
+    def keep(_module: nn.Module, _args: object, output: Tensor) -> None:
+        made.append(output)
+
     hooks = []
     for heads in attentions:
         for path in heads.read:
@@ -113,7 +117,7 @@ def _cut(model: nn.Module, attentions: Iterable[Heads], made: list[Tensor]) -> I
             if path not in heads.made:
                 hooks.append(module.register_forward_pre_hook(lambda _, args: (args[0].detach(), *args[1:])))
         for path in heads.made:
-            hooks.append(model.get_submodule(path).register_forward_hook(lambda _, args, output: made.append(output)))
+            hooks.append(model.get_submodule(path).register_forward_hook(keep))
     try:
         yield
     finally:

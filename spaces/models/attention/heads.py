@@ -100,7 +100,7 @@ class Heads:
         """The number of heads in a model that may have lost some."""
         path, places = next(iter(self.read.items()))
         module = model.get_submodule(path)
-        width = module.in_features if isinstance(module, nn.Linear) else module.in_channels
+        width = module.in_features if isinstance(module, nn.Linear) else int(vars(module)["in_channels"])
         return width // len(places[0])
 
     def remove(self, model: nn.Module, lost: Sequence[int]) -> None:

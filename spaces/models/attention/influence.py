@@ -47,7 +47,7 @@ class Influence:
 
     def __init__(self, model: nn.Module, example_input: Tensor) -> None:
         self.parts = {name: module for name, module in model.named_modules() if isinstance(module, PARTS)}
-        self.names = {parameter: name for name, parameter in model.named_parameters()}
+        self.names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         self.made: dict[str, list[Tensor]] = defaultdict(list)
         self.read: dict[str, list[Tensor]] = defaultdict(list)
         self.called: set[str] = set()
@@ -100,7 +100,7 @@ class Influence:
     def _walk(self, name: str, leaves: Mapping[Tensor, str]) -> None:
         """Find what reaches the input of a part."""
         sources, parameters, seen = set(), set(), set()
-        waiting = [run.grad_fn if run.grad_fn is not None else run for run in self.read[name]]
+        waiting: list[Any] = [run.grad_fn if run.grad_fn is not None else run for run in self.read[name]]
         while waiting:
             node = waiting.pop()
             if node in seen:
