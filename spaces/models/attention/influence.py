@@ -106,7 +106,7 @@ class Influence:
             if node in seen:
                 continue
             seen.add(node)
-            if (tensor := node if isinstance(node, Tensor) else getattr(node, "variable", None)) is not None:
+            if (tensor := _tensor_of(node)) is not None:
                 if tensor in leaves:
                     sources.add(leaves[tensor])
                 elif tensor in self.names:
@@ -168,7 +168,7 @@ class Influence:
             self._kept = (readers, weights, backwards)
         return self._kept[1], self._kept[2]
 
-    def of_parameter(self, parameter: nn.Parameter, readers: Mapping[str, set[int]]) -> Tensor:
+    def of_parameter(self, parameter: Tensor, readers: Mapping[str, set[int]]) -> Tensor:
         """Which elements of a parameter influence the channels that parts read: True or False, shape of the parameter."""
         runs = [(name, run) for name in readers for run in self.read[name]]
         weights = [self._at(name, run, readers[name]) for name, run in runs]
@@ -193,6 +193,11 @@ class Influence:
                 nonzero = (own != 0).movedim(axis, 0).flatten(1).any(1)
                 found[name] |= set(nonzero.nonzero().flatten().tolist())
         return {name: channels for name, channels in found.items() if channels}
+
+
+def _tensor_of(node: Any) -> Tensor | None:
+    """The tensor that a graph of derivatives ends in at `node`, if it does."""
+    return node if isinstance(node, Tensor) else getattr(node, "variable", None)
 
 
 @contextmanager
