@@ -17,17 +17,22 @@ from ..hardware_profiles.bench.lock import alone_on_gpu
 from ..hardware_profiles.runtimes.base import Artifact
 from ..hardware_profiles.runtimes.registry import RUNTIMES
 from ..workloads.workload import MapDataset
+from .agreement import Agreement
 from .evaluator import Context, Evaluator, LoweredCandidate, needed
 from .registry import register
 from .scores import Scores, concatenate
 
 
-def score(artifact: Artifact, data: MapDataset, context: Context) -> Scores:
+def score(artifact: Artifact, data: MapDataset, context: Context, agreement: Agreement | None = None) -> Scores:
     """Run `artifact` over `data` on its runtime, batch by batch; the last batch is padded and cut again.
+
+    Args:
+        agreement: compares the first outputs with the torch model's.
 
     Raises:
         LoweringError: the runtime refuses the artifact.
-        EvaluationError: an output is NaN or infinite, of which no class can be picked.
+        EvaluationError: an output is NaN or infinite, of which no class can be picked, or the artifact computes something else than the
+            torch model.
     """
     target = context.target
     threads = min(target.threads, context.threads) if RUNTIMES[target.runtime].spins else context.threads
@@ -40,8 +45,12 @@ def score(artifact: Artifact, data: MapDataset, context: Context) -> Scores:
             padded = np.concatenate([inputs.numpy(), np.zeros((batch - count, *inputs.shape[1:]), np.float32)])
             outputs = session.run(padded.astype(np.float32, copy=False))[:count]
             _require_finite(outputs, len(parts) * batch)
+            if agreement is not None:
+                agreement.watch(padded, outputs)
             parts.append((torch.from_numpy(np.array(outputs)), targets))  # copied: the runtime reuses its buffer
     torch.set_num_threads(context.threads)  # of the process, which a session of torch's sets to its own
+    if agreement is not None:
+        agreement.require()
     return concatenate(parts, context.workload.metric)
 
 
@@ -64,7 +73,8 @@ class Accuracy(Evaluator):
 
     def evaluate(self, lowered: LoweredCandidate, context: Context) -> list[Measurement]:
         artifact = needed(lowered.artifact, "accuracy needs an artifact")
-        scores = score(artifact, context.workload.validation, context)
+        agreement = None if lowered.candidate is None else Agreement.of(lowered.candidate, context)
+        scores = score(artifact, context.workload.validation, context, agreement)
         reference = context.reference.validation if context.reference else None
         measured = accuracy_measurements(scores, reference or scores)
         if context.workload.loss is None:
