@@ -21,6 +21,7 @@ from ..hardware_profiles.runtimes.base import Artifact
 from ..hardware_profiles.runtimes.registry import RUNTIMES
 from ..workloads.metrics import quality_of
 from ..workloads.workload import MapDataset
+from .agreement import Agreement
 from .evaluator import Context, Evaluator, LoweredCandidate, needed
 from .registry import register
 from .scores import Scores, Scoring
@@ -33,6 +34,7 @@ def score(
     keep: Path | None = None,
     reference: Scores | None = None,
     has_losses: bool = False,
+    agreement: Agreement | None = None,
 ) -> Scores:
     """Run `artifact` over `data` on its runtime, batch by batch; the last batch is padded and cut again.
 
@@ -40,18 +42,25 @@ def score(
         keep: the folder to keep the outputs in, for the damage of others.
         reference: what the damage is found against: scores of the same data whose outputs were kept.
         has_losses: whether to find the cross-entropy too.
+        agreement: compares the first outputs with the torch model's.
 
     Raises:
         LoweringError: the runtime refuses the artifact.
-        EvaluationError: an output is NaN or infinite, of which no class can be picked, or the metric is no finite number.
+        EvaluationError: an output is NaN or infinite, of which no class can be picked, the metric is no finite number, or the artifact
+            computes something else than the torch model.
     """
     with alone_on_gpu(context.target.runtime):
-        scores = Scoring(context.workload, len(data), keep, reference, has_losses).scores(_run(artifact, data, context))
+        batches = _run(artifact, data, context, agreement)
+        scores = Scoring(context.workload, len(data), keep, reference, has_losses).scores(batches)
     torch.set_num_threads(context.threads)  # of the process, which a session of torch's sets to its own
+    if agreement is not None:
+        agreement.require()
     return scores
 
 
-def _run(artifact: Artifact, data: MapDataset, context: Context) -> Iterator[tuple[Tensor, Tensor]]:
+def _run(
+    artifact: Artifact, data: MapDataset, context: Context, agreement: Agreement | None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """(outputs, targets) of batch after batch."""
     target, batch = context.target, context.target.batch
     threads = min(target.threads, context.threads) if RUNTIMES[target.runtime].spins else context.threads
@@ -61,6 +70,8 @@ def _run(artifact: Artifact, data: MapDataset, context: Context) -> Iterator[tup
         padded = np.concatenate([inputs.numpy(), np.zeros((batch - count, *inputs.shape[1:]), np.float32)])
         outputs = session.run(padded.astype(np.float32, copy=False))[:count]
         _require_finite(outputs, number * batch)
+        if agreement is not None:
+            agreement.watch(padded, outputs)
         yield torch.from_numpy(np.array(outputs)), targets  # copied: the runtime reuses its buffer
 
 
@@ -87,7 +98,8 @@ class Accuracy(Evaluator):
         reference = context.reference.validation if context.reference else None
         kinds = output_kinds(workload)
         has_losses = workload.loss is None and kinds.read_by_cross_entropy
-        scores = score(artifact, workload.validation, context, None, reference, has_losses)
+        agreement = None if lowered.candidate is None else Agreement.of(lowered.candidate, context)
+        scores = score(artifact, workload.validation, context, None, reference, has_losses, agreement)
         measured = accuracy_measurements(scores, reference or scores, context)
         if scores.losses is not None:
             measured.append(mean_of("cross_entropy", scores.losses))
