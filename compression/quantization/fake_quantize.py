@@ -9,19 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ...spaces.models.layers import layer_at
+from ...spaces.models.recurrent import matrix_names
 from ...spaces.policies.candidate import QuantParams
 from ...spaces.policies.layer_policy import FULL_PRECISION
 from ...spaces.policies.policy import LayerPolicy, Policy
 from ...spaces.policies.quantization_scheme import Scheme
+from ...spaces.policies.recurrent_weights import DYNAMIC_INT8, INT8_BITS
 from .bfloat16 import BFloat16Weight, rounded_input, rounded_output
 from .codebooks import SharedValues
-from .weight_grids import weight_grid
+from .weight_grids import SymmetricWeight, recurrent_layer, weight_grid
 
 PARAMETRIZED = "parametrizations.weight"
 """The path in a layer of what `torch.nn.utils.parametrize` keeps of its weight."""
@@ -34,8 +37,49 @@ def fake_quantized(model: nn.Module, policy: Policy, inputs: Mapping[str, QuantP
     Afterwards every quantized weight holds numbers of its grid, on which post-training quantization finds the same grid.
     Biases are left in float32: those of layers in bfloat16 are rounded once, when the candidate is made.
     """
-    with _fake_quantized_weights(model, policy), _fake_quantized_activations(model, policy, inputs):
+    with (
+        _fake_quantized_weights(model, policy),
+        _fake_quantized_activations(model, policy, inputs),
+        _fake_quantized_recurrences(model, policy),
+    ):
         yield
+
+
+@contextmanager
+def _fake_quantized_recurrences(model: nn.Module, policy: Policy) -> Iterator[None]:
+    """Let recurrent layers compute with rounded matrices; of what a dynamic one multiplies only the sequence is rounded, not the state
+    of each step."""
+    grid = SymmetricWeight(INT8_BITS)
+    layers = {name: recurrent_layer(model, name) for name in policy.recurrent}
+    hooks = [
+        hook
+        for name, layer in layers.items()
+        for hook in (layer.register_forward_pre_hook(_rounding_matrices(policy.recurrent[name], grid)),
+                     layer.register_forward_hook(_with_own_matrices))
+    ]  # fmt: skip
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        with torch.no_grad():
+            for layer in layers.values():
+                for key in matrix_names(layer):
+                    layer.get_parameter(key).copy_(grid(layer.get_parameter(key)))
+
+
+def _rounding_matrices(choice: str, grid: SymmetricWeight):
+    def hook(layer: Any, inputs: tuple) -> tuple | None:
+        named = [(key, getattr(layer, key)) for key in layer._flat_weights_names]
+        layer._flat_weights = [grid(weight) if weight.ndim == 2 else weight for _, weight in named]
+        is_plain = choice == DYNAMIC_INT8 and isinstance(inputs[0], Tensor)
+        return _on_own_range(layer, inputs) if is_plain else None
+
+    return hook
+
+
+def _with_own_matrices(layer: Any, _inputs: object, _output: object) -> None:
+    layer._flat_weights = [getattr(layer, key) for key in layer._flat_weights_names]
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ....core.errors import LoweringError
 from ....core.interrupts import raise_if_interrupted
 from ....workloads.workload import describe
-from ..node_names import WEIGHTED, first_run, layer_of
+from ..node_names import RECURRENT, WEIGHTED, first_run, layer_of
 from .graph_edits import drop_unread
 
 OPSET = 17
@@ -84,7 +84,7 @@ def _name_layers(graph: GraphProto, modules: Set[str]) -> None:
     for node in graph.node:
         scope, _, path = node.name.rpartition("/")[0].rpartition("/")
         layer, _, run = path.rpartition("_")
-        if node.op_type in WEIGHTED and path not in modules and layer in modules and run.isdigit():
+        if node.op_type in (*WEIGHTED, *RECURRENT) and path not in modules and layer in modules and run.isdigit():
             node.name = f"{scope}/{layer}/{node.op_type}/{run}"
 
 

@@ -40,7 +40,7 @@ HINTS: dict[Literal["float32", "bfloat16", "float16"], str] = {FLOAT32: "f32", B
 GROUP_SIZE = 32
 """The number of inputs of a linear layer that share one scale in dynamic quantization."""
 
-WEIGHTED_TYPES = ("Convolution", "FullyConnected", "MatMul")
+WEIGHTED_TYPES = ("Convolution", "FullyConnected", "MatMul", "RNNSeq")
 
 
 class OpenVinoRuntime:
