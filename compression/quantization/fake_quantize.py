@@ -7,7 +7,7 @@ the grids of activations stay as they were calibrated.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,7 +39,7 @@ def fake_quantized(model: nn.Module, policy: Policy, inputs: Mapping[str, QuantP
     """
     with (
         _fake_quantized_weights(model, policy),
-        _fake_quantized_activations(model, policy, inputs),
+        rounded_activations(model, policy, inputs),
         _fake_quantized_recurrences(model, policy),
     ):
         yield
@@ -47,15 +47,14 @@ def fake_quantized(model: nn.Module, policy: Policy, inputs: Mapping[str, QuantP
 
 @contextmanager
 def _fake_quantized_recurrences(model: nn.Module, policy: Policy) -> Iterator[None]:
-    """Let recurrent layers compute with rounded matrices; of what a dynamic one multiplies only the sequence is rounded, not the state
-    of each step."""
+    """Let recurrent layers compute with rounded matrices, and leave them with such."""
     grid = SymmetricWeight(INT8_BITS)
     layers = {name: recurrent_layer(model, name) for name in policy.recurrent}
     hooks = [
         hook
-        for name, layer in layers.items()
-        for hook in (layer.register_forward_pre_hook(_rounding_matrices(policy.recurrent[name], grid)),
-                     layer.register_forward_hook(_with_own_matrices))
+        for layer in layers.values()
+        for hook in (layer.register_forward_pre_hook(with_other_matrices(grid)),
+                     layer.register_forward_hook(with_own_matrices))
     ]  # fmt: skip
     try:
         yield
@@ -68,17 +67,18 @@ def _fake_quantized_recurrences(model: nn.Module, policy: Policy) -> Iterator[No
                     layer.get_parameter(key).copy_(grid(layer.get_parameter(key)))
 
 
-def _rounding_matrices(choice: str, grid: SymmetricWeight):
-    def hook(layer: Any, inputs: tuple) -> tuple | None:
-        named = [(key, getattr(layer, key)) for key in layer._flat_weights_names]
-        layer._flat_weights = [grid(weight) if weight.ndim == 2 else weight for _, weight in named]
-        is_plain = choice == DYNAMIC_INT8 and isinstance(inputs[0], Tensor)
-        return _on_own_range(layer, inputs) if is_plain else None
+def with_other_matrices(change: Callable[[Tensor], Tensor]) -> Callable[..., None]:
+    """A forward pre-hook that has a recurrent layer compute with changed matrices; `with_own_matrices` is to follow."""
+
+    def hook(layer: Any, _inputs: object) -> None:
+        named = [getattr(layer, key) for key in layer._flat_weights_names]
+        layer._flat_weights = [change(weight) if weight.ndim == 2 else weight for weight in named]
 
     return hook
 
 
-def _with_own_matrices(layer: Any, _inputs: object, _output: object) -> None:
+def with_own_matrices(layer: Any, *_: object) -> None:
+    """A forward hook that gives a recurrent layer its own matrices back."""
     layer._flat_weights = [getattr(layer, key) for key in layer._flat_weights_names]
 
 
@@ -97,9 +97,13 @@ def _fake_quantized_weights(model: nn.Module, policy: Policy) -> Iterator[None]:
 
 
 @contextmanager
-def _fake_quantized_activations(model: nn.Module, policy: Policy, inputs: Mapping[str, QuantParams]) -> Iterator[None]:
+def rounded_activations(model: nn.Module, policy: Policy, inputs: Mapping[str, QuantParams]) -> Iterator[None]:
+    """Have layers of `model` read what they read rounded: on the grids `inputs` (layer -> grid), on the range of each tensor, or
+    in bfloat16, as their policies say."""
     roundings = {name: _on_grid(grid) for name, grid in inputs.items()}
     roundings |= {name: _on_own_range for name, layer in policy.layers.items() if layer.is_dynamic}
+    # Of what a recurrent layer multiplies, the sequence; the state of each step stays as it is.
+    roundings |= {name: _on_own_range for name, choice in policy.recurrent.items() if choice == DYNAMIC_INT8}
     halves = [name for name, layer in policy.layers.items() if layer.is_bfloat16]
     roundings |= dict.fromkeys(halves, rounded_input)
     hooks = [model.get_submodule(name).register_forward_pre_hook(hook) for name, hook in roundings.items()]
@@ -119,14 +123,14 @@ def _rounding(layer: LayerPolicy, scheme: Scheme, weight: Tensor) -> nn.Module:
     return weight_grid(layer, scheme)
 
 
-def _on_grid(grid: QuantParams):
+def on_grid(tensor: Tensor, grid: QuantParams) -> Tensor:
+    """`tensor` rounded to the numbers of a grid of whole tensors."""
     scale, zero_point = float(grid.scale), int(grid.zero_point)
+    return torch.fake_quantize_per_tensor_affine(tensor, scale, zero_point, grid.low, grid.high)
 
-    def hook(_module: nn.Module, inputs: tuple) -> tuple:
-        rounded = torch.fake_quantize_per_tensor_affine(inputs[0], scale, zero_point, grid.low, grid.high)
-        return rounded, *inputs[1:]
 
-    return hook
+def _on_grid(grid: QuantParams):
+    return lambda _module, inputs: (on_grid(inputs[0], grid), *inputs[1:])
 
 
 def _on_own_range(_module: nn.Module, inputs: tuple) -> tuple:

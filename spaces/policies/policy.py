@@ -48,7 +48,7 @@ class Policy:
         extensions: kind of knob that slimfront does not know itself -> layer, group or block, "" for the whole model -> choice,
             where it is not neutral.
         float_precision: one of `FLOAT_PRECISIONS`, of all that stays in float; "default" is what the runtime takes by itself.
-        recurrent: recurrent layer -> one of `RECURRENT_WEIGHTS`, for all matrices of the layer; float32 where it is not named.
+        recurrent: recurrent layer -> "int8" or "dynamic", of all its matrices; float32 where it is not named.
 
     Raises:
         PolicyError: a decision is out of range.

@@ -128,9 +128,10 @@ def _name_weights(graph: GraphProto) -> None:
     """Give every layer weights of its own, named after it."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
-        if node.op_type not in WEIGHTED:
+        kinds = ("weight", "bias") if node.op_type in WEIGHTED else ("weight_ih", "weight_hh", "bias")
+        if node.op_type not in (*WEIGHTED, *RECURRENT):
             continue
-        for index, kind in enumerate(("weight", "bias"), start=1):
+        for index, kind in enumerate(kinds, start=1):
             if index < len(node.input) and node.input[index] in constants:
                 own = TensorProto.FromString(constants[node.input[index]].SerializeToString())
                 own.name = node.input[index] = f"{first_run(node.name)}/{kind}"

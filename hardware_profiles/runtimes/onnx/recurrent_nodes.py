@@ -40,14 +40,14 @@ def write_recurrent_weights(
         LoweringError: a layer is not one operator of the graph, or has no kernel for what was chosen.
     """
     for name, choice in choices.items():
-        for number, node in enumerate(recurrent_nodes(lowered.model.graph, name)):
+        for node in recurrent_nodes(lowered.model.graph, name):
             is_dynamic = choice == DYNAMIC_INT8
             if is_dynamic and not (dynamic_lstm and node.op_type == "LSTM"):
                 raise LoweringError(
                     f"{name}: no kernel here multiplies the integers of a {node.op_type}; int8 stores them only"
                 )
             for index, kind in ((WEIGHT, "ih"), (RECURRENCE, "hh")):
-                stored = _Stored(f"{name}.{kind}{number}", node, index, _directions(weights, name, kind))
+                stored = _Stored(f"{node.name}/weight_{kind}", node, index, _directions(weights, name, kind))
                 stored.check(lowered.model.graph)
                 stored.multiply(lowered) if is_dynamic else stored.dequantize(lowered)
             if is_dynamic:
