@@ -22,8 +22,7 @@ from .bfloat16_casts import insert_bfloat16
 from .float_graph import export_float
 from .fuse_parallel_linears import fuse_parallel_linears
 from .graph_cache import GraphCache
-from .graph_edits import set_nodes
-from .graph_nodes import addition_node, layer_nodes
+from .graph_nodes import addition_node, layer_nodes, set_nodes
 from .integer_products import write_integer_products
 from .onnx_file import WeightsApart, weights_apart, write
 from .recurrent_nodes import write_recurrent_weights
