@@ -21,7 +21,7 @@ def unread_layers(model: nn.Module, example_input: Any, names: Sequence[str]) ->
     A layer that gradients do not reach may still be read (through `detach`, `no_grad` or rounding): whether it is, another weight shows.
     """
     reached = _reached(model, example_input)
-    suspects = [name for name in names if getattr(model.get_submodule(name), "weight", None) not in reached]
+    suspects = [name for name in names if reached.isdisjoint(model.get_submodule(name).parameters(recurse=False))]
     if not suspects:
         return set()
     before = _outputs(model, example_input)
