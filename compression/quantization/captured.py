@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from ...core.errors import CompressionError
 from ...core.interrupts import raise_if_interrupted
 from ...spaces.models.architecture import architecture
+from ...spaces.models.exported_graph import under_first_paths
 from ...workloads.workload import describe
 
 ENTRIES = 2
@@ -57,7 +58,8 @@ def captured(model: nn.Module, inputs: Tensor) -> fx.GraphModule:
 
 
 def _traced(model: nn.Module, inputs: Tensor) -> fx.GraphModule:
-    return cast("fx.GraphModule", torch.export.export(model, (inputs.contiguous(),)).module())
+    exported = torch.export.export(model, (inputs.contiguous(),)).module()
+    return under_first_paths(cast("fx.GraphModule", exported), model)
 
 
 def _has_hidden_tensors(model: nn.Module) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from ...spaces.models.exported_graph import WEIGHTED, module_path
+from ...spaces.models.exported_graph import WEIGHTED, module_path, under_first_paths
 from .captured import capturing
 
 aten = torch.ops.aten
@@ -37,7 +37,7 @@ def equalize(model: nn.Module, example_input: Tensor) -> list[tuple[str, str]]:
     """
     with capturing():
         exported = torch.export.export(model.eval(), (example_input.expand(2, *example_input.shape[1:]).contiguous(),))
-    pairs = layer_pairs(cast("fx.GraphModule", exported.module()).graph)
+    pairs = layer_pairs(under_first_paths(cast("fx.GraphModule", exported.module()), model).graph)
     for _ in range(SWEEPS):
         for first, second in pairs:
             _balance(cast("Any", model.get_submodule(first)), cast("Any", model.get_submodule(second)))

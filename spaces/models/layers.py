@@ -92,7 +92,7 @@ def find_every_layer(model: nn.Module, example_input: Tensor) -> list[Layer]:
 
 def is_taken_up(layer: nn.Module, runs: int) -> bool:
     """Whether a policy may touch a layer that runs so often in a pass."""
-    return runs == 1 or (runs > 1 and isinstance(layer, (nn.Linear, nn.RNNBase)))
+    return runs > 0
 
 
 def macs_by_module(model: nn.Module, example_input: Tensor) -> dict[str, int]:

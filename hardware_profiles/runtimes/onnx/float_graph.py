@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from typing import cast
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from ....core.errors import LoweringError
 from ....core.interrupts import raise_if_interrupted
 from ....workloads.workload import describe
-from ..node_names import RECURRENT, WEIGHTED, first_run, layer_of
-from .exporter import OPSET, attention_with_plain_flags
+from ..node_names import RECURRENT, WEIGHTED, layer_of
+from .exporter import OPSET, attention_with_plain_flags, norms_spelt_out
 from .graph_nodes import drop_unread
 
 INPUT, OUTPUT = "input", "output"
@@ -35,6 +35,18 @@ def export_float(model: nn.Module, example_input: Tensor) -> ModelProto:
     Raises:
         LoweringError: the exporter cannot take the model.
     """
+    exported = _exported(model, example_input)
+    if folded_apart := _folded_apart(exported.graph):
+        with norms_spelt_out(model, example_input, folded_apart):
+            exported = _exported(model, example_input)
+    _fold_constant_runs(exported.graph)
+    _name_weights(exported.graph)
+    _fold_linear_norms(exported)
+    return exported
+
+
+def _exported(model: nn.Module, example_input: Tensor) -> ModelProto:
+    """The exporter's graph, with the names of layers and a constant for each name."""
     buffer = io.BytesIO()
     with warnings.catch_warnings(), _full_paths(model), attention_with_plain_flags():
         # The exporter announces its own deprecation and constant folding it skips; neither concerns the user.
@@ -55,10 +67,18 @@ def export_float(model: nn.Module, example_input: Tensor) -> ModelProto:
     exported = onnx.load_from_string(buffer.getvalue())
     _store_each_constant(exported.graph)
     _name_layers(exported.graph, {path for path, _ in model.named_modules()})
-    _fold_constant_runs(exported.graph)
-    _name_weights(exported.graph)
-    _fold_linear_norms(exported)
     return exported
+
+
+def _folded_apart(graph: GraphProto) -> set[str]:
+    """Layers that run more than once, with other weights in each run: the exporter has folded what follows into them."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    weights: dict[str, set[bytes]] = defaultdict(set)
+    for node in graph.node:
+        layer = layer_of(node.name)
+        if layer and node.op_type in WEIGHTED and node.input[1] in constants:
+            weights[layer].add(constants[node.input[1]].raw_data)
+    return {layer for layer, own in weights.items() if len(own) > 1}
 
 
 @contextmanager
@@ -127,14 +147,16 @@ def _constants(graph: GraphProto) -> dict[str, np.ndarray]:
 def _name_weights(graph: GraphProto) -> None:
     """Give every layer weights of its own, named after it."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
+    names: dict[str | None, str] = {}
     for node in graph.node:
         kinds = ("weight", "bias") if node.op_type in WEIGHTED else ("weight_ih", "weight_hh", "bias")
         if node.op_type not in (*WEIGHTED, *RECURRENT):
             continue
+        name = names.setdefault(layer_of(node.name), first_run(node.name))
         for index, kind in enumerate(kinds, start=1):
             if index < len(node.input) and node.input[index] in constants:
                 own = TensorProto.FromString(constants[node.input[index]].SerializeToString())
-                own.name = node.input[index] = f"{first_run(node.name)}/{kind}"
+                own.name = node.input[index] = f"{name}/{kind}"
                 if own.name not in constants:  # else the layer has run before
                     graph.initializer.append(own)
                     constants[own.name] = own

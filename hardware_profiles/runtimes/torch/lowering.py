@@ -29,6 +29,7 @@ from ....spaces.models.exported_graph import (
     module_path,
     residual_additions,
     scale_and_shift,
+    under_first_paths,
 )
 from ....spaces.policies.candidate import Candidate, QuantizedWeight, QuantParams, RoundedWeight
 from ....workloads.workload import describe
@@ -75,6 +76,7 @@ def _program(candidate: Candidate, inputs: Tensor, device: str) -> ExportedProgr
         model.get_parameter(path).data = torch.from_numpy(weight.values())
     exported = torch.export.export(model, (inputs,)).module(check_guards=False)
     assert isinstance(exported, fx.GraphModule)
+    under_first_paths(exported, model)
     _Inserter(exported, candidate, device).insert()
     exported.graph.eliminate_dead_code()
     _drop_unread(exported)
