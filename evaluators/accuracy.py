@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..compression.batches import loader
+from ..compression.batches import arrays_of, loader, outputs_of
+from ..core.batch import rows, taken
 from ..core.errors import EvaluationError, describe_exception
 from ..core.interrupts import raise_if_interrupted
 from ..core.measurement import Measurement
@@ -23,7 +24,7 @@ from .scores import Scores, concatenate
 
 
 def score(artifact: Artifact, data: MapDataset, context: Context) -> Scores:
-    """Run `artifact` over `data` on its runtime, batch by batch; the last batch is padded and cut again.
+    """Run `artifact` over `data` on its runtime, batch by batch; the last batch is filled with its first sample, and cut again.
 
     Raises:
         LoweringError: the runtime refuses the artifact.
@@ -36,11 +37,12 @@ def score(artifact: Artifact, data: MapDataset, context: Context) -> Scores:
     with alone_on_gpu(target.runtime):
         session = context.runtime.load(artifact.path, target, threads)
         for inputs, targets in loader(data, batch):
-            count = len(inputs)
-            padded = np.concatenate([inputs.numpy(), np.zeros((batch - count, *inputs.shape[1:]), np.float32)])
-            outputs = session.run(padded.astype(np.float32, copy=False))[:count]
-            _require_finite(outputs, len(parts) * batch)
-            parts.append((torch.from_numpy(np.array(outputs)), targets))  # copied: the runtime reuses its buffer
+            count = rows(inputs)
+            filled = inputs if count == batch else taken(inputs, [*range(count), *[0] * (batch - count)])
+            found = {name: array[:count] for name, array in session.run(arrays_of(filled)).items()}
+            for outputs in found.values():
+                _require_finite(outputs, len(parts) * batch)
+            parts.append((outputs_of(found), targets))
     torch.set_num_threads(context.threads)  # of the process, which a session of torch's sets to its own
     return concatenate(parts, context.workload.metric)
 
@@ -96,7 +98,7 @@ class ConfirmedAccuracy(Evaluator):
 def accuracy_measurements(scores: Scores, reference: Scores, prefix: str = "") -> list[Measurement]:
     """`accuracy` and `accuracy_drop` (their names after `prefix`), with intervals."""
     low, high, method = scores.interval()
-    n = len(scores.outputs)
+    n = rows(scores.outputs)
     drop, drop_low, drop_high, drop_method = scores.drop_from(reference)
     return [
         Measurement(f"{prefix}accuracy", scores.value(), low, high, METRICS["accuracy"].unit, n, method),
@@ -106,12 +108,16 @@ def accuracy_measurements(scores: Scores, reference: Scores, prefix: str = "") -
 
 def cross_entropy(scores: Scores) -> Measurement:
     """Mean cross-entropy of logits [n, classes] against class indices [n], with the normal interval of the mean."""
+    assert isinstance(scores.outputs, Tensor), "several outputs have a loss of their own"
+    assert isinstance(scores.targets, Tensor), "several outputs have a loss of their own"
     losses = functional.cross_entropy(scores.outputs, scores.targets, reduction="none").double()
     return _mean("cross_entropy", losses)
 
 
 def kl_divergence(scores: Scores, reference: Scores) -> Measurement:
     """Mean KL(reference || scores) of the class probabilities of logits [n, classes] on the same samples, in nats."""
+    assert isinstance(scores.outputs, Tensor), "several outputs have a loss of their own"
+    assert isinstance(reference.outputs, Tensor), "several outputs have a loss of their own"
     expected, found = (logits.double().log_softmax(1) for logits in (reference.outputs, scores.outputs))
     return _mean("kl", functional.kl_div(found, expected, reduction="none", log_target=True).sum(1).clamp_min(0))
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from ..core.batch import Batch, joined, rows, taken
 from ..core.errors import EvaluationError
 from ..core.statistics import NORMAL_QUANTILE, bootstrap_interval, wilson_interval
 from ..workloads.workload import TOP_K, MetricFunction
@@ -22,8 +22,8 @@ class Scores:
         metric: "top1", "top5" or a function of (outputs, targets).
     """
 
-    outputs: Tensor
-    targets: Tensor
+    outputs: Batch
+    targets: Batch
     metric: str | MetricFunction
 
     @property
@@ -31,6 +31,8 @@ class Scores:
         """1 where a sample is right, shape [n]; None for a metric that is not a mean over samples."""
         if not isinstance(self.metric, str):
             return None
+        assert isinstance(self.outputs, Tensor), "the workload was checked"
+        assert isinstance(self.targets, Tensor), "the workload was checked"
         best = self.outputs.topk(TOP_K[self.metric], dim=1).indices
         return (best == self.targets.reshape(-1, 1)).any(dim=1).numpy().astype(np.float64)
 
@@ -43,7 +45,9 @@ class Scores:
         if (hits := self.hits) is not None:
             return float(hits.mean() if chosen is None else hits[chosen].mean())
         outputs, targets = (
-            (self.outputs, self.targets) if chosen is None else (self.outputs[chosen], self.targets[chosen])
+            (self.outputs, self.targets)
+            if chosen is None
+            else (taken(self.outputs, chosen), taken(self.targets, chosen))
         )
         value = float(self.metric(outputs, targets))  # type: ignore[operator]
         if not np.isfinite(value):
@@ -54,7 +58,7 @@ class Scores:
         """95 % interval and its method: the Wilson score for hits, else the percentile bootstrap."""
         if (hits := self.hits) is not None:
             return *wilson_interval(int(hits.sum()), len(hits)), "wilson"
-        return *bootstrap_interval(self.value, len(self.outputs)), "bootstrap"
+        return *bootstrap_interval(self.value, rows(self.outputs)), "bootstrap"
 
     def drop_from(self, reference: Scores) -> tuple[float, float, float, str]:
         """How much lower this scores than `reference` on the same samples, with its paired 95 % interval.
@@ -69,11 +73,12 @@ class Scores:
         drop = reference.value() - self.value()
         return (
             drop,
-            *bootstrap_interval(lambda chosen: reference.value(chosen) - self.value(chosen), len(self.outputs)),
+            *bootstrap_interval(lambda chosen: reference.value(chosen) - self.value(chosen), rows(self.outputs)),
             "paired-bootstrap",
         )
 
 
-def concatenate(parts: list[tuple[Tensor, Tensor]], metric: str | MetricFunction) -> Scores:
+def concatenate(parts: list[tuple[Batch, Batch]], metric: str | MetricFunction) -> Scores:
     """Scores over batches of (outputs, targets)."""
-    return Scores(torch.cat([outputs for outputs, _ in parts]), torch.cat([targets for _, targets in parts]), metric)
+    outputs = joined([outputs for outputs, _ in parts])
+    return Scores(outputs, joined([targets for _, targets in parts]), metric)

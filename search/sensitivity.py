@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..compression.pruning.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
 from ..compression.quantization.calibrate import input_grids
 from ..compression.quantization.fake_quantize import fake_quantized
+from ..core.batch import stacked
 from ..core.interrupts import raise_if_interrupted
 from ..core.measurement import Measurement
 from ..evaluators.accuracy import kl_divergence
@@ -240,7 +241,7 @@ class Simulation:
         count = min(SAMPLES, len(workload.validation))
         chosen = np.linspace(0, len(workload.validation) - 1, count).round().astype(int)
         pairs = [workload.validation[int(index)] for index in chosen]
-        self._inputs = torch.stack([inputs for inputs, _ in pairs])
+        self._inputs = stacked([inputs for inputs, _ in pairs])
         self._targets = torch.tensor([int(target) for _, target in pairs])
         self._reference = self._scores(workload.model.eval())
         widths = [int(bits) for bits in prepared.space.choices["activation_bits"] if int(bits) < FULL_PRECISION // 2]

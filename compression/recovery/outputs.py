@@ -10,6 +10,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from ...core.batch import device_of, moved
 from ...workloads.workload import Workload
 from ..batches import CALIBRATION_BATCH, input_batches
 
@@ -78,8 +79,8 @@ def output_kind(workload: Workload) -> OutputKind:
 def _outputs(workload: Workload) -> Tensor:
     """The model's outputs [samples, ...] on the first calibration batches."""
     batches = islice(input_batches(workload.calibration, CALIBRATION_BATCH), BATCHES)
-    device = workload.example_input.device
-    return torch.cat([workload.model.eval()(batch.to(device)).float().cpu() for batch in batches])
+    device = device_of(workload.example_input)
+    return torch.cat([workload.model.eval()(moved(batch, device)).float().cpu() for batch in batches])
 
 
 def _class_axis(outputs: Tensor, target: Tensor) -> int | None:

@@ -6,11 +6,13 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
 
+from ...core.batch import Batch, moved, moved_target, rows
 from ...core.errors import CompressionError
 from ...spaces.policies.policy import Recovery
 from ...workloads.workload import MapDataset, Workload
@@ -154,7 +156,7 @@ class _Training:
         self.autocast = recovery.mixed_precision and _has_bfloat16(self.device)
 
     @torch.no_grad()
-    def _projections(self, example: Tensor) -> nn.ModuleList:
+    def _projections(self, example: Batch) -> nn.ModuleList:
         if self.distiller.tap is None:
             return nn.ModuleList()
         with tapping(self.student, self.modules, self.distiller.tap) as own:
@@ -206,8 +208,8 @@ class _Training:
         optimizer.step()
         self._mask()
 
-    def _loss(self, inputs: Tensor, targets: Tensor, *said: Tensor) -> Tensor:
-        inputs, targets = inputs.to(self.device), targets.to(self.device)
+    def _loss(self, inputs: Batch, targets: Any, *said: Tensor) -> Tensor:
+        inputs, targets = moved(inputs, self.device), moved_target(targets, self.device)
         guidance = [view.to(self.device) for view in said] or self.teacher(inputs)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             with tapping(self.student, self.modules, self.distiller.tap) as views:
@@ -222,7 +224,7 @@ class _Training:
                 loss = loss + self.workload.loss_function(peer.float(), targets)
         return loss
 
-    def _imitation(self, views: Sequence[Tensor], guidance: Sequence[Tensor], targets: Tensor) -> Tensor:
+    def _imitation(self, views: Sequence[Tensor], guidance: Sequence[Tensor], targets: Any) -> Tensor:
         imitation = self.distiller.loss(views, guidance, self.projections)
         if not self.reads_labels:
             return imitation
@@ -234,10 +236,11 @@ class _Training:
         self.student.eval()
         losses = []
         for inputs, targets in loader(data, self.batch_size):
-            guidance = self.teacher(inputs.to(self.device))
+            inputs, targets = moved(inputs, self.device), moved_target(targets, self.device)
+            guidance = self.teacher(inputs)
             with tapping(self.student, self.modules, self.distiller.tap) as views:
-                outputs = self.student(inputs.to(self.device))
-            losses.append(float(self._imitation([outputs, *views], guidance, targets.to(self.device))) * len(inputs))
+                outputs = self.student(inputs)
+            losses.append(float(self._imitation([outputs, *views], guidance, targets)) * rows(inputs))
         return sum(losses) / len(data)
 
     @torch.no_grad()

@@ -15,10 +15,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch_pruning as tp
-from torch import Tensor, nn
+from torch import nn
 from torch_pruning import ops
 from torch_pruning.dependency import Group, constants, index_mapping, shape_infer
 from torch_pruning.dependency import graph as dependency_graph
+
+from ...core.batch import Batch
 
 SHUFFLED_DIMENSIONS = 5
 """A view of images with so many dimensions takes their channels apart, as ShuffleNet does (arXiv:1807.11164)."""
@@ -102,7 +104,7 @@ class DependencyGraph(tp.DependencyGraph):
 
 
 def traced(
-    model: nn.Module, example_input: Tensor, attentions: Mapping[str, HeadedAttention]
+    model: nn.Module, example_input: Batch, attentions: Mapping[str, HeadedAttention]
 ) -> tuple[DependencyGraph, list[Group]]:
     """The dependency graph of a model, and its groups of coupled channels.
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
+
+from ...core.batch import Batch
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 WeightedLayer = Convolution | nn.Linear
@@ -58,7 +61,7 @@ def layer_at(model: nn.Module, path: str) -> WeightedLayer:
     return module
 
 
-def find_layers(model: nn.Module, example_input: Tensor) -> list[Layer]:
+def find_layers(model: nn.Module, example_input: Batch) -> list[Layer]:
     """Layers of `model` in module order that run on `example_input` (shape [1, ...]): once, or linear ones again and again.
 
     A linear layer of a recurrent network has one weight and one input at every step, which one decision fits. What follows
@@ -78,20 +81,20 @@ def is_taken_up(layer: nn.Module, runs: int) -> bool:
     return runs == 1 or (runs > 1 and isinstance(layer, nn.Linear))
 
 
-def macs_by_module(model: nn.Module, example_input: Tensor) -> dict[str, int]:
+def macs_by_module(model: nn.Module, example_input: Batch) -> dict[str, int]:
     """Dotted module path -> multiply-adds of one sample ("" is the whole model), counted by fvcore; ends in eval mode."""
     analysis = flop_analysis(model, example_input)
     return {name: int(count) for name, count in analysis.by_module().items()}
 
 
-def flop_analysis(model: nn.Module, example_input: Tensor) -> FlopCountAnalysis:
+def flop_analysis(model: nn.Module, example_input: Batch) -> FlopCountAnalysis:
     """A quiet fvcore analysis of `model`, which is put into eval mode."""
-    analysis = FlopCountAnalysis(model.eval(), example_input)
+    analysis = FlopCountAnalysis(model.eval(), (cast("Tensor", example_input),))  # which may be a dictionary as well
     return analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
 
 
 @torch.no_grad()
-def runs_of_modules(model: nn.Module, example_input: Tensor) -> Counter[str]:
+def runs_of_modules(model: nn.Module, example_input: Batch) -> Counter[str]:
     """How often each module runs on `example_input`."""
     calls: Counter[str] = Counter()
     hooks = [
