@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import TracerWarning, _get_trace_graph
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import TensorDataset
@@ -192,8 +193,8 @@ def _reads(model: nn.Module, inputs: Batch) -> list[tuple[str, Any]]:
 def _reads_traced(model: nn.Module, inputs: Batch) -> list[tuple[str, Any]]:
     """`_reads` of the pass that an exporter traces."""
     with warnings.catch_warnings(), _Watch() as watch:
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of the very reads that are looked for
-        torch.jit._get_trace_graph(model, (inputs,))
+        warnings.simplefilter("ignore", TracerWarning)  # of the very reads that are looked for
+        _get_trace_graph(model, (inputs,))
     return watch.reads
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -15,11 +15,12 @@ from ...core.batch import Batch
 from ...spaces.models.channel_graph import ChannelGraph, Role, channels_lost, out_channels
 from ...spaces.models.dependency_graph import HeadedAttention
 from ...spaces.models.layers import WeightedLayer, layer_at
+from ...spaces.models.recurrent import RECURRENT_KINDS, RecurrentLayer, channels_of, weights_by_channel
 from ...spaces.policies.policy import Policy
 from ...spaces.policies.sparsity import Sparsity, threshold_of
 from .prune import global_masks, two_of_four_mask
 
-LAYERS_AND_NORMS = (*get_args(WeightedLayer), _BatchNorm, nn.LayerNorm, nn.GroupNorm)
+LAYERS_AND_NORMS = (*get_args(WeightedLayer), *RECURRENT_KINDS, _BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 Values = Callable[[Tensor], Tensor]
 """Parameter -> the tensor that is read or changed in its place."""
@@ -146,12 +147,23 @@ def _channels(
 def _slices(model: nn.Module, role: Role, kinds: tuple[type[nn.Module], ...]) -> Iterable[Slice]:
     """The weight of a module of one of these kinds, if the channels are along a dimension of it."""
     module = model.get_submodule(role.path) if role.dim is None else None
+    if isinstance(module, RecurrentLayer):
+        yield from _unit_slices(module, role) if isinstance(module, kinds) else ()
+        return
     weight = getattr(module, "weight", None) if isinstance(module, kinds) else None
     dim = 0 if role.makes else 1
     # What a grouped convolution reads is not numbered along its weight.
     is_along = role.own and (role.makes or getattr(module, "groups", 1) == 1)
     if isinstance(weight, Tensor) and is_along and weight.ndim > dim and weight.shape[dim] > max(role.own):
         yield Slice(weight, dim, _numbers(role.own, weight), _numbers(role.roots, weight))
+
+
+def _unit_slices(layer: RecurrentLayer, role: Role) -> Iterator[Slice]:
+    """The rows of all gates of each unit and the columns that read it, or the columns of each input."""
+    of = channels_of(layer, role.makes)
+    for weight, place in weights_by_channel(layer, role.makes):
+        own, roots = _numbers(place.numbers(role.own, of), weight), _numbers(role.roots, weight)
+        yield Slice(weight, place.dim, own, roots.repeat(place.copies))
 
 
 def _head_slices(attention: HeadedAttention) -> list[Slice]:

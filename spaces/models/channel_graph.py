@@ -21,6 +21,7 @@ from ...core.batch import Batch
 from ...core.errors import CompressionError
 from ...core.interrupts import raise_if_interrupted
 from .dependency_graph import HeadedAttention, traced
+from .recurrent import RecurrentLayer
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -237,13 +238,15 @@ def first_line(error: BaseException) -> str:
 
 
 def out_channels(module: nn.Module) -> int:
-    """Channels a convolution or linear layer makes.
+    """Channels a convolution or linear layer makes; of a recurrent layer, its units.
 
     Raises:
-        TypeError: it is neither.
+        TypeError: it is none of these.
     """
     if isinstance(module, nn.Linear):
         return module.out_features
     if isinstance(module, _ConvNd):
         return module.out_channels
+    if isinstance(module, RecurrentLayer):
+        return module.hidden_size
     raise TypeError(f"a {type(module).__name__} makes no channels")

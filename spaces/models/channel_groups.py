@@ -21,6 +21,10 @@ from ...core.errors import CompressionError
 from ...core.interrupts import raise_if_interrupted
 from .channel_graph import ChannelGraph, first_line, out_channels
 from .layers import LAYER_KINDS
+from .recurrent import RECURRENT_KINDS
+
+MAKERS = {**LAYER_KINDS, **RECURRENT_KINDS}
+"""Kinds of modules that make channels which can be removed."""
 
 CHANNEL_MULTIPLE = 8
 """Kept channels are rounded to a multiple of this: vector registers and int8 kernels work in blocks of channels."""
@@ -160,7 +164,7 @@ def _find_unsafe(halves: _Halves, groups: list[ChannelGroup], reason: str | None
 def _all_groups(graph: ChannelGraph) -> list[ChannelGroup]:
     groups = []
     for name in graph.groups:
-        makers = [graph.names[maker] for maker in graph.makers(name) if type(maker) in LAYER_KINDS]
+        makers = [graph.names[maker] for maker in graph.makers(name) if type(maker) in MAKERS]
         channels = out_channels(graph.model.get_submodule(name))
         if makers and channels > 1:
             layers = tuple(dict.fromkeys(makers))

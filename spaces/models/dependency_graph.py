@@ -21,6 +21,8 @@ from torch_pruning.dependency import Group, constants, index_mapping, shape_infe
 from torch_pruning.dependency import graph as dependency_graph
 
 from ...core.batch import Batch
+from .recurrent import is_recurrent
+from .recurrent_trace import RecurrentPruner, outputs_as_called, units_alone
 
 SHUFFLED_DIMENSIONS = 5
 """A view of images with so many dimensions takes their channels apart, as ShuffleNet does (arXiv:1807.11164)."""
@@ -119,10 +121,18 @@ def traced(
     graph = DependencyGraph()
     kinds: dict[Any, Any] = {type(attention): _AttentionPruner() for attention in attentions.values()}
     modules = [model.get_submodule(path) for path in attentions]
-    forward: Any = nn.Module.__call__  # left to call the model itself, it swallows what that raises, Ctrl-C too
-    with _traceable(model, modules), _walks_of_any_length():
+    recurrent: list[Any] = [module for module in model.modules() if is_recurrent(module)]
+    kinds |= {type(layer): RecurrentPruner() for layer in recurrent}
+    roots = [ops.TORCH_CONV, ops.TORCH_LINEAR, *{type(layer) for layer in recurrent}]
+
+    # Left to call the model itself, Torch-Pruning swallows what that raises, Ctrl-C too.
+    def forward(model: nn.Module, example_input: Any) -> Any:
+        with outputs_as_called(recurrent):
+            return model(example_input)
+
+    with _traceable(model, modules), units_alone(recurrent), _walks_of_any_length():
         graph.build_dependency(model, example_input, forward_fn=forward, customized_pruners=kinds, verbose=False)
-        return graph, list(graph.get_all_groups(root_module_types=[ops.TORCH_CONV, ops.TORCH_LINEAR]))
+        return graph, list(graph.get_all_groups(root_module_types=roots))
 
 
 @contextmanager

@@ -120,7 +120,7 @@ def _accuracy(bundle: Bundle, judge: Judge | None, reason: str | None) -> Iterat
     target, model = bundle.card.target, bundle.artifact("model")
     context = Context(judge.workload, target, get_runtime(target.runtime))
     try:
-        value = score(model, judge.workload.validation, context).value()
+        value = score(model, judge.workload.validation, context).value
     except Exception as error:  # a runtime raises anything over a model that is not what its card says
         yield Check("accuracy", recorded_text, f"cannot be scored: {describe(error)}", f"{ACCURACY_TOLERANCE}", False)
     else:

@@ -195,7 +195,7 @@ class SensitivityRecord:
     Attributes:
         choice: an int, a float or a text, as the knob offers it.
         digest: of the policy that was simulated.
-        kl: divergence from the uncompressed outputs, in nats.
+        kl: the damage, in nats where the outputs are of one classifier, else as the metric `damage` has it.
         seconds: it took; 0 where it was measured by an earlier study, whose name is `source`.
     """
 
