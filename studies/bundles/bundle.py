@@ -59,6 +59,13 @@ class Measured(_Part):
     packed_bytes: Figure | None = None
 
 
+class QualityPart(_Part):
+    """What the accuracy is; of cards of before there was another, a fraction."""
+
+    unit: Annotated[str, Field(max_length=32)] = "fraction"
+    margin: Annotated[float, Field(gt=0)] = 0.1
+
+
 class InputInfo(_Part):
     """One of the model's inputs, batch included."""
 
@@ -79,6 +86,7 @@ class Card(_Part):
     schema_: Annotated[int, Field(alias="schema")]
     trial: Annotated[int, Field(ge=0)]
     measurements: Measured
+    metric: QualityPart = QualityPart()
     target: Target
     input: InputInfo
     inputs: Annotated[list[InputInfo], Field(max_length=100)] = []

@@ -23,9 +23,8 @@ from ....core.interrupts import raise_if_interrupted
 from ....workloads.calls import names_of_outputs
 from ....workloads.workload import describe
 from ..node_names import WEIGHTED, first_run, layer_of
+from .exporter import OPSET, attention_with_plain_flags
 from .graph_edits import drop_unread
-
-OPSET = 17
 
 
 def export_float(model: nn.Module, example_input: Batch) -> ModelProto:
@@ -38,7 +37,7 @@ def export_float(model: nn.Module, example_input: Batch) -> ModelProto:
     """
     buffer = io.BytesIO()
     inputs, outputs = by_name(example_input, INPUT), names_of_outputs(model)
-    with warnings.catch_warnings(), _full_paths(model):
+    with warnings.catch_warnings(), _full_paths(model), attention_with_plain_flags():
         # The exporter announces its own deprecation and constant folding it skips; neither concerns the user.
         warnings.simplefilter("ignore")
         try:
