@@ -14,7 +14,7 @@ from torch import nn
 from ....core.batch import Batch
 from ....core.errors import LoweringError
 from .float_graph import export_float
-from .graph_edits import set_nodes
+from .graph_nodes import set_nodes
 
 
 @dataclass(frozen=True)
