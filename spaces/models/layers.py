@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...core.batch import Batch
 from .recurrent import RECURRENT_KINDS, RecurrentLayer, is_single_layer, matrix_shape
 from .recurrent_macs import RECURRENT_OPERATIONS, macs_of_recurrence
+from .unread import unread_layers
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 WeightedLayer = Convolution | nn.Linear
@@ -69,7 +70,8 @@ def layer_at(model: nn.Module, path: str) -> WeightedLayer:
 
 
 def find_layers(model: nn.Module, example_input: Batch) -> list[Layer]:
-    """Layers of `model` in module order that run on `example_input` (shape [1, ...]): once, or linear ones again and again.
+    """Layers of `model` in module order that run on `example_input` (shape [1, ...]): once, or linear ones again and again; those that
+    no output depends on are left out.
 
     A linear layer of a recurrent network has one weight and one input at every step, which one decision fits. What follows
     a convolution that runs twice cannot be folded into it for both runs. The model ends in eval mode.
@@ -81,11 +83,13 @@ def find_every_layer(model: nn.Module, example_input: Batch) -> list[Layer]:
     """As `find_layers`, with the recurrent layers that have one pair of matrices for each direction."""
     macs = macs_by_module(model, example_input)
     runs = runs_of_modules(model, example_input)
-    return [
-        _describe(name, module, macs[name])
+    layers = {
+        name: module
         for name, module in model.named_modules()
         if (type(module) in LAYER_KINDS or is_single_layer(module)) and is_taken_up(module, runs[name])
-    ]
+    }
+    unread = unread_layers(model, example_input, [*layers])
+    return [_describe(name, module, macs[name]) for name, module in layers.items() if name not in unread]
 
 
 def is_taken_up(layer: nn.Module, runs: int) -> bool:
