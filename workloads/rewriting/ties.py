@@ -53,7 +53,7 @@ def tied_layers(model: nn.Module) -> Iterator[list[str]]:
 def share(model: nn.Module, paths: list[str]) -> None:
     """Have the layers at `paths`, which have one weight, be one layer that runs for each, in place."""
     layers = [model.get_submodule(path) for path in paths]
-    biases = [layer.bias for layer in layers]
+    biases = [layer._parameters["bias"] for layer in layers]
     if all(bias is biases[0] for bias in biases):
         for path in paths[1:]:
             model.set_submodule(path, layers[0])

@@ -55,12 +55,12 @@ def norms_spelt_out(model: nn.Module, example_input: Any, layers: Set[str]) -> I
     fold: into a layer that runs more than once it would fold what follows each run."""
     norms = _norms_after(model, example_input, layers)
     for norm in norms:
-        norm.forward = _scale_and_shift_of(norm)
+        vars(norm)["forward"] = _scale_and_shift_of(norm)
     try:
         yield
     finally:
         for norm in norms:
-            del norm.forward
+            del vars(norm)["forward"]
 
 
 @torch.no_grad()
@@ -69,13 +69,14 @@ def _norms_after(model: nn.Module, example_input: Any, layers: Set[str]) -> list
     made: list[Tensor] = []  # kept: the address of a freed tensor is soon that of another
     found: dict[_BatchNorm, None] = {}
 
+    def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        made.append(output)
+
     def note(norm: Any, inputs: tuple[Any, ...]) -> None:
         if any(inputs[0] is tensor for tensor in made):
             found[norm] = None
 
-    hooks = [
-        model.get_submodule(name).register_forward_hook(lambda _, args, output: made.append(output)) for name in layers
-    ]
+    hooks = [model.get_submodule(name).register_forward_hook(keep) for name in layers]
     hooks += [
         m.register_forward_pre_hook(note)
         for m in model.modules()
