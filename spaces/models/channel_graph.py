@@ -122,16 +122,18 @@ class ChannelGraph:
         return next((self.names[m] for m in modules if isinstance(m, nn.Module) and is_parametrized(m)), None)
 
     def partitions(self, name: str) -> int:
-        """Into how many equal parts grouped convolutions and group norms divide the channels; each loses as many."""
-        parts = 1
-        for dep, _ in self.groups[name]:
-            module = dep.target.module
-            if isinstance(module, nn.GroupNorm):
-                parts = math.lcm(parts, module.num_groups)
-            # A depthwise convolution has as many groups as channels, and loses as many of both.
-            elif isinstance(module, CONVOLUTIONS) and module.groups != module.out_channels:
-                parts = math.lcm(parts, module.groups)
-        return parts
+        """Into how many equal parts the channels are divided so that each part loses as many, at the same places.
+
+        Every group of a grouped convolution or a group norm is then some whole parts, also where it reads or makes a part of what is
+        concatenated.
+        """
+        channels = out_channels(self.model.get_submodule(name))
+        size = channels
+        for dep, own, roots in self._items(name):
+            if block := _block(dep.target.module, self._graph.is_out_channel_pruning_fn(dep.handler)):
+                begins = (root for number, root in zip(own, roots, strict=True) if number % block == 0)
+                size = math.gcd(size, block, *begins)
+        return channels // size
 
     def any_channels(self, name: str, kept: int) -> list[int]:
         """Channels, or heads, of a group to remove so that `kept` are left: the first ones, of every partition as many."""
@@ -193,6 +195,16 @@ class ChannelGraph:
             return
         owner, _, name = self._graph._param_to_name[dep.target.module].rpartition(".")
         setattr(self.model.get_submodule(owner), name, dep(channels))
+
+
+def _block(module: Any, makes: bool) -> int | None:
+    """How many channels that a module makes or reads are a group of it, of which each must lose as many; None where it has none."""
+    if isinstance(module, nn.GroupNorm):
+        return module.num_channels // module.num_groups
+    # A depthwise convolution has as many groups as channels, and loses as many of both.
+    if isinstance(module, CONVOLUTIONS) and 1 < module.groups != module.out_channels:
+        return (module.out_channels if makes else module.in_channels) // module.groups
+    return None
 
 
 class _Attributes:

@@ -75,6 +75,13 @@ def find_layers(model: nn.Module, example_input: Tensor) -> list[Layer]:
     ]
 
 
+def every_layer(model: nn.Module, example_input: Tensor) -> list[Layer]:
+    """All convolutions and linear layers in module order, also those that no policy may touch; `find_layers` otherwise."""
+    macs = macs_by_module(model, example_input)
+    layers = ((name, m) for name, m in model.named_modules() if isinstance(m, WeightedLayer) and type(m) in LAYER_KINDS)
+    return [_describe(name, module, macs[name]) for name, module in layers]
+
+
 def is_taken_up(layer: nn.Module, runs: int) -> bool:
     """Whether a policy may touch a layer that runs so often in a pass."""
     return runs == 1 or (runs > 1 and isinstance(layer, nn.Linear))
