@@ -75,6 +75,10 @@ class Quality:
         return f"{self.metric} ({self.unit}, {'higher' if self.higher_is_better else 'lower'} is better)"
 
 
+FRACTION = Quality()
+"""The quality of studies of before there was another."""
+
+
 class Metrics(Registry[Metric]):
     """Every metric by name, in the order of reports: slimfront's own, those a program registers, and those of installed packages.
 

@@ -53,14 +53,20 @@ def main() -> None:
             failed += 1
             wrong[f"{type(error).__name__}: {error}"[:100]] += 1
             if failed <= options.show:
-                detail = f"seed {seed}: {error}" if isinstance(error, Wrong) else f"seed {seed}: {traceback.format_exc()[-900:]}"
+                detail = (
+                    f"seed {seed}: {error}"
+                    if isinstance(error, Wrong)
+                    else f"seed {seed}: {traceback.format_exc()[-900:]}"
+                )
                 print(detail, file=sys.stderr, flush=True)
             continue
         groups, lost = groups + found.groups, lost + found.lost
         refused.update(found.refused)
         not_lowered.update([found.not_lowered] if found.not_lowered else [])
-    print(f"{models:,} models in {time.monotonic() - begun:.0f} s: {groups:,} groups proven, of which {lost:,} lost channels; "
-          f"{refused.total():,} refused; {not_lowered.total():,} models not lowered; {failed:,} wrong")
+    print(
+        f"{models:,} models in {time.monotonic() - begun:.0f} s: {groups:,} groups proven, of which {lost:,} lost channels; "
+        f"{refused.total():,} refused; {not_lowered.total():,} models not lowered; {failed:,} wrong"
+    )
     for title, counts in (("refused", refused), ("not lowered", not_lowered), ("WRONG", wrong)):
         for reason, count in counts.most_common(25):
             print(f"{title} {count:6,}  {reason}")

@@ -82,9 +82,7 @@ def convolution(draw: Draw, shape: Shape, outputs: int | None = None) -> Made:
     padding = dilation * (kernel // 2)
     mode = "reflect" if padding < min(positions) and draw.often(0.15) else "zeros"
     rank = len(positions)
-    made = CONVOLUTIONS[rank](
-        channels, outputs, kernel, stride, padding, dilation, groups, draw.often(0.7), mode
-    )
+    made = CONVOLUTIONS[rank](channels, outputs, kernel, stride, padding, dilation, groups, draw.often(0.7), mode)
     return made, (outputs, *((size - 1) // stride + 1 for size in positions))
 
 
@@ -244,7 +242,10 @@ def recurrent(draw: Draw, shape: Shape) -> Made:
     if draw.often(0.3):
         return Unrolled(shape[-1], hidden), (shape[0], hidden)
     both, layers, kind = draw.often(0.3), draw.of(1, 1, 2), draw.of(nn.GRU, nn.LSTM, nn.RNN)
-    return Recurrent(kind(shape[-1], hidden, layers, batch_first=True, bidirectional=both)), (shape[0], hidden * (1 + both))
+    return Recurrent(kind(shape[-1], hidden, layers, batch_first=True, bidirectional=both)), (
+        shape[0],
+        hidden * (1 + both),
+    )
 
 
 def mixed(draw: Draw, shape: Shape) -> Made:

@@ -11,7 +11,6 @@ import random
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +23,7 @@ from slimfront.compression.packing.packed_file import counted_bytes, packed_byte
 from slimfront.compression.pruning.proof import proven_groups
 from slimfront.compression.pruning.prune import kept_channels, pruned_copy
 from slimfront.compression.quantization.candidates import make_candidate
-from slimfront.core.errors import EvaluationError, LoweringError, TrialError, WorkloadError
+from slimfront.core.errors import EvaluationError, TrialError
 from slimfront.evaluators.agreement import Agreement
 from slimfront.evaluators.counts import counts_of
 from slimfront.hardware_profiles.cards.target import load_target
@@ -73,7 +72,9 @@ class Wrong(AssertionError):
     """A property does not hold."""
 
 
-def judge(model: nn.Module, inputs: Tensor, chance: random.Random, quantizes: bool, runtime: str = "onnxruntime") -> Found:
+def judge(
+    model: nn.Module, inputs: Tensor, chance: random.Random, quantizes: bool, runtime: str = "onnxruntime"
+) -> Found:
     """Hold a network against all properties, for one policy at random.
 
     Args:
@@ -190,7 +191,9 @@ def _hold_counts(workload: Workload, space: Space, policy: Policy, groups: list[
     kept = Policy(channels=policy.channels, layers=policy.layers)
     built = pruned_copy(workload.model, example, kept, groups)
     counted = counts_of(built, macs_by_module(built, example), kept)
-    _require(counted["parameters"] == sum(p.numel() for p in built.parameters()), "counted parameters are not the built ones")
+    _require(
+        counted["parameters"] == sum(p.numel() for p in built.parameters()), "counted parameters are not the built ones"
+    )
     cost = AnalyticCost(space, every_layer(workload.model, example), workload.model, example)
     predicted = cost(np.array([encode(space_dimensions(space), space.parameters(policy))]))[0]
     exact = ("bops", "parameters") if _has_thin_parameters(built) else ("bops",)
@@ -209,7 +212,9 @@ def _has_thin_parameters(model: nn.Module) -> bool:
 def _hold_against_artifact(model: nn.Module, policy: Policy, data: TensorDataset, runtime: str) -> str | None:
     """Why the model cannot be lowered; None where it was and computes the same."""
     inputs = data.tensors[0]
-    at = SimpleNamespace(runtime=get_runtime(runtime), target=load_target(f"cpu-{runtime}").model_copy(update={"batch": len(inputs)}))
+    at = SimpleNamespace(
+        runtime=get_runtime(runtime), target=load_target(f"cpu-{runtime}").model_copy(update={"batch": len(inputs)})
+    )
     try:
         candidate = make_candidate(model, inputs[:1], policy, data) if policy.layers else Candidate(policy, model)
         with tempfile.TemporaryDirectory() as folder:

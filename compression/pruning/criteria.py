@@ -26,7 +26,7 @@ from torch_pruning.dependency import Group
 
 from ...core.errors import CompressionError
 from ...core.registry import Registry
-from ...spaces.models.dependency_graph import HeadedAttention
+from ...spaces.models.attention.heads import HeadWeights
 from .unit_importance import Values, recurrent_scores
 
 ImportanceClass = Callable[..., Callable[[Group], Tensor | None]]
@@ -67,7 +67,7 @@ class Criterion(Protocol):
         """Scores of single weights, shape of `weight`."""
         ...
 
-    def heads(self, attention: HeadedAttention, name: str, scoring: Scoring) -> Tensor:
+    def heads(self, attention: HeadWeights, name: str, scoring: Scoring) -> Tensor:
         """Scores of an attention's heads, shape [heads]."""
         ...
 
@@ -80,10 +80,12 @@ class _ByWeight:
     def weights(self, weight: Tensor, name: str, scoring: Scoring) -> Tensor:
         return weight.detach().abs()
 
-    def heads(self, attention: HeadedAttention, name: str, scoring: Scoring) -> Tensor:
-        made = self.weights(attention.in_proj.weight, name, scoring).view(3, attention.num_heads, -1).sum((0, 2))
-        read = self.weights(attention.out_proj.weight, name, scoring)
-        return made + read.view(read.shape[0], attention.num_heads, -1).sum((0, 2))
+    def heads(self, attention: HeadWeights, name: str, scoring: Scoring) -> Tensor:
+        scores = torch.zeros(attention.num_heads, device=attention.slices[0].weight.device)
+        for part in attention.slices:
+            rows = self.weights(part.weight, name, scoring).index_select(part.dim, part.own).movedim(part.dim, 0)
+            scores.index_add_(0, part.roots, rows.flatten(1).sum(1))
+        return scores
 
 
 @dataclass(frozen=True)

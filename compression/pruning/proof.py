@@ -18,8 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from ...core.interrupts import raise_if_interrupted
-from ...spaces.models.channel_graph import ChannelGraph, Role, channels_lost, first_line
+from ...spaces.models.attention.heads import Role
+from ...spaces.models.channel_graph import ChannelGraph, channels_lost
 from ...spaces.models.channel_groups import ChannelGroup, find_channel_groups
+from ...spaces.models.failures import first_line
 from ...spaces.models.recurrent import is_recurrent
 from ...workloads.contract import few_inputs
 from ...workloads.workload import Workload
@@ -50,15 +52,13 @@ def prove_groups(
 
     All groups lose half of their channels, chosen at random, in one copy. In the whole model the lost channels are replaced
     by duplicates of kept ones, so that means and variances over channels, as of a layer norm, are the same in both. Every
-    layer of the pruned copy continues with the inputs that it should have read, so that one pass judges all groups. Heads
-    are left to the attention that loses them.
+    layer of the pruned copy continues with the inputs that it should have read, so that one pass judges all groups.
 
     Args:
         model: in eval mode; left as it is.
         inputs: a few samples, shape [n, ...].
     """
-    own = [group for group in groups if group.unit == "channel"]
-    reasons = _refuted(model, inputs, own)
+    reasons = _refuted(model, inputs, groups)
     return [group for group in groups if group.name not in reasons], reasons
 
 

@@ -22,6 +22,7 @@ class RuntimeEntry:
         install: what to install for it.
         weight_bits, activation_bits: what it can be given; a card that offers more is refused.
         dynamic: whether it takes 8-bit activations that are quantized dynamically.
+        dynamic_lstm: whether it has an LSTM on 8-bit integers whose ranges are computed at run time.
         weight_groups: whether it takes weights whose inputs have scales by groups.
         symmetric: whether it takes activation grids with zero in their middle only.
         gpu: whether it computes on an NVIDIA GPU: its memory is not the host's, and one batch runs there at once.
@@ -45,6 +46,7 @@ class RuntimeEntry:
     weight_bits: tuple[int, ...] = WEIGHT_BITS
     activation_bits: tuple[int, ...] = ACTIVATION_BITS
     dynamic: bool = False
+    dynamic_lstm: bool = False
     weight_groups: bool = False
     symmetric: bool = False
     gpu: bool = False
@@ -80,6 +82,7 @@ _BUILT_IN = {
         "OnnxRuntime",
         "slimfront[onnxruntime]",
         dynamic=True,
+        dynamic_lstm=True,
         weight_groups=True,
         saturates=True,
         plainly=_TUNED.format(
