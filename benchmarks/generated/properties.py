@@ -34,7 +34,7 @@ from slimfront.search.sampler.surrogate.analytic_cost import COUNTED, AnalyticCo
 from slimfront.spaces.choices import SpaceChoices
 from slimfront.spaces.models.blocks import examine_blocks
 from slimfront.spaces.models.channel_groups import ChannelGroup
-from slimfront.spaces.models.layers import LAYER_KINDS, every_layer, find_layers, macs_by_module
+from slimfront.spaces.models.layers import LAYER_KINDS, all_layers, find_layers, macs_by_module
 from slimfront.spaces.policies.candidate import Candidate
 from slimfront.spaces.policies.policy import Policy
 from slimfront.spaces.policies.resolved import effective_policy
@@ -194,19 +194,26 @@ def _hold_counts(workload: Workload, space: Space, policy: Policy, groups: list[
     _require(
         counted["parameters"] == sum(p.numel() for p in built.parameters()), "counted parameters are not the built ones"
     )
-    cost = AnalyticCost(space, every_layer(workload.model, example), workload.model, example)
+    cost = AnalyticCost(space, all_layers(workload.model, example), workload.model, example)
     predicted = cost(np.array([encode(space_dimensions(space), space.parameters(policy))]))[0]
-    exact = ("bops", "parameters") if _has_thin_parameters(built) else ("bops",)
+    exact = _counted_exactly(workload.model, groups)
     for name, value in zip(COUNTED, predicted, strict=False):
         if name in exact and not np.isclose(value, counted[name], rtol=1e-6):
             raise Wrong(f"{name}: {value:.0f} is counted of the space, {counted[name]:.0f} of the built model")
 
 
-def _has_thin_parameters(model: nn.Module) -> bool:
-    """Whether all parameters but the weights of layers have channels along one dimension, where parameters are counted exactly."""
+def _counted_exactly(model: nn.Module, groups: list[ChannelGroup]) -> tuple[str, ...]:
+    """What a space's points are counted exactly of: nothing where a layer makes some of a group's channels, as of what is concatenated,
+    and no parameters where any but the weights of layers have channels along two dimensions."""
+    makers = (
+        (group, model.get_submodule(name)) for group in groups if group.unit == "channel" for name in group.layers
+    )
+    if any(len(maker.weight) != group.channels for group, maker in makers if type(maker) in LAYER_KINDS):  # pyright: ignore
+        return ()
     weights = {f"{name}.weight" for name, module in model.named_modules() if type(module) in LAYER_KINDS}
     others = (tensor for name, tensor in model.named_parameters() if name not in weights)
-    return all(sum(size > 1 for size in tensor.shape) <= 1 for tensor in others)
+    is_thin = all(sum(size > 1 for size in tensor.shape) <= 1 for tensor in others)
+    return ("bops", "parameters") if is_thin else ("bops",)
 
 
 def _hold_against_artifact(model: nn.Module, policy: Policy, data: TensorDataset, runtime: str) -> str | None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...core.metrics import FRACTION, Quality, is_quality
 from ...spaces.knobs.registry import KNOB_KINDS
-from ...spaces.models.layers import every_layer
+from ...spaces.models.layers import all_layers
 from ...spaces.policies.policy import Choice, Policy
 from ...spaces.space import Space
 from ...studies.analysis.front import Objective, reference_point
@@ -26,7 +26,7 @@ KnownDamage = Mapping[str, Mapping[Choice, float]]
 def cost_of(prepared: PreparedStudy) -> AnalyticCost:
     """What is counted of the points of a prepared study's space."""
     model, example = prepared.context.workload.model, prepared.context.workload.example_input
-    return AnalyticCost(prepared.space, every_layer(model, example), model, example)
+    return AnalyticCost(prepared.space, all_layers(model, example), model, example)
 
 
 def space_dimensions(space: Space, known: KnownDamage | None = None) -> list[SearchDimension]:

@@ -77,20 +77,20 @@ def find_layers(model: nn.Module, example_input: Tensor) -> list[Layer]:
 
 def find_every_layer(model: nn.Module, example_input: Tensor) -> list[Layer]:
     """As `find_layers`, with the recurrent layers that have one pair of matrices for each direction."""
-    macs = macs_by_module(model, example_input)
     runs = runs_of_modules(model, example_input)
+    every = all_layers(model, example_input)
+    return [layer for layer in every if is_taken_up(model.get_submodule(layer.name), runs[layer.name])]
+
+
+def all_layers(model: nn.Module, example_input: Tensor) -> list[Layer]:
+    """All layers in module order, also those that no policy may touch; `find_layers` otherwise."""
+    macs = macs_by_module(model, example_input)
     return [
         _describe(name, module, macs[name])
         for name, module in model.named_modules()
-        if (type(module) in LAYER_KINDS or is_single_layer(module)) and is_taken_up(module, runs[name])
+        if isinstance(module, WeightedLayer | RecurrentLayer)
+        and (type(module) in LAYER_KINDS or is_single_layer(module))
     ]
-
-
-def every_layer(model: nn.Module, example_input: Tensor) -> list[Layer]:
-    """All convolutions and linear layers in module order, also those that no policy may touch; `find_layers` otherwise."""
-    macs = macs_by_module(model, example_input)
-    layers = ((name, m) for name, m in model.named_modules() if isinstance(m, WeightedLayer) and type(m) in LAYER_KINDS)
-    return [_describe(name, module, macs[name]) for name, module in layers]
 
 
 def is_taken_up(layer: nn.Module, runs: int) -> bool:
