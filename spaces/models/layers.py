@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .recurrent import RECURRENT_KINDS, RecurrentLayer, is_single_layer, matrix_shape
 from .recurrent_macs import RECURRENT_OPERATIONS, macs_of_recurrence
+from .unread import unread_layers
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 WeightedLayer = Convolution | nn.Linear
@@ -67,7 +68,8 @@ def layer_at(model: nn.Module, path: str) -> WeightedLayer:
 
 
 def find_layers(model: nn.Module, example_input: Tensor) -> list[Layer]:
-    """Layers of `model` in module order that run on `example_input` (shape [1, ...]): once, or linear ones again and again.
+    """Layers of `model` in module order that run on `example_input` (shape [1, ...]): once, or linear ones again and again; those that
+    no output depends on are left out.
 
     A linear layer of a recurrent network has one weight and one input at every step, which one decision fits. What follows
     a convolution that runs twice cannot be folded into it for both runs. The model ends in eval mode.
@@ -79,17 +81,18 @@ def find_every_layer(model: nn.Module, example_input: Tensor) -> list[Layer]:
     """As `find_layers`, with the recurrent layers that have one pair of matrices for each direction."""
     runs = runs_of_modules(model, example_input)
     every = all_layers(model, example_input)
-    return [layer for layer in every if is_taken_up(model.get_submodule(layer.name), runs[layer.name])]
+    taken = [layer for layer in every if is_taken_up(model.get_submodule(layer.name), runs[layer.name])]
+    unread = unread_layers(model, example_input, [layer.name for layer in taken])
+    return [layer for layer in taken if layer.name not in unread]
 
 
 def all_layers(model: nn.Module, example_input: Tensor) -> list[Layer]:
-    """All layers in module order, also those that no policy may touch; `find_layers` otherwise."""
+    """All layers in module order, also those that no policy may touch; `find_every_layer` otherwise."""
     macs = macs_by_module(model, example_input)
     return [
         _describe(name, module, macs[name])
         for name, module in model.named_modules()
-        if isinstance(module, WeightedLayer | RecurrentLayer)
-        and (type(module) in LAYER_KINDS or is_single_layer(module))
+        if type(module) in LAYER_KINDS or is_single_layer(module)
     ]
 
 
