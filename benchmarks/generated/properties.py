@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 from parts import NormOfChannels, RootMeanSquare
+from slimfront.compression.batches import arrays_of, outputs_of
 from slimfront.compression.packing.packed_file import counted_bytes, packed_bytes, save_packed
 from slimfront.compression.pruning.proof import proven_groups
 from slimfront.compression.pruning.prune import kept_channels, pruned_copy
 from slimfront.compression.quantization.candidates import make_candidate
+from slimfront.core.batch import tensors_of
 from slimfront.core.errors import EvaluationError, TrialError
 from slimfront.evaluators.agreement import Agreement
 from slimfront.evaluators.counts import counts_of
@@ -227,16 +229,16 @@ def _hold_against_artifact(model: nn.Module, policy: Policy, data: TensorDataset
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"model{at.runtime.suffix}"
             artifact = at.runtime.lower(candidate, inputs[:1], at.target, path)
-            outputs = np.array(at.runtime.load(artifact.path, at.target).run(inputs.numpy()))
+            outputs = outputs_of(at.runtime.load(artifact.path, at.target).run(arrays_of(inputs)))
             packed = packed_bytes(save_packed(candidate, Path(folder) / "packed"))
     except TrialError as error:
         return _kind(str(error))
     _require(packed == counted_bytes(candidate), f"{counted_bytes(candidate)} bytes are counted, {packed} are packed")
     if not policy.layers:
         with torch.no_grad():
-            _same(model(inputs), torch.from_numpy(outputs), "the artifact is not the torch model")
+            _same(model(inputs), tensors_of(outputs)[0], "the artifact is not the torch model")
     agreement = Agreement.of(candidate, at)  # pyright: ignore[reportArgumentType]  # a context has more
-    agreement.watch(inputs.numpy(), outputs)
+    agreement.watch(inputs, outputs)
     try:
         agreement.require()
     except EvaluationError as error:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...core.batch import Batch, largest_difference, taken
 from ...core.interrupts import raise_if_interrupted
 from ...spaces.models.attention.heads import Role
 from ...spaces.models.channel_graph import ChannelGraph, channels_lost
@@ -46,13 +47,14 @@ def proven_groups(workload: Workload) -> tuple[list[ChannelGroup], dict[str, str
 
 
 def prove_groups(
-    model: nn.Module, inputs: Tensor, groups: Sequence[ChannelGroup]
+    model: nn.Module, inputs: Batch, groups: Sequence[ChannelGroup]
 ) -> tuple[list[ChannelGroup], dict[str, str]]:
     """The groups of which removing channels equals masking them, and {name: why not} of the others.
 
-    All groups lose half of their channels, chosen at random, in one copy; then every other group, others, and the rest. In the whole model the lost channels are replaced
-    by duplicates of kept ones, so that means and variances over channels, as of a layer norm, are the same in both. Every
-    layer of the pruned copy continues with the inputs that it should have read, so that one pass judges all groups.
+    All groups lose half of their channels, chosen at random, in one copy; then every other group, other channels, and the rest. In
+    the whole model the lost channels are replaced by duplicates of kept ones, so that means and variances over channels, as of a
+    layer norm, are the same in both. Every layer of the pruned copy continues with the inputs that it should have read, so that one
+    pass judges all groups.
 
     Args:
         model: in eval mode; left as it is.
@@ -60,7 +62,7 @@ def prove_groups(
     """
     if not groups:
         return [], {}
-    prover = _Prover(model, ChannelGraph(copy.deepcopy(model), inputs[:1]), inputs)
+    prover = _Prover(model, ChannelGraph(copy.deepcopy(model), taken(inputs, slice(1))), inputs)
     reasons = prover.refuted(groups)
     # Two groups that fail only apart, as where one layer divides the channels of both, pass together.
     for seed, part in ((1, groups[::2]), (2, groups[1::2])):
@@ -79,7 +81,7 @@ class _Prover:
 
     model: nn.Module
     graph: ChannelGraph
-    inputs: Tensor
+    inputs: Batch
 
     def refuted(self, groups: Sequence[ChannelGroup], seed: int = 0) -> dict[str, str]:
         """{group: reason} of those that fail; where the pruned model does not run at all, by bisection.
@@ -123,7 +125,7 @@ class _Prover:
         with graph.without(lost) as pruned, _corrected(pruned, plan, read) as failed:
             found = pruned(self.inputs)
         reasons = {name: MISPLACED.format(reader=reader) for name, reader in failed.items()}
-        return reasons, _is_same(expected, found)
+        return reasons, largest_difference(expected, found) <= TOLERANCE
 
 
 @dataclass(frozen=True)
