@@ -88,7 +88,7 @@ def find_every_layer(model: nn.Module, example_input: Batch) -> list[Layer]:
     return [layer for layer in taken if layer.name not in unread]
 
 
-def all_layers(model: nn.Module, example_input: Tensor) -> list[Layer]:
+def all_layers(model: nn.Module, example_input: Batch) -> list[Layer]:
     """All layers in module order, also those that no policy may touch; `find_every_layer` otherwise."""
     macs = macs_by_module(model, example_input)
     return [
