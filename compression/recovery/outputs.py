@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from ...workloads.metrics import named
+from ...workloads.metrics import NamedMetric, named
 from ...workloads.output_kind import LOGITS, OutputKind
 from ...workloads.workload import Workload
 from ..batches import CALIBRATION_BATCH, input_batches
@@ -107,19 +107,13 @@ def _found(workload: Workload) -> OutputKinds:
     entry, said = named(workload.metric), workload.output_kinds
     if workload.loss is None and not said and (entry is None or entry.reads in ("classes", "positions")):
         return ONE_CLASSIFIER
-    looks = _looks(workload)
-    target = workload.train[0][1]
-    kinds = {}
-    for index, (name, look) in enumerate(looks.items()):
-        if name in said:
-            kinds[name] = look.completed(said[name])
-        elif len(looks) > 1:
-            kinds[name] = look.kind_among_several(_target_of(target, name, index, len(looks)))
-        elif entry is not None and entry.reads != "scores":
-            kinds[name] = look.kind(None if entry.class_axis is None else entry.class_axis % look.ndim)
-        else:
-            kinds[name] = look.kind(look.class_axis(torch.as_tensor(target)))
-    return OutputKinds(kinds)
+    looks, target = _looks(workload), workload.train[0][1]
+    if len(looks) > 1:
+        targets = {name: _target_of(target, name, index, len(looks)) for index, name in enumerate(looks)}
+        found = {name: look.kind_among_several(targets[name]) for name, look in looks.items()}
+    else:
+        found = {name: look.only_kind(entry, target) for name, look in looks.items()}
+    return OutputKinds({n: looks[n].completed(said[n]) if n in said else kind for n, kind in found.items()})
 
 
 def _target_of(target: object, name: str, index: int, count: int) -> Tensor | None:
@@ -155,6 +149,12 @@ class _Look:
             return OutputKind(None, variance=self._variance())
         return OutputKind(axis, self._sums_to_one[axis])
 
+    def only_kind(self, entry: NamedMetric | None, target: object) -> OutputKind:
+        """The kind of a model's only output, by the metric's entry where it has one that says so."""
+        if entry is None or entry.reads == "scores":
+            return self.kind(self.class_axis(torch.as_tensor(target)))
+        return self.kind(None if entry.class_axis is None else entry.class_axis % self.ndim)
+
     def kind_among_several(self, target: Tensor | None) -> OutputKind:
         """The kind of one of several outputs, for which there need be no target: what sums to one is probabilities."""
         axis = None if target is None else self.class_axis(target)
@@ -171,10 +171,10 @@ class _Look:
         """The axis that a sample's target lacks; None where that is no axis of at least two classes."""
         shape = self.shape
         if target.is_floating_point():
-            like = len(shape) >= 2 and target.shape == shape[1:] and shape[1] > 1
+            like = target.ndim > 0 and target.shape == shape[1:] and shape[1] > 1
             return 1 if like and _are_probabilities(target, 0) else None
-        lacking = (axis for axis in range(1, self.ndim) if target.shape == shape[1:axis] + shape[axis + 1 :])
-        return next((axis for axis in lacking if shape[axis] > 1 and target.dtype != torch.bool), None)
+        axes = (axis for axis in range(1, self.ndim) if shape[axis] > 1 and target.dtype != torch.bool)
+        return next((axis for axis in axes if target.shape == shape[1:axis] + shape[axis + 1 :]), None)
 
     def _variance(self) -> Tensor | None:
         """Of each channel, axis 1, over the rest; None where nothing varies."""
