@@ -10,13 +10,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from ...core.batch import Batch, by_name, device_of, mapped, moved
 from ...workloads.metrics import NamedMetric, named
 from ...workloads.output_kind import LOGITS, OutputKind
 from ...workloads.workload import Workload
 from ..batches import CALIBRATION_BATCH, input_batches
-
-Outputs = Tensor | Mapping[str, Tensor]
-"""What a model returns of a batch: a tensor [batch, ...], or one for each name."""
 
 BATCHES = 10
 """How many calibration batches the outputs are judged from."""
@@ -49,38 +47,26 @@ class OutputKinds:
         """The kinds in a few words."""
         return ", ".join(f"{name}: {kind.words}" if name else kind.words for name, kind in self.by_name.items())
 
-    def damage(self, found: Outputs, expected: Outputs) -> Tensor:
+    def damage(self, found: Batch, expected: Batch) -> Tensor:
         """How far outputs of a batch are from the `expected` ones, sample by sample, shape [batch]; `OutputKind.damage` of each."""
         return self.total(OutputKind.damage, found, expected)
 
-    def total(
-        self, of_one: Callable[[OutputKind, Tensor, Tensor], Tensor], found: Outputs, expected: Outputs
-    ) -> Tensor:
+    def total(self, of_one: Callable[[OutputKind, Tensor, Tensor], Tensor], found: Batch, expected: Batch) -> Tensor:
         """The weighted mean of a function of each output's kind, that output, and the expected one."""
-        had, wanted = leaves(found), leaves(expected)
+        had, wanted = by_name(found, ONLY), by_name(expected, ONLY)
         weights = sum(kind.weight for kind in self.by_name.values())
         parts = [kind.weight / weights * of_one(kind, had[name], wanted[name]) for name, kind in self.by_name.items()]
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
-    def mean(self, outputs: Sequence[Outputs]) -> Outputs:
+    def mean(self, outputs: Sequence[Batch]) -> Batch:
         """The mean of models' outputs, as `OutputKind.mean` has it."""
         if isinstance(outputs[0], Tensor):
-            return self.by_name[ONLY].mean([leaves(each)[ONLY] for each in outputs])
-        return {name: kind.mean([leaves(each)[name] for each in outputs]) for name, kind in self.by_name.items()}
+            return self.by_name[ONLY].mean([by_name(each, ONLY)[ONLY] for each in outputs])
+        return {name: kind.mean([by_name(each, ONLY)[name] for each in outputs]) for name, kind in self.by_name.items()}
 
 
 ONE_CLASSIFIER = OutputKinds({ONLY: LOGITS})
 """Logits [batch, classes, ...], the output that cross-entropy reads."""
-
-
-def leaves(outputs: Outputs) -> Mapping[str, Tensor]:
-    """The outputs by name."""
-    return {ONLY: outputs} if isinstance(outputs, Tensor) else outputs
-
-
-def each(function: Callable[[Tensor], Tensor], outputs: Outputs) -> Outputs:
-    """A function of every output."""
-    return function(outputs) if isinstance(outputs, Tensor) else {name: function(o) for name, o in outputs.items()}
 
 
 _FOUND: WeakKeyDictionary[nn.Module, dict[tuple[int, int], OutputKinds]] = WeakKeyDictionary()
@@ -105,7 +91,7 @@ def output_kinds(workload: Workload) -> OutputKinds:
 
 def _found(workload: Workload) -> OutputKinds:
     entry, said = named(workload.metric), workload.output_kinds
-    if workload.loss is None and not said and (entry is None or entry.reads in ("classes", "positions")):
+    if workload.loss is None and not said and (entry is None or entry.is_read_by_cross_entropy):
         return ONE_CLASSIFIER
     looks, target = _looks(workload), workload.train[0][1]
     if len(looks) > 1:
@@ -190,15 +176,15 @@ def _looks(workload: Workload) -> dict[str, _Look]:
     """A look at each of the model's outputs on the first calibration batches."""
     looks: dict[str, _Look] = {}
     for outputs in _calibrated(workload):
-        for name, output in leaves(outputs).items():
+        for name, output in by_name(outputs, ONLY).items():
             looks.setdefault(name, _Look(output)).add(output)
     return looks
 
 
-def _calibrated(workload: Workload) -> Iterator[Outputs]:
-    device = workload.example_input.device
+def _calibrated(workload: Workload) -> Iterator[Batch]:
+    device = device_of(workload.example_input)
     for batch in islice(input_batches(workload.calibration, CALIBRATION_BATCH), BATCHES):
-        yield each(lambda output: output.float().cpu(), workload.model.eval()(batch.to(device)))
+        yield mapped(lambda output: output.float().cpu(), workload.model.eval()(moved(batch, device)))
 
 
 def _are_probabilities(values: Tensor, axis: int) -> bool:
