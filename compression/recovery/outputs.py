@@ -94,12 +94,14 @@ def _found(workload: Workload) -> OutputKinds:
     if workload.loss is None and not said and (entry is None or entry.is_read_by_cross_entropy):
         return ONE_CLASSIFIER
     looks, target = _looks(workload), workload.train[0][1]
-    if len(looks) > 1:
-        targets = {name: _target_of(target, name, index, len(looks)) for index, name in enumerate(looks)}
-        found = {name: look.kind_among_several(targets[name]) for name, look in looks.items()}
-    else:
-        found = {name: look.only_kind(entry, target) for name, look in looks.items()}
-    return OutputKinds({n: looks[n].completed(said[n]) if n in said else kind for n, kind in found.items()})
+    seen = _seen(looks, target) if len(looks) > 1 else {n: look.only_kind(entry, target) for n, look in looks.items()}
+    return OutputKinds({name: look.completed(said.get(name, seen[name])) for name, look in looks.items()})
+
+
+def _seen(looks: Mapping[str, _Look], target: object) -> dict[str, OutputKind]:
+    """The kinds of several outputs."""
+    targets = [_target_of(target, name, index, len(looks)) for index, name in enumerate(looks)]
+    return {name: look.kind_among_several(own) for (name, look), own in zip(looks.items(), targets, strict=True)}
 
 
 def _target_of(target: object, name: str, index: int, count: int) -> Tensor | None:
@@ -148,7 +150,7 @@ class _Look:
         return self.kind(next(likely, None) if axis is None else axis)
 
     def completed(self, said: OutputKind) -> OutputKind:
-        """A kind that a workload's owner gave, with the variance of values."""
+        """A kind, perhaps as the workload's owner gave it, with the variance of values."""
         if said.class_axis is None and said.variance is None:
             return replace(said, variance=self._variance())
         return said
@@ -157,8 +159,7 @@ class _Look:
         """The axis that a sample's target lacks; None where that is no axis of at least two classes."""
         shape = self.shape
         if target.is_floating_point():
-            like = target.ndim > 0 and target.shape == shape[1:] and shape[1] > 1
-            return 1 if like and _are_probabilities(target, 0) else None
+            return 1 if target.shape == shape[1:] and _is_distribution(target) else None
         axes = (axis for axis in range(1, self.ndim) if shape[axis] > 1 and target.dtype != torch.bool)
         return next((axis for axis in axes if target.shape == shape[1:axis] + shape[axis + 1 :]), None)
 
@@ -185,6 +186,11 @@ def _calibrated(workload: Workload) -> Iterator[Batch]:
     device = device_of(workload.example_input)
     for batch in islice(input_batches(workload.calibration, CALIBRATION_BATCH), BATCHES):
         yield mapped(lambda output: output.float().cpu(), workload.model.eval()(moved(batch, device)))
+
+
+def _is_distribution(target: Tensor) -> bool:
+    """Whether a sample's target is probabilities of at least two classes along its first axis."""
+    return target.ndim > 0 and len(target) > 1 and _are_probabilities(target, 0)
 
 
 def _are_probabilities(values: Tensor, axis: int) -> bool:
