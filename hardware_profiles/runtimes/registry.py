@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from ...core.errors import TargetError
 from ...core.registry import Registry
 from ...spaces.policies.layer_policy import ACTIVATION_BITS, BFLOAT16_BITS, WEIGHT_BITS
+from ...spaces.policies.quantization_scheme import Activations
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class RuntimeEntry:
         weight_bits, activation_bits: what it can be given; a card that offers more is refused.
         dynamic: whether it takes 8-bit activations that are quantized dynamically.
         weight_groups: whether it takes weights whose inputs have scales by groups.
+        activations: the activation grids that it multiplies fastest, as `Scheme.activations` names them; a study's unless its file
+            says otherwise.
         symmetric: whether it takes activation grids with zero in their middle only.
         gpu: whether it computes on an NVIDIA GPU: its memory is not the host's, and one batch runs there at once.
         spins: its threads spin for one another at every operation, so that more than a target has pay on an idle machine
@@ -46,6 +49,7 @@ class RuntimeEntry:
     activation_bits: tuple[int, ...] = ACTIVATION_BITS
     dynamic: bool = False
     weight_groups: bool = False
+    activations: Activations = "affine"
     symmetric: bool = False
     gpu: bool = False
     spins: bool = False
@@ -68,6 +72,7 @@ _BUILT_IN = {
         "slimfront[openvino]",
         dynamic=True,
         weight_groups=True,
+        activations="signed",
         saturates=True,
         plainly=_TUNED.format(
             '`core.compile_model(path, "CPU")` alone',
@@ -100,6 +105,7 @@ _BUILT_IN = {
         "TensorRtRuntime",
         "slimfront[tensorrt]",
         activation_bits=tuple(bits for bits in ACTIVATION_BITS if bits != BFLOAT16_BITS),
+        activations="symmetric",
         symmetric=True,
         gpu=True,
         runs_code=True,
