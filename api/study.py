@@ -165,7 +165,7 @@ class Study:
         if not found:
             wanted = " and ".join([f"has {metric}", *map(str, conditions)])
             raise UserError(f"{self.name}: none of {len(complete)} complete trials {wanted}")
-        sign = Objective.of(metric).sign
+        sign = Objective.of(metric, self.store.get_study(self.name).quality).sign
         return min(found, key=lambda trial: (sign * trial.measurements[metric].value, trial.number))
 
     def status(self) -> StudyStatus:

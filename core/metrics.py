@@ -53,6 +53,32 @@ class Metric:
         return self.phase != "confirmed"
 
 
+@dataclass(frozen=True)
+class Quality:
+    """What `accuracy` is in a study: the metric of its workload. `accuracy_drop` is how much of it is lost, in the same unit.
+
+    Attributes:
+        metric: its name.
+        unit: of `accuracy` and `accuracy_drop`, and of the same on the test split.
+        higher_is_better: whether a lower value is a loss.
+        margin: a loss of so much is worth nothing, in the unit; as `Metric.margin`.
+    """
+
+    metric: str = "accuracy"
+    unit: str = "fraction"
+    higher_is_better: bool = True
+    margin: float = 0.1
+
+    @property
+    def words(self) -> str:
+        """The metric with its unit and direction, as in "mse (squared units, lower is better)"."""
+        return f"{self.metric} ({self.unit}, {'higher' if self.higher_is_better else 'lower'} is better)"
+
+
+FRACTION = Quality()
+"""The quality of studies of before there was another."""
+
+
 class Metrics(Registry[Metric]):
     """Every metric by name, in the order of reports: slimfront's own, those a program registers, and those of installed packages.
 
@@ -101,6 +127,10 @@ def metrics_named(*names: str) -> tuple[Metric, ...]:
     return tuple(METRICS[name] for name in names)
 
 
+OF_QUALITY = ("accuracy", "accuracy_drop", "test_accuracy", "test_accuracy_drop")
+"""The names of the metrics whose unit and margin are those of a study's `Quality`."""
+
+
 def is_quality(name: str) -> bool:
     """Whether a metric judges the outputs on the search-validation split."""
     return name in METRICS and METRICS[name].role == "quality" and METRICS[name].is_searchable
@@ -116,7 +146,7 @@ for _metric in (
         "accuracy",
         "fraction",
         "maximize",
-        "the workload's metric on the search-validation split, computed by the runtime from the artifact",
+        "the workload's metric, whatever it is, on the search-validation split, computed by the runtime from the artifact",
         "quality",
         "scored",
         margin=0.1,
@@ -125,7 +155,8 @@ for _metric in (
         "accuracy_drop",
         "fraction",
         "minimize",
-        "accuracy of the uncompressed artifact minus this one's, on the same split",
+        "how much worse than the uncompressed artifact's this one's accuracy is, on the same split: positive where quality is lost, "
+        "in the unit of the workload's metric, whichever way is better",
         "quality",
         "scored",
         margin=0.1,
@@ -147,6 +178,16 @@ for _metric in (
         "quality",
         "scored",
         margin=0.5,  # leaves exp(-0.5) = 61 % of the probability on what the uncompressed model is sure of
+    ),
+    Metric(
+        "damage",
+        "nats or 1/SNR",
+        "minimize",
+        "how far the artifact's outputs are from the uncompressed artifact's where they are not those of one classifier: one over "
+        "the signal-to-noise ratio of values, kl of classes, the weighted mean over several outputs; search-validation split",
+        "quality",
+        "scored",
+        margin=0.5,
     ),
     Metric(
         "test_accuracy",

@@ -7,7 +7,7 @@ take half a second to import, so that only the functions that compute with them 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -37,19 +37,24 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def bootstrap_interval(statistic: Callable[[np.ndarray], float], n: int) -> tuple[float, float]:
+def resamples(n: int) -> Iterator[np.ndarray]:
+    """Indices [n] of each resample of `n` samples with replacement; the same ones at each call."""
+    generator = np.random.default_rng(0)
+    return (generator.integers(0, n, n) for _ in range(BOOTSTRAP_RESAMPLES))
+
+
+def percentile_interval(value: float, resampled: np.ndarray) -> tuple[float, float]:
     """The percentile-bootstrap interval of a statistic (Efron & Tibshirani 1993, chapter 13).
 
     It is widened to contain the statistic of all samples, which lies outside where resampling biases the statistic.
 
     Args:
-        statistic: of the samples at an array of indices, shape [n].
-        n: number of samples.
+        value: of all samples.
+        resampled: of resamples; those in which it has no value, as a correlation of equal samples, are NaN and not read.
     """
-    generator = np.random.default_rng(0)
-    values = [statistic(generator.integers(0, n, n)) for _ in range(BOOTSTRAP_RESAMPLES)]
-    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    value = statistic(np.arange(n))
+    if not np.isfinite(resampled).any():
+        return value, value
+    low, high = np.nanquantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return min(float(low), value), max(float(high), value)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ..compression.batches import loader
+from ..compression.recovery.outputs import OutputKinds, output_kinds
 from ..core.errors import EvaluationError, describe_exception
 from ..core.interrupts import raise_if_interrupted
 from ..core.measurement import Measurement
@@ -16,33 +19,60 @@ from ..core.statistics import NORMAL_QUANTILE
 from ..hardware_profiles.bench.lock import alone_on_gpu
 from ..hardware_profiles.runtimes.base import Artifact
 from ..hardware_profiles.runtimes.registry import RUNTIMES
+from ..workloads.metrics import quality_of
 from ..workloads.workload import MapDataset
+from .agreement import Agreement
 from .evaluator import Context, Evaluator, LoweredCandidate, needed
 from .registry import register
-from .scores import Scores, concatenate
+from .scores import Scores, Scoring
 
 
-def score(artifact: Artifact, data: MapDataset, context: Context) -> Scores:
+def score(
+    artifact: Artifact,
+    data: MapDataset,
+    context: Context,
+    keep: Path | None = None,
+    reference: Scores | None = None,
+    has_losses: bool = False,
+    agreement: Agreement | None = None,
+) -> Scores:
     """Run `artifact` over `data` on its runtime, batch by batch; the last batch is padded and cut again.
+
+    Args:
+        keep: the folder to keep the outputs in, for the damage of others.
+        reference: what the damage is found against: scores of the same data whose outputs were kept.
+        has_losses: whether to find the cross-entropy too.
+        agreement: compares the first outputs with the torch model's.
 
     Raises:
         LoweringError: the runtime refuses the artifact.
-        EvaluationError: an output is NaN or infinite, of which no class can be picked.
+        EvaluationError: an output is NaN or infinite, of which no class can be picked, the metric is no finite number, or the artifact
+            computes something else than the torch model.
     """
-    target = context.target
-    threads = min(target.threads, context.threads) if RUNTIMES[target.runtime].spins else context.threads
-    batch = target.batch
-    parts = []
-    with alone_on_gpu(target.runtime):
-        session = context.runtime.load(artifact.path, target, threads)
-        for inputs, targets in loader(data, batch):
-            count = len(inputs)
-            padded = np.concatenate([inputs.numpy(), np.zeros((batch - count, *inputs.shape[1:]), np.float32)])
-            outputs = session.run(padded.astype(np.float32, copy=False))[:count]
-            _require_finite(outputs, len(parts) * batch)
-            parts.append((torch.from_numpy(np.array(outputs)), targets))  # copied: the runtime reuses its buffer
+    with alone_on_gpu(context.target.runtime):
+        batches = _run(artifact, data, context, agreement)
+        scores = Scoring(context.workload, len(data), keep, reference, has_losses).scores(batches)
     torch.set_num_threads(context.threads)  # of the process, which a session of torch's sets to its own
-    return concatenate(parts, context.workload.metric)
+    if agreement is not None:
+        agreement.require()
+    return scores
+
+
+def _run(
+    artifact: Artifact, data: MapDataset, context: Context, agreement: Agreement | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(outputs, targets) of batch after batch."""
+    target, batch = context.target, context.target.batch
+    threads = min(target.threads, context.threads) if RUNTIMES[target.runtime].spins else context.threads
+    session = context.runtime.load(artifact.path, target, threads)
+    for number, (inputs, targets) in enumerate(loader(data, batch)):
+        count = len(inputs)
+        padded = np.concatenate([inputs.numpy(), np.zeros((batch - count, *inputs.shape[1:]), np.float32)])
+        outputs = session.run(padded.astype(np.float32, copy=False))[:count]
+        _require_finite(outputs, number * batch)
+        if agreement is not None:
+            agreement.watch(padded, outputs)
+        yield torch.from_numpy(np.array(outputs)), targets  # copied: the runtime reuses its buffer
 
 
 def _require_finite(outputs: np.ndarray, first: int) -> None:
@@ -56,20 +86,27 @@ def _require_finite(outputs: np.ndarray, first: int) -> None:
 
 @register
 class Accuracy(Evaluator):
-    """The workload's metric on the search-validation split, how far it fell; cross-entropy and KL unless the workload has its own loss."""
+    """The workload's metric on the search-validation split and what was lost of it; the damage, of one classifier as KL, and its
+    cross-entropy unless the workload has its own loss."""
 
     name = "accuracy"
-    metrics = metrics_named("accuracy", "accuracy_drop", "cross_entropy", "kl")
+    metrics = metrics_named("accuracy", "accuracy_drop", "cross_entropy", "kl", "damage")
     phases = ("scored", "recovered")
 
     def evaluate(self, lowered: LoweredCandidate, context: Context) -> list[Measurement]:
-        artifact = needed(lowered.artifact, "accuracy needs an artifact")
-        scores = score(artifact, context.workload.validation, context)
+        artifact, workload = needed(lowered.artifact, "accuracy needs an artifact"), context.workload
         reference = context.reference.validation if context.reference else None
-        measured = accuracy_measurements(scores, reference or scores)
-        if context.workload.loss is None:
-            measured += [cross_entropy(scores), kl_divergence(scores, reference or scores)]
-        return measured
+        kinds = output_kinds(workload)
+        has_losses = workload.loss is None and kinds.read_by_cross_entropy
+        agreement = None if lowered.candidate is None else Agreement.of(lowered.candidate, context)
+        scores = score(artifact, workload.validation, context, None, reference, has_losses, agreement)
+        measured = accuracy_measurements(scores, reference or scores, context)
+        if scores.losses is not None:
+            measured.append(mean_of("cross_entropy", scores.losses))
+        damage = torch.zeros(scores.n, dtype=torch.float64)  # of the reference itself
+        if reference is not None:
+            damage = needed(scores.damage, "the reference's outputs were not kept")
+        return [*measured, mean_of(damage_metric(kinds), damage)]
 
 
 @register
@@ -87,36 +124,29 @@ class ConfirmedAccuracy(Evaluator):
         )
         try:
             scores = score(artifact, context.workload.test, context)
-            return accuracy_measurements(scores, reference, prefix="test_")
+            return accuracy_measurements(scores, reference, context, prefix="test_")
         except BaseException as error:  # the user's metric may raise anything
             raise_if_interrupted(error)
             raise EvaluationError(f"cannot be scored on the test split: {describe_exception(error)}") from error
 
 
-def accuracy_measurements(scores: Scores, reference: Scores, prefix: str = "") -> list[Measurement]:
-    """`accuracy` and `accuracy_drop` (their names after `prefix`), with intervals."""
+def accuracy_measurements(scores: Scores, reference: Scores, context: Context, prefix: str = "") -> list[Measurement]:
+    """`accuracy` and `accuracy_drop` (their names after `prefix`), with intervals, in the unit of the workload's metric."""
+    unit = quality_of(context.workload.metric, reference.value).unit
     low, high, method = scores.interval()
-    n = len(scores.outputs)
     drop, drop_low, drop_high, drop_method = scores.drop_from(reference)
     return [
-        Measurement(f"{prefix}accuracy", scores.value(), low, high, METRICS["accuracy"].unit, n, method),
-        Measurement(f"{prefix}accuracy_drop", drop, drop_low, drop_high, METRICS["accuracy_drop"].unit, n, drop_method),
+        Measurement(f"{prefix}accuracy", scores.value, low, high, unit, scores.n, method),
+        Measurement(f"{prefix}accuracy_drop", drop, drop_low, drop_high, unit, scores.n, drop_method),
     ]
 
 
-def cross_entropy(scores: Scores) -> Measurement:
-    """Mean cross-entropy of logits [n, classes] against class indices [n], with the normal interval of the mean."""
-    losses = functional.cross_entropy(scores.outputs, scores.targets, reduction="none").double()
-    return _mean("cross_entropy", losses)
+def damage_metric(kinds: OutputKinds) -> str:
+    """The name of the metric that holds the damage of outputs of these kinds."""
+    return "kl" if kinds.are_one_classifier else "damage"
 
 
-def kl_divergence(scores: Scores, reference: Scores) -> Measurement:
-    """Mean KL(reference || scores) of the class probabilities of logits [n, classes] on the same samples, in nats."""
-    expected, found = (logits.double().log_softmax(1) for logits in (reference.outputs, scores.outputs))
-    return _mean("kl", functional.kl_div(found, expected, reduction="none", log_target=True).sum(1).clamp_min(0))
-
-
-def _mean(name: str, values: Tensor) -> Measurement:
+def mean_of(name: str, values: Tensor) -> Measurement:
     """The mean of values [n] with its normal 95 % interval."""
     mean, n = float(values.mean()), len(values)
     half = NORMAL_QUANTILE * float(values.std()) / n**0.5 if n > 1 else 0.0

@@ -1,79 +1,159 @@
-"""Scoring outputs against targets, sample by sample where the metric allows it."""
+"""A model's outputs on one split, scored while they are made: nothing is kept of them but what the metric needs."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.utils import _pytree as pytree
 
+from ..compression.recovery.outputs import output_kinds
 from ..core.errors import EvaluationError
-from ..core.statistics import NORMAL_QUANTILE, bootstrap_interval, wilson_interval
-from ..workloads.workload import TOP_K, MetricFunction
+from ..core.statistics import NORMAL_QUANTILE, percentile_interval
+from ..workloads.metrics import is_higher_better
+from ..workloads.workload import Workload
+from .kept_outputs import Keeping, KeptOutputs, every
+from .tallies import Tallied, Tree, joined, length, size, tally_of
+
+BLOCK_SAMPLES = 256
+BLOCK_BYTES = 16 * 2**20
+"""Batches are scored together until they are so many samples or bytes: one by one, small ones would take longer than running the model."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """A model's outputs on one split, scored.
+    """A model on one split, scored.
 
     Attributes:
-        outputs, targets: shape [n, ...].
-        metric: "top1", "top5" or a function of (outputs, targets).
+        n: number of samples.
+        metric: the workload's, of all samples.
+        sign: 1 where a higher metric is better, else -1.
+        losses: cross-entropy of each sample, in nats; None where it was not asked for.
+        damage: how far the outputs are from a reference's, of each sample that those were kept of; None where it was not asked for.
+        kept: the outputs, where they are to be compared with.
     """
 
-    outputs: Tensor
-    targets: Tensor
-    metric: str | MetricFunction
+    n: int
+    metric: Tallied
+    sign: int = 1
+    losses: Tensor | None = None
+    damage: Tensor | None = None
+    kept: KeptOutputs | None = None
 
     @property
-    def hits(self) -> np.ndarray | None:
-        """1 where a sample is right, shape [n]; None for a metric that is not a mean over samples."""
-        if not isinstance(self.metric, str):
-            return None
-        best = self.outputs.topk(TOP_K[self.metric], dim=1).indices
-        return (best == self.targets.reshape(-1, 1)).any(dim=1).numpy().astype(np.float64)
-
-    def value(self, chosen: np.ndarray | None = None) -> float:
-        """The metric over all samples, or over those of the index array `chosen`.
-
-        Raises:
-            EvaluationError: a metric function did not return a finite number.
-        """
-        if (hits := self.hits) is not None:
-            return float(hits.mean() if chosen is None else hits[chosen].mean())
-        outputs, targets = (
-            (self.outputs, self.targets) if chosen is None else (self.outputs[chosen], self.targets[chosen])
-        )
-        value = float(self.metric(outputs, targets))  # type: ignore[operator]
-        if not np.isfinite(value):
-            raise EvaluationError(f"the workload's metric returned {value}")
-        return value
+    def value(self) -> float:
+        """The metric over all samples."""
+        return self.metric.value
 
     def interval(self) -> tuple[float, float, str]:
-        """95 % interval and its method: the Wilson score for hits, else the percentile bootstrap."""
-        if (hits := self.hits) is not None:
-            return *wilson_interval(int(hits.sum()), len(hits)), "wilson"
-        return *bootstrap_interval(self.value, len(self.outputs)), "bootstrap"
+        """95 % interval and its method: the Wilson score for hits, else a bootstrap."""
+        return *self.metric.interval(), self.metric.method
 
     def drop_from(self, reference: Scores) -> tuple[float, float, float, str]:
-        """How much lower this scores than `reference` on the same samples, with its paired 95 % interval.
+        """How much worse this is than `reference` on the same samples, with its paired 95 % interval.
 
         For hits it is computed from counts: 20 of 400 is exactly 0.05, while the difference of two rounded rates is
         0.0500...04.
         """
-        if (ours := self.hits) is not None and (theirs := reference.hits) is not None:
-            drop = float((theirs - ours).sum()) / len(ours)
-            half = NORMAL_QUANTILE * float((theirs - ours).std()) / np.sqrt(len(ours))
+        ours, theirs = self.metric, reference.metric
+        if ours.hits is not None and theirs.hits is not None:
+            drop = float((theirs.hits - ours.hits).sum()) / len(ours.hits)
+            half = NORMAL_QUANTILE * float((theirs.hits - ours.hits).std()) / np.sqrt(len(ours.hits))
             return drop, drop - half, drop + half, "paired-normal"
-        drop = reference.value() - self.value()
-        return (
-            drop,
-            *bootstrap_interval(lambda chosen: reference.value(chosen) - self.value(chosen), len(self.outputs)),
-            "paired-bootstrap",
+        drop = self.sign * (theirs.value - ours.value)
+        interval = percentile_interval(drop, self.sign * (theirs.resampled - ours.resampled))
+        return drop + 0.0, *interval, f"paired-{ours.method}"
+
+
+class Scoring:
+    """Scores the outputs of a split while they are made.
+
+    Args:
+        samples: of the split.
+        keep: the folder to keep the outputs in; None keeps none.
+        reference: what the damage is found against: scores whose outputs were kept. None finds none.
+        has_losses: whether to find the cross-entropy of each sample.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        samples: int,
+        keep: Path | None = None,
+        reference: Scores | None = None,
+        has_losses: bool = False,
+    ) -> None:
+        self._metric = workload.metric
+        self._tally = tally_of(workload.metric, samples)
+        self._keeping = Keeping(keep, samples) if keep is not None else None
+        self._before = reference.kept if reference is not None else None
+        self._kinds = output_kinds(workload) if self._before is not None else None
+        self._has_losses = has_losses
+        self._n, self._losses, self._damage = 0, list[Tensor](), list[Tensor]()
+
+    def scores(self, batches: Iterable[tuple[Tree, Tree]]) -> Scores:
+        """The scores of batches of (outputs, targets).
+
+        Raises:
+            EvaluationError: the metric is no finite number.
+        """
+        try:
+            for outputs, targets in _blocks(batches):
+                self._add(outputs, targets)
+        finally:
+            if self._keeping is not None:
+                self._keeping.close()
+        metric = self._tally.result()
+        if not np.isfinite(metric.value):
+            raise EvaluationError(f"the workload's metric returned {metric.value}")
+        return Scores(
+            self._n,
+            metric,
+            sign=1 if is_higher_better(self._metric) else -1,
+            losses=torch.cat(self._losses) if self._losses else None,
+            damage=torch.cat(self._damage) if self._damage else None,
+            kept=self._keeping.kept if self._keeping is not None else None,
         )
 
+    def _add(self, outputs: Tree, targets: Tree) -> None:
+        self._tally.add(outputs, targets)
+        if self._has_losses:
+            self._losses.append(cross_entropies(outputs, targets))
+        stop = self._n + length(outputs)
+        if self._before is not None and self._kinds is not None:
+            stride = self._before.stride
+            own = pytree.tree_map(lambda leaf: every(leaf, self._n, stride), outputs)
+            self._damage.append(self._kinds.damage(own, self._before.read(self._n, stop)))
+        if self._keeping is not None:
+            self._keeping.add(outputs)
+        self._n = stop
 
-def concatenate(parts: list[tuple[Tensor, Tensor]], metric: str | MetricFunction) -> Scores:
-    """Scores over batches of (outputs, targets)."""
-    return Scores(torch.cat([outputs for outputs, _ in parts]), torch.cat([targets for _, targets in parts]), metric)
+
+def cross_entropies(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of logits [n, classes] against class indices [n], sample by sample, in nats; the mean over positions."""
+    losses = functional.cross_entropy(outputs, targets, reduction="none").double()
+    return losses if losses.ndim == 1 else losses.flatten(1).mean(1)
+
+
+def _blocks(batches: Iterable[tuple[Tree, Tree]]) -> Iterator[tuple[Tree, Tree]]:
+    """Batches of (outputs, targets) put together to blocks of `BLOCK_SAMPLES`, or fewer of `BLOCK_BYTES`."""
+    held: list[tuple[Tree, Tree]] = []
+    samples = nbytes = 0
+    for outputs, targets in batches:
+        held.append((outputs, targets))
+        samples, nbytes = samples + length(outputs), nbytes + size(outputs)
+        if samples >= BLOCK_SAMPLES or nbytes >= BLOCK_BYTES:
+            yield _joined(held)
+            samples = nbytes = 0
+            held.clear()
+    if held:
+        yield _joined(held)
+
+
+def _joined(held: Sequence[tuple[Tree, Tree]]) -> tuple[Tree, Tree]:
+    return joined([outputs for outputs, _ in held]), joined([targets for _, targets in held])

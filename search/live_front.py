@@ -19,12 +19,13 @@ class LiveFront:
 
     def __init__(self, spec: StudySpec, store: Store) -> None:
         self._spec, self._store = spec, store
-        self._objectives = [Objective.of(name) for name in spec.objectives]
         self.reload()
 
     def reload(self) -> None:
         """Take all figures as the store has them now."""
-        self.baseline = self._store.get_study(self._spec.study).baseline
+        study = self._store.get_study(self._spec.study)
+        self.baseline = study.baseline
+        self._objectives = [Objective.of(name, study.quality) for name in self._spec.objectives]
         values = {name: measurement.value for name, measurement in self.baseline.items()}
         self._reference_point = reference_point(values, self._objectives, self._spec.constraints)
         complete = self._store.trials(self._spec.study, TrialState.COMPLETE)

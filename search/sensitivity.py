@@ -1,8 +1,8 @@
 """How much one choice damages the model alone: one knob changed at a time, the rest of the model whole.
 
-The damage is the KL divergence from the uncompressed model's class probabilities on a part of the search-validation
-split (Dong et al. 2020, HAWQ-V2, arXiv:1911.03852, add up such single damages; the KL is that of Cai et al. 2020, ZeroQ,
-arXiv:2001.00281). Bits are simulated in float, without recovery and without an artifact. Of each knob one choice is
+The damage is how far outputs are from the uncompressed model's on a part of the search-validation split: the KL divergence of class
+probabilities (Dong et al. 2020, HAWQ-V2, arXiv:1911.03852, add up such single damages; the KL is that of Cai et al. 2020, ZeroQ,
+arXiv:2001.00281), one over the signal-to-noise ratio of values, or the weighted mean over several outputs. Bits are simulated in float, without recovery and without an artifact. Of each knob one choice is
 measured: its other choices are guessed from it.
 """
 
@@ -18,15 +18,15 @@ from queue import SimpleQueue
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..compression.pruning.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
 from ..compression.quantization.calibrate import input_grids
 from ..compression.quantization.fake_quantize import fake_quantized
+from ..compression.recovery.outputs import Outputs, output_kinds
 from ..core.interrupts import raise_if_interrupted
 from ..core.measurement import Measurement
-from ..evaluators.accuracy import kl_divergence
-from ..evaluators.scores import Scores
+from ..evaluators.accuracy import mean_of
 from ..spaces.knobs.kind import Knob
 from ..spaces.knobs.registry import KNOB_KINDS
 from ..spaces.policies.layer_policy import FULL_PRECISION
@@ -45,7 +45,7 @@ SAMPLES = 64
 """Of the search-validation split, evenly spread over it."""
 
 MOST_DAMAGE = 0.3
-"""The choice measured is the one guessed to do most damage below this, in nats: more than noise, and not yet broken.
+"""The choice measured is the one guessed to do most damage below this, in nats or as much of 1/SNR: more than noise, and not yet broken.
 `benchmarks/searching/sensitivity_choice.py`: any two of its tasks choose it for the third."""
 
 
@@ -217,13 +217,11 @@ def why_not(prepared: PreparedStudy) -> str | None:
     trials = prepared.spec.budget.trials
     if trials is not None and trials < LEAST_TRIALS:
         return f"a budget below {LEAST_TRIALS} trials is mostly anchors"
-    if prepared.context.workload.loss is not None:
-        return "the workload has a loss of its own, and perhaps no classes"
     return None if probes(prepared.space) else "no knob does damage alone"
 
 
 def known_damage(space: Space, records: Sequence[SensitivityRecord]) -> dict[str, dict[Choice, float]]:
-    """Knob -> choice -> damage in nats, beyond what a space without the uncompressed model does at its mildest."""
+    """Knob -> choice -> damage, beyond what a space without the uncompressed model does at its mildest."""
     least = min((record.kl.value for record in records), default=0.0)
     base = 0.0 if space.uniform({}).is_free else least
     found: dict[str, dict[Choice, float]] = {}
@@ -239,16 +237,15 @@ class Simulation:
         self._prepared, workload = prepared, prepared.context.workload
         count = min(SAMPLES, len(workload.validation))
         chosen = np.linspace(0, len(workload.validation) - 1, count).round().astype(int)
-        pairs = [workload.validation[int(index)] for index in chosen]
-        self._inputs = torch.stack([inputs for inputs, _ in pairs])
-        self._targets = torch.tensor([int(target) for _, target in pairs])
-        self._reference = self._scores(workload.model.eval())
+        self._inputs = torch.stack([workload.validation[int(index)][0] for index in chosen])
+        self._kinds = output_kinds(workload)
+        self._reference = self._outputs(workload.model.eval())
         widths = [int(bits) for bits in prepared.space.choices["activation_bits"] if int(bits) < FULL_PRECISION // 2]
         names = [layer.name for layer in prepared.space.layers]
         self._grids = input_grids(workload.model, names, widths, workload.calibration, prepared.space.scheme)
 
     def divergence(self, policy: Policy) -> Measurement:
-        """KL from the uncompressed outputs, in nats.
+        """Distance from the uncompressed outputs.
 
         Raises:
             CompressionError: the policy does not fit the model.
@@ -264,12 +261,12 @@ class Simulation:
             if (name, layer.activation_bits) in self._grids
         }
         with fake_quantized(model, policy, grids):
-            return replace(kl_divergence(self._scores(model), self._reference), method=SIMULATED)
+            damage = self._kinds.damage(self._outputs(model), self._reference)
+        return replace(mean_of("kl", damage), method=SIMULATED)
 
     @torch.no_grad()
-    def _scores(self, model: nn.Module) -> Scores:
-        outputs: Tensor = model(self._inputs)
-        return Scores(outputs, self._targets, self._prepared.context.workload.metric)
+    def _outputs(self, model: nn.Module) -> Outputs:
+        return model(self._inputs)
 
 
 def _chosen(knob: Knob, offered: Sequence[Choice], limit: float) -> Choice:

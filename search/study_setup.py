@@ -28,6 +28,7 @@ from ..studies.store.store import Store
 from ..studies.study_file.parts import AUTO
 from ..studies.study_file.spec import StudySpec
 from ..workloads.load import workload_fingerprint
+from ..workloads.metrics import quality_of
 from .events import LearningRateFound, Listener, QuietMomentTaken, ReferenceNotMeasured, ReferenceSettled
 from .optuna.rescaled_trials import rescale_trials
 from .time_budget import TimeBudget
@@ -119,7 +120,8 @@ def _new(prepared: PreparedStudy, store: Store, folder: Path, tell: Listener) ->
     offered = paying if spec.space.preset != "none" else paying[:1]
     spec = _with_rate(prepared, spec.with_float_precisions(offered), tell)
     prepared = prepared.settled(spec, record.precision)
-    store.set_baseline(spec.study, measurements, prepared.target.name, record, prepared.spec)
+    quality = quality_of(prepared.context.workload.metric, baseline["accuracy"].value)
+    store.set_baseline(spec.study, measurements, prepared.target.name, record, prepared.spec, quality)
     tell(ReferenceSettled(record, is_new=True))
     return prepared, with_scores(prepared.context, artifact, baseline["latency_ms"].value, record)
 

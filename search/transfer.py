@@ -13,7 +13,7 @@ from ..studies.store.records import SensitivityRecord, StudyRecord, TrialRecord
 from ..studies.store.store import Store
 from ..studies.store.trial_state import TrialState
 from ..studies.study_file.spec import StudySpec
-from .optuna.attributes import DAMAGE
+from .optuna.attributes import damage_noted
 from .sampler.designer import TransferredTrial
 
 MOST_TRIALS = 200
@@ -66,5 +66,5 @@ def _transferred(
 ) -> TransferredTrial:
     measured = {name: measurement.value for name, measurement in trial.measurements.items()}
     values = [measured.get(name) if same_target and not is_quality(name) else None for name in spec.objectives]
-    damage = measured.get(DAMAGE) if trial.state is not TrialState.PRUNED else None
+    damage = damage_noted(measured) if trial.state is not TrialState.PRUNED else None
     return TransferredTrial(parameters, damage, tuple(values))

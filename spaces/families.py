@@ -7,11 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .models.dependency_graph import HeadedAttention
 from .models.layers import runs_of_modules
 from .presets import Family
 
-ATTENTION = (nn.MultiheadAttention, HeadedAttention)
 PRODUCTS = {"matmul", "__matmul__", "bmm", "baddbmm", "einsum"}
 
 
@@ -42,7 +40,7 @@ class _Attending(TorchFunctionMode):
 def family_of(model: nn.Module, example_input: Tensor) -> Family:
     """The family of `model`: "transformer" where anything attends, "recurrent" where a recurrent layer of torch is in it or a
     linear layer runs again and again on `example_input` (shape [1, ...]), else "cnn"; the model ends in eval mode."""
-    if any(isinstance(module, ATTENTION) for module in model.modules()):
+    if any(isinstance(module, nn.MultiheadAttention) for module in model.modules()):
         return "transformer"
     with _Attending() as attending:
         runs = runs_of_modules(model.eval(), example_input)

@@ -16,6 +16,11 @@ def reference_name(study: StudyRecord) -> str:
     return study.reference.name if study.reference is not None else FLOAT32
 
 
+def quality_text(study: StudyRecord) -> str:
+    """What a study's accuracy is."""
+    return f"accuracy is {study.quality.words}; accuracy_drop is how much of it is lost"
+
+
 def has_other_precision(study: StudyRecord) -> bool:
     """Whether a study's speed-ups are counted from another precision than float32."""
     return study.reference is not None and study.reference.over_float32 is not None

@@ -8,7 +8,7 @@ from datetime import datetime
 from rich.filesize import decimal
 
 from ..core.measurement import Measurement
-from ..core.metrics import METRICS
+from ..core.metrics import METRICS, OF_QUALITY
 from ..spaces.knobs.kind import Knob, LayerKind
 from ..spaces.knobs.registry import KNOB_KINDS
 from ..spaces.policies.float_precision import DEFAULT, FLOAT32, FLOAT_PRECISIONS
@@ -20,7 +20,7 @@ from .store.records import Violation
 Row = tuple[str, ...]
 
 _COUNTED = ("bytes", "FLOPs", "BOPs", "count")
-_SIGNED_UNITS = (*_COUNTED, "ratio", "fraction")
+_SIGNED_UNITS = (*_COUNTED, "ratio", "fraction", "score")
 """Units that a letter or sign of `short_text` stands for, or that go without saying; it leaves out all others."""
 
 LEAST_OF_UNIT = 0.9995
@@ -40,7 +40,7 @@ def full_text(value: float, unit: str) -> str:
     """A number in its own unit, the unit left out: counts to the last digit, others to four."""
     if unit in _COUNTED:
         return f"{value:,.0f}"
-    if unit in ("fraction", "nats"):
+    if unit in ("fraction", "nats", "score", "correlation"):
         return f"{round(value, 4) + 0.0:.4f}"  # + 0.0: never "-0.0000"
     return f"{value:#.4g}".removesuffix(".")
 
@@ -93,9 +93,9 @@ def clock_text(seconds: float) -> str:
 
 
 def excess_text(violation: Violation) -> str:
-    """How far beyond a constraint, or within it, in the unit of its metric."""
-    unit = METRICS[violation.metric].unit
-    amount = short_text(abs(violation.excess), unit)
+    """How far beyond a constraint, or within it, in the unit of its metric; of accuracies, whose unit differs, only the number."""
+    unit, excess = METRICS[violation.metric].unit, abs(violation.excess)
+    amount = f"{excess:.2g}" if violation.metric in OF_QUALITY and 0 < excess < 1e-3 else short_text(excess, unit)
     return amount if unit in _SIGNED_UNITS else f"{amount} {unit}"
 
 

@@ -35,6 +35,7 @@ INSIDE = {
         ("compression.pruning", "compression.quantization", "compression.packing"),
         "compression.recovery",
         "compression.compress",
+        "compression.simulation",
     ],
     "hardware_profiles": [
         (

@@ -1,4 +1,4 @@
-"""Replaces subclasses of convolutions and linear layers by their base class where both compute the same.
+"""Replaces subclasses of convolutions and linear layers by their base class, and other modules by linear layers, where both compute the same.
 
 Libraries derive from `nn.Linear` and `nn.Conv2d` for the sake of scripting or padding; what is such a layer is decided by what
 it computes.
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from .affine_layers import affine_candidates, as_linear
+
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 """The layers of `spaces.models.layers.LAYER_KINDS`."""
 
@@ -27,23 +29,38 @@ LOUD = 100.0
 
 
 def plain_layers(model: nn.Module, example_input: Tensor) -> nn.Module:
-    """A copy of `model` whose layers of a subclass have the base class where they compute the same; the model itself where there
-    are none, or where the copy does not run.
+    """A copy of `model` whose layers of a subclass have the base class where they compute the same, and with linear layers for modules
+    of any class that compute what one does; the model itself where there are none, or where the copy does not run.
 
     Args:
         example_input: shape [1, ...]; each layer is compared on its inputs, and on random numbers.
     """
     derived = {name for name, module in model.named_modules() if base_of(module)}
-    if not derived:
+    affine = {*affine_candidates(model)}
+    if not derived | affine:
         return model
-    inputs = inputs_of(model, example_input, derived)
-    same = [name for name in inputs if why_not_plain(model.get_submodule(name), inputs[name]) is None]
+    inputs = inputs_of(model, example_input, derived | affine)
+    same = [
+        name for name in inputs if name in derived and why_not_plain(model.get_submodule(name), inputs[name]) is None
+    ]
     plain = copy.deepcopy(model)
     for name in same:
         layer = plain.get_submodule(name)
         if (base := base_of(layer)) is not None:
             layer.__class__ = base
-    return plain if same and _computes_the_same(model, plain, example_input) else model
+    linear = _made_linear(plain, {name: read for name, read in inputs.items() if name in affine and name not in same})
+    return plain if (same or linear) and _computes_the_same(model, plain, example_input) else model
+
+
+def _made_linear(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[str]:
+    """Replace modules by the linear layers that compute the same, the outermost of nested ones; their paths."""
+    made: list[str] = []
+    for name, read in sorted(inputs.items()):
+        inside = any(name.startswith(f"{outer}.") for outer in made)
+        if not inside and (layer := as_linear(model.get_submodule(name), read)) is not None:
+            model.set_submodule(name, layer)
+            made.append(name)
+    return made
 
 
 def base_of(module: nn.Module) -> type[nn.Module] | None:

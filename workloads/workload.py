@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +14,18 @@ from torch.utils.data import DataLoader
 from ..core.errors import WorkloadError
 from ..core.interrupts import raise_if_interrupted
 from .copies import copied, unwrapped
+from .metrics import METRIC_NAMES, default_loss, flaw_of_metric, misfit
+from .output_kind import OutputKind
 from .samples import MapDataset, class_range, describe, flaw_of, is_class, kind_of, read_pair
 
-MetricFunction = Callable[[Tensor, Tensor], float]
-"""(outputs [n, ...], targets [n, ...]) -> score, higher is better."""
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
-LossFunction = Callable[[Tensor, Tensor], Tensor]
+MetricFunction = Callable[[Any, Any], float]
+"""(outputs [n, ...], targets [n, ...]) -> score; of a model of several outputs or targets, structures of such tensors."""
+
+LossFunction = Callable[[Any, Any], Tensor]
 """(outputs [b, ...], targets [b, ...]) -> scalar loss."""
-
-TOP_K = {"top1": 1, "top5": 5}
-"""The metrics known by name, and how many of the highest outputs may contain a sample's class for it to count."""
 
 QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
 """The packages of layers that are quantized already."""
@@ -42,11 +44,14 @@ class Workload:
         validation: the search's accuracy is measured on this.
         test: scored once, at the end of a search and on export.
         example_input: one batch of one sample, shape [1, ...]; fixes shapes for tracing.
-        metric: "top1", "top5", or a function of (outputs, targets), higher is better.
-        loss: training loss; None is cross-entropy.
+        metric: a name of `METRIC_NAMES`, a `torchmetrics.Metric`, or a function of all (outputs, targets), higher is better unless it
+            has an attribute `higher_is_better`.
+        loss: training loss; None is what the metric reads best: squared error of values, else cross-entropy.
         name: how reports call it; filled in by the loader.
         base: the folder to which a study's other relative paths refer; filled in by the loader, None is the current one.
         remarks: what the loader changed, each a line for the workload's owner; filled in by the loader.
+        output_kinds: of outputs, by their names ("" where the model returns one tensor), what they mean where that is not seen by
+            itself, for the damage and for distillation.
     """
 
     model: nn.Module
@@ -55,16 +60,17 @@ class Workload:
     validation: MapDataset
     test: MapDataset
     example_input: Tensor
-    metric: str | MetricFunction = "top1"
+    metric: str | MetricFunction | Metric = "top1"
     loss: LossFunction | None = None
     name: str = ""
     base: Path | None = None
     remarks: tuple[str, ...] = ()
+    output_kinds: Mapping[str, OutputKind] = field(default_factory=dict)
 
     @property
     def loss_function(self) -> LossFunction:
-        """The training loss, cross-entropy unless the workload brings its own."""
-        return self.loss or torch.nn.functional.cross_entropy
+        """The training loss: the workload's own, or the one that belongs to its metric."""
+        return self.loss or default_loss(self.metric)
 
     def check(self) -> None:
         """Check the workload against its contract: run the model on the example, look at one sample of each split.
@@ -73,18 +79,29 @@ class Workload:
             WorkloadError: in one line, what is wrong and what would be right.
         """
         _check_model(self.model)
-        _check_metric(self.metric)
+        problem = flaw_of_metric(self.metric)
+        _require(problem is None, f"metric {problem}")
         _require(self.loss is None or callable(self.loss), f"loss must be None or a function, not {kind_of(self.loss)}")
         outputs = _example_outputs(unwrapped(self.model), self.example_input)
-        classes = None
         if isinstance(self.metric, str):
-            classes = _classes_of(outputs, self.metric)
+            _require_fit(self.metric, outputs)
         for split in SPLITS:
-            _check_split(split, getattr(self, split), self.example_input, classes)
+            _check_split(split, getattr(self, split), self.example_input)
+            self._check_target(split, outputs)
+
+    def _check_target(self, split: str, outputs: Tensor) -> None:
+        """Hold the first target of a split against what the metric reads."""
+        if not isinstance(self.metric, str):
+            return
+        target, classes = read_pair(getattr(self, split), 0, f"{split}[0]")[1], _classes_of(outputs, self.metric)
+        if classes is not None:
+            _require(is_class(target, classes), f"{split}[0]'s target {class_range(classes)}, not {target!r}")
+        problem = misfit(self.metric, outputs, target)
+        _require(problem is None, f"{split}[0]'s target does not fit: metric {self.metric!r} {problem}")
 
 
 def number_of_classes(workload: Workload) -> int | None:
-    """The model's classes, which targets have to be among; None where the workload brings a metric of its own."""
+    """The model's classes, where a sample's target has to be one of them; None elsewhere."""
     if not isinstance(workload.metric, str):
         return None
     return _classes_of(_example_outputs(unwrapped(workload.model), workload.example_input), workload.metric)
@@ -111,14 +128,6 @@ def _check_model(model: Any) -> None:
         _require(not tensor.is_meta, f"{name} is on the meta device and has no values; load the trained weights")
         problem = flaw_of(tensor)
         _require(problem is None, f"{name} {str(problem).partition(';')[0]}; load the trained weights")
-
-
-def _check_metric(metric: Any) -> None:
-    if isinstance(metric, str):
-        known = " or ".join(repr(name) for name in TOP_K)
-        _require(metric in TOP_K, f"metric must be {known} or a function, not {metric!r}")
-    else:
-        _require(callable(metric), f"metric must be a name or a function of (outputs, targets), not {kind_of(metric)}")
 
 
 def _example_outputs(model: nn.Module, example: Any) -> Tensor:
@@ -156,24 +165,22 @@ def _example_outputs(model: nn.Module, example: Any) -> Tensor:
     return outputs
 
 
-def _classes_of(outputs: Tensor, metric: str) -> int:
-    logits = outputs.ndim == 2 and len(outputs) == 1
-    _require(logits, f"metric {metric!r} needs a model that returns logits [1, classes], not {kind_of(outputs)}")
-    classes, wanted = outputs.shape[1], TOP_K[metric]
-    least = max(2, wanted)
-    hint = "; one logit takes a metric and a loss of its own" if classes == 1 else ""
-    _require(classes >= least, f"metric {metric!r} needs at least {least} classes; the model has {classes}{hint}")
-    return classes
+def _require_fit(metric: str, outputs: Tensor) -> None:
+    problem = misfit(metric, outputs)
+    _require(problem is None, f"metric {metric!r} {problem}, not {kind_of(outputs)}")
 
 
-def _check_split(split: str, dataset: MapDataset, example: Tensor, classes: int | None) -> None:
+def _classes_of(outputs: Tensor, metric: str) -> int | None:
+    """The classes that one target a sample is among; None where a metric reads something else."""
+    return outputs.shape[1] if METRIC_NAMES[metric].reads == "classes" else None
+
+
+def _check_split(split: str, dataset: MapDataset, example: Tensor) -> None:
     map_style = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
     hint = "; its .dataset is one" if type(dataset) is DataLoader else ""
     _require(map_style, f"{split} must be a map-style data set with a length, not {kind_of(dataset)}{hint}")
     _require(len(dataset) > 0, f"{split} is empty; it must hold at least one (input, target) pair")
-    inputs, target = read_pair(dataset, 0, f"{split}[0]")
+    inputs, _ = read_pair(dataset, 0, f"{split}[0]")
     expected = kind_of(example[0])
     fits = kind_of(inputs) == expected
     _require(fits, f"{split}[0]'s input must be like example_input[0], {expected}, not {kind_of(inputs)}")
-    if classes is not None:
-        _require(is_class(target, classes), f"{split}[0]'s target {class_range(classes)}, not {target!r}")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...spaces.models.channel_graph import ChannelGraph, out_channels
+from ...spaces.models.recurrent import is_recurrent
 
 POSITIONS = 10
 """How many positions of a sample's output are read, as many as in the paper."""
@@ -69,7 +70,12 @@ def path_scores(gram: Tensor, kept: int) -> Tensor:
 
 
 def _readers(graph: ChannelGraph, name: str) -> list[tuple[Reader, Tensor, Tensor]]:
-    """(reader, its own numbers of the group's channels, the root's) of those whose output is a sum over channels."""
+    """(reader, its own numbers of the group's channels, the root's) of those whose output is a sum over channels.
+
+    None of recurrent units, whose every step reads them before any layer does.
+    """
+    if any(is_recurrent(maker) for maker in graph.makers(name)):
+        return []
     return [
         (reader, torch.tensor(own), torch.tensor(roots))
         for reader, own, roots in graph.readers(name)

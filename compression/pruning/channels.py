@@ -76,10 +76,12 @@ def _lost(
 ) -> list[int]:
     """Channels or heads of a group to remove: the lowest `chosen` scores, or the criterion's where there are none."""
     if name in graph.heads:
-        return channels_lost(rule.heads(graph.heads[name], name, scoring), kept)
+        return channels_lost(rule.heads(graph.heads[name].weights(graph.model), name, scoring), kept)
     scores = rule.channels(graph.groups[name], name, scoring) if chosen is None else chosen
     return channels_lost(scores, kept, graph.partitions(name))
 
 
 def _count(graph: ChannelGraph, name: str) -> int:
-    return graph.heads[name].num_heads if name in graph.heads else out_channels(graph.model.get_submodule(name))
+    if name in graph.heads:
+        return graph.heads[name].left_in(graph.model)
+    return out_channels(graph.model.get_submodule(name))

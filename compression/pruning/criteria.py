@@ -4,7 +4,7 @@ A further criterion is a class here and its name in `CRITERIA`, or an entry poin
 
 | name | importance | source |
 |---|---|---|
-| l2 | sum of squares over all layers of the group | Li et al. 2017, arXiv:1608.08710; groups: Fang et al. 2023, arXiv:2301.12900 |
+| l2 | sum of squares over all layers of the group; of a recurrent layer, over all gates | Li et al. 2017, arXiv:1608.08710; groups: Fang et al. 2023, arXiv:2301.12900; units: Wen et al. 2018, arXiv:1709.05027 |
 | l1 | sum of magnitudes | Li et al. 2017, arXiv:1608.08710 |
 | taylor | weight x gradient: what the loss changes without it, to first order | Molchanov et al. 2019, arXiv:1906.10771 |
 | bn_scale | batch-norm's scale; as l2 where a group has no batch-norm, and for single weights | Liu et al. 2017, arXiv:1708.06519 |
@@ -14,9 +14,10 @@ A further criterion is a class here and its name in `CRITERIA`, or an entry poin
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 import torch_pruning as tp
@@ -25,7 +26,8 @@ from torch_pruning.dependency import Group
 
 from ...core.errors import CompressionError
 from ...core.registry import Registry
-from ...spaces.models.dependency_graph import HeadedAttention
+from ...spaces.models.attention.heads import HeadWeights
+from .unit_importance import Values, recurrent_scores
 
 ImportanceClass = Callable[..., Callable[[Group], Tensor | None]]
 """A class of `torch_pruning.importance`, whose annotations leave out that `normalizer` may be None."""
@@ -65,7 +67,7 @@ class Criterion(Protocol):
         """Scores of single weights, shape of `weight`."""
         ...
 
-    def heads(self, attention: HeadedAttention, name: str, scoring: Scoring) -> Tensor:
+    def heads(self, attention: HeadWeights, name: str, scoring: Scoring) -> Tensor:
         """Scores of an attention's heads, shape [heads]."""
         ...
 
@@ -78,10 +80,12 @@ class _ByWeight:
     def weights(self, weight: Tensor, name: str, scoring: Scoring) -> Tensor:
         return weight.detach().abs()
 
-    def heads(self, attention: HeadedAttention, name: str, scoring: Scoring) -> Tensor:
-        made = self.weights(attention.in_proj.weight, name, scoring).view(3, attention.num_heads, -1).sum((0, 2))
-        read = self.weights(attention.out_proj.weight, name, scoring)
-        return made + read.view(read.shape[0], attention.num_heads, -1).sum((0, 2))
+    def heads(self, attention: HeadWeights, name: str, scoring: Scoring) -> Tensor:
+        scores = torch.zeros(attention.num_heads, device=attention.slices[0].weight.device)
+        for part in attention.slices:
+            rows = self.weights(part.weight, name, scoring).index_select(part.dim, part.own).movedim(part.dim, 0)
+            scores.index_add_(0, part.roots, rows.flatten(1).sum(1))
+        return scores
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,8 @@ class Magnitude(_ByWeight):
     p: int = 2
 
     def channels(self, group: Group, name: str, scoring: Scoring) -> Tensor:
-        return _scores(tp.importance.GroupMagnitudeImportance, group, name, p=self.p)
+        values = partial(self.weights, name=name, scoring=scoring)
+        return _scores(tp.importance.GroupMagnitudeImportance, group, name, values, p=self.p)
 
     def weights(self, weight: Tensor, name: str, scoring: Scoring) -> Tensor:
         return weight.detach().abs() ** self.p
@@ -104,13 +109,13 @@ class Taylor(_ByWeight):
 
     def channels(self, group: Group, name: str, scoring: Scoring) -> Tensor:
         _require_gradients(scoring)
-        return _scores(tp.importance.GroupTaylorImportance, group, name, multivariable=True)
+        return _scores(tp.importance.GroupTaylorImportance, group, name, _times_gradient, multivariable=True)
 
     def weights(self, weight: Tensor, name: str, scoring: Scoring) -> Tensor:
         _require_gradients(scoring)
         if weight.grad is None:
             raise CompressionError(f"taylor: the loss does not depend on the weight of {name}")
-        return (weight * weight.grad).detach().abs()
+        return _times_gradient(weight).abs()
 
 
 class BatchNormScale(Magnitude):
@@ -131,8 +136,18 @@ class Random(_ByWeight):
         return torch.rand(weight.shape, generator=scoring.generator(name))
 
 
-def _scores(kind: ImportanceClass, group: Group, name: str, **settings: object) -> Tensor:
-    scores = _unnormalised(kind, group, **settings)
+def _times_gradient(weight: Tensor) -> Tensor:
+    return weight.detach() * (torch.zeros_like(weight) if weight.grad is None else weight.grad)
+
+
+def _scores(kind: ImportanceClass, group: Group, name: str, values: Values, **settings: object) -> Tensor:
+    """Scores of a group: Torch-Pruning's, which knows no recurrent layers, and in addition what `values` are of those."""
+    of_units = recurrent_scores(group, values)
+    if of_units is None:
+        scores = _unnormalised(kind, group, **settings)
+    else:
+        others = _summed(kind, group, **settings)
+        scores = of_units if others is None else others + of_units
     if scores is None:
         raise CompressionError(f"{name}: no layer of the group has weights to score")
     return scores
@@ -141,6 +156,22 @@ def _scores(kind: ImportanceClass, group: Group, name: str, **settings: object) 
 def _unnormalised(kind: ImportanceClass, group: Group, **settings: object) -> Tensor | None:
     """Scores of an importance of Torch-Pruning as they are, None where it finds no layer that it reads."""
     return kind(normalizer=None, **settings)(group)
+
+
+def _summed(kind: ImportanceClass, group: Group, **settings: object) -> Tensor | None:
+    """As `_unnormalised`, but summed over layers, of which the first need not have all of the group's channels."""
+    channels = len(group[0].idxs)
+    importance: Any = kind(normalizer=None, **settings)
+
+    def reduce(scores: Sequence[Tensor], roots: Sequence[Sequence[int]]) -> Tensor:
+        parts = zip(scores, roots, strict=True)
+        return sum(
+            (torch.zeros(channels).index_add_(0, torch.tensor(to), each.cpu().float()) for each, to in parts),
+            torch.zeros(channels),
+        )
+
+    importance._reduce = reduce
+    return importance(group)
 
 
 CRITERIA: Registry[Criterion | type[Criterion]] = Registry(

@@ -14,14 +14,18 @@ from torch.nn import functional
 
 from ...spaces.models.channel_graph import ChannelGraph
 from ...spaces.models.layers import WeightedLayer
+from ...spaces.models.recurrent import is_recurrent
 
 
 @torch.no_grad()
 def merge_channels(graph: ChannelGraph, name: str, lost: Sequence[int]) -> None:
     """Add the weights that read the channels `lost` of a group to those that read the most similar channels; removing them comes after.
 
-    A channel without a similar one is dropped instead, and so is every channel that a grouped convolution reads.
+    A channel without a similar one is dropped instead, and so are those that a grouped convolution reads and the units of a recurrent
+    layer, which are no multiples of each other where their rows are.
     """
+    if any(is_recurrent(maker) for maker in graph.makers(name)):
+        return
     rows = _rows(graph, name)
     kept = sorted(set(range(len(rows))) - set(lost))
     likeness = functional.normalize(rows[list(lost)], dim=1) @ functional.normalize(rows[kept], dim=1).T

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...spaces.models.channel_graph import ChannelGraph, Role, channels_lost, out_channels
-from ...spaces.models.dependency_graph import HeadedAttention
+from ...spaces.models.attention.heads import Role, Slice
+from ...spaces.models.channel_graph import ChannelGraph, channels_lost, out_channels
 from ...spaces.models.layers import WeightedLayer, layer_at
+from ...spaces.models.recurrent import RECURRENT_KINDS, RecurrentLayer, channels_of, weights_by_channel
 from ...spaces.policies.policy import Policy
 from ...spaces.policies.sparsity import Sparsity, threshold_of
 from .prune import global_masks, two_of_four_mask
 
-LAYERS_AND_NORMS = (*get_args(WeightedLayer), _BatchNorm, nn.LayerNorm, nn.GroupNorm)
+LAYERS_AND_NORMS = (*get_args(WeightedLayer), *RECURRENT_KINDS, _BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 Values = Callable[[Tensor], Tensor]
 """Parameter -> the tensor that is read or changed in its place."""
@@ -40,16 +40,6 @@ class Part(ABC):
     @abstractmethod
     def kept(self, norms: Tensor) -> Tensor:
         """1 for members that pruning to the policy would keep, else 0, shape [members]."""
-
-
-@dataclass(frozen=True)
-class Slice:
-    """The channels of a group in one weight: `own` numbers along `dim`, and the `roots`' numbers of the same."""
-
-    weight: Tensor
-    dim: int
-    own: Tensor
-    roots: Tensor
 
 
 class Channels(Part):
@@ -136,8 +126,8 @@ def _channels(
     graph: ChannelGraph, name: str, left: int, kinds: tuple[type[nn.Module], ...] = LAYERS_AND_NORMS
 ) -> Channels:
     if name in graph.heads:
-        attention = graph.heads[name]
-        return Channels(_head_slices(attention), attention.num_heads, left, 1)
+        weights = graph.heads[name].weights(graph.model)
+        return Channels(weights.slices, weights.num_heads, left, 1)
     slices = [part for role in graph.roles(name) for part in _slices(graph.model, role, kinds)]
     return Channels(slices, out_channels(graph.model.get_submodule(name)), left, graph.partitions(name))
 
@@ -145,6 +135,9 @@ def _channels(
 def _slices(model: nn.Module, role: Role, kinds: tuple[type[nn.Module], ...]) -> Iterable[Slice]:
     """The weight of a module of one of these kinds, if the channels are along a dimension of it."""
     module = model.get_submodule(role.path) if role.dim is None else None
+    if isinstance(module, RecurrentLayer):
+        yield from _unit_slices(module, role) if isinstance(module, kinds) else ()
+        return
     weight = getattr(module, "weight", None) if isinstance(module, kinds) else None
     dim = 0 if role.makes else 1
     # What a grouped convolution reads is not numbered along its weight.
@@ -153,15 +146,12 @@ def _slices(model: nn.Module, role: Role, kinds: tuple[type[nn.Module], ...]) ->
         yield Slice(weight, dim, _numbers(role.own, weight), _numbers(role.roots, weight))
 
 
-def _head_slices(attention: HeadedAttention) -> list[Slice]:
-    """Of every head its rows of queries, keys and values, and its columns of the output."""
-    made, read = attention.in_proj.weight, attention.out_proj.weight
-    heads = torch.arange(attention.num_heads).repeat_interleave(read.shape[1] // attention.num_heads)
-    rows, columns = _numbers(range(made.shape[0]), made), _numbers(range(read.shape[1]), read)
-    return [
-        Slice(made, 0, rows, heads.repeat(3).to(made.device)),
-        Slice(read, 1, columns, heads.to(read.device)),
-    ]
+def _unit_slices(layer: RecurrentLayer, role: Role) -> Iterator[Slice]:
+    """The rows of all gates of each unit and the columns that read it, or the columns of each input."""
+    of = channels_of(layer, role.makes)
+    for weight, place in weights_by_channel(layer, role.makes):
+        own, roots = _numbers(place.numbers(role.own, of), weight), _numbers(role.roots, weight)
+        yield Slice(weight, place.dim, own, roots.repeat(place.copies))
 
 
 def _numbers(numbers: Sequence[int], weight: Tensor) -> Tensor:

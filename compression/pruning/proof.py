@@ -18,10 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from ...core.interrupts import raise_if_interrupted
-from ...spaces.models.channel_graph import ChannelGraph, Role, channels_lost, first_line
+from ...spaces.models.attention.heads import Role
+from ...spaces.models.channel_graph import ChannelGraph, channels_lost
 from ...spaces.models.channel_groups import ChannelGroup, find_channel_groups
+from ...spaces.models.failures import first_line
+from ...spaces.models.recurrent import is_recurrent
 from ...workloads.contract import few_inputs
 from ...workloads.workload import Workload
+from .masked_units import masked_units
 
 TOLERANCE = 1e-3
 """The largest difference of a layer's input, relative to its largest value, that rounding may cause: kernels of other widths sum
@@ -48,15 +52,13 @@ def prove_groups(
 
     All groups lose half of their channels, chosen at random, in one copy. In the whole model the lost channels are replaced
     by duplicates of kept ones, so that means and variances over channels, as of a layer norm, are the same in both. Every
-    layer of the pruned copy continues with the inputs that it should have read, so that one pass judges all groups. Heads
-    are left to the attention that loses them.
+    layer of the pruned copy continues with the inputs that it should have read, so that one pass judges all groups.
 
     Args:
         model: in eval mode; left as it is.
         inputs: a few samples, shape [n, ...].
     """
-    own = [group for group in groups if group.unit == "channel"]
-    reasons = _refuted(model, inputs, own)
+    reasons = _refuted(model, inputs, groups)
     return [group for group in groups if group.name not in reasons], reasons
 
 
@@ -95,7 +97,7 @@ def _one_pass(model: nn.Module, inputs: Tensor, groups: Sequence[ChannelGroup]) 
     losses = {group.name: _Loss.of(group, graph.partitions(group.name)) for group in groups}
     plan = _Plan.of({name: list(graph.roles(name)) for name in losses}, losses)
     graph.remove({name: loss.lost for name, loss in losses.items()})
-    with _doubled(model, plan), _masked(model, plan) as read:
+    with masked_units(model, plan.copies), _doubled(model, plan), _masked(model, plan) as read:
         expected = model(inputs)
     with _corrected(graph.model, plan, read) as failed:
         found = graph.model(inputs)
@@ -186,7 +188,7 @@ def _doubled(model: nn.Module, plan: _Plan) -> Iterator[None]:
     hooks = [
         modules[path].register_forward_hook(double(copies, modules[path]))
         for path, copies in plan.copies.items()
-        if path in modules and copies
+        if path in modules and copies and not is_recurrent(modules[path])
     ]
     try:
         for path, dim in plan.dims.items():
@@ -276,7 +278,7 @@ def _is_same(expected: Tensor, found: Tensor, axis: int = 0, places: Sequence[in
 
 def _axis(module: nn.Module, values: Tensor, channels: int) -> int:
     """The axis of a module's channels in its input or output: the last for modules that work on vectors, else the second."""
-    vectors = isinstance(module, (nn.Linear, nn.LayerNorm, nn.Embedding, nn.MultiheadAttention))
+    vectors = isinstance(module, (nn.Linear, nn.LayerNorm, nn.Embedding, nn.MultiheadAttention, nn.RNNBase))
     axis = values.ndim - 1 if vectors else 1
     # A layer norm of images is a subclass that permutes them; the axis is the one with enough channels.
     return axis if values.shape[axis] >= channels else 1

@@ -11,6 +11,7 @@ from torch.nn.utils import prune
 from ...core.errors import CompressionError
 from ...spaces.knobs.kind import ExtensionKind
 from ...spaces.knobs.registry import KNOB_KINDS
+from ...spaces.models.blocks import RemovedBlock
 from ...spaces.models.channel_groups import ChannelGroup
 from ...spaces.models.layers import LAYER_KINDS, WeightedLayer
 from ...spaces.policies.operators import DENSE
@@ -70,7 +71,7 @@ def pruned_copy(
     slim = trainable_copy(model)
     for name in policy.removed_blocks:
         _require_module(slim, name)
-        slim.set_submodule(name, nn.Identity())
+        slim.set_submodule(name, RemovedBlock())
     kept = _surviving(slim, kept_channels(policy, groups), groups)
     sparse = any(layer.sparsity for layer in policy.layers.values())
     scoring = _scoring(slim, policy.pruning.criterion, workload if kept or sparse else None, seed)

@@ -34,7 +34,7 @@ def fake_quantized(model: nn.Module, policy: Policy, inputs: Mapping[str, QuantP
     Afterwards every quantized weight holds numbers of its grid, on which post-training quantization finds the same grid.
     Biases are left in float32: those of layers in bfloat16 are rounded once, when the candidate is made.
     """
-    with _fake_quantized_weights(model, policy), _fake_quantized_activations(model, policy, inputs):
+    with _fake_quantized_weights(model, policy), rounded_activations(model, policy, inputs):
         yield
 
 
@@ -53,7 +53,9 @@ def _fake_quantized_weights(model: nn.Module, policy: Policy) -> Iterator[None]:
 
 
 @contextmanager
-def _fake_quantized_activations(model: nn.Module, policy: Policy, inputs: Mapping[str, QuantParams]) -> Iterator[None]:
+def rounded_activations(model: nn.Module, policy: Policy, inputs: Mapping[str, QuantParams]) -> Iterator[None]:
+    """Have layers of `model` read what they read rounded: on the grids `inputs` (layer -> grid), on the range of each tensor, or
+    in bfloat16, as their policies say."""
     roundings = {name: _on_grid(grid) for name, grid in inputs.items()}
     roundings |= {name: _on_own_range for name, layer in policy.layers.items() if layer.is_dynamic}
     halves = [name for name, layer in policy.layers.items() if layer.is_bfloat16]
@@ -75,14 +77,14 @@ def _rounding(layer: LayerPolicy, scheme: Scheme, weight: Tensor) -> nn.Module:
     return weight_grid(layer, scheme)
 
 
-def _on_grid(grid: QuantParams):
+def on_grid(tensor: Tensor, grid: QuantParams) -> Tensor:
+    """`tensor` rounded to the numbers of a grid of whole tensors."""
     scale, zero_point = float(grid.scale), int(grid.zero_point)
+    return torch.fake_quantize_per_tensor_affine(tensor, scale, zero_point, grid.low, grid.high)
 
-    def hook(_module: nn.Module, inputs: tuple) -> tuple:
-        rounded = torch.fake_quantize_per_tensor_affine(inputs[0], scale, zero_point, grid.low, grid.high)
-        return rounded, *inputs[1:]
 
-    return hook
+def _on_grid(grid: QuantParams):
+    return lambda _module, inputs: (on_grid(inputs[0], grid), *inputs[1:])
 
 
 def _on_own_range(_module: nn.Module, inputs: tuple) -> tuple:

@@ -8,6 +8,7 @@ integers, so that a runtime can stay in integers across the addition.
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -139,14 +140,18 @@ def _export(model: nn.Module, inputs: Tensor) -> fx.GraphModule:
 
 
 def _spell_out_norms(exported: fx.GraphModule) -> None:
-    """Write every batch-norm that lowering does not fold as a multiplication and an addition.
+    """Write every batch-norm that lowering does not fold as a multiplication and an addition, or, where it has no statistics of its
+    own, as an operation that PT2E does not know.
 
-    PT2E would also fold one into a layer that something else reads, whose numbers it then changes, and spends a minute on
-    each graph that keeps one.
+    PT2E would also fold one into a layer that something else reads, whose numbers it then changes, or for want of statistics fail,
+    and spends a minute on each graph that keeps one.
     """
     graph = exported.graph
     for index, norm in enumerate(graph.find_nodes(op="call_function", target=aten.batch_norm.default)):
-        if is_folded(norm) or None in norm.args[3:5]:  # without statistics of its own it computes them anew
+        if None in norm.args[3:5]:
+            _compute_statistics(graph, norm)
+            continue
+        if is_folded(norm):
             continue
         scale, shift = scale_and_shift(exported, norm)
         exported.register_buffer(f"norm{index}_scale", scale)
@@ -158,6 +163,18 @@ def _spell_out_norms(exported: fx.GraphModule) -> None:
         norm.replace_all_uses_with(shifted)
         graph.erase_node(norm)
     exported.recompile()
+
+
+def _compute_statistics(graph: fx.Graph, norm: fx.Node) -> None:
+    """Replace a batch-norm that computes the statistics of each batch by the operation that does nothing else."""
+    read, weight, bias, _, _, _, momentum, epsilon = norm.args[:8]
+    arguments = (read, weight, bias, True, momentum, epsilon)
+    with graph.inserting_before(norm):
+        made = graph.call_function(aten._native_batch_norm_legit.no_stats, arguments)
+        values = graph.call_function(operator.getitem, (made, 0))
+    made.meta, values.meta = dict(norm.meta), dict(norm.meta)
+    norm.replace_all_uses_with(values)
+    graph.erase_node(norm)
 
 
 class PolicyQuantizer(Quantizer):

@@ -14,7 +14,7 @@ A further distiller is a class here and its name in `DISTILLERS`, or an entry po
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +22,14 @@ from torch.nn import functional
 
 from ...core.errors import PolicyError
 from ...core.registry import Registry
-from .outputs import LOGITS, OutputKind
+from ...workloads.output_kind import OutputKind
+from .outputs import ONE_CLASSIFIER, OutputKinds, Outputs
 
 Tap = Literal["embedding", "maps"]
 """What a distiller reads of a network in addition to its outputs: the input of its last layer, or its last map of each resolution."""
 
-Views = Sequence[Tensor]
-"""The outputs [batch, ...] of a network on a batch, then the tensors of its taps."""
+Views = Sequence[Any]
+"""The outputs of a network on a batch, a tensor [batch, ...] or one for each name, then the tensors of its taps."""
 
 
 class Distiller(Protocol):
@@ -53,7 +54,7 @@ class Soft:
     """
 
     tap: Tap | None = None
-    outputs: OutputKind = LOGITS
+    outputs: OutputKinds = ONE_CLASSIFIER
 
     def __init__(self, temperature: float) -> None:
         self.temperature = temperature
@@ -61,8 +62,8 @@ class Soft:
     def loss(self, student: Views, teacher: Views, projections: nn.ModuleList) -> Tensor:
         return self.of_outputs(student[0], teacher[0]) + self.beyond_outputs(student[1:], teacher[1:], projections)
 
-    def of_outputs(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """What the outputs [batch, ...] add to the loss."""
+    def of_outputs(self, student: Outputs, teacher: Outputs) -> Tensor:
+        """What the outputs add to the loss."""
         return imitation_loss(student, teacher, self.temperature, self.outputs)
 
     def beyond_outputs(self, student: Views, teacher: Views, projections: nn.ModuleList) -> Tensor | float:
@@ -73,10 +74,8 @@ class Soft:
 class Hard(Soft):
     """See the table above."""
 
-    def of_outputs(self, student: Tensor, teacher: Tensor) -> Tensor:
-        if self.outputs.class_axis is None:
-            return self.outputs.distance(student, teacher)
-        return functional.cross_entropy(self.outputs.logits(student), self.outputs.logits(teacher).argmax(dim=-1))
+    def of_outputs(self, student: Outputs, teacher: Outputs) -> Tensor:
+        return self.outputs.total(_of_classes_found, student, teacher)
 
 
 class Feature(Soft):
@@ -111,11 +110,22 @@ class Attention(Soft):
         return self.weight * torch.stack(gaps).sum() if gaps else 0.0
 
 
-def imitation_loss(student: Tensor, teacher: Tensor, temperature: float, outputs: OutputKind) -> Tensor:
-    """How far outputs [batch, ...] are from the teacher's: `distillation_loss` over classes, squared distance for values."""
-    if outputs.class_axis is None:
-        return outputs.distance(student, teacher)
-    return distillation_loss(outputs.logits(student), outputs.logits(teacher), temperature)
+def imitation_loss(student: Outputs, teacher: Outputs, temperature: float, kinds: OutputKinds) -> Tensor:
+    """How far outputs are from the teacher's: `distillation_loss` over classes, squared distance for values; weighted over several."""
+
+    def of_one(kind: OutputKind, own: Tensor, taught: Tensor) -> Tensor:
+        if kind.class_axis is None:
+            return kind.distance(own, taught)
+        return distillation_loss(kind.logits(own), kind.logits(taught), temperature)
+
+    return kinds.total(of_one, student, teacher)
+
+
+def _of_classes_found(kind: OutputKind, own: Tensor, taught: Tensor) -> Tensor:
+    """Cross-entropy against the classes that the teacher finds; squared distance for values."""
+    if kind.class_axis is None:
+        return kind.distance(own, taught)
+    return functional.cross_entropy(kind.logits(own), kind.logits(taught).argmax(dim=-1))
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -180,7 +190,7 @@ def distillers() -> list[str]:
     return list(DISTILLERS)
 
 
-def get_distiller(name: str, temperature: float, outputs: OutputKind = LOGITS) -> Distiller:
+def get_distiller(name: str, temperature: float, outputs: OutputKinds = ONE_CLASSIFIER) -> Distiller:
     """The distiller called `name`, softening outputs by `temperature`.
 
     Args:

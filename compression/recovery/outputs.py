@@ -1,17 +1,22 @@
-"""What a model's outputs mean to distillation: logits or probabilities of classes along some axis, or values."""
+"""What a model's outputs mean to distillation and to the damage: logits or probabilities of classes along some axis, or values."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ...workloads.metrics import named
+from ...workloads.output_kind import LOGITS, OutputKind
 from ...workloads.workload import Workload
 from ..batches import CALIBRATION_BATCH, input_batches
+
+Outputs = Tensor | Mapping[str, Tensor]
+"""What a model returns of a batch: a tensor [batch, ...], or one for each name."""
 
 BATCHES = 10
 """How many calibration batches the outputs are judged from."""
@@ -19,88 +24,183 @@ BATCHES = 10
 LEAST_SHARE = 1e-3
 """A channel of values varies by at least this share of the mean variance, so that one that hardly varies does not outweigh all others."""
 
+ONLY = ""
+"""The name of the output of a model that returns one tensor."""
+
 
 @dataclass(frozen=True)
-class OutputKind:
-    """How outputs [batch, ...] of a workload's model are compared and averaged.
+class OutputKinds:
+    """The kind of each output of a model, by its name; of a model that returns one tensor, by `ONLY`."""
 
-    Attributes:
-        class_axis: the axis that the classes are along; None where the outputs are values, as in regression.
-        are_probabilities: whether classes have probabilities, not logits; log-probabilities are logits too.
-        variance: of values, over samples and positions, shape [channels, 1, ...]; None is 1.
+    by_name: Mapping[str, OutputKind]
+
+    @property
+    def are_one_classifier(self) -> bool:
+        """Whether there is one output, of classes: its damage is in nats."""
+        return all(kind.class_axis is not None for kind in self.by_name.values()) and len(self.by_name) == 1
+
+    @property
+    def read_by_cross_entropy(self) -> bool:
+        """Whether torch's cross-entropy takes the output: its classes are along axis 1."""
+        return self.are_one_classifier and self.by_name[ONLY].class_axis == 1
+
+    @property
+    def words(self) -> str:
+        """The kinds in a few words."""
+        return ", ".join(f"{name}: {kind.words}" if name else kind.words for name, kind in self.by_name.items())
+
+    def damage(self, found: Outputs, expected: Outputs) -> Tensor:
+        """How far outputs of a batch are from the `expected` ones, sample by sample, shape [batch]; `OutputKind.damage` of each."""
+        return self.total(OutputKind.damage, found, expected)
+
+    def total(
+        self, of_one: Callable[[OutputKind, Tensor, Tensor], Tensor], found: Outputs, expected: Outputs
+    ) -> Tensor:
+        """The weighted mean of a function of each output's kind, that output, and the expected one."""
+        had, wanted = leaves(found), leaves(expected)
+        weights = sum(kind.weight for kind in self.by_name.values())
+        parts = [kind.weight / weights * of_one(kind, had[name], wanted[name]) for name, kind in self.by_name.items()]
+        return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+
+    def mean(self, outputs: Sequence[Outputs]) -> Outputs:
+        """The mean of models' outputs, as `OutputKind.mean` has it."""
+        if isinstance(outputs[0], Tensor):
+            return self.by_name[ONLY].mean([leaves(each)[ONLY] for each in outputs])
+        return {name: kind.mean([leaves(each)[name] for each in outputs]) for name, kind in self.by_name.items()}
+
+
+ONE_CLASSIFIER = OutputKinds({ONLY: LOGITS})
+"""Logits [batch, classes, ...], the output that cross-entropy reads."""
+
+
+def leaves(outputs: Outputs) -> Mapping[str, Tensor]:
+    """The outputs by name."""
+    return {ONLY: outputs} if isinstance(outputs, Tensor) else outputs
+
+
+def each(function: Callable[[Tensor], Tensor], outputs: Outputs) -> Outputs:
+    """A function of every output."""
+    return function(outputs) if isinstance(outputs, Tensor) else {name: function(o) for name, o in outputs.items()}
+
+
+_FOUND: WeakKeyDictionary[nn.Module, dict[tuple[int, int], OutputKinds]] = WeakKeyDictionary()
+"""Model -> (loss, metric) -> the kinds, found once."""
+
+
+def output_kinds(workload: Workload) -> OutputKinds:
+    """The kinds of a workload's outputs, from its metric and loss, the shape of a target, and what the model makes of the calibration split.
+
+    A metric known by name says whether its outputs are values, or where their classes are. Cross-entropy, the loss of a workload that
+    brings none, reads classes along axis 1. Elsewhere classes are along the axis that whole-number targets lack, such as the last of
+    [batch, positions, classes] for targets [batch, positions], or along axis 1 for targets that are probabilities themselves; everything
+    else is values. `Workload.output_kinds` overrides it, output by output.
     """
-
-    class_axis: int | None = 1
-    are_probabilities: bool = False
-    variance: Tensor | None = None
-
-    def logits(self, outputs: Tensor) -> Tensor:
-        """Outputs of classes as logits [batch x positions, classes]."""
-        assert self.class_axis is not None, "values have no classes"
-        rows = outputs.movedim(self.class_axis, -1).flatten(0, -2)
-        return rows.clamp_min(torch.finfo(rows.dtype).tiny).log() if self.are_probabilities else rows
-
-    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Mean squared difference of values, in units of the teacher's variance."""
-        gaps = (student - teacher).square()
-        return (gaps if self.variance is None else gaps / self.variance.to(gaps.device)).mean()
-
-    def mean(self, outputs: Sequence[Tensor]) -> Tensor:
-        """The mean of models' outputs: of probabilities where there are classes, as logits unless the outputs are probabilities."""
-        stacked = torch.stack(list(outputs))
-        if self.class_axis is None or self.are_probabilities:
-            return stacked.mean(0)
-        return stacked.log_softmax(dim=self.class_axis + 1).logsumexp(dim=0) - math.log(len(outputs))
+    found = _FOUND.setdefault(workload.model, {})
+    key = id(workload.loss), id(workload.metric)
+    if key not in found:
+        with torch.random.fork_rng():  # training draws the same numbers with and without this look
+            found[key] = _found(workload)
+    return found[key]
 
 
-LOGITS = OutputKind()
-"""Logits [batch, classes, ...], the outputs that cross-entropy reads."""
+def _found(workload: Workload) -> OutputKinds:
+    entry, said = named(workload.metric), workload.output_kinds
+    if workload.loss is None and not said and (entry is None or entry.reads in ("classes", "positions")):
+        return ONE_CLASSIFIER
+    looks = _looks(workload)
+    target = workload.train[0][1]
+    kinds = {}
+    for index, (name, look) in enumerate(looks.items()):
+        if name in said:
+            kinds[name] = look.completed(said[name])
+        elif len(looks) > 1:
+            kinds[name] = look.kind_among_several(_target_of(target, name, index, len(looks)))
+        elif entry is not None and entry.reads != "scores":
+            kinds[name] = look.kind(None if entry.class_axis is None else entry.class_axis % look.ndim)
+        else:
+            kinds[name] = look.kind(look.class_axis(torch.as_tensor(target)))
+    return OutputKinds(kinds)
 
 
-def output_kind(workload: Workload) -> OutputKind:
-    """The kind of a workload's outputs, from its loss, the shape of a target, and what the model makes of the calibration split.
+def _target_of(target: object, name: str, index: int, count: int) -> Tensor | None:
+    """The part of a sample's target that an output is for, where targets have names or places as outputs have them."""
+    if isinstance(target, Mapping):
+        target = target.get(name)
+    elif isinstance(target, (tuple, list)):
+        target = target[index] if len(target) == count else None
+    return None if target is None else torch.as_tensor(target)
 
-    Cross-entropy, the loss of a workload that brings none, reads classes along axis 1. Elsewhere classes are along the axis that
-    whole-number targets lack, such as the last of [batch, positions, classes] for targets [batch, positions], or along axis 1 for
-    targets that are probabilities themselves; everything else is values.
-    """
-    if workload.loss is None:
-        return LOGITS
-    with torch.random.fork_rng():  # training draws the same numbers with and without this look
-        outputs, target = _outputs(workload), torch.as_tensor(workload.train[0][1])
-    axis = _class_axis(outputs, target)
-    if axis is None:
-        return OutputKind(None, variance=_variance(outputs))
-    return OutputKind(axis, _are_probabilities(outputs, axis))
+
+class _Look:
+    """What the outputs [batch, ...] of one name are like, batch by batch."""
+
+    def __init__(self, first: Tensor) -> None:
+        self.shape, self.ndim = first.shape, first.ndim
+        self._channels = [axis for axis in range(first.ndim) if axis != 1]
+        self._shift = first.double().mean(dim=self._channels, keepdim=True)
+        self._count, self._sum, self._squares = 0, torch.zeros(()), torch.zeros(())
+        self._sums_to_one = dict.fromkeys(range(1, first.ndim), True)
+
+    def add(self, outputs: Tensor) -> None:
+        moved = outputs.double() - self._shift
+        self._sum = self._sum + moved.sum(dim=self._channels)
+        self._squares = self._squares + moved.square().sum(dim=self._channels)
+        self._count += moved.numel() // (moved.shape[1] if moved.ndim > 1 else 1)
+        for axis, holds in self._sums_to_one.items():
+            self._sums_to_one[axis] = holds and _are_probabilities(outputs, axis)
+
+    def kind(self, axis: int | None) -> OutputKind:
+        """Values, or classes along an axis."""
+        if axis is None:
+            return OutputKind(None, variance=self._variance())
+        return OutputKind(axis, self._sums_to_one[axis])
+
+    def kind_among_several(self, target: Tensor | None) -> OutputKind:
+        """The kind of one of several outputs, for which there need be no target: what sums to one is probabilities."""
+        axis = None if target is None else self.class_axis(target)
+        likely = (axis for axis, holds in self._sums_to_one.items() if holds and self.shape[axis] > 1)
+        return self.kind(next(likely, None) if axis is None else axis)
+
+    def completed(self, said: OutputKind) -> OutputKind:
+        """A kind that a workload's owner gave, with the variance of values."""
+        if said.class_axis is None and said.variance is None:
+            return replace(said, variance=self._variance())
+        return said
+
+    def class_axis(self, target: Tensor) -> int | None:
+        """The axis that a sample's target lacks; None where that is no axis of at least two classes."""
+        shape = self.shape
+        if target.is_floating_point():
+            like = len(shape) >= 2 and target.shape == shape[1:] and shape[1] > 1
+            return 1 if like and _are_probabilities(target, 0) else None
+        lacking = (axis for axis in range(1, self.ndim) if target.shape == shape[1:axis] + shape[axis + 1 :])
+        return next((axis for axis in lacking if shape[axis] > 1 and target.dtype != torch.bool), None)
+
+    def _variance(self) -> Tensor | None:
+        """Of each channel, axis 1, over the rest; None where nothing varies."""
+        variance = (self._squares / self._count - (self._sum / self._count).square()).float()
+        mean = float(variance.mean())
+        if not mean > 0:
+            return None
+        return variance.clamp_min(LEAST_SHARE * mean).view(-1, *(1,) * (self.ndim - 2))
 
 
 @torch.no_grad()
-def _outputs(workload: Workload) -> Tensor:
-    """The model's outputs [samples, ...] on the first calibration batches."""
-    batches = islice(input_batches(workload.calibration, CALIBRATION_BATCH), BATCHES)
+def _looks(workload: Workload) -> dict[str, _Look]:
+    """A look at each of the model's outputs on the first calibration batches."""
+    looks: dict[str, _Look] = {}
+    for outputs in _calibrated(workload):
+        for name, output in leaves(outputs).items():
+            looks.setdefault(name, _Look(output)).add(output)
+    return looks
+
+
+def _calibrated(workload: Workload) -> Iterator[Outputs]:
     device = workload.example_input.device
-    return torch.cat([workload.model.eval()(batch.to(device)).float().cpu() for batch in batches])
-
-
-def _class_axis(outputs: Tensor, target: Tensor) -> int | None:
-    """The axis of `outputs` [batch, ...] that a sample's target lacks; None where that is no axis of at least two classes."""
-    if target.is_floating_point():
-        like = outputs.ndim >= 2 and target.shape == outputs.shape[1:] and outputs.shape[1] > 1
-        return 1 if like and _are_probabilities(target, 0) else None
-    shape = outputs.shape
-    lacking = (axis for axis in range(1, outputs.ndim) if target.shape == shape[1:axis] + shape[axis + 1 :])
-    return next((axis for axis in lacking if shape[axis] > 1 and target.dtype != torch.bool), None)
+    for batch in islice(input_batches(workload.calibration, CALIBRATION_BATCH), BATCHES):
+        yield each(lambda output: output.float().cpu(), workload.model.eval()(batch.to(device)))
 
 
 def _are_probabilities(values: Tensor, axis: int) -> bool:
     sums = values.float().sum(axis)
     return bool((values >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
-
-
-def _variance(outputs: Tensor) -> Tensor | None:
-    """Of each channel, axis 1, over the rest; None where nothing varies."""
-    variance = outputs.var(dim=[axis for axis in range(outputs.ndim) if axis != 1], correction=0)
-    mean = float(variance.mean())
-    if not mean > 0:
-        return None
-    return variance.clamp_min(LEAST_SHARE * mean).view(-1, *(1,) * (outputs.ndim - 2))

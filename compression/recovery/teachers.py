@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,7 +18,7 @@ from ...workloads.load import load_workload
 from ...workloads.workload import MapDataset, Workload, describe
 from .distil import Tap
 from .feature_taps import tapped_modules, tapping
-from .outputs import LOGITS, OutputKind
+from .outputs import ONE_CLASSIFIER, ONLY, OutputKinds, Outputs
 
 BATCH = 256
 
@@ -29,33 +30,40 @@ class Teacher:
         workload: its model comes first.
         others: workloads whose models join it (Hinton et al. 2015, arXiv:1503.02531, section 5, on ensembles), all of
             them of the same outputs and inputs.
-        kind: what the outputs mean, and so how they are averaged.
+        kinds: what the outputs mean, and so how they are averaged.
 
     Raises:
         WorkloadError: one of `others` cannot be loaded, or does not make outputs like the workload's model of its inputs.
     """
 
-    def __init__(self, workload: Workload, others: Sequence[str], tap: Tap | None, kind: OutputKind = LOGITS) -> None:
+    def __init__(
+        self, workload: Workload, others: Sequence[str], tap: Tap | None, kinds: OutputKinds = ONE_CLASSIFIER
+    ) -> None:
         self.others = tuple(others)
         self.tap: Tap | None = tap
-        self.kind = kind
+        self.kinds = kinds
         self.models = [workload.model.eval(), *(_joining(workload, name) for name in others)]
         self.modules = tapped_modules(workload.model, workload.example_input, tap)
 
     @torch.no_grad()
-    def __call__(self, inputs: Tensor) -> list[Tensor]:
-        """Outputs [batch, ...], then what the taps saw."""
+    def __call__(self, inputs: Tensor) -> list[Any]:
+        """Outputs, then what the taps saw."""
         with tapping(self.models[0], self.modules, self.tap) as views:
-            outputs = [model(inputs) for model in self.models]
-            return [outputs[0] if len(outputs) == 1 else self.kind.mean(outputs), *views]
+            outputs: list[Outputs] = [model(inputs) for model in self.models]
+            return [outputs[0] if len(outputs) == 1 else self.kinds.mean(outputs), *views]
 
     def annotated(self, data: MapDataset) -> MapDataset:
         """`data` with this teacher's outputs added to every sample, where samples are the same every time they are read.
 
         A data set that is not plain tensors may augment its samples: it is returned as it is, and so is any data set if the
-        tap is "maps", which would not fit into memory.
+        tap is "maps", which would not fit into memory, and of a model of several outputs.
         """
-        if type(data) is not TensorDataset or len(data.tensors) != 2 or self.tap == "maps":
+        if (
+            type(data) is not TensorDataset
+            or len(data.tensors) != 2
+            or self.tap == "maps"
+            or ONLY not in self.kinds.by_name
+        ):
             return data
         said = _SAID.setdefault(data, WeakKeyDictionary()).setdefault(self.models[0], {})
         key = self.others, self.tap

@@ -16,9 +16,9 @@ from ...spaces.policies.policy import Recovery
 from ...workloads.workload import MapDataset, Workload
 from ..batches import loader, subset
 from ..finite import not_finite
-from .distil import get_distiller, imitation_loss
+from .distil import Views, get_distiller, imitation_loss
 from .feature_taps import projections, tapped_modules, tapping
-from .outputs import output_kind
+from .outputs import Outputs, each, output_kinds
 from .sparsify import AfterStep
 from .synthetic import synthetic_inputs
 from .teachers import Teacher
@@ -143,9 +143,9 @@ class _Training:
         self.batch_size, self.masks = batch_size, masks
         self.reads_labels = recovery.data == "train"
         self.device = next(student.parameters()).device
-        self.kind = output_kind(workload)
-        self.distiller = get_distiller(recovery.distiller, recovery.temperature, self.kind)
-        self.teacher = Teacher(workload, recovery.teachers, self.distiller.tap, self.kind)
+        self.kinds = output_kinds(workload)
+        self.distiller = get_distiller(recovery.distiller, recovery.temperature, self.kinds)
+        self.teacher = Teacher(workload, recovery.teachers, self.distiller.tap, self.kinds)
         example = workload.example_input
         self.modules = tapped_modules(student, example, self.distiller.tap)
         self.projections = self._projections(example).to(self.device)
@@ -213,16 +213,18 @@ class _Training:
             with tapping(self.student, self.modules, self.distiller.tap) as views:
                 outputs = self.student(inputs)
             peer = self.peer(inputs) if self.peer else None
-        loss = self._imitation([outputs.float(), *views], guidance, targets)
-        if peer is not None:
-            temperature = self.recovery.temperature
-            loss = loss + imitation_loss(outputs.float(), peer.detach().float(), temperature, self.kind)
-            loss = loss + imitation_loss(peer.float(), outputs.detach().float(), temperature, self.kind)
-            if self.reads_labels:
-                loss = loss + self.workload.loss_function(peer.float(), targets)
-        return loss
+        outputs = each(Tensor.float, outputs)
+        loss = self._imitation([outputs, *views], guidance, targets)
+        return loss if peer is None else loss + self._mutual(outputs, each(Tensor.float, peer), targets)
 
-    def _imitation(self, views: Sequence[Tensor], guidance: Sequence[Tensor], targets: Tensor) -> Tensor:
+    def _mutual(self, outputs: Outputs, peer: Outputs, targets: Tensor) -> Tensor:
+        """What the student and its peer learn of one another, and the peer of the labels."""
+        temperature = self.recovery.temperature
+        loss = imitation_loss(outputs, each(Tensor.detach, peer), temperature, self.kinds)
+        loss = loss + imitation_loss(peer, each(Tensor.detach, outputs), temperature, self.kinds)
+        return loss + self.workload.loss_function(peer, targets) if self.reads_labels else loss
+
+    def _imitation(self, views: Views, guidance: Views, targets: Tensor) -> Tensor:
         imitation = self.distiller.loss(views, guidance, self.projections)
         if not self.reads_labels:
             return imitation

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 
 from ...studies.study_file.spec import StudySpec
+from ...workloads.metrics import quality_of
 from ..sampler.designer import TransferredTrial
 from ..sampler.study_terms import KnownDamage, cost_of, learned_dimensions, role_of, space_dimensions, worst_corner
 from ..sampler.untried import Untried
@@ -62,6 +63,7 @@ def _policy_sampler(
     seed: int,
 ) -> PolicySampler:
     spec, cost = prepared.spec, cost_of(prepared)
+    quality = quality_of(prepared.context.workload.metric, baseline["accuracy"])
     # Optuna reads the dashboard's list, in which a trial that was stopped has one more, as constraints named by their place.
     copied = map(str, range(len(spec.constraints) + 1))
     return PolicySampler(
@@ -69,7 +71,7 @@ def _policy_sampler(
         dimensions=learned_dimensions(prepared, known),
         counted=cost,
         keys=cost.keys if cost.is_exact else None,
-        reference=worst_corner(baseline, spec.objectives, spec.constraints),
+        reference=worst_corner(baseline, spec.objectives, spec.constraints, quality),
         implied=frozenset({*copied, *(str(c) for c in spec.constraints if c.metric in spec.objectives)}),
         transferred=transferred,
         may_propose=untried.__contains__ if untried is not None else lambda _: True,

@@ -18,6 +18,7 @@ from sqlalchemy import event
 
 from ...core.metrics import METRICS
 from ...core.texts import plain_text
+from ...studies.analysis.newest_front import objectives_of
 from ...studies.store.store import Store
 from ...studies.study_file.spec import StudySpec
 from .attributes import DUPLICATE, REASON, STATE
@@ -50,7 +51,7 @@ class OptunaStudy:
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)  # metric names are what the dashboard shows
-            self._study.set_metric_names([f"{name} [{METRICS[name].unit}]" for name in spec.objectives])
+            self._study.set_metric_names([f"{o.name} [{o.unit}]" for o in objectives_of(store.get_study(spec.study))])
         self._make_sampler = sampler
         self.renew_sampler()
         self._asked: dict[int, optuna.Trial] = {}

@@ -7,7 +7,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ...studies.store.trial_state import TrialState as StoredState
 from ..sampler.designer import Choices, CompletedTrial, Outcome
-from .attributes import DAMAGE, DUPLICATE, STATE, STOPPED_EPOCHS, STOPPED_VALUES
+from .attributes import DUPLICATE, STATE, STOPPED_EPOCHS, STOPPED_VALUES, damage_noted
 
 OUTCOMES = {
     TrialState.COMPLETE: Outcome.COMPLETE,
@@ -51,7 +51,7 @@ def as_completed(trial: FrozenTrial) -> CompletedTrial:
         trial.params,
         OUTCOMES[trial.state],
         tuple(values) if values is not None else None,
-        noted.get(DAMAGE),
+        damage_noted(noted),
         trial.constraints,
         noted.get(STOPPED_EPOCHS),
     )

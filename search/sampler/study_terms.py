@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ...core.metrics import METRICS, is_quality
+from ...core.metrics import FRACTION, Quality, is_quality
 from ...spaces.knobs.registry import KNOB_KINDS
 from ...spaces.policies.policy import Choice, Policy
 from ...spaces.space import Space
@@ -76,16 +76,23 @@ def role_of(metric: str, counts_are_exact: bool) -> Role:
 
 
 def worst_corner(
-    baseline: Mapping[str, float], objectives: Sequence[str], constraints: Sequence[Constraint]
+    baseline: Mapping[str, float],
+    objectives: Sequence[str],
+    constraints: Sequence[Constraint],
+    quality: Quality = FRACTION,
 ) -> list[float]:
     """What improvement is counted from: the study's reference point, tightened to what constraints on objectives allow.
 
     A maximised metric, whose reference is 0, starts near the baseline's instead.
+
+    Args:
+        quality: what `accuracy` is.
     """
-    corner = list(reference_point(baseline, [Objective.of(name) for name in objectives], constraints))
-    for index, name in enumerate(objectives):
-        margin = METRICS[name].margin
-        if METRICS[name].direction == "maximize":
+    searched = [Objective.of(name, quality) for name in objectives]
+    corner = list(reference_point(baseline, searched, constraints))
+    for index, (name, objective) in enumerate(zip(objectives, searched, strict=True)):
+        if objective.direction == "maximize":
+            margin = objective.margin
             corner[index] = baseline[name] / 1.1 if margin is None else baseline[name] - margin
         for constraint in constraints:
             if constraint.metric == name and constraint.violation(corner[index]) > 0:

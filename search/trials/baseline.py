@@ -20,6 +20,9 @@ from ...studies.store.records import ReferenceRecord
 
 QUIET_SECONDS = 1.0
 
+OUTPUTS = "outputs"
+"""The folder of the reference's outputs on the search-validation split, next to its artifact."""
+
 
 def uncompressed(context: Context, precision: FloatPrecision) -> Candidate:
     """The uncompressed model, its floats in a precision, as a candidate."""
@@ -49,9 +52,10 @@ def measure_reference(
 
 
 def with_scores(context: Context, artifact: Artifact, latency_ms: float, record: ReferenceRecord) -> Reference:
-    """The reference with its scores on the search-validation split, which accuracy drops are paired with."""
+    """The reference with its scores on the search-validation split, which accuracy drops are paired with; its outputs are kept next
+    to the artifact, for the damage."""
     started = time.monotonic()
-    scores = score(artifact, context.workload.validation, context)
+    scores = score(artifact, context.workload.validation, context, keep=artifact.path.with_name(OUTPUTS))
     seconds = time.monotonic() - started
     return Reference(
         artifact, latency_ms, scores, None, seconds, over_float32=record.over_float32, precision=record.precision

@@ -73,16 +73,16 @@ def _measured(prepared: PreparedStudy, deployments: list[FreeDeployment], folder
     scores = score(plain, context.workload.validation, context)
     with prepared.bench(plain) as bench:
         return [
-            replace(each, figures=_of_float32(scores))
+            replace(each, figures=_of_float32(scores, context))
             if each.precision == FLOAT32
             else _paired(each, context, bench, scores, _folder(folder, each.precision))
             for each in deployments
         ]
 
 
-def _of_float32(scores: Scores) -> dict[str, Measurement]:
+def _of_float32(scores: Scores, context: Context) -> dict[str, Measurement]:
     same = Measurement.exact("speedup_float32", 1.0, "itself")
-    return {figure.name: figure for figure in (same, *accuracy_measurements(scores, scores))}
+    return {figure.name: figure for figure in (same, *accuracy_measurements(scores, scores, context))}
 
 
 def _paired(deployment: FreeDeployment, context: Context, bench: Timer, plain: Scores, folder: Path) -> FreeDeployment:
@@ -93,7 +93,7 @@ def _paired(deployment: FreeDeployment, context: Context, bench: Timer, plain: S
     except (EvaluationError, LoweringError) as error:  # as where float16 overflows: it is no way to deploy this model
         return replace(deployment, problem=str(error))
     speedup = replace(latency_measurements(timing, 1.0, context.target)[0], name="speedup_float32")
-    figures = (speedup, *accuracy_measurements(scores, plain))
+    figures = (speedup, *accuracy_measurements(scores, plain, context))
     return replace(deployment, figures={figure.name: figure for figure in figures})
 
 

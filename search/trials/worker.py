@@ -6,11 +6,11 @@ import math
 import os
 import platform
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from shutil import rmtree
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from safetensors.torch import load_file
@@ -41,7 +41,7 @@ from ...spaces.policies.resolved import effective_policy
 from ...studies.store.executed import KIND as PRECISIONS
 from ...studies.study_file.constraint import Constraint
 from ...studies.study_file.parts import RungsSpec
-from ...workloads.workload import MetricFunction, Workload
+from ...workloads.workload import Workload
 from ..cluster.timers import timer_of
 from .artifacts_folder import PROBE_BYTES, storage_problem, unwritable
 from .given_workload import loaded_workload, take_registrations
@@ -82,10 +82,6 @@ class WorkerSetup:
     rungs: RungsSpec | None = None
     pickled_workload: bytes | None = None
     registrations: bytes | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Everything but the metric: one of the user's own can be unpickled only after the workload is loaded."""
-        return {**self.__dict__, "reference": _scored_by(self.reference, "")}
 
 
 @dataclass(frozen=True)
@@ -136,7 +132,7 @@ class Worker:
             target=setup.target,
             runtime=get_runtime(setup.target.runtime),
             bench=self._bench(),
-            reference=_scored_by(setup.reference, self.workload.metric),
+            reference=setup.reference,
             threads=threads,
             metrics=setup.metrics,
             timing_seconds=TIMING_SECONDS,
@@ -290,9 +286,3 @@ def finite(stage: Stage | None) -> Stage | None:
             interval = f"{measured.value:g} in [{measured.low:g}, {measured.high:g}]"
             raise EvaluationError(f"{measured.name} is not finite: {interval}")
     return stage
-
-
-def _scored_by(reference: Reference | None, metric: str | MetricFunction) -> Reference | None:
-    if reference is None or reference.validation is None:
-        return reference
-    return replace(reference, validation=replace(reference.validation, metric=metric))

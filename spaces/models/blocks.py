@@ -1,4 +1,4 @@
-"""Blocks that may be removed whole: they read and make tensors of one shape, so that nothing else notices.
+"""Blocks that may be removed whole: what they make has the shape of what they read first, so that nothing else notices.
 
 Removing blocks makes a network shallower, which latency follows more closely than it follows FLOPs (Elkerdawy et al. 2020,
 arXiv:2011.14356; of transformers: Men et al. 2024, arXiv:2403.03853).
@@ -7,7 +7,7 @@ arXiv:2011.14356; of transformers: Men et al. 2024, arXiv:2403.03853).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,18 @@ from .layers import LAYER_KINDS
 CONTAINERS = (nn.Sequential, nn.ModuleList)
 
 
+class RemovedBlock(nn.Module):
+    """Stands for a block that was removed: the identity of the first argument, by position or by name."""
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        return first_argument(inputs, named)
+
+
+def first_argument(inputs: Sequence[Any], named: Mapping[str, Any]) -> Any:
+    """What a module is called on: its first positional argument or else its first named one; None without any."""
+    return next(iter([*inputs, *named.values()]), None)
+
+
 def find_removable_blocks(model: nn.Module, example_input: Tensor) -> list[str]:
     """Paths of the blocks of `model` that an identity may stand for, in module order; the model ends in eval mode."""
     return examine_blocks(model, example_input)[0]
@@ -30,7 +42,8 @@ def examine_blocks(model: nn.Module, example_input: Tensor) -> tuple[list[str], 
     """Paths of the blocks of `model` that an identity may stand for, in module order, and why none may for the others.
 
     A block is an element of a sequence or list of modules, no sequence itself, that holds at least two layers; it may go if it runs
-    once and maps one tensor to a tensor of the same shape. Of nested ones the outermost is named. The model ends in eval mode.
+    once and maps its first argument to a tensor of the same shape, whatever else it reads, such as a mask. Of nested ones the
+    outermost is named. The model ends in eval mode.
     """
     reasons = _reasons(model, example_input)
     found: list[str] = []
@@ -50,11 +63,12 @@ def _reasons(model: nn.Module, example_input: Tensor) -> dict[nn.Module, str | N
     reasons: dict[nn.Module, str | None] = dict.fromkeys(_blocks(model), "it is never called")
     calls: Counter[nn.Module] = Counter()
 
-    def watch(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def watch(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         calls[module] += 1
-        reasons[module] = _why_fixed(inputs, output) if calls[module] == 1 else "it runs more than once in a pass"
+        read = first_argument(inputs, named)
+        reasons[module] = _why_fixed(read, output) if calls[module] == 1 else "it runs more than once in a pass"
 
-    hooks = [module.register_forward_hook(watch) for module in reasons]
+    hooks = [module.register_forward_hook(watch, with_kwargs=True) for module in reasons]
     try:
         model.eval()(example_input)
     finally:
@@ -71,12 +85,12 @@ def _blocks(model: nn.Module) -> Iterator[nn.Module]:
                 yield module
 
 
-def _why_fixed(inputs: tuple[Any, ...], output: Any) -> str | None:
-    """Why no identity may stand for what makes `output` of `inputs`."""
-    if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or not isinstance(output, Tensor):
+def _why_fixed(read: Any, made: Any) -> str | None:
+    """Why no identity of `read`, a block's first argument, may stand for what makes `made`."""
+    if not isinstance(read, Tensor) or not isinstance(made, Tensor):
         return "it does not map one tensor to one tensor"
-    read, made = list(inputs[0].shape), list(output.shape)
-    return None if read == made else f"it maps {read} to {made}"
+    before, after = list(read.shape), list(made.shape)
+    return None if before == after else f"it maps {before} to {after}"
 
 
 @torch.no_grad()
@@ -92,11 +106,11 @@ def block_influence(model: nn.Module, batches: Iterable[Tensor], blocks: Sequenc
     cosines: dict[str, list[Tensor]] = {name: [] for name in blocks}
 
     def watch(name: str):
-        def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            read, made = (t if t.ndim == 3 else t.flatten(1) for t in (inputs[0], output))
+        def hook(_module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+            read, made = (t if t.ndim == 3 else t.flatten(1) for t in (first_argument(inputs, named), output))
             cosines[name].append(functional.cosine_similarity(read, made, dim=-1).flatten())
 
-        return model.get_submodule(name).register_forward_hook(hook)
+        return model.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
 
     hooks = [watch(name) for name in blocks]
     try:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,27 +18,14 @@ from torch_pruning.dependency import Group
 
 from ...core.errors import CompressionError
 from ...core.interrupts import raise_if_interrupted
-from .dependency_graph import HeadedAttention, traced
+from .attention.find_heads import find_heads
+from .attention.heads import Role
+from .attributes import restored
+from .dependency_graph import traced
+from .failures import first_line
+from .recurrent import RecurrentLayer
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-@dataclass(frozen=True)
-class Role:
-    """A part of the model that makes or reads channels of a group.
-
-    Attributes:
-        path: of a module, or of a parameter.
-        makes: whether it loses them from what it makes, else from what it reads.
-        own, roots: its own numbers of the channels, and the root's numbers of the same.
-        dim: that a parameter's channels are along; None for a module.
-    """
-
-    path: str
-    makes: bool
-    own: tuple[int, ...]
-    roots: tuple[int, ...]
-    dim: int | None = None
 
 
 class ChannelGraph:
@@ -51,7 +37,8 @@ class ChannelGraph:
 
     Attributes:
         groups: name of the root layer -> Torch-Pruning's group of all its channels, in module order.
-        heads: path -> attention whose heads can be taken out.
+        heads: name -> attention whose heads can be removed.
+        whole_attentions: name -> why its heads cannot be removed.
         names: module -> its path.
 
     Raises:
@@ -61,9 +48,9 @@ class ChannelGraph:
     def __init__(self, model: nn.Module, example_input: Tensor) -> None:
         self.model = model.eval()
         self.names = {module: name for name, module in model.named_modules()}
-        self.heads = {name: module for name, module in model.named_modules() if isinstance(module, HeadedAttention)}
         try:
-            self._graph, found = traced(self.model, example_input, self.heads)
+            self.heads, self.whole_attentions = find_heads(self.model, example_input)
+            self._graph, found = traced(self.model, example_input, [*self.heads.values()])
         except Exception as error:  # it fails with whatever its tracing meets on an architecture it does not know
             raise_if_interrupted(error)
             raise CompressionError(f"Torch-Pruning failed: {first_line(error)}") from error
@@ -79,32 +66,34 @@ class ChannelGraph:
         """
         if name in self.groups or name in self.heads:
             return name
+        for own, heads in self.heads.items():
+            if name in heads.made or own.startswith(f"{name}."):  # which an attention of fewer blocks is called
+                return own
         for root in self.groups:
             if any(self.names[maker] == name for maker in self.makers(root) if maker in self.names):
                 return root
         raise CompressionError(f"no channel group {name!r} in the model")
 
     def makers(self, name: str) -> Iterator[nn.Module]:
-        """The modules of a group that make its channels, the root first; an attention stands for its `out_proj`."""
+        """The modules of a group that make its channels, the root first."""
         for dep, _ in self.groups[name]:
             if self._graph.is_out_channel_pruning_fn(dep.handler):
-                module = dep.target.module
-                yield module.out_proj if isinstance(module, HeadedAttention) else module
+                yield dep.target.module
 
     def readers(self, name: str) -> Iterator[tuple[nn.Module, Sequence[int], Sequence[int]]]:
         """(module that reads the group's channels, its own numbers of them, the root's numbers of the same)."""
         for dep, own, roots in self._items(name):
             if not self._graph.is_out_channel_pruning_fn(dep.handler):
-                module = dep.target.module
-                yield module.in_proj if isinstance(module, HeadedAttention) else module, own, roots
+                yield dep.target.module, own, roots
 
     def roles(self, name: str) -> Iterator[Role]:
         """What every module and parameter with a path does with the group's channels; views and additions are left out."""
+        if name in self.heads:
+            yield from self.heads[name].roles()
+            return
         for dep, own, roots in self._items(name):
             target, makes = dep.target, self._graph.is_out_channel_pruning_fn(dep.handler)
             module, dim = target.module, None
-            if isinstance(module, HeadedAttention):
-                module = module.out_proj if makes else module.in_proj
             if target.type == ops.OPTYPE.PARAMETER:
                 path, dim = self._graph._param_to_name[module], target.pruning_dim
             elif (path := self.names.get(module)) is None:  # an operation without a module
@@ -123,7 +112,7 @@ class ChannelGraph:
     def partitions(self, name: str) -> int:
         """Into how many equal parts grouped convolutions and group norms divide the channels; each loses as many."""
         parts = 1
-        for dep, _ in self.groups[name]:
+        for dep, _ in self.groups.get(name, ()):
             module = dep.target.module
             if isinstance(module, nn.GroupNorm):
                 parts = math.lcm(parts, module.num_groups)
@@ -149,9 +138,10 @@ class ChannelGraph:
         try:
             for dep, own in losses:
                 self._remove(dep, sorted(own))
-            for name, attention in self.heads.items():
-                if name in channels:
-                    attention.keep_heads(sorted(set(range(attention.num_heads)) - set(channels[name])))
+            for name in self.heads.keys() & channels.keys():
+                self.heads[name].remove(self.model, sorted(channels[name]))
+            self.model.train()  # which has modules drop what they kept of calls in evaluation mode, in shapes of before
+            self.model.eval()
         except Exception as error:  # as in tracing
             raise_if_interrupted(error)
             raise CompressionError(f"Torch-Pruning failed: {first_line(error)}") from error
@@ -178,13 +168,9 @@ class ChannelGraph:
             CompressionError: a module cannot lose them.
         """
         changed = {*self.model.modules(), *(op for op in self._graph.module2node if isinstance(op, nn.Module))}
-        before = [_Attributes(module) for module in changed]
-        try:
+        with restored(changed):
             self.remove(channels)
             yield self.model
-        finally:
-            for attributes in before:
-                attributes.restore()
 
     def _remove(self, dep: Any, channels: list[int]) -> None:
         if dep.target.type != ops.OPTYPE.PARAMETER:
@@ -192,29 +178,6 @@ class ChannelGraph:
             return
         owner, _, name = self._graph._param_to_name[dep.target.module].rpartition(".")
         setattr(self.model.get_submodule(owner), name, dep(channels))
-
-
-class _Attributes:
-    """What a module's attributes are, to be given back to it; tensors are not copied, since pruning makes new ones."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._values = {
-            name: value.copy() if type(value) is list else value
-            for name, value in vars(module).items()  # Torch-Pruning counts down the lists of its own modules in place
-        }
-        self._held = {name: dict(vars(module)[name]) for name in ("_parameters", "_buffers", "_modules")}
-        own = [*module._parameters.values(), *module._buffers.values()]
-        self._data = [(tensor, tensor.data) for tensor in own if tensor is not None]
-
-    def restore(self) -> None:
-        vars(self._module).clear()
-        vars(self._module).update(self._values)
-        for name, held in self._held.items():
-            vars(self._module)[name].clear()
-            vars(self._module)[name].update(held)
-        for tensor, data in self._data:
-            tensor.data = data  # `keep_heads` may cut the tensors that are there, instead of making new ones
 
 
 def channels_lost(scores: Tensor, kept: int, partitions: int = 1) -> list[int]:
@@ -230,19 +193,16 @@ def channels_lost(scores: Tensor, kept: int, partitions: int = 1) -> list[int]:
     return sorted(part * size + channel for part in range(partitions) for channel in order)
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of what an exception says."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def out_channels(module: nn.Module) -> int:
-    """Channels a convolution or linear layer makes.
+    """Channels a convolution or linear layer makes; of a recurrent layer, its units.
 
     Raises:
-        TypeError: it is neither.
+        TypeError: it is none of these.
     """
     if isinstance(module, nn.Linear):
         return module.out_features
     if isinstance(module, _ConvNd):
         return module.out_channels
+    if isinstance(module, RecurrentLayer):
+        return module.hidden_size
     raise TypeError(f"a {type(module).__name__} makes no channels")

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-import traceback
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -18,8 +16,13 @@ from torch import Tensor, nn
 
 from ...core.errors import CompressionError
 from ...core.interrupts import raise_if_interrupted
-from .channel_graph import ChannelGraph, first_line, out_channels
+from .channel_graph import ChannelGraph, out_channels
+from .failures import first_line, place_of
 from .layers import LAYER_KINDS
+from .recurrent import RECURRENT_KINDS
+
+MAKERS = {**LAYER_KINDS, **RECURRENT_KINDS}
+"""Kinds of modules that make channels which can be removed."""
 
 CHANNEL_MULTIPLE = 8
 """Kept channels are rounded to a multiple of this: vector registers and int8 kernels work in blocks of channels."""
@@ -77,7 +80,7 @@ def find_channel_groups(model: nn.Module, example_input: Tensor) -> tuple[list[C
     except CompressionError as error:  # what needs no channels, such as bits, can be searched all the same
         return [], {type(model).__name__: f"no channel can be followed: {error}"}
     groups = _all_groups(graph)
-    reasons = dict.fromkeys(_untraced(groups, graph), UNTRACED)
+    reasons = {**graph.whole_attentions, **dict.fromkeys(_untraced(groups, graph), UNTRACED)}
     reasons |= {group.name: reason for group in groups if (reason := _why_fixed(group, outputs, graph))}
     safe = [group for group in groups if group.name not in reasons]
     halves = _Halves(graph, example_input)
@@ -125,17 +128,9 @@ class _Halves:
             return f"none of them can be removed: {first_line(error)}"
         except Exception as error:  # the model's own code may raise anything
             raise_if_interrupted(error)
-            return STUCK.format(place=_place(error))
+            return STUCK.format(place=place_of(error))
         same = shape == self.expected
         return None if same else f"changes the output shape from {list(self.expected)} to {list(shape)}"
-
-
-def _place(error: Exception) -> str:
-    """File and line of the model's code that raised; where all of it is torch's, what was raised."""
-    libraries = (Path(torch.__file__).parent, Path(__file__).parents[1])
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not any(Path(frame.filename).is_relative_to(folder) for folder in libraries)]
-    return f"{Path(own[-1].filename).name}, line {own[-1].lineno}" if own else f"a layer after it ({first_line(error)})"
 
 
 def _find_unsafe(halves: _Halves, groups: list[ChannelGroup], reason: str | None) -> dict[str, str]:
@@ -159,27 +154,26 @@ def _find_unsafe(halves: _Halves, groups: list[ChannelGroup], reason: str | None
 def _all_groups(graph: ChannelGraph) -> list[ChannelGroup]:
     groups = []
     for name in graph.groups:
-        makers = [graph.names[maker] for maker in graph.makers(name) if type(maker) in LAYER_KINDS]
+        makers = [graph.names[maker] for maker in graph.makers(name) if type(maker) in MAKERS]
         channels = out_channels(graph.model.get_submodule(name))
         if makers and channels > 1:
             layers = tuple(dict.fromkeys(makers))
             groups.append(ChannelGroup(name, channels, layers, _multiple(channels, graph.partitions(name))))
-    for name, attention in graph.heads.items():
-        layers = (graph.names[attention.in_proj],)
-        groups.append(ChannelGroup(name, attention.num_heads, layers, multiple=1, unit="head"))
     order = {name: index for index, name in enumerate(graph.names.values())}
+    for name, heads in graph.heads.items():
+        layers = [path for path in order if path in heads.made and type(graph.model.get_submodule(path)) in LAYER_KINDS]
+        groups.append(ChannelGroup(name, heads.num_heads, tuple(layers), multiple=1, unit="head"))
     return sorted(groups, key=lambda group: order[group.name])
 
 
 def _untraced(groups: list[ChannelGroup], graph: ChannelGraph) -> list[str]:
-    """Layers of several channels that are in no group; what an attention has inside is followed as one with it."""
+    """Layers of several channels that are in no group."""
     followed = {layer for group in groups for layer in group.layers}
-    inside = tuple(f"{name}." for name in graph.heads)
     return [
         name
         for module, name in graph.names.items()
         if type(module) in LAYER_KINDS and out_channels(module) > 1
-        and name not in followed and not name.startswith(inside)
+        and name not in followed
     ]  # fmt: skip
 
 

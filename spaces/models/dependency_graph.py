@@ -1,4 +1,4 @@
-"""Torch-Pruning's dependency graph (DepGraph, Fang et al. 2023, arXiv:2301.12900), with attention as one node, channels
+"""Torch-Pruning's dependency graph (DepGraph, Fang et al. 2023, arXiv:2301.12900), cut at attentions whose heads are known, with channels
 followed through any view, and no limit on the length of a walk.
 """
 
@@ -11,7 +11,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 import torch_pruning as tp
@@ -19,6 +19,11 @@ from torch import Tensor, nn
 from torch_pruning import ops
 from torch_pruning.dependency import Group, constants, index_mapping, shape_infer
 from torch_pruning.dependency import graph as dependency_graph
+
+from .attention.heads import Heads
+from .attention.influence import trainable
+from .recurrent import is_recurrent
+from .recurrent_trace import RecurrentPruner, outputs_as_called, units_alone
 
 SHUFFLED_DIMENSIONS = 5
 """A view of images with so many dimensions takes their channels apart, as ShuffleNet does (arXiv:1807.11164)."""
@@ -33,40 +38,6 @@ _WITHOUT_WEIGHTS = {
     ops.OPTYPE.CONCAT, ops.OPTYPE.SPLIT, ops.OPTYPE.RESHAPE, ops.OPTYPE.ELEMENTWISE, ops.OPTYPE.SLICE,
     ops.OPTYPE.UNBIND, ops.OPTYPE.EXPAND,
 }  # fmt: skip
-
-
-@runtime_checkable
-class HeadedAttention(Protocol):
-    """Self-attention whose heads can be taken out, such as `workloads.attention.SelfAttention`.
-
-    Its first input and first output are the same shape; `in_proj` reads the one, `out_proj` makes the other.
-    """
-
-    num_heads: int
-    in_proj: nn.Linear
-    out_proj: nn.Linear
-
-    def keep_heads(self, kept: Sequence[int]) -> None:
-        """Take out every head but `kept`, in place."""
-        ...
-
-
-class _AttentionPruner(tp.BasePruningFunc):
-    """Torch-Pruning's handler of a `HeadedAttention`: the channels it reads and those it makes are pruned apart."""
-
-    def prune_in_channels(self, layer: Any, idxs: Sequence[int]) -> nn.Module:
-        tp.prune_linear_in_channels(layer.in_proj, idxs)
-        return layer
-
-    def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> nn.Module:
-        tp.prune_linear_out_channels(layer.out_proj, idxs)
-        return layer
-
-    def get_in_channels(self, layer: Any) -> int:
-        return layer.in_proj.in_features
-
-    def get_out_channels(self, layer: Any) -> int:
-        return layer.out_proj.out_features
 
 
 class _IndexedGroup(Group):
@@ -102,45 +73,54 @@ class DependencyGraph(tp.DependencyGraph):
 
 
 def traced(
-    model: nn.Module, example_input: Tensor, attentions: Mapping[str, HeadedAttention]
+    model: nn.Module, example_input: Tensor, attentions: Sequence[Heads] = ()
 ) -> tuple[DependencyGraph, list[Group]]:
-    """The dependency graph of a model, and its groups of coupled channels.
+    """The dependency graph of a model, and its groups of coupled channels but those inside attentions.
 
     Args:
         model: in eval mode.
         example_input: shape [1, ...]; traces the dependencies.
-        attentions: path -> attention whose heads can be taken out.
+        attentions: those whose heads are known.
 
     Raises:
         Exception: whatever Torch-Pruning's tracing meets on an architecture that it does not know.
     """
     graph = DependencyGraph()
-    kinds: dict[Any, Any] = {type(attention): _AttentionPruner() for attention in attentions.values()}
-    modules = [model.get_submodule(path) for path in attentions]
-    forward: Any = nn.Module.__call__  # left to call the model itself, it swallows what that raises, Ctrl-C too
-    with _traceable(model, modules), _walks_of_any_length():
+    inside = {model.get_submodule(path) for heads in attentions for path in heads.made}
+    recurrent: list[Any] = [module for module in model.modules() if is_recurrent(module)]
+    kinds: dict[Any, Any] = {type(layer): RecurrentPruner() for layer in recurrent}
+    roots = [ops.TORCH_CONV, ops.TORCH_LINEAR, *{type(layer) for layer in recurrent}]
+    made: list[Tensor] = []
+
+    # Left to call the model itself, Torch-Pruning swallows what that raises, Ctrl-C too.
+    def forward(model: nn.Module, example_input: Any) -> Any:
+        with outputs_as_called(recurrent), _cut(model, attentions, made):
+            return model(example_input), *made
+
+    with trainable(model), torch.enable_grad(), units_alone(recurrent), _walks_of_any_length():
         graph.build_dependency(model, example_input, forward_fn=forward, customized_pruners=kinds, verbose=False)
-        return graph, list(graph.get_all_groups(root_module_types=[ops.TORCH_CONV, ops.TORCH_LINEAR]))
+        groups = list(graph.get_all_groups(root_module_types=roots))
+        return graph, [group for group in groups if group[0].dep.target.module not in inside]
 
 
 @contextmanager
-def _traceable(model: nn.Module, attentions: Iterable[nn.Module]) -> Iterator[None]:
-    """Have gradients recorded through every parameter, and every attention stand as one operation on its input."""
+def _cut(model: nn.Module, attentions: Iterable[Heads], made: list[Tensor]) -> Iterator[None]:
+    """Have no channel of queries, keys and values lead into the output of an attention; they go to `made`."""
 
-    def one_operation(_module: nn.Module, args: tuple, options: dict, output: Any) -> Any:
-        tokens = next(iter((*args, *options.values()))) * 1
-        return (tokens, *output[1:]) if isinstance(output, tuple) else tokens
+    def keep(_module: nn.Module, _args: object, output: Tensor) -> None:
+        made.append(output)
 
-    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    hooks = [module.register_forward_hook(one_operation, with_kwargs=True) for module in attentions]
-    for parameter in frozen:
-        parameter.requires_grad_(True)
+    hooks = []
+    for heads in attentions:
+        for path in heads.read:
+            module = model.get_submodule(path)
+            if path not in heads.made:
+                hooks.append(module.register_forward_pre_hook(lambda _, args: (args[0].detach(), *args[1:])))
+        for path in heads.made:
+            hooks.append(model.get_submodule(path).register_forward_hook(keep))
     try:
-        with torch.enable_grad():
-            yield
+        yield
     finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
         for hook in hooks:
             hook.remove()
 

@@ -56,6 +56,8 @@ def _passes_on(node: fx.Node) -> bool:
 def is_folded(norm: fx.Node) -> bool:
     """Whether this batch-norm is folded into the layer before it, here and where candidates are lowered."""
     layer = cast("fx.Node", norm.args[0])
+    if None in norm.args[3:5]:  # it has no statistics of its own and computes them of each batch
+        return False
     if layer.target is aten.linear.default and (layer.meta["val"].ndim > 2 or norm.args[1] is None):
         return False
     return layer.target in WEIGHTED and len(layer.users) == 1 and len(cast("fx.Node", layer.args[1]).users) == 1

@@ -9,6 +9,8 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
+from .recurrent_macs import RECURRENT_OPERATIONS, macs_of_recurrence
+
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 WeightedLayer = Convolution | nn.Linear
 
@@ -79,7 +81,8 @@ def is_taken_up(layer: nn.Module, runs: int) -> bool:
 
 
 def macs_by_module(model: nn.Module, example_input: Tensor) -> dict[str, int]:
-    """Dotted module path -> multiply-adds of one sample ("" is the whole model), counted by fvcore; ends in eval mode."""
+    """Dotted module path -> multiply-adds of one sample ("" is the whole model), counted by fvcore, which does not
+    know recurrent layers, and by `macs_of_recurrence`; ends in eval mode."""
     analysis = flop_analysis(model, example_input)
     return {name: int(count) for name, count in analysis.by_module().items()}
 
@@ -87,6 +90,7 @@ def macs_by_module(model: nn.Module, example_input: Tensor) -> dict[str, int]:
 def flop_analysis(model: nn.Module, example_input: Tensor) -> FlopCountAnalysis:
     """A quiet fvcore analysis of `model`, which is put into eval mode."""
     analysis = FlopCountAnalysis(model.eval(), example_input)
+    analysis.set_op_handle(**dict.fromkeys(RECURRENT_OPERATIONS, macs_of_recurrence))
     return analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
 
 

@@ -14,7 +14,7 @@ import moocore
 import numpy as np
 
 from ...core.measurement import Measurement
-from ...core.metrics import METRICS, Direction, Metric
+from ...core.metrics import FRACTION, METRICS, OF_QUALITY, Direction, Quality
 from ..study_file.constraint import Constraint
 
 
@@ -31,17 +31,25 @@ class MeasuredTrial(Protocol):
 
 @dataclass(frozen=True)
 class Objective:
-    """A metric the front trades against others."""
+    """A metric the front trades against others.
+
+    Attributes:
+        margin: as `Metric.margin`.
+    """
 
     name: str
     unit: str
     direction: Direction
+    margin: float | None = None
 
     @classmethod
-    def of(cls, name: str) -> Objective:
-        """The objective of a metric in `metrics.METRICS`."""
+    def of(cls, name: str, quality: Quality = FRACTION) -> Objective:
+        """The objective of a metric in `metrics.METRICS`, in a study whose accuracy is `quality`."""
         metric = METRICS[name]
-        return cls(name, metric.unit, metric.direction)
+        if name not in OF_QUALITY:
+            return cls(name, metric.unit, metric.direction, metric.margin)
+        is_reversed = metric.direction == "maximize" and not quality.higher_is_better
+        return cls(name, quality.unit, "minimize" if is_reversed else metric.direction, quality.margin)
 
     @property
     def sign(self) -> int:
@@ -164,19 +172,18 @@ def reference_point(
         ValueError: the baseline lacks an objective.
     """
     bounds = [constraint for constraint in constraints if constraint.op in ("<=", "<") and constraint.bound > 0]
-    return tuple(_worst(METRICS[objective.name], baseline, bounds) for objective in objectives)
+    return tuple(_worst(objective, baseline, bounds) for objective in objectives)
 
 
-def _worst(metric: Metric, baseline: Mapping[str, float], upper: Iterable[Constraint]) -> float:
-    if metric.direction == "maximize":
+def _worst(objective: Objective, baseline: Mapping[str, float], upper: Iterable[Constraint]) -> float:
+    name, margin = objective.name, objective.margin
+    if objective.direction == "maximize":
         return 0.0
-    if metric.margin is not None:
-        return min(
-            (constraint.bound for constraint in upper if constraint.metric == metric.name), default=metric.margin
-        )
-    if metric.name not in baseline:
-        raise ValueError(f"the baseline has no {metric.name}")
-    return 1.1 * baseline[metric.name]
+    if margin is not None:
+        return min((constraint.bound for constraint in upper if constraint.metric == name), default=margin)
+    if name not in baseline:
+        raise ValueError(f"the baseline has no {name}")
+    return 1.1 * baseline[name]
 
 
 def hypervolume(points: Sequence[Point], objectives: Sequence[Objective], reference: Sequence[float]) -> float:

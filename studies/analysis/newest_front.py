@@ -13,7 +13,7 @@ from .front import Objective, Point
 
 def objectives_of(study: StudyRecord) -> list[Objective]:
     """What the study trades against each other."""
-    return [Objective.of(name) for name in study.spec.objectives]
+    return [Objective.of(name, study.quality) for name in study.spec.objectives]
 
 
 def front_points(store: Store, study: StudyRecord) -> list[Point]:

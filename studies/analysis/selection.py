@@ -10,7 +10,7 @@ from ...core.errors import UserError
 from ...core.validation import suggestion
 from .front import Objective, Point, minimised
 
-_BEST_OF = {"fastest": "latency_ms", "smallest": "artifact_bytes", "most-accurate": "accuracy"}
+_BEST_OF = {"fastest": "latency_ms", "smallest": "artifact_bytes", "most-accurate": "accuracy_drop"}
 
 RULES = ("knee", *_BEST_OF)
 """The rules that `pick` accepts."""
@@ -22,7 +22,7 @@ def pick(points: Sequence[Point], objectives: Sequence[Objective], rule: str) ->
     - "knee": the point farthest below the plane through the front's extremes, each objective scaled to [0, 1] over
       the front: where giving up a little of one objective stops buying much of another (Das 1999, Structural
       Optimization 18:107; Branke et al. 2004, PPSN VIII:722).
-    - "fastest", "smallest", "most-accurate": the best `latency_ms`, `artifact_bytes` or `accuracy`, whether or not
+    - "fastest", "smallest", "most-accurate": the least `latency_ms`, `artifact_bytes` or `accuracy_drop`, whether or not
       that is an objective; of equals the one nearer to the knee.
 
     The earliest trial wins where the rule leaves a tie.

@@ -58,6 +58,13 @@ class Measured(_Part):
     packed_bytes: Figure | None = None
 
 
+class QualityPart(_Part):
+    """What the accuracy is; of cards of before there was another, a fraction."""
+
+    unit: Annotated[str, Field(max_length=32)] = "fraction"
+    margin: Annotated[float, Field(gt=0)] = 0.1
+
+
 class InputShape(_Part):
     """Of the model's input, batch included."""
 
@@ -76,6 +83,7 @@ class Card(_Part):
     schema_: Annotated[int, Field(alias="schema")]
     trial: Annotated[int, Field(ge=0)]
     measurements: Measured
+    metric: QualityPart = QualityPart()
     target: Target
     input: InputShape
     provenance: Provenance

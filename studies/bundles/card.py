@@ -5,6 +5,7 @@ card.json (schema 1)::
     {"schema": 1, "study", "trial", "policy_digest", "state", "notes": [sentence],
      "measurements": {name: {"value", "low", "high", "unit", "n", "method", "noisy"}},
      "baseline": {"measurements": as above}, "reference": what speed-ups are over, as in the JSON of `front`,
+     "metric": what `accuracy` is: {"metric", "unit", "higher_is_better", "margin"},
      "test_accuracy": as a measurement, or null where the test split was not scored,
      "target": the target's card, "input": {"name", "shape", "dtype"}, "output": the same,
      "provenance": {"created", "study_created", "workload", "workload_options", "workload_fingerprint", "seed",
@@ -17,11 +18,12 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
 from ...core.measurement import Measurement
-from ...core.metrics import METRICS
+from ...core.metrics import METRICS, Quality
 from ...hardware_profiles.cards.target import Target
 from ...hardware_profiles.profiling.fingerprint import saturates
 from ...hardware_profiles.runtimes.base import TensorInfo
@@ -78,6 +80,7 @@ def card_document(
         "measurements": measured,
         "baseline": {"measurements": _measurements(study.baseline)},
         "reference": reference_document(study),
+        "metric": asdict(study.quality),
         "test_accuracy": measured.get("test_accuracy"),
         "target": target.model_dump(mode="json"),
         "input": _tensor(signature[0]),
@@ -109,7 +112,7 @@ def card_page(card: Mapping[str, Any], policy: Policy) -> str:
         "## Measured",
         f"On target {target['name']}: {target['runtime']}, threads {target['threads']}, batch {target['batch']}. "
         f"Speed-ups are over {card['reference']['name']}: {card['reference']['reason']}. "
-        "Intervals are 95 %. What each name means is at the end.",
+        f"Accuracy is {Quality(**card['metric']).words}. Intervals are 95 %. What each name means is at the end.",
         _measured_table(card),
         "## Decided",
         f"Width: {width_text(policy)}. Recovery: {recovery_text(policy)}. Policy {card['policy_digest']}.",
@@ -197,7 +200,7 @@ def _summary(card: Mapping[str, Any]) -> str:
         f"{_short(measured, 'speedup')} as fast as the uncompressed model ({card['reference']['name']}), "
         f"{short_text(size, 'bytes')} instead of "
         f"{short_text(original, 'bytes')}, accuracy {_short(measured, 'accuracy')} instead of "
-        f"{_short(baseline, 'accuracy')} on the search-validation split."
+        f"{_short(baseline, 'accuracy')} on the search-validation split, in {card['metric']['metric']}."
     )
 
 

@@ -23,10 +23,13 @@ from ...hardware_profiles.runtimes.base import get_runtime
 from ...hardware_profiles.runtimes.onnx.signature import refuse_external_data
 from ...hardware_profiles.runtimes.registry import RUNTIMES
 from ...workloads.workload import describe
+from ..wording import full_text
 from .bundle import Bundle, open_bundle
 from .judge import Judge
 
-ACCURACY_TOLERANCE = 0.005
+ACCURACY_TOLERANCE = 0.05
+"""Of the loss that is worth nothing: 0.005 of a fraction."""
+
 SPEEDUP_TOLERANCE = 0.1
 SECONDS = 2.0
 PACKED = "packed.safetensors"
@@ -109,8 +112,8 @@ def _why_not_loaded(bundle: Bundle, judge: Judge | None) -> str | None:
 
 
 def _accuracy(bundle: Bundle, judge: Judge | None, reason: str | None) -> Iterator[Check]:
-    recorded = bundle.card.measurements.accuracy.value
-    recorded_text = f"{recorded:.4f}"
+    recorded, metric = bundle.card.measurements.accuracy.value, bundle.card.metric
+    recorded_text, tolerance = full_text(recorded, metric.unit), ACCURACY_TOLERANCE * metric.margin
     if judge is None or reason is not None:
         yield Check(
             "accuracy", recorded_text, reason or "not scored: a workload or a study says on what data", "", None
@@ -120,12 +123,12 @@ def _accuracy(bundle: Bundle, judge: Judge | None, reason: str | None) -> Iterat
     target, model = bundle.card.target, bundle.artifact("model")
     context = Context(judge.workload, target, get_runtime(target.runtime))
     try:
-        value = score(model, judge.workload.validation, context).value()
+        value = score(model, judge.workload.validation, context).value
     except Exception as error:  # a runtime raises anything over a model that is not what its card says
-        yield Check("accuracy", recorded_text, f"cannot be scored: {describe(error)}", f"{ACCURACY_TOLERANCE}", False)
+        yield Check("accuracy", recorded_text, f"cannot be scored: {describe(error)}", f"{tolerance:.4g}", False)
     else:
-        close = abs(value - recorded) <= ACCURACY_TOLERANCE
-        yield Check("accuracy", recorded_text, f"{value:.4f}", f"{ACCURACY_TOLERANCE}", close)
+        close = abs(value - recorded) <= tolerance
+        yield Check("accuracy", recorded_text, full_text(value, metric.unit), f"{tolerance:.4g}", close)
 
 
 def _same_workload(bundle: Bundle, judge: Judge) -> Check:

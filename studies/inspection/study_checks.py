@@ -27,6 +27,7 @@ from ...spaces.knobs.registry import KNOB_KINDS
 from ...spaces.policies.float_precision import FLOAT_PRECISIONS, FloatPrecision
 from ...spaces.policies.policy import Choice
 from ...spaces.space import Space
+from ...workloads.metrics import is_higher_better
 from ...workloads.workload import Workload
 from ..study_file.spec import StudySpec
 
@@ -82,6 +83,7 @@ def resolved(spec: StudySpec, workload: Workload, target: Target) -> StudySpec:
         StudyFileError: the latency table is of another model, or a criterion, distiller or teacher is unknown or does not fit.
     """
     model, example = workload.model, workload.example_input
+    check_direction(spec, workload)
     if target.predict and target.latency_table is not None and target.latency_table.model != layers_of(model):
         raise StudyFileError(spec.file, "target", f"the latency table of {target.name} was fitted to another model")
     spec = spec.with_preset(family_of(model, example), {key: getattr(target, key) for key in keys_of_targets()})
@@ -95,6 +97,17 @@ def resolved(spec: StudySpec, workload: Workload, target: Target) -> StudySpec:
         with naming(spec, f"space.criterion.{index}"):
             get_criterion(str(name))
     return spec
+
+
+def check_direction(spec: StudySpec, workload: Workload) -> None:
+    """Refuse to maximise the accuracy where that is a metric of which less is better.
+
+    Raises:
+        StudyFileError: it is an objective.
+    """
+    if "accuracy" in spec.objectives and not is_higher_better(workload.metric):
+        problem = "accuracy is a metric here of which less is better; accuracy_drop is how much of it is lost"
+        raise StudyFileError(spec.file, f"objectives.{spec.objectives.index('accuracy')}", problem)
 
 
 def float_types(target: Target, runtime: Runtime) -> Mapping[FloatPrecision, str]:

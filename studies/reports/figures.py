@@ -15,6 +15,7 @@ from plotly.subplots import make_subplots
 
 from ...core.measurement import Measurement
 from ..analysis.front import Objective, Point
+from ..analysis.newest_front import objectives_of
 from ..analysis.selection import pick
 from ..reference_wording import reference_name
 from ..store.records import StudyRecord, TrialRecord
@@ -55,7 +56,7 @@ def front_figure(study: StudyRecord, trials: Sequence[TrialRecord], front: Colle
         trials: all of the study; those that did not get to an objective are missing where it is an axis.
         front: numbers of the trials on the front.
     """
-    objectives = [Objective.of(name) for name in study.spec.objectives]
+    objectives = objectives_of(study)
     samples = _samples(study, trials, front, objectives)
     ranges = {o.name: _view(o, samples, study) for o in objectives}
     size = len(objectives) - 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ...core.measurement import Measurement
@@ -29,7 +28,7 @@ def front_document(
     better = beaten(points, objectives)
     return {
         "study": study,
-        "objectives": [asdict(objective) for objective in objectives],
+        "objectives": [{"name": o.name, "unit": o.unit, "direction": o.direction} for o in objectives],
         "baseline": {"measurements": _measurements(baseline)},
         "points": [_point(point, objectives, better[point.trial]) for point in _best_first(points, objectives)],
     }

@@ -24,14 +24,15 @@ if TYPE_CHECKING:
 
 
 def study_front_document(store: Store, name: str) -> dict[str, Any]:
-    """The newest front of a study with its "reference" as `reference_document` has it; without points before there is one.
+    """The newest front of a study with its "reference" as `reference_document` has it, and "metric", what its accuracy is; without
+    points before there is one.
 
     Raises:
         StoreError: there is no such study.
     """
     study = store.get_study(name)
     document = front_document(name, objectives_of(study), study.baseline, front_points(store, study))
-    return {**document, "reference": reference_document(study)}
+    return {**document, "reference": reference_document(study), "metric": asdict(study.quality)}
 
 
 def trial_document(store: Store, name: str, number: int) -> dict[str, Any]:

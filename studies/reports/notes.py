@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ...core.measurement import Measurement
 from ..analysis.front import Objective, Point
-from ..analysis.newest_front import why_no_front
+from ..analysis.newest_front import objectives_of, why_no_front
 from ..analysis.selection import pick
 from ..analysis.significance import doubts
-from ..reference_wording import has_other_precision, reference_text, remark_text
+from ..reference_wording import has_other_precision, quality_text, reference_text, remark_text
 from ..store.records import FrontRecord, StudyRecord, TrialRecord
 from ..wording import (
     bounds_text,
@@ -48,10 +48,11 @@ def study_note(
         verdict: a sentence where none of them is worth more than the reference.
     """
     spec = study.spec
-    objectives = [Objective.of(name) for name in spec.objectives]
+    objectives = objectives_of(study)
     facts = [
         f"- Workload `{spec.workload}` on target `{spec.target}`",
         f"- Speed-ups are over {reference_text(study)}",
+        f"- {quality_text(study).capitalize()}",
         f"- Objectives: {', '.join(_objective(objective) for objective in objectives)}",
         f"- Constraints: {', '.join(f'`{constraint}`' for constraint in spec.constraints) or 'none'}",
         f"- Trials: {states_text(trials)}",

@@ -13,7 +13,7 @@ from ..analysis.newest_front import front_points, objectives_of, why_no_front
 from ..analysis.selection import pick
 from ..analysis.significance import doubts
 from ..analysis.verdict import verdict
-from ..reference_wording import has_other_precision, reference_text, remark_text
+from ..reference_wording import has_other_precision, quality_text, reference_text, remark_text
 from ..store.executed import executed_precisions
 from ..store.records import MeasurementRecord, TrialRecord
 from ..store.store import Store
@@ -78,6 +78,7 @@ def status_report(store: Store, name: str) -> RenderableType:
             ("workload", spec.workload),
             ("target", spec.target),
             ("reference", reference_text(study)),
+            ("accuracy", study.quality.words),
             ("objectives", ", ".join(spec.objectives)),
             ("constraints", ", ".join(map(str, spec.constraints)) or "none"),
             ("search", f"{spec.sampler}, seed {spec.seed}, {workers}, since {moment(study.created)}"),
@@ -132,7 +133,7 @@ def front_table(store: Store, name: str) -> RenderableType:
         trial = f"{KNEE} {point.trial}" if point.trial == knee else str(point.trial)
         add_row(table, (trial, *_cells(point.measurements, columns, study.spec.objectives)))
     title = f"{name}: {count_text(len(points), 'point')}, workload {study.spec.workload}, target {study.spec.target}"
-    counted = f"speed-ups are over {reference_text(study)}"
+    counted = f"{quality_text(study)}\nspeed-ups are over {reference_text(study)}"
     shown = [point.measurements[column] for point in points for column in columns if column in point.measurements]
     doubtful = Text("\n" + "\n".join(doubts(points, objectives)), style="yellow")
     legend = words(f"{_legend(shown)}\n{counted}", "dim")

@@ -11,13 +11,13 @@ from ..store.records import SensitivityRecord
 from .figures import LAYOUT
 
 FAINTEST = 1e-6
-"""The damage in nats below which all cells have the same colour."""
+"""The damage below which all cells have the same colour."""
 
 _COLOURS = [[0, "#f7f7f7"], [0.5, "#fd8d3c"], [1, "#7f2704"]]
 
 
 def sensitivity_heatmap(records: Sequence[SensitivityRecord]) -> go.Figure:
-    """Log KL of the one choice measured of each knob: a row per layer or channel group, a column per kind of knob.
+    """Log damage of the one choice measured of each knob: a row per layer or channel group, a column per kind of knob.
 
     Args:
         records: at least one, in the order of the space's knobs, whose names are "number.subject.kind".
@@ -29,16 +29,16 @@ def sensitivity_heatmap(records: Sequence[SensitivityRecord]) -> go.Figure:
         z=[[_log(record) for record in row] for row in rows],
         text=[[_text(record) for record in row] for row in rows],
         texttemplate="%{text}",
-        hovertemplate="%{y}<br>%{x} at %{text} nats<extra></extra>",
+        hovertemplate="%{y}<br>%{x} at %{text}<extra></extra>",
         colorscale=_COLOURS,
-        colorbar={"title": {"text": "log10 nats"}, "thickness": 8, "outlinewidth": 0},
+        colorbar={"title": {"text": "log10 damage"}, "thickness": 8, "outlinewidth": 0},
         xgap=1,
         ygap=1,
     )
     figure = go.Figure(heatmap)
     figure.update_yaxes(autorange="reversed", automargin=True, tickfont_size=10, showgrid=False)
     figure.update_xaxes(showgrid=False)
-    title = f"Sensitivity: KL of one choice alone, {records[0].kl.n} validation samples"
+    title = f"Sensitivity: damage of one choice alone, {records[0].kl.n} validation samples"
     return figure.update_layout(LAYOUT, title_text=title, margin={"l": 10, "r": 10, "t": 65, "b": 40})
 
 

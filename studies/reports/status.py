@@ -63,6 +63,7 @@ class StudyStatus(StudySummary):
         reasons: why trials did not complete, the most frequent first.
         remark: what is to be known of how it is searched.
         reference: what speed-ups are counted from, as `reference_wording.reference_document` has it.
+        metric: what `accuracy` is: {"metric", "unit", "higher_is_better", "margin"}.
         verdict: a sentence where nothing of the front is worth more than the reference; else None.
     """
 
@@ -77,6 +78,7 @@ class StudyStatus(StudySummary):
     reasons: Sequence[Reason]
     remark: str | None
     reference: Mapping[str, Any]
+    metric: Mapping[str, Any]
     verdict: str | None
 
 
@@ -105,6 +107,7 @@ def study_status(store: Store, name: str) -> StudyStatus:
         reasons=[Reason(int(count), state or None, reason) for count, state, reason in reason_rows(trials)],
         remark=remark_text(study),
         reference=reference_document(study),
+        metric=asdict(study.quality),
         verdict=verdict(store, name),
     )
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from ...core.measurement import Measurement
+from ...core.metrics import FRACTION, Quality
 from ...spaces.policies.float_precision import FLOAT32, FLOAT_PRECISIONS, FloatPrecision
 from ...spaces.policies.policy import Policy
 from ..study_file.spec import StudySpec
@@ -100,6 +101,7 @@ class StudyRecord:
         remark: what is to be known of how it is searched, such as that another sampler had to take over.
         reference: what speed-ups are counted from; None before it is chosen, and of a study that began before there was a choice,
             whose reference is the uncompressed model in float32.
+        quality: what `accuracy` is.
     """
 
     name: str
@@ -111,6 +113,7 @@ class StudyRecord:
     baseline: Mapping[str, Measurement]
     remark: str | None = None
     reference: ReferenceRecord | None = None
+    quality: Quality = FRACTION
 
 
 @dataclass(frozen=True)
@@ -195,7 +198,7 @@ class SensitivityRecord:
     Attributes:
         choice: an int, a float or a text, as the knob offers it.
         digest: of the policy that was simulated.
-        kl: divergence from the uncompressed outputs, in nats.
+        kl: the damage, in nats where the outputs are of one classifier, else as the metric `damage` has it.
         seconds: it took; 0 where it was measured by an earlier study, whose name is `source`.
     """
 

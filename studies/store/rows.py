@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, cast
 
 from ...core.measurement import Measurement
-from ...core.metrics import METRICS
+from ...core.metrics import FRACTION, METRICS, Quality
 from ...spaces.policies.float_precision import FloatPrecision
 from ..study_file.spec import StudySpec
 from . import tables
@@ -63,6 +63,7 @@ def study_of(
         baseline={measured.name: measurement_of(measured) for measured in baseline},
         remark=row.remark,
         reference=reference_of(reference) if reference is not None else None,
+        quality=Quality(**row.quality) if row.quality is not None else FRACTION,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import select
@@ -10,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from ...core.errors import StoreError
 from ...core.measurement import Measurement
+from ...core.metrics import Quality
 from ..study_file.spec import StudySpec
 from . import tables
 from .changes import change_spec
@@ -90,12 +92,14 @@ class StudyRows:
         target: str,
         reference: ReferenceRecord | None = None,
         spec: StudySpec | None = None,
+        quality: Quality | None = None,
     ) -> None:
         """Store the reference's measurements, once: hypervolumes are only comparable over one baseline.
 
         Args:
             reference: what it is, and why it was chosen.
             spec: what is searched, where that depended on the choice.
+            quality: what their accuracy is.
 
         Raises:
             StoreError: the study has its baseline.
@@ -109,6 +113,8 @@ class StudyRows:
                 session.add(reference_row(reference, row.id))
             if spec is not None:
                 row.spec = spec.to_json()
+            if quality is not None:
+                row.quality = asdict(quality)
 
     def put_reference(
         self,

@@ -30,7 +30,7 @@ from .trial_state import TrialState
 
 PREFIX = "slimfront_"
 VERSION_TABLE = "slimfront_alembic_version"
-REVISION = "0006"
+REVISION = "0007"
 """The newest migration, which these models describe; revisions are zero-padded and so sort as text."""
 
 STATES = tuple(state.value for state in TrialState)
@@ -83,6 +83,13 @@ class Base(DeclarativeBase):
 
 
 class Study(Base):
+    """A study.
+
+    Attributes:
+        quality: what its `accuracy` is, {"metric", "unit", "higher_is_better", "margin"}; NULL before that is measured, and of studies
+            of before there was another than a fraction.
+    """
+
     __tablename__ = "slimfront_study"
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -93,6 +100,7 @@ class Study(Base):
     machine: Mapped[dict[str, Any]]
     remark: Mapped[str | None] = mapped_column(PlainText)
     created: Mapped[datetime] = mapped_column(default=now)
+    quality: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
 
 class Reference(Base):

@@ -13,10 +13,11 @@ from slimfront.core.statistics import (
     CONFIDENCE,
     NORMAL_QUANTILE,
     ONE_SIDED_NORMAL_QUANTILE,
-    bootstrap_interval,
     moving_block_indices,
+    percentile_interval,
     quantile_interval,
     rank_correlation_interval,
+    resamples,
     standard_error,
     wilson_interval,
 )
@@ -51,7 +52,7 @@ def test_a_perfect_rank_correlation_has_no_width():
 
 def test_the_bootstrap_of_a_mean_is_about_the_normal_interval():
     values = np.random.default_rng(0).normal(10, 2, 500)
-    low, high = bootstrap_interval(lambda chosen: float(values[chosen].mean()), 500)
+    low, high = percentile_interval(values.mean(), np.array([values[chosen].mean() for chosen in resamples(500)]))
     half = 1.96 * values.std() / math.sqrt(500)
     assert low == pytest.approx(values.mean() - half, abs=0.4 * half)
     assert high == pytest.approx(values.mean() + half, abs=0.4 * half)

@@ -2,49 +2,57 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from slimfront.core.errors import EvaluationError
-from slimfront.evaluators.scores import Scores, concatenate
+from slimfront.evaluators.scores import Scores, Scoring
+from slimfront.workloads.workload import Workload
+from torch import Tensor, nn
 
 LOGITS = torch.tensor([[3.0, 1, 2, 0, -1, -2], [0, 5, 1, 2, 3, 4], [9, 8, 7, 6, 5, 4], [0, 0, 0, 0, 0, 1]])
+
+
+def scored(outputs: Tensor, targets: Tensor, metric: object, batch: int = 7) -> Scores:
+    """The scores of outputs that come in batches."""
+    data = [*zip(outputs, targets, strict=True)]
+    workload = Workload(nn.Identity(), data, data, data, data, outputs[:1], metric)
+    batches = zip(outputs.split(batch), targets.split(batch), strict=True)
+    return Scoring(workload, len(outputs)).scores(batches)
 
 
 def of_hits(*hits: int) -> Scores:
     """Scores whose samples are right where `hits` says so."""
     outputs = torch.tensor([[1.0, 0.0]] * len(hits))
-    return Scores(outputs, torch.tensor([1 - hit for hit in hits]), "top1")
+    return scored(outputs, torch.tensor([1 - hit for hit in hits]), "top1")
 
 
-def mean_distance(outputs: torch.Tensor, targets: torch.Tensor) -> float:
+def mean_distance(outputs: Tensor, targets: Tensor) -> float:
     return -float((outputs[:, 0] - targets).abs().mean())
 
 
-def regression(count: int, error: float, seed: int = 0) -> Scores:
+def regression(count: int, error: float, seed: int = 0, shift: float = 0.0) -> Scores:
     generator = torch.Generator().manual_seed(seed)
     targets = torch.randn(count, generator=generator)
     noise = torch.randn(count, generator=generator) * error
-    return Scores((targets + noise)[:, None], targets, mean_distance)
+    return scored((targets + noise + shift)[:, None], targets, mean_distance)
 
 
 def test_hits_among_the_best_and_the_five_best():
     targets = torch.tensor([0, 0, 5, 5])
-    assert Scores(LOGITS, targets, "top1").hits.tolist() == [1, 0, 0, 1]
-    assert Scores(LOGITS, targets, "top5").hits.tolist() == [1, 0, 0, 1]
-    assert Scores(LOGITS, torch.tensor([2, 2, 4, 5]), "top5").hits.tolist() == [1, 1, 1, 1]
-    assert Scores(LOGITS, targets, "top1").value() == 0.5
-    assert Scores(LOGITS, targets, "top1").value(np.array([0, 0, 1, 3])) == 0.75
-    assert Scores(LOGITS, targets.reshape(-1, 1), "top1").value() == 0.5
+    assert scored(LOGITS, targets, "top1").metric.hits.tolist() == [1, 0, 0, 1]
+    assert scored(LOGITS, targets, "top5").metric.hits.tolist() == [1, 0, 0, 1]
+    assert scored(LOGITS, torch.tensor([2, 2, 4, 5]), "top5").metric.hits.tolist() == [1, 1, 1, 1]
+    assert scored(LOGITS, targets, "top1").value == 0.5
+    assert scored(LOGITS, targets.reshape(-1, 1), "top1").value == 0.5
 
 
 def test_a_metric_function_has_no_hits():
-    scores = Scores(torch.tensor([[1.0], [2.0]]), torch.tensor([0.0, 4.0]), mean_distance)
-    assert scores.hits is None
-    assert scores.value() == -1.5
-    assert scores.value(np.array([1, 1])) == -2
+    scores = scored(torch.tensor([[1.0], [2.0]]), torch.tensor([0.0, 4.0]), mean_distance)
+    assert scores.metric.hits is None
+    assert scores.value == -1.5
+    assert set(scores.metric.resampled) == {-1.0, -1.5, -2.0}
 
 
 @pytest.mark.parametrize(
@@ -99,17 +107,16 @@ def test_a_functions_interval_holds_its_value_and_narrows_with_samples():
     widths = []
     for scores in (few, many):
         low, high, method = scores.interval()
-        assert method == "bootstrap"
-        assert low < scores.value() < high
+        assert method == "bootstrap over samples"
+        assert low < scores.value < high
         widths.append(high - low)
     assert widths[0] > 5 * widths[1]
 
 
 def test_the_paired_bootstrap_sees_that_the_same_samples_are_compared():
-    reference = regression(300, 1.0)
-    ours = Scores(reference.outputs + 0.01, reference.targets, mean_distance)
+    reference, ours = regression(300, 1.0), regression(300, 1.0, shift=0.01)
     drop, low, high, method = ours.drop_from(reference)
-    assert method == "paired-bootstrap"
+    assert method == "paired-bootstrap over samples"
     assert low <= drop <= high
     whole = reference.interval()
     assert high - low < (whole[1] - whole[0]) / 10
@@ -125,9 +132,9 @@ def distinct(outputs: torch.Tensor, targets: torch.Tensor) -> float:
 
 
 def test_the_interval_holds_the_value_of_a_metric_that_resampling_lowers():
-    scores = Scores(torch.arange(40.0)[:, None], torch.zeros(40), distinct)
+    scores = scored(torch.arange(40.0)[:, None], torch.zeros(40), distinct)
     low, high, _ = scores.interval()
-    assert low < scores.value() == high == 1
+    assert low < scores.value == high == 1
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=60), st.randoms(use_true_random=False))
@@ -135,22 +142,13 @@ def test_intervals_hold_their_value_whatever_the_samples(hits, random):
     ours = of_hits(*map(int, hits))
     reference = of_hits(*[int(random.random() < 0.7) for _ in hits])
     low, high, _ = ours.interval()
-    assert 0 <= low <= ours.value() <= high <= 1
+    assert 0 <= low <= ours.value <= high <= 1
     drop, low, high, _ = ours.drop_from(reference)
     assert low <= drop <= high
-    assert drop == pytest.approx(reference.value() - ours.value())
+    assert drop == pytest.approx(reference.value - ours.value)
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
 def test_a_metric_that_is_no_finite_number_is_reported(wrong):
-    scores = Scores(torch.zeros(2, 1), torch.zeros(2), lambda outputs, targets: wrong)
     with pytest.raises(EvaluationError, match=rf"^the workload's metric returned {wrong}$"):
-        scores.value()
-
-
-def test_batches_are_put_together_in_order():
-    parts = [(LOGITS[:3], torch.tensor([0, 1, 2])), (LOGITS[3:], torch.tensor([5]))]
-    whole = concatenate(parts, "top1")
-    assert torch.equal(whole.outputs, LOGITS)
-    assert whole.targets.tolist() == [0, 1, 2, 5]
-    assert whole.hits.tolist() == [1, 1, 0, 1]
+        scored(torch.zeros(2, 1), torch.zeros(2), lambda outputs, targets: wrong)

@@ -229,6 +229,3 @@ def test_it_is_left_out_where_it_makes_no_sense_or_is_not_wanted(
     assert store.sensitivities("tiny") == []
     short = replace(prepared, spec=prepared.spec.replaced(trials=23))
     assert why_not(short) == "a budget below 24 trials is mostly anchors"
-    workload = replace(prepared.context.workload, loss=functional.mse_loss)
-    own_loss = replace(prepared, context=replace(prepared.context, workload=workload))
-    assert why_not(own_loss) == "the workload has a loss of its own, and perhaps no classes"

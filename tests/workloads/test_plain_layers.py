@@ -111,3 +111,58 @@ def test_a_model_that_reads_more_of_a_layer_than_its_base_class_has_keeps_it():
 
     model = Reads(Named(4, 2))
     assert plain_layers(model, torch.randn(1, 4)) is model
+
+
+class Transposed(nn.Module):
+    """A linear layer with its weight transposed, as GPT-2's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(6, 8)), nn.Parameter(torch.randn(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x.view(-1, 6), self.weight).view(*x.shape[:-1], 8)
+
+
+class Adapted(nn.Linear):
+    """Low-rank adaptation of the layer itself, merged into its weight or added to its output."""
+
+    def __init__(self, merged: bool) -> None:
+        super().__init__(6, 8)
+        self.down, self.up, self.merged = nn.Parameter(torch.randn(1, 6)), nn.Parameter(torch.randn(8, 1)), merged
+
+    def forward(self, input: Tensor) -> Tensor:
+        plain = super().forward(input)
+        return plain if self.merged else plain + input @ self.down.T @ self.up.T
+
+
+class Wrapped(nn.Module):
+    """Low-rank adaptation around a layer, as peft has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base_layer, self.lora_A, self.lora_B = nn.Linear(6, 8), nn.Linear(6, 1, False), nn.Linear(1, 8, False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base_layer(x) + self.lora_B(self.lora_A(x))
+
+
+class Bounded(Wrapped):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).clamp(-3, 3)
+
+
+@pytest.mark.parametrize("tokens", [(1, 6), (1, 3, 6)], ids=str)
+@pytest.mark.parametrize("make", [Transposed, lambda: Adapted(True), lambda: Adapted(False), Wrapped])
+def test_what_computes_a_linear_layer_is_one(make, tokens):
+    torch.manual_seed(0)
+    model = nn.Sequential(make(), nn.ReLU(), nn.Linear(8, 2)).eval()
+    plain = plain_layers(model, torch.randn(tokens))
+    assert [layer.name for layer in find_layers(plain, torch.randn(tokens))] == ["0", "2"]
+    inputs = torch.randn(5, *tokens[1:])
+    torch.testing.assert_close(plain(inputs), model(inputs))
+
+
+def test_what_computes_more_than_a_linear_layer_is_left_alone():
+    model = nn.Sequential(Bounded(), nn.Linear(8, 2)).eval()
+    assert plain_layers(model, torch.randn(1, 6)) is model

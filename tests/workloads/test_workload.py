@@ -47,8 +47,11 @@ class TwoOutputs(nn.Module):
 
 BREACHES = {
     "model": ({"model": two_outputs}, "model must be a torch.nn.Module, not function"),
-    "metric name": ({"metric": "f1"}, "metric must be 'top1' or 'top5' or a function, not 'f1'"),
-    "metric type": ({"metric": 3}, "metric must be a name or a function of (outputs, targets), not int"),
+    "metric name": ({"metric": "topp1"}, "metric must be one of top1, top5, f1, auroc"),
+    "metric type": (
+        {"metric": 3},
+        "metric must be a name, a function of (outputs, targets) or a torchmetrics.Metric, not int",
+    ),
     "loss": ({"loss": "mse"}, "loss must be None or a function, not str"),
     "example type": ({"example_input": [1.0]}, "example_input must be a tensor, not list"),
     "example batch": (

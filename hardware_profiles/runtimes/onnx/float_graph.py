@@ -21,9 +21,9 @@ from ....core.errors import LoweringError
 from ....core.interrupts import raise_if_interrupted
 from ....workloads.workload import describe
 from ..node_names import WEIGHTED, first_run, layer_of
+from .exporter import OPSET, attention_with_plain_flags
 from .graph_edits import drop_unread
 
-OPSET = 17
 INPUT, OUTPUT = "input", "output"
 
 
@@ -36,7 +36,7 @@ def export_float(model: nn.Module, example_input: Tensor) -> ModelProto:
         LoweringError: the exporter cannot take the model.
     """
     buffer = io.BytesIO()
-    with warnings.catch_warnings(), _full_paths(model):
+    with warnings.catch_warnings(), _full_paths(model), attention_with_plain_flags():
         # The exporter announces its own deprecation and constant folding it skips; neither concerns the user.
         warnings.simplefilter("ignore")
         try:

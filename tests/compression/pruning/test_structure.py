@@ -180,6 +180,39 @@ def test_a_removed_block_takes_its_layers_and_groups_along(digits, groups):
     assert effective_policy(policy).layers == {}
 
 
+class Masked(nn.Module):
+    """Blocks that read a mask next to what they change, as those of Transformers do, by position or by name."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(6, 12), nn.Linear(12, 6)
+
+        def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+            return states + self.down(self.up(states).relu() * mask)
+
+    def __init__(self, by_name: bool) -> None:
+        super().__init__()
+        self.by_name, self.layers = by_name, nn.ModuleList(self.Block() for _ in range(3))
+
+    def forward(self, states: Tensor) -> Tensor:
+        mask = (states[..., :1] > 0).float()
+        for layer in self.layers:
+            states = layer(states=states, mask=mask) if self.by_name else layer(states, mask)
+        return states
+
+
+@pytest.mark.parametrize("by_name", [False, True], ids=["by position", "by name"])
+def test_a_block_that_reads_a_mask_too_is_removable(by_name):
+    torch.manual_seed(0)
+    model, inputs = Masked(by_name).eval(), torch.randn(4, 5, 6)
+    assert find_removable_blocks(model, inputs) == ["layers.0", "layers.1", "layers.2"]
+    assert set(block_influence(model, [inputs], ["layers.1"])) == {"layers.1"}
+    slim = pruned_copy(model, inputs[:1], Policy(removed_blocks=("layers.1",)), [])
+    del model.layers[1]
+    torch.testing.assert_close(slim(inputs), model(inputs))
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 def test_full_rank_and_own_groups_lose_nothing(groups):
     torch.manual_seed(0)

@@ -2,20 +2,30 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from slimfront.compression.recovery.distil import distillation_loss, get_distiller, imitation_loss
-from slimfront.compression.recovery.outputs import LOGITS, OutputKind, output_kind
+from slimfront.compression.recovery.outputs import ONE_CLASSIFIER, ONLY, OutputKinds, output_kinds
 from slimfront.compression.recovery.recover import recover
 from slimfront.compression.recovery.teachers import Teacher
 from slimfront.spaces.policies.policy import Policy, Recovery
+from slimfront.workloads.output_kind import LOGITS, OutputKind
 from slimfront.workloads.workload import Workload
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 NONE = nn.ModuleList()
+
+
+def output_kind(workload: Workload) -> OutputKind:
+    return output_kinds(workload).by_name[ONLY]
+
+
+def only(kind: OutputKind) -> OutputKinds:
+    return OutputKinds({ONLY: kind})
 
 
 class Reshaped(nn.Module):
@@ -83,7 +93,7 @@ def test_the_kind_of_outputs_follows_from_loss_target_and_outputs(workload, expe
 @pytest.mark.parametrize("workload", [case[0] for case in CASES.values()], ids=CASES)
 def test_a_distiller_is_zero_or_least_at_the_teacher_and_its_gradient_leads_there(workload, name):
     """The invariant of distillation whatever the outputs: gradient descent on it alone brings the outputs to the teacher's."""
-    distiller = get_distiller(name, 2.0, output_kind(workload))
+    distiller = get_distiller(name, 2.0, output_kinds(workload))
     inputs, teacher = workload.train.tensors[0], copy.deepcopy(workload.model)
     with torch.random.fork_rng():
         torch.manual_seed(1)  # not the seed of the teacher
@@ -105,8 +115,8 @@ def test_a_distiller_is_zero_or_least_at_the_teacher_and_its_gradient_leads_ther
 def test_dense_logits_are_so_many_samples():
     student, teacher = real(3, 2, 5), real(3, 2, 5).flip(0)
     rows = [outputs.permute(0, 2, 3, 1).reshape(-1, 3) for outputs in (student, teacher)]
-    torch.testing.assert_close(imitation_loss(student, teacher, 2.0, LOGITS), distillation_loss(*rows, 2.0))
-    last = OutputKind(3)
+    torch.testing.assert_close(imitation_loss(student, teacher, 2.0, ONE_CLASSIFIER), distillation_loss(*rows, 2.0))
+    last = only(OutputKind(3))
     moved = [outputs.movedim(1, -1) for outputs in (student, teacher)]
     torch.testing.assert_close(imitation_loss(*moved, 2.0, last), distillation_loss(*rows, 2.0))
 
@@ -115,9 +125,9 @@ def test_probabilities_are_compared_as_what_they_are():
     student, teacher = real(3), real(3).flip(0)
     probabilities = [outputs.softmax(1) for outputs in (student, teacher)]
     expected = distillation_loss(student, teacher, 1.0)
-    torch.testing.assert_close(imitation_loss(*probabilities, 1.0, OutputKind(1, True)), expected)
+    torch.testing.assert_close(imitation_loss(*probabilities, 1.0, only(OutputKind(1, True))), expected)
     certain = torch.tensor([[1.0, 0.0]])
-    assert math.isfinite(imitation_loss(certain, certain.flip(1), 2.0, OutputKind(1, True)))
+    assert math.isfinite(imitation_loss(certain, certain.flip(1), 2.0, only(OutputKind(1, True))))
 
 
 def test_values_are_compared_in_units_of_the_teachers_variance():
@@ -136,8 +146,9 @@ def test_a_value_that_hardly_varies_does_not_outweigh_the_others():
         workload.model.fc.weight[1] = 0  # a constant
         kind, varying = output_kind(workload), float(workload.model(workload.train.tensors[0]).var(0, correction=0)[0])
         assert kind.variance.tolist() == pytest.approx([varying, 1e-3 * varying / 2])
-        workload.model.fc.weight.zero_()
-    assert output_kind(workload).variance is None
+        constant = replace(workload, model=copy.deepcopy(workload.model))
+        constant.model.fc.weight.zero_()
+    assert output_kind(constant).variance is None
 
 
 def test_an_ensemble_is_averaged_as_its_outputs_mean():
@@ -164,8 +175,76 @@ def test_a_regression_learns_from_its_teacher_alone():
 
 def test_teachers_of_values_are_averaged():
     workload = CASES["values"][0]
-    teacher = Teacher(workload, (), None, output_kind(workload))
+    teacher = Teacher(workload, (), None, output_kinds(workload))
     teacher.models.append(nn.Sequential(workload.model, nn.Hardtanh(-1e9, 0)))
     inputs = workload.train.tensors[0]
     expected = (workload.model(inputs) + workload.model(inputs).clamp_max(0)) / 2
     torch.testing.assert_close(teacher(inputs)[0], expected.detach())
+
+
+class Detector(nn.Module):
+    """Three outputs of one embedding: probabilities of two classes, a box, five marks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classes, self.box, self.marks = nn.Linear(4, 2), nn.Linear(4, 4), nn.Linear(4, 10)
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        return {
+            "face": self.classes(inputs).softmax(1),
+            "box": 100 * self.box(inputs),
+            "marks": self.marks(inputs),
+        }
+
+
+def detection(**said: OutputKind) -> Workload:
+    torch.manual_seed(0)
+    data = TensorDataset(torch.randn(24, 4), torch.zeros(24))
+
+    def loss(outputs: dict[str, Tensor], targets: Tensor) -> Tensor:
+        return outputs["box"].square().mean()
+
+    args = (data, data, data, data, data.tensors[0][:1])
+    return Workload(Detector().eval(), *args, loss=loss, metric=lambda o, t: 0.0, output_kinds=said)
+
+
+def test_each_of_several_outputs_has_its_kind_and_its_weight():
+    kinds = output_kinds(detection()).by_name
+    assert {name: kind.words for name, kind in kinds.items()} == {
+        "face": "probabilities of classes along axis 1",
+        "box": "values",
+        "marks": "values",
+    }
+    said = output_kinds(detection(face=OutputKind(None, weight=3.0), box=OutputKind(None, weight=0.0))).by_name
+    assert [kind.weight for kind in said.values()] == [3, 0, 1]
+    assert said["face"].variance is not None
+
+
+def test_the_damage_of_several_outputs_is_their_weighted_mean_in_no_ones_unit():
+    workload = detection(box=OutputKind(None, weight=2.0))
+    kinds, inputs = output_kinds(workload), workload.train.tensors[0]
+    with torch.no_grad():
+        expected = workload.model(inputs)
+        noise = {name: 0.1 * expected[name].std(0) * torch.randn(24, 1) for name in ("box", "marks")}
+        found = {**expected, **{name: expected[name] + gap for name, gap in noise.items()}}
+    damage = kinds.damage(found, expected)
+    of_each = {name: kinds.by_name[name].damage(found[name], expected[name]) for name in expected}
+    torch.testing.assert_close(damage, (of_each["face"] + 2 * of_each["box"] + of_each["marks"]) / 4)
+    assert of_each["face"].abs().max() == 0
+    assert float(of_each["box"].mean()) == pytest.approx(0.01, rel=0.5)  # a tenth of the deviation: 20 dB
+    assert kinds.damage(expected, expected).abs().max() == 0
+
+
+def test_a_student_of_several_outputs_learns_them_all():
+    workload = detection()
+    student, inputs = copy.deepcopy(workload.model), workload.train.tensors[0]
+    with torch.no_grad():
+        for layer in (student.classes, student.box, student.marks):
+            layer.weight[:, ::2] = 0
+        expected, before = workload.model(inputs), student(inputs)
+    kinds = output_kinds(workload)
+    recovery = Recovery(40, 0.05, data="unlabelled", schedule="cosine", optimizer="adamw", mutual=True)
+    recover(student, workload, Policy(recovery=recovery), seed=0, batch_size=8)
+    after = student(inputs)
+    for name, kind in kinds.by_name.items():
+        assert kind.damage(after[name], expected[name]).mean() < 0.3 * kind.damage(before[name], expected[name]).mean()

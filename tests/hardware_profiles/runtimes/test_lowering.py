@@ -6,6 +6,7 @@ from collections import Counter
 import ml_dtypes
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
@@ -326,3 +327,23 @@ def test_what_cannot_be_lowered_is_reported_in_one_line(model, quantization, pro
     with pytest.raises(LoweringError, match=problem) as caught:
         lowered(Candidate(Policy(), model.eval(), quantization))
     assert "\n" not in str(caught.value)
+
+
+class Normed(nn.Module):
+    shape = (5, 8)
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(8, 8), norm, nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.norm(self.first(x)))
+
+
+@pytest.mark.parametrize("options", [{}, {"eps": 1e-3}, {"elementwise_affine": False}], ids=str)
+def test_a_root_mean_square_norm_is_written_in_operators_of_the_opset(options, lowered):
+    torch.manual_seed(0)
+    model, inputs = Normed(nn.RMSNorm(8, **options)).eval(), torch.randn(1, 5, 8)
+    session = onnxruntime.InferenceSession(lowered(Candidate(Policy(), model, Quantization())).SerializeToString())
+    (found,) = session.run(None, {"input": inputs.numpy()})
+    np.testing.assert_allclose(found, model(inputs).detach().numpy(), atol=1e-6)

@@ -1,0 +1,240 @@
+"""What scoring keeps of outputs and targets while it streams over a split: no more than the metric needs."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ..core.errors import EvaluationError
+from ..core.statistics import percentile_interval, resamples, wilson_interval
+from ..workloads.metrics import TOP_K, is_torchmetric
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+Tree = Any
+"""A tensor [n, ...], or a structure of such tensors."""
+
+MOST_GROUPS = 100
+"""Groups of consecutive samples that a metric's state is kept of, for its interval."""
+
+FUNCTION_GROUPS = 20
+"""Groups that a function of large outputs is evaluated on."""
+
+MOST_BYTES = 64 * 2**20
+"""Outputs that take more than so many bytes are not resampled for a function, which would take minutes."""
+
+SLOW_SECONDS = 0.025
+"""A metric that takes longer to compute is not computed of each resample."""
+
+AGREE = 1e-4
+"""The largest relative difference of a metric computed of merged states from the one computed in one go."""
+
+
+@dataclass(frozen=True)
+class Tallied:
+    """A metric of one split.
+
+    Attributes:
+        value: over all samples.
+        method: how its interval is found.
+        hits: 1 where a sample is right, shape [n]; None of a metric that counts none.
+        resampled: the metric of each bootstrap resample; empty where there are hits.
+    """
+
+    value: float
+    method: str
+    hits: np.ndarray | None = None
+    resampled: np.ndarray = field(default_factory=lambda: np.empty(0))
+
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval."""
+        if self.hits is not None:
+            return wilson_interval(int(self.hits.sum()), len(self.hits))
+        return percentile_interval(self.value, self.resampled)
+
+
+class Tally(Protocol):
+    """Takes a split block by block."""
+
+    def add(self, outputs: Tree, targets: Tree) -> None:
+        """Take the outputs of the next samples."""
+        ...
+
+    def result(self) -> Tallied:
+        """The metric of all that was taken."""
+        ...
+
+
+def tally_of(metric: Any, samples: int) -> Tally:
+    """What keeps what `metric`, a workload's, needs of so many samples."""
+    if metric in TOP_K:
+        return Hits(TOP_K[metric])
+    if isinstance(metric, str) or is_torchmetric(metric):
+        return States(metric, samples)
+    return Whole(metric)
+
+
+class Hits:
+    """Whether each sample's class is among the `best` highest logits."""
+
+    def __init__(self, best: int) -> None:
+        self._best, self._hits = best, list[np.ndarray]()
+
+    def add(self, outputs: Tensor, targets: Tensor) -> None:
+        best = outputs.topk(self._best, dim=1).indices
+        self._hits.append((best == targets.reshape(-1, 1)).any(dim=1).numpy().astype(np.float64))
+
+    def result(self) -> Tallied:
+        hits = np.concatenate(self._hits)
+        return Tallied(float(hits.mean()), "wilson", hits)
+
+
+class States:
+    """A metric of torchmetrics: its value is that of one instance; the states of groups of samples give the interval.
+
+    States are merged as torchmetrics merges those of several processes. Where that gives another value, because the metric is not made for
+    it, or takes long, the groups' own values are resampled.
+    """
+
+    def __init__(self, metric: Any, samples: int) -> None:
+        self._metric, self._size = metric, -(-samples // MOST_GROUPS)
+        self._in_group, self._groups = 0, list[Mapping[str, Tensor | list[Tensor]]]()
+
+    def add(self, outputs: Tree, targets: Tree) -> None:
+        if not hasattr(self, "_whole"):
+            self._begin(outputs, targets)
+        self._whole.update(*self._read(outputs, targets))
+        count = length(outputs)
+        start = 0
+        while start < count:
+            stop = min(count, start + self._size - self._in_group)
+            self._part.update(*self._read(rows(outputs, start, stop), rows(targets, start, stop)))
+            self._in_group += stop - start
+            start = stop
+            if self._in_group == self._size:
+                self._close()
+
+    def result(self) -> Tallied:
+        if self._in_group:
+            self._close()
+        value = self._number(self._whole)
+        count, size = len(self._groups), self._size
+        over = "samples" if size == 1 else f"{count} groups of {size} samples"
+        started = time.monotonic()
+        if self._is_mergeable(value) and time.monotonic() - started < SLOW_SECONDS:
+            return Tallied(value, f"bootstrap over {over}", resampled=_each_resample(self._merged, count))
+        own = np.array([self._merged(np.array([index])) for index in range(count)])
+        return Tallied(value, f"bootstrap over the values of {over}", resampled=_centred(value, own))
+
+    def _begin(self, outputs: Tree, targets: Tree) -> None:
+        if isinstance(self._metric, str):
+            from ..workloads.named_metrics import make  # only here: it imports torchmetrics
+
+            self._whole, self._read = make(self._metric, outputs, targets)
+        else:
+            self._whole, self._read = self._metric.clone(), lambda outputs, targets: (outputs, targets)
+            self._whole.reset()
+        self._part: Metric = self._whole.clone()
+
+    def _close(self) -> None:
+        state = self._part.metric_state
+        self._groups.append({name: list(v) if isinstance(v, list) else v.clone() for name, v in state.items()})
+        self._part.reset()
+        self._in_group = 0
+
+    def _is_mergeable(self, value: float) -> bool:
+        try:
+            merged = self._merged(np.arange(len(self._groups)))
+        except Exception:  # whatever a metric raises over states that it does not expect; its groups' values serve then
+            return False
+        return math.isclose(merged, value, rel_tol=AGREE, abs_tol=1e-12)
+
+    def _merged(self, chosen: np.ndarray) -> float:
+        """The metric of the chosen groups."""
+        metric = self._part
+        for name, reduction in metric._reductions.items():
+            setattr(metric, name, _reduced([self._groups[index][name] for index in chosen], reduction))
+        metric._update_count, metric._computed = len(chosen), None
+        return self._number(metric)
+
+    def _number(self, metric: Metric) -> float:
+        found = metric.compute()
+        single = isinstance(found, (int, float)) or (isinstance(found, Tensor) and found.numel() == 1)
+        if not single and not isinstance(self._metric, str):
+            raise EvaluationError(f"metric {type(metric).__name__} must compute one number, not {type(found).__name__}")
+        return float(found.mean() if isinstance(found, Tensor) else found)
+
+
+class Whole:
+    """A function of all outputs and targets, which are kept for it."""
+
+    def __init__(self, function: Callable[[Tree, Tree], float]) -> None:
+        self._function, self._parts = function, list[tuple[Tree, Tree]]()
+
+    def add(self, outputs: Tree, targets: Tree) -> None:
+        self._parts.append((outputs, targets))
+
+    def result(self) -> Tallied:
+        self._outputs, self._targets = (joined(parts) for parts in zip(*self._parts, strict=True))
+        self._parts.clear()
+        n, value = length(self._outputs), self._value(None)
+        if size(self._outputs) <= MOST_BYTES:
+            return Tallied(value, "bootstrap over samples", resampled=_each_resample(self._value, n))
+        groups = np.array_split(np.arange(n), min(n, FUNCTION_GROUPS))
+        own = np.array([self._value(group) for group in groups])
+        return Tallied(
+            value, f"bootstrap over the values of {len(groups)} groups of samples", resampled=_centred(value, own)
+        )
+
+    def _value(self, chosen: np.ndarray | None) -> float:
+        outputs, targets = self._outputs, self._targets
+        if chosen is not None:
+            outputs, targets = (pytree.tree_map(lambda t: t[chosen], tree) for tree in (outputs, targets))
+        return float(self._function(outputs, targets))
+
+
+def rows(tree: Tree, start: int, stop: int) -> Tree:
+    """The samples from `start` to `stop` of every tensor."""
+    return pytree.tree_map(lambda tensor: tensor[start:stop], tree)
+
+
+def joined(parts: Sequence[Tree]) -> Tree:
+    """Structures of tensors put together along their samples."""
+    return pytree.tree_map(lambda *tensors: torch.cat(tensors), parts[0], *parts[1:])
+
+
+def length(tree: Tree) -> int:
+    """The number of samples."""
+    return len(pytree.tree_leaves(tree)[0])
+
+
+def size(tree: Tree) -> int:
+    """Bytes of all tensors."""
+    return sum(tensor.nbytes for tensor in pytree.tree_leaves(tree))
+
+
+def _reduced(states: Sequence[Any], reduction: Any) -> Any:
+    """One state of several processes, as torchmetrics makes it."""
+    if isinstance(states[0], list):
+        flat = [tensor for state in states for tensor in state]
+        return [reduction(flat)] if callable(reduction) else flat
+    stacked = torch.stack(list(states))
+    return reduction(stacked) if callable(reduction) else stacked
+
+
+def _each_resample(statistic: Callable[[np.ndarray], float], n: int) -> np.ndarray:
+    return np.array([statistic(chosen) for chosen in resamples(n)])
+
+
+def _centred(value: float, own: np.ndarray) -> np.ndarray:
+    """Resampled means of groups' own values, moved to the value of all samples."""
+    return value + np.array([own[chosen].mean() for chosen in resamples(len(own))]) - own.mean()

@@ -1,0 +1,48 @@
+"""What the TorchScript exporter does not know by itself: RMSNorm, and attention whose flags are traced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.onnx import symbolic_helper
+from torch.onnx._internal.torchscript_exporter.utils import register_custom_op_symbolic
+
+OPSET = 17
+"""The version of ONNX operators that graphs are exported with."""
+
+
+@symbolic_helper.parse_args("v", "is", "v", "f")
+def _rms_norm(graph: Any, values: Any, shape: Sequence[int], weight: Any, epsilon: float | None) -> Any:
+    """Values over the root of their mean square (Zhang and Sennrich 2019, arXiv:1910.07467), which opset 17 has no operator for."""
+    if epsilon is None:
+        epsilon = torch.finfo(torch.float32).eps
+    squares = graph.op("Mul", values, values)
+    mean = graph.op("ReduceMean", squares, axes_i=[*range(-len(shape), 0)])
+    root = graph.op("Sqrt", graph.op("Add", mean, graph.op("Constant", value_t=torch.tensor(epsilon))))
+    normed = graph.op("Div", values, root)
+    return normed if symbolic_helper._is_none(weight) else graph.op("Mul", normed, weight)
+
+
+register_custom_op_symbolic("aten::rms_norm", _rms_norm, OPSET)
+
+
+@contextmanager
+def attention_with_plain_flags() -> Iterator[None]:
+    """Have attention take flags that tracing has made tensors of, such as `is_causal=length > 1`."""
+    original = functional.scaled_dot_product_attention
+
+    def attention(*args: Any, **options: Any) -> Tensor:
+        if isinstance(options.get("is_causal"), Tensor):
+            options["is_causal"] = bool(options["is_causal"])
+        return original(*args, **options)
+
+    functional.scaled_dot_product_attention = attention
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = original

@@ -1,0 +1,87 @@
+"""Modules that compute what a linear layer does, whatever their class: transposed weights, as of GPT-2's `Conv1D`, and low-rank
+adapters (LoRA, Hu et al. 2021, arXiv:2106.09685), merged or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+TOLERANCE = 1e-4
+"""The largest difference, relative to the largest output, between two computations of the same that rounding may cause."""
+
+LOUD = 100.0
+"""The standard deviation of the random inputs, large enough to reveal a module that clips or rounds."""
+
+WIDEST = 8192
+"""The most inputs of a module whose matrix is read off: each is a row of a batch."""
+
+
+def affine_candidates(model: nn.Module) -> Iterator[str]:
+    """Paths of modules of a class that is not torch's, with one matrix of their own or of a linear layer inside that has most of their weights."""
+    for name, module in model.named_modules():
+        torch_own = type(module).__module__.startswith("torch.nn") or isinstance(
+            module, nn.Conv1d | nn.Conv2d | nn.Conv3d
+        )
+        if name and not torch_own and _largest_matrix(module) * 2 > sum(own.numel() for own in module.parameters()) > 0:
+            yield name
+
+
+def _largest_matrix(module: nn.Module) -> int:
+    """Elements of the largest matrix that the module, or a linear layer in it, has; 0 where anything in it is no matrix."""
+    inner = [part for part in module.modules() if part is not module and [*part.parameters(recurse=False)]]
+    own = [parameter for parameter in module.parameters(recurse=False) if parameter.ndim > 1]
+    if any(not isinstance(layer, nn.Linear) for layer in inner) or any(parameter.ndim > 2 for parameter in own):
+        return 0
+    matrices = [*own, *(layer.weight for layer in inner if isinstance(layer, nn.Linear))]
+    return max((matrix.numel() for matrix in matrices), default=0)
+
+
+@torch.no_grad()
+def as_linear(module: nn.Module, read: Tensor) -> nn.Linear | None:
+    """A linear layer that computes what `module` does, in evaluation mode, of what it read and of random numbers; None where none does."""
+    width = read.shape[-1]
+    if read.ndim < 2 or width > WIDEST or not read.is_floating_point():
+        return None
+    shape = (*[1] * (read.ndim - 2), width)
+    try:
+        bias = module(read.new_zeros(1, *shape))
+        matrix = module(torch.eye(width).to(read).view(width, *shape)) - bias
+        loud = torch.randn(read.shape, generator=torch.Generator().manual_seed(0)).to(read) * LOUD
+        expected = [module(tensor) for tensor in (read, loud)]
+    except Exception:  # the module may take nothing but what it is given, or more than one tensor
+        return None
+    if matrix.shape != (width, *shape[:-1], matrix.shape[-1]) or bias.shape[-1] != matrix.shape[-1]:
+        return None
+    weight, bias = matrix.reshape(width, -1).T.contiguous(), bias.flatten()
+    weight, bias = (_exact(module, values) for values in (weight, bias))
+    found = [functional.linear(tensor, weight, bias) for tensor in (read, loud)]
+    if not all(_close(own, other) for own, other in zip(expected, found, strict=True)):
+        return None
+    return _linear(weight, bias)
+
+
+def _exact(module: nn.Module, values: Tensor) -> Tensor:
+    """The parameter of the module that holds these numbers, without the rounding of how they were read off; else the numbers."""
+    for parameter in module.parameters():
+        for own in (parameter, parameter.T) if parameter.ndim == 2 else (parameter,):
+            if own.shape == values.shape and _close(own, values):
+                return own.detach().clone(memory_format=torch.contiguous_format)
+    return values
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    outputs, inputs = weight.shape
+    biased = bool(bias.any())
+    layer = nn.Linear(inputs, outputs, bias=biased, device="meta")
+    layer.weight = nn.Parameter(weight)
+    if biased:
+        layer.bias = nn.Parameter(bias)
+    return layer.eval()
+
+
+def _close(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and bool((first - second).abs().max() <= TOLERANCE * first.abs().max())
