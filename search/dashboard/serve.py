@@ -41,7 +41,7 @@ from ...studies.store.store import Store
 from ...studies.wording import channel_rows, layer_rows
 from ..events import Event, StageRecorded, TrialStarted
 from ..optuna.study import open_storage
-from .door import LOCAL_HOSTS, READ_ONLY, App, guarded, known_hosts
+from .read_only import LOCAL_HOSTS, READ_ONLY, App, guarded, known_hosts
 from .page import quicken
 
 if TYPE_CHECKING:

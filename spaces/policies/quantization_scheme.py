@@ -23,7 +23,7 @@ class Scheme:
     """The rules grids follow.
 
     Attributes:
-        calibration: how the range of an activation is read from the calibration split; see `compression.observers`.
+        calibration: how the range of an activation is read from the calibration split; see `compression.quantization.observers`.
         weights: one scale per output "channel", or per "tensor".
         activations: "affine" grids use all integers for the range seen; "symmetric" ones have zero in their middle; "signed"
             takes the first of unsigned from zero, symmetric and affine that wastes at most a quarter of the integers on values that were not
