@@ -11,7 +11,7 @@ from ..core.defaults import DEFAULT_STORAGE
 from ..core.errors import UserError
 from ..core.metrics import METRICS
 from ..core.validation import suggestion
-from ..studies.analysis.front import Objective
+from ..studies.analysis.front import Objective, Point
 from ..studies.analysis.newest_front import front_points, objectives_of, why_no_front
 from ..studies.analysis.selection import pick
 from ..studies.reports.front_table import front_frame, trials_frame
