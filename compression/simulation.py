@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from ..spaces.models.exported_graph import PASSED_ON
 from ..spaces.models.layers import WeightedLayer
 from ..spaces.policies.candidate import Candidate, QuantParams
 from .compress import rounded_model
-from .quantization.fake_quantize import on_grid, rounded_activations
+from .quantization.fake_quantize import on_grid, rounded_activations, with_other_matrices, with_own_matrices
 
 ADDERS = {
     torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__,
@@ -127,7 +127,10 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 
 @contextmanager
 def _disturbed(model: nn.Module, share: float) -> Iterator[None]:
-    """Have every number that a module without parts reads or makes be another by at most a share of it, always the same one."""
+    """Have every number that a module without parts reads or makes be another by at most a share of it, always the same one.
+
+    Within a recurrent layer, whose states stay out of sight, so are its matrices.
+    """
     chance = torch.Generator().manual_seed(0)
 
     def disturb(value: Any) -> Any:
@@ -143,8 +146,11 @@ def _disturbed(model: nn.Module, share: float) -> Iterator[None]:
         return tree_map(disturb, made)
 
     innermost = [module for module in model.modules() if not any(True for _ in module.children())] if share else []
-    weighted = [module for module in innermost if isinstance(module, WeightedLayer)]
-    hooks = [module.register_forward_pre_hook(before, prepend=True) for module in weighted]
+    weighted = [module for module in innermost if isinstance(module, (*get_args(WeightedLayer), nn.RNNBase))]
+    recurrent = [module for module in innermost if isinstance(module, nn.RNNBase)]
+    hooks = [module.register_forward_pre_hook(with_other_matrices(disturb)) for module in recurrent]
+    hooks += [module.register_forward_hook(with_own_matrices) for module in recurrent]
+    hooks += [module.register_forward_pre_hook(before, prepend=True) for module in weighted]
     hooks += [module.register_forward_hook(after) for module in innermost]
     try:
         yield

@@ -62,12 +62,14 @@ class Quality:
         unit: of `accuracy` and `accuracy_drop`, and of the same on the test split.
         higher_is_better: whether a lower value is a loss.
         margin: a loss of so much is worth nothing, in the unit; as `Metric.margin`.
+        outputs: what the model's outputs mean to the damage, in words; "" where it is not recorded.
     """
 
     metric: str = "accuracy"
     unit: str = "fraction"
     higher_is_better: bool = True
     margin: float = 0.1
+    outputs: str = ""
 
     @property
     def words(self) -> str:

@@ -23,6 +23,7 @@ from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
 from slimfront.spaces.policies.pruning import Pruning
 from slimfront.spaces.policies.quantization_scheme import Scheme
 from slimfront.studies.study_file.spec import StudySpec
+from slimfront.workloads.metrics import METRIC_NAMES, NamedMetric, Reads
 from typer.cli import get_docs_for_click
 
 FOLDER = Path(__file__).parent / "reference"
@@ -98,7 +99,36 @@ def metrics() -> str:
         "The numbers that objectives, constraints and reports name. [How numbers are measured]"
         "(../explanation/measuring.md) explains the protocols. Metrics of the test split cannot be objectives."
     )
-    return page("Metrics", intro, table(("name", "unit", "better", "known once", "meaning"), rows))
+    return page("Metrics", intro, table(("name", "unit", "better", "known once", "meaning"), rows) + workload_metrics())
+
+
+READS: dict[Reads, str] = {
+    "classes": "`[n, classes]`, a class",
+    "scores": "`[n, classes]`, a class; one logit, 0 or 1; `[n, labels]`, each 0 or 1",
+    "values": "any shape, as many values",
+    "positions": "`[n, classes, ...]`, a class for each position",
+    "tokens": "`[n, tokens, classes]`, a class for each token",
+}
+
+
+def workload_metrics() -> str:
+    """The metrics that a workload may name: what `accuracy` then is."""
+    rows = (
+        (f"`{name}`", m.unit, "maximize" if m.higher_is_better else "minimize", READS[m.reads], worthless_loss(m))
+        for name, m in METRIC_NAMES.items()
+    )
+    intro = (
+        "What `accuracy` and `accuracy_drop` are follows from the workload's metric, [a name of these, a function or a "
+        "`torchmetrics.Metric`](../guide/metrics-and-outputs.md). The last column is the loss that hypervolumes are counted from."
+    )
+    return f"\n\n## What accuracy is\n\n{intro}\n\n" + table(
+        ("name", "unit", "better", "outputs, targets", "worthless"), rows
+    )
+
+
+def worthless_loss(metric: NamedMetric) -> str:
+    """The margin of a metric in words."""
+    return f"{metric.share:.0%} of the uncompressed model's" if metric.margin is None else f"{metric.margin:g}"
 
 
 def schema_keys(model: type[BaseModel]) -> Iterator[tuple[str, Mapping[str, Any], bool]]:

@@ -6,7 +6,7 @@ counted by the same ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from torch import nn
@@ -16,9 +16,12 @@ from ..compression.packing.packed_file import grid_bytes, has_zero_points, scale
 from ..core.measurement import Measurement
 from ..core.metrics import metrics_named
 from ..spaces.models.layers import LAYER_KINDS, WeightedLayer, layer_at, macs_by_module
+from ..spaces.models.recurrent import RecurrentLayer, is_single_layer, matrix_names
+from ..spaces.policies.float_precision import FLOAT32
 from ..spaces.policies.layer_policy import FULL_PRECISION, LayerPolicy
 from ..spaces.policies.operators import Operator
 from ..spaces.policies.policy import Policy
+from ..spaces.policies.recurrent_weights import read_bits_of, weight_bits_of
 from ..spaces.policies.resolved import is_within
 from ..spaces.policies.sparsity import zeros_in
 from .evaluator import Context, Evaluator, LoweredCandidate, needed
@@ -78,10 +81,15 @@ def counts_of(model: nn.Module, macs: Mapping[str, int], policy: Policy) -> dict
     """
     kinds = ((path, type(module)) for path, module in model.named_modules())
     paths = [path for path, kind in kinds if kind in LAYER_KINDS and not is_within(path, policy.removed_blocks)]
+    recurrent = {path: layer for path, layer in _recurrent_layers(model) if not is_within(path, policy.removed_blocks)}
     rows = [_counted(layer_at(model, path), macs.get(path, 0), policy, path) for path in paths]
+    rows += [_counted_recurrence(layer, macs.get(path, 0), policy, path) for path, layer in recurrent.items()]
     layer_macs, layer_weights, weight_bits, activation_bits, stored, grids = np.array(rows, float).reshape(-1, 6).T
-    other_macs = macs[""] - sum(macs.get(path, 0) for path in (*policy.removed_blocks, *paths))
-    other_weights, other_bytes = _outside(model, paths, policy.removed_blocks)
+    other_macs = macs[""] - sum(macs.get(path, 0) for path in (*policy.removed_blocks, *paths, *recurrent))
+    matrices = [f"{path}.{key}" for path, layer in recurrent.items() for key in matrix_names(layer)]
+    other_weights, other_bytes = _outside(
+        model, [*(f"{path}.weight" for path in paths), *matrices], policy.removed_blocks
+    )
     return {
         "flops": float(flops(layer_macs, other_macs)),
         "bops": float(bops(layer_macs, weight_bits, activation_bits)),
@@ -90,12 +98,18 @@ def counts_of(model: nn.Module, macs: Mapping[str, int], policy: Policy) -> dict
     }
 
 
-def _outside(model: nn.Module, layers: Sequence[str], gone: Sequence[str]) -> tuple[int, int]:
-    """Parameters, and bytes of parameters and buffers, that are neither weights of `layers` nor in blocks that are `gone`."""
+def _recurrent_layers(model: nn.Module) -> Iterator[tuple[str, RecurrentLayer]]:
+    for path, module in model.named_modules():
+        if isinstance(module, RecurrentLayer) and is_single_layer(module):
+            yield path, module
+
+
+def _outside(model: nn.Module, weights: Sequence[str], gone: Sequence[str]) -> tuple[int, int]:
+    """Parameters, and bytes of parameters and buffers, that are neither `weights` of layers nor in blocks that are `gone`."""
     every = sum(parameter.numel() for name, parameter in model.named_parameters() if not is_within(name, gone))
-    others = stored_as_is(model, {f"{path}.weight" for path in layers})
+    others = stored_as_is(model, set(weights))
     # Of a weight that two layers share, which counts once among all parameters, one is taken off again.
-    outside = every - sum(layer_at(model, path).weight.numel() for path in layers)
+    outside = every - sum(model.get_parameter(path).numel() for path in weights)
     return outside, sum(tensor.nbytes for name, tensor in others if not is_within(name, gone))
 
 
@@ -113,6 +127,16 @@ def _counted(layer: WeightedLayer, macs: int, policy: Policy, path: str) -> tupl
     grids += table_bytes(decided.weight_bits) * decided.has_codebook
     macs_left = macs * (weights / layer.weight.numel())
     return (macs_left, weights, arithmetic_bits(decided), decided.activation_bits, stored, grids)
+
+
+def _counted_recurrence(layer: RecurrentLayer, macs: int, policy: Policy, path: str) -> tuple[float, ...]:
+    """As `_counted`, of all matrices of a recurrent layer; each row of each has a scale."""
+    choice = policy.recurrent.get(path, FLOAT32)
+    matrices = [layer.get_parameter(key) for key in matrix_names(layer)]
+    bits = weight_bits_of(choice)
+    stored = sum(smallest_format(len(m), m.shape[1], int(m.count_nonzero()), bits)[1] for m in matrices)
+    grids = 4 * sum(map(len, matrices)) if choice != FLOAT32 else 0
+    return (macs, sum(m.numel() for m in matrices), bits, read_bits_of(choice), stored, grids)
 
 
 def arithmetic_bits(layer: LayerPolicy) -> int:

@@ -143,13 +143,14 @@ def cross_entropies(outputs: Tensor, targets: Tensor) -> Tensor:
 def _blocks(batches: Iterable[tuple[Tree, Tree]]) -> Iterator[tuple[Tree, Tree]]:
     """Batches of (outputs, targets) put together to blocks of `BLOCK_SAMPLES`, or fewer of `BLOCK_BYTES`."""
     held: list[tuple[Tree, Tree]] = []
-    samples = nbytes = 0
+    samples = most = 0
     for outputs, targets in batches:
+        most = most or max(1, min(BLOCK_SAMPLES, BLOCK_BYTES * length(outputs) // max(1, size(outputs))))
         held.append((outputs, targets))
-        samples, nbytes = samples + length(outputs), nbytes + size(outputs)
-        if samples >= BLOCK_SAMPLES or nbytes >= BLOCK_BYTES:
+        samples += length(outputs)
+        if samples >= most:
             yield _joined(held)
-            samples = nbytes = 0
+            samples = 0
             held.clear()
     if held:
         yield _joined(held)

@@ -209,12 +209,14 @@ def rows(tree: Tree, start: int, stop: int) -> Tree:
 
 def joined(parts: Sequence[Tree]) -> Tree:
     """Structures of tensors put together along their samples."""
+    if isinstance(parts[0], Tensor):  # the usual case; looking into structures takes longer than running a small model
+        return torch.cat(list(parts))
     return pytree.tree_map(lambda *tensors: torch.cat(tensors), parts[0], *parts[1:])
 
 
 def length(tree: Tree) -> int:
     """The number of samples."""
-    return len(pytree.tree_leaves(tree)[0])
+    return len(tree if isinstance(tree, Tensor) else pytree.tree_leaves(tree)[0])
 
 
 def size(tree: Tree) -> int:

@@ -12,9 +12,11 @@ from functools import partial
 from pathlib import Path
 
 from ..compression.recovery.learning_rate import found_rate
+from ..compression.recovery.outputs import output_kinds
 from ..core.errors import StoreError, StudyFileError, WorkloadError, describe_exception
 from ..core.interrupts import raise_if_interrupted
 from ..core.measurement import Measurement
+from ..core.metrics import FRACTION, Quality
 from ..evaluators.evaluator import Reference
 from ..hardware_profiles.bench.timer import Timer
 from ..hardware_profiles.runtimes.base import Artifact
@@ -111,7 +113,7 @@ def _of_before(prepared: PreparedStudy, study: StudyRecord) -> ReferenceRecord:
 
 
 def _new(prepared: PreparedStudy, store: Store, folder: Path, tell: Listener) -> tuple[PreparedStudy, Reference]:
-    spec = prepared.spec
+    spec, workload = prepared.spec, prepared.context.workload
     with _measuring():
         record, paying, artifact = choose_reference(prepared, folder)
         measurements = _measure(prepared, artifact, record)
@@ -120,7 +122,8 @@ def _new(prepared: PreparedStudy, store: Store, folder: Path, tell: Listener) ->
     offered = paying if spec.space.preset != "none" else paying[:1]
     spec = _with_rate(prepared, spec.with_float_precisions(offered), tell)
     prepared = prepared.settled(spec, record.precision)
-    quality = quality_of(prepared.context.workload.metric, baseline["accuracy"].value)
+    quality = quality_of(workload.metric, baseline["accuracy"].value)
+    quality = replace(quality, outputs=output_kinds(workload).words)
     store.set_baseline(spec.study, measurements, prepared.target.name, record, prepared.spec, quality)
     tell(ReferenceSettled(record, is_new=True))
     return prepared, with_scores(prepared.context, artifact, baseline["latency_ms"].value, record)
@@ -154,6 +157,7 @@ def affordable(offered: Sequence[Choice], epoch_s: float, timeout_s: float | Non
 
 def _known(prepared: PreparedStudy, store: Store, folder: Path, tell: Listener) -> tuple[PreparedStudy, Reference]:
     context, study = prepared.context, store.get_study(prepared.spec.study)
+    _refuse_other_metric(study, quality_of(context.workload.metric, study.baseline["accuracy"].value))
     record = study.reference or _of_before(prepared, study)
     store.put_reference(study.name, record)
     tell(ReferenceSettled(record, is_new=False))
@@ -242,6 +246,16 @@ def _measure(prepared: PreparedStudy, artifact: Artifact, record: ReferenceRecor
         if not prepared.target.predict:  # this machine's are not the target's
             keep_precisions(bench.executed_precisions(artifact.path), artifact.path.parent)
         return measurements
+
+
+def _refuse_other_metric(study: StudyRecord, now: Quality) -> None:
+    """See that a study's accuracies go on being of one metric; which one an earlier version's were of is not known."""
+    before = study.quality
+    if before.metric not in (FRACTION.metric, now.metric) or (before != FRACTION and before.unit != now.unit):
+        raise StoreError(
+            f"study {study.name!r} has accuracies in {before.words} and its workload now has {now.words}; "
+            "give the study another name"
+        )
 
 
 def _refuse_mixed_latencies(prepared: PreparedStudy, baseline: Mapping[str, Measurement]) -> None:

@@ -4,7 +4,7 @@
 |---|---|---|
 | cnn | channels and width; 8- or 4-bit weights, 8-bit activations | convolutions on integers are what runtimes are best at, and channels really go (Li et al. 2017, arXiv:1608.08710; Jacob et al. 2018, arXiv:1712.05877) |
 | transformer | blocks, heads, MLP and embedding width; 8- or 4-bit weights; distillation | heads and blocks are redundant (Michel et al. 2019, arXiv:1905.10650; Men et al. 2024, arXiv:2403.03853), matrices multiply as fast as they are read (Frantar et al. 2023, arXiv:2210.17323) |
-| recurrent | hidden units; 8- or 4-bit weights, activations on integers or not (weight-only); distillation | one step multiplies matrices by a vector: fewer units are fewer bytes to read at every step (Narang et al. 2017, arXiv:1704.05119) |
+| recurrent | hidden units; 8- or 4-bit weights, activations on integers or not (weight-only), recurrent matrices on 8 bits; distillation | one step multiplies matrices by a vector: fewer units are fewer bytes to read at every step (Narang et al. 2017, arXiv:1704.05119) |
 
 Float stays a choice everywhere: at batch 1 small matrices can be slower on integers, which only measuring shows.
 """
@@ -56,6 +56,7 @@ PRESETS: Mapping[Family, Preset] = MappingProxyType({
         {"optimizer": "adamw", "learning_rate": "auto"},
         channel_sparsity=(0.0, 0.25),
         width=(1.0, 0.75, 0.5, 0.375),
+        recurrent_weights=("float32", "int8"),
         recovery_epochs=(0, 12),
     ),
 })  # fmt: skip

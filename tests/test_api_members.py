@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 PUBLIC = [
     "Audit",
     "ExportedBundle",
+    "OutputKind",
     "Policy",
     "Profile",
     "Profiles",

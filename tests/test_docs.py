@@ -192,14 +192,6 @@ def test_python_on_the_pages_runs(page: Path, block: str) -> None:
         assert "sampler_fallback" not in names["study"].user_attrs
 
 
-def test_a_gru_is_copied_as_the_page_says() -> None:
-    [block] = [block for block in code_blocks(DOCS / "guide" / "families.md", "python") if "nn.GRU" in block]
-    names: dict = {}
-    exec(block, names)
-    trained, x = torch.nn.GRU(5, 7, batch_first=True), torch.randn(3, 4, 5)
-    torch.testing.assert_close(names["with_linear_layers"](trained)(x), trained(x)[0])
-
-
 @pytest.fixture(scope="module")
 def plug_in() -> dict[str, Any]:
     """What the Python of the page on plug-ins defines."""

@@ -14,20 +14,22 @@ from pathlib import Path
 
 import torch
 from slimfront.compression.pruning.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
+from slimfront.compression.recovery.outputs import output_kinds
 from slimfront.search.sampler.dimensions import encode
 from slimfront.search.sampler.study_terms import space_dimensions
 from slimfront.search.sampler.surrogate.analytic_cost import COUNTED, AnalyticCost
 from slimfront.search.trials.prepared_study import PreparedStudy
 from slimfront.spaces.policies.layer_policy import FULL_PRECISION
 from slimfront.spaces.policies.policy import Policy
+from slimfront.workloads.metrics import TOP_K
+from slimfront.workloads.named_metrics import make
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.data import Subset
 
 
 @dataclass(frozen=True)
 class Scores:
-    """KL from the uncompressed outputs in nats and accuracy, on the search-validation split."""
+    """The damage to the uncompressed outputs, of classifiers in nats, and the workload's metric, on the search-validation split."""
 
     kl: float
     accuracy: float
@@ -59,7 +61,7 @@ class CheapEvaluator:
         return float(self.cost(codes[None])[0, COUNTED.index("bops")])
 
     def test_accuracy(self, policy: Policy) -> float:
-        """Accuracy on the test split, which no search sees."""
+        """The workload's metric on the test split, which no search sees."""
         return self._row(policy, "test")["accuracy"]
 
     def seconds(self, policies: Sequence[Policy]) -> float:
@@ -83,10 +85,10 @@ class CheapEvaluator:
     def _scored(self, policy: Policy, split: str) -> dict[str, float]:
         inputs, targets = self._data[split]
         outputs = self._compressed(policy)(inputs)
-        reference = self._reference[split]
-        kl = functional.kl_div(outputs.log_softmax(1), reference.log_softmax(1), log_target=True, reduction="batchmean")
-        accuracy = (outputs.argmax(1) == targets).double().mean()
-        return {"kl": min(float(kl), 50.0) if torch.isfinite(kl) else 50.0, "accuracy": float(accuracy)}
+        workload = self._prepared.context.workload
+        damage = output_kinds(workload).damage(outputs, self._reference[split]).mean()
+        damage = float(damage) if torch.isfinite(damage) else 50.0
+        return {"kl": min(damage, 50.0), "accuracy": metric_of(str(workload.metric), outputs, targets)}
 
     def _compressed(self, policy: Policy) -> nn.Module:
         workload = self._prepared.context.workload
@@ -115,6 +117,16 @@ def _affine(inputs: Tensor, bits: int) -> Tensor:
     return torch.fake_quantize_per_tensor_affine(inputs, scale, round(-float(low) / scale), 0, 2**bits - 1)
 
 
+def metric_of(name: str, outputs: Tensor, targets: Tensor) -> float:
+    """A metric that is known by its name."""
+    if name in TOP_K:
+        best = outputs.topk(TOP_K[name], dim=1).indices
+        return float((best == targets[:, None]).any(1).double().mean())
+    metric, read = make(name, outputs, targets)
+    metric.update(*read(outputs, targets))
+    return float(metric.compute().mean())
+
+
 def stacked(data: Sequence) -> tuple[Tensor, Tensor]:
     samples = [data[index] for index in range(len(data))]
-    return torch.stack([x for x, _ in samples]), torch.tensor([int(y) for _, y in samples])
+    return torch.stack([x for x, _ in samples]), torch.stack([torch.as_tensor(y) for _, y in samples])

@@ -1,6 +1,6 @@
 """How many trials each sampler needs: hypervolume over trials, on paired seeds, from cached evaluations.
 
-Objectives are the accuracy drop and log2 BOPs, or, with `--cost latency`, log2 of the latency over the uncompressed model's:
+The tasks are three classifiers and a regressor, whose accuracy is R2. Objectives are the accuracy drop and log2 BOPs, or, with `--cost latency`, log2 of the latency over the uncompressed model's:
 every policy is then lowered for its target and timed by the paired bench. A front is selected on validation samples, and on one timing,
 and judged on the test split, and on another timing, as
 the fraction of the hypervolume of the union of all fronts found, from three reference points: a drop of 0.10 (the floor that
@@ -56,6 +56,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "digits-cnn": {"workload": "digits"},
     "digits-vit": {"workload": "digits-vit"},
     "digits-gru": {"workload": "digits-gru"},
+    "turned-digits": {"workload": f"{Path(__file__).with_name('turned_digits.py')}:workload"},
 }
 SEEDED_ONLY = ("random", "nsgaii", "tpe")
 """Arms without anchors, constraint and refusal of duplicates: footnotes."""

@@ -5,6 +5,7 @@ The file holds, by name:
 | tensor | what |
 |---|---|
 | `LAYER.weight` | a weight packed as `compression.packed` writes it, uint8; its shape, bits and format are in the metadata |
+| `LAYER.weight_ih_l0` and the like | a matrix of a recurrent layer on 8 bits, packed in the same way; `.scale` follows its name |
 | `LAYER.weight.scale` | scales of an integer weight, float32, [channels], or [1] where all are equal, or [channels, groups] |
 | `LAYER.weight.zero_point` | zero points of groups of inputs, int8, [channels, groups], where their grids are affine |
 | `LAYER.weight.table` | values of a codebook, float32 |
@@ -23,7 +24,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -34,9 +35,11 @@ from ...core.documents import json_document
 from ...core.errors import DocumentError
 from ...core.validation import shortened
 from ...spaces.models.layers import LAYER_KINDS, WeightedLayer
+from ...spaces.models.recurrent import RecurrentLayer, matrix_names
 from ...spaces.policies.candidate import Candidate, Quantization, QuantizedWeight, dequantized
 from ...spaces.policies.layer_policy import GROUP_SIZES, LayerPolicy
 from ...spaces.policies.quantization_scheme import Scheme
+from ...spaces.policies.recurrent_weights import INT8_BITS
 from .packed import FLOATS, Format, Packed, pack, smallest_format, unpack
 
 Number = TypeVar("Number", int, np.ndarray)
@@ -82,6 +85,8 @@ def counted_bytes(candidate: Candidate) -> int:
     weights = sum(
         smallest_format(shape[0], math.prod(shape[1:]), count, bits[name])[1] for name, (shape, count) in stored.items()
     )
+    for array in _recurrent_matrices(candidate).values():
+        weights += smallest_format(len(array), array[0].size, int(np.count_nonzero(array)), INT8_BITS)[1]
     arrays = (*_grids(candidate).values(), *_state(candidate).values())
     return weights + sum(array.nbytes for array in arrays) + _bytes_of_grids_to_come(candidate)
 
@@ -133,7 +138,8 @@ def _bytes_of_grids_to_come(candidate: Candidate) -> int:
         total += grid_bytes(scales, weight_grid, read_grid, has_zero_points(layer, policy.scheme))
         if layer.has_codebook and name not in quantization.codes:
             total += table_bytes(layer.weight_bits)
-    return total
+    to_come = _recurrent_matrices(candidate).items()
+    return total + sum(4 * len(array) for path, array in to_come if path not in quantization.recurrent)
 
 
 def load_packed(path: Path, most_values: int = 2**32) -> dict[str, np.ndarray]:
@@ -217,13 +223,16 @@ def weights_of(candidate: Candidate) -> dict[str, np.ndarray]:
     real |= {name: weight.values() for name, weight in candidate.quantization.weights.items()}
     for name, coded in candidate.quantization.codes.items():
         real[name] = coded.values()
-    return {**_state(candidate), **{f"{name}.weight": array for name, array in real.items()}}
+    recurrent = {path: weight.values() for path, weight in candidate.quantization.recurrent.items()}
+    return {**_state(candidate), **{f"{name}.weight": array for name, array in real.items()}, **recurrent}
 
 
 def _packed(candidate: Candidate) -> dict[str, Packed]:
     """Every layer's weight, packed."""
     arrays, policy = _stored_weights(candidate), candidate.policy
-    return {f"{name}.weight": pack(array, policy.layer(name).weight_bits) for name, array in arrays.items()}
+    packed = {f"{name}.weight": pack(array, policy.layer(name).weight_bits) for name, array in arrays.items()}
+    recurrent = candidate.quantization.recurrent.items()
+    return packed | {path: pack(weight.integers, INT8_BITS) for path, weight in recurrent}
 
 
 def _stored_weights(candidate: Candidate) -> dict[str, np.ndarray]:
@@ -248,9 +257,19 @@ def _layer_weights(candidate: Candidate) -> dict[str, Tensor]:
     return {name: layer.weight for name, layer in layers.items() if type(layer) in LAYER_KINDS}
 
 
+def _recurrent_matrices(candidate: Candidate) -> dict[str, np.ndarray]:
+    """Path -> matrix of every recurrent layer that the policy puts on a grid: its integers, or floats where it has none yet."""
+    found: dict[str, np.ndarray] = {}
+    for name in candidate.policy.recurrent:
+        layer = candidate.model.get_submodule(name)
+        for key in matrix_names(cast("RecurrentLayer", layer)):
+            found[f"{name}.{key}"] = layer.get_parameter(key).detach().cpu().numpy()
+    return found | {path: weight.integers for path, weight in candidate.quantization.recurrent.items()}
+
+
 def _state(candidate: Candidate) -> dict[str, np.ndarray]:
     """The tensors that are stored unchanged: all but layers' weights, folded batch-norms and counters of training."""
-    packed = {f"{name}.weight" for name in _layer_weights(candidate)}
+    packed = {f"{name}.weight" for name in _layer_weights(candidate)} | _recurrent_matrices(candidate).keys()
     folded = tuple(f"{norm}." for norm in candidate.quantization.norms.values())
     kept = {
         name: tensor.detach().cpu().contiguous().numpy()
@@ -269,6 +288,7 @@ def _grids(candidate: Candidate) -> dict[str, np.ndarray]:
     read |= {f"{path}.addition{n}.{operand}": grid for (path, n, operand), grid in quantization.additions.items()}
     return {
         **{f"{name}.weight.scale": _scale(weight) for name, weight in quantization.weights.items()},
+        **{f"{path}.scale": _scale(weight) for path, weight in quantization.recurrent.items()},
         **_zero_points(quantization),
         **{f"{name}.weight.table": coded.table for name, coded in quantization.codes.items()},
         **{f"{name}.scale": np.atleast_1d(grid.scale) for name, grid in read.items()},

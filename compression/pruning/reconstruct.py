@@ -16,6 +16,7 @@ from torch import Tensor
 from ...spaces.models.channel_graph import ChannelGraph
 from ...spaces.models.layers import WeightedLayer
 from ..moments import moments_of
+from .reconstruct_units import columns_gone, grams_of_columns
 
 WIDEST = 8192
 """The most inputs of a reader whose moments fit into memory; channels of wider readers are dropped, not reconstructed."""
@@ -27,18 +28,24 @@ LEAST_EIGENVALUE = 1e-9
 @torch.no_grad()
 def reconstruct_channels(graph: ChannelGraph, lost: Mapping[str, Sequence[int]], batches: Iterable[Tensor]) -> None:
     """Add the weights that read the channels `lost` of groups to those that read the others, by least squares over `batches`; removing
-    them comes after. Channels that a grouped convolution reads are dropped instead.
+    them comes after. Recurrent layers read their own units too, of the step before. Channels that a grouped convolution reads are
+    dropped instead.
 
     Args:
         batches: inputs of the model, shape [batch, ...].
     """
-    gone = _gone(graph, lost)
+    gone, columns = _gone(graph, lost), columns_gone(graph, lost)
+    batches = list(batches) if columns else batches  # they are read twice
+    grams = grams_of_columns(graph.model, batches) if columns else {}
     for reader, moments in moments_of(graph.model, gone, batches, "read").items():
         weight = reader.weight
         removed = sorted(gone[reader])
         kept = sorted(set(range(weight.shape[1])) - gone[reader])
         share = combination(moments.gram, kept, removed).to(weight.dtype)
         weight[:, kept] += torch.einsum("oi...,ki->ok...", weight[:, removed], share)
+    for weight, numbers in columns.items():
+        removed, kept = sorted(numbers), sorted(set(range(weight.shape[1])) - numbers)
+        weight[:, kept] += weight[:, removed] @ combination(grams[weight], kept, removed).to(weight.dtype).T
 
 
 def combination(gram: Tensor, kept: Sequence[int], removed: Sequence[int]) -> Tensor:

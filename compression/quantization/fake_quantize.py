@@ -7,21 +7,24 @@ the grids of activations stay as they were calibrated.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ...spaces.models.layers import layer_at
+from ...spaces.models.recurrent import matrix_names
 from ...spaces.policies.candidate import QuantParams
 from ...spaces.policies.layer_policy import FULL_PRECISION
 from ...spaces.policies.policy import LayerPolicy, Policy
 from ...spaces.policies.quantization_scheme import Scheme
+from ...spaces.policies.recurrent_weights import DYNAMIC_INT8, INT8_BITS
 from .bfloat16 import BFloat16Weight, rounded_input, rounded_output
 from .codebooks import SharedValues
-from .weight_grids import weight_grid
+from .weight_grids import SymmetricWeight, recurrent_layer, weight_grid
 
 PARAMETRIZED = "parametrizations.weight"
 """The path in a layer of what `torch.nn.utils.parametrize` keeps of its weight."""
@@ -34,8 +37,49 @@ def fake_quantized(model: nn.Module, policy: Policy, inputs: Mapping[str, QuantP
     Afterwards every quantized weight holds numbers of its grid, on which post-training quantization finds the same grid.
     Biases are left in float32: those of layers in bfloat16 are rounded once, when the candidate is made.
     """
-    with _fake_quantized_weights(model, policy), rounded_activations(model, policy, inputs):
+    with (
+        _fake_quantized_weights(model, policy),
+        rounded_activations(model, policy, inputs),
+        _fake_quantized_recurrences(model, policy),
+    ):
         yield
+
+
+@contextmanager
+def _fake_quantized_recurrences(model: nn.Module, policy: Policy) -> Iterator[None]:
+    """Let recurrent layers compute with rounded matrices, and leave them with such."""
+    grid = SymmetricWeight(INT8_BITS)
+    layers = {name: recurrent_layer(model, name) for name in policy.recurrent}
+    hooks = [
+        hook
+        for layer in layers.values()
+        for hook in (layer.register_forward_pre_hook(with_other_matrices(grid)),
+                     layer.register_forward_hook(with_own_matrices))
+    ]  # fmt: skip
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        with torch.no_grad():
+            for layer in layers.values():
+                for key in matrix_names(layer):
+                    layer.get_parameter(key).copy_(grid(layer.get_parameter(key)))
+
+
+def with_other_matrices(change: Callable[[Tensor], Tensor]) -> Callable[..., None]:
+    """A forward pre-hook that has a recurrent layer compute with changed matrices; `with_own_matrices` is to follow."""
+
+    def hook(layer: Any, _inputs: object) -> None:
+        named = [getattr(layer, key) for key in layer._flat_weights_names]
+        layer._flat_weights = [change(weight) if weight.ndim == 2 else weight for weight in named]
+
+    return hook
+
+
+def with_own_matrices(layer: Any, *_: object) -> None:
+    """A forward hook that gives a recurrent layer its own matrices back."""
+    layer._flat_weights = [getattr(layer, key) for key in layer._flat_weights_names]
 
 
 @contextmanager
@@ -58,6 +102,8 @@ def rounded_activations(model: nn.Module, policy: Policy, inputs: Mapping[str, Q
     in bfloat16, as their policies say."""
     roundings = {name: _on_grid(grid) for name, grid in inputs.items()}
     roundings |= {name: _on_own_range for name, layer in policy.layers.items() if layer.is_dynamic}
+    # Of what a recurrent layer multiplies, the sequence; the state of each step stays as it is.
+    roundings |= {name: _on_own_range for name, choice in policy.recurrent.items() if choice == DYNAMIC_INT8}
     halves = [name for name, layer in policy.layers.items() if layer.is_bfloat16]
     roundings |= dict.fromkeys(halves, rounded_input)
     hooks = [model.get_submodule(name).register_forward_pre_hook(hook) for name, hook in roundings.items()]

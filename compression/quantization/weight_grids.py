@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...core.errors import CompressionError
+from ...spaces.models.recurrent import RecurrentLayer, is_single_layer, matrix_names
 from ...spaces.policies.candidate import QuantizedWeight, QuantParams
 from ...spaces.policies.layer_policy import LayerPolicy
 from ...spaces.policies.policy import Policy
 from ...spaces.policies.quantization_scheme import Scheme
+from ...spaces.policies.recurrent_weights import INT8_BITS
 from ..folding import folded_parameters
 
 SMALLEST_SCALE = float(torch.finfo(torch.float32).eps)
@@ -136,6 +138,39 @@ def weight_grid(layer: LayerPolicy, scheme: Scheme) -> WeightGrid:
     if layer.has_groups:
         return GroupedWeight(layer.weight_bits, layer.weight_group_size, scheme)
     return SymmetricWeight(layer.weight_bits, scheme)
+
+
+def recurrent_layer(model: nn.Module, name: str) -> RecurrentLayer:
+    """The recurrent layer `name`, whose matrices a policy puts on grids.
+
+    Raises:
+        CompressionError: it is none, or a stack of several.
+    """
+    layer = dict(model.named_modules()).get(name)
+    if not isinstance(layer, RecurrentLayer) or not is_single_layer(layer):
+        raise CompressionError(f"no recurrent layer {name!r} in the model")
+    return layer
+
+
+@torch.no_grad()
+def quantized_recurrences(model: nn.Module, policy: Policy) -> dict[str, QuantizedWeight]:
+    """Path of a matrix -> its integers, of the recurrent layers that `policy` puts on 8 bits; one scale for each row.
+
+    Raises:
+        CompressionError: there is no such layer, or a matrix is not finite.
+    """
+    found = {}
+    for name in policy.recurrent:
+        layer, grid = recurrent_layer(model, name), SymmetricWeight(INT8_BITS)
+        for key in matrix_names(layer):
+            weight = layer.get_parameter(key).detach()
+            if not bool(weight.isfinite().all()):
+                raise CompressionError(f"layer {name!r}: its {key} holds NaN or infinite numbers")
+            scale = grid.scale(weight)
+            integers = (weight / scale[:, None]).round().clamp(-grid.high, grid.high).to(torch.int8).cpu().numpy()
+            params = QuantParams(scale.cpu().numpy(), np.zeros(len(scale), np.int8), -grid.high, grid.high)
+            found[f"{name}.{key}"] = QuantizedWeight(integers, params, None)
+    return found
 
 
 @torch.no_grad()

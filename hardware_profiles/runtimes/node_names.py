@@ -7,10 +7,13 @@ import re
 WEIGHTED = ("Conv", "Gemm", "MatMul")
 """ONNX operations that a layer becomes."""
 
+RECURRENT = ("GRU", "LSTM", "RNN")
+"""ONNX operations that a recurrent layer becomes."""
+
 TOGETHER = "+"
 """Between layers that are computed as one product, in the name of its node."""
 
-_NAME = re.compile(rf"(?:.*/)?([^/]*)/(?:{'|'.join(WEIGHTED)})(?=/|$)")
+_NAME = re.compile(rf"(?:.*/)?([^/]*)/(?:{'|'.join((*WEIGHTED, *RECURRENT))})(?=/|$)")
 _AGAIN = re.compile(r"/\d+$")
 
 

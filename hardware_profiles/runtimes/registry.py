@@ -23,6 +23,7 @@ class RuntimeEntry:
         install: what to install for it.
         weight_bits, activation_bits: what it can be given; a card that offers more is refused.
         dynamic: whether it takes 8-bit activations that are quantized dynamically.
+        dynamic_lstm: whether it has an LSTM on 8-bit integers whose ranges are computed at run time.
         weight_groups: whether it takes weights whose inputs have scales by groups.
         activations: the activation grids that it multiplies fastest, as `Scheme.activations` names them; a study's unless its file
             says otherwise.
@@ -48,6 +49,7 @@ class RuntimeEntry:
     weight_bits: tuple[int, ...] = WEIGHT_BITS
     activation_bits: tuple[int, ...] = ACTIVATION_BITS
     dynamic: bool = False
+    dynamic_lstm: bool = False
     weight_groups: bool = False
     activations: Activations = "affine"
     symmetric: bool = False
@@ -85,6 +87,7 @@ _BUILT_IN = {
         "OnnxRuntime",
         "slimfront[onnxruntime]",
         dynamic=True,
+        dynamic_lstm=True,
         weight_groups=True,
         saturates=True,
         plainly=_TUNED.format(

@@ -21,7 +21,7 @@ from ...spaces.choices import SpaceChoices
 from ...spaces.knobs.quantization import FLOATS
 from ...spaces.models.blocks import block_influence, find_removable_blocks, least_influential_first
 from ...spaces.models.channel_groups import ChannelGroup
-from ...spaces.models.layers import Layer, find_layers
+from ...spaces.models.layers import Layer, find_every_layer
 from ...spaces.policies.float_precision import DEFAULT, FLOAT32, FloatPrecision
 from ...spaces.space import Space
 from ...studies.inspection.study_checks import (
@@ -130,7 +130,7 @@ def prepare(spec: StudySpec, given: Workload | None = None) -> PreparedStudy:
     written = spec
     spec = resolved(spec, workload, target)
     types = _floats_searched(spec, target, runtime)
-    layers = find_layers(model, example)
+    layers = find_every_layer(model, example)
     groups, unprunable = proven_groups(workload)
     space = _built_space(spec, distinct_choices(spec, types), workload, layers, groups)
     context = Context(workload, target, runtime, threads=threads, metrics=spec.metrics)

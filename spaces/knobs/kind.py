@@ -72,7 +72,7 @@ class SearchedModel:
 
     @cached_property
     def shared(self) -> Mapping[str, Sequence[Layer]]:
-        """What a shared knob is named after -> the layers that share it."""
+        """What a shared knob is named after -> the layers that share it; none of them recurrent."""
         subject = {
             "layer": lambda layer: layer.name,
             "block": lambda layer: layer.block or layer.name,
@@ -81,8 +81,14 @@ class SearchedModel:
         }[self.granularity]
         found: dict[str, list[Layer]] = {}
         for layer in self.layers:
-            found.setdefault(subject(layer), []).append(layer)
+            if not layer.is_recurrent:
+                found.setdefault(subject(layer), []).append(layer)
         return found
+
+    @property
+    def recurrent(self) -> Sequence[Layer]:
+        """The recurrent layers, whose matrices are decided on together and by a knob of their own."""
+        return [layer for layer in self.layers if layer.is_recurrent]
 
 
 @dataclass(frozen=True)

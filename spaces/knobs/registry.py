@@ -10,6 +10,7 @@ from .kind import KnobKind
 from .pruning import KINDS as PRUNING
 from .quantization import KINDS as QUANTIZATION
 from .recovery import KINDS as RECOVERY
+from .recurrent import KINDS as RECURRENT
 from .structure import KINDS as STRUCTURE
 
 _NUMBERED = (
@@ -24,7 +25,7 @@ class _KnobKinds(Registry[KnobKind]):
     were registered, then those of installed packages by name."""
 
     def __init__(self) -> None:
-        built_in = {kind.name: kind for kind in (*STRUCTURE, *PRUNING, *QUANTIZATION, *RECOVERY)}
+        built_in = {kind.name: kind for kind in (*STRUCTURE, *PRUNING, *QUANTIZATION, *RECOVERY, *RECURRENT)}
         super().__init__("kind of knob", "slimfront.knobs", PolicyError, built_in)
         self._added: Callable[[KnobKind], None] = lambda _: None
 

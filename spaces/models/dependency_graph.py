@@ -11,6 +11,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,10 @@ from .recurrent_trace import RecurrentPruner, outputs_as_called, units_alone
 SHUFFLED_DIMENSIONS = 5
 """A view of images with so many dimensions takes their channels apart, as ShuffleNet does (arXiv:1807.11164)."""
 
+MOST_TIMES = 8
+"""How many times the channels of the widest layer an operation may seem to have before a group is given up: where products, views and
+splits are nested, Torch-Pruning multiplies channels at each of them."""
+
 FRAMES_PER_NODE = 4
 """More calls than Torch-Pruning and the memory of its answers nest for each node they walk through."""
 
@@ -40,19 +45,34 @@ _WITHOUT_WEIGHTS = {
 }  # fmt: skip
 
 
-class _IndexedGroup(Group):
-    """A group that looks up what it holds, where Torch-Pruning's reads all of it for every operation that is visited."""
+class _Entangled(Exception):
+    """A channel is followed to more channels of one operation than any has."""
 
-    def __init__(self) -> None:
+
+class _IndexedGroup(Group):
+    """A group that looks up what it holds, where Torch-Pruning's reads all of it for every operation that is visited.
+
+    Channels are followed one by one: where all of some have been at an operation before, in whatever company, nothing new follows.
+
+    Raises:
+        _Entangled: when an operation is added.
+    """
+
+    def __init__(self, widest: int) -> None:
         super().__init__()
-        self._channels: defaultdict[tuple[Any, Any], list[Any]] = defaultdict(list)
+        self._most = MOST_TIMES * widest
+        self._channels: defaultdict[tuple[Any, Any], set[Any]] = defaultdict(set)
 
     def add_dep(self, dep: Any, idxs: Any) -> None:
+        known = self._channels[dep.target, dep.handler]
+        known.update((channel.idx, channel.root_idx) for channel in idxs)
+        if max(len(known), len(idxs)) > self._most:
+            raise _Entangled
         super().add_dep(dep, idxs)
-        self._channels[dep.target, dep.handler].append(idxs)
 
     def has_pruning_op(self, dep: Any, idxs: Any) -> bool:
-        return idxs in self._channels[dep.target, dep.handler]
+        known = self._channels[dep.target, dep.handler]
+        return all((channel.idx, channel.root_idx) in known for channel in idxs)
 
 
 class DependencyGraph(tp.DependencyGraph):
@@ -97,10 +117,25 @@ def traced(
         with outputs_as_called(recurrent), _cut(model, attentions, made):
             return model(example_input), *made
 
-    with trainable(model), torch.enable_grad(), units_alone(recurrent), _walks_of_any_length():
+    with trainable(model), torch.enable_grad(), units_alone(recurrent), _walks_of_any_length(_widest(model)):
         graph.build_dependency(model, example_input, forward_fn=forward, customized_pruners=kinds, verbose=False)
-        groups = list(graph.get_all_groups(root_module_types=roots))
+        groups = _groups(graph, tuple(roots))
         return graph, [group for group in groups if group[0].dep.target.module not in inside]
+
+
+def _groups(graph: DependencyGraph, kinds: tuple[type[nn.Module], ...]) -> Iterator[Group]:
+    """The groups of coupled channels, each under the first layer of these kinds that makes them; entangled ones are left out."""
+    done: set[nn.Module] = set()
+    for module in [own for own in graph.module2node if isinstance(own, kinds)]:
+        pruner = graph.get_pruner_of_module(module)
+        if module in done or pruner is None or (channels := pruner.get_out_channels(module)) is None:
+            continue
+        try:
+            group = graph.get_pruning_group(module, pruner.prune_out_channels, list(range(channels)))
+        except _Entangled:
+            continue
+        done.update(dep.target.module for dep, _ in group if graph.is_out_channel_pruning_fn(dep.handler))
+        yield group
 
 
 @contextmanager
@@ -126,7 +161,7 @@ def _cut(model: nn.Module, attentions: Iterable[Heads], made: list[Tensor]) -> I
 
 
 @contextmanager
-def _walks_of_any_length() -> Iterator[None]:
+def _walks_of_any_length(widest: int) -> Iterator[None]:
     """Have Torch-Pruning follow channels however many operations lie between two layers, and say so where it gives up.
 
     It looks for the next layer by recursion, which it ends after 500 nodes with a warning and another answer: a recurrent
@@ -139,12 +174,17 @@ def _walks_of_any_length() -> Iterator[None]:
         try:
             with (
                 _replaced(constants, "MAX_RECURSION_DEPTH", math.inf),
-                _replaced(dependency_graph, "Group", _IndexedGroup),
+                _replaced(dependency_graph, "Group", partial(_IndexedGroup, widest)),
                 _replaced(index_mapping, "update_index_mapping", _mapped_twice(index_mapping.update_index_mapping)),
             ):
                 yield
         finally:
             sys.setrecursionlimit(limit)
+
+
+def _widest(model: nn.Module) -> int:
+    """The largest dimension of any parameter: no layer makes or reads more channels."""
+    return max((size for parameter in model.parameters() for size in parameter.shape), default=0)
 
 
 @contextmanager

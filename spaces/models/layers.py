@@ -9,7 +9,9 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
+from .recurrent import RECURRENT_KINDS, RecurrentLayer, is_single_layer, matrix_shape
 from .recurrent_macs import RECURRENT_OPERATIONS, macs_of_recurrence
+from .unread import unread_layers
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 WeightedLayer = Convolution | nn.Linear
@@ -28,12 +30,12 @@ class Layer:
 
     Attributes:
         name: dotted module path.
-        kind: a value of `LAYER_KINDS`.
+        kind: a value of `LAYER_KINDS` or `RECURRENT_KINDS`.
         block: dotted path of the module that holds it, "" at the top; layers of one block may share a knob.
-        weights: number of weight elements, bias excluded.
+        weights: number of weight elements, bias excluded; of a recurrent layer, in all its matrices.
         macs: multiply-adds for one sample, as fvcore counts them.
         sparsifiable_2_4: whether the weight's input dimension is a multiple of four.
-        shape: of the weight, [out, in / groups, kernel ...].
+        shape: of the weight, [out, in / groups, kernel ...]; of a recurrent layer, as `matrix_shape` counts.
         groups: of a convolution; 1 for a linear layer.
     """
 
@@ -45,6 +47,11 @@ class Layer:
     sparsifiable_2_4: bool
     shape: tuple[int, ...] = field(default=(), compare=False)
     groups: int = field(default=1, compare=False)
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether it is an `nn.GRU`, `nn.LSTM` or `nn.RNN`, of which `Policy.recurrent` decides."""
+        return self.kind in RECURRENT_KINDS.values()
 
 
 def layer_at(model: nn.Module, path: str) -> WeightedLayer:
@@ -61,23 +68,31 @@ def layer_at(model: nn.Module, path: str) -> WeightedLayer:
 
 
 def find_layers(model: nn.Module, example_input: Tensor) -> list[Layer]:
-    """Layers of `model` in module order that run on `example_input` (shape [1, ...]): once, or linear ones again and again.
+    """Layers of `model` in module order that run on `example_input` (shape [1, ...]): once, or linear ones again and again; those that
+    no output depends on are left out.
 
     A linear layer of a recurrent network has one weight and one input at every step, which one decision fits. What follows
     a convolution that runs twice cannot be folded into it for both runs. The model ends in eval mode.
     """
+    return [layer for layer in find_every_layer(model, example_input) if not layer.is_recurrent]
+
+
+def find_every_layer(model: nn.Module, example_input: Tensor) -> list[Layer]:
+    """As `find_layers`, with the recurrent layers that have one pair of matrices for each direction."""
     macs = macs_by_module(model, example_input)
     runs = runs_of_modules(model, example_input)
-    return [
-        _describe(name, module, macs[name])
+    layers = {
+        name: module
         for name, module in model.named_modules()
-        if isinstance(module, WeightedLayer) and type(module) in LAYER_KINDS and is_taken_up(module, runs[name])
-    ]
+        if (type(module) in LAYER_KINDS or is_single_layer(module)) and is_taken_up(module, runs[name])
+    }
+    unread = unread_layers(model, example_input, [*layers])
+    return [_describe(name, module, macs[name]) for name, module in layers.items() if name not in unread]
 
 
 def is_taken_up(layer: nn.Module, runs: int) -> bool:
     """Whether a policy may touch a layer that runs so often in a pass."""
-    return runs == 1 or (runs > 1 and isinstance(layer, nn.Linear))
+    return runs == 1 or (runs > 1 and isinstance(layer, (nn.Linear, nn.RNNBase)))
 
 
 def macs_by_module(model: nn.Module, example_input: Tensor) -> dict[str, int]:
@@ -110,12 +125,17 @@ def runs_of_modules(model: nn.Module, example_input: Tensor) -> Counter[str]:
     return calls
 
 
-def _describe(name: str, module: WeightedLayer, macs: int) -> Layer:
+def _describe(name: str, module: nn.Module, macs: int) -> Layer:
+    block = name.rpartition(".")[0]
+    if isinstance(module, RecurrentLayer):
+        rows, columns = matrix_shape(module)
+        return Layer(name, RECURRENT_KINDS[type(module)], block, rows * columns, macs, False, (rows, columns))
+    assert isinstance(module, WeightedLayer)
     weight = module.weight
     return Layer(
         name=name,
         kind=LAYER_KINDS[type(module)],
-        block=name.rpartition(".")[0],
+        block=block,
         weights=weight.numel(),
         macs=macs,
         sparsifiable_2_4=weight[0].numel() % 4 == 0,

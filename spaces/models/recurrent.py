@@ -40,6 +40,22 @@ def is_recurrent(module: object) -> bool:
     return type(module) in RECURRENT_KINDS and not getattr(module, "proj_size", 0)
 
 
+def is_single_layer(module: object) -> bool:
+    """Whether this is a recurrent layer and not a stack of several in one module, whose matrices differ in shape."""
+    return isinstance(module, RecurrentLayer) and is_recurrent(module) and module.num_layers == 1
+
+
+def matrix_names(layer: RecurrentLayer) -> list[str]:
+    """The parameters that are matrices."""
+    return [name for name in layer._parameters if name.startswith("weight")]
+
+
+def matrix_shape(layer: RecurrentLayer) -> tuple[int, int]:
+    """Of the matrices of a single layer next to each other: [directions x gates x units, inputs + units]."""
+    rows = GATES[type(layer)] * layer.hidden_size * (2 if layer.bidirectional else 1)
+    return rows, layer.input_size + layer.hidden_size
+
+
 def places(layer: RecurrentLayer, makes: bool) -> list[Place]:
     """Where a layer's parameters hold its units (`makes`), or the channels of its input."""
     suffixes = _suffixes(layer)

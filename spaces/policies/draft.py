@@ -23,7 +23,7 @@ class PolicyDraft:
         recovery, scheme: settings that no knob decides; `epochs` replaces the former's.
         layers: layer -> field of `LayerPolicy` -> choice.
         pruning: field of `Pruning` -> choice.
-        extensions, float_precision: as in `Policy`.
+        extensions, float_precision, recurrent: as in `Policy`.
     """
 
     recovery: Recovery = field(default_factory=Recovery)
@@ -36,6 +36,7 @@ class PolicyDraft:
     removed_blocks: set[str] = field(default_factory=set)
     extensions: defaultdict[str, dict[str, Choice]] = field(default_factory=lambda: defaultdict(dict))
     float_precision: FloatPrecision = FLOAT32
+    recurrent: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, policy: Policy) -> PolicyDraft:
@@ -51,6 +52,7 @@ class PolicyDraft:
             set(policy.removed_blocks),
             _nested(policy.extensions),
             policy.float_precision,
+            dict(policy.recurrent),
         )
 
     def policy(self) -> Policy:
@@ -69,6 +71,7 @@ class PolicyDraft:
             self.scheme,
             self.extensions,
             self.float_precision,
+            self.recurrent,
         )
 
 

@@ -26,6 +26,7 @@ from .layer_policy import LayerPolicy
 from .pruning import Pruning
 from .quantization_scheme import Scheme
 from .recovery import Recovery
+from .recurrent_weights import decided_recurrent
 
 SCHEMA = 1
 Choice = int | float | str
@@ -47,6 +48,7 @@ class Policy:
         extensions: kind of knob that slimfront does not know itself -> layer, group or block, "" for the whole model -> choice,
             where it is not neutral.
         float_precision: one of `FLOAT_PRECISIONS`, of all that stays in float; "default" is what the runtime takes by itself.
+        recurrent: recurrent layer -> "int8" or "dynamic", of all its matrices; float32 where it is not named.
 
     Raises:
         PolicyError: a decision is out of range.
@@ -61,6 +63,7 @@ class Policy:
     scheme: Scheme = field(default_factory=Scheme)
     extensions: Mapping[str, Mapping[str, Choice]] = field(default_factory=dict)
     float_precision: FloatPrecision = FLOAT32
+    recurrent: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(is_number(self.width) and 0 < rounded(self.width) <= 1, f"width must lie in (0, 1], not {self.width!r}")
@@ -81,10 +84,11 @@ class Policy:
         channels = {group: rounded(f) for group, f in sorted(self.channels.items()) if rounded(f)}
         layers = {name: layer for name, layer in sorted(self.layers.items()) if layer != LayerPolicy()}
         quantized = any(layer.has_weight_grid or layer.has_activation_grid for layer in layers.values())
+        object.__setattr__(self, "recurrent", decided_recurrent(self.recurrent))
         object.__setattr__(self, "width", rounded(self.width))
         object.__setattr__(self, "channels", MappingProxyType(channels))
         object.__setattr__(self, "layers", MappingProxyType(layers))
-        object.__setattr__(self, "recovery", self.recovery.reduced(quantized))
+        object.__setattr__(self, "recovery", self.recovery.reduced(quantized or bool(self.recurrent)))
         object.__setattr__(self, "removed_blocks", tuple(sorted(set(self.removed_blocks))))
         object.__setattr__(self, "pruning", self._effective_pruning())
         object.__setattr__(self, "extensions", self._decided_extensions())
@@ -146,6 +150,7 @@ class Policy:
             "removed_blocks": list(self.removed_blocks),
             "scheme": self.scheme.changes(),
             "extensions": {kind: dict(decided) for kind, decided in self.extensions.items()},
+            "recurrent": dict(self.recurrent),
         }
         document = {"schema": SCHEMA, **{key: part for key, part in parts.items() if part}}
         if self.width != 1.0:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from .layer_policy import STATIC
 from .operators import DENSE, Operator
 from .policy import LayerPolicy, Policy
+from .recurrent_weights import DYNAMIC_INT8, INT8, read_bits_of, weight_bits_of
 
 FACTORED = ("separable", "rank", "pca")
 """Operators of two layers, called "0" and "1" within the path of the layer they stand for."""
@@ -21,7 +23,21 @@ def effective_policy(policy: Policy) -> Policy:
         factored = Operator.parse(layer.operator).kind in FACTORED
         for path in (f"{name}.0", f"{name}.1") if factored else (name,):
             layers[path] = replace(layer, operator=DENSE)
-    return replace(policy, layers=layers, removed_blocks=())
+    recurrent = {
+        name: choice for name, choice in policy.recurrent.items() if not is_within(name, policy.removed_blocks)
+    }
+    return replace(policy, layers=layers, removed_blocks=(), recurrent=recurrent)
+
+
+def with_recurrent_layers(policy: Policy) -> Policy:
+    """`policy` with its decisions on recurrent layers written as those on other layers are, for tables."""
+    as_layers = {
+        name: LayerPolicy(
+            weight_bits_of(choice), read_bits_of(choice), activation_range=STATIC if choice == INT8 else DYNAMIC_INT8
+        )
+        for name, choice in policy.recurrent.items()
+    }
+    return replace(policy, layers={**policy.layers, **as_layers}, recurrent={})
 
 
 def is_within(name: str, blocks: Iterable[str]) -> bool:

@@ -5,7 +5,7 @@ card.json (schema 1)::
     {"schema": 1, "study", "trial", "policy_digest", "state", "notes": [sentence],
      "measurements": {name: {"value", "low", "high", "unit", "n", "method", "noisy"}},
      "baseline": {"measurements": as above}, "reference": what speed-ups are over, as in the JSON of `front`,
-     "metric": what `accuracy` is: {"metric", "unit", "higher_is_better", "margin"},
+     "metric": what `accuracy` is: {"metric", "unit", "higher_is_better", "margin", "outputs"},
      "test_accuracy": as a measurement, or null where the test split was not scored,
      "target": the target's card, "input": {"name", "shape", "dtype"}, "output": the same,
      "provenance": {"created", "study_created", "workload", "workload_options", "workload_fingerprint", "seed",

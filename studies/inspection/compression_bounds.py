@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...compression.pruning.prune import kept_channels, pruned_copy
 from ...evaluators.counts import counts_of
-from ...spaces.knobs.kind import Knob
+from ...spaces.knobs.kind import Knob, LayerKind
 from ...spaces.knobs.registry import KNOB_KINDS
 from ...spaces.models.layers import layer_at, macs_by_module
 from ...spaces.policies.policy import Choice, Policy
@@ -81,7 +81,7 @@ def _techniques() -> dict[str, set[str]]:
 def _least(knob: Knob, model: nn.Module) -> Choice:
     """The choice of a knob that compresses most."""
     kind = KNOB_KINDS[knob.kind]
-    weights = [layer_at(model, name).weight for name in knob.governs] if kind.subject == "layer" else []
+    weights = [layer_at(model, name).weight for name in knob.governs] if isinstance(kind, LayerKind) else []
     return kind.furthest(knob.choices, weights)
 
 

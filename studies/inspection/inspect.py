@@ -17,7 +17,7 @@ from ...spaces.choices import SpaceChoices, keys_of_targets
 from ...spaces.families import family_of
 from ...spaces.models.blocks import block_influence, examine_blocks, least_influential_first
 from ...spaces.models.channel_groups import ChannelGroup
-from ...spaces.models.layers import Layer, find_layers, macs_by_module
+from ...spaces.models.layers import Layer, find_every_layer, macs_by_module
 from ...spaces.policies.operators import DENSE, Operator
 from ...spaces.policies.policy import Recovery
 from ...spaces.policies.quantization_scheme import Scheme
@@ -36,6 +36,7 @@ from .study_checks import check_space, check_target, naming, resolved, target_of
 from .untouched import why_untouched
 
 KEPT_BACK = "space.keep holds it back"
+AS_A_WHOLE = {"layer knobs": "its matrices are one decision, `recurrent_weights`"}
 OPERATORS = ("separable", "groups=4", "rank=0.25")
 FEWEST_SAMPLES = 20
 """The number of random images that an inspection uses, the fewest that `workloads.torchvision.data.DataOptions` accepts."""
@@ -123,7 +124,7 @@ class _Found:
     @classmethod
     def of(cls, workload: Workload) -> _Found:
         model, example = workload.model, workload.example_input
-        layers = find_layers(model, example)
+        layers = find_every_layer(model, example)
         groups, unprunable = proven_groups(workload)
         removable, fixed = examine_blocks(model, example)
         batches = (batch.to(example.device) for batch in input_batches(workload.calibration, CALIBRATION_BATCH))
@@ -182,6 +183,9 @@ def _little_data(workload: str, options: Mapping[str, Any]) -> Mapping[str, Any]
 
 
 def _layer(layer: Layer, macs: int, group: str, operators: Sequence[str], kept_back: bool) -> LayerReport:
+    if layer.is_recurrent:
+        refused = {"anything": KEPT_BACK} if kept_back else dict(AS_A_WHOLE)
+        return LayerReport(layer.name, layer.kind, layer.weights, layer.macs, layer.macs / max(1, macs), group, refused)
     refused = {} if layer.sparsifiable_2_4 else {"2:4": "its input dimension is not a multiple of 4"}
     for choice in operators:
         if problem := Operator.parse(choice).why_not(layer.shape, layer.groups):

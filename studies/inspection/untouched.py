@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from ...spaces.models.layers import LAYER_KINDS, is_taken_up, runs_of_modules
+from ...spaces.models.recurrent import is_single_layer
+from ...spaces.models.unread import UNREAD, unread_layers
 from ...workloads.plain_layers import base_of, inputs_of, why_not_plain
 
 PARAMETRIZED = ".parametrizations."
@@ -22,6 +24,8 @@ def why_untouched(model: nn.Module, example_input: Tensor) -> dict[str, str]:
     """
     runs = runs_of_modules(model.eval(), example_input)
     derived = _why_derived(model, example_input, runs)
+    plain = [name for name, module in model.named_modules() if type(module) in LAYER_KINDS and runs[name]]
+    derived |= dict.fromkeys(unread_layers(model, example_input, plain), UNREAD)
     reasons: dict[str, str] = {}
     for name, module in model.named_modules():
         if PARAMETRIZED in f".{name}.":
@@ -53,8 +57,12 @@ def _why_untouched(module: nn.Module, owned: list[str], runs: int) -> str | None
         if is_taken_up(module, runs):
             return None
         return f"a convolution that runs {runs} times in a pass" if runs else NEVER_CALLED
-    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
-        return f"the matrices of nn.{kind} are not linear layers; slimfront.workloads.builtin.digits_rnn is written with such"
+    if is_single_layer(module):
+        return None if runs else NEVER_CALLED
+    if isinstance(module, nn.RNNBase):
+        return f"nn.{kind} with proj_size: its units and its states have different numbers, and only layers without it are compressed"
+    if isinstance(module, nn.RNNCellBase):
+        return f"an nn.{kind} is one step of a loop in forward; nn.{kind.removesuffix('Cell')} runs all steps and is compressed"
     if isinstance(module, nn.MultiheadAttention):
         return "an attention that reads several inputs, takes masks or hides from hooks has no layers of its own"
     return f"{', '.join(owned)} of {kind}: only convolutions (Conv1d to Conv3d) and linear layers are compressed"

@@ -79,6 +79,7 @@ def status_report(store: Store, name: str) -> RenderableType:
             ("target", spec.target),
             ("reference", reference_text(study)),
             ("accuracy", study.quality.words),
+            *([("outputs", study.quality.outputs)] if study.quality.outputs else []),
             ("objectives", ", ".join(spec.objectives)),
             ("constraints", ", ".join(map(str, spec.constraints)) or "none"),
             ("search", f"{spec.sampler}, seed {spec.seed}, {workers}, since {moment(study.created)}"),

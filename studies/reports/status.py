@@ -63,7 +63,7 @@ class StudyStatus(StudySummary):
         reasons: why trials did not complete, the most frequent first.
         remark: what is to be known of how it is searched.
         reference: what speed-ups are counted from, as `reference_wording.reference_document` has it.
-        metric: what `accuracy` is: {"metric", "unit", "higher_is_better", "margin"}.
+        metric: what `accuracy` is: {"metric", "unit", "higher_is_better", "margin", "outputs"}.
         verdict: a sentence where nothing of the front is worth more than the reference; else None.
     """
 

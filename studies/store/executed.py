@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ...spaces.policies.policy import LayerPolicy, Policy
+from ...spaces.policies.resolved import with_recurrent_layers
 from .store import Store
 
 KIND = "precisions"
@@ -39,9 +40,8 @@ def ran_in(layer: LayerPolicy, precision: str | None) -> str:
 
 def storage_only(policy: Policy, executed: Mapping[str, str]) -> list[str]:
     """Layers whose bits no kernel of the runtime computes with."""
-    return [
-        name for name, layer in policy.layers.items() if "storage-only" in ran_in(layer, precision_of(name, executed))
-    ]
+    layers = with_recurrent_layers(policy).layers
+    return [name for name, layer in layers.items() if "storage-only" in ran_in(layer, precision_of(name, executed))]
 
 
 def precision_of(layer: str, executed: Mapping[str, str]) -> str | None:

@@ -86,7 +86,7 @@ class Study(Base):
     """A study.
 
     Attributes:
-        quality: what its `accuracy` is, {"metric", "unit", "higher_is_better", "margin"}; NULL before that is measured, and of studies
+        quality: what its `accuracy` is, the fields of `metrics.Quality`; NULL before that is measured, and of studies
             of before there was another than a fraction.
     """
 

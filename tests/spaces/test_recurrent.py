@@ -4,6 +4,7 @@ import pytest
 import torch
 from slimfront.compression.pruning.criteria import Scoring, get_criterion
 from slimfront.compression.pruning.proof import prove_groups
+from slimfront.compression.pruning.reconstruct import reconstruct_channels
 from slimfront.spaces.models.channel_graph import ChannelGraph
 from slimfront.spaces.models.channel_groups import find_channel_groups
 from slimfront.spaces.models.layers import macs_by_module
@@ -178,3 +179,25 @@ def test_the_unit_that_does_nothing_has_the_lowest_importance(criterion) -> None
     scores = get_criterion(criterion).channels(graph.groups["rnn"], "rnn", Scoring(has_gradients=True))
     assert scores.shape == (32,)
     assert criterion == "random" or int(scores.argmin()) == 9
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_reconstruction_loses_nothing_where_a_kept_unit_computes_the_same(kind) -> None:
+    """Units 8 to 15 are duplicates of 0 to 7 but for what reads them, in both layers and directions."""
+    torch.manual_seed(0)
+    model = separate_layers(
+        Series(kind, "mean", num_layers=2, batch_first=True, bidirectional=True), torch.randn(1, 7, 5)
+    )
+    inputs, twins = torch.randn(6, 7, 5), list(range(8, 16))
+    with torch.no_grad():
+        for layer in model.rnn:
+            for parameter in layer.parameters():
+                gates = parameter.view(-1, 32, *parameter.shape[1:])
+                gates[:, 8:16] = gates[:, :8]
+        expected = model(inputs)
+    graph = ChannelGraph(model, inputs[:1])
+    lost = {"rnn.0": twins, "rnn.1": twins}
+    reconstruct_channels(graph, lost, [inputs[:3], inputs[3:]])
+    graph.remove(lost)
+    with torch.no_grad():
+        torch.testing.assert_close(model(inputs), expected, rtol=1e-4, atol=1e-5)

@@ -13,7 +13,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from ....core.errors import LoweringError
 from ....spaces.policies.candidate import RoundedWeight
-from .graph_edits import drop_unread_constants, set_nodes
+from .graph_nodes import drop_unread_constants, set_nodes
 from .onnx_file import WeightsApart
 
 STEP = 2.0**-8

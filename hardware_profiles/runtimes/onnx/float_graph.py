@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from ....core.errors import LoweringError
 from ....core.interrupts import raise_if_interrupted
 from ....workloads.workload import describe
-from ..node_names import WEIGHTED, first_run, layer_of
+from ..node_names import RECURRENT, WEIGHTED, first_run, layer_of
 from .exporter import OPSET, attention_with_plain_flags
-from .graph_edits import drop_unread
+from .graph_nodes import drop_unread
 
 INPUT, OUTPUT = "input", "output"
 
@@ -84,7 +84,7 @@ def _name_layers(graph: GraphProto, modules: Set[str]) -> None:
     for node in graph.node:
         scope, _, path = node.name.rpartition("/")[0].rpartition("/")
         layer, _, run = path.rpartition("_")
-        if node.op_type in WEIGHTED and path not in modules and layer in modules and run.isdigit():
+        if node.op_type in (*WEIGHTED, *RECURRENT) and path not in modules and layer in modules and run.isdigit():
             node.name = f"{scope}/{layer}/{node.op_type}/{run}"
 
 
@@ -128,9 +128,10 @@ def _name_weights(graph: GraphProto) -> None:
     """Give every layer weights of its own, named after it."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
-        if node.op_type not in WEIGHTED:
+        kinds = ("weight", "bias") if node.op_type in WEIGHTED else ("weight_ih", "weight_hh", "bias")
+        if node.op_type not in (*WEIGHTED, *RECURRENT):
             continue
-        for index, kind in enumerate(("weight", "bias"), start=1):
+        for index, kind in enumerate(kinds, start=1):
             if index < len(node.input) and node.input[index] in constants:
                 own = TensorProto.FromString(constants[node.input[index]].SerializeToString())
                 own.name = node.input[index] = f"{first_run(node.name)}/{kind}"

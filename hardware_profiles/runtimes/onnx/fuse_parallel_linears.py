@@ -12,7 +12,7 @@ import numpy as np
 from onnx import NodeProto, helper, numpy_helper
 
 from ..node_names import TOGETHER, layer_of
-from .graph_edits import drop_unread, set_nodes, tensors_read
+from .graph_nodes import drop_unread, set_nodes, tensors_read
 from .onnx_file import WeightsApart
 
 LINEAR = ("Gemm", "MatMul")

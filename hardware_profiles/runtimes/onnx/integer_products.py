@@ -13,7 +13,7 @@ import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
 from .fuse_parallel_linears import drop_unread_weights
-from .graph_edits import set_nodes
+from .graph_nodes import set_nodes
 from .onnx_file import WeightsApart
 
 

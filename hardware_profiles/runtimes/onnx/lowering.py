@@ -22,10 +22,10 @@ from .bfloat16_casts import insert_bfloat16
 from .float_graph import export_float
 from .fuse_parallel_linears import fuse_parallel_linears
 from .graph_cache import GraphCache
-from .graph_edits import set_nodes
-from .graph_nodes import addition_node, layer_nodes
+from .graph_nodes import addition_node, layer_nodes, set_nodes
 from .integer_products import write_integer_products
 from .onnx_file import WeightsApart, weights_apart, write
+from .recurrent_nodes import write_recurrent_weights
 from .weight_groups import write_groups
 
 float_graphs = GraphCache(lambda model, example_input: weights_apart(export_float(model, example_input)))
@@ -55,6 +55,7 @@ def lower(
     folded_weights: bool = False,
     group_kernels: Collection[int] = (),
     signed_grids: bool = False,
+    dynamic_lstm: bool = False,
 ) -> Path:
     """Write `candidate` as an ONNX file with the input "input" of shape [batch, ...] and the output "output".
 
@@ -72,6 +73,7 @@ def lower(
             dequantized when it loads the file.
         signed_grids: write activation grids with zero in their middle on signed integers, for a runtime that multiplies
             those faster than unsigned ones with a zero point.
+        dynamic_lstm: write LSTMs on dynamic integers as the operator of ONNX Runtime that computes them.
 
     Raises:
         LoweringError: the model cannot be exported, or a quantized layer is not found in the exported graph.
@@ -82,6 +84,8 @@ def lower(
     lowered = WeightsApart(model, dict(exported.weights))
     insert_grids(lowered, candidate.quantization, bound_float_layers, signed_grids)
     _write_groups(lowered, candidate.quantization, group_kernels)
+    recurrent = candidate.quantization.recurrent
+    write_recurrent_weights(lowered, recurrent, candidate.policy.recurrent if recurrent else {}, dynamic_lstm)
     dynamic = [name for name, layer in candidate.policy.layers.items() if layer.is_dynamic]
     if integer_products:
         write_integer_products(lowered, [node for name in dynamic for node in layer_nodes(model.graph, name)])

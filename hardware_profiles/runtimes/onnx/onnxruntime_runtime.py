@@ -15,7 +15,7 @@ from ....core.errors import LoweringError
 from ....spaces.policies.float_precision import FLOAT32, FloatPrecision, FloatType
 from ...cards.target import Target
 from ..base import Artifact, TensorInfo
-from ..node_names import layer_of
+from ..node_names import RECURRENT, layer_of
 from .signature import onnx_signature
 
 if TYPE_CHECKING:
@@ -31,8 +31,9 @@ INTEGER_TYPES = (
     "ConvInteger",
     "MatMulIntegerToFloat",
     "DynamicQuantizeMatMul",
+    "DynamicQuantizeLSTM",
 )
-FLOAT_TYPES = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "MatMulNBits")
+FLOAT_TYPES = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "MatMulNBits", *RECURRENT)
 REFUSALS = (
     errors.Fail,
     errors.InvalidArgument,
@@ -86,6 +87,7 @@ class OnnxRuntime:
                 integer_products=True,
                 folded_weights=True,
                 group_kernels=GROUP_KERNELS,
+                dynamic_lstm=True,
             )
         )
 

@@ -40,7 +40,8 @@ HINTS: dict[Literal["float32", "bfloat16", "float16"], str] = {FLOAT32: "f32", B
 GROUP_SIZE = 32
 """The number of inputs of a linear layer that share one scale in dynamic quantization."""
 
-WEIGHTED_TYPES = ("Convolution", "FullyConnected", "MatMul")
+RECURRENT_TYPE = "RNNSeq"
+WEIGHTED_TYPES = ("Convolution", "FullyConnected", "MatMul", RECURRENT_TYPE)
 
 
 class OpenVinoRuntime:
@@ -120,7 +121,10 @@ class OpenVinoSession:
                 precision = operation.get_input_element_type(0).get_type_name().replace("u8", "i8")
             names = _information(operation, "originalLayersNames").split(",")
             # Fully connected operations may be named after what was fused to them; their weights are not.
-            names_of_layers = [*names, _constant_before(operation.input_value(1)).get_friendly_name()]
+            # Recurrent ones are named after nothing; their matrices follow a state or two.
+            is_recurrent = _information(operation, "layerType") == RECURRENT_TYPE
+            sources = operation.input_values()[1:] if is_recurrent else [operation.input_value(1)]
+            names_of_layers = [*names, *(_constant_before(source).get_friendly_name() for source in sources)]
             found = set().union(*map(layers_of, names_of_layers))
             if not found:  # what followed the layer was folded into its weight, and only that is named
                 found = set().union(*(_layers_before(original.get(name)) for name in names))

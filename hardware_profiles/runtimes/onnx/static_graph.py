@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ....core.errors import LoweringError
 from .float_graph import export_float
-from .graph_edits import set_nodes
+from .graph_nodes import set_nodes
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from ....core.errors import LoweringError
 from ....spaces.policies.candidate import QuantizedWeight, per_input
-from .graph_edits import set_nodes
+from .graph_nodes import set_nodes
 from .onnx_file import WeightsApart
 
 DOMAIN = "com.microsoft"

@@ -69,8 +69,10 @@ def lower(candidate: Candidate, inputs: Tensor, path: Path, device: str, compile
 def _program(candidate: Candidate, inputs: Tensor, device: str) -> ExportedProgram:
     """The exported program of `candidate`, batch-norm folded, every grid in it."""
     model = candidate.model.eval()
-    if device != "cpu":  # what is exported holds the model's own parameters, and would take them along
-        model = deepcopy(model)
+    if device != "cpu" or candidate.quantization.recurrent:
+        model = deepcopy(model)  # what is exported holds the model's own parameters, and would take them along
+    for path, weight in candidate.quantization.recurrent.items():
+        model.get_parameter(path).data = torch.from_numpy(weight.values())
     exported = torch.export.export(model, (inputs,)).module(check_guards=False)
     assert isinstance(exported, fx.GraphModule)
     _Inserter(exported, candidate, device).insert()

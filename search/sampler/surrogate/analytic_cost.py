@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,13 +16,18 @@ from ....spaces.knobs.quantization import FLOATS
 from ....spaces.models.channel_graph import ChannelGraph
 from ....spaces.models.channel_groups import ChannelGroup
 from ....spaces.models.layers import Layer, macs_by_module
+from ....spaces.models.recurrent import RecurrentLayer, matrix_shape
 from ....spaces.policies.float_precision import FLOAT32
 from ....spaces.policies.layer_policy import BFLOAT16_BITS, FULL_PRECISION, GRID_BITS, GROUPED_BITS
 from ....spaces.policies.policy import Choice, Policy
+from ....spaces.policies.recurrent_weights import read_bits_of, weight_bits_of
 from ....spaces.space import Space
 
 DECIDED = ("weight_bits", "activation_bits", "weight_group_size")
 """The kinds of layers' knobs that costs follow from."""
+
+RECURRENT = "recurrent_weights"
+"""The kind of the recurrent layers' knobs, which decide their bits."""
 
 OF_MACHINES = (len(COUNTED), len(COUNTED) + 1)
 """The last columns of `AnalyticCost` are BOPs and bytes as most machines and files have them."""
@@ -48,7 +54,7 @@ def channel_shares(model: nn.Module, example_input: Tensor, layers: Sequence[Lay
         example_input: shape [1, ...].
     """
     outputs, inputs = np.zeros((2, len(layers), len(groups)))
-    full = [_weight(model, layer.name).shape for layer in layers]
+    full = [_shape(model, layer.name) for layer in layers]
     others, every = np.zeros(len(groups)), _other_parameters(model, layers)
     buffers, stored = np.zeros(len(groups)), _buffer_bytes(model)
     if not groups:
@@ -59,7 +65,7 @@ def channel_shares(model: nn.Module, example_input: Tensor, layers: Sequence[Lay
         removed = 1 - kept / group.channels
         with graph.without({group.name: graph.any_channels(group.name, kept)}) as pruned:
             for row, (layer, before) in enumerate(zip(layers, full, strict=True)):
-                after = _weight(pruned, layer.name).shape
+                after = _shape(pruned, layer.name)
                 outputs[row, column] = (1 - after[0] / before[0]) / removed
                 inputs[row, column] = (1 - after[1] / before[1]) / removed
             others[column] = (1 - _other_parameters(pruned, layers) / max(1, every)) / removed
@@ -86,8 +92,10 @@ class AnalyticCost:
         self._weights = np.array([layer.weights for layer in layers], dtype=float)
         self._other_macs = macs_by_module(copy.deepcopy(model), example_input)[""] - self._macs.sum()
         self._other_weights = _other_parameters(model, layers)
-        self._channels = np.array([_weight(model, layer.name).shape[0] for layer in layers], dtype=float)
-        self._inputs = np.array([_weight(model, layer.name)[0].numel() for layer in layers], dtype=float)
+        # A recurrent layer has two matrices, each with a scale for every row.
+        rows = [_shape(model, layer.name)[0] * (2 if layer.is_recurrent else 1) for layer in layers]
+        self._channels = np.array(rows, dtype=float)
+        self._inputs = np.array([math.prod(_shape(model, layer.name)[1:]) for layer in layers], dtype=float)
         self._buffers = _buffer_bytes(model)
         self._has_zero_points = space.scheme.group_grids == "affine"
         self._per_tensor = space.scheme.weights == "tensor"
@@ -169,10 +177,23 @@ class AnalyticCost:
         governing = {name: index for index, knob in knobs for name in knob.governs}
         tables = []
         for layer in self._layers:
+            if layer.is_recurrent:
+                tables.append(self._recurrent_table(layer.name, kind, fixed))
+                continue
             knob = governing.get(layer.name)
             choices = self._choices(knob, getattr(fixed.layer(layer.name), kind))
             tables.append((knob, np.array(choices, dtype=float)))
         return tables
+
+    def _recurrent_table(self, name: str, kind: str, fixed: Policy) -> tuple[int | None, np.ndarray]:
+        """The knob of a recurrent layer's matrices, if there is one, and what its choices are for a kind of other layers."""
+        found = [
+            index for index, knob in enumerate(self._space.knobs) if knob.kind == RECURRENT and name in knob.governs
+        ]
+        knob = found[0] if found else None
+        choices = self._choices(knob, fixed.recurrent.get(name, FLOAT32))
+        bits = {DECIDED[0]: weight_bits_of, DECIDED[1]: read_bits_of}
+        return knob, np.array([float(bits[kind](str(choice))) if kind in bits else 0.0 for choice in choices])
 
     def _choices(self, knob: int | None, fixed: Choice) -> tuple:
         return (fixed,) if knob is None else self._space.knobs[knob].choices
@@ -200,7 +221,7 @@ class AnalyticCost:
 
 def _other_parameters(model: nn.Module, layers: Sequence[Layer]) -> int:
     """Parameters that are not the weight of a layer."""
-    weights = sum(_weight(model, layer.name).numel() for layer in layers)
+    weights = sum(math.prod(_shape(model, layer.name)) for layer in layers)
     return sum(parameter.numel() for parameter in model.parameters()) - weights
 
 
@@ -209,7 +230,11 @@ def _buffer_bytes(model: nn.Module) -> int:
     return sum(tensor.nbytes for _, tensor in stored_as_is(model, dict(model.named_parameters())))
 
 
-def _weight(model: nn.Module, name: str) -> Tensor:
-    weight = model.get_submodule(name).weight
+def _shape(model: nn.Module, name: str) -> tuple[int, ...]:
+    """Of a layer's weight, or of all matrices of a recurrent layer."""
+    layer = model.get_submodule(name)
+    if isinstance(layer, RecurrentLayer):
+        return matrix_shape(layer)
+    weight = layer.weight
     assert isinstance(weight, Tensor)
-    return weight
+    return tuple(weight.shape)

@@ -55,7 +55,6 @@ def test_every_other_weight_has_its_reason():
         "up": f"weight of ConvTranspose1d: {compressed}",
         "attention": attends,
         "attention.out_proj": "it is never called as a layer",
-        "rnn": "the matrices of nn.GRU are not linear layers; slimfront.workloads.builtin.digits_rnn is written with such",
         "norm": f"weight, bias of LayerNorm: {compressed}",
         "own": "Scaled computes something else than its base class nn.Linear, which could be compressed",
     }
