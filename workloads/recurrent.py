@@ -10,6 +10,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_flatten
 
+from ..core.batch import Batch
 from ..core.interrupts import raise_if_interrupted
 from .copies import copied
 
@@ -73,7 +74,7 @@ class RecurrentStack(nn.ModuleList):
         return hx[depth * rows : (depth + 1) * rows]
 
 
-def separate_layers(model: nn.Module, example_input: Tensor) -> nn.Module:
+def separate_layers(model: nn.Module, example_input: Batch) -> nn.Module:
     """A copy of `model` in which each layer of a recurrent stack is a module of its own; the model itself where there is no stack.
 
     Args:
@@ -93,7 +94,7 @@ def separate_layers(model: nn.Module, example_input: Tensor) -> nn.Module:
 
 
 @torch.no_grad()
-def _output(model: nn.Module, example_input: Tensor) -> Any:
+def _output(model: nn.Module, example_input: Batch) -> Any:
     """What the model computes, None where it does not run."""
     try:
         return model(example_input)

@@ -18,6 +18,7 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor, nn
 
+from ...core.batch import Batch
 from ...spaces.models.layers import LAYER_KINDS, macs_by_module
 from ...spaces.policies.policy import Policy
 from ..cards.latency_table import Costs, LatencyTable
@@ -51,7 +52,7 @@ def layers_of(model: nn.Module) -> list[str]:
 
 
 @torch.no_grad()
-def calls_of(model: nn.Module, example_input: Tensor) -> dict[str, Call]:
+def calls_of(model: nn.Module, example_input: Batch) -> dict[str, Call]:
     """Layer -> its work, in the order of execution; `model` ends in eval mode."""
     macs, calls = macs_by_module(model, example_input), {}
 
