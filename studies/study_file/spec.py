@@ -222,7 +222,7 @@ class StudySpec(Part):
             changes["recovery"] = changes["recovery"].model_copy(update={"learning_rate": begun.recovery.learning_rate})
         if "reference" not in self.model_fields_set:
             changes["reference"] = begun.reference
-        changes["quantization"] = self.with_activations(begun.quantization.activations).quantization
+        changes["quantization"] = self.with_activations(begun.quantization.scheme().activations).quantization
         return self._with(changes)
 
     def with_learning_rate(self, rate: float) -> StudySpec:
