@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.onnx import symbolic_helper
 from torch.onnx._internal.torchscript_exporter.utils import register_custom_op_symbolic
 
@@ -47,59 +46,3 @@ def attention_with_plain_flags() -> Iterator[None]:
         yield
     finally:
         functional.scaled_dot_product_attention = original
-
-
-@contextmanager
-def norms_spelt_out(model: nn.Module, example_input: Any, layers: Set[str]) -> Iterator[None]:
-    """Have batch-norms that read the output of one of `layers` compute by a product and a sum for a while, which the exporter does not
-    fold: into a layer that runs more than once it would fold what follows each run."""
-    norms = _norms_after(model, example_input, layers)
-    for norm in norms:
-        vars(norm)["forward"] = _scale_and_shift_of(norm)
-    try:
-        yield
-    finally:
-        for norm in norms:
-            del vars(norm)["forward"]
-
-
-@torch.no_grad()
-def _norms_after(model: nn.Module, example_input: Any, layers: Set[str]) -> list[_BatchNorm]:
-    """Batch-norms that read what a layer has made, in module order."""
-    made: list[Tensor] = []  # kept: the address of a freed tensor is soon that of another
-    found: dict[_BatchNorm, None] = {}
-
-    def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-        made.append(output)
-
-    def note(norm: Any, inputs: tuple[Any, ...]) -> None:
-        if any(inputs[0] is tensor for tensor in made):
-            found[norm] = None
-
-    hooks = [model.get_submodule(name).register_forward_hook(keep) for name in layers]
-    hooks += [
-        m.register_forward_pre_hook(note)
-        for m in model.modules()
-        if isinstance(m, _BatchNorm) and m.track_running_stats
-    ]
-    try:
-        model(example_input)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [*found]
-
-
-@torch.no_grad()
-def _scale_and_shift_of(norm: _BatchNorm) -> Callable[[Tensor], Tensor]:
-    """What a batch-norm computes in evaluation mode, of constants."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = (norm.running_var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
-    shift = (0 if norm.bias is None else norm.bias) - norm.running_mean * scale
-
-    def forward(values: Tensor) -> Tensor:
-        shape = (1, -1, *[1] * (values.ndim - 2))
-        return values * scale.view(shape) + shift.view(shape)
-
-    return forward

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import cast
@@ -23,7 +23,7 @@ from ....core.interrupts import raise_if_interrupted
 from ....workloads.calls import names_of_outputs
 from ....workloads.workload import describe
 from ..node_names import RECURRENT, WEIGHTED, first_run, layer_of
-from .exporter import OPSET, attention_with_plain_flags, norms_spelt_out
+from .exporter import OPSET, attention_with_plain_flags
 from .graph_nodes import drop_unread
 
 
@@ -35,18 +35,6 @@ def export_float(model: nn.Module, example_input: Batch) -> ModelProto:
     Raises:
         LoweringError: the exporter cannot take the model.
     """
-    exported = _exported(model, example_input)
-    if folded_apart := _folded_apart(exported.graph):
-        with norms_spelt_out(model, example_input, folded_apart):
-            exported = _exported(model, example_input)
-    _fold_constant_runs(exported.graph)
-    _name_weights(exported.graph)
-    _fold_norms(exported)
-    return exported
-
-
-def _exported(model: nn.Module, example_input: Batch) -> ModelProto:
-    """The exporter's graph, with the names of layers and a constant for each name."""
     buffer = io.BytesIO()
     inputs, outputs = by_name(example_input, INPUT), names_of_outputs(model)
     with warnings.catch_warnings(), _full_paths(model), attention_with_plain_flags():
@@ -72,18 +60,10 @@ def _exported(model: nn.Module, example_input: Batch) -> ModelProto:
     _store_each_constant(exported.graph)
     _count_axes_from_zero(exported.graph)
     _name_layers(exported.graph, {path for path, _ in model.named_modules()})
+    _fold_constant_runs(exported.graph)
+    _name_weights(exported.graph)
+    _fold_norms(exported)
     return exported
-
-
-def _folded_apart(graph: GraphProto) -> set[str]:
-    """Layers that run more than once, with other weights in each run: the exporter has folded what follows into them."""
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    weights: dict[str, set[bytes]] = defaultdict(set)
-    for node in graph.node:
-        layer = layer_of(node.name)
-        if layer and node.op_type in WEIGHTED and node.input[1] in constants:
-            weights[layer].add(constants[node.input[1]].raw_data)
-    return {layer for layer, own in weights.items() if len(own) > 1}
 
 
 class _Flat(nn.Module):
