@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from ..core.batch import INPUT, Batch, by_name, repeated
 from ..workloads.workload import MapDataset
 
 CALIBRATION_BATCH = 50
@@ -31,7 +31,7 @@ def loader(data: MapDataset, batch_size: int, shuffle_seed: int | None = None) -
     )
 
 
-def input_batches(data: MapDataset, batch_size: int) -> Iterable[Tensor]:
+def input_batches(data: MapDataset, batch_size: int) -> Iterable[Batch]:
     """Inputs of `data` in order in full batches, shape [batch_size, ...]; in one smaller batch where there are fewer. May be
     iterated several times."""
     return _InputBatches(
@@ -40,10 +40,10 @@ def input_batches(data: MapDataset, batch_size: int) -> Iterable[Tensor]:
 
 
 @dataclass(frozen=True)
-class _InputBatches(Iterable[Tensor]):
+class _InputBatches(Iterable[Batch]):
     loader: DataLoader
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Batch]:
         return (inputs for inputs, _ in self.loader)
 
 
@@ -57,6 +57,17 @@ def _fills_a_batch(data: MapDataset, batch_size: int) -> bool:
     return len(data) >= batch_size
 
 
-def example_batch(example_input: Tensor, batch: int) -> np.ndarray:
-    """The example input, shape [1, ...], repeated to [batch, ...] float32 for a runtime."""
-    return example_input.expand(batch, *example_input.shape[1:]).contiguous().cpu().numpy().astype(np.float32)
+def example_arrays(example_input: Batch, batch: int) -> dict[str, np.ndarray]:
+    """The example inputs, each [1, ...], repeated to [batch, ...] for a runtime."""
+    return arrays_of(repeated(example_input, batch))
+
+
+def arrays_of(inputs: Batch) -> dict[str, np.ndarray]:
+    """A batch of inputs as a runtime takes it."""
+    return {name: tensor.cpu().numpy() for name, tensor in by_name(inputs, INPUT).items()}
+
+
+def outputs_of(arrays: Mapping[str, np.ndarray]) -> Batch:
+    """What a runtime made as a batch; copied, because runtimes reuse their memory."""
+    outputs = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    return next(iter(outputs.values())) if len(outputs) == 1 else outputs

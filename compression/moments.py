@@ -9,6 +9,8 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..core.batch import Batch, moved
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -39,7 +41,7 @@ class Moments:
 
 @torch.no_grad()
 def moments_of(
-    model: nn.Module, layers: Iterable[Module], batches: Iterable[Tensor], side: Literal["read", "made"]
+    model: nn.Module, layers: Iterable[Module], batches: Iterable[Batch], side: Literal["read", "made"]
 ) -> Mapping[Module, Moments]:
     """Moments of the inputs ("read") or outputs ("made") of convolutions and linear layers of `model`, which ends in eval mode.
 
@@ -60,7 +62,7 @@ def moments_of(
     device = next(model.parameters()).device
     try:
         for batch in batches:
-            model.eval()(batch.to(device))
+            model.eval()(moved(batch, device))
     finally:
         for hook in hooks:
             hook.remove()

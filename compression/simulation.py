@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from ..core.batch import Batch, tensors_of
 from ..spaces.models.exported_graph import PASSED_ON
 from ..spaces.models.layers import WeightedLayer
 from ..spaces.policies.candidate import Candidate, QuantParams
@@ -36,7 +37,7 @@ class Simulation:
         self._model = rounded_model(candidate).requires_grad_(False)
 
     @torch.no_grad()
-    def outputs(self, inputs: Tensor, noise: float = 0.0) -> Tensor:
+    def outputs(self, inputs: Batch, noise: float = 0.0) -> Batch:
         """What the artifact has to compute.
 
         Args:
@@ -49,7 +50,7 @@ class Simulation:
             return self._model(inputs)
 
     @torch.no_grad()
-    def unrounded_outputs(self, inputs: Tensor) -> Tensor:
+    def unrounded_outputs(self, inputs: Batch) -> Batch:
         """The same without rounding anything but weights."""
         return self._model(inputs)
 
@@ -62,10 +63,11 @@ class _RoundedAdditions(TorchFunctionMode):
         inputs: of the model; what is added to them is no residual.
     """
 
-    def __init__(self, model: nn.Module, grids: Mapping[tuple[str, int, int], QuantParams], inputs: Tensor) -> None:
+    def __init__(self, model: nn.Module, grids: Mapping[tuple[str, int, int], QuantParams], inputs: Batch) -> None:
         super().__init__()
         self._grids, self._modules = grids, dict(model.named_modules())
-        self._given, self._computed = {id(inputs): inputs}, dict[int, Tensor]()  # kept: an address may be used again
+        self._given = {id(tensor): tensor for tensor in tensors_of(inputs)}
+        self._computed = dict[int, Tensor]()  # kept: an address may be used again
         self._paths: list[str] = [""]
         self._seen: Counter[str] = Counter()
         self._hooks: list[Any] = []

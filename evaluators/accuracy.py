@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..compression.batches import loader
+from ..compression.batches import arrays_of, loader, outputs_of
 from ..compression.recovery.outputs import OutputKinds, output_kinds
+from ..core.batch import Batch, rows, taken, tensors_of
 from ..core.errors import EvaluationError, describe_exception
 from ..core.interrupts import raise_if_interrupted
 from ..core.measurement import Measurement
@@ -36,7 +37,7 @@ def score(
     has_losses: bool = False,
     agreement: Agreement | None = None,
 ) -> Scores:
-    """Run `artifact` over `data` on its runtime, batch by batch; the last batch is padded and cut again.
+    """Run `artifact` over `data` on its runtime, batch by batch; the last batch is filled with its first sample, and cut again.
 
     Args:
         keep: the folder to keep the outputs in, for the damage of others.
@@ -60,28 +61,29 @@ def score(
 
 def _run(
     artifact: Artifact, data: MapDataset, context: Context, agreement: Agreement | None
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[tuple[Batch, Any]]:
     """(outputs, targets) of batch after batch."""
     target, batch = context.target, context.target.batch
     threads = min(target.threads, context.threads) if RUNTIMES[target.runtime].spins else context.threads
     session = context.runtime.load(artifact.path, target, threads)
     for number, (inputs, targets) in enumerate(loader(data, batch)):
-        count = len(inputs)
-        padded = np.concatenate([inputs.numpy(), np.zeros((batch - count, *inputs.shape[1:]), np.float32)])
-        outputs = session.run(padded.astype(np.float32, copy=False))[:count]
+        count = rows(inputs)
+        filled = inputs if count == batch else taken(inputs, [*range(count), *[0] * (batch - count)])
+        made = session.run(arrays_of(filled))
+        outputs = outputs_of({name: array[:count] for name, array in made.items()})
         _require_finite(outputs, number * batch)
         if agreement is not None:
-            agreement.watch(padded, outputs)
-        yield torch.from_numpy(np.array(outputs)), targets  # copied: the runtime reuses its buffer
+            agreement.watch(filled, outputs)
+        yield outputs, targets
 
 
-def _require_finite(outputs: np.ndarray, first: int) -> None:
+def _require_finite(outputs: Batch, first: int) -> None:
     """Raise unless all outputs [n, ...] are finite; they are of the samples from number `first` on."""
-    finite = np.isfinite(outputs).reshape(len(outputs), -1).all(1)
-    if not finite.all():
-        raise EvaluationError(
-            f"the artifact's output on sample {first + int(finite.argmin())} of the split is not finite"
-        )
+    for tensor in tensors_of(outputs):
+        finite = tensor.isfinite().reshape(len(tensor), -1).all(1)
+        if not finite.all():
+            sample = first + int(finite.int().argmin())
+            raise EvaluationError(f"the artifact's output on sample {sample} of the split is not finite")
 
 
 @register

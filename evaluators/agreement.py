@@ -11,12 +11,12 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..compression.folding import BATCH_NORMS
 from ..compression.simulation import Simulation
+from ..core.batch import Batch, joined, mapped, moved, rows, taken, tensors_of
 from ..core.errors import EvaluationError
 from ..hardware_profiles.profiling.fingerprint import machine, saturates
 from ..hardware_profiles.runtimes.base import computed_types
@@ -63,7 +63,7 @@ class Agreement:
     saturates: bool = False
 
     def __post_init__(self) -> None:
-        self._runs: list[tuple[np.ndarray, np.ndarray]] = []
+        self._runs: list[tuple[Batch, Batch]] = []
         norms = (module for module in self.candidate.model.modules() if isinstance(module, BATCH_NORMS))
         self._is_of_batch = any(norm.running_mean is None for norm in norms)
 
@@ -76,12 +76,12 @@ class Agreement:
         overflow = wide and _saturates(context.runtime.name)
         return cls(candidate, BFLOAT16 if halves else types.get(policy.float_precision, FLOAT32), overflow)
 
-    def watch(self, inputs: np.ndarray, outputs: np.ndarray) -> None:
+    def watch(self, inputs: Batch, outputs: Batch) -> None:
         """Note what the artifact made of a batch [n, ...], of which rows after the outputs' are padding."""
-        count = ASKED - sum(len(made) for _, made in self._runs)
+        count = ASKED - sum(rows(made) for _, made in self._runs)
         if count > 0:
-            read = inputs if self._is_of_batch else inputs[: min(count, len(outputs))]
-            self._runs.append((np.array(read), np.array(outputs[:count])))
+            read = inputs if self._is_of_batch else taken(inputs, slice(min(count, rows(outputs))))
+            self._runs.append((read, taken(outputs, slice(count))))
 
     @cached_property
     def shares(self) -> tuple[float, float]:
@@ -94,22 +94,22 @@ class Agreement:
         always = SATURATED if self.saturates else NOTHING
         return divergence / size, MARGIN * (grids + floats) / size + always
 
-    def _batches(self) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _batches(self) -> list[tuple[Batch, Batch]]:
         """What was watched, together unless a sample's output depends on the rest of its batch."""
         if self._is_of_batch:
             return self._runs
         inputs, outputs = zip(*self._runs, strict=True)
-        return [(np.concatenate(inputs), np.concatenate(outputs))]
+        return [(joined(inputs), joined(outputs))]
 
-    def _squares(self, simulation: Simulation, inputs: np.ndarray, outputs: np.ndarray) -> Tensor:
+    def _squares(self, simulation: Simulation, inputs: Batch, outputs: Batch) -> Tensor:
         """Squared distances of the artifact's, the unrounded and the disturbed outputs from the torch model's, and the square of those."""
         device = next((tensor.device for tensor in self.candidate.model.parameters()), torch.device("cpu"))
-        read, found = (torch.from_numpy(each).to(device) for each in (inputs, outputs))
+        read, found = moved(inputs, device), moved(outputs, device)
         expected = simulation.outputs(read)
         disturbed = simulation.outputs(read, ROUNDING[self.float_type])
-        others = (found, simulation.unrounded_outputs(read), disturbed, torch.zeros_like(expected))
-        count = len(outputs)
-        return torch.stack([(other[:count].double() - expected[:count].double()).square().sum() for other in others])
+        others = (found, simulation.unrounded_outputs(read), disturbed, mapped(torch.zeros_like, expected))
+        count = rows(outputs)
+        return torch.stack([_square(taken(other, slice(count)), taken(expected, slice(count))) for other in others])
 
     def require(self) -> None:
         """Raise where the outputs differ by more than rounding explains.
@@ -123,6 +123,12 @@ class Agreement:
                 f"the runtime computes another function: its outputs differ from the torch model's by {divergence:.2g} of their "
                 f"size, and rounding explains {allowed:.2g}"
             )
+
+
+def _square(found: Batch, expected: Batch) -> Tensor:
+    """The squared distance of all outputs together."""
+    pairs = zip(tensors_of(found), tensors_of(expected), strict=True)
+    return torch.stack([(one.double() - other.double()).square().sum() for one, other in pairs]).sum()
 
 
 def _saturates(runtime: str) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..core.batch import Batch
 from .models.layers import runs_of_modules
 from .presets import Family
 
@@ -37,7 +38,7 @@ class _Attending(TorchFunctionMode):
         return any(isinstance(value, Tensor) and value.data_ptr() in known for value in args)
 
 
-def family_of(model: nn.Module, example_input: Tensor) -> Family:
+def family_of(model: nn.Module, example_input: Batch) -> Family:
     """The family of `model`: "transformer" where anything attends, "recurrent" where a recurrent layer of torch is in it or a
     linear layer runs again and again on `example_input` (shape [1, ...]), else "cnn"; the model ends in eval mode."""
     if any(isinstance(module, nn.MultiheadAttention) for module in model.modules()):

@@ -1,4 +1,4 @@
-"""Adapts a user's workload to the form that slimfront computes with: the bare model in float32, inputs as float32 tensors.
+"""Adapts a user's workload to the form that slimfront computes with: the bare model in float32, inputs and outputs as batches.
 
 What is changed computes the same; each change is a remark for the workload's owner.
 """
@@ -12,28 +12,51 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from ..core.batch import Batch, mapped, tensors_of
+from .calls import call_with_batches
 from .copies import copied, kept_tensors, unwrapped, wrappers
-from .samples import plain_input, samples
-from .workload import SPLITS, Workload, number_of_classes
+from .samples import InputKinds, plain_input, samples
+from .workload import SPLITS, Workload, example_result, number_of_classes
 
 
 def adapted(workload: Workload) -> Workload:
-    """`workload`, which was checked, in the form that slimfront reads; its model and data are not changed."""
-    example = workload.example_input
+    """`workload`, which was checked, in the form that slimfront reads; its model and data are not changed.
+
+    What it is called with is then a batch, and so is what it returns.
+    """
+    result = example_result(workload)
+    example = mapped(plain_input, workload.example_input)
     model, remarks = plain_model(workload.model)
-    if _keeps_tensors(model, plain_input(example) if example.is_floating_point() else example):
+    if _is_called_otherwise(workload, result):
+        model = copied(model) if model is workload.model else model
+        call_with_batches(model, workload.example_inputs, result, workload.forward, workload.outputs)
+    if _keeps_tensors(model, example):
         model = copied(model)
         model.register_forward_hook(_Detach())
-    if not example.is_floating_point():
-        model = copied(model) if model is workload.model else model
-        model.register_forward_pre_hook(_Cast(example.dtype))
-        remarks.append(f"inputs are {example.dtype}: artifacts take the same numbers as float32 and cast them back")
-    elif example.dtype != torch.float32:
-        remarks.append(f"inputs are {example.dtype}: they are read as float32")
-    classes = number_of_classes(workload)
-    splits = {split: samples(split, getattr(workload, split), example[0], classes) for split in SPLITS}
+    remarks += _remarks_on_types(workload.example_input)
+    kinds, classes = InputKinds.of(example), number_of_classes(workload)
+    splits = {split: samples(split, getattr(workload, split), kinds, classes) for split in SPLITS}
     remarks += _shared_data(workload)
-    return replace(workload, model=model, example_input=plain_input(example), remarks=tuple(remarks), **splits)
+    return replace(
+        workload,
+        model=model,
+        example_inputs=example,
+        forward=None,
+        outputs=(),
+        remarks=tuple(remarks),
+        **splits,
+    )
+
+
+def _is_called_otherwise(workload: Workload, result: object) -> bool:
+    """Whether the model takes or returns anything but one tensor, or its owner says how it is called."""
+    tensors = isinstance(workload.example_inputs, Tensor) and isinstance(result, Tensor)
+    return not tensors or workload.forward is not None
+
+
+def _remarks_on_types(example: Batch) -> list[str]:
+    floats = {str(t.dtype) for t in tensors_of(example) if t.is_floating_point() and t.dtype != torch.float32}
+    return [f"inputs are {', '.join(sorted(floats))}: they are read as float32"] if floats else []
 
 
 def plain_model(model: nn.Module) -> tuple[nn.Module, list[str]]:
@@ -90,16 +113,6 @@ def _in_float32(plain: nn.Module, model: nn.Module) -> tuple[nn.Module, list[str
     return _changeable(plain, model).float(), [remark]
 
 
-class _Cast:
-    """A forward pre-hook that gives a model its inputs in the type it was written for."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-
-    def __call__(self, _module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0].to(self.dtype), *args[1:])
-
-
 class _Detach:
     """A forward hook after which nothing that a model keeps for itself holds a graph: it can be copied then."""
 
@@ -110,7 +123,7 @@ class _Detach:
 
 
 @torch.no_grad()
-def _keeps_tensors(model: nn.Module, example: Tensor) -> bool:
+def _keeps_tensors(model: nn.Module, example: Batch) -> bool:
     """Whether forward leaves a tensor in an attribute, which has its graph with it where gradients are recorded."""
     probe = copied(model).eval()
     before = [id(kept) for _, _, kept in kept_tensors(probe)]

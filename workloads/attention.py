@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 
+from ..core.batch import Batch, largest_difference
+
 TOLERANCE = 1e-3
 """The largest difference, relative to the largest output, between the two forms of a model that rounding may cause."""
 
@@ -150,7 +152,7 @@ class WindowAttention(SelfAttention):
         return bias + apart.unsqueeze(1).repeat(batch, 1, 1, 1)
 
 
-def explicit_attention(model: nn.Module, example_input: Tensor) -> nn.Module:
+def explicit_attention(model: nn.Module, example_input: Batch) -> nn.Module:
     """A copy of `model` with its self-attention as `SelfAttention`; the model itself where none can be written so.
 
     Only attention of one input on itself, without masks, is: anything else is left as it is.
@@ -173,7 +175,7 @@ def explicit_attention(model: nn.Module, example_input: Tensor) -> nn.Module:
 
 
 @torch.no_grad()
-def _called_plainly(model: nn.Module, example_input: Tensor) -> set[str]:
+def _called_plainly(model: nn.Module, example_input: Batch) -> set[str]:
     """`nn.MultiheadAttention` modules that only ever attend one batch to itself, without masks or extra keys."""
     plain: dict[str, bool] = {}
 
@@ -207,12 +209,11 @@ def _called_plainly(model: nn.Module, example_input: Tensor) -> set[str]:
 
 
 @torch.no_grad()
-def _computes_the_same(model: nn.Module, explicit: nn.Module, example_input: Tensor) -> bool:
+def _computes_the_same(model: nn.Module, explicit: nn.Module, example_input: Batch) -> bool:
     with suppress(NotImplementedError, TypeError, AttributeError):  # the model uses more of its attention than was kept
         training = model.training
         outputs, own = model.eval()(example_input), explicit.eval()(example_input)
         model.train(training)
         explicit.train(training)
-        if isinstance(outputs, Tensor) and outputs.shape == own.shape:
-            return bool((outputs - own).abs().max() <= TOLERANCE * outputs.abs().max())
+        return largest_difference(outputs, own) <= TOLERANCE
     return False

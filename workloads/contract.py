@@ -6,17 +6,35 @@ from __future__ import annotations
 
 import time
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import TracerWarning, _get_trace_graph
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import TensorDataset
 
+from ..core.batch import (
+    Batch,
+    described,
+    device_of,
+    joined,
+    largest_difference,
+    mapped,
+    moved,
+    repeated,
+    rows,
+    shapes_of,
+    stacked,
+    taken,
+    tensors_of,
+)
 from ..core.errors import WorkloadError
 from ..core.interrupts import raise_if_interrupted
 from .copies import copied
@@ -62,9 +80,9 @@ def held(workload: Workload, seconds: float = SCAN_SECONDS) -> Workload:
     return replace(workload, remarks=(*workload.remarks, *remarks))
 
 
-def few_inputs(workload: Workload) -> Tensor:
+def few_inputs(workload: Workload) -> Batch:
     """Inputs of a few samples of the validation split, shape [n, ...], where the model is."""
-    return torch.stack(_asked(workload, ASKED)).to(workload.example_input.device)
+    return moved(stacked(_asked(workload, ASKED)), device_of(workload.example_input))
 
 
 # The model
@@ -81,49 +99,48 @@ def _try(model: nn.Module, workload: Workload) -> list[str]:
         return [*_batch_remarks(model, inputs, alone)]
 
 
-def _asked(workload: Workload, count: int) -> list[Tensor]:
+def _asked(workload: Workload, count: int) -> list[Batch]:
     """Inputs of the validation split, evenly spread."""
     data = workload.validation
     count = min(count, len(data))
     return [data[index * len(data) // count][0] for index in range(count)]
 
 
-def _alone(model: nn.Module, inputs: Tensor) -> Tensor:
+def _alone(model: nn.Module, inputs: Batch) -> Batch:
     """Outputs [n, ...] of inputs [n, ...], each in a batch of its own."""
-    outputs = torch.cat([model(sample[None]) for sample in inputs])
-    if (problem := flaw_of(outputs)) is not None:
+    outputs = joined([model(taken(inputs, slice(index, index + 1))) for index in range(rows(inputs))])
+    if (problem := next(filter(None, map(flaw_of, tensors_of(outputs))), None)) is not None:
         raise WorkloadError(f"the model's output on a sample of validation {problem.partition(';')[0]}")
     return outputs
 
 
-def _require_the_same_twice(model: nn.Module, inputs: Tensor, first: Tensor) -> None:
+def _require_the_same_twice(model: nn.Module, inputs: Batch, first: Batch) -> None:
     torch.manual_seed(1)
     second = _alone(model, inputs)
-    if (difference := _difference(first, second)) <= REPEATED:
+    if (difference := largest_difference(first, second)) <= REPEATED:
         return
     torch.manual_seed(1)
     cause = "it changes a state of its own in forward, or draws numbers from random or numpy"
-    if _difference(second, _alone(model, inputs)) <= REPEATED:
+    if largest_difference(second, _alone(model, inputs)) <= REPEATED:
         cause = "it draws random numbers in evaluation mode, such as F.dropout without training=self.training, or torch.rand"
     raise WorkloadError(f"model answers differently on the same input (by {difference:.2g} of its largest): {cause}")
 
 
-def _batch_remarks(model: nn.Module, inputs: Tensor, alone: Tensor) -> Iterator[str]:
+def _batch_remarks(model: nn.Module, inputs: Batch, alone: Batch) -> Iterator[str]:
     """Remarks on a model whose answer on a sample depends on its batch; refused where the cause is not known."""
-    batch = inputs if len(inputs) > 1 else inputs.expand(2, *inputs.shape[1:])
-    alone = alone if len(inputs) > 1 else alone.expand(2, *alone.shape[1:])
+    if rows(inputs) == 1:
+        inputs, alone = repeated(inputs, 2), repeated(alone, 2)
+    count = rows(inputs)
     try:
-        together = model(batch)
+        together: Batch = model(inputs)
     except BaseException as error:  # the user's code may raise anything
         raise_if_interrupted(error)
+        raise WorkloadError(f"model runs on one sample and not on a batch of {count}: {describe(error)}") from error
+    if shapes_of(together) != shapes_of(alone):
         raise WorkloadError(
-            f"model runs on one sample and not on a batch of {len(batch)}: {describe(error)}"
-        ) from error
-    if together.shape != alone.shape:
-        raise WorkloadError(
-            f"model must return one row a sample: a batch of {len(batch)} gives {list(together.shape)}, not {list(alone.shape)}"
+            f"model must return one row a sample: a batch of {count} gives {described(together)}, not {described(alone)}"
         )
-    if (difference := _difference(alone, together)) <= BATCHED:
+    if (difference := largest_difference(alone, together)) <= BATCHED:
         return
     dependence = f"the answer on a sample depends on the rest of its batch (by {difference:.2g} of the largest)"
     norms = [name for name, module in model.named_modules() if _is_of_batch(module)]
@@ -142,26 +159,42 @@ def _is_of_batch(module: nn.Module) -> bool:
 def _require_one_path(model: nn.Module, workload: Workload) -> None:
     """Refuse a forward that branches on the values of its input: an artifact would contain one branch only."""
     example = workload.example_input
-    expected = _reads(model, example)
+    if not _reads(model, example):
+        return
+    # What an exporter sees counts: models may look at values where they run, and not where they are traced.
+    expected = _reads_traced(model, example)
     if not expected:
         return
-    noise = [torch.zeros_like(example), torch.randn_like(example), 10 * torch.randn_like(example)]
-    asked = [sample[None].to(example.device) for sample in _asked(workload, PATHS_ASKED)]
+    noise = [mapped(partial(_noise, scale), example) for scale in (0, 1, 10)]
+    asked = [moved(stacked([sample]), device_of(example)) for sample in _asked(workload, PATHS_ASKED)]
     for inputs in [*asked, *noise]:
-        found = _reads(model, inputs)
+        found = _reads_traced(model, inputs)
         differing = next((a for a, b in zip(expected, found, strict=False) if a != b), None)
         if differing is not None or len(found) != len(expected):
             where, value = differing or expected[-1]
             raise WorkloadError(
-                f"model decides by its data: forward reads a number out of a tensor at {where} ({value} on example_input, "
+                f"model decides by its data: forward reads a number out of a tensor at {where} ({value} on example_inputs, "
                 "another on other inputs), and an artifact holds one path only; use tensor operations (torch.where) there"
             )
 
 
-def _reads(model: nn.Module, inputs: Tensor) -> list[tuple[str, Any]]:
+def _noise(scale: float, like: Tensor) -> Tensor:
+    """Random numbers in place of an input's; integers, which may count or name things, stay as they are."""
+    return scale * torch.randn_like(like) if like.is_floating_point() else like
+
+
+def _reads(model: nn.Module, inputs: Batch) -> list[tuple[str, Any]]:
     """(place in the code, value) of every number that forward reads out of a tensor, in order."""
     with _Watch() as watch:
         model(inputs)
+    return watch.reads
+
+
+def _reads_traced(model: nn.Module, inputs: Batch) -> list[tuple[str, Any]]:
+    """`_reads` of the pass that an exporter traces."""
+    with warnings.catch_warnings(), _Watch() as watch:
+        warnings.simplefilter("ignore", TracerWarning)  # of the very reads that are looked for
+        _get_trace_graph(model, (inputs,))
     return watch.reads
 
 
@@ -184,11 +217,6 @@ def _place() -> str:
     library = str(Path(torch.__file__).parent)
     frames = [f for f in traceback.extract_stack() if not f.filename.startswith((library, __file__, "<"))]
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"
-
-
-def _difference(expected: Tensor, found: Tensor) -> float:
-    """The largest difference, relative to the largest value."""
-    return float((expected - found).abs().max() / expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny))
 
 
 # The data
@@ -249,9 +277,10 @@ def _not_finite(values: Tensor) -> list[int]:
 
 
 @torch.no_grad()
-def _is_meant(workload: Workload, pair: tuple[Tensor, Tensor]) -> bool:
+def _is_meant(workload: Workload, pair: tuple[Batch, Tensor]) -> bool:
     """Whether the workload's own loss accepts targets that are not finite, as a loss that ignores missing labels does."""
     if workload.loss is None:
         return False
-    outputs = copied(workload.model).eval()(pair[0][None].to(workload.example_input.device))
-    return bool(workload.loss(outputs, pair[1][None].to(outputs.device)).isfinite().all())
+    device = device_of(workload.example_input)
+    outputs = copied(workload.model).eval()(moved(stacked([pair[0]]), device))
+    return bool(workload.loss(outputs, pair[1][None].to(device)).isfinite().all())

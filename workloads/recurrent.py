@@ -10,6 +10,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_flatten
 
+from ..core.batch import Batch
 from ..core.interrupts import raise_if_interrupted
 from .copies import copied
 
@@ -73,7 +74,7 @@ class RecurrentStack(nn.ModuleList):
         return hx[depth * rows : (depth + 1) * rows]
 
 
-def free_layers(model: nn.Module, example_input: Tensor) -> nn.Module:
+def free_layers(model: nn.Module, example_input: Batch) -> nn.Module:
     """A copy of `model` in which nothing holds the numbers of units of recurrent layers where they are; the model itself where
     nothing did.
 
@@ -107,7 +108,7 @@ class _WithoutState:
 
 
 @torch.enable_grad()
-def _started_from_zeros(model: nn.Module, example_input: Tensor) -> list[str]:
+def _started_from_zeros(model: nn.Module, example_input: Batch) -> list[str]:
     """Recurrent layers that are only ever given first states of zeros that are no parameters."""
     plain: dict[str, bool] = {}
 
@@ -132,7 +133,7 @@ def _started_from_zeros(model: nn.Module, example_input: Tensor) -> list[str]:
 
 
 @torch.no_grad()
-def _output(model: nn.Module, example_input: Tensor) -> Any:
+def _output(model: nn.Module, example_input: Batch) -> Any:
     """What the model computes, None where it does not run."""
     try:
         return model(example_input)

@@ -1,18 +1,24 @@
-"""Samples as every part of slimfront reads them: a float32 tensor and its target, checked against the contract one by one."""
+"""Samples as every part of slimfront reads them: tensors and their target, checked against the contract one by one."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
+from torch.utils._pytree import tree_map  # the maps of trees in torch.utils.pytree are of another kind of tree
 from torch.utils.data import TensorDataset
+from torchvision.transforms.functional import pil_to_tensor
 
+from ..core.batch import Batch, from_names, mapped, shapes_of
 from ..core.errors import WorkloadError, describe_exception
 from ..core.interrupts import raise_if_interrupted
+from .calls import batch_of
 
 
 class MapDataset(Protocol):
@@ -23,22 +29,63 @@ class MapDataset(Protocol):
     def __getitem__(self, index: int, /) -> tuple[Any, ...]: ...
 
 
-def samples(split: str, dataset: MapDataset, example: Tensor, classes: int | None) -> MapDataset:
-    """`dataset` with inputs in float32, detached from any graph, and integer targets in int64.
+@dataclass(frozen=True)
+class InputKinds:
+    """The inputs that every sample has, by which those of a data set are converted and checked.
+
+    Attributes:
+        names: of several inputs; None for a single one.
+        kinds: (name, shape, type) of each, as slimfront computes with it; a single one has no name.
+    """
+
+    names: tuple[str, ...] | None
+    kinds: Sequence[tuple[str, tuple[int, ...], torch.dtype]]
+
+    @classmethod
+    def of(cls, example: Batch) -> InputKinds:
+        """Of a batch of one sample."""
+        names = tuple(example) if isinstance(example, dict) else None
+        return cls(names, shapes_of(mapped(lambda tensor: plain_input(tensor)[0], example)))
+
+    def read(self, inputs: Any, where: str) -> Batch:
+        """A sample's inputs as tensors, floats in float32.
+
+        Raises:
+            WorkloadError: they are others, or not finite.
+        """
+        try:
+            given = {"": inputs} if self.names is None else batch_of(inputs, self.names)
+        except ValueError as error:
+            raise WorkloadError(f"{where}'s input {error}, as example_inputs") from error
+        read = {name: self._tensor(tensor_of(given[name]), shape, dtype, f"{where}'s input {name}".strip())
+                for name, shape, dtype in self.kinds}  # fmt: skip
+        return from_names(read, "")
+
+    def _tensor(self, value: Any, shape: tuple[int, ...], dtype: torch.dtype, where: str) -> Tensor:
+        tensor = plain_input(value) if isinstance(value, Tensor) else value
+        if not isinstance(tensor, Tensor) or tuple(tensor.shape) != shape or tensor.dtype != dtype:
+            raise WorkloadError(f"{where} must be {dtype} {list(shape)}, as in example_inputs, not {kind_of(value)}")
+        if (problem := flaw_of(tensor)) is not None:
+            raise WorkloadError(f"{where} {problem}")
+        return tensor
+
+
+def samples(split: str, dataset: MapDataset, kinds: InputKinds, classes: int | None) -> MapDataset:
+    """`dataset` with inputs as tensors, floats in float32, detached from any graph, and integer targets in int64.
 
     Plain tensors are converted once and stay plain tensors; whatever else is read sample by sample, and each sample is
     held against the contract as it is read.
 
     Args:
         split: what errors call it.
-        example: one sample of the model's input, whose shape every input has.
+        kinds: the inputs that every sample has.
         classes: the model's, where targets have to be among them.
     """
-    if type(dataset) is TensorDataset and len(dataset.tensors) == 2:
+    if type(dataset) is TensorDataset and len(dataset.tensors) == 2 and kinds.names is None:
         converted = plain_input(dataset.tensors[0]), plain_target(dataset.tensors[1])
         same = all(own is given for own, given in zip(converted, dataset.tensors, strict=True))
         return cast("MapDataset", dataset if same else TensorDataset(*converted))
-    return Samples(split, dataset, tuple(example.shape), classes)
+    return Samples(split, dataset, kinds, classes)
 
 
 class Samples:
@@ -48,8 +95,8 @@ class Samples:
         WorkloadError: on reading a sample that cannot be read or breaks the contract; it names split and index.
     """
 
-    def __init__(self, split: str, dataset: MapDataset, shape: Sequence[int], classes: int | None) -> None:
-        self._split, self._dataset, self._shape, self._classes = split, dataset, list(shape), classes
+    def __init__(self, split: str, dataset: MapDataset, kinds: InputKinds, classes: int | None) -> None:
+        self._split, self._dataset, self._kinds, self._classes = split, dataset, kinds, classes
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -63,17 +110,14 @@ class Samples:
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         where = f"{self._split}[{index}]"
         inputs, target = read_pair(self._dataset, index, where)
-        if list(getattr(inputs, "shape", ())) != self._shape or not isinstance(inputs, Tensor):
-            raise WorkloadError(f"{where}'s input must be a tensor of shape {self._shape}, not {kind_of(inputs)}")
-        if (problem := flaw_of(inputs)) is not None:
-            raise WorkloadError(f"{where}'s input {problem}")
+        batch = self._kinds.read(inputs, where)
         if self._classes is not None and not is_class(target, self._classes):
             raise WorkloadError(f"{where}'s target {class_range(self._classes)}, not {target!r}")
-        return plain_input(inputs), plain_target(target)
+        return batch, plain_target(target)
 
 
 def read_pair(dataset: MapDataset, index: int, where: str) -> tuple[Any, Any]:
-    """The (input, target) pair at `index`, its input a tensor.
+    """The (inputs, target) pair at `index`.
 
     Raises:
         WorkloadError: it cannot be read, or is something else.
@@ -87,18 +131,33 @@ def read_pair(dataset: MapDataset, index: int, where: str) -> tuple[Any, Any]:
         count = f" of {len(item)}" if isinstance(item, (tuple, list, dict)) else ""
         raise WorkloadError(f"{where} must be an (input, target) pair, not {kind_of(item)}{count}")
     inputs, target = item
-    return (torch.from_numpy(np.array(inputs)) if isinstance(inputs, np.ndarray) else inputs), target
+    return inputs, target
+
+
+def tensor_of(value: Any) -> Any:
+    """What a data set gives as a tensor, as torch's default collation takes it: arrays, numbers, images [channels, h, w]; else
+    itself."""
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biufc":
+        return torch.from_numpy(np.array(value))  # copied: torch takes no array that may not be written
+    if isinstance(value, (bool, int, float)):
+        return torch.tensor(value)
+    return pil_to_tensor(value) if isinstance(value, Image) else value
 
 
 def plain_input(inputs: Tensor) -> Tensor:
-    """Inputs as float32 without a graph; integers are exact up to 2^24."""
-    return inputs.detach().to(torch.float32) if inputs.requires_grad or inputs.dtype != torch.float32 else inputs
+    """Inputs without a graph, floats of any width in float32."""
+    inputs = inputs.detach() if inputs.requires_grad else inputs
+    return inputs.to(torch.float32) if inputs.is_floating_point() else inputs
 
 
 def plain_target(target: Any) -> Any:
-    """A target as the losses of torch take it: whole numbers int64, others float32; anything else is left as it is."""
+    """A target as the losses of torch take it: whole numbers int64, others float32, in whatever holds them; all else as it is."""
+    return tree_map(_plain_leaf, target)
+
+
+def _plain_leaf(target: Any) -> Any:
     if isinstance(target, (np.ndarray, np.generic)):
-        target = torch.from_numpy(np.array(target))
+        target = tensor_of(target)
     if isinstance(target, float):
         return torch.tensor(target)
     if not isinstance(target, Tensor):
@@ -136,5 +195,10 @@ def describe(error: BaseException) -> str:
 
 
 def kind_of(value: Any) -> str:
-    """A tensor's type and shape, or the type of anything else."""
-    return f"{value.dtype} {list(value.shape)}" if isinstance(value, (Tensor, np.ndarray)) else type(value).__name__
+    """A tensor's type and shape, those of what holds tensors, or the type of anything else."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return f"{value.dtype} {list(value.shape)}"
+    parts = [*value.items()] if isinstance(value, Mapping) else [*enumerate(value)] if isinstance(value, tuple) else []
+    if parts and all(isinstance(part, Tensor) for _, part in parts):
+        return ", ".join(f"{name} {kind_of(part)}" for name, part in parts)
+    return type(value).__name__

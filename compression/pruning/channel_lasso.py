@@ -16,6 +16,7 @@ from sklearn.linear_model import lars_path_gram
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...core.batch import Batch, moved
 from ...spaces.models.channel_graph import ChannelGraph, out_channels
 from ...spaces.models.recurrent import is_recurrent
 
@@ -29,7 +30,7 @@ Reader = nn.Conv1d | nn.Conv2d | nn.Linear
 
 
 @torch.no_grad()
-def lasso_scores(graph: ChannelGraph, kept: Mapping[str, int], batches: Iterable[Tensor]) -> dict[str, Tensor]:
+def lasso_scores(graph: ChannelGraph, kept: Mapping[str, int], batches: Iterable[Batch]) -> dict[str, Tensor]:
     """Group -> scores [channels] of which the highest `kept` are those that the LASSO chooses; groups that only heads, grouped or
     three-dimensional convolutions read are left out.
 
@@ -89,7 +90,7 @@ def _columns(part: Tensor, roots: Tensor, channels: int) -> Tensor:
     return torch.zeros(len(part), channels, dtype=part.dtype).index_add_(1, roots, part)
 
 
-def _products(model: nn.Module, readers: Iterable[Reader], batches: Iterable[Tensor]) -> dict[Reader, Tensor]:
+def _products(model: nn.Module, readers: Iterable[Reader], batches: Iterable[Batch]) -> dict[Reader, Tensor]:
     """Reader -> products of its inputs' contributions to its outputs, summed over samples and positions, shape [inputs, inputs]."""
     grams: dict[Reader, Tensor] = {}
     generator = torch.Generator().manual_seed(0)
@@ -105,7 +106,7 @@ def _products(model: nn.Module, readers: Iterable[Reader], batches: Iterable[Ten
     device = next(model.parameters()).device
     try:
         for batch in batches:
-            model.eval()(batch.to(device))
+            model.eval()(moved(batch, device))
     finally:
         for handle in hooks:
             handle.remove()

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from ...core.batch import Batch
 from ...core.errors import CompressionError
 from ...spaces.models.channel_graph import ChannelGraph, channels_lost, out_channels
 from .channel_lasso import lasso_scores
@@ -17,12 +18,12 @@ from .reconstruct import reconstruct_channels
 
 def remove_channels(
     model: nn.Module,
-    example_input: Tensor,
+    example_input: Batch,
     kept: Mapping[str, int],
     criterion: str = "l2",
     scoring: Scoring = Scoring(),
     reduction: str = "drop",
-    batches: Iterable[Tensor] | None = None,
+    batches: Iterable[Batch] | None = None,
 ) -> None:
     """Prune `model` in place to `kept` channels or heads per group; the lowest importance is pruned first.
 
@@ -55,7 +56,7 @@ def remove_channels(
 
 
 def _redirect_readers(
-    graph: ChannelGraph, lost: Mapping[str, list[int]], reduction: str, batches: Iterable[Tensor] | None
+    graph: ChannelGraph, lost: Mapping[str, list[int]], reduction: str, batches: Iterable[Batch] | None
 ) -> None:
     if reduction == "merge":
         for name, channels in lost.items():
@@ -64,7 +65,7 @@ def _redirect_readers(
         reconstruct_channels(graph, lost, _required(batches))
 
 
-def _required(batches: Iterable[Tensor] | None) -> Iterable[Tensor]:
+def _required(batches: Iterable[Batch] | None) -> Iterable[Batch]:
     if batches is None:
         raise CompressionError("reconstructing channels needs the calibration data of a workload")
     return batches

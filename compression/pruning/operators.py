@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from ...core.batch import Batch
 from ...core.errors import CompressionError
 from ...spaces.models.layers import Convolution, WeightedLayer
 from ...spaces.policies.operators import DENSE, Operator, rank_of
@@ -15,7 +16,7 @@ from ..moments import Moments, moments_of
 
 
 @torch.no_grad()
-def replace_operators(model: nn.Module, choices: Mapping[str, str], batches: Iterable[Tensor] | None = None) -> None:
+def replace_operators(model: nn.Module, choices: Mapping[str, str], batches: Iterable[Batch] | None = None) -> None:
     """Replace layers of `model` by the operators that `choices` names (layer -> text), in place.
 
     Args:
@@ -44,7 +45,7 @@ def _replaceable(model: nn.Module, name: str, operator: Operator, choice: str) -
 
 
 def _output_moments(
-    model: nn.Module, layers: Sequence[nn.Module], batches: Iterable[Tensor] | None
+    model: nn.Module, layers: Sequence[nn.Module], batches: Iterable[Batch] | None
 ) -> Mapping[nn.Module, Moments]:
     if not layers:
         return {}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ...core.batch import Batch
 from ...spaces.models.attention.heads import Role, Slice
 from ...spaces.models.channel_graph import ChannelGraph, channels_lost, out_channels
 from ...spaces.models.layers import WeightedLayer, layer_at
@@ -102,7 +103,7 @@ def _patterned(magnitudes: Tensor, sparsity: str) -> Tensor:
     return (magnitudes >= threshold * magnitudes.square().mean().sqrt()).to(magnitudes.dtype)
 
 
-def parts_of(model: nn.Module, example_input: Tensor, policy: Policy, kept: Mapping[str, int]) -> list[Part]:
+def parts_of(model: nn.Module, example_input: Batch, policy: Policy, kept: Mapping[str, int]) -> list[Part]:
     """What pruning `model` to `policy` removes: channels and heads of the groups in `kept`, which maps them to how many are left, and
     single weights. The parts' weights are the model's."""
     graph = ChannelGraph(model, example_input)
@@ -115,7 +116,7 @@ def parts_of(model: nn.Module, example_input: Tensor, policy: Policy, kept: Mapp
     return parts + [Weights(each, layers) for each in [*together, *alone]]
 
 
-def scales_of(model: nn.Module, example_input: Tensor, kept: Mapping[str, int]) -> list[Part]:
+def scales_of(model: nn.Module, example_input: Batch, kept: Mapping[str, int]) -> list[Part]:
     """As `parts_of`, but of a group's channels only the scales of batch-norms; groups without any are left out."""
     graph = ChannelGraph(model, example_input)
     parts = [_channels(graph, name, left, (_BatchNorm,)) for name, left in kept.items() if name not in graph.heads]

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...core.batch import Batch, largest_difference, taken
 from ...core.interrupts import raise_if_interrupted
 from ...spaces.models.attention.heads import Role
 from ...spaces.models.channel_graph import ChannelGraph, channels_lost
@@ -46,7 +47,7 @@ def proven_groups(workload: Workload) -> tuple[list[ChannelGroup], dict[str, str
 
 
 def prove_groups(
-    model: nn.Module, inputs: Tensor, groups: Sequence[ChannelGroup]
+    model: nn.Module, inputs: Batch, groups: Sequence[ChannelGroup]
 ) -> tuple[list[ChannelGroup], dict[str, str]]:
     """The groups of which removing channels equals masking them, and {name: why not} of the others.
 
@@ -62,7 +63,7 @@ def prove_groups(
     return [group for group in groups if group.name not in reasons], reasons
 
 
-def _refuted(model: nn.Module, inputs: Tensor, groups: Sequence[ChannelGroup]) -> dict[str, str]:
+def _refuted(model: nn.Module, inputs: Batch, groups: Sequence[ChannelGroup]) -> dict[str, str]:
     """{group: reason} of those that fail; where the pruned copy does not run at all, by bisection."""
     if not groups:
         return {}
@@ -81,7 +82,7 @@ def _refuted(model: nn.Module, inputs: Tensor, groups: Sequence[ChannelGroup]) -
     return found | _refuted(model, inputs, [group for group in groups if group.name not in found])
 
 
-def _bisected(model: nn.Module, inputs: Tensor, groups: Sequence[ChannelGroup], reason: str) -> dict[str, str]:
+def _bisected(model: nn.Module, inputs: Batch, groups: Sequence[ChannelGroup], reason: str) -> dict[str, str]:
     """{group: reason} of those that fail, where no single one was found to; `reason` is that of all `groups` together."""
     if len(groups) == 1:
         return {groups[0].name: reason}
@@ -91,9 +92,9 @@ def _bisected(model: nn.Module, inputs: Tensor, groups: Sequence[ChannelGroup], 
 
 
 @torch.no_grad()
-def _one_pass(model: nn.Module, inputs: Tensor, groups: Sequence[ChannelGroup]) -> tuple[dict[str, str], bool]:
+def _one_pass(model: nn.Module, inputs: Batch, groups: Sequence[ChannelGroup]) -> tuple[dict[str, str], bool]:
     """{group: reason} of those whose readers read other values, and whether the outputs are the same."""
-    graph = ChannelGraph(copy.deepcopy(model), inputs[:1])
+    graph = ChannelGraph(copy.deepcopy(model), taken(inputs, slice(1)))
     losses = {group.name: _Loss.of(group, graph.partitions(group.name)) for group in groups}
     plan = _Plan.of({name: list(graph.roles(name)) for name in losses}, losses)
     graph.remove({name: loss.lost for name, loss in losses.items()})
@@ -102,7 +103,7 @@ def _one_pass(model: nn.Module, inputs: Tensor, groups: Sequence[ChannelGroup]) 
     with _corrected(graph.model, plan, read) as failed:
         found = graph.model(inputs)
     reasons = {name: MISPLACED.format(reader=reader) for name, reader in failed.items()}
-    return reasons, _is_same(expected, found)
+    return reasons, largest_difference(expected, found) <= TOLERANCE
 
 
 @dataclass(frozen=True)

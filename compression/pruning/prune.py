@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from ...core.batch import Batch
 from ...core.errors import CompressionError
 from ...spaces.knobs.kind import ExtensionKind
 from ...spaces.knobs.registry import KNOB_KINDS
@@ -49,7 +50,7 @@ def is_structurally_changed(policy: Policy, groups: Sequence[ChannelGroup]) -> b
 
 def pruned_copy(
     model: nn.Module,
-    example_input: Tensor,
+    example_input: Batch,
     policy: Policy,
     groups: Sequence[ChannelGroup],
     workload: Workload | None = None,
@@ -98,7 +99,7 @@ def _extend(model: nn.Module, policy: Policy) -> None:
             kind.compress(model, policy)
 
 
-def _batches(workload: Workload | None) -> Iterable[Tensor] | None:
+def _batches(workload: Workload | None) -> Iterable[Batch] | None:
     return None if workload is None else input_batches(workload.calibration, CALIBRATION_BATCH)
 
 

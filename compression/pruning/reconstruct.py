@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ...core.batch import Batch
 from ...spaces.models.channel_graph import ChannelGraph
 from ...spaces.models.layers import WeightedLayer
 from ..moments import moments_of
@@ -26,7 +27,7 @@ LEAST_EIGENVALUE = 1e-9
 
 
 @torch.no_grad()
-def reconstruct_channels(graph: ChannelGraph, lost: Mapping[str, Sequence[int]], batches: Iterable[Tensor]) -> None:
+def reconstruct_channels(graph: ChannelGraph, lost: Mapping[str, Sequence[int]], batches: Iterable[Batch]) -> None:
     """Add the weights that read the channels `lost` of groups to those that read the others, by least squares over `batches`; removing
     them comes after. Recurrent layers read their own units too, of the step before. Channels that a grouped convolution reads are
     dropped instead.

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ...core.batch import Batch, repeated
 from ...spaces.models.exported_graph import module_path
 from ...spaces.models.layers import layer_at
 from ...spaces.policies.policy import Policy
@@ -34,7 +35,7 @@ EXPONENTS = 20
 
 @torch.no_grad()
 def scale_by_activations(
-    model: nn.Module, example_input: Tensor, policy: Policy, calibration: MapDataset
+    model: nn.Module, example_input: Batch, policy: Policy, calibration: MapDataset
 ) -> dict[str, float]:
     """Scale the inputs of quantized linear layers in `policy`, in place; returns {what makes the inputs: chosen exponent}.
 
@@ -57,10 +58,10 @@ def scale_by_activations(
     return chosen
 
 
-def _scalable(model: nn.Module, example_input: Tensor) -> list[tuple[str, list[str]]]:
+def _scalable(model: nn.Module, example_input: Batch) -> list[tuple[str, list[str]]]:
     """(module, the linear layers that alone read its output), in the order they run."""
     with capturing():
-        graph = captured(model, example_input.expand(2, *example_input.shape[1:])).graph
+        graph = captured(model, repeated(example_input, 2)).graph
     runs = Counter(module_path(node) for node in graph.nodes if node.target in (NORM, LINEAR))
     found = [*_read_norms(graph)]
     found += [(first, [second]) for first, second in layer_pairs(graph) if _are_alike(model, first, second)]

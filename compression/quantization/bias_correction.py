@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from ...core.batch import Batch
 from ...spaces.models.layers import WeightedLayer, layer_at
 from ...spaces.policies.candidate import QuantParams
 from ...spaces.policies.policy import Policy
@@ -48,7 +49,7 @@ def _bias(layer: WeightedLayer) -> Tensor:
     return layer.bias
 
 
-def _channel_means(model: nn.Module, name: str, inputs: Sequence[Tensor]) -> Tensor:
+def _channel_means(model: nn.Module, name: str, inputs: Sequence[Batch]) -> Tensor:
     _, outputs = inputs_and_outputs(model, name, inputs)
     axis = outputs.ndim - 1 if isinstance(model.get_submodule(name), nn.Linear) else 1
     return outputs.mean([dimension for dimension in range(outputs.ndim) if dimension != axis])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from torch import Tensor, nn
+from torch import nn
 
+from ...core.batch import Batch
 from ...spaces.policies.candidate import Candidate
 from ...spaces.policies.policy import Policy
 from ...workloads.workload import MapDataset
@@ -13,7 +14,7 @@ from .codebooks import coded_copy
 from .quantize import quantize
 
 
-def make_candidate(model: nn.Module, example_input: Tensor, policy: Policy, calibration: MapDataset) -> Candidate:
+def make_candidate(model: nn.Module, example_input: Batch, policy: Policy, calibration: MapDataset) -> Candidate:
     """`model`, pruned and recovered, with its weights and activations quantized as the policy says.
 
     Codebooks are applied first, so that activations are calibrated on what the artifact computes.

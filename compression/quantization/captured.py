@@ -11,6 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, fx, nn
 
+from ...core.batch import Batch, device_of, mapped, shapes_of
 from ...core.errors import CompressionError
 from ...core.interrupts import raise_if_interrupted
 from ...spaces.models.architecture import architecture
@@ -37,7 +38,7 @@ def capturing() -> Iterator[None]:
         raise CompressionError(f"torch.export cannot capture the model: {describe(error)}") from error
 
 
-def captured(model: nn.Module, inputs: Tensor) -> fx.GraphModule:
+def captured(model: nn.Module, inputs: Batch) -> fx.GraphModule:
     """The graph of `model`, which ends in eval mode, for inputs of this shape; the caller may change it.
 
     Raises:
@@ -47,7 +48,7 @@ def captured(model: nn.Module, inputs: Tensor) -> fx.GraphModule:
         return _traced(model, inputs)
     state = model.state_dict()
     shapes = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in state.items())
-    key = (architecture(model), shapes, tuple(inputs.shape), inputs.dtype, inputs.device)
+    key = (architecture(model), shapes, tuple(shapes_of(inputs)), device_of(inputs))
     _graphs[key] = _graphs.pop(key, None) or _traced(model, inputs)
     while len(_graphs) > ENTRIES:
         _graphs.popitem(last=False)
@@ -56,8 +57,8 @@ def captured(model: nn.Module, inputs: Tensor) -> fx.GraphModule:
     return graph
 
 
-def _traced(model: nn.Module, inputs: Tensor) -> fx.GraphModule:
-    return cast("fx.GraphModule", torch.export.export(model, (inputs.contiguous(),)).module())
+def _traced(model: nn.Module, inputs: Batch) -> fx.GraphModule:
+    return cast("fx.GraphModule", torch.export.export(model, (mapped(torch.Tensor.contiguous, inputs),)).module())
 
 
 def _has_hidden_tensors(model: nn.Module) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
+from ...core.batch import Batch, repeated
 from ...spaces.models.exported_graph import WEIGHTED, module_path
 from .captured import capturing
 
@@ -26,7 +27,7 @@ SWEEPS = 4
 
 
 @torch.no_grad()
-def equalize(model: nn.Module, example_input: Tensor) -> list[tuple[str, str]]:
+def equalize(model: nn.Module, example_input: Batch) -> list[tuple[str, str]]:
     """Equalise `model`, batch-norm folded, in place; returns the pairs of layers that were equalised, (first, second).
 
     With r1 the largest weight that makes a channel and r2 the largest that reads it, the first layer's weights are divided by
@@ -36,7 +37,7 @@ def equalize(model: nn.Module, example_input: Tensor) -> list[tuple[str, str]]:
         CompressionError: torch.export cannot take the model.
     """
     with capturing():
-        exported = torch.export.export(model.eval(), (example_input.expand(2, *example_input.shape[1:]).contiguous(),))
+        exported = torch.export.export(model.eval(), (repeated(example_input, 2),))
     pairs = layer_pairs(cast("fx.GraphModule", exported.module()).graph)
     for _ in range(SWEEPS):
         for first, second in pairs:

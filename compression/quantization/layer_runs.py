@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ...core.batch import Batch, rows, taken
 from ...workloads.workload import MapDataset
 from ..batches import input_batches
 
@@ -14,19 +15,19 @@ SAMPLES = 128
 """How many samples of the calibration split are read at most."""
 
 
-def calibration_inputs(calibration: MapDataset) -> list[Tensor]:
+def calibration_inputs(calibration: MapDataset) -> list[Batch]:
     """Batches of the first `SAMPLES` inputs of the calibration split, each [batch, ...]."""
     batches, left = [], SAMPLES
     for batch in input_batches(calibration, min(SAMPLES, len(calibration))):
-        batches.append(batch[:left])
-        left -= len(batches[-1])
+        batches.append(taken(batch, slice(left)))
+        left -= rows(batches[-1])
         if not left:
             break
     return batches
 
 
 @torch.no_grad()
-def in_execution_order(model: nn.Module, inputs: Sequence[Tensor], layers: set[str]) -> list[str]:
+def in_execution_order(model: nn.Module, inputs: Sequence[Batch], layers: set[str]) -> list[str]:
     """`layers` in the order they first run; those that never run are left out."""
     order: dict[str, None] = {}
     hooks = [
@@ -39,7 +40,7 @@ def in_execution_order(model: nn.Module, inputs: Sequence[Tensor], layers: set[s
 
 
 @torch.no_grad()
-def inputs_and_outputs(model: nn.Module, layer: str, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def inputs_and_outputs(model: nn.Module, layer: str, inputs: Sequence[Batch]) -> tuple[Tensor, Tensor]:
     """What a layer reads and what it makes in all its runs over `inputs`, each [samples x runs, ...]."""
     read: list[Tensor] = []
     made: list[Tensor] = []

@@ -28,6 +28,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
+from ...core.batch import Batch, repeated
 from ...core.errors import CompressionError
 from ...spaces.models.exported_graph import (
     ADDITIONS,
@@ -60,7 +61,7 @@ TRANSPARENT = {
 found through them."""
 
 
-def quantize(model: nn.Module, example_input: Tensor, policy: Policy, calibration: MapDataset) -> Quantization:
+def quantize(model: nn.Module, example_input: Batch, policy: Policy, calibration: MapDataset) -> Quantization:
     """The grids of `model` under `policy`, calibrated on `calibration`, its weights in bfloat16 and its recurrent layers' matrices; the
     model is not changed.
 
@@ -75,7 +76,7 @@ def quantize(model: nn.Module, example_input: Tensor, policy: Policy, calibratio
     return replace(found, recurrent=quantized_recurrences(model, policy))
 
 
-def _of_layers(model: nn.Module, example_input: Tensor, policy: Policy, calibration: MapDataset) -> Quantization:
+def _of_layers(model: nn.Module, example_input: Batch, policy: Policy, calibration: MapDataset) -> Quantization:
     """The quantization of all but the recurrent layers."""
     layers = policy.layers.items()
     wanted = {name: layer for name, layer in layers if _has_grid_per_channel(layer) or layer.has_activation_grid}
@@ -84,7 +85,7 @@ def _of_layers(model: nn.Module, example_input: Tensor, policy: Policy, calibrat
     _require_linear(model, [name for name, layer in wanted.items() if layer.is_dynamic])
     batch_size = min(CALIBRATION_BATCH, len(calibration))
     with capturing():
-        exported = _export(model, example_input.expand(batch_size, *example_input.shape[1:]))
+        exported = _export(model, repeated(example_input, batch_size))
         norms = _folded(exported.graph)
         prepared = prepare_pt2e(exported, PolicyQuantizer(wanted, policy.scheme))
     with torch.no_grad():
@@ -97,7 +98,7 @@ def _has_grid_per_channel(layer: LayerPolicy) -> bool:
     return layer.has_weight_grid and not layer.has_groups
 
 
-def _weights_alone(model: nn.Module, example_input: Tensor, policy: Policy) -> Quantization:
+def _weights_alone(model: nn.Module, example_input: Batch, policy: Policy) -> Quantization:
     """The quantization of a policy that needs no calibration: weights in bfloat16 and with scales by groups."""
     if not any(layer.has_bfloat16_weight or layer.has_groups for layer in policy.layers.values()):
         return Quantization()
@@ -122,7 +123,7 @@ def _with_other_weights(
     return replace(found, weights=weights, bfloat16=rounded, norms=folded)
 
 
-def folded_norms(model: nn.Module, example_input: Tensor) -> dict[str, str]:
+def folded_norms(model: nn.Module, example_input: Batch) -> dict[str, str]:
     """{layer: batch-norm} of those that lowering folds into the layer before them.
 
     Raises:
@@ -131,7 +132,7 @@ def folded_norms(model: nn.Module, example_input: Tensor) -> dict[str, str]:
     if not any(isinstance(module, BATCH_NORMS) for module in model.modules()):
         return {}
     with capturing():
-        exported = captured(model, example_input.expand(2, *example_input.shape[1:]))
+        exported = captured(model, repeated(example_input, 2))
     return _folded(exported.graph)
 
 
@@ -140,7 +141,7 @@ def _folded(graph: fx.Graph) -> dict[str, str]:
     return {module_path(cast("fx.Node", norm.args[0])): module_path(norm) for norm in norms if is_folded(norm)}
 
 
-def _export(model: nn.Module, inputs: Tensor) -> fx.GraphModule:
+def _export(model: nn.Module, inputs: Batch) -> fx.GraphModule:
     exported = captured(model, inputs)
     _spell_out_norms(exported)
     return exported

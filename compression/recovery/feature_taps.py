@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...core.batch import Batch
 from ...core.errors import WorkloadError
 from ...spaces.models.layers import LAYER_KINDS
 from .distil import Tap
@@ -17,7 +18,7 @@ LAYERS = tuple(LAYER_KINDS)
 SEEN: Mapping[Tap, str] = {"embedding": "convolution or linear layer", "maps": "images of activations"}
 
 
-def tapped_modules(model: nn.Module, example_input: Tensor, tap: Tap | None) -> list[str]:
+def tapped_modules(model: nn.Module, example_input: Batch, tap: Tap | None) -> list[str]:
     """Modules whose input (tap "embedding") or output ("maps") a distiller reads, in the order they run.
 
     "embedding" is the last layer; "maps" are, for each resolution of activations [batch, channels, h, w] above 1x1, the
@@ -69,7 +70,7 @@ def projections(student: Sequence[Tensor], teacher: Sequence[Tensor], tap: Tap |
 
 
 @torch.no_grad()
-def _outputs_in_order(model: nn.Module, example_input: Tensor) -> list[tuple[str, torch.Size]]:
+def _outputs_in_order(model: nn.Module, example_input: Batch) -> list[tuple[str, torch.Size]]:
     """Modules that return one tensor, with its shape, as they finish."""
     ran: list[tuple[str, torch.Size]] = []
 

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from ...core.batch import device_of, moved
 from ...workloads.metrics import named
 from ...workloads.output_kind import LOGITS, OutputKind
 from ...workloads.workload import Workload
@@ -196,9 +197,9 @@ def _looks(workload: Workload) -> dict[str, _Look]:
 
 
 def _calibrated(workload: Workload) -> Iterator[Outputs]:
-    device = workload.example_input.device
+    device = device_of(workload.example_input)
     for batch in islice(input_batches(workload.calibration, CALIBRATION_BATCH), BATCHES):
-        yield each(lambda output: output.float().cpu(), workload.model.eval()(batch.to(device)))
+        yield each(lambda output: output.float().cpu(), workload.model.eval()(moved(batch, device)))
 
 
 def _are_probabilities(values: Tensor, axis: int) -> bool:

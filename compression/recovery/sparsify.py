@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from ...core.batch import Batch
 from ...spaces.policies.policy import Policy
 from ..pruning.parts import Part, parts_of, scales_of
 
@@ -32,9 +33,7 @@ AfterStep = Callable[[float], None]
 """A function called after each step of an optimizer with that step's share of the sum of all learning rates."""
 
 
-def sparsifier(
-    step: str, model: nn.Module, example_input: Tensor, policy: Policy, kept: Mapping[str, int]
-) -> AfterStep:
+def sparsifier(step: str, model: nn.Module, example_input: Batch, policy: Policy, kept: Mapping[str, int]) -> AfterStep:
     """What `step` of the table above does to `model` in training; nothing where `policy` removes nothing.
 
     Args:

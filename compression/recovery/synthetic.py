@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from ...core.batch import described
+from ...core.errors import WorkloadError
 from ...workloads.workload import Workload
 from ..folding import BATCH_NORMS
 
@@ -19,9 +21,17 @@ def synthetic_inputs(workload: Workload, seed: int) -> TensorDataset:
 
     Gaussian noise, optimised until the statistics of every batch-norm's input match its running statistics (Cai et al. 2020,
     ZeroQ, arXiv:2001.00281, equation 2); plain noise for a model without batch-norm. No data of the workload are read.
+
+    Raises:
+        WorkloadError: the model takes several inputs or integers, which nothing can be said of.
     """
     generator = torch.Generator().manual_seed(seed)
-    shape = (BATCH, *workload.example_input.shape[1:])
+    example = workload.example_input
+    if not isinstance(example, Tensor) or not example.is_floating_point():
+        raise WorkloadError(
+            f"recovery on synthetic data makes up one input of floats, and the model takes {described(example)}"
+        )
+    shape = (BATCH, *example.shape[1:])
     batches = [
         _matched(workload.model.eval(), torch.randn(shape, generator=generator)) for _ in range(SAMPLES // BATCH)
     ]

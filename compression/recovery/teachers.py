@@ -9,9 +9,10 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import TensorDataset
 
+from ...core.batch import Batch, device_of, shapes_of, sizes
 from ...core.errors import WorkloadError
 from ...core.interrupts import raise_if_interrupted
 from ...workloads.load import load_workload
@@ -46,7 +47,7 @@ class Teacher:
         self.modules = tapped_modules(workload.model, workload.example_input, tap)
 
     @torch.no_grad()
-    def __call__(self, inputs: Tensor) -> list[Any]:
+    def __call__(self, inputs: Batch) -> list[Any]:
         """Outputs, then what the taps saw."""
         with tapping(self.models[0], self.modules, self.tap) as views:
             outputs: list[Outputs] = [model(inputs) for model in self.models]
@@ -82,16 +83,16 @@ _SAID: WeakKeyDictionary[TensorDataset, WeakKeyDictionary[nn.Module, _Said]] = W
 def _joining(workload: Workload, name: str) -> nn.Module:
     """The model of the workload `name`, held against `workload`'s on the example input."""
     example = workload.example_input
-    model = _loaded(name, workload.base).to(example.device)
+    model = _loaded(name, workload.base).to(device_of(example))
     with torch.no_grad():
-        expected = workload.model.eval()(example).shape
+        expected: Batch = workload.model.eval()(example)
         try:
-            found = model(example).shape
+            found: Batch = model(example)
         except BaseException as error:  # the user's code may raise anything
             raise_if_interrupted(error)
             raise WorkloadError(f"{name} does not run on the workload's example input: {describe(error)}") from error
-    if found != expected:
-        raise WorkloadError(f"{name} makes outputs {list(found)}, not {list(expected)} as the workload's model does")
+    if shapes_of(found) != shapes_of(expected):
+        raise WorkloadError(f"{name} makes outputs {sizes(found)}, not {sizes(expected)} as the workload's model does")
     return model
 
 

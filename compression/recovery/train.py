@@ -6,11 +6,13 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
 
+from ...core.batch import Batch, moved, moved_target, rows
 from ...core.errors import CompressionError
 from ...spaces.policies.policy import Recovery
 from ...workloads.workload import MapDataset, Workload
@@ -154,7 +156,7 @@ class _Training:
         self.autocast = recovery.mixed_precision and _has_bfloat16(self.device)
 
     @torch.no_grad()
-    def _projections(self, example: Tensor) -> nn.ModuleList:
+    def _projections(self, example: Batch) -> nn.ModuleList:
         if self.distiller.tap is None:
             return nn.ModuleList()
         with tapping(self.student, self.modules, self.distiller.tap) as own:
@@ -206,8 +208,8 @@ class _Training:
         optimizer.step()
         self._mask()
 
-    def _loss(self, inputs: Tensor, targets: Tensor, *said: Tensor) -> Tensor:
-        inputs, targets = inputs.to(self.device), targets.to(self.device)
+    def _loss(self, inputs: Batch, targets: Any, *said: Tensor) -> Tensor:
+        inputs, targets = moved(inputs, self.device), moved_target(targets, self.device)
         guidance = [view.to(self.device) for view in said] or self.teacher(inputs)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             with tapping(self.student, self.modules, self.distiller.tap) as views:
@@ -217,14 +219,14 @@ class _Training:
         loss = self._imitation([outputs, *views], guidance, targets)
         return loss if peer is None else loss + self._mutual(outputs, each(Tensor.float, peer), targets)
 
-    def _mutual(self, outputs: Outputs, peer: Outputs, targets: Tensor) -> Tensor:
+    def _mutual(self, outputs: Outputs, peer: Outputs, targets: Any) -> Tensor:
         """What the student and its peer learn of one another, and the peer of the labels."""
         temperature = self.recovery.temperature
         loss = imitation_loss(outputs, each(Tensor.detach, peer), temperature, self.kinds)
         loss = loss + imitation_loss(peer, each(Tensor.detach, outputs), temperature, self.kinds)
         return loss + self.workload.loss_function(peer, targets) if self.reads_labels else loss
 
-    def _imitation(self, views: Views, guidance: Views, targets: Tensor) -> Tensor:
+    def _imitation(self, views: Views, guidance: Views, targets: Any) -> Tensor:
         imitation = self.distiller.loss(views, guidance, self.projections)
         if not self.reads_labels:
             return imitation
@@ -236,10 +238,11 @@ class _Training:
         self.student.eval()
         losses = []
         for inputs, targets in loader(data, self.batch_size):
-            guidance = self.teacher(inputs.to(self.device))
+            inputs, targets = moved(inputs, self.device), moved_target(targets, self.device)
+            guidance = self.teacher(inputs)
             with tapping(self.student, self.modules, self.distiller.tap) as views:
-                outputs = self.student(inputs.to(self.device))
-            losses.append(float(self._imitation([outputs, *views], guidance, targets.to(self.device))) * len(inputs))
+                outputs = self.student(inputs)
+            losses.append(float(self._imitation([outputs, *views], guidance, targets)) * rows(inputs))
         return sum(losses) / len(data)
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import partial
@@ -59,14 +59,14 @@ class Bench:
     Args:
         target: where artifacts run.
         reference: the uncompressed model's artifact.
-        inputs: one batch, float32, shape [batch, ...].
+        inputs: one batch by name, each [batch, ...].
         cores: to pin to, from `bench_cores`.
 
     Raises:
         TargetError: the target has more threads than there are cores, which would spin waiting for each other.
     """
 
-    def __init__(self, target: Target, reference: Path, inputs: np.ndarray, cores: Sequence[int]) -> None:
+    def __init__(self, target: Target, reference: Path, inputs: Mapping[str, np.ndarray], cores: Sequence[int]) -> None:
         require_cores(target, cores)
         self._setup = (target.model_dump_json(), str(reference), inputs, list(cores), os.getpid())
         self._process: ProcessPoolExecutor | None = None
@@ -185,7 +185,7 @@ class _State:
 
     target: Target
     reference: Session
-    inputs: np.ndarray
+    inputs: Mapping[str, np.ndarray]
     cores: list[int]
     wait: QuietWait
     calm_reference_s: float = math.inf
@@ -194,7 +194,7 @@ class _State:
 _state: _State
 
 
-def _set_up(target_json: str, reference: str, inputs: np.ndarray, cores: list[int], parent: int) -> None:
+def _set_up(target_json: str, reference: str, inputs: Mapping[str, np.ndarray], cores: list[int], parent: int) -> None:
     global _state
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle; it ends this process
     Thread(target=end_with, args=(parent,), daemon=True).start()
@@ -237,7 +237,7 @@ def _time_reference(seconds: float) -> tuple[float, float, float, int]:
     return median * 1e3, low * 1e3, high * 1e3, blocks
 
 
-def _peak_memory(target_json: str, candidate: str, inputs: np.ndarray, cores: list[int]) -> int:
+def _peak_memory(target_json: str, candidate: str, inputs: Mapping[str, np.ndarray], cores: list[int]) -> int:
     os.sched_setaffinity(0, cores)
     target = Target.model_validate_json(target_json)
     get_runtime(target.runtime)  # its library is loaded before the memory is
@@ -249,7 +249,7 @@ def _peak_memory(target_json: str, candidate: str, inputs: np.ndarray, cores: li
         return peak_growth(load_and_run)
 
 
-def _load_seconds(target_json: str, candidate: str, inputs: np.ndarray, cores: list[int]) -> float:
+def _load_seconds(target_json: str, candidate: str, inputs: Mapping[str, np.ndarray], cores: list[int]) -> float:
     os.sched_setaffinity(0, cores)
     target = Target.model_validate_json(target_json)
     get_runtime(target.runtime)  # its library is imported before the clock starts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,7 +34,7 @@ class Streams:
         self._sessions = sessions
         self._threads = ThreadPoolExecutor(len(sessions))
 
-    def run(self, inputs: np.ndarray) -> np.ndarray:
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs of the last stream; all streams run the same batch."""
         outputs = list(self._threads.map(lambda session: session.run(inputs), self._sessions))
         return outputs[-1]

@@ -19,6 +19,7 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor, nn
 
+from ...core.batch import Batch
 from ...spaces.models.layers import LAYER_KINDS, macs_by_module
 from ...spaces.models.recurrent import RECURRENT_KINDS, is_single_layer
 from ...spaces.policies.policy import Policy
@@ -54,7 +55,7 @@ def layers_of(model: nn.Module) -> list[str]:
 
 
 @torch.no_grad()
-def calls_of(model: nn.Module, example_input: Tensor) -> dict[str, Call]:
+def calls_of(model: nn.Module, example_input: Batch) -> dict[str, Call]:
     """Layer -> its work, in the order of execution; `model` ends in eval mode."""
     macs, calls = macs_by_module(model, example_input), {}
 

@@ -16,6 +16,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from ...core.batch import INPUT
 from ...core.errors import LoweringError
 from ...core.threads import torch_threads
 from ...spaces.models.layers import find_layers
@@ -182,7 +183,7 @@ class _Profiler:
         example = torch.zeros(1, *shape)
         gmacs = sum(layer.macs for layer in find_layers(model, example)) * self.target.batch * self.target.streams / 1e9
         path = self.begun(self.lowered, model, example, FLOAT)
-        inputs = np.zeros((self.target.batch, *shape), np.float32)
+        inputs = {INPUT: np.zeros((self.target.batch, *shape), np.float32)}
         with Bench(self.target, path, inputs, bench_cores(self.target.threads)) as bench:
             reference_ms, *_ = self.begun(bench.time_reference, SECONDS)
             for pair in (FLOAT, INTEGER, (BFLOAT16_BITS, FULL_PRECISION), (BFLOAT16_BITS, BFLOAT16_BITS)):
@@ -260,7 +261,7 @@ class _Profiler:
         """Latency of `model` at full precision by itself, one batch."""
         path = self.folder / f"reference{self.runtime.suffix}"
         path = self.runtime.lower(Candidate(Policy(), model.eval()), example, self.target, path).path
-        inputs = np.zeros((self.target.batch, *example.shape[1:]), np.float32)
+        inputs = {INPUT: np.zeros((self.target.batch, *example.shape[1:]), np.float32)}
         with Bench(self.target, path, inputs, bench_cores(self.target.threads)) as bench:
             return bench.time_reference(SECONDS)[0]
 

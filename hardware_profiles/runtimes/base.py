@@ -7,7 +7,7 @@ timed, scored and exported.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -21,8 +21,7 @@ from ...spaces.policies.float_precision import BFLOAT16, DEFAULT, FLOAT16, FLOAT
 from .registry import RUNTIMES
 
 if TYPE_CHECKING:  # the bench's process loads artifacts without torch
-    from torch import Tensor
-
+    from ...core.batch import Batch
     from ...spaces.policies.candidate import Candidate
     from ..cards.target import Target
 
@@ -63,11 +62,20 @@ class TensorInfo:
     dtype: str
 
 
+@dataclass(frozen=True)
+class Signature:
+    """What an artifact takes and returns, in its own order."""
+
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+
 class Session(Protocol):
     """A loaded artifact. Not safe to share between threads."""
 
-    def run(self, inputs: np.ndarray) -> np.ndarray:
-        """Outputs [batch, ...] for one batch of inputs [batch, ...], float32. The result may be reused by the next call."""
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name, each [batch, ...], of one batch of inputs by name, each [batch, ...], in the types of `Runtime.signature`.
+        A single one is called "input", or "output". The next call may reuse the result."""
         ...
 
     def executed_precisions(self) -> dict[str, str]:
@@ -79,7 +87,7 @@ class Session(Protocol):
 class DeviceSession(Protocol):
     """A session on a device with memory and a clock of its own."""
 
-    def on_device(self, inputs: np.ndarray) -> Callable[[], object]:
+    def on_device(self, inputs: Mapping[str, np.ndarray]) -> Callable[[], object]:
         """Runs of one batch, copied there beforehand; a `paired_timing.SelfTimed`."""
         ...
 
@@ -108,7 +116,7 @@ class Runtime(Protocol):
         """The type that "default" stands for on this machine."""
         ...
 
-    def lower(self, candidate: Candidate, example_input: Tensor, target: Target, path: Path) -> Artifact:
+    def lower(self, candidate: Candidate, example_input: Batch, target: Target, path: Path) -> Artifact:
         """Write the artifact to `path`.
 
         Raises:
@@ -116,8 +124,8 @@ class Runtime(Protocol):
         """
         ...
 
-    def signature(self, artifact: Path) -> tuple[TensorInfo, TensorInfo]:
-        """The artifact's input and output, batch included."""
+    def signature(self, artifact: Path) -> Signature:
+        """The artifact's inputs and outputs, batch included."""
         ...
 
     def load(self, artifact: Path, target: Target, threads: int | None = None) -> Session:

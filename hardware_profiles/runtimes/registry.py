@@ -36,7 +36,7 @@ class RuntimeEntry:
         plainly: a sentence for a bundle's card: what becomes of an artifact that is loaded without the settings it was measured
             with.
         loader: "module:function" that loads an artifact in a bundle's run.py, as `studies.bundles.standalone.LOADERS` has them
-            for slimfront's own runtimes: `function(path, threads)` returns a function from inputs to outputs, and its source
+            for slimfront's own runtimes: `function(path, threads)` returns a function from inputs by name to outputs by name, and its source
             runs on its own, with numpy as `np`. A bundle of a runtime without one has no run.py.
     """
 

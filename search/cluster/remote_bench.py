@@ -7,7 +7,7 @@ actor of its own; that no two of them time at once is seen to by the machine's l
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -39,13 +39,13 @@ class RemoteBench:
     Args:
         target: `remote`, and the same for everyone who measures on it.
         reference: the uncompressed model's artifact.
-        inputs: one batch, float32, shape [batch, ...].
+        inputs: one batch by name, each [batch, ...].
 
     Raises:
         TargetError: no node of the cluster advertises the target, or the card was measured on another machine.
     """
 
-    def __init__(self, target: Target, reference: Path, inputs: np.ndarray) -> None:
+    def __init__(self, target: Target, reference: Path, inputs: Mapping[str, np.ndarray]) -> None:
         remote_machine(target)
         self._name = target.name
         node = _there(_BenchActor, target)
@@ -160,7 +160,7 @@ def _float_types(target_json: str) -> dict[FloatPrecision, FloatType]:
 class _BenchActor:
     """A `Bench` and a folder for what it times; made again from the same arguments if its process dies."""
 
-    def __init__(self, target_json: str, name: str, reference: bytes, inputs: np.ndarray) -> None:
+    def __init__(self, target_json: str, name: str, reference: bytes, inputs: Mapping[str, np.ndarray]) -> None:
         target = Target.model_validate_json(target_json)
         self._folder = TemporaryDirectory(prefix="slimfront-bench-")
         self._bench = Bench(target, self._written("reference", name, reference), inputs, bench_cores(target.threads))

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor
-
-from ...compression.batches import example_batch
+from ...compression.batches import example_arrays
+from ...core.batch import Batch
 from ...hardware_profiles.bench.bench import Bench
 from ...hardware_profiles.bench.timer import Timer
 from ...hardware_profiles.cards.target import Target
 
 
-def timer_of(target: Target, reference: Path, example_input: Tensor, cores: Sequence[int]) -> Timer:
+def timer_of(target: Target, reference: Path, example_input: Batch, cores: Sequence[int]) -> Timer:
     """A timer of `target`, started, whose reference is the uncompressed model's artifact.
 
     Args:
@@ -23,7 +22,7 @@ def timer_of(target: Target, reference: Path, example_input: Tensor, cores: Sequ
     Raises:
         TargetError: it is remote, and no node of the Ray cluster advertises it.
     """
-    inputs = example_batch(example_input, target.batch)
+    inputs = example_arrays(example_input, target.batch)
     if target.remote:
         from .remote_bench import RemoteBench  # only here: importing ray takes a second
 

@@ -10,6 +10,7 @@ import torch
 
 from ...compression.batches import CALIBRATION_BATCH, input_batches
 from ...compression.pruning.proof import proven_groups
+from ...core.batch import device_of, moved
 from ...core.threads import usable_threads
 from ...evaluators.evaluator import Context
 from ...hardware_profiles.bench.bench import bench_cores
@@ -179,6 +180,6 @@ def _built_space(
 
 
 def _ranked(workload: Workload, blocks: Sequence[str]) -> list[str]:
-    device = workload.example_input.device
-    batches = (batch.to(device) for batch in input_batches(workload.calibration, CALIBRATION_BATCH))
+    device = device_of(workload.example_input)
+    batches = (moved(batch, device) for batch in input_batches(workload.calibration, CALIBRATION_BATCH))
     return least_influential_first(block_influence(workload.model, batches, blocks))

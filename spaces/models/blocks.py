@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...core.batch import Batch
 from ..policies.resolved import is_within
 from .layers import LAYER_KINDS
 
@@ -32,13 +33,13 @@ def first_argument(inputs: Sequence[Any], named: Mapping[str, Any]) -> Any:
     return next(iter([*inputs, *named.values()]), None)
 
 
-def find_removable_blocks(model: nn.Module, example_input: Tensor) -> list[str]:
+def find_removable_blocks(model: nn.Module, example_input: Batch) -> list[str]:
     """Paths of the blocks of `model` that an identity may stand for, in module order; the model ends in eval mode."""
     return examine_blocks(model, example_input)[0]
 
 
 @torch.no_grad()
-def examine_blocks(model: nn.Module, example_input: Tensor) -> tuple[list[str], dict[str, str]]:
+def examine_blocks(model: nn.Module, example_input: Batch) -> tuple[list[str], dict[str, str]]:
     """Paths of the blocks of `model` that an identity may stand for, in module order, and why none may for the others.
 
     A block is an element of a sequence or list of modules, no sequence itself, that holds at least two layers; it may go if it runs
@@ -58,7 +59,7 @@ def examine_blocks(model: nn.Module, example_input: Tensor) -> tuple[list[str], 
     return found, fixed
 
 
-def _reasons(model: nn.Module, example_input: Tensor) -> dict[nn.Module, str | None]:
+def _reasons(model: nn.Module, example_input: Batch) -> dict[nn.Module, str | None]:
     """Block -> why no identity may stand for it, or None, from a pass of the model."""
     reasons: dict[nn.Module, str | None] = dict.fromkeys(_blocks(model), "it is never called")
     calls: Counter[nn.Module] = Counter()
@@ -94,7 +95,7 @@ def _why_fixed(read: Any, made: Any) -> str | None:
 
 
 @torch.no_grad()
-def block_influence(model: nn.Module, batches: Iterable[Tensor], blocks: Sequence[str]) -> dict[str, float]:
+def block_influence(model: nn.Module, batches: Iterable[Batch], blocks: Sequence[str]) -> dict[str, float]:
     """Block -> 1 - the mean cosine of what it reads and what it makes: near 0 where it changes nothing (block influence of
     Men et al. 2024, ShortGPT, arXiv:2403.03853, equation 1). The model ends in eval mode.
 

@@ -16,6 +16,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch_pruning import ops
 from torch_pruning.dependency import Group
 
+from ...core.batch import Batch
 from ...core.errors import CompressionError
 from ...core.interrupts import raise_if_interrupted
 from .attention.find_heads import find_heads
@@ -45,7 +46,7 @@ class ChannelGraph:
         CompressionError: Torch-Pruning cannot trace the model.
     """
 
-    def __init__(self, model: nn.Module, example_input: Tensor) -> None:
+    def __init__(self, model: nn.Module, example_input: Batch) -> None:
         self.model = model.eval()
         self.names = {module: name for name, module in model.named_modules()}
         try:

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ...core.batch import Batch, shapes_of, sizes, tensors_of
 from ...core.errors import CompressionError
 from ...core.interrupts import raise_if_interrupted
 from .channel_graph import ChannelGraph, out_channels
@@ -65,7 +66,7 @@ class ChannelGroup:
         return min(self.channels, max(multiple, round(self.channels * fraction / multiple) * multiple))
 
 
-def find_channel_groups(model: nn.Module, example_input: Tensor) -> tuple[list[ChannelGroup], dict[str, str]]:
+def find_channel_groups(model: nn.Module, example_input: Batch) -> tuple[list[ChannelGroup], dict[str, str]]:
     """Groups of `model` that can be pruned, and why the others cannot.
 
     Every group is pruned to half on a copy, which must still run and keep its output shape.
@@ -113,9 +114,9 @@ class _Halves:
     """
 
     @torch.no_grad()
-    def __init__(self, graph: ChannelGraph, example_input: Tensor) -> None:
+    def __init__(self, graph: ChannelGraph, example_input: Batch) -> None:
         self.graph, self.example_input = graph, example_input
-        self.expected = graph.model(example_input).shape
+        self.expected = graph.model(example_input)
 
     @torch.no_grad()
     def why_unsafe(self, groups: list[ChannelGroup]) -> str | None:
@@ -123,14 +124,14 @@ class _Halves:
         lost = {group.name: self.graph.any_channels(group.name, group.kept(0.5)) for group in groups}
         try:
             with self.graph.without(lost) as pruned:
-                shape = pruned(self.example_input).shape
+                found = pruned(self.example_input)
         except CompressionError as error:
             return f"none of them can be removed: {first_line(error)}"
         except Exception as error:  # the model's own code may raise anything
             raise_if_interrupted(error)
             return STUCK.format(place=place_of(error))
-        same = shape == self.expected
-        return None if same else f"changes the output shape from {list(self.expected)} to {list(shape)}"
+        same = shapes_of(found) == shapes_of(self.expected)
+        return None if same else f"changes the output shape from {sizes(self.expected)} to {sizes(found)}"
 
 
 def _find_unsafe(halves: _Halves, groups: list[ChannelGroup], reason: str | None) -> dict[str, str]:
@@ -186,7 +187,7 @@ def _multiple(channels: int, partitions: int) -> int:
 
 
 @torch.no_grad()
-def _output_layers(model: nn.Module, example_input: Tensor) -> set[str]:
+def _output_layers(model: nn.Module, example_input: Batch) -> set[str]:
     """Layers whose output is the model's output, or a view of it."""
     produced: dict[str, Tensor] = {}  # kept: the address of a freed tensor is soon that of another
     hooks = [
@@ -195,8 +196,9 @@ def _output_layers(model: nn.Module, example_input: Tensor) -> set[str]:
         if type(module) in LAYER_KINDS
     ]
     try:
-        output = model.eval()(example_input)
+        outputs = tensors_of(model.eval()(example_input))
     finally:
         for hook in hooks:
             hook.remove()
-    return {name for name, tensor in produced.items() if tensor.data_ptr() == output.data_ptr()}
+    places = {output.data_ptr() for output in outputs}
+    return {name for name, tensor in produced.items() if tensor.data_ptr() in places}

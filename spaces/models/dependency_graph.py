@@ -21,6 +21,7 @@ from torch_pruning import ops
 from torch_pruning.dependency import Group, constants, index_mapping, shape_infer
 from torch_pruning.dependency import graph as dependency_graph
 
+from ...core.batch import Batch
 from .attention.heads import Heads
 from .attention.influence import trainable
 from .recurrent import is_recurrent
@@ -93,7 +94,7 @@ class DependencyGraph(tp.DependencyGraph):
 
 
 def traced(
-    model: nn.Module, example_input: Tensor, attentions: Sequence[Heads] = ()
+    model: nn.Module, example_input: Batch, attentions: Sequence[Heads] = ()
 ) -> tuple[DependencyGraph, list[Group]]:
     """The dependency graph of a model, and its groups of coupled channels but those inside attentions.
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
+from ...core.batch import Batch
 from .recurrent import RECURRENT_KINDS, RecurrentLayer, is_single_layer, matrix_shape
 from .recurrent_macs import RECURRENT_OPERATIONS, macs_of_recurrence
 from .unread import unread_layers
@@ -67,7 +69,7 @@ def layer_at(model: nn.Module, path: str) -> WeightedLayer:
     return module
 
 
-def find_layers(model: nn.Module, example_input: Tensor) -> list[Layer]:
+def find_layers(model: nn.Module, example_input: Batch) -> list[Layer]:
     """Layers of `model` in module order that run on `example_input` (shape [1, ...]): once, or linear ones again and again; those that
     no output depends on are left out.
 
@@ -77,7 +79,7 @@ def find_layers(model: nn.Module, example_input: Tensor) -> list[Layer]:
     return [layer for layer in find_every_layer(model, example_input) if not layer.is_recurrent]
 
 
-def find_every_layer(model: nn.Module, example_input: Tensor) -> list[Layer]:
+def find_every_layer(model: nn.Module, example_input: Batch) -> list[Layer]:
     """As `find_layers`, with the recurrent layers that have one pair of matrices for each direction."""
     macs = macs_by_module(model, example_input)
     runs = runs_of_modules(model, example_input)
@@ -95,22 +97,22 @@ def is_taken_up(layer: nn.Module, runs: int) -> bool:
     return runs == 1 or (runs > 1 and isinstance(layer, (nn.Linear, nn.RNNBase)))
 
 
-def macs_by_module(model: nn.Module, example_input: Tensor) -> dict[str, int]:
+def macs_by_module(model: nn.Module, example_input: Batch) -> dict[str, int]:
     """Dotted module path -> multiply-adds of one sample ("" is the whole model), counted by fvcore, which does not
     know recurrent layers, and by `macs_of_recurrence`; ends in eval mode."""
     analysis = flop_analysis(model, example_input)
     return {name: int(count) for name, count in analysis.by_module().items()}
 
 
-def flop_analysis(model: nn.Module, example_input: Tensor) -> FlopCountAnalysis:
+def flop_analysis(model: nn.Module, example_input: Batch) -> FlopCountAnalysis:
     """A quiet fvcore analysis of `model`, which is put into eval mode."""
-    analysis = FlopCountAnalysis(model.eval(), example_input)
+    analysis = FlopCountAnalysis(model.eval(), (cast("Tensor", example_input),))  # which may be a dictionary as well
     analysis.set_op_handle(**dict.fromkeys(RECURRENT_OPERATIONS, macs_of_recurrence))
     return analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
 
 
 @torch.no_grad()
-def runs_of_modules(model: nn.Module, example_input: Tensor) -> Counter[str]:
+def runs_of_modules(model: nn.Module, example_input: Batch) -> Counter[str]:
     """How often each module runs on `example_input`."""
     calls: Counter[str] = Counter()
     hooks = [

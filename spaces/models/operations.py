@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from ...core.batch import Batch
 from .layers import Layer, find_every_layer
 
 OTHERS = "other operations"
@@ -42,7 +43,7 @@ class Operation:
     count: int = 1
 
 
-def operations_of(model: nn.Module, example_input: Tensor) -> list[Operation]:
+def operations_of(model: nn.Module, example_input: Batch) -> list[Operation]:
     """Layers in module order, then everything else as one; what a runtime fuses into the operation before it costs nothing.
 
     Element-wise operations, views and batch-norms are such; the model ends in eval mode.
@@ -62,7 +63,7 @@ def _kind(layer: Layer) -> str:
 
 
 @torch.no_grad()
-def _run(model: nn.Module, names: list[str], example_input: Tensor, others: _Others) -> dict[str, tuple[int, int]]:
+def _run(model: nn.Module, names: list[str], example_input: Batch, others: _Others) -> dict[str, tuple[int, int]]:
     """Layer -> elements it moves and how often it runs; `others` notes what runs outside them."""
     moved: dict[str, tuple[int, int]] = dict.fromkeys(names, (0, 0))
 

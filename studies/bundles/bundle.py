@@ -8,10 +8,11 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from ...core.batch import INPUT
 from ...core.documents import MAX_JSON_BYTES, json_document, read_file, require_regular
 from ...core.errors import DocumentError, UserError
 from ...core.validation import MAX_SENTENCE, first_problem, shortened
@@ -21,7 +22,7 @@ from .card import SCHEMA
 
 CARD = "card.json"
 MAX_INPUT_BYTES = 2**31
-"""Of one batch of a model's float32 inputs."""
+"""Of one batch of a model's inputs, at eight bytes a number."""
 
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -65,10 +66,12 @@ class QualityPart(_Part):
     margin: Annotated[float, Field(gt=0)] = 0.1
 
 
-class InputShape(_Part):
-    """Of the model's input, batch included."""
+class InputInfo(_Part):
+    """One of the model's inputs, batch included."""
 
+    name: Annotated[str, Field(max_length=200)] = INPUT
     shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=16)]
+    dtype: Literal["float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"] = "float32"
 
 
 class Provenance(_Part):
@@ -85,7 +88,8 @@ class Card(_Part):
     measurements: Measured
     metric: QualityPart = QualityPart()
     target: Target
-    input: InputShape
+    input: InputInfo
+    inputs: Annotated[list[InputInfo], Field(max_length=100)] = []
     provenance: Provenance
     files: Annotated[dict[str, ListedFile], Field(max_length=100)]
 
@@ -97,12 +101,18 @@ class Card(_Part):
                 raise ValueError(f"{shortened(repr(name))} is not a plain name of a file in the bundle")
         return files
 
-    @field_validator("input")
+    @field_validator("input", "inputs")
     @classmethod
-    def _fits_memory(cls, given: InputShape) -> InputShape:
-        if 4 * math.prod(given.shape) > MAX_INPUT_BYTES:
+    def _fits_memory(cls, given: InputInfo | list[InputInfo]) -> InputInfo | list[InputInfo]:
+        listed = given if isinstance(given, list) else [given]
+        if sum(8 * math.prod(each.shape) for each in listed) > MAX_INPUT_BYTES:
             raise ValueError(f"one batch would take more than {MAX_INPUT_BYTES:,} bytes")
         return given
+
+    @property
+    def takes(self) -> list[InputInfo]:
+        """The model's inputs; cards of earlier versions have one."""
+        return self.inputs or [self.input]
 
 
 @dataclass(frozen=True)

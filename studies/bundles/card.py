@@ -7,7 +7,8 @@ card.json (schema 1)::
      "baseline": {"measurements": as above}, "reference": what speed-ups are over, as in the JSON of `front`,
      "metric": what `accuracy` is: {"metric", "unit", "higher_is_better", "margin", "outputs"},
      "test_accuracy": as a measurement, or null where the test split was not scored,
-     "target": the target's card, "input": {"name", "shape", "dtype"}, "output": the same,
+     "target": the target's card, "inputs": [{"name", "shape", "dtype"}], "outputs": the same,
+     "input", "output": the first of them, all that cards of earlier versions have,
      "provenance": {"created", "study_created", "workload", "workload_options", "workload_fingerprint", "seed",
                     "batch_size", "worker", "machine", "versions"},
      "files": {name: {"sha256", "bytes"}}}
@@ -26,7 +27,7 @@ from ...core.measurement import Measurement
 from ...core.metrics import METRICS, Quality
 from ...hardware_profiles.cards.target import Target
 from ...hardware_profiles.profiling.fingerprint import saturates
-from ...hardware_profiles.runtimes.base import TensorInfo
+from ...hardware_profiles.runtimes.base import Signature, TensorInfo
 from ...hardware_profiles.runtimes.registry import RUNTIMES
 from ...spaces.policies.policy import Policy
 from ..analysis.significance import is_lucky
@@ -56,7 +57,7 @@ def card_document(
     study: StudyRecord,
     trial: TrialRecord,
     target: Target,
-    signature: tuple[TensorInfo, TensorInfo],
+    signature: Signature,
     executed: Mapping[str, str],
     created: datetime,
     files: Mapping[str, Mapping[str, Any]],
@@ -64,7 +65,7 @@ def card_document(
     """The card as plain JSON values.
 
     Args:
-        signature: the artifact's input and output.
+        signature: the artifact's inputs and outputs.
         executed: layer -> precision it ran in.
         created: when the artifact was made.
         files: the bundle's other files, name -> sha256 and bytes.
@@ -83,8 +84,10 @@ def card_document(
         "metric": asdict(study.quality),
         "test_accuracy": measured.get("test_accuracy"),
         "target": target.model_dump(mode="json"),
-        "input": _tensor(signature[0]),
-        "output": _tensor(signature[1]),
+        "input": _tensor(signature.inputs[0]),
+        "output": _tensor(signature.outputs[0]),
+        "inputs": [*map(_tensor, signature.inputs)],
+        "outputs": [*map(_tensor, signature.outputs)],
         "executed_precisions": dict(executed),
         "provenance": {
             "created": created.isoformat(),
@@ -255,16 +258,25 @@ def _how_to_run(card: Mapping[str, Any]) -> list[str]:
 
 def _example(card: Mapping[str, Any], loader: Callable[..., Any]) -> str:
     """The lines that run the model: the very loader of run.py with what it calls, and its use."""
-    target, tensor = card["target"], card["input"]
+    target = card["target"]
     called = [loader.__globals__.get(name) for name in loader.__code__.co_names]
     inside = [each for each in called if inspect.isfunction(each) and each.__module__ == loader.__module__]
     source = "\n\n".join(inspect.getsource(function).replace(" -> Run:", ":") for function in (*inside, loader))
+    given = "".join(f"    {_zeros(tensor)},\n" for tensor in card["inputs"])
+    made = ", ".join(f"{tensor['name']} {tensor['shape']}" for tensor in card["outputs"])
     use = (
         f'run = {loader.__name__}("{_file(card, "model")}", threads={target["threads"]})\n'
-        f"inputs = np.zeros({tensor['shape']}, dtype=np.{tensor['dtype']})  # put yours here\n"
-        f"outputs = run(inputs)  # shape {card['output']['shape']}; copy what you keep, the next call reuses it\n"
+        f"inputs = {{  # put yours here\n{given}}}\n"
+        f"outputs = run(inputs)  # by name: {made}; copy what you keep, the next call reuses it\n"
     )
-    return f"```python\nimport numpy as np\n\n\n{_PYRIGHT.sub('', source)}\n\n{use}```"
+    return (
+        f"```python\nimport numpy as np\n\nArrays = dict[str, np.ndarray]\n\n\n{_PYRIGHT.sub('', source)}\n\n{use}```"
+    )
+
+
+def _zeros(tensor: Mapping[str, Any]) -> str:
+    """An entry of the inputs, in Python."""
+    return f'"{tensor["name"]}": np.zeros({tensor["shape"]}, dtype=np.{tensor["dtype"]})'
 
 
 def _bullets(values: Mapping[str, Any]) -> str:

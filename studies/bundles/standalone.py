@@ -3,7 +3,7 @@
     python run.py
 
 Needs numpy and the runtime that card.json names, nothing else. From other code: `run = load(file_of("model"))`, then
-`outputs = run(inputs)` with inputs as card.json describes them.
+`outputs = run({"input": array})`, with the names, shapes and types of arrays that card.json describes.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-Run = Callable[[np.ndarray], Any]
-"""From one batch of float32 inputs to an array of outputs, which the next call may overwrite."""
+Arrays = dict[str, np.ndarray]
+Run = Callable[[Arrays], Arrays]
+"""From one batch of inputs by name to outputs by name, which the next call may overwrite."""
 
 FOLDER = Path(__file__).resolve().parent
 WARM_UP_SECONDS, BLOCK_SECONDS, SECONDS = 0.1, 0.01, 2.0
@@ -54,11 +55,14 @@ def load_openvino(path: str, threads: int) -> Run:
     if asked != "default":
         config["INFERENCE_PRECISION_HINT"] = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}[asked]
     request = core.compile_model(model, "CPU", config).create_infer_request()
-    given = request.get_input_tensor().data
+    given = {tensor.get_any_name(): request.get_tensor(tensor).data for tensor in model.inputs}
+    made = [tensor.get_any_name() for tensor in model.outputs]
 
-    def run(inputs: np.ndarray) -> np.ndarray:
-        given[:] = inputs  # handing it over at every run takes longer
-        return request.infer(share_outputs=True)[0]
+    def run(inputs: Arrays) -> Arrays:
+        for name, array in inputs.items():
+            given[name][:] = array  # handing it over at every run takes longer
+        results = request.infer(share_outputs=True)
+        return {name: np.asarray(results[index]) for index, name in enumerate(made)}
 
     return run
 
@@ -73,8 +77,12 @@ def load_onnxruntime(path: str, threads: int) -> Run:
     # Or inputs of linear layers with integer weights would be quantized at run time, whatever was decided.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda inputs: session.run(None, {name: inputs})[0]
+    made = [tensor.name for tensor in session.get_outputs()]
+
+    def run(inputs: Arrays) -> Arrays:
+        return {name: np.asarray(array) for name, array in zip(made, session.run(None, inputs), strict=True)}
+
+    return run
 
 
 def load_litert(path: str, threads: int) -> Run:
@@ -82,12 +90,13 @@ def load_litert(path: str, threads: int) -> Run:
 
     interpreter = Interpreter(model_path=path, num_threads=threads)
     interpreter.allocate_tensors()
-    given, made = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+    signature, *_ = interpreter._get_full_signature_list().values()  # which has the tensors' names
 
-    def run(inputs: np.ndarray) -> np.ndarray:
-        interpreter.set_tensor(given, inputs)
+    def run(inputs: Arrays) -> Arrays:
+        for name, array in inputs.items():
+            interpreter.set_tensor(signature["inputs"][name], array)
         interpreter.invoke()
-        return interpreter.get_tensor(made)
+        return {name: interpreter.get_tensor(index) for name, index in signature["outputs"].items()}
 
     return run
 
@@ -104,12 +113,17 @@ def load_torch(path: str, threads: int, device: str = "cpu") -> Run:
     archive = load_pt2(path, run_single_threaded=True)
     # Compiled ahead of time, or a program to be run as it is.
     model = archive.aoti_runners.get("model") or archive.exported_programs["model"].module(check_guards=False)
-    asked = json.loads(archive.extra_files["slimfront.json"]).get("float_precision", "float32")
+    notes = json.loads(archive.extra_files["slimfront.json"])
+    asked = notes.get("float_precision", "float32")
+    made = [name for name, *_ in notes.get("outputs", [["output"]])]  # which older archives do not name
 
-    def run(inputs: np.ndarray) -> np.ndarray:
+    def run(inputs: Arrays) -> Arrays:
         if device == "cuda":  # where torch by default rounds what convolutions multiply to TF32; float32 is float32
             torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = asked == "default", False
-        return model(torch.from_numpy(inputs).to(device)).cpu().numpy()
+        given = {name: torch.from_numpy(array).to(device) for name, array in inputs.items()}
+        results = model(given["input"] if list(given) == ["input"] else given)
+        tensors = results.values() if isinstance(results, dict) else [results]
+        return {name: tensor.cpu().numpy() for name, tensor in zip(made, tensors, strict=True)}
 
     return run
 
@@ -125,20 +139,22 @@ def load_tensorrt(path: str, threads: int) -> Run:
     with open(path, "rb") as file:
         engine = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.WARNING)).deserialize_cuda_engine(file.read())
     context, stream = engine.create_execution_context(), torch.cuda.Stream()
-    ends = {}
+    given, made = {}, {}
     for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
-        tensor = torch.empty(tuple(engine.get_tensor_shape(name)), device="cuda")
+        dtype = torch.from_numpy(np.empty(0, tensorrt.nptype(engine.get_tensor_dtype(name)))).dtype
+        tensor = torch.empty(tuple(engine.get_tensor_shape(name)), dtype=dtype, device="cuda")
         context.set_tensor_address(name, tensor.data_ptr())
-        ends[engine.get_tensor_mode(name)] = tensor
-    given, made = ends[tensorrt.TensorIOMode.INPUT], ends[tensorrt.TensorIOMode.OUTPUT]
+        is_input = engine.get_tensor_mode(name) == tensorrt.TensorIOMode.INPUT
+        (given if is_input else made)[name] = tensor
 
-    def run(inputs: np.ndarray) -> np.ndarray:
-        given.copy_(torch.from_numpy(inputs))
+    def run(inputs: Arrays) -> Arrays:
+        for name, array in inputs.items():
+            given[name].copy_(torch.from_numpy(array))
         torch.cuda.current_stream().synchronize()
         if not context.execute_async_v3(stream.cuda_stream):
             raise RuntimeError("TensorRT could not run the engine")
         stream.synchronize()
-        return made.cpu().numpy()
+        return {name: tensor.cpu().numpy() for name, tensor in made.items()}
 
     return run
 
@@ -163,10 +179,20 @@ def file_of(stem: str) -> str:
     return next(name for name in card()["files"] if name.startswith(f"{stem}."))
 
 
-def load(name: str) -> Run:
-    """A model of this bundle, with the settings it was measured with, and no more threads than cores."""
-    target = card()["target"]
-    return LOADERS[target["runtime"]](str(FOLDER / name), min(target["threads"], cores()))
+def load(name: str) -> Callable[..., Any]:
+    """A model of this bundle, with the settings it was measured with, and no more threads than cores.
+
+    From arrays by name it makes arrays by name, and from the array of a single input the array of its first output.
+    """
+    about = card()
+    run = LOADERS[about["target"]["runtime"]](str(FOLDER / name), min(about["target"]["threads"], cores()))
+
+    def run_any(inputs: Any) -> Any:
+        if isinstance(inputs, np.ndarray):
+            return run({about["input"]["name"]: inputs})[about["output"]["name"]]
+        return run(inputs)
+
+    return run_any
 
 
 def cores() -> int:
@@ -180,7 +206,7 @@ def pin(threads: int) -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
 
 
-def paired_times(model: Run, reference: Run, inputs: np.ndarray) -> list[tuple[float, float]]:
+def paired_times(model: Run, reference: Run, inputs: Arrays) -> list[tuple[float, float]]:
     """Seconds per run of (model, reference), in neighbouring blocks, so that what disturbs one disturbs the other."""
     model_runs, reference_runs = warm_up(model, inputs), warm_up(reference, inputs)
     pairs = []
@@ -199,7 +225,7 @@ def calmest(pairs: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return sorted(pairs, key=math.prod)[: max(MIN_PAIRS // 2, round(len(pairs) * CALM_SHARE))]
 
 
-def warm_up(run: Run, inputs: np.ndarray) -> int:
+def warm_up(run: Run, inputs: Arrays) -> int:
     """Run until caches and clocks have settled; returns how many runs fill a block."""
     start, runs = time.perf_counter(), 0
     while runs < 3 or time.perf_counter() - start < WARM_UP_SECONDS:
@@ -208,7 +234,7 @@ def warm_up(run: Run, inputs: np.ndarray) -> int:
     return max(3, round(BLOCK_SECONDS * runs / (time.perf_counter() - start)))
 
 
-def block(run: Run, inputs: np.ndarray, runs: int) -> float:
+def block(run: Run, inputs: Arrays, runs: int) -> float:
     """Seconds of the fastest of so many runs, after one that finds the other model in the caches."""
     run(inputs)
     fastest = math.inf
@@ -217,6 +243,23 @@ def block(run: Run, inputs: np.ndarray, runs: int) -> float:
         run(inputs)
         fastest = min(fastest, time.perf_counter() - start)
     return fastest
+
+
+def made_up(inputs: list[dict[str, Any]]) -> Arrays:
+    """Random floats, and ones for what counts, names or masks things."""
+    draw = np.random.default_rng(0)
+    return {
+        each["name"]: draw.standard_normal(each["shape"]).astype(each["dtype"])
+        if each["dtype"].startswith("float")
+        else np.ones(each["shape"], each["dtype"])
+        for each in inputs
+    }
+
+
+def shapes(arrays: Arrays) -> str:
+    """The shape of a single array, or each by its name."""
+    named = [f"{name} {list(array.shape)}" for name, array in arrays.items()]
+    return ", ".join(named) if len(named) > 1 else named[0].partition(" ")[2]
 
 
 def median_interval(values: list[float]) -> tuple[float, float]:
@@ -233,8 +276,8 @@ def main() -> None:
     if cores() < threads:
         print(f"threads   {cores()}, measured with {threads}: this process may use no more cores")
     model, reference = load(file_of("model")), load(file_of("reference"))
-    inputs = np.random.default_rng(0).standard_normal(about["input"]["shape"], dtype=np.float32)
-    print(f"outputs   {list(model(inputs).shape)} of inputs {list(inputs.shape)}")
+    inputs = made_up(about["inputs"])
+    print(f"outputs   {shapes(model(inputs))} of inputs {shapes(inputs)}")
     pairs = calmest(paired_times(model, reference, inputs))
     ratios = [reference / model for model, reference in pairs]
     low, high = median_interval(ratios)

@@ -5,14 +5,14 @@ A bundle is data. What scores it, the user names; its model is a file for a runt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ...compression.packing.packed_file import digest, load_packed, packed_bytes, recorded_digest
+from ...core.batch import INPUT, Batch, by_name, from_names
 from ...core.errors import TargetError, UserError
 from ...evaluators.accuracy import score
 from ...evaluators.evaluator import Context
@@ -34,8 +34,8 @@ SPEEDUP_TOLERANCE = 0.1
 SECONDS = 2.0
 PACKED = "packed.safetensors"
 
-OpenTimer = Callable[[Target, Path, Tensor, Sequence[int]], Timer]
-"""(target, reference, example input, cores of a bench on this machine) -> what times artifacts of that target."""
+OpenTimer = Callable[[Target, Path, Batch, Sequence[int]], Timer]
+"""(target, reference, example inputs, cores of a bench on this machine) -> what times artifacts of that target."""
 
 
 @dataclass(frozen=True)
@@ -137,15 +137,21 @@ def _same_workload(bundle: Bundle, judge: Judge) -> Check:
     Raises:
         UserError: the workload's inputs do not fit the bundle's model.
     """
-    given, taken = list(judge.workload.example_input.shape[1:]), bundle.card.input.shape[1:]
+    example = by_name(judge.workload.example_input, INPUT)
+    given = {name: list(tensor.shape[1:]) for name, tensor in example.items()}
+    taken = {info.name: info.shape[1:] for info in bundle.card.takes}
     if given != taken:
         raise UserError(
-            f"workload {judge.workload.name} has inputs of {given}, the model of {bundle.folder} takes {taken}"
+            f"workload {judge.workload.name} has inputs of {_shapes(given)}, the model of {bundle.folder} takes {_shapes(taken)}"
         )
     recorded = (bundle.card.provenance.workload_fingerprint or "none")[:16]
     found = judge.fingerprint[:16]
     same = found == recorded
     return Check("workload", recorded, found if same else f"{found}: other weights or data", "", same or None)
+
+
+def _shapes(inputs: Mapping[str, list[int]]) -> str:
+    return ", ".join(f"{shape}" if name == INPUT else f"{name} {shape}" for name, shape in inputs.items())
 
 
 def _speedup(bundle: Bundle, judge: Judge | None, open_timer: OpenTimer, reason: str | None) -> Check:
@@ -159,7 +165,7 @@ def _speedup(bundle: Bundle, judge: Judge | None, open_timer: OpenTimer, reason:
         reason = f"not measured: the target has {target.threads} threads, this process {len(cores)} cores"
     if reason is not None:
         return Check(claim, recorded_text, reason, "", None)
-    example = judge.workload.example_input if judge else _random_input(bundle)
+    example = judge.workload.example_input if judge else _random_inputs(bundle)
     try:
         with open_timer(target, bundle.artifact("reference").path, example, cores) as timer:
             found = timer.time(bundle.artifact("model").path, SECONDS).speedup
@@ -171,6 +177,13 @@ def _speedup(bundle: Bundle, judge: Judge | None, open_timer: OpenTimer, reason:
     return Check(claim, recorded_text, f"{found:.3f}", f"{SPEEDUP_TOLERANCE:.0%}", close)
 
 
-def _random_input(bundle: Bundle) -> Tensor:
-    """One sample as the card describes it, shape [1, ...]."""
-    return torch.randn(1, *bundle.card.input.shape[1:], generator=torch.Generator().manual_seed(0))
+def _random_inputs(bundle: Bundle) -> Batch:
+    """One sample as the card describes it, each input of shape [1, ...]: random floats, and ones, which most things count or
+    name."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = {}
+    for info in bundle.card.takes:
+        shape, dtype = (1, *info.shape[1:]), getattr(torch, info.dtype)
+        floats = torch.randn(shape, generator=generator)
+        inputs[info.name] = floats.to(dtype) if dtype.is_floating_point else torch.ones(shape, dtype=dtype)
+    return from_names(inputs, INPUT)

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...compression.pruning.prune import kept_channels, pruned_copy
+from ...core.batch import Batch
 from ...evaluators.counts import counts_of
 from ...spaces.knobs.kind import Knob, LayerKind
 from ...spaces.knobs.registry import KNOB_KINDS
@@ -40,7 +41,7 @@ class Gain:
     how: str
 
 
-def gains(model: nn.Module, example_input: Tensor, space: Space) -> list[Gain]:
+def gains(model: nn.Module, example_input: Batch, space: Space) -> list[Gain]:
     """Bounds from counts: nothing is timed, latency seldom falls as far, and accuracy is not considered.
 
     Args:

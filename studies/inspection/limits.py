@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from ...compression.pruning.prune import pruned_copy
+from ...core.batch import Batch
 from ...hardware_profiles.cards.target import Target
 from ...spaces.models.channel_groups import ChannelGroup
 from ...spaces.models.operations import operations_of
@@ -14,7 +15,7 @@ from ...spaces.policies.policy import Policy
 from ..analysis.roofline import Limits, limits, rooflines
 
 
-def limits_on(model: nn.Module, example_input: Tensor, groups: Sequence[ChannelGroup], target: Target) -> Limits | None:
+def limits_on(model: nn.Module, example_input: Batch, groups: Sequence[ChannelGroup], target: Target) -> Limits | None:
     """The limits of `model` on a target; None where its card has no measurements that say.
 
     Args:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from ...core.batch import Batch
 from ...spaces.models.layers import LAYER_KINDS, is_taken_up, runs_of_modules
 from ...spaces.models.recurrent import is_single_layer
 from ...spaces.models.unread import UNREAD, unread_layers
@@ -17,7 +18,7 @@ PARAMETRIZED = ".parametrizations."
 NEVER_CALLED = "it is never called as a layer"
 
 
-def why_untouched(model: nn.Module, example_input: Tensor) -> dict[str, str]:
+def why_untouched(model: nn.Module, example_input: Batch) -> dict[str, str]:
     """Every module with a matrix or kernel of its own that `spaces.models.layers.find_layers` leaves out -> the reason, in module order.
 
     The model itself goes under its class. It ends in eval mode.
@@ -37,7 +38,7 @@ def why_untouched(model: nn.Module, example_input: Tensor) -> dict[str, str]:
     return reasons
 
 
-def _why_derived(model: nn.Module, example_input: Tensor, runs: Mapping[str, int]) -> dict[str, str]:
+def _why_derived(model: nn.Module, example_input: Batch, runs: Mapping[str, int]) -> dict[str, str]:
     """Layer of a subclass of nn.Linear or of a convolution -> why it is not treated as its base class."""
     derived = {name: (module, base) for name, module in model.named_modules() if (base := base_of(module))}
     read = inputs_of(model, example_input, set(derived)) if derived else {}

@@ -75,5 +75,5 @@ def complete(context: Context, lower: Callable[..., LoweredCandidate]) -> Iterat
     inputs = np.zeros((context.target.batch, 3, 8, 8), np.float32)
     scores = score(artifact, context.workload.validation, context, keep=artifact.path.with_name("kept"))
     reference = Reference(artifact, 2.0, validation=scores)
-    with Bench(context.target, artifact.path, inputs, bench_cores(1)) as bench:
+    with Bench(context.target, artifact.path, {"input": inputs}, bench_cores(1)) as bench:
         yield dataclasses.replace(context, bench=bench, reference=reference)

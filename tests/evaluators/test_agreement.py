@@ -96,7 +96,8 @@ def test_the_simulation_is_exact_where_a_runtime_rounds_at_the_same_places(polic
     candidate, artifact, at = made(policy, "openvino")
     agreement = Agreement.of(candidate, at)
     inputs = np.stack([at.workload.validation[index][0].numpy() for index in range(10)])
-    agreement.watch(inputs, at.runtime.load(artifact.path, at.target).run(inputs))
+    made = at.runtime.load(artifact.path, at.target).run({"input": inputs})
+    agreement.watch(torch.from_numpy(inputs), torch.from_numpy(np.array(made["output"])))
     divergence, allowed = agreement.shares
     assert divergence <= 1e-3 * max(allowed, 1e-3)
 

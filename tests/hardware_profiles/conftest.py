@@ -52,7 +52,9 @@ def _adds_exactly(runtime: str) -> bool:
     lowered, target = get_runtime(runtime), load_target(f"cpu-{runtime}")
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         path = lowered.lower(made, example, target, Path(folder) / f"model{lowered.suffix}").path
-        return bool(np.allclose(lowered.load(path, target).run(example.numpy()), model(example), rtol=0.05))
+        return bool(
+            np.allclose(lowered.load(path, target).run({"input": example.numpy()})["output"], model(example), rtol=0.05)
+        )
 
 
 @pytest.fixture(scope="session")

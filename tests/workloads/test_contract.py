@@ -145,7 +145,8 @@ def test_a_bad_sample_is_found_with_its_split_and_index(kind, split, sample, pro
 
 def test_a_sample_of_another_size_or_that_cannot_be_read_is_found():
     with pytest.raises(
-        WorkloadError, match=r"train\[7\]'s input must be a tensor of shape \[6\], not torch.float32 \[5\]"
+        WorkloadError,
+        match=r"train\[7\]'s input must be torch.float32 \[6\], as in example_inputs, not torch.float32 \[5\]",
     ):
         held(adapted(workload(train=one_by_one(7, inputs=torch.zeros(5)))))
     broken = Read(lambda index: (INPUTS[index], int(TARGETS[index])) if index != 9 else [][0])

@@ -53,18 +53,18 @@ BREACHES = {
         "metric must be a name, a function of (outputs, targets) or a torchmetrics.Metric, not int",
     ),
     "loss": ({"loss": "mse"}, "loss must be None or a function, not str"),
-    "example type": ({"example_input": [1.0]}, "example_input must be a tensor, not list"),
+    "example type": ({"example_input": [1.0]}, "example_inputs[0] must be a tensor, not float"),
     "example batch": (
         {"example_input": torch.zeros(2, 4)},
-        "example_input must be a batch of one sample, shape [1, ...], not torch.float32 [2, 4]",
+        "example_inputs must be a batch of one sample, shape [1, ...], not torch.float32 [2, 4]",
     ),
     "example shape": (
         {"example_input": torch.zeros(1, 5)},
-        "model does not run on example_input torch.float32 [1, 5]: RuntimeError: mat1 and mat2 shapes cannot be multiplied",
+        "model does not run on example_inputs torch.float32 [1, 5]: RuntimeError: mat1 and mat2 shapes cannot be multiplied",
     ),
     "outputs": (
         {"model": TwoOutputs()},
-        "model must return one tensor, the one that is scored, not tuple",
+        "metric 'top1' needs one output, and there are output0, output1; outputs=['output0'] keeps one",
     ),
     "logits": (
         {"model": nn.Unflatten(1, (2, 2))},
@@ -77,15 +77,15 @@ BREACHES = {
     "no pair": ({"train": Items([torch.zeros(4)])}, "train[0] must be an (input, target) pair, not torch.float32 [4]"),
     "other shape": (
         {"calibration": data(inputs=5)},
-        "calibration[0]'s input must be like example_input[0], torch.float32 [4], not torch.float32 [5]",
+        "calibration[0]'s input must be torch.float32 [4], as in example_inputs, not torch.float32 [5]",
     ),
     "other type": (
-        {"calibration": Items([(torch.zeros(4).double(), 0)])},
-        "calibration[0]'s input must be like example_input[0], torch.float32 [4], not torch.float64 [4]",
+        {"calibration": Items([(torch.zeros(4).int(), 0)])},
+        "calibration[0]'s input must be torch.float32 [4], as in example_inputs, not torch.int32 [4]",
     ),
     "no tensor": (
         {"test": Items([("image.png", 0)])},
-        "test[0]'s input must be like example_input[0], torch.float32 [4], not str",
+        "test[0]'s input must be torch.float32 [4], as in example_inputs, not str",
     ),
     "class too high": (
         {"test": data(target=3)},
@@ -124,8 +124,11 @@ def test_with_its_own_metric_the_outputs_shape_and_targets_are_the_users_affair(
         workload, model=nn.Identity(), metric=lambda outputs, targets: 1.0, test=Items([(torch.zeros(4), "cat")])
     )
     own.check()
-    with pytest.raises(WorkloadError, match="must return one tensor"):
+    with pytest.raises(
+        WorkloadError, match="loss must be given: cross-entropy reads one output, and there are output0, output1"
+    ):
         replace(own, model=TwoOutputs()).check()
+    replace(own, model=TwoOutputs(), outputs=["output1"]).check()
 
 
 def test_checking_leaves_the_model_as_it_was(workload):

@@ -111,7 +111,7 @@ def digits(name: str = "digits", device: str = "cpu", progress: bool = True) -> 
         calibration=data["calibration"],
         validation=data["validation"],
         test=data["test"],
-        example_input=data["train"].tensors[0][:1].to(device),
+        example_inputs=data["train"].tensors[0][:1].to(device),
         name=name,
     )
 

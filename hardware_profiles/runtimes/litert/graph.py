@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from onnx import NodeProto
+from onnx import NodeProto, ValueInfoProto, helper
 
 from ....core.errors import LoweringError
 from ....spaces.policies.candidate import QuantParams
-from ..onnx.float_graph import INPUT, OUTPUT
 from ..onnx.static_graph import StaticGraph
 from .tflite_model import Affine, TfliteModel
 
@@ -50,13 +49,15 @@ class Value:
         tensor: its index in the TensorFlow Lite model.
         shape: as it is stored.
         order: axis `k` of it is axis `order[k]` of the ONNX tensor.
-        grid: the quantization parameters of its int8 numbers; None where it holds float32.
+        grid: the quantization parameters of its int8 numbers; None where it holds float32, or another type.
+        dtype: of what is on no grid, as numpy calls it.
     """
 
     tensor: int
     shape: tuple[int, ...]
     order: Order
     grid: QuantParams | None = None
+    dtype: str = "float32"
 
     def axis(self, of: int) -> int:
         """Where axis `of` of the ONNX tensor is."""
@@ -101,14 +102,20 @@ class LiteGraph:
         self.fused: set[str] = set()
         self._values: dict[tuple[str, object], Value] = {}
         self._ordered: dict[tuple[int, Order], Value] = {}
-        shape = static.shapes[INPUT]
-        self._input = Value(self.flat.tensor(INPUT, shape, "float32"), shape, natural(len(shape)))
-        self.put(INPUT, self._input)
+        self.inputs = {info.name: self._input(info) for info in static.graph.input}
+        self._outputs = [info.name for info in static.graph.output]
+
+    def _input(self, info: ValueInfoProto) -> Value:
+        shape, dtype = self.static.shapes[info.name], helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
+        value = Value(self.flat.tensor(info.name, shape, dtype.name), shape, natural(len(shape)), dtype=dtype.name)
+        self.put(info.name, value)
+        return value
 
     def write(self, path: Path) -> None:
         """Write the file, once every node is converted."""
-        made = self.ordered(self.get(OUTPUT), natural(len(self.static.shapes[OUTPUT])))
-        self.flat.write(path, {INPUT: self._input.tensor}, {OUTPUT: made.tensor})
+        made = {name: self.ordered(self.get(name), natural(len(self.static.shapes[name]))) for name in self._outputs}
+        inputs = {name: value.tensor for name, value in self.inputs.items()}
+        self.flat.write(path, inputs, {name: value.tensor for name, value in made.items()})
 
     def constant_of(self, name: str) -> np.ndarray:
         """A tensor that has to be known before the input comes.
@@ -129,7 +136,18 @@ class LiteGraph:
         self._values[name, key_of(value.grid) if value.grid else None] = value
 
     def get(self, name: str) -> Value:
-        """The ONNX tensor `name` in float32."""
+        """The ONNX tensor `name` in float32.
+
+        Raises:
+            LoweringError: it is an input of integers or booleans, which is to be converted before anything computes with it.
+        """
+        value = self.get_as_it_is(name)
+        if value.dtype != "float32":
+            raise LoweringError(f"LiteRT lowering computes in floats, and something reads {name} as {value.dtype}")
+        return value
+
+    def get_as_it_is(self, name: str) -> Value:
+        """The ONNX tensor `name` in float32, or in the type of the model's input that it is."""
         if (name, None) not in self._values and name in self.static.constants:
             self.put(name, self.constant(name, self.static.constants[name].astype(np.float32)))
         return self._values[name, None]
@@ -249,7 +267,7 @@ class LiteGraph:
         )
 
     def _grids_after(self, name: str) -> list[QuantParams]:
-        if name == OUTPUT:
+        if name in self._outputs:
             return []
         found: list[QuantParams] = []
         for node, operand in self.readers.get(name, []):

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import Tensor
-
+from ....core.batch import Batch, repeated
 from ....core.errors import LoweringError
 from ....spaces.policies.candidate import Candidate, QuantParams
 from ..node_names import RECURRENT
@@ -24,15 +23,15 @@ static_graphs = GraphCache(export_static)
 """Of this process."""
 
 
-def lower(candidate: Candidate, inputs: Tensor, path: Path) -> Path:
-    """Write `candidate` for inputs of exactly this shape [batch, ...].
+def lower(candidate: Candidate, example_input: Batch, batch: int, path: Path) -> Path:
+    """Write `candidate` for inputs of exactly the shape of the example's, repeated to a batch.
 
     Raises:
         LoweringError: the model cannot be exported, or has an operation or a weight that TensorFlow Lite has not.
     """
     if any(weight.group_size for weight in candidate.quantization.weights.values()):
         raise LoweringError("LiteRT takes no weights with scales by groups of inputs: leave weight_group_size at 0")
-    static = static_graphs.graph_of(candidate.model, inputs)
+    static = static_graphs.graph_of(candidate.model, repeated(example_input, batch))
     graph = LiteGraph(static, _grids(static, candidate))
     layers = Layers(graph, candidate)
     for node in static.graph.node:

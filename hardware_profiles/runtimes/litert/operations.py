@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from onnx import NodeProto, helper
+from onnx import NodeProto, TensorProto, helper
 
 from ....core.errors import LoweringError
 from .graph import LiteGraph, Value, affine_of, channels_last, natural
@@ -95,9 +95,21 @@ def _binary(graph: LiteGraph, node: NodeProto) -> None:
     _put(graph, node, BINARY[node.op_type], list(given), max(given, key=lambda value: len(value.order)))
 
 
-@converts("Identity", "Dropout", "Cast")
+@converts("Identity", "Dropout")
 def _passed_on(graph: LiteGraph, node: NodeProto) -> None:
     graph.put(node.output[0], _kept(graph, node))
+
+
+@converts("Cast")
+def _cast(graph: LiteGraph, node: NodeProto) -> None:
+    """What is computed is in floats already; inputs of another type are converted, to floats only."""
+    if node.input[0] not in graph.inputs or graph.get_as_it_is(node.input[0]).dtype == "float32":
+        _passed_on(graph, node)
+        return
+    if _attribute(node, "to") != TensorProto.FLOAT:
+        raise LoweringError(f"{node.name}: LiteRT lowering converts inputs to float32 only")
+    value = graph.get_as_it_is(node.input[0])
+    graph.put(node.output[0], graph.emit("CAST", [value], node.output[0], value.shape, value.order))
 
 
 @converts("Transpose")
@@ -291,8 +303,12 @@ def _gather(graph: LiteGraph, node: NodeProto) -> None:
     value = graph.get(node.input[0])
     value = graph.ordered(value, natural(len(value.order)))
     axis = _attribute(node, "axis", 0) % len(value.order)
-    numbers = graph.constant_of(node.input[1])
-    numbers = np.where(numbers < 0, numbers + value.shape[axis], numbers).astype(np.int32)
     shape = graph.shape_of(node.output[0])
     like = Value(value.tensor, shape, natural(len(shape)))
-    _put(graph, node, "GATHER", [value, graph.flat.constant("places", numbers)], like, axis=axis)
+    if node.input[1] in graph.inputs:  # an embedding, whose numbers are not negative
+        places = graph.get_as_it_is(node.input[1]).tensor
+    else:
+        numbers = graph.constant_of(node.input[1])
+        numbers = np.where(numbers < 0, numbers + value.shape[axis], numbers).astype(np.int32)
+        places = graph.flat.constant("places", numbers)
+    _put(graph, node, "GATHER", [value, places], like, axis=axis)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,11 @@ from ai_edge_litert.interpreter import Interpreter
 from ....core.errors import LoweringError
 from ....spaces.policies.float_precision import FLOAT32, FloatPrecision, FloatType
 from ...cards.target import Target
-from ..base import Artifact, TensorInfo
+from ..base import Artifact, Signature, TensorInfo
 from ..node_names import layer_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from ....core.batch import Batch
     from ....spaces.policies.candidate import Candidate
 
 schema: Any = schema_py_generated  # its annotations do not know what a valid file always has
@@ -31,6 +30,13 @@ WEIGHTED = (
     schema.BuiltinOperator.DEPTHWISE_CONV_2D,
     schema.BuiltinOperator.FULLY_CONNECTED,
 )
+NUMPY_TYPES = {
+    schema.TensorType.FLOAT32: "float32",
+    schema.TensorType.INT32: "int32",
+    schema.TensorType.INT64: "int64",
+    schema.TensorType.BOOL: "bool",
+    schema.TensorType.UINT8: "uint8",
+}
 PRECISIONS = {schema.TensorType.FLOAT32: "f32", schema.TensorType.INT8: "i8"}
 
 
@@ -49,22 +55,21 @@ class LiteRtRuntime:
     def default_float_precision(self, target: Target) -> FloatType:
         return FLOAT32
 
-    def lower(self, candidate: Candidate, example_input: Tensor, target: Target, path: Path) -> Artifact:
+    def lower(self, candidate: Candidate, example_input: Batch, target: Target, path: Path) -> Artifact:
         from .lowering import lower  # imports torch, which sessions do without
 
-        return Artifact.of(lower(candidate, example_input.expand(target.batch, *example_input.shape[1:]), path))
+        return Artifact.of(lower(candidate, example_input, target.batch, path))
 
-    def signature(self, artifact: Path) -> tuple[TensorInfo, TensorInfo]:
+    def signature(self, artifact: Path) -> Signature:
         model = schema.Model.GetRootAs(artifact.read_bytes())
         graph, signature = model.Subgraphs(0), model.SignatureDefs(0)
-        tensors = (signature.Inputs(0), signature.Outputs(0))
-        given, made = (
-            TensorInfo(
-                entry.Name().decode(), tuple(graph.Tensors(entry.TensorIndex()).ShapeAsNumpy().tolist()), "float32"
-            )
-            for entry in tensors
-        )
-        return given, made
+
+        def info(entry: Any) -> TensorInfo:
+            tensor = graph.Tensors(entry.TensorIndex())
+            return TensorInfo(entry.Name().decode(), tuple(tensor.ShapeAsNumpy().tolist()), NUMPY_TYPES[tensor.Type()])
+
+        inputs = tuple(info(signature.Inputs(index)) for index in range(signature.InputsLength()))
+        return Signature(inputs, tuple(info(signature.Outputs(index)) for index in range(signature.OutputsLength())))
 
     def load(self, artifact: Path, target: Target, threads: int | None = None) -> LiteRtSession:
         try:
@@ -81,13 +86,15 @@ class LiteRtSession:
         with _silence():
             self._interpreter = Interpreter(model_path=str(artifact), num_threads=threads)
             self._interpreter.allocate_tensors()
-        self._input = self._interpreter.get_input_details()[0]["index"]
-        self._output = self._interpreter.get_output_details()[0]["index"]
+        signature, *_ = self._interpreter._get_full_signature_list().values()  # which names tensors by their index
+        self._inputs: dict[str, int] = signature["inputs"]
+        self._outputs: dict[str, int] = signature["outputs"]
 
-    def run(self, inputs: np.ndarray) -> np.ndarray:
-        self._interpreter.set_tensor(self._input, inputs)
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        for name, values in inputs.items():
+            self._interpreter.set_tensor(self._inputs[name], values)
         self._interpreter.invoke()
-        return self._interpreter.get_tensor(self._output)
+        return {name: self._interpreter.get_tensor(index) for name, index in self._outputs.items()}
 
     def executed_precisions(self) -> dict[str, str]:
         """By what each operation reads: the types of its input and weight decide on the kernel."""

@@ -31,6 +31,9 @@ TYPES = {
     "bfloat16": schema.TensorType.BFLOAT16,
     "int8": schema.TensorType.INT8,
     "int32": schema.TensorType.INT32,
+    "int64": schema.TensorType.INT64,
+    "bool": schema.TensorType.BOOL,
+    "uint8": schema.TensorType.UINT8,
 }
 OPTIONS = {
     "ADD": "AddOptions",

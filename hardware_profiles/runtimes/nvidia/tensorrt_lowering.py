@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
+from ....core.batch import Batch
 from ....core.errors import LoweringError
 from ....spaces.policies.candidate import Candidate, Quantization, QuantParams
 from ..node_names import layer_of
@@ -30,7 +30,7 @@ _TYPE = re.compile(rf"\b({'|'.join(PRECISIONS)})\b", re.IGNORECASE)
 _ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 
 
-def lower(candidate: Candidate, example_input: Tensor, batch: int, path: Path) -> Path:
+def lower(candidate: Candidate, example_input: Batch, batch: int, path: Path) -> Path:
     """Write `candidate` with symmetric int8 grids.
 
     Raises:

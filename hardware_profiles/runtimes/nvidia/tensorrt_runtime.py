@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +15,12 @@ import tensorrt  # type: ignore[import-not-found]  # of machines with a GPU
 import torch
 from filelock import FileLock
 
+from ....core.batch import Batch
 from ....core.errors import EvaluationError, LoweringError
 from ....spaces.policies.float_precision import DEFAULT, FLOAT32, FloatPrecision, FloatType
 from ...bench.lock import alone_on_gpu
 from ...cards.target import Target
-from ..base import Artifact, TensorInfo, distinct
+from ..base import Artifact, Signature, TensorInfo, distinct
 from .cuda_timing import CudaRun, default_float_type, require_gpu
 from .tensorrt_lowering import executed_precisions
 
@@ -72,7 +74,7 @@ class TensorRtRuntime:
     def default_float_precision(self, target: Target) -> FloatType:
         return default_float_type()
 
-    def lower(self, candidate: Candidate, example_input: torch.Tensor, target: Target, path: Path) -> Artifact:
+    def lower(self, candidate: Candidate, example_input: Batch, target: Target, path: Path) -> Artifact:
         from .tensorrt_lowering import lower
 
         rounds = candidate.policy.float_precision == DEFAULT
@@ -82,10 +84,15 @@ class TensorRtRuntime:
                 path.write_bytes(build_engine(model.read_bytes(), BuildSettings.of(target), rounds))
         return Artifact.of(path)
 
-    def signature(self, artifact: Path) -> tuple[TensorInfo, TensorInfo]:
+    def signature(self, artifact: Path) -> Signature:
         engine = _open(artifact)
-        given, made = (TensorInfo(name, tuple(engine.get_tensor_shape(name)), "float32") for name in _ends(engine))
-        return given, made
+        inputs, outputs = (
+            tuple(
+                TensorInfo(name, tuple(engine.get_tensor_shape(name)), _dtype(engine, name).__name__) for name in names
+            )
+            for names in _ends(engine)
+        )
+        return Signature(inputs, outputs)
 
     def load(self, artifact: Path, target: Target, threads: int | None = None) -> TensorRtSession:
         return TensorRtSession(_open(artifact))
@@ -130,18 +137,23 @@ class TensorRtSession:
     def __init__(self, engine: tensorrt.ICudaEngine) -> None:
         self._engine, self._context = engine, engine.create_execution_context()
         self._stream = torch.cuda.Stream()
-        names = _ends(engine)
-        self._given, self._made = (torch.empty(tuple(engine.get_tensor_shape(name)), device="cuda") for name in names)
-        for name, tensor in zip(names, (self._given, self._made), strict=True):
-            self._context.set_tensor_address(name, tensor.data_ptr())
+        self._given, self._made = ({name: self._bound(name) for name in names} for names in _ends(engine))
 
-    def run(self, inputs: np.ndarray) -> np.ndarray:
+    def _bound(self, name: str) -> torch.Tensor:
+        """Memory on the GPU for an input or output."""
+        dtype = torch.from_numpy(np.empty(0, _dtype(self._engine, name))).dtype
+        tensor = torch.empty(tuple(self._engine.get_tensor_shape(name)), dtype=dtype, device="cuda")
+        self._context.set_tensor_address(name, tensor.data_ptr())
+        return tensor
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         self.on_device(inputs)()
-        return self._made.cpu().numpy()
+        return {name: tensor.cpu().numpy() for name, tensor in self._made.items()}
 
-    def on_device(self, inputs: np.ndarray) -> CudaRun:
+    def on_device(self, inputs: Mapping[str, np.ndarray]) -> CudaRun:
         """Runs of one batch that is copied to the GPU beforehand."""
-        self._given.copy_(torch.from_numpy(inputs))
+        for name, values in inputs.items():
+            self._given[name].copy_(torch.from_numpy(values))
         torch.cuda.current_stream().synchronize()
         return CudaRun(self._enqueue, self._stream)
 
@@ -166,8 +178,14 @@ def _open(artifact: Path) -> tensorrt.ICudaEngine:
     return engine
 
 
-def _ends(engine: tensorrt.ICudaEngine) -> tuple[str, str]:
-    """Names of the input and the output."""
+def _ends(engine: tensorrt.ICudaEngine) -> tuple[list[str], list[str]]:
+    """Names of the inputs and the outputs."""
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-    is_input = [engine.get_tensor_mode(name) == tensorrt.TensorIOMode.INPUT for name in names]
-    return names[is_input.index(True)], names[is_input.index(False)]
+    modes = tensorrt.TensorIOMode.INPUT, tensorrt.TensorIOMode.OUTPUT
+    inputs, outputs = ([name for name in names if engine.get_tensor_mode(name) == mode] for mode in modes)
+    return inputs, outputs
+
+
+def _dtype(engine: tensorrt.ICudaEngine, name: str) -> type[np.generic]:
+    """The type of an input or output in numpy."""
+    return tensorrt.nptype(engine.get_tensor_dtype(name))

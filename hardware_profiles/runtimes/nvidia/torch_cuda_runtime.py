@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from ....core.batch import Batch
 from ....spaces.policies.float_precision import BFLOAT16, DEFAULT, FLOAT16, FLOAT32, FloatPrecision, FloatType
 from ...bench.lock import alone_on_gpu
 from ..base import Artifact, distinct
@@ -40,7 +42,7 @@ class TorchCudaRuntime(TorchRuntime):
     def default_float_precision(self, target: Target) -> FloatType:
         return default_float_type()
 
-    def lower(self, candidate: Candidate, example_input: torch.Tensor, target: Target, path: Path) -> Artifact:
+    def lower(self, candidate: Candidate, example_input: Batch, target: Target, path: Path) -> Artifact:
         with alone_on_gpu(self.name):
             return super().lower(candidate, example_input, target, path)
 
@@ -55,13 +57,13 @@ class TorchCudaSession(TorchSession):
         super().__init__(archive, TorchCudaRuntime.device)
         self._rounds = archive.notes.get("float_precision", FLOAT32) == DEFAULT
 
-    def run(self, inputs: np.ndarray) -> np.ndarray:
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         self._set_rounding()
         return super().run(inputs)
 
-    def on_device(self, inputs: np.ndarray) -> CudaRun:
+    def on_device(self, inputs: Mapping[str, np.ndarray]) -> CudaRun:
         """Runs of one batch that is copied to the GPU beforehand."""
-        given = torch.from_numpy(inputs).to(self._device)
+        given = self._given(inputs)
 
         def enqueue() -> object:
             self._set_rounding()

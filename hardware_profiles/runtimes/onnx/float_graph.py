@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import cast
 
@@ -17,17 +17,17 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
+from ....core.batch import INPUT, OUTPUT, Batch, by_name, from_names, tensors_of
 from ....core.errors import LoweringError
 from ....core.interrupts import raise_if_interrupted
+from ....workloads.calls import names_of_outputs
 from ....workloads.workload import describe
 from ..node_names import RECURRENT, WEIGHTED, first_run, layer_of
 from .exporter import OPSET, attention_with_plain_flags
 from .graph_nodes import drop_unread
 
-INPUT, OUTPUT = "input", "output"
 
-
-def export_float(model: nn.Module, example_input: Tensor) -> ModelProto:
+def export_float(model: nn.Module, example_input: Batch) -> ModelProto:
     """The float32 graph of `model`, batch-norm folded, every node and weight named after the module that made it.
 
     The TorchScript exporter is used: 0.1 s where the dynamo exporter takes 2 s, and its node names carry module paths.
@@ -36,29 +36,44 @@ def export_float(model: nn.Module, example_input: Tensor) -> ModelProto:
         LoweringError: the exporter cannot take the model.
     """
     buffer = io.BytesIO()
+    inputs, outputs = by_name(example_input, INPUT), names_of_outputs(model)
     with warnings.catch_warnings(), _full_paths(model), attention_with_plain_flags():
         # The exporter announces its own deprecation and constant folding it skips; neither concerns the user.
         warnings.simplefilter("ignore")
         try:
             torch.onnx.export(
-                model.eval(),
-                (example_input,),
+                model.eval() if isinstance(example_input, Tensor) and outputs == [OUTPUT] else _Flat(model, inputs),
+                tuple(inputs.values()),
                 cast("str", buffer),  # this exporter writes to open files too, which its annotation leaves out
                 dynamo=False,
                 opset_version=OPSET,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
+                input_names=list(inputs),
+                output_names=outputs,
             )
         except (torch.onnx.errors.OnnxExporterError, RuntimeError, TypeError, ValueError) as error:
             raise_if_interrupted(error)
             raise LoweringError(f"ONNX export failed: {describe(error)}") from error
     exported = onnx.load_from_string(buffer.getvalue())
+    for node in exported.graph.node:
+        node.name = node.name.replace("//", "/", 1)  # of the model within `_Flat`
     _store_each_constant(exported.graph)
     _name_layers(exported.graph, {path for path, _ in model.named_modules()})
     _fold_constant_runs(exported.graph)
     _name_weights(exported.graph)
     _fold_linear_norms(exported)
     return exported
+
+
+class _Flat(nn.Module):
+    """A model of several inputs or outputs as the exporter takes it, with tensors by position."""
+
+    def __init__(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.model, self._names = model, list(inputs)
+        self.eval()
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensors_of(self.model(from_names(dict(zip(self._names, tensors, strict=True)), INPUT))))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ....core.batch import Batch, shapes_of
 from ....spaces.models.architecture import architecture
 
 G = TypeVar("G")
@@ -31,13 +32,13 @@ class GraphCache(Generic[G]):
     graph it returns is the one that was stored, to be copied before it is changed. Not safe to share between threads.
     """
 
-    def __init__(self, export: Callable[[nn.Module, Tensor], G]) -> None:
+    def __init__(self, export: Callable[[nn.Module, Batch], G]) -> None:
         self._export = export
         self._entries: OrderedDict[tuple, _Entry[G]] = OrderedDict()
 
-    def graph_of(self, model: nn.Module, example_input: Tensor) -> G:
+    def graph_of(self, model: nn.Module, example_input: Batch) -> G:
         """The graph of `model`, which ends in eval mode."""
-        key = (architecture(model.eval()), tuple(example_input.shape))
+        key = (architecture(model.eval()), tuple(shapes_of(example_input)))
         weights = model.state_dict()
         entry = self._entries.pop(key, None)
         if entry is None or not _equal(entry.weights, weights):

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
-from torch import Tensor
 
+from ....core.batch import Batch, repeated
 from ....core.errors import LoweringError
 from ....spaces.policies.candidate import Candidate, Quantization, QuantizedWeight, QuantParams
 from ....spaces.policies.float_precision import BFLOAT16, FLOAT32, FloatPrecision
@@ -41,7 +41,7 @@ float32 where it is missing. Where all layers compute in bfloat16 or integers it
 
 def lower(
     candidate: Candidate,
-    example_input: Tensor,
+    example_input: Batch,
     batch: int,
     path: Path,
     *,
@@ -53,7 +53,7 @@ def lower(
     group_kernels: Collection[int] = (),
     dynamic_lstm: bool = False,
 ) -> Path:
-    """Write `candidate` as an ONNX file with the input "input" of shape [batch, ...] and the output "output".
+    """Write `candidate` as an ONNX file with inputs and outputs of shape [batch, ...], a single one called "input", or "output".
 
     Args:
         bound_float_layers: put a Clip after the Q/DQ pair of a layer whose weight stays float, for a runtime that would
@@ -72,7 +72,7 @@ def lower(
     Raises:
         LoweringError: the model cannot be exported, or a quantized layer is not found in the exported graph.
     """
-    exported = float_graphs.graph_of(candidate.model, example_input.expand(batch, *example_input.shape[1:]))
+    exported = float_graphs.graph_of(candidate.model, repeated(example_input, batch))
     model = ModelProto()
     model.CopyFrom(exported.model)
     lowered = WeightsApart(model, dict(exported.weights))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -14,13 +15,12 @@ from onnxruntime.capi import onnxruntime_pybind11_state as errors  # type: ignor
 from ....core.errors import LoweringError
 from ....spaces.policies.float_precision import FLOAT32, FloatPrecision, FloatType
 from ...cards.target import Target
-from ..base import Artifact, TensorInfo
+from ..base import Artifact, Signature
 from ..node_names import RECURRENT, layer_of
 from .signature import onnx_signature
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from ....core.batch import Batch
     from ....spaces.policies.candidate import Candidate
 
 INTEGER_TYPES = (
@@ -72,7 +72,7 @@ class OnnxRuntime:
     def default_float_precision(self, target: Target) -> FloatType:
         return FLOAT32
 
-    def lower(self, candidate: Candidate, example_input: Tensor, target: Target, path: Path) -> Artifact:
+    def lower(self, candidate: Candidate, example_input: Batch, target: Target, path: Path) -> Artifact:
         from .lowering import lower  # imports torch, which sessions do without
 
         # ONNX Runtime quantizes the weight of a convolution between two integer tensors whatever the policy says.
@@ -91,7 +91,7 @@ class OnnxRuntime:
             )
         )
 
-    def signature(self, artifact: Path) -> tuple[TensorInfo, TensorInfo]:
+    def signature(self, artifact: Path) -> Signature:
         return onnx_signature(artifact)
 
     def load(self, artifact: Path, target: Target, threads: int | None = None) -> OnnxRuntimeSession:
@@ -104,10 +104,11 @@ class OnnxRuntimeSession:
     def __init__(self, artifact: Path, threads: int) -> None:
         self._artifact, self._threads = artifact, threads
         self._session = _open(artifact, self._options())
-        self._input = self._session.get_inputs()[0].name
+        self._outputs = [output.name for output in self._session.get_outputs()]
 
-    def run(self, inputs: np.ndarray) -> np.ndarray:
-        return cast(np.ndarray, self._session.run(None, {self._input: inputs})[0])
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        results = cast("list[np.ndarray]", self._session.run(None, inputs))
+        return dict(zip(self._outputs, results, strict=True))
 
     def executed_precisions(self) -> dict[str, str]:
         precisions: dict[str, str] = {}

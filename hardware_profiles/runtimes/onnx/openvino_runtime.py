@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -16,13 +16,12 @@ from ....core.errors import LoweringError
 from ....spaces.policies.float_precision import BFLOAT16, DEFAULT, FLOAT16, FLOAT32, FloatPrecision, FloatType
 from ....spaces.policies.layer_policy import GROUPED_BITS
 from ...cards.target import Target
-from ..base import Artifact, TensorInfo, distinct
+from ..base import Artifact, Signature, distinct
 from ..node_names import layers_of
 from .signature import onnx_signature
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from ....core.batch import Batch
     from ....spaces.policies.candidate import Candidate
 
 DYNAMIC = ["framework", "slimfront.dynamic"]
@@ -59,14 +58,14 @@ class OpenVinoRuntime:
     def default_float_precision(self, target: Target) -> FloatType:
         return taken_for(DEFAULT) or FLOAT32
 
-    def lower(self, candidate: Candidate, example_input: Tensor, target: Target, path: Path) -> Artifact:
+    def lower(self, candidate: Candidate, example_input: Batch, target: Target, path: Path) -> Artifact:
         from .lowering import lower  # imports torch, which sessions do without
 
         return Artifact.of(
             lower(candidate, example_input, target.batch, path, fused_linears=True, group_kernels=GROUPED_BITS)
         )
 
-    def signature(self, artifact: Path) -> tuple[TensorInfo, TensorInfo]:
+    def signature(self, artifact: Path) -> Signature:
         return onnx_signature(artifact)
 
     def load(self, artifact: Path, target: Target, threads: int | None = None) -> OpenVinoSession:
@@ -98,14 +97,22 @@ class OpenVinoSession:
     def __init__(self, model: openvino.Model, compiled: openvino.CompiledModel) -> None:
         self._model, self._compiled = model, compiled
         self._request = compiled.create_infer_request()
-        self._bound: np.ndarray | None = None
+        self._bound: dict[str, np.ndarray] = {}
+        self._outputs = [output.get_any_name() for output in compiled.outputs]
 
-    def run(self, inputs: np.ndarray) -> np.ndarray:
-        if inputs is not self._bound:  # binding takes longer than the rest of what Python does around a run
-            shared = np.require(inputs, requirements=["C", "W"])  # OpenVINO shares no memory that may not be written
-            self._request.set_input_tensor(openvino.Tensor(shared, shared_memory=True))
-            self._bound = shared if shared is inputs else None
-        return self._request.infer(share_outputs=True)[0]
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        for name, values in inputs.items():
+            if (
+                self._bound.get(name) is not values
+            ):  # binding takes longer than the rest of what Python does around a run
+                self._bind(name, values)
+        results = self._request.infer(share_outputs=True)
+        return {name: results[index] for index, name in enumerate(self._outputs)}
+
+    def _bind(self, name: str, values: np.ndarray) -> None:
+        shared = np.require(values, requirements=["C", "W"])  # OpenVINO shares no memory that may not be written
+        self._request.set_tensor(name, openvino.Tensor(shared, shared_memory=True))
+        self._bound[name] = shared
 
     def executed_precisions(self) -> dict[str, str]:
         precisions: dict[str, str] = {}

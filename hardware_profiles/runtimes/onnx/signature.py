@@ -9,13 +9,13 @@ import onnx
 from google.protobuf.message import DecodeError, Message
 
 from ....core.errors import UserError
-from ..base import TensorInfo
+from ..base import Signature, TensorInfo
 
 
-def onnx_signature(path: Path) -> tuple[TensorInfo, TensorInfo]:
-    """The first input and the first output."""
+def onnx_signature(path: Path) -> Signature:
+    """What an ONNX file says of its inputs and outputs."""
     graph = onnx.load(path, load_external_data=False).graph
-    return _info(graph.input[0]), _info(graph.output[0])
+    return Signature(tuple(map(_info, graph.input)), tuple(map(_info, graph.output)))
 
 
 def _info(value: onnx.ValueInfoProto) -> TensorInfo:

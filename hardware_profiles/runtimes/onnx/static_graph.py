@@ -9,8 +9,9 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
-from torch import Tensor, nn
+from torch import nn
 
+from ....core.batch import Batch
 from ....core.errors import LoweringError
 from .float_graph import export_float
 from .graph_nodes import set_nodes
@@ -31,7 +32,7 @@ class StaticGraph:
     shapes: dict[str, tuple[int, ...]]
 
 
-def export_static(model: nn.Module, example_input: Tensor) -> StaticGraph:
+def export_static(model: nn.Module, example_input: Batch) -> StaticGraph:
     """The float32 graph of `model` for inputs of exactly this shape; GELU is one operation in it.
 
     Raises:

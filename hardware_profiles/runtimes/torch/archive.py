@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch.export.pt2_archive._package import PT2ArchiveContents, load_pt2
 
+from ....core.batch import Batch
 from ....core.errors import LoweringError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 NOTES = "slimfront.json"
 """The archive's file with the results of `signature` and `executed_precisions`."""
@@ -23,7 +24,7 @@ NOTES = "slimfront.json"
 class Archive:
     """A loaded archive: the model, and the notes of its lowering."""
 
-    model: Callable[[Tensor], Tensor]
+    model: Callable[[Batch], Batch]
     notes: dict[str, Any]
 
 
@@ -42,7 +43,7 @@ def open_archive(artifact: Path) -> Archive:
         raise LoweringError(f"torch refuses {artifact.name}: {(str(error) or repr(error)).splitlines()[0]}") from error
 
 
-def _runnable(contents: PT2ArchiveContents) -> Callable[[Tensor], Tensor]:
+def _runnable(contents: PT2ArchiveContents) -> Callable[[Batch], Batch]:
     if contents.aoti_runners:
         return contents.aoti_runners["model"]
     return contents.exported_programs["model"].module(check_guards=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import operator
 from collections import Counter
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch.ao.quantization.fx import _decomposed  # noqa: F401  # registers the 
 from torch.export import ExportedProgram
 from torch.export.pt2_archive._package import package_pt2
 
+from ....core.batch import INPUT, Batch, by_name, moved, tensors_of
 from ....core.errors import LoweringError
 from ....core.interrupts import raise_if_interrupted
 from ....spaces.models.exported_graph import (
@@ -31,6 +33,7 @@ from ....spaces.models.exported_graph import (
     scale_and_shift,
 )
 from ....spaces.policies.candidate import Candidate, QuantizedWeight, QuantParams, RoundedWeight
+from ....workloads.calls import names_of_outputs
 from ....workloads.workload import describe
 from .archive import NOTES
 from .short_floats import DTYPES, REPORTED, ShortFloats, convert_ends
@@ -40,7 +43,7 @@ INTEGER_KERNELS = ("qconv", "qlinear")
 """Inductor's names of integer convolutions and linear layers; all other layers run in float32."""
 
 
-def lower(candidate: Candidate, inputs: Tensor, path: Path, device: str, compiled: bool) -> Path:
+def lower(candidate: Candidate, inputs: Batch, path: Path, device: str, compiled: bool) -> Path:
     """Write `candidate` for inputs of exactly this shape [batch, ...].
 
     Raises:
@@ -48,15 +51,17 @@ def lower(candidate: Candidate, inputs: Tensor, path: Path, device: str, compile
     """
     try:
         with torch.no_grad():
-            program = _program(candidate, inputs.contiguous(), device)
-            signature = [list(inputs.shape), list(program.module(check_guards=False)(inputs.to(device)).shape)]
-            asked = {"float_precision": candidate.policy.float_precision}
+            program = _program(candidate, inputs, device)
+            there = moved(inputs, device)
+            outputs: Batch = program.module(check_guards=False)(there)
+            made = dict(zip(names_of_outputs(candidate.model), tensors_of(outputs), strict=True))
+            notes: dict[str, Any] = {"inputs": _infos(by_name(inputs, INPUT)), "outputs": _infos(made)}
+            notes["float_precision"] = candidate.policy.float_precision
             if not compiled:
-                notes = {"signature": signature, "precisions": _eager(program), **asked}
+                notes["precisions"] = _eager(program)
                 package_pt2(str(path), exported_programs=program, extra_files={NOTES: json.dumps(notes)})
                 return path
-            files, precisions = _compile(program, inputs.to(device))
-            notes = {"signature": signature, "precisions": precisions, **asked}
+            files, notes["precisions"] = _compile(program, there)
             package_pt2(str(path), aoti_files={"model": files}, extra_files={NOTES: json.dumps(notes)})
             return path
     except LoweringError:
@@ -66,7 +71,12 @@ def lower(candidate: Candidate, inputs: Tensor, path: Path, device: str, compile
         raise LoweringError(f"torch cannot lower the model: {describe(error)}") from error
 
 
-def _program(candidate: Candidate, inputs: Tensor, device: str) -> ExportedProgram:
+def _infos(tensors: Mapping[str, Tensor]) -> list[tuple[str, list[int], str]]:
+    """(name, shape, type as numpy calls it) of each tensor."""
+    return [(name, list(tensor.shape), str(tensor.dtype).removeprefix("torch.")) for name, tensor in tensors.items()]
+
+
+def _program(candidate: Candidate, inputs: Batch, device: str) -> ExportedProgram:
     """The exported program of `candidate`, batch-norm folded, every grid in it."""
     model = candidate.model.eval()
     if device != "cpu" or candidate.quantization.recurrent:
@@ -79,7 +89,7 @@ def _program(candidate: Candidate, inputs: Tensor, device: str) -> ExportedProgr
     exported.graph.eliminate_dead_code()
     _drop_unread(exported)
     exported.recompile()
-    return torch.export.export(exported.to(device), (inputs.to(device),))
+    return torch.export.export(exported.to(device), (moved(inputs, device),))
 
 
 def _drop_unread(exported: fx.GraphModule) -> None:
@@ -298,7 +308,7 @@ def _eager(program: ExportedProgram) -> dict[str, str]:
     return floats | {module_path(node): "u4" for node in packed}
 
 
-def _compile(program: ExportedProgram, inputs: Tensor) -> tuple[list[Any], dict[str, str]]:
+def _compile(program: ExportedProgram, inputs: Batch) -> tuple[list[Any], dict[str, str]]:
     """Files of the package that Inductor compiles from `program`, and the precision of its layers in the compiled graph."""
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer  # noqa: F401  # registers integer fusions
 

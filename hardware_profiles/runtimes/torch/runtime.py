@@ -7,19 +7,19 @@ artifact is one PT2 archive that plain torch loads.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from ....core.batch import INPUT, OUTPUT, Batch, from_names, repeated, tensors_of
 from ....spaces.policies.float_precision import BFLOAT16, FLOAT32, FloatPrecision, FloatType
-from ..base import Artifact, TensorInfo, distinct
+from ..base import Artifact, Signature, TensorInfo, distinct
 from .archive import Archive, open_archive
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ....spaces.policies.candidate import Candidate
     from ...cards.target import Target
 
@@ -40,15 +40,14 @@ class TorchRuntime:
     def default_float_precision(self, target: Target) -> FloatType:
         return FLOAT32
 
-    def lower(self, candidate: Candidate, example_input: Tensor, target: Target, path: Path) -> Artifact:
+    def lower(self, candidate: Candidate, example_input: Batch, target: Target, path: Path) -> Artifact:
         from .lowering import lower  # the exporter, which sessions do without
 
-        batch = example_input.expand(target.batch, *example_input.shape[1:])
-        return Artifact.of(lower(candidate, batch, path, self.device, bool(target.options.get("compile"))))
+        inputs = repeated(example_input, target.batch)
+        return Artifact.of(lower(candidate, inputs, path, self.device, bool(target.options.get("compile"))))
 
-    def signature(self, artifact: Path) -> tuple[TensorInfo, TensorInfo]:
-        given, made = open_archive(artifact).notes["signature"]
-        return TensorInfo("input", tuple(given), "float32"), TensorInfo("output", tuple(made), "float32")
+    def signature(self, artifact: Path) -> Signature:
+        return signature_of(open_archive(artifact).notes)
 
     def load(self, artifact: Path, target: Target, threads: int | None = None) -> TorchSession:
         # The number of threads is the process's, and the runtime of a process has one target.
@@ -62,15 +61,34 @@ class TorchSession:
     def __init__(self, archive: Archive, device: str = "cpu") -> None:
         self._model, self._notes = archive.model, archive.notes
         self._device = torch.device(device)
+        self._outputs = [info.name for info in signature_of(archive.notes).outputs]
 
     @torch.inference_mode()
-    def run(self, inputs: np.ndarray) -> np.ndarray:
-        return self._model(torch.from_numpy(inputs).to(self._device)).cpu().numpy()
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        results = self._model(self._given(inputs))
+        return {name: tensor.cpu().numpy() for name, tensor in zip(self._outputs, tensors_of(results), strict=True)}
+
+    def _given(self, inputs: Mapping[str, np.ndarray]) -> Batch:
+        """A batch of inputs where the model runs."""
+        tensors = {name: torch.from_numpy(values).to(self._device) for name, values in inputs.items()}
+        return from_names(tensors, INPUT)
 
     def executed_precisions(self) -> dict[str, str]:
         """The precision of every layer; torch widens bfloat16 to float32 on a machine without it."""
         real = "bf16" if computes_bfloat16(self._device) else "f32"
         return {layer: real if noted == "bf16" else noted for layer, noted in self._notes["precisions"].items()}
+
+
+def signature_of(notes: Mapping[str, Any]) -> Signature:
+    """What the notes of an archive say of its inputs and outputs; earlier ones say two shapes."""
+    if "signature" in notes:
+        given, made = notes["signature"]
+        return Signature((TensorInfo(INPUT, tuple(given), "float32"),), (TensorInfo(OUTPUT, tuple(made), "float32"),))
+    ends = (
+        [TensorInfo(name, tuple(shape), dtype) for name, shape, dtype in notes[end]] for end in ("inputs", "outputs")
+    )
+    inputs, outputs = map(tuple, ends)
+    return Signature(inputs, outputs)
 
 
 def computes_bfloat16(device: torch.device) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ....compression.packing.packed_file import grid_bytes, stored_as_is
+from ....core.batch import Batch
 from ....evaluators.counts import COUNTED, bops, flops, packed, parameters
 from ....spaces.knobs.quantization import FLOATS
 from ....spaces.models.channel_graph import ChannelGraph
@@ -47,7 +48,7 @@ class Shares:
     buffers: np.ndarray
 
 
-def channel_shares(model: nn.Module, example_input: Tensor, layers: Sequence[Layer], groups: Sequence[ChannelGroup]) -> Shares:  # fmt: skip
+def channel_shares(model: nn.Module, example_input: Batch, layers: Sequence[Layer], groups: Sequence[ChannelGroup]) -> Shares:  # fmt: skip
     """Shares found by really pruning each group alone, on one copy that is traced once and made whole again after each.
 
     Args:
@@ -85,7 +86,7 @@ class AnalyticCost:
         model, example_input: the uncompressed model and its input, shape [1, ...].
     """
 
-    def __init__(self, space: Space, layers: Sequence[Layer], model: nn.Module, example_input: Tensor) -> None:
+    def __init__(self, space: Space, layers: Sequence[Layer], model: nn.Module, example_input: Batch) -> None:
         self._space, self._layers = space, list(layers)
         self._shares = channel_shares(model, example_input, layers, space.groups)
         self._macs = np.array([layer.macs for layer in layers], dtype=float)

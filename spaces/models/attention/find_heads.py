@@ -13,9 +13,10 @@ from dataclasses import replace
 from itertools import chain
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from ....core.batch import Batch, shapes_of
 from ..architecture import architecture
 from .head_sizes import with_sizes
 from .heads import Heads, Places
@@ -40,7 +41,7 @@ Found = tuple[dict[str, Heads], dict[str, str]]
 _known: OrderedDict[tuple, Found] = OrderedDict()
 
 
-def find_heads(model: nn.Module, example_input: Tensor) -> Found:
+def find_heads(model: nn.Module, example_input: Batch) -> Found:
     """Attentions of `model` whose heads can be removed, by name, and why not those of others.
 
     Args:
@@ -48,7 +49,7 @@ def find_heads(model: nn.Module, example_input: Tensor) -> Found:
         example_input: shape [1, ...].
     """
     shapes = tuple(tuple(parameter.shape) for parameter in model.parameters())
-    key = (architecture(model), shapes, tuple(example_input.shape))
+    key = (architecture(model), shapes, tuple(shapes_of(example_input)))
     found = _known.pop(key, None) or _found(model, example_input)
     _known[key] = found
     while len(_known) > ENTRIES:
@@ -56,7 +57,7 @@ def find_heads(model: nn.Module, example_input: Tensor) -> Found:
     return found
 
 
-def _found(model: nn.Module, example_input: Tensor) -> Found:
+def _found(model: nn.Module, example_input: Batch) -> Found:
     influence = Influence(model, example_input)
     found: dict[str, Heads] = {}
     refused: dict[str, str] = {}

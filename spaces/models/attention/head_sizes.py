@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ....core.batch import Batch
 from ....core.interrupts import raise_if_interrupted
 from ..failures import place_of
 from .heads import Heads
@@ -28,7 +29,7 @@ Call = tuple[tuple, dict]
 
 @torch.no_grad()
 def with_sizes(
-    model: nn.Module, example_input: Tensor, found: Mapping[str, Heads]
+    model: nn.Module, example_input: Batch, found: Mapping[str, Heads]
 ) -> tuple[dict[str, Heads], dict[str, str]]:
     """The heads with the sizes that have to change with their number, and why those that cannot be removed cannot."""
     calls = _calls(model, example_input, {heads.holder for heads in found.values()})
@@ -44,7 +45,7 @@ def with_sizes(
     return sized, {name: reason for name, reason in stuck.items() if name not in sized}
 
 
-def _calls(model: nn.Module, example_input: Tensor, names: Set[str]) -> dict[str, Call]:
+def _calls(model: nn.Module, example_input: Batch, names: Set[str]) -> dict[str, Call]:
     """Module -> the arguments of its first call."""
     calls: dict[str, Call] = {}
 

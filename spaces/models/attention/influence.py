@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from ....core.batch import Batch
 from ..attributes import restored
 
 PARTS = (nn.Linear, _ConvNd, nn.Embedding, _BatchNorm)
@@ -45,7 +46,7 @@ class Influence:
         called: paths of the modules that are called.
     """
 
-    def __init__(self, model: nn.Module, example_input: Tensor) -> None:
+    def __init__(self, model: nn.Module, example_input: Batch) -> None:
         self.parts = {name: module for name, module in model.named_modules() if isinstance(module, PARTS)}
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         self.made: dict[str, list[Tensor]] = defaultdict(list)
@@ -60,7 +61,7 @@ class Influence:
         for name in self.read:
             self._walk(name, leaves)
 
-    def _record(self, model: nn.Module, example_input: Tensor) -> None:
+    def _record(self, model: nn.Module, example_input: Batch) -> None:
         generator = torch.Generator().manual_seed(0)
 
         def before(name: str) -> Any:

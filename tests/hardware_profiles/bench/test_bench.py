@@ -107,7 +107,7 @@ def bench(model: Model) -> Iterator[Callable[..., Bench]]:
 
     def open_bench(reference: Path, cores: list[int] | None = None) -> Bench:
         cores = bench_cores(1) if cores is None else cores
-        opened.append(Bench(load_target("cpu-onnxruntime"), reference, np.zeros((1, 2), np.float32), cores))
+        opened.append(Bench(load_target("cpu-onnxruntime"), reference, {"input": np.zeros((1, 2), np.float32)}, cores))
         return opened[-1]
 
     yield open_bench
@@ -242,7 +242,7 @@ DRIVER = """
 
     if __name__ == "__main__":
         reference, candidate = map(Path, sys.argv[1:])
-        with Bench(load_target("cpu-onnxruntime"), reference, np.zeros((1, 2), np.float32), bench_cores(1)) as bench:
+        with Bench(load_target("cpu-onnxruntime"), reference, {"input": np.zeros((1, 2), np.float32)}, bench_cores(1)) as bench:
             bench.time(candidate, 60)
 """
 
@@ -324,7 +324,7 @@ def test_a_real_artifact_is_as_fast_as_itself_and_a_larger_one_slower(card, make
         network = type(make_network("residual"))(width).eval()
         example = torch.zeros(1, *network.shape)
         paths[name] = runtime.lower(candidate(network, {}), example, target, tmp_path / f"{name}{runtime.suffix}").path
-    batch = inputs(network.shape, 1, 0).numpy()
+    batch = {"input": inputs(network.shape, 1, 0).numpy()}
     with Bench(target, paths["small"], batch, bench_cores(1)) as real:
         assert real.time(paths["small"], 0.5).speedup == pytest.approx(1, abs=0.2)
         assert real.time(paths["large"], 0.5).speedup < 0.7

@@ -86,7 +86,7 @@ def test_a_runtime_computes_it_and_tells_in_what(name, tmp_path, needs_exact_pro
         exact = made.model(x).numpy()
         with fake_quantized(made.model, made.policy, made.quantization.inputs):
             expected = made.model(x).numpy()
-    found = np.array(session.run(x.numpy()))
+    found = np.array(session.run({"input": x.numpy()})["output"])
     np.testing.assert_allclose(found, expected, atol=0.02 * np.ptp(exact))
     precision = "f32" if name == "torch" else "i8"
     reported = dict.fromkeys(("gate", "value", "fc"), precision)
@@ -102,7 +102,9 @@ def test_openvino_quantizes_inputs_at_run_time_only_where_that_was_decided(tmp_p
     for layer in (LayerPolicy(8, 32), DYNAMIC):
         made = candidate(gate=layer, value=layer)
         artifact = runtime.lower(made, samples(1), target, tmp_path / f"{layer.activation_range}.onnx")
-        outputs[layer] = np.array(runtime.load(artifact.path, target).run(samples(BATCH, 1).numpy()))
+        outputs[layer] = np.array(
+            runtime.load(artifact.path, target).run({"input": samples(BATCH, 1).numpy()})["output"]
+        )
         with (
             torch.no_grad(),
             fake_quantized(made.model, Policy(layers=dict.fromkeys(("gate", "value"), LayerPolicy(8, 32))), {}),

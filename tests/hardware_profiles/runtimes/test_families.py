@@ -42,7 +42,7 @@ def test_a_family_runs_quantized(
     path = tmp_path / f"model{get_runtime(runtime).suffix}"
     artifact = get_runtime(runtime).lower(candidate, images[:1], target, path)
     session = get_runtime(runtime).load(artifact.path, target)
-    outputs = np.concatenate([session.run(image.numpy()).copy() for image in images.split(1)])
+    outputs = np.concatenate([session.run({"input": image.numpy()})["output"].copy() for image in images.split(1)])
     with torch.no_grad():
         expected = model(images).numpy()
     assert np.abs(outputs - expected).max() < 0.06 * np.ptp(expected)

@@ -59,7 +59,7 @@ def outputs(runtime, made: Candidate, inputs: Tensor, folder: Path) -> tuple[np.
     target = load_target(f"cpu-{runtime.name}").model_copy(update={"batch": len(inputs)})
     path = runtime.lower(made, inputs[:1], target, folder / f"model{runtime.suffix}").path
     session = runtime.load(path, target)
-    return np.array(session.run(inputs.numpy())), session.executed_precisions()
+    return np.array(session.run({"input": inputs.numpy()})["output"]), session.executed_precisions()
 
 
 @pytest.mark.parametrize("name", OPERATIONS)

@@ -53,8 +53,8 @@ def test_a_multiplication_between_quantized_linear_layers_is_right_at_small_batc
     needs_exact_products("openvino")
     path, target, samples, expected = scaled
     within = 0.05 * np.ptp(expected)
-    assert np.abs(OpenVinoRuntime().load(path, target).run(samples) - expected).max() < within
-    assert np.abs(load_openvino(str(path), 1)(samples) - expected).max() < within
+    assert np.abs(OpenVinoRuntime().load(path, target).run({"input": samples})["output"] - expected).max() < within
+    assert np.abs(load_openvino(str(path), 1)({"input": samples})["output"] - expected).max() < within
 
 
 @pytest.mark.skipif(not openvino.__version__.startswith("2026.4"), reason="seen in OpenVINO 2026.4")
@@ -126,13 +126,15 @@ def test_a_layer_in_bfloat16_reads_and_makes_such_numbers(make_network, candidat
     target = load_target("cpu-openvino").model_copy(update={"batch": 40})
     artifact = OpenVinoRuntime().lower(made, torch.zeros(1, 2, 20), target, tmp_path / "model.onnx")
     samples = inputs(network.shape, 40, 1)
-    found = torch.from_numpy(OpenVinoRuntime().load(artifact.path, target).run(samples.numpy()).copy())
+    found = torch.from_numpy(
+        OpenVinoRuntime().load(artifact.path, target).run({"input": samples.numpy()})["output"].copy()
+    )
     with torch.no_grad():
         exact = network(samples)
     assert torch.equal(found, found.bfloat16().float())
     # OpenVINO 2026.4 on a CPU without bfloat16 truncates half of what it should round up: by a step instead of a half.
     assert (found - exact).abs().max() <= 3 * 2**-8 * exact.abs().max()
-    exactly = OnnxRuntime().load(artifact.path, target).run(samples.numpy())
+    exactly = OnnxRuntime().load(artifact.path, target).run({"input": samples.numpy()})["output"]
     assert np.abs(exactly - exact.numpy()).max() <= 2 * 2**-8 * float(exact.abs().max())
 
 
@@ -156,7 +158,7 @@ def test_a_float_file_in_the_default_precision_is_compiled_without_a_setting_of_
     plain = shared_core().compile_model(str(artifact.path), "CPU", {"INFERENCE_NUM_THREADS": 1})
     assert kinds_of(session._compiled) == kinds_of(plain)
     inputs = np.ones((1, *model.shape), np.float32)
-    np.testing.assert_array_equal(session.run(inputs), plain(inputs)[0])
+    np.testing.assert_array_equal(session.run({"input": inputs})["output"], plain(inputs)[0])
 
 
 def test_an_interrupt_after_sessions_that_overlapped_is_an_interrupt(make_network, tmp_path):

@@ -111,7 +111,7 @@ def everywhere(model: nn.Module, *bits: int) -> dict[str, LayerPolicy]:
 
 def run(runtime: Runtime, artifact: Artifact, target: Target, inputs: Tensor) -> np.ndarray:
     session = runtime.load(artifact.path, target)
-    return np.concatenate([np.array(session.run(batch.numpy())) for batch in inputs.split(BATCH)])
+    return np.concatenate([np.array(session.run({"input": batch.numpy()})["output"]) for batch in inputs.split(BATCH)])
 
 
 @pytest.fixture(scope="module")
@@ -240,16 +240,17 @@ def test_every_float_precision_runs_in_the_type_it_says(runtime, target, lowered
         artifact = lowered(Candidate(Policy(float_precision=precision), model))
         session = runtime.load(artifact.path, target)
         assert set(session.executed_precisions().values()) == {SHORT[kind]}
-        assert [info.dtype for info in runtime.signature(artifact.path)] == ["float32", "float32"]
-        agrees(session.run(samples.numpy()), expected, 16 if kind == "float32" else 7)
+        signature = runtime.signature(artifact.path)
+        assert [info.dtype for info in (*signature.inputs, *signature.outputs)] == ["float32", "float32"]
+        agrees(session.run({"input": samples.numpy()})["output"], expected, 16 if kind == "float32" else 7)
 
 
 def test_a_batch_is_its_samples_one_by_one(network, runtime, target, lowered, candidate, inputs):
     made = candidate(network, everywhere(network, 8, 8))
     samples = inputs(network.shape, 6, 1).numpy()
     single = runtime.load(lowered(made, batch=1).path, target)
-    one_by_one = np.concatenate([np.array(single.run(sample[None])) for sample in samples])
-    together = np.array(runtime.load(lowered(made, batch=6).path, target).run(samples))
+    one_by_one = np.concatenate([np.array(single.run({"input": sample[None]})["output"]) for sample in samples])
+    together = np.array(runtime.load(lowered(made, batch=6).path, target).run({"input": samples})["output"])
     assert together.shape == (6, 4)
     np.testing.assert_allclose(together, one_by_one, atol=1e-5 * np.abs(one_by_one).max() + 1e-6)
 
@@ -257,7 +258,9 @@ def test_a_batch_is_its_samples_one_by_one(network, runtime, target, lowered, ca
 def test_more_threads_compute_the_same(runtime, target, lowered, candidate, inputs, make_network):
     artifact = lowered(candidate(make_network("residual"), {}))
     samples = inputs((3, 8, 8), BATCH, 1).numpy()
-    one, two = (np.array(runtime.load(artifact.path, target, threads).run(samples)) for threads in (1, 2))
+    one, two = (
+        np.array(runtime.load(artifact.path, target, threads).run({"input": samples})["output"]) for threads in (1, 2)
+    )
     np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-4)
 
 
@@ -309,7 +312,7 @@ from slimfront.hardware_profiles.runtimes.base import get_runtime
 from slimfront.hardware_profiles.cards.target import load_target
 folder, name = Path(sys.argv[1]), sys.argv[2]
 session = get_runtime(name).load(next(folder.glob("model.*")), load_target(sys.argv[3]))
-np.save(folder / "outputs.npy", session.run(np.load(folder / "inputs.npy")))
+np.save(folder / "outputs.npy", session.run({"input": np.load(folder / "inputs.npy")})["output"])
 loaded = {module.partition(".")[0] for module in sys.modules}
 print(json.dumps({"precisions": session.executed_precisions(), "loaded": sorted(loaded & {"torch", "torchao", "ray", "optuna"})}))
 """

@@ -98,7 +98,8 @@ def files(request: pytest.FixtureRequest, lowered: Lowered, tmp_path: Path, need
 
 def test_the_file_computes_what_the_slow_paths_does(files, lowered: Lowered):
     outputs, expected = (
-        np.concatenate([np.array(session.run(batch.numpy())) for batch in lowered.batches]) for session in files
+        np.concatenate([np.array(session.run({"input": batch.numpy()})["output"]) for batch in lowered.batches])
+        for session in files
     )
     assert len(outputs) == SAMPLES
     assert np.abs(outputs - expected).max() <= np.ptp(expected) / 255

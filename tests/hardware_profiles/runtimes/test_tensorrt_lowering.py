@@ -59,7 +59,7 @@ def test_every_pair_is_of_int8_around_zero(bits, symmetric, make_network, inputs
     target = load_target("cpu-openvino").model_copy(update={"batch": 50})
     runtime = get_runtime("openvino")
     unsigned = runtime.lower(made, torch.zeros(1, *made.model.shape), target, tmp_path / "unsigned.onnx")
-    expected = runtime.load(unsigned.path, target).run(samples)
+    expected = runtime.load(unsigned.path, target).run({"input": samples})["output"]
     assert np.abs(outputs - expected).max() <= 2 * np.ptp(expected) / (2 ** min(bits) - 1)
 
 

@@ -30,10 +30,10 @@ def test_a_bundles_loader_computes_what_was_measured(make_network, candidate, in
     model = make_network("residual")
     artifact, target = lowered(candidate(model, everywhere(model, 8, 8)), "cpu-torch", tmp_path)
     samples = inputs(model.shape, 4, 1).numpy()
-    expected = TorchRuntime().load(artifact.path, target).run(samples)
+    expected = TorchRuntime().load(artifact.path, target).run({"input": samples})["output"]
     with torch.enable_grad():
-        np.testing.assert_array_equal(load_torch(str(artifact.path), 1)(samples), expected)
-    with torch_threads(2), Bench(target, artifact.path, samples, bench_cores(1)) as bench:
+        np.testing.assert_array_equal(load_torch(str(artifact.path), 1)({"input": samples})["output"], expected)
+    with torch_threads(2), Bench(target, artifact.path, {"input": samples}, bench_cores(1)) as bench:
         assert set(bench.executed_precisions(artifact.path).values()) == {"f32"}
         assert torch.get_num_threads() == 2  # those that the process trains on
 
@@ -73,5 +73,5 @@ def test_compiled_layers_run_in_integers(make_network, candidate, inputs, tmp_pa
     session = TorchRuntime().load(artifact.path, target)
     with torch.no_grad():
         expected = model(samples).numpy()
-    assert np.abs(session.run(samples.numpy()) - expected).max() < 0.03 * np.ptp(expected)
+    assert np.abs(session.run({"input": samples.numpy()})["output"] - expected).max() < 0.03 * np.ptp(expected)
     assert {precision for layer, precision in session.executed_precisions().items() if layer != "fc"} == {"i8"}

@@ -76,7 +76,9 @@ def test_an_artifact_computes_what_the_simulation_does_at_any_bits_size_and_shap
         made = grouped(bits, size, grids)
         session, _ = loaded(runtime, made, tmp_path)
         expected = simulated(made, inputs)
-        np.testing.assert_allclose(session.run(inputs.numpy()), expected, atol=1e-5 * np.abs(expected).max())
+        np.testing.assert_allclose(
+            session.run({"input": inputs.numpy()})["output"], expected, atol=1e-5 * np.abs(expected).max()
+        )
 
 
 @pytest.mark.parametrize("runtime", HERE)
@@ -108,7 +110,9 @@ def test_packed_kernels_compile_ahead_of_time(tmp_path):
     made = grouped(4, 32, "affine")
     session = runtime.load(runtime.lower(made, samples(1), target, tmp_path / "model.pt2").path, target)
     expected = simulated(made, inputs)
-    np.testing.assert_allclose(session.run(inputs.numpy()), expected, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(
+        session.run({"input": inputs.numpy()})["output"], expected, atol=1e-5 * np.abs(expected).max()
+    )
     assert session.executed_precisions()["tokens"] == "u4"
 
 

@@ -434,14 +434,14 @@ def test_lines_in_the_page_run_alone(bundle: Path, tmp_path: Path, runtime: str)
     card = card_of(bundle)
     card["target"]["runtime"] = runtime
     card["files"] = {f"model{suffix}": {"bytes": 1, "sha256": ""}, f"reference{suffix}": {"bytes": 1, "sha256": ""}}
-    card["input"]["shape"] = shape
+    card["inputs"][0]["shape"] = shape
     page = card_page(card, POLICY)
     code = page.partition("```python\n")[2].partition("```")[0]
     assert 10 <= len([line for line in code.splitlines() if line.strip()]) <= 40
     assert undefined_names(compile(code, "card.md", "exec")) == set()
     assert re.search(r"not read from the file|same version", page)
     if (tmp_path / f"model{suffix}").exists():
-        assert isolated(f"{code}\nprint(outputs.shape)", tmp_path) == "(1, 4, 8, 8)\n"
+        assert isolated(f"{code}\nprint(outputs['output'].shape)", tmp_path) == "(1, 4, 8, 8)\n"
 
 
 def lowered(runtime: str, path: Path, policy: Policy = Policy()) -> str:
@@ -475,8 +475,8 @@ def test_loader_gives_the_very_outputs_that_were_scored(tmp_path: Path, runtime:
         pytest.skip(f"{runtime} is not here")
     inputs = np.random.default_rng(3).standard_normal((1, 3, 8, 8), dtype=np.float32)
     target = Target(name="here", runtime=runtime, weight_bits=[32], activation_bits=[32])
-    expected = get_runtime(runtime).load(path, target).run(inputs).copy()
-    outputs = standalone.LOADERS[runtime](str(path), 1)(inputs)
+    expected = get_runtime(runtime).load(path, target).run({"input": inputs})["output"].copy()
+    outputs = standalone.LOADERS[runtime](str(path), 1)({"input": inputs})["output"]
     torch.set_grad_enabled(True)  # which torch's loader turns off for good
     np.testing.assert_array_equal(outputs, expected)
 
@@ -509,8 +509,8 @@ def test_openvino_loader_runs_in_the_precision_of_the_file(tmp_path: Path, preci
     runtime, target = get_runtime("openvino"), load_target("cpu-openvino")
     if precision not in computed_types(runtime, target):
         pytest.skip(f"this processor computes in no {precision}")
-    expected = runtime.load(path, target).run(inputs).copy()
-    np.testing.assert_array_equal(standalone.load_openvino(str(path), 1)(inputs), expected)
+    expected = runtime.load(path, target).run({"input": inputs})["output"].copy()
+    np.testing.assert_array_equal(standalone.load_openvino(str(path), 1)({"input": inputs})["output"], expected)
 
 
 def test_onnxruntime_loader_has_the_settings_of_the_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,207 @@
+"""How a user's model is called with a batch, and its result read. Both are set on the model itself, so that its layers keep their
+names.
+
+With them `model(batch)` is the call for every model, through copies, pickles, tracing and export.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from ..core.batch import OUTPUT, Batch
+from ..core.errors import WorkloadError
+
+Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
+"""What a user's model is called with: `model(x)`, `model(*xs)` or `model(**xs)`."""
+
+Forward = Callable[[Any, Any], Any]
+"""(model, inputs as the data set gives them) -> outputs, for a model that is called in another way."""
+
+
+def names_of_inputs(model: nn.Module, inputs: Any) -> tuple[str, ...] | None:
+    """The names of several inputs: keys, or what the model's forward calls its positions; None for one tensor."""
+    if isinstance(inputs, Mapping):
+        return tuple(inputs)
+    return tuple(_positions(model, len(inputs))) if isinstance(inputs, (tuple, list)) else None
+
+
+def _positions(model: nn.Module, count: int) -> Iterator[str]:
+    kinds = inspect.Parameter
+    parameters = [*inspect.signature(model.forward).parameters.values()]
+    named = [p.name for p in parameters if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
+    yield from named[:count]
+    yield from (f"input{index}" for index in range(len(named[:count]), count))
+
+
+def batch_of(inputs: Any, names: Sequence[str] | None) -> Any:
+    """A user's inputs as a batch: the tensor itself, or a dictionary in the order of `names`.
+
+    Raises:
+        ValueError: there are others than `names`.
+    """
+    if names is None:
+        return inputs
+    if isinstance(inputs, Mapping):
+        if set(inputs) != set(names):
+            raise ValueError(f"must hold {', '.join(names)}, not {', '.join(map(str, inputs)) or 'nothing'}")
+        return {name: inputs[name] for name in names}
+    if not isinstance(inputs, (tuple, list)) or len(inputs) != len(names):
+        count = f" of {len(inputs)}" if isinstance(inputs, (tuple, list)) else ""
+        raise ValueError(f"must be {len(names)} inputs ({', '.join(names)}), not {type(inputs).__name__}{count}")
+    return dict(zip(names, inputs, strict=True))
+
+
+def called(model: nn.Module, inputs: Any, forward: Forward | None) -> Any:
+    """What a model returns of inputs as the data set gives them, or of a batch where it is called with batches already."""
+    if _forward_of(model) is not None:
+        return model(inputs)
+    if forward is not None:
+        return forward(model, inputs)
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+
+
+def call_with_batches(
+    model: nn.Module, inputs: Any, result: Any, forward: Forward | None = None, wanted: Sequence[str] = ()
+) -> None:
+    """Have `model(batch)` be the call of the user's model, in place; one that takes and returns one tensor stays as it is.
+
+    Args:
+        inputs: an example of what the user calls it with, `batch_of` which batches are.
+        result: what the model returned of it.
+        forward: how the user calls it, where that is neither `model(x)`, `model(*xs)` nor `model(**xs)`.
+        wanted: names of the outputs to keep; all where there are none.
+    """
+    outputs = _Outputs(tuple(wanted), [name or OUTPUT for name in named_outputs(result, wanted)])
+    if forward is not None or names_of_inputs(model, inputs) is not None:
+        model.forward = _Forward(model, forward, isinstance(inputs, (tuple, list)), outputs).forward
+    elif not isinstance(result, Tensor):
+        model.register_forward_hook(outputs)
+
+
+def names_of_outputs(model: nn.Module) -> list[str]:
+    """What artifacts call the outputs of a model that is called with batches."""
+    own = _forward_of(model)
+    found = [own.outputs] if own is not None else [*model._forward_hooks.values()]
+    return next((each.names for each in found if isinstance(each, _Outputs)), [OUTPUT])
+
+
+def _forward_of(model: nn.Module) -> _Forward | None:
+    own = getattr(vars(model).get("forward"), "__self__", None)
+    return own if isinstance(own, _Forward) else None
+
+
+class _Outputs:
+    """A forward hook that makes what a model returns a batch; see `picked`.
+
+    Attributes:
+        wanted: names of the outputs to keep; all where there are none.
+        names: of those that are kept, in order.
+    """
+
+    def __init__(self, wanted: tuple[str, ...], names: list[str]) -> None:
+        self.wanted, self.names = wanted, names
+
+    def __call__(self, _module: nn.Module, _inputs: object, result: Any) -> Batch:
+        return picked(result, self.wanted)
+
+
+class _Forward:
+    """The forward of a model that is called with batches: spreads them, or calls the model as its owner does.
+
+    The model is referred to weakly, so that it is freed as soon as nobody else refers to it.
+
+    Attributes:
+        outputs: makes what the model returns a batch.
+    """
+
+    def __init__(self, model: nn.Module | None, own: Forward | None, by_position: bool, outputs: _Outputs) -> None:
+        self._model = None if model is None else weakref.ref(model)
+        self._own, self._by_position, self.outputs = own, by_position, outputs
+        self._is_inside = False
+
+    def forward(self, *args: Any, **options: Any) -> Any:
+        model = self._owner()
+        assert model is not None, "the model calls this, and is alive"
+        if self._is_inside:  # the owner's function calls the model itself
+            return type(model).forward(model, *args, **options)
+        self._is_inside = True
+        try:
+            given = tuple(args[0].values()) if self._by_position else args[0]
+            return picked(self._result(model, given), self.outputs.wanted)
+        finally:
+            self._is_inside = False
+
+    def _result(self, model: nn.Module, given: Any) -> Any:
+        if self._own is not None:
+            return self._own(model, given)
+        return type(model).forward(model, *given) if self._by_position else type(model).forward(model, **given)
+
+    def _owner(self) -> nn.Module | None:
+        return None if self._model is None else self._model()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        model = self._owner()
+        return type(self)(memo.get(id(model), model), self._own, self._by_position, self.outputs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._owner(), self._own, self._by_position, self.outputs)
+
+
+def picked(result: Any, wanted: Sequence[str]) -> Batch:
+    """What a model returned as a batch: its tensors by name, or the tensor itself where there is one; see `named_outputs`."""
+    kept = named_outputs(result, wanted)
+    return next(iter(kept.values())) if len(kept) == 1 else kept
+
+
+def named_outputs(result: Any, wanted: Sequence[str] = ()) -> dict[str, Tensor]:
+    """The tensors of what a model returned, by name.
+
+    Args:
+        wanted: the names to keep, each of a tensor or of what holds some; all where there are none.
+
+    Raises:
+        WorkloadError: there is no such output.
+    """
+    found = dict(leaves(result))
+    unknown = [name for name in wanted if not any(_is_wanted(leaf, [name]) for leaf in found)]
+    if unknown or not found:
+        known = ", ".join(name or "one tensor" for name in found) or f"no tensor, but {type(result).__name__}"
+        asked = f"{', '.join(unknown)} is not among them" if unknown else "there must be a tensor"
+        raise WorkloadError(f"outputs: the model returns {known}; {asked}")
+    return {name: tensor for name, tensor in found.items() if not wanted or _is_wanted(name, wanted)}
+
+
+def _is_wanted(name: str, wanted: Sequence[str]) -> bool:
+    return any(name == each or name.startswith(f"{each}.") for each in wanted)
+
+
+def leaves(result: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of everything in a result: keys and fields joined by dots, positions as "output0" or by number.
+
+    What is no tensor, such as None, is left out.
+    """
+    if isinstance(result, Tensor):
+        yield name, result
+    for key, part in _parts(result):
+        own = key if isinstance(key, str) else f"{key}" if name else f"{OUTPUT}{key}"
+        yield from leaves(part, f"{name}.{own}" if name else own)
+
+
+def _parts(result: Any) -> Iterator[tuple[str | int, Any]]:
+    """(key, field or position, value) of what holds values."""
+    if isinstance(result, Mapping):
+        yield from ((str(key), value) for key, value in result.items())
+    elif isinstance(result, tuple) and hasattr(result, "_fields"):
+        yield from zip(result._fields, result, strict=True)  # pyright: ignore[reportAttributeAccessIssue]
+    elif isinstance(result, (tuple, list)):
+        yield from enumerate(result)
+    elif dataclasses.is_dataclass(result):
+        yield from ((field.name, getattr(result, field.name)) for field in dataclasses.fields(result))
