@@ -236,9 +236,9 @@ def weight_spec(bits: int, scheme: Scheme = Scheme()) -> QuantizationSpec:
 
 def activation_spec(bits: int, scheme: Scheme = Scheme()) -> QuantizationSpec:
     """Per tensor on 0 .. 2^bits - 1, affine or with zero in the middle."""
-    observer = ACTIVATION_OBSERVERS[scheme.calibration].with_args()
-    kinds = {"affine": torch.per_tensor_affine, "symmetric": torch.per_tensor_symmetric}
-    return QuantizationSpec(torch.uint8, observer, 0, 2**bits - 1, kinds[scheme.activations])
+    observer = ACTIVATION_OBSERVERS[scheme.calibration].with_args(signed=scheme.activations == "signed")
+    kind = torch.per_tensor_symmetric if scheme.activations == "symmetric" else torch.per_tensor_affine
+    return QuantizationSpec(torch.uint8, observer, 0, 2**bits - 1, kind)
 
 
 def _layer_specs(

@@ -81,15 +81,21 @@ def find_layers(model: nn.Module, example_input: Batch) -> list[Layer]:
 
 def find_every_layer(model: nn.Module, example_input: Batch) -> list[Layer]:
     """As `find_layers`, with the recurrent layers that have one pair of matrices for each direction."""
-    macs = macs_by_module(model, example_input)
     runs = runs_of_modules(model, example_input)
-    layers = {
-        name: module
+    every = all_layers(model, example_input)
+    taken = [layer for layer in every if is_taken_up(model.get_submodule(layer.name), runs[layer.name])]
+    unread = unread_layers(model, example_input, [layer.name for layer in taken])
+    return [layer for layer in taken if layer.name not in unread]
+
+
+def all_layers(model: nn.Module, example_input: Batch) -> list[Layer]:
+    """All layers in module order, also those that no policy may touch; `find_every_layer` otherwise."""
+    macs = macs_by_module(model, example_input)
+    return [
+        _describe(name, module, macs[name])
         for name, module in model.named_modules()
-        if (type(module) in LAYER_KINDS or is_single_layer(module)) and is_taken_up(module, runs[name])
-    }
-    unread = unread_layers(model, example_input, [*layers])
-    return [_describe(name, module, macs[name]) for name, module in layers.items() if name not in unread]
+        if type(module) in LAYER_KINDS or is_single_layer(module)
+    ]
 
 
 def is_taken_up(layer: nn.Module, runs: int) -> bool:

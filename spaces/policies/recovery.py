@@ -39,14 +39,14 @@ class Recovery:
 
     Attributes:
         epochs: passes over the training split; 0 turns recovery off, and the other fields have no effect.
-        learning_rate: peak of a one-cycle schedule.
+        learning_rate: the highest of its schedule.
         temperature: of the softened targets.
         alpha: weight of the distillation term in [0, 1]; 1 - alpha goes to the workload's own loss.
         steps: in order; the "train" steps and those of `SPARSIFYING`, each of which is there at most once, before "prune" and
             "quantize", share the epochs. "prune" is there once. From "quantize" on, which is there once or not at all,
             training is aware of the grids; without it quantization follows training. Those of `POST_TRAINING` work without
             epochs too.
-        distiller: name of what is imitated, see `compression.distil`.
+        distiller: name of what is imitated, see `compression.recovery.distil`.
         teachers: workloads whose models teach in addition to the uncompressed one, their probabilities averaged.
         data: "train", "unlabelled" (the training inputs, their labels never read) or "synthetic" (no data at all).
         mutual: a second student is trained too, and each learns from the other.

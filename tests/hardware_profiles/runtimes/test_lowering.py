@@ -1,5 +1,6 @@
 """The ONNX file a candidate becomes: its nodes, its constants, its size, and what cannot be lowered."""
 
+import re
 from collections import Counter
 
 import ml_dtypes
@@ -9,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
+from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions
 from slimfront.core.errors import LoweringError
 from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.hardware_profiles.runtimes.base import get_runtime
@@ -17,6 +19,7 @@ from slimfront.hardware_profiles.runtimes.onnx.lowering import lower
 from slimfront.spaces.models.layers import find_layers
 from slimfront.spaces.policies.candidate import Candidate, Quantization, QuantizedWeight, QuantParams
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
+from slimfront.spaces.policies.quantization_scheme import Scheme
 from torch import Tensor, nn
 
 
@@ -173,6 +176,24 @@ def test_a_narrow_grid_is_clipped_before_its_eight_bit_container(candidate, lowe
     assert high == pytest.approx((15 - int(grid.zero_point)) * float(grid.scale))
     (quantize,) = operations(written, "QuantizeLinear")
     assert quantize.input[0] == clip.output[0]
+
+
+def test_a_grid_around_zero_can_be_written_on_signed_integers(make_network, candidate, tmp_path):
+    model = make_network("residual")
+    made = candidate(model, everywhere(model, 8, 8), Scheme(activations="signed"))
+    path, inputs = tmp_path / "model.onnx", torch.randn(4, *model.shape).numpy()
+    plain, found = SessionOptions(), []
+    plain.graph_optimization_level = GraphOptimizationLevel.ORT_DISABLE_ALL  # what the file says, pair by pair
+    for signed in (False, True):
+        lower(made, torch.zeros(1, *model.shape), 4, path, signed_grids=signed)
+        stored = constants(onnx.load(path))
+        zeros = {
+            (str(values.dtype), int(values)) for name, values in stored.items() if re.search(r"grid\d+\.zero", name)
+        }
+        found.append((zeros, InferenceSession(path, plain).run(None, {"input": inputs})[0]))
+    (unsigned, expected), (signed, outputs) = found
+    assert (unsigned, signed) == ({("uint8", 0), ("uint8", 128)}, {("uint8", 0), ("int8", 0)})
+    np.testing.assert_array_equal(outputs, expected)
 
 
 def test_a_float_weight_can_read_its_grid_through_a_bound(candidate, tmp_path):
