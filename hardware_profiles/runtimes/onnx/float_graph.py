@@ -188,16 +188,18 @@ def _foldable(model: ModelProto, norms: Sequence[NodeProto]) -> list[tuple[NodeP
     trained = {tensor.name for tensor in model.graph.initializer}  # a batch-norm without weights has other constants
     known = _constants(model.graph).keys()
 
-    pairs = []
-    for norm in norms:
-        layer = layers.get(norm.input[0])
-        if layer is None or not known >= {*layer.input[1:], *norm.input[1:]}:
-            continue
-        if layer.op_type != "Conv" and (ranks[norm.input[0]] != 2 or not trained.issuperset(norm.input[1:])):
-            continue
-        if readers[norm.input[0]] == readers[layer.input[1]] == 1 and norm.input[0] not in _outputs(model.graph):
-            pairs.append((layer, norm))
-    return pairs
+    def is_foldable(layer: NodeProto, norm: NodeProto) -> bool:
+        between = norm.input[0]
+        is_linear = layer.op_type != "Conv"
+        return (
+            known >= {*layer.input[1:], *norm.input[1:]}
+            and not (is_linear and (ranks[between] != 2 or not trained.issuperset(norm.input[1:])))
+            and readers[between] == readers[layer.input[1]] == 1
+            and between not in _outputs(model.graph)
+        )
+
+    pairs = ((layers.get(norm.input[0]), norm) for norm in norms)
+    return [(layer, norm) for layer, norm in pairs if layer is not None and is_foldable(layer, norm)]
 
 
 def _outputs(graph: GraphProto) -> set[str]:
