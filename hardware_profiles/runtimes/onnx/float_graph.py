@@ -152,14 +152,16 @@ def _constants(graph: GraphProto) -> dict[str, np.ndarray]:
 def _name_weights(graph: GraphProto) -> None:
     """Give every layer weights of its own, named after it."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
+    names: dict[str | None, str] = {}
     for node in graph.node:
         kinds = ("weight", "bias") if node.op_type in WEIGHTED else ("weight_ih", "weight_hh", "bias")
         if node.op_type not in (*WEIGHTED, *RECURRENT):
             continue
+        name = names.setdefault(layer_of(node.name), first_run(node.name))
         for index, kind in enumerate(kinds, start=1):
             if index < len(node.input) and node.input[index] in constants:
                 own = TensorProto.FromString(constants[node.input[index]].SerializeToString())
-                own.name = node.input[index] = f"{first_run(node.name)}/{kind}"
+                own.name = node.input[index] = f"{name}/{kind}"
                 if own.name not in constants:  # else the layer has run before
                     graph.initializer.append(own)
                     constants[own.name] = own

@@ -31,6 +31,7 @@ from ....spaces.models.exported_graph import (
     module_path,
     residual_additions,
     scale_and_shift,
+    under_first_paths,
 )
 from ....spaces.policies.candidate import Candidate, QuantizedWeight, QuantParams, RoundedWeight
 from ....workloads.calls import names_of_outputs
@@ -85,6 +86,7 @@ def _program(candidate: Candidate, inputs: Batch, device: str) -> ExportedProgra
         model.get_parameter(path).data = torch.from_numpy(weight.values())
     exported = torch.export.export(model, (inputs,)).module(check_guards=False)
     assert isinstance(exported, fx.GraphModule)
+    under_first_paths(exported, model)
     _Inserter(exported, candidate, device).insert()
     exported.graph.eliminate_dead_code()
     _drop_unread(exported)
