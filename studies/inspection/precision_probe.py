@@ -134,8 +134,8 @@ def _executed(workload: Workload, target: Target, names: Sequence[str], pair: Pa
     runtime = get_runtime(target.runtime)
     model, example = workload.model.eval(), workload.example_input
     layers = {name: LayerPolicy(*pair) for name in names}
-    kind = "symmetric" if RUNTIMES[target.runtime].symmetric else "affine"
-    policy = Policy(layers=layers, scheme=Scheme("min_max", activations=kind))  # the range that is found soonest
+    grids = RUNTIMES[target.runtime].activations
+    policy = Policy(layers=layers, scheme=Scheme("min_max", activations=grids))  # the range that is found soonest
     candidate = Candidate(policy, model, quantize(model, example, policy, _some(workload)))
     with tempfile.TemporaryDirectory() as folder, torch_threads(1):  # a session of torch's sets the process's number
         path = Path(folder) / f"model{runtime.suffix}"
