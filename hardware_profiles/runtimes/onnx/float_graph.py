@@ -152,14 +152,16 @@ def _constants(graph: GraphProto) -> dict[str, np.ndarray]:
 def _name_weights(graph: GraphProto) -> None:
     """Give every layer weights of its own, named after it."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
+    names: dict[str | None, str] = {}
     for node in graph.node:
         kinds = ("weight", "bias") if node.op_type in WEIGHTED else ("weight_ih", "weight_hh", "bias")
         if node.op_type not in (*WEIGHTED, *RECURRENT):
             continue
+        name = names.setdefault(layer_of(node.name), first_run(node.name))
         for index, kind in enumerate(kinds, start=1):
             if index < len(node.input) and node.input[index] in constants:
                 own = TensorProto.FromString(constants[node.input[index]].SerializeToString())
-                own.name = node.input[index] = f"{first_run(node.name)}/{kind}"
+                own.name = node.input[index] = f"{name}/{kind}"
                 if own.name not in constants:  # else the layer has run before
                     graph.initializer.append(own)
                     constants[own.name] = own
@@ -188,16 +190,18 @@ def _foldable(model: ModelProto, norms: Sequence[NodeProto]) -> list[tuple[NodeP
     trained = {tensor.name for tensor in model.graph.initializer}  # a batch-norm without weights has other constants
     known = _constants(model.graph).keys()
 
-    pairs = []
-    for norm in norms:
-        layer = layers.get(norm.input[0])
-        if layer is None or not known >= {*layer.input[1:], *norm.input[1:]}:
-            continue
-        if layer.op_type != "Conv" and (ranks[norm.input[0]] != 2 or not trained.issuperset(norm.input[1:])):
-            continue
-        if readers[norm.input[0]] == readers[layer.input[1]] == 1 and norm.input[0] not in _outputs(model.graph):
-            pairs.append((layer, norm))
-    return pairs
+    def is_foldable(layer: NodeProto, norm: NodeProto) -> bool:
+        between = norm.input[0]
+        is_linear = layer.op_type != "Conv"
+        return (
+            known >= {*layer.input[1:], *norm.input[1:]}
+            and not (is_linear and (ranks[between] != 2 or not trained.issuperset(norm.input[1:])))
+            and readers[between] == readers[layer.input[1]] == 1
+            and between not in _outputs(model.graph)
+        )
+
+    pairs = ((layers.get(norm.input[0]), norm) for norm in norms)
+    return [(layer, norm) for layer, norm in pairs if layer is not None and is_foldable(layer, norm)]
 
 
 def _outputs(graph: GraphProto) -> set[str]:

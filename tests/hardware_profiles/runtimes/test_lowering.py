@@ -11,6 +11,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions
+from slimfront.compression.quantization.quantize import quantize
 from slimfront.core.errors import LoweringError
 from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.hardware_profiles.runtimes.base import get_runtime
@@ -21,6 +22,7 @@ from slimfront.spaces.policies.candidate import Candidate, Quantization, Quantiz
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from slimfront.spaces.policies.quantization_scheme import Scheme
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 
 def everywhere(model: nn.Module, *bits: int) -> dict[str, LayerPolicy]:
@@ -347,3 +349,39 @@ def test_a_root_mean_square_norm_is_written_in_operators_of_the_opset(options, l
     session = onnxruntime.InferenceSession(lowered(Candidate(Policy(), model, Quantization())).SerializeToString())
     (found,) = session.run(None, {"input": inputs.numpy()})
     np.testing.assert_allclose(found, model(inputs).detach().numpy(), atol=1e-6)
+
+
+class ConvolvedTwice(nn.Module):
+    """One convolution before two batch-norms, under two names."""
+
+    shape = (4, 6, 6)
+
+    def __init__(self, normed: bool) -> None:
+        super().__init__()
+        self.conv = self.again = nn.Conv2d(4, 4, 3, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) if normed else nn.Identity() for _ in range(2))
+        self.fc = nn.Linear(4, 3)
+        for norm in self.norms if normed else ():
+            nn.init.normal_(norm.running_mean)
+            nn.init.uniform_(norm.running_var, 0.5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norms[0](self.conv(x)).relu()
+        return self.fc(self.norms[1](self.again(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("bits", [None, (8, 8), (8, 32), (16, 16)], ids=str)
+@pytest.mark.parametrize("normed", [True, False], ids=["normed", "plain"])
+def test_a_convolution_that_runs_twice_keeps_what_follows_each_run_apart(normed, bits, tmp_path):
+    torch.manual_seed(0)
+    model, inputs = ConvolvedTwice(normed).eval(), torch.randn(8, 4, 6, 6)
+    policy = Policy(layers=everywhere(model, *bits) if bits else {})
+    assert not bits or policy.layers.keys() == {"conv", "fc"}, "one decision for both names"
+    grids = quantize(model, inputs[:1], policy, TensorDataset(inputs, torch.zeros(8)))
+    target = load_target("cpu-onnxruntime")
+    artifact = get_runtime("onnxruntime").lower(
+        Candidate(policy, model, grids), inputs[:1], target, tmp_path / "m.onnx"
+    )
+    (found,) = get_runtime("onnxruntime").load(artifact.path, target).run({"input": inputs[:1].numpy()}).values()
+    expected = model(inputs[:1]).detach().numpy()
+    assert np.abs(found - expected).max() < (0.02 if bits else 1e-5) * np.abs(expected).max()

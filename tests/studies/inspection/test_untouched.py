@@ -62,7 +62,6 @@ def test_every_other_weight_has_its_reason():
 
 def test_layers_that_are_left_out_have_their_reason():
     assert why_untouched(Odd(), torch.zeros(1, 8)) == {
-        "convolved_twice": "a convolution that runs 2 times in a pass",
         "borrowed": "it is never called as a layer",
     }
 
