@@ -123,7 +123,7 @@ def paired(first: Session, second: Session, inputs: np.ndarray) -> tuple[float, 
 
 def _seconds(session: Session, inputs: np.ndarray) -> float:
     start = time.perf_counter()
-    session.run(inputs)
+    session.run({"input": inputs})
     return time.perf_counter() - start
 
 

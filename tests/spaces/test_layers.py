@@ -67,5 +67,25 @@ class Odd(nn.Module):
         return self.once(functional.linear(x, self.borrowed.weight))
 
 
-def test_only_layers_that_run_can_be_given_a_policy_and_convolutions_only_where_they_run_once():
-    assert [layer.name for layer in find_layers(Odd(), torch.zeros(1, 8))] == ["twice", "once"]
+def test_layers_that_run_can_be_given_a_policy_however_often():
+    assert [layer.name for layer in find_layers(Odd(), torch.zeros(1, 8))] == ["twice", "convolved_twice", "once"]
+
+
+class Pooled(nn.Module):
+    """A layer that runs for nothing, and one that no gradient reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.pooler, self.last = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.first(x).detach()
+        self.pooler(tokens)
+        return self.last(tokens)
+
+
+def test_a_layer_that_no_output_depends_on_is_left_out():
+    model = Pooled()
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    assert [layer.name for layer in find_layers(model, torch.randn(1, 8))] == ["first", "last"]
+    assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
