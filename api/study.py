@@ -11,7 +11,7 @@ from ..core.defaults import DEFAULT_STORAGE
 from ..core.errors import UserError
 from ..core.metrics import METRICS
 from ..core.validation import suggestion
-from ..studies.analysis.front import Objective
+from ..studies.analysis.front import Objective, Point
 from ..studies.analysis.newest_front import front_points, objectives_of, why_no_front
 from ..studies.analysis.selection import pick
 from ..studies.reports.front_table import front_frame, trials_frame
@@ -135,17 +135,25 @@ class Study:
         trials = self.store.trials(self.name)
         return Audit(self.name, self.spec.target, audit(trials), trials)
 
-    def pick(self, rule: str = "knee") -> TrialRecord:
+    def pick(self, rule: str = "knee", where: str | Sequence[str] = ()) -> TrialRecord:
         """The point of the front that a rule picks: "knee", "fastest", "smallest" or "most-accurate".
 
+        Args:
+            where: conditions that it has to meet, such as "accuracy_drop <= 0.01".
+
         Raises:
-            UserError: an unknown rule, or there is no front yet.
+            UserError: an unknown rule, a condition of another form, there is no front yet, or no point meets the conditions.
         """
+        conditions = _conditions(where)
         study = self.store.get_study(self.name)
         points = front_points(self.store, study)
         if not points:
             raise UserError(f"{self.name} has no front yet: {why_no_front(self.store.trial_summaries(self.name))}")
-        return self.trial(pick(points, objectives_of(study), rule).trial)
+        found = [point for point in points if _meets(point, conditions)]
+        if not found:
+            wanted = " and ".join(map(str, conditions))
+            raise UserError(f"{self.name}: none of {len(points)} points of the front has {wanted}")
+        return self.trial(pick(found, objectives_of(study), rule).trial)
 
     def best(self, metric: str, where: str | Sequence[str] = ()) -> TrialRecord:
         """The trial with the best value of a metric among those that met every constraint, on the front or not.
@@ -159,7 +167,7 @@ class Study:
         """
         if metric not in METRICS:
             raise UserError(f"unknown metric {metric!r}; {suggestion(metric, METRICS)}")
-        conditions = [_condition(text) for text in ([where] if isinstance(where, str) else where)]
+        conditions = _conditions(where)
         complete = self.store.trials(self.name, TrialState.COMPLETE)
         found = [trial for trial in complete if metric in trial.measurements and _meets(trial, conditions)]
         if not found:
@@ -172,22 +180,31 @@ class Study:
         """How far the study is: trials by state, front, and why trials failed."""
         return study_status(self.store, self.name)
 
-    def export(self, to: str | Path, trial: int | TrialRecord | None = None, pick: str | None = None) -> ExportedBundle:
+    def export(
+        self,
+        to: str | Path,
+        trial: int | TrialRecord | None = None,
+        pick: str | None = None,
+        where: str | Sequence[str] = (),
+    ) -> ExportedBundle:
         """Write one point as a bundle: policy, the artifact that was measured, weights, reference, card and run.py.
 
         Args:
             to: folder to write; new or empty, parents are made.
             trial: which; without it `pick` chooses from the front.
             pick: a rule of `Study.pick`, the knee by default.
+            where: conditions that the picked point has to meet, as of `Study.pick`.
 
         Raises:
-            UserError: both or an unknown one given, nothing to export, or `to` cannot be written.
+            UserError: a trial and a rule or conditions given, an unknown rule, nothing to export, or `to` cannot be written.
         """
-        if trial is not None and pick is not None:
-            raise UserError("give a trial or a rule to pick by, not both")
+        if trial is not None and (pick is not None or where):
+            raise UserError("give a trial, or a rule and conditions to pick by, not both")
         from ..studies.bundles.export import export_bundle  # imports torch
 
         number = trial.number if isinstance(trial, TrialRecord) else trial
+        if where:
+            number = self.pick(pick or "knee", where).number
         exported = export_bundle(self.store, self.name, Path(to), trial=number, rule=pick or "knee")
         return ExportedBundle(self.name, exported, Path(to))
 
@@ -222,13 +239,13 @@ class Study:
         return f"<p><b>{escape(title)}</b></p>{shown.to_html(index=False)}"
 
 
-def _condition(text: str) -> Constraint:
+def _conditions(where: str | Sequence[str]) -> list[Constraint]:
     try:
-        return Constraint.parse(text, frozenset(METRICS))
+        return [Constraint.parse(text, frozenset(METRICS)) for text in ([where] if isinstance(where, str) else where)]
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
-def _meets(trial: TrialRecord, conditions: Sequence[Constraint]) -> bool:
+def _meets(trial: TrialRecord | Point, conditions: Sequence[Constraint]) -> bool:
     values = {name: measurement.value for name, measurement in trial.measurements.items()}
     return all(c.metric in values and c.violation(values[c.metric]) <= 0 for c in conditions)

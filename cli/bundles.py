@@ -23,16 +23,20 @@ def export(
         Literal["knee", "fastest", "smallest", "most-accurate"] | None,
         typer.Option(help="Rule that picks from the front."),
     ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CONDITION", help="What the picked point has to meet, such as 'accuracy_drop <= 0.01'."),
+    ] = None,
     format: Format = "table",
     storage: Storage = DEFAULT_STORAGE,
 ) -> None:
     """Export one point: policy, the artifact that was measured, weights and a card. The knee by default."""
-    if trial is not None and pick is not None:
-        raise UserError("give --trial or --pick, not both")
+    if trial is not None and (pick is not None or where):
+        raise UserError("give --trial, or --pick and --where, not both")
     from ..api import Study
 
     with Study.open(storage, name) as study:
-        exported = study.export(to, trial, pick)
+        exported = study.export(to, trial, pick, where or ())
     if format == "json":
         print_json(exported.to_dict())
     else:

@@ -37,8 +37,8 @@ ROUNDING: dict[FloatType, float] = {FLOAT32: 2.0**-17, TFLOAT32: 2.0**-10, FLOAT
 """By which share of itself a number may differ from one kernel to another: twice the distance of two neighbours of the type, and in
 float32, where long sums and fast convolutions count for more, a hundred times."""
 
-NOTHING = 1e-5
-"""The share of the outputs' size by which outputs always may differ."""
+NOTHING = 1e-3
+"""The share of the outputs' size by which they always may differ: kernels approximate functions such as erf by polynomials. Measured: 2e-4."""
 
 ISA_LIMIT = "ONEDNN_MAX_CPU_ISA"
 """The variable of the environment that limits the instructions that OpenVINO's kernels use."""
@@ -85,14 +85,17 @@ class Agreement:
 
     @cached_property
     def shares(self) -> tuple[float, float]:
-        """How far the outputs are from the torch model's, and how far rounding may take them, as shares of their size."""
+        """How far the outputs are from the torch model's, and how far rounding may take them, as shares of their size; of several
+        outputs the one that is furthest beyond, and of numbers that are not floats none."""
         simulation = Simulation(self.candidate)
         squares = sum(self._squares(simulation, *run) for run in self._batches())
         assert isinstance(squares, Tensor), "nothing was watched"
-        divergence, grids, floats, size = squares.sqrt().tolist()
-        size = max(size, torch.finfo(torch.float32).tiny)
         always = SATURATED if self.saturates else NOTHING
-        return divergence / size, MARGIN * (grids + floats) / size + always
+        pairs = [(0.0, always)]
+        for divergence, grids, floats, size in squares.sqrt().T.tolist():
+            size = max(size, torch.finfo(torch.float32).tiny)
+            pairs.append((divergence / size, MARGIN * (grids + floats) / size + always))
+        return max(pairs, key=lambda pair: pair[0] - pair[1] if pair[0] > pair[1] else pair[0] / pair[1] - 1)
 
     def _batches(self) -> list[tuple[Batch, Batch]]:
         """What was watched, together unless a sample's output depends on the rest of its batch."""
@@ -102,7 +105,8 @@ class Agreement:
         return [(joined(inputs), joined(outputs))]
 
     def _squares(self, simulation: Simulation, inputs: Batch, outputs: Batch) -> Tensor:
-        """Squared distances of the artifact's, the unrounded and the disturbed outputs from the torch model's, and the square of those."""
+        """Squared distances of the artifact's, the unrounded and the disturbed outputs from the torch model's, and the squares of those,
+        shape [4, outputs]."""
         device = next((tensor.device for tensor in self.candidate.model.parameters()), torch.device("cpu"))
         read, found = moved(inputs, device), moved(outputs, device)
         expected = simulation.outputs(read)
@@ -126,9 +130,10 @@ class Agreement:
 
 
 def _square(found: Batch, expected: Batch) -> Tensor:
-    """The squared distance of all outputs together."""
+    """The squared distance of each output that is of floats."""
     pairs = zip(tensors_of(found), tensors_of(expected), strict=True)
-    return torch.stack([(one.double() - other.double()).square().sum() for one, other in pairs]).sum()
+    squares = [(one.double() - other.double()).square().sum() for one, other in pairs if other.is_floating_point()]
+    return torch.stack(squares) if squares else torch.zeros(0)
 
 
 def _saturates(runtime: str) -> bool:

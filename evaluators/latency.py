@@ -18,7 +18,7 @@ from .registry import register
 PAIRED = "paired-median"
 """What the method of a figure of paired runs begins with; remarks on the machine follow after semicolons."""
 
-UNCERTAIN = "too noisy: the worse end counts"
+UNCERTAIN_REMARK = "too noisy: the worse end counts"
 """The last remark of a figure that stayed uncertain."""
 
 
@@ -64,7 +64,7 @@ def latency_measurements(timing: PairedTiming, reference_ms: float, target: Targ
 
     Of an uncertain timing their values are the worse ends of their intervals.
     """
-    counted = timing.counted_speedup
+    counted = timing.conservative_speedup
     speedup = _paired("speedup", counted, timing.low, timing.high, PAIRED, timing)
     low, high = reference_ms / timing.high, reference_ms / timing.low
     latency = _paired("latency_ms", reference_ms / counted, low, high, f"{PAIRED} x quiet reference", timing)
@@ -78,7 +78,7 @@ def remarks_on_timing(measurements: Mapping[str, Measurement]) -> list[str]:
     """
     speedup = measurements.get("speedup")
     remarks = speedup.method.split("; ")[1:] if speedup is not None and speedup.method.startswith(PAIRED) else []
-    return [] if remarks == [UNCERTAIN] else remarks
+    return [] if remarks == [UNCERTAIN_REMARK] else remarks
 
 
 def with_float32(measured: list[Measurement], over_float32: Measurement | None = None) -> list[Measurement]:
@@ -116,7 +116,7 @@ def throughput(latency: Measurement, target: Target) -> Measurement:
 
 def _paired(name: str, value: float, low: float, high: float, how: str, timing: PairedTiming) -> Measurement:
     reading = timing.conditions.reading
-    remarks = [*timing.conditions.remarks, *([UNCERTAIN] if timing.is_uncertain else [])]
+    remarks = [*timing.conditions.remarks, *([UNCERTAIN_REMARK] if timing.is_uncertain else [])]
     method = "; ".join([f"{how} at {reading}" if reading else how, *remarks])
     return Measurement(name, value, low, high, METRICS[name].unit, timing.pairs, method, timing.noisy)
 

@@ -77,25 +77,63 @@ class Tally(Protocol):
 def tally_of(metric: Any, samples: int) -> Tally:
     """What keeps what `metric`, a workload's, needs of so many samples."""
     if metric in TOP_K:
-        return Hits(TOP_K[metric])
+        return Hits(TOP_K[metric], samples)
     if isinstance(metric, str) or is_torchmetric(metric):
         return States(metric, samples)
     return Whole(metric)
 
 
+class Column:
+    """A number of each sample, in the order they come; in one piece, as many small ones would keep freed memory from being used again."""
+
+    def __init__(self, samples: int) -> None:
+        self._values, self._count = torch.empty(samples, dtype=torch.float64), 0
+
+    def add(self, values: Tensor) -> None:
+        """Take the numbers [n] of the next samples."""
+        self._values[self._count : self._count + len(values)] = values
+        self._count += len(values)
+
+    @property
+    def values(self) -> Tensor:
+        """The numbers so far."""
+        return self._values[: self._count]
+
+
 class Hits:
     """Whether each sample's class is among the `best` highest logits."""
 
-    def __init__(self, best: int) -> None:
-        self._best, self._hits = best, list[np.ndarray]()
+    def __init__(self, best: int, samples: int) -> None:
+        self._best, self._hits = best, Column(samples)
 
     def add(self, outputs: Tensor, targets: Tensor) -> None:
         best = outputs.topk(self._best, dim=1).indices
-        self._hits.append((best == targets.reshape(-1, 1)).any(dim=1).numpy().astype(np.float64))
+        self._hits.add((best == targets.reshape(-1, 1)).any(dim=1))
 
     def result(self) -> Tallied:
-        hits = np.concatenate(self._hits)
+        hits = self._hits.values.numpy()
         return Tallied(float(hits.mean()), "wilson", hits)
+
+
+@dataclass(frozen=True)
+class _Instances:
+    """Two instances of a metric, one for the whole split and one for a part of it, and what reads outputs and targets for them."""
+
+    whole: Metric
+    part: Metric
+    read: Callable[[Tree, Tree], tuple[Tree, Tree]]
+
+    @classmethod
+    def of(cls, metric: Any, outputs: Tree, targets: Tree) -> _Instances:
+        """Instances of a workload's metric, for outputs and targets like these."""
+        if isinstance(metric, str):
+            from ..workloads.named_metrics import make  # only here: it imports torchmetrics
+
+            made, read = make(metric, outputs, targets)
+        else:
+            made, read = metric.clone(), _unread
+            made.reset()
+        return cls(made, made.clone(), read)
 
 
 class States:
@@ -107,63 +145,59 @@ class States:
 
     def __init__(self, metric: Any, samples: int) -> None:
         self._metric, self._size = metric, -(-samples // MOST_GROUPS)
+        self._of: _Instances | None = None
         self._in_group, self._groups = 0, list[Mapping[str, Tensor | list[Tensor]]]()
 
     def add(self, outputs: Tree, targets: Tree) -> None:
-        if not hasattr(self, "_whole"):
-            self._begin(outputs, targets)
-        self._whole.update(*self._read(outputs, targets))
-        count = length(outputs)
-        start = 0
+        self._of = instances = self._of or _Instances.of(self._metric, outputs, targets)
+        instances.whole.update(*instances.read(outputs, targets))
+        start, count = 0, length(outputs)
         while start < count:
             stop = min(count, start + self._size - self._in_group)
-            self._part.update(*self._read(rows(outputs, start, stop), rows(targets, start, stop)))
-            self._in_group += stop - start
-            start = stop
+            instances.part.update(*instances.read(rows(outputs, start, stop), rows(targets, start, stop)))
+            self._in_group, start = self._in_group + stop - start, stop
             if self._in_group == self._size:
-                self._close()
+                self._close(instances.part)
 
     def result(self) -> Tallied:
+        assert self._of is not None, "a split has samples"
+        part = self._of.part
         if self._in_group:
-            self._close()
-        value = self._number(self._whole)
-        count, size = len(self._groups), self._size
-        over = "samples" if size == 1 else f"{count} groups of {size} samples"
+            self._close(part)
+        value, count = self._number(self._of.whole), len(self._groups)
+        over = "samples" if self._size == 1 else f"{count} groups of {self._size} samples"
         started = time.monotonic()
-        if self._is_mergeable(value) and time.monotonic() - started < SLOW_SECONDS:
-            return Tallied(value, f"bootstrap over {over}", resampled=_each_resample(self._merged, count))
-        own = np.array([self._merged(np.array([index])) for index in range(count)])
+        if self._is_mergeable(part, value) and time.monotonic() - started < SLOW_SECONDS:
+            resampled = _each_resample(lambda chosen: self._merged(part, chosen), count)
+            return Tallied(value, f"bootstrap over {over}", resampled=resampled)
+        own = np.array([self._at(part, state) for state in self._groups])
         return Tallied(value, f"bootstrap over the values of {over}", resampled=_centred(value, own))
 
-    def _begin(self, outputs: Tree, targets: Tree) -> None:
-        if isinstance(self._metric, str):
-            from ..workloads.named_metrics import make  # only here: it imports torchmetrics
-
-            self._whole, self._read = make(self._metric, outputs, targets)
-        else:
-            self._whole, self._read = self._metric.clone(), lambda outputs, targets: (outputs, targets)
-            self._whole.reset()
-        self._part: Metric = self._whole.clone()
-
-    def _close(self) -> None:
-        state = self._part.metric_state
+    def _close(self, part: Metric) -> None:
+        """End a group."""
+        state = part.metric_state
         self._groups.append({name: list(v) if isinstance(v, list) else v.clone() for name, v in state.items()})
-        self._part.reset()
+        part.reset()
         self._in_group = 0
 
-    def _is_mergeable(self, value: float) -> bool:
+    def _is_mergeable(self, part: Metric, value: float) -> bool:
         try:
-            merged = self._merged(np.arange(len(self._groups)))
+            merged = self._merged(part, np.arange(len(self._groups)))
         except Exception:  # whatever a metric raises over states that it does not expect; its groups' values serve then
             return False
         return math.isclose(merged, value, rel_tol=AGREE, abs_tol=1e-12)
 
-    def _merged(self, chosen: np.ndarray) -> float:
+    def _merged(self, metric: Metric, chosen: np.ndarray) -> float:
         """The metric of the chosen groups."""
-        metric = self._part
-        for name, reduction in metric._reductions.items():
-            setattr(metric, name, _reduced([self._groups[index][name] for index in chosen], reduction))
-        metric._update_count, metric._computed = len(chosen), None
+        reductions = metric._reductions.items()
+        state = {name: _reduced([self._groups[i][name] for i in chosen], reduction) for name, reduction in reductions}
+        return self._at(metric, state)
+
+    def _at(self, metric: Metric, state: Mapping[str, Any]) -> float:
+        """The metric in a state."""
+        for name, value in state.items():
+            setattr(metric, name, value)
+        metric._update_count, metric._computed = 1, None
         return self._number(metric)
 
     def _number(self, metric: Metric) -> float:
@@ -172,6 +206,10 @@ class States:
         if not single and not isinstance(self._metric, str):
             raise EvaluationError(f"metric {type(metric).__name__} must compute one number, not {type(found).__name__}")
         return float(found.mean() if isinstance(found, Tensor) else found)
+
+
+def _unread(outputs: Tree, targets: Tree) -> tuple[Tree, Tree]:
+    return outputs, targets
 
 
 class Whole:

@@ -25,8 +25,8 @@ from .driver import Search
 from .events import Listener
 from .execution.base import Runner, run_trials
 from .execution.local import LocalRunner
-from .screen import SearchProgress
 from .sole_driver import sole_driver
+from .terminal import SearchProgress
 from .trials.artifacts_folder import require_writable
 from .trials.prepared_study import PreparedStudy, prepare
 

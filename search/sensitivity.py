@@ -23,8 +23,8 @@ from torch import nn
 from ..compression.pruning.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
 from ..compression.quantization.calibrate import input_grids
 from ..compression.quantization.fake_quantize import fake_quantized
-from ..compression.recovery.outputs import Outputs, output_kinds
-from ..core.batch import stacked
+from ..compression.recovery.outputs import output_kinds
+from ..core.batch import Batch, stacked
 from ..core.interrupts import raise_if_interrupted
 from ..core.measurement import Measurement
 from ..evaluators.accuracy import mean_of
@@ -266,7 +266,7 @@ class Simulation:
         return replace(mean_of("kl", damage), method=SIMULATED)
 
     @torch.no_grad()
-    def _outputs(self, model: nn.Module) -> Outputs:
+    def _outputs(self, model: nn.Module) -> Batch:
         return model(self._inputs)
 
 

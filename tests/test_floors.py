@@ -77,7 +77,7 @@ INSIDE = {
         "search",
         "search.execution",
         "search.dashboard",
-        "search.screen",
+        "search.terminal",
         "search.run",
     ],
     "api": [("api.shown", "api.bundles", "api.audits"), "api.study", "api"],

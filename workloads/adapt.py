@@ -15,6 +15,7 @@ from torch.nn.utils import prune
 from ..core.batch import Batch, mapped, tensors_of
 from .calls import call_with_batches
 from .copies import copied, kept_tensors, unwrapped, wrappers
+from .rewriting.ties import share, tied_layers
 from .samples import InputKinds, plain_input, samples
 from .workload import SPLITS, Workload, example_result, number_of_classes
 
@@ -93,15 +94,20 @@ def _with_own_weights(plain: nn.Module, model: nn.Module) -> tuple[nn.Module, li
 
 
 def _untied(plain: nn.Module, model: nn.Module) -> tuple[nn.Module, list[str]]:
-    """`plain` with a parameter of its own for every layer, and a remark where layers shared one."""
-    if not (ties := len([*_ties(plain)])):
+    """`plain` with layers of one weight as one that runs for each, and a parameter of its own for whatever else shared one."""
+    if not [*_ties(plain)]:
         return plain, []
-    plain = _changeable(plain, model)
-    for owner, key, weight in [*_ties(plain)]:
+    plain, remarks = _changeable(plain, model), []
+    for paths in [*tied_layers(plain)]:
+        share(plain, paths)
+        remarks.append(f"{', '.join(paths)} have one weight: it is counted, pruned, quantized and stored once")
+    if ties := [*_ties(plain)]:
+        remarks.append(
+            f"{len(ties)} weights are shared with another layer: each is counted and compressed on its own from here on"
+        )
+    for owner, key, weight in ties:
         setattr(owner, key, nn.Parameter(weight.detach().clone(), weight.requires_grad))
-    return plain, [
-        f"{ties} weights are shared with another layer: each is counted and compressed on its own from here on"
-    ]
+    return plain, remarks
 
 
 def _in_float32(plain: nn.Module, model: nn.Module) -> tuple[nn.Module, list[str]]:

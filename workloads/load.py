@@ -26,7 +26,7 @@ from .adapt import adapted
 from .attention import explicit_attention
 from .cache import state_digest
 from .plain_layers import plain_layers
-from .recurrent import separate_layers
+from .recurrent import free_layers
 from .workload import SPLITS, Workload, describe
 
 TORCHVISION = "torchvision:"
@@ -79,7 +79,7 @@ def adopt_workload(workload: Workload, name: str, base: Path) -> Workload:
         workload.check()
         workload = adapted(workload)
     model = explicit_attention(workload.model, workload.example_input)
-    model = separate_layers(plain_layers(model, workload.example_input), workload.example_input)
+    model = free_layers(plain_layers(model, workload.example_input), workload.example_input)
     return replace(workload, model=model, name=workload.name or name, base=base)
 
 

@@ -68,6 +68,11 @@ class NamedMetric:
         """The axis that classes are along; None of values."""
         return {"values": None, "tokens": -1}.get(self.reads, 1)
 
+    @property
+    def is_read_by_cross_entropy(self) -> bool:
+        """Whether outputs are logits whose classes are along axis 1."""
+        return self.reads in ("classes", "positions")
+
 
 METRIC_NAMES: dict[str, NamedMetric] = {
     "top1": NamedMetric("fraction", "classes"),

@@ -31,8 +31,9 @@ def make(name: str, outputs: Tensor, targets: Tensor) -> tuple[Metric, Read]:
 
     A metric of several outputs computes a value for each, whose mean is meant.
     """
-    # Of a part of a split that lacks a class, torchmetrics warns each time; it leaves the class out.
-    warnings.filterwarnings("ignore", message=".*(positive|negative) samples in targets", category=UserWarning)
+    # torchmetrics warns of each part of a split that lacks a class, which it leaves out, and of metrics that keep what they need.
+    for expected in (".*(positive|negative) samples in targets", ".*will save all targets and predictions"):
+        warnings.filterwarnings("ignore", message=expected, category=UserWarning)
     metric = _MAKERS[name](outputs, targets)
     return metric.set_dtype(torch.float64), _logits if name == "perplexity" else _READERS[METRIC_NAMES[name].reads]
 

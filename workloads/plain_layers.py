@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ..core.batch import Batch, largest_difference
-from .affine_layers import affine_candidates, as_linear
+from .rewriting.affine_layers import affine_candidates, as_linear
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 """The layers of `spaces.models.layers.LAYER_KINDS`."""

@@ -1,4 +1,4 @@
-"""Stacked recurrent layers as modules of their own, so that each may have its own number of hidden units."""
+"""Recurrent layers freed of what holds their numbers of hidden units: stacks, and first states whose size is written down."""
 
 from __future__ import annotations
 
@@ -74,23 +74,62 @@ class RecurrentStack(nn.ModuleList):
         return hx[depth * rows : (depth + 1) * rows]
 
 
-def separate_layers(model: nn.Module, example_input: Batch) -> nn.Module:
-    """A copy of `model` in which each layer of a recurrent stack is a module of its own; the model itself where there is no stack.
+def free_layers(model: nn.Module, example_input: Batch) -> nn.Module:
+    """A copy of `model` in which nothing holds the numbers of units of recurrent layers where they are; the model itself where
+    nothing did.
+
+    Each layer of a stack is a module of its own, and a first state of zeros, whose size `forward` may have written down, is left to the
+    layer.
 
     Args:
-        example_input: shape [1, ...]; shows whether the states of lower layers are read.
+        example_input: shape [1, ...]; shows whether the states of lower layers are read, and which first states are zeros.
     """
     stacks = [name for name, module in model.named_modules() if _is_stack(module)]
-    if not stacks:
+    zeros = _started_from_zeros(model, example_input)
+    if not stacks and not zeros:
         return model
-    separate = copied(model).eval()
+    free = copied(model).eval()
     expected = _output(model.eval(), example_input)
     for name in stacks:
-        stack = RecurrentStack(cast("nn.RNNBase", separate.get_submodule(name)))
-        separate.set_submodule(name, stack)
+        stack = RecurrentStack(cast("nn.RNNBase", free.get_submodule(name)))
+        free.set_submodule(name, stack)
         stack.only_last_state = True
-        stack.only_last_state = _same(expected, _output(separate, example_input))
-    return separate if _same(expected, _output(separate, example_input)) else model
+        stack.only_last_state = _same(expected, _output(free, example_input))
+    for name in zeros:
+        free.get_submodule(name).register_forward_pre_hook(_WithoutState(), with_kwargs=True)
+    return free if _same(expected, _output(free, example_input)) else model
+
+
+class _WithoutState:
+    """A forward pre-hook that leaves the first state of a recurrent layer out: the layer begins from zeros of its own."""
+
+    def __call__(self, _module: nn.Module, args: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        return args[:1], {name: value for name, value in options.items() if name == "input"}
+
+
+@torch.enable_grad()
+def _started_from_zeros(model: nn.Module, example_input: Batch) -> list[str]:
+    """Recurrent layers that are only ever given first states of zeros that are no parameters."""
+    plain: dict[str, bool] = {}
+
+    def watch(name: str) -> Any:
+        def hook(_module: nn.Module, args: tuple, options: dict[str, Any]) -> None:
+            given = [*args[1:], *(value for key, value in options.items() if key != "input")]
+            states = [tensor for tensor in tree_flatten(given)[0] if isinstance(tensor, Tensor)]
+            are_zeros = all(not state.requires_grad and not state.any() for state in states)
+            plain[name] = plain.get(name, True) and bool(states) and are_zeros
+
+        return hook
+
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.RNNBase)]
+    hooks = [layer.register_forward_pre_hook(watch(name), with_kwargs=True) for name, layer in layers]
+    try:
+        if layers:
+            model.eval()(example_input)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [name for name, is_plain in plain.items() if is_plain]
 
 
 @torch.no_grad()

@@ -38,6 +38,7 @@ NETWORKS = {
     "gru-25": (25, {"kind": nn.GRU, "hidden": 192}),
     "gru-100": (100, {"kind": nn.GRU, "hidden": 192}),
     "gru-400": (400, {"kind": nn.GRU, "hidden": 192}),
+    "wide-lstm-100": (100, {"kind": nn.LSTM, "hidden": 256}),
     "lstm-100": (100, {"kind": nn.LSTM, "hidden": 64, "layers": 2, "bidirectional": True}),
 }
 RUNS = 60
@@ -123,7 +124,7 @@ def paired(first: Session, second: Session, inputs: np.ndarray) -> tuple[float, 
 
 def _seconds(session: Session, inputs: np.ndarray) -> float:
     start = time.perf_counter()
-    session.run(inputs)
+    session.run({"input": inputs})
     return time.perf_counter() - start
 
 

@@ -56,7 +56,7 @@ class Bench:
         workload = self.context.workload
         candidate = make_candidate(model, workload.example_input, policy, workload.calibration)
         artifact = self.context.runtime.lower(candidate, workload.example_input, TARGET, self.folder / "model.onnx")
-        return score(artifact, getattr(workload, split), self.context).value()
+        return score(artifact, getattr(workload, split), self.context).value
 
     def pruned(self, policy: Policy) -> nn.Module:
         workload = self.context.workload

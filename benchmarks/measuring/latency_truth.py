@@ -132,7 +132,7 @@ def neighboured(name: str, reference: Path, candidate: Path, inputs: np.ndarray,
         shown = " ".join(f"{t.speedup:.3f}[{t.low:.3f},{t.high:.3f}]{'~' if t.noisy else ''}" for t in found)
         console.print(f"{name}, {machine}: {shown}", style="dim", highlight=False, soft_wrap=True)
         hits = sum(timing.low <= truth <= timing.high for timing in found) / len(found)
-        over = max(timing.counted_speedup for timing in found) / truth - 1
+        over = max(timing.conservative_speedup for timing in found) / truth - 1
         promise = f"{name}, {machine}: intervals of {len(found)} that hold the long-run value"
         bars += [
             Bar(promise, hits, 0.9, at_least=True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,6 @@ from ...spaces.policies.candidate import QuantParams
 from ...spaces.policies.quantization_scheme import Scheme
 from ...workloads.workload import MapDataset
 from ..batches import CALIBRATION_BATCH, input_batches
-from .observers import ACTIVATION_OBSERVERS
 from .quantize import activation_spec
 
 
@@ -39,10 +39,8 @@ def input_grids(
 
 def _observer(bits: int, scheme: Scheme) -> HistogramObserver | MinMaxObserver:
     spec = activation_spec(bits, scheme)
-    make = ACTIVATION_OBSERVERS[scheme.calibration].with_args(
-        dtype=spec.dtype, quant_min=spec.quant_min, quant_max=spec.quant_max, qscheme=spec.qscheme
-    )
-    return make()
+    make: Any = spec.observer_or_fake_quant_ctr
+    return make(dtype=spec.dtype, quant_min=spec.quant_min, quant_max=spec.quant_max, qscheme=spec.qscheme)
 
 
 def _grid(observer: HistogramObserver | MinMaxObserver, bits: int) -> QuantParams:

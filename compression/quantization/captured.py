@@ -15,6 +15,7 @@ from ...core.batch import Batch, device_of, mapped, shapes_of
 from ...core.errors import CompressionError
 from ...core.interrupts import raise_if_interrupted
 from ...spaces.models.architecture import architecture
+from ...spaces.models.exported_graph import under_first_paths
 from ...workloads.workload import describe
 
 ENTRIES = 2
@@ -58,7 +59,8 @@ def captured(model: nn.Module, inputs: Batch) -> fx.GraphModule:
 
 
 def _traced(model: nn.Module, inputs: Batch) -> fx.GraphModule:
-    return cast("fx.GraphModule", torch.export.export(model, (mapped(torch.Tensor.contiguous, inputs),)).module())
+    exported = torch.export.export(model, (mapped(torch.Tensor.contiguous, inputs),)).module()
+    return under_first_paths(cast("fx.GraphModule", exported), model)
 
 
 def _has_hidden_tensors(model: nn.Module) -> bool:

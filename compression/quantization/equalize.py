@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...core.batch import Batch, repeated
-from ...spaces.models.exported_graph import WEIGHTED, module_path
+from ...spaces.models.exported_graph import WEIGHTED, module_path, under_first_paths
 from .captured import capturing
 
 aten = torch.ops.aten
@@ -38,7 +38,7 @@ def equalize(model: nn.Module, example_input: Batch) -> list[tuple[str, str]]:
     """
     with capturing():
         exported = torch.export.export(model.eval(), (repeated(example_input, 2),))
-    pairs = layer_pairs(cast("fx.GraphModule", exported.module()).graph)
+    pairs = layer_pairs(under_first_paths(cast("fx.GraphModule", exported.module()), model).graph)
     for _ in range(SWEEPS):
         for first, second in pairs:
             _balance(cast("Any", model.get_submodule(first)), cast("Any", model.get_submodule(second)))

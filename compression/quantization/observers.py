@@ -29,8 +29,20 @@ CANDIDATES = 64
 """The number of ranges that "entropy" compares, from half of the observed range to all of it."""
 
 
+WASTED = 0.25
+"""The largest share of a symmetric grid's integers that "signed" activations leave to values that were not seen."""
+
+
 class _Finite(ObserverBase):
-    """Refuses tensors that have no range."""
+    """Refuses tensors that have no range.
+
+    Args:
+        signed: whether the grid is a symmetric one where that wastes few integers; see `Scheme.activations`.
+    """
+
+    def __init__(self, *args: Any, signed: bool = False, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.signed = signed
 
     def forward(self, seen: Tensor) -> Tensor:
         """See `ObserverBase`.
@@ -43,6 +55,17 @@ class _Finite(ObserverBase):
         return cast(
             "Tensor", super().forward(seen)
         )  # abstract in ObserverBase; every observer returns what it was given
+
+    def _calculate_qparams(self, min_val: Tensor, max_val: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.signed:
+            return super()._calculate_qparams(min_val, max_val)
+        low, high = min(float(min_val), 0.0), max(float(max_val), 0.0)
+        largest = max(-low, high)
+        if low == 0 or high - low < 2 * largest * (1 - WASTED):
+            return super()._calculate_qparams(min_val, max_val)
+        middle = (self.quant_max + 1) // 2
+        scale = max(largest / (self.quant_max - middle), float(self.eps))
+        return torch.tensor([scale]), torch.tensor([middle])
 
 
 class MseObserver(_Finite, HistogramObserver):

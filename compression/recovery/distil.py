@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...core.batch import Batch
 from ...core.errors import PolicyError
 from ...core.registry import Registry
 from ...workloads.output_kind import OutputKind
-from .outputs import ONE_CLASSIFIER, OutputKinds, Outputs
+from .outputs import ONE_CLASSIFIER, OutputKinds
 
 Tap = Literal["embedding", "maps"]
 """What a distiller reads of a network in addition to its outputs: the input of its last layer, or its last map of each resolution."""
@@ -62,7 +63,7 @@ class Soft:
     def loss(self, student: Views, teacher: Views, projections: nn.ModuleList) -> Tensor:
         return self.of_outputs(student[0], teacher[0]) + self.beyond_outputs(student[1:], teacher[1:], projections)
 
-    def of_outputs(self, student: Outputs, teacher: Outputs) -> Tensor:
+    def of_outputs(self, student: Batch, teacher: Batch) -> Tensor:
         """What the outputs add to the loss."""
         return imitation_loss(student, teacher, self.temperature, self.outputs)
 
@@ -74,7 +75,7 @@ class Soft:
 class Hard(Soft):
     """See the table above."""
 
-    def of_outputs(self, student: Outputs, teacher: Outputs) -> Tensor:
+    def of_outputs(self, student: Batch, teacher: Batch) -> Tensor:
         return self.outputs.total(_of_classes_found, student, teacher)
 
 
@@ -110,7 +111,7 @@ class Attention(Soft):
         return self.weight * torch.stack(gaps).sum() if gaps else 0.0
 
 
-def imitation_loss(student: Outputs, teacher: Outputs, temperature: float, kinds: OutputKinds) -> Tensor:
+def imitation_loss(student: Batch, teacher: Batch, temperature: float, kinds: OutputKinds) -> Tensor:
     """How far outputs are from the teacher's: `distillation_loss` over classes, squared distance for values; weighted over several."""
 
     def of_one(kind: OutputKind, own: Tensor, taught: Tensor) -> Tensor:

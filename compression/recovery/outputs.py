@@ -10,14 +10,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from ...core.batch import device_of, moved
-from ...workloads.metrics import named
+from ...core.batch import Batch, by_name, device_of, mapped, moved
+from ...workloads.metrics import NamedMetric, named
 from ...workloads.output_kind import LOGITS, OutputKind
 from ...workloads.workload import Workload
 from ..batches import CALIBRATION_BATCH, input_batches
-
-Outputs = Tensor | Mapping[str, Tensor]
-"""What a model returns of a batch: a tensor [batch, ...], or one for each name."""
 
 BATCHES = 10
 """How many calibration batches the outputs are judged from."""
@@ -50,38 +47,26 @@ class OutputKinds:
         """The kinds in a few words."""
         return ", ".join(f"{name}: {kind.words}" if name else kind.words for name, kind in self.by_name.items())
 
-    def damage(self, found: Outputs, expected: Outputs) -> Tensor:
+    def damage(self, found: Batch, expected: Batch) -> Tensor:
         """How far outputs of a batch are from the `expected` ones, sample by sample, shape [batch]; `OutputKind.damage` of each."""
         return self.total(OutputKind.damage, found, expected)
 
-    def total(
-        self, of_one: Callable[[OutputKind, Tensor, Tensor], Tensor], found: Outputs, expected: Outputs
-    ) -> Tensor:
+    def total(self, of_one: Callable[[OutputKind, Tensor, Tensor], Tensor], found: Batch, expected: Batch) -> Tensor:
         """The weighted mean of a function of each output's kind, that output, and the expected one."""
-        had, wanted = leaves(found), leaves(expected)
+        had, wanted = by_name(found, ONLY), by_name(expected, ONLY)
         weights = sum(kind.weight for kind in self.by_name.values())
         parts = [kind.weight / weights * of_one(kind, had[name], wanted[name]) for name, kind in self.by_name.items()]
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
-    def mean(self, outputs: Sequence[Outputs]) -> Outputs:
+    def mean(self, outputs: Sequence[Batch]) -> Batch:
         """The mean of models' outputs, as `OutputKind.mean` has it."""
         if isinstance(outputs[0], Tensor):
-            return self.by_name[ONLY].mean([leaves(each)[ONLY] for each in outputs])
-        return {name: kind.mean([leaves(each)[name] for each in outputs]) for name, kind in self.by_name.items()}
+            return self.by_name[ONLY].mean([by_name(each, ONLY)[ONLY] for each in outputs])
+        return {name: kind.mean([by_name(each, ONLY)[name] for each in outputs]) for name, kind in self.by_name.items()}
 
 
 ONE_CLASSIFIER = OutputKinds({ONLY: LOGITS})
 """Logits [batch, classes, ...], the output that cross-entropy reads."""
-
-
-def leaves(outputs: Outputs) -> Mapping[str, Tensor]:
-    """The outputs by name."""
-    return {ONLY: outputs} if isinstance(outputs, Tensor) else outputs
-
-
-def each(function: Callable[[Tensor], Tensor], outputs: Outputs) -> Outputs:
-    """A function of every output."""
-    return function(outputs) if isinstance(outputs, Tensor) else {name: function(o) for name, o in outputs.items()}
 
 
 _FOUND: WeakKeyDictionary[nn.Module, dict[tuple[int, int], OutputKinds]] = WeakKeyDictionary()
@@ -106,21 +91,17 @@ def output_kinds(workload: Workload) -> OutputKinds:
 
 def _found(workload: Workload) -> OutputKinds:
     entry, said = named(workload.metric), workload.output_kinds
-    if workload.loss is None and not said and (entry is None or entry.reads in ("classes", "positions")):
+    if workload.loss is None and not said and (entry is None or entry.is_read_by_cross_entropy):
         return ONE_CLASSIFIER
-    looks = _looks(workload)
-    target = workload.train[0][1]
-    kinds = {}
-    for index, (name, look) in enumerate(looks.items()):
-        if name in said:
-            kinds[name] = look.completed(said[name])
-        elif len(looks) > 1:
-            kinds[name] = look.kind_among_several(_target_of(target, name, index, len(looks)))
-        elif entry is not None and entry.reads != "scores":
-            kinds[name] = look.kind(None if entry.class_axis is None else entry.class_axis % look.ndim)
-        else:
-            kinds[name] = look.kind(look.class_axis(torch.as_tensor(target)))
-    return OutputKinds(kinds)
+    looks, target = _looks(workload), workload.train[0][1]
+    seen = _seen(looks, target) if len(looks) > 1 else {n: look.only_kind(entry, target) for n, look in looks.items()}
+    return OutputKinds({name: look.completed(said.get(name, seen[name])) for name, look in looks.items()})
+
+
+def _seen(looks: Mapping[str, _Look], target: object) -> dict[str, OutputKind]:
+    """The kinds of several outputs."""
+    targets = [_target_of(target, name, index, len(looks)) for index, name in enumerate(looks)]
+    return {name: look.kind_among_several(own) for (name, look), own in zip(looks.items(), targets, strict=True)}
 
 
 def _target_of(target: object, name: str, index: int, count: int) -> Tensor | None:
@@ -156,6 +137,12 @@ class _Look:
             return OutputKind(None, variance=self._variance())
         return OutputKind(axis, self._sums_to_one[axis])
 
+    def only_kind(self, entry: NamedMetric | None, target: object) -> OutputKind:
+        """The kind of a model's only output, by the metric's entry where it has one that says so."""
+        if entry is None or entry.reads == "scores":
+            return self.kind(self.class_axis(torch.as_tensor(target)))
+        return self.kind(None if entry.class_axis is None else entry.class_axis % self.ndim)
+
     def kind_among_several(self, target: Tensor | None) -> OutputKind:
         """The kind of one of several outputs, for which there need be no target: what sums to one is probabilities."""
         axis = None if target is None else self.class_axis(target)
@@ -163,7 +150,7 @@ class _Look:
         return self.kind(next(likely, None) if axis is None else axis)
 
     def completed(self, said: OutputKind) -> OutputKind:
-        """A kind that a workload's owner gave, with the variance of values."""
+        """A kind, perhaps as the workload's owner gave it, with the variance of values."""
         if said.class_axis is None and said.variance is None:
             return replace(said, variance=self._variance())
         return said
@@ -172,10 +159,9 @@ class _Look:
         """The axis that a sample's target lacks; None where that is no axis of at least two classes."""
         shape = self.shape
         if target.is_floating_point():
-            like = len(shape) >= 2 and target.shape == shape[1:] and shape[1] > 1
-            return 1 if like and _are_probabilities(target, 0) else None
-        lacking = (axis for axis in range(1, self.ndim) if target.shape == shape[1:axis] + shape[axis + 1 :])
-        return next((axis for axis in lacking if shape[axis] > 1 and target.dtype != torch.bool), None)
+            return 1 if target.shape == shape[1:] and _is_distribution(target) else None
+        axes = (axis for axis in range(1, self.ndim) if shape[axis] > 1 and target.dtype != torch.bool)
+        return next((axis for axis in axes if target.shape == shape[1:axis] + shape[axis + 1 :]), None)
 
     def _variance(self) -> Tensor | None:
         """Of each channel, axis 1, over the rest; None where nothing varies."""
@@ -191,15 +177,20 @@ def _looks(workload: Workload) -> dict[str, _Look]:
     """A look at each of the model's outputs on the first calibration batches."""
     looks: dict[str, _Look] = {}
     for outputs in _calibrated(workload):
-        for name, output in leaves(outputs).items():
+        for name, output in by_name(outputs, ONLY).items():
             looks.setdefault(name, _Look(output)).add(output)
     return looks
 
 
-def _calibrated(workload: Workload) -> Iterator[Outputs]:
+def _calibrated(workload: Workload) -> Iterator[Batch]:
     device = device_of(workload.example_input)
     for batch in islice(input_batches(workload.calibration, CALIBRATION_BATCH), BATCHES):
-        yield each(lambda output: output.float().cpu(), workload.model.eval()(moved(batch, device)))
+        yield mapped(lambda output: output.float().cpu(), workload.model.eval()(moved(batch, device)))
+
+
+def _is_distribution(target: Tensor) -> bool:
+    """Whether a sample's target is probabilities of at least two classes along its first axis."""
+    return target.ndim > 0 and len(target) > 1 and _are_probabilities(target, 0)
 
 
 def _are_probabilities(values: Tensor, axis: int) -> bool:

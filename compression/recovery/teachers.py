@@ -19,7 +19,7 @@ from ...workloads.load import load_workload
 from ...workloads.workload import MapDataset, Workload, describe
 from .distil import Tap
 from .feature_taps import tapped_modules, tapping
-from .outputs import ONE_CLASSIFIER, ONLY, OutputKinds, Outputs
+from .outputs import ONE_CLASSIFIER, ONLY, OutputKinds
 
 BATCH = 256
 
@@ -50,7 +50,7 @@ class Teacher:
     def __call__(self, inputs: Batch) -> list[Any]:
         """Outputs, then what the taps saw."""
         with tapping(self.models[0], self.modules, self.tap) as views:
-            outputs: list[Outputs] = [model(inputs) for model in self.models]
+            outputs: list[Batch] = [model(inputs) for model in self.models]
             return [outputs[0] if len(outputs) == 1 else self.kinds.mean(outputs), *views]
 
     def annotated(self, data: MapDataset) -> MapDataset:

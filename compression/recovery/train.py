@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
 
-from ...core.batch import Batch, moved, moved_target, rows
+from ...core.batch import Batch, mapped, moved, moved_target, rows
 from ...core.errors import CompressionError
 from ...spaces.policies.policy import Recovery
 from ...workloads.workload import MapDataset, Workload
@@ -20,7 +20,7 @@ from ..batches import loader, subset
 from ..finite import not_finite
 from .distil import Views, get_distiller, imitation_loss
 from .feature_taps import projections, tapped_modules, tapping
-from .outputs import Outputs, each, output_kinds
+from .outputs import output_kinds
 from .sparsify import AfterStep
 from .synthetic import synthetic_inputs
 from .teachers import Teacher
@@ -215,15 +215,15 @@ class _Training:
             with tapping(self.student, self.modules, self.distiller.tap) as views:
                 outputs = self.student(inputs)
             peer = self.peer(inputs) if self.peer else None
-        outputs = each(Tensor.float, outputs)
+        outputs = mapped(Tensor.float, outputs)
         loss = self._imitation([outputs, *views], guidance, targets)
-        return loss if peer is None else loss + self._mutual(outputs, each(Tensor.float, peer), targets)
+        return loss if peer is None else loss + self._mutual(outputs, mapped(Tensor.float, peer), targets)
 
-    def _mutual(self, outputs: Outputs, peer: Outputs, targets: Any) -> Tensor:
+    def _mutual(self, outputs: Batch, peer: Batch, targets: Any) -> Tensor:
         """What the student and its peer learn of one another, and the peer of the labels."""
         temperature = self.recovery.temperature
-        loss = imitation_loss(outputs, each(Tensor.detach, peer), temperature, self.kinds)
-        loss = loss + imitation_loss(peer, each(Tensor.detach, outputs), temperature, self.kinds)
+        loss = imitation_loss(outputs, mapped(Tensor.detach, peer), temperature, self.kinds)
+        loss = loss + imitation_loss(peer, mapped(Tensor.detach, outputs), temperature, self.kinds)
         return loss + self.workload.loss_function(peer, targets) if self.reads_labels else loss
 
     def _imitation(self, views: Views, guidance: Views, targets: Any) -> Tensor:

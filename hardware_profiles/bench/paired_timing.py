@@ -59,7 +59,7 @@ DISTURBED = 0.05
 RETIMES = 2
 """How often an uncertain figure is timed again, for as many seconds as at first."""
 
-UNCERTAIN = 0.03
+UNCERTAIN_HALF_WIDTH = 0.03
 """A figure is timed again where its interval reaches farther than this to either side, or it has fewer than `MIN_PAIRS`."""
 
 IN_VAIN = 0.9
@@ -121,7 +121,7 @@ class PairedTiming:
     conditions: Conditions = UNNOTED
 
     @property
-    def counted_speedup(self) -> float:
+    def conservative_speedup(self) -> float:
         """What the figure counts as: the speed-up, or the lower end of its interval where it is uncertain.
 
         A figure that says little can so neither take a front nor draw a sampler to its policy.
@@ -136,7 +136,7 @@ class PairedTiming:
     @property
     def is_uncertain(self) -> bool:
         """Whether it is so noisy that it has to be timed again before it counts in full."""
-        wide = max(self.high / self.speedup, self.speedup / self.low) - 1 > UNCERTAIN
+        wide = max(self.high / self.speedup, self.speedup / self.low) - 1 > UNCERTAIN_HALF_WIDTH
         return wide or self.pairs < MIN_PAIRS
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,9 @@ from torch import Tensor, nn
 
 from ...core.batch import Batch
 from ...spaces.models.layers import LAYER_KINDS, macs_by_module
+from ...spaces.models.recurrent import RECURRENT_KINDS, is_single_layer
 from ...spaces.policies.policy import Policy
+from ...spaces.policies.resolved import with_recurrent_layers
 from ..cards.latency_table import Costs, LatencyTable
 
 FOLDS = 5
@@ -48,7 +51,7 @@ class Call:
 
 def layers_of(model: nn.Module) -> list[str]:
     """Names of the layers that a table covers."""
-    return [name for name, module in model.named_modules() if type(module) in LAYER_KINDS]
+    return [name for name, module in model.named_modules() if type(module) in LAYER_KINDS or is_single_layer(module)]
 
 
 @torch.no_grad()
@@ -57,9 +60,12 @@ def calls_of(model: nn.Module, example_input: Batch) -> dict[str, Call]:
     macs, calls = macs_by_module(model, example_input), {}
 
     def note(name: str):
-        def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            weight: Tensor = layer.weight  # type: ignore[assignment]
-            calls[name] = Call(_kind(layer), inputs[0].numel(), output.numel(), weight.numel(), macs[name])
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+            made: Tensor = (
+                output[0] if isinstance(output, tuple) else output
+            )  # a recurrent layer gives its last state too
+            weights = sum(weight.numel() for weight in layer.parameters() if weight.ndim > 1)
+            calls[name] = Call(_kind(layer), inputs[0].numel(), made.numel(), weights, macs[name])
 
         return hook
 
@@ -155,7 +161,7 @@ def _solve(
 
 
 def _precision(policy: Policy, name: str) -> str:
-    layer = policy.layer(name)
+    layer = with_recurrent_layers(policy).layer(name)
     if layer.is_bfloat16:
         return "bf16"
     if layer.is_dynamic:
@@ -170,6 +176,8 @@ def _floats(policy: Policy) -> str:
 
 
 def _kind(layer: nn.Module) -> str:
+    if type(layer) in RECURRENT_KINDS:
+        return RECURRENT_KINDS[type(layer)]
     groups = getattr(layer, "groups", 1)
     kernel = getattr(layer, "kernel_size", ())
     if groups > 1:

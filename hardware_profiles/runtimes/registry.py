@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from ...core.errors import TargetError
 from ...core.registry import Registry
 from ...spaces.policies.layer_policy import ACTIVATION_BITS, BFLOAT16_BITS, WEIGHT_BITS
+from ...spaces.policies.quantization_scheme import Activations
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class RuntimeEntry:
         dynamic: whether it takes 8-bit activations that are quantized dynamically.
         dynamic_lstm: whether it has an LSTM on 8-bit integers whose ranges are computed at run time.
         weight_groups: whether it takes weights whose inputs have scales by groups.
+        activations: the activation grids that it multiplies fastest, as `Scheme.activations` names them; a study's unless its file
+            says otherwise.
         symmetric: whether it takes activation grids with zero in their middle only.
         gpu: whether it computes on an NVIDIA GPU: its memory is not the host's, and one batch runs there at once.
         spins: its threads spin for one another at every operation, so that more than a target has pay on an idle machine
@@ -48,6 +51,7 @@ class RuntimeEntry:
     dynamic: bool = False
     dynamic_lstm: bool = False
     weight_groups: bool = False
+    activations: Activations = "affine"
     symmetric: bool = False
     gpu: bool = False
     spins: bool = False
@@ -70,6 +74,7 @@ _BUILT_IN = {
         "slimfront[openvino]",
         dynamic=True,
         weight_groups=True,
+        activations="signed",
         saturates=True,
         plainly=_TUNED.format(
             '`core.compile_model(path, "CPU")` alone',
@@ -103,6 +108,7 @@ _BUILT_IN = {
         "TensorRtRuntime",
         "slimfront[tensorrt]",
         activation_bits=tuple(bits for bits in ACTIVATION_BITS if bits != BFLOAT16_BITS),
+        activations="symmetric",
         symmetric=True,
         gpu=True,
         runs_code=True,

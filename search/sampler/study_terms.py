@@ -8,6 +8,7 @@ import numpy as np
 
 from ...core.metrics import FRACTION, Quality, is_quality
 from ...spaces.knobs.registry import KNOB_KINDS
+from ...spaces.models.layers import all_layers
 from ...spaces.policies.policy import Choice, Policy
 from ...spaces.space import Space
 from ...studies.analysis.front import Objective, reference_point
@@ -24,8 +25,8 @@ KnownDamage = Mapping[str, Mapping[Choice, float]]
 
 def cost_of(prepared: PreparedStudy) -> AnalyticCost:
     """What is counted of the points of a prepared study's space."""
-    workload = prepared.context.workload
-    return AnalyticCost(prepared.space, prepared.layers, workload.model, workload.example_input)
+    model, example = prepared.context.workload.model, prepared.context.workload.example_input
+    return AnalyticCost(prepared.space, all_layers(model, example), model, example)
 
 
 def space_dimensions(space: Space, known: KnownDamage | None = None) -> list[SearchDimension]:

@@ -111,16 +111,27 @@ class ChannelGraph:
         return next((self.names[m] for m in modules if isinstance(m, nn.Module) and is_parametrized(m)), None)
 
     def partitions(self, name: str) -> int:
-        """Into how many equal parts grouped convolutions and group norms divide the channels; each loses as many."""
-        parts = 1
-        for dep, _ in self.groups.get(name, ()):
-            module = dep.target.module
-            if isinstance(module, nn.GroupNorm):
-                parts = math.lcm(parts, module.num_groups)
-            # A depthwise convolution has as many groups as channels, and loses as many of both.
-            elif isinstance(module, CONVOLUTIONS) and module.groups != module.out_channels:
-                parts = math.lcm(parts, module.groups)
-        return parts
+        """Into how many equal parts the channels are divided so that each part loses as many, at the same places: every group of a
+        grouped convolution or a group norm is some whole parts."""
+        if name not in self.groups:
+            return 1
+        channels = out_channels(self.model.get_submodule(name))
+        size = channels
+        for dep, own, roots in self._items(name):
+            if found := _blocks(dep.target.module, self._graph.is_out_channel_pruning_fn(dep.handler)):
+                _, block = found
+                begins = (root for number, root in zip(own, roots, strict=True) if number % block == 0)
+                size = math.gcd(size, block, *begins)
+        return channels // size
+
+    def divided(self, name: str) -> str | None:
+        """A grouped convolution or group norm that divides more than this group's channels, as of what is concatenated: its groups
+        would lose different numbers."""
+        for dep, own, _ in self._items(name) if name in self.groups else ():
+            found = _blocks(dep.target.module, self._graph.is_out_channel_pruning_fn(dep.handler))
+            if found and len(set(own)) < found[0]:
+                return self.names[dep.target.module]
+        return None
 
     def any_channels(self, name: str, kept: int) -> list[int]:
         """Channels, or heads, of a group to remove so that `kept` are left: the first ones, of every partition as many."""
@@ -179,6 +190,19 @@ class ChannelGraph:
             return
         owner, _, name = self._graph._param_to_name[dep.target.module].rpartition(".")
         setattr(self.model.get_submodule(owner), name, dep(channels))
+
+
+def _blocks(module: Any, makes: bool) -> tuple[int, int] | None:
+    """How many channels a module makes or reads in groups, and how many are a group; None where it has no groups.
+
+    A depthwise convolution has as many groups as channels, and loses as many of both.
+    """
+    if isinstance(module, nn.GroupNorm) and module.num_groups > 1:
+        return module.num_channels, module.num_channels // module.num_groups
+    if isinstance(module, CONVOLUTIONS) and 1 < module.groups != module.out_channels:
+        channels = module.out_channels if makes else module.in_channels
+        return channels, channels // module.groups
+    return None
 
 
 def channels_lost(scores: Tensor, kept: int, partitions: int = 1) -> list[int]:

@@ -32,6 +32,7 @@ SHUFFLED = (
     "a view with more dimensions takes its channels apart, as a channel shuffle does; if it makes the queries, keys and values"
     " of an attention, nn.MultiheadAttention in its place can lose heads"
 )
+DIVIDED = "{module} divides them together with channels of others, as of what is concatenated, into groups that would lose different numbers"
 STUCK = (
     "with half of them forward fails in {place}, which has their number written down (then read it from the tensor's shape)"
     " or passes them on in a way that cannot be followed"
@@ -99,6 +100,8 @@ def _why_fixed(group: ChannelGroup, outputs: set[str], graph: ChannelGraph) -> s
         return SHUFFLED
     if group.unit == "channel" and (name := graph.parametrized(group.name)):
         return f"the weight of {name} is computed from other parameters in every pass; {HOW_TO_UNPARAMETRIZE}"
+    if module := graph.divided(group.name):
+        return DIVIDED.format(module=module)
     if group.channels <= group.multiple:
         few = f"its {group.channels} {group.unit}s are too few to lose any"
         return f"{few}: a multiple of {group.multiple} is kept"

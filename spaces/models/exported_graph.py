@@ -6,7 +6,7 @@ from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 aten = torch.ops.aten
 WEIGHTED = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default}
@@ -23,6 +23,20 @@ def module_path(node: fx.Node) -> str:
     """Dotted path of the module whose forward made `node`; "" for the model itself."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     return stack[-1][0].removeprefix("L['self'].").removeprefix("L['self']") if stack else ""
+
+
+def under_first_paths(exported: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
+    """The graph with every run of a module that `model` holds under several paths ascribed to the first of them, in place."""
+    first: dict[nn.Module, str] = {}
+    others: dict[str, str] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if first.setdefault(module, path) != path:
+            others[path] = first[module]
+    for node in exported.graph.nodes if others else ():
+        if (path := others.get(module_path(node))) is not None:
+            *outer, (key, (_, kind)) = node.meta["nn_module_stack"].items()
+            node.meta["nn_module_stack"] = dict([*outer, (f"{key}@1", (path, kind))])
+    return exported
 
 
 def runs_again(node: fx.Node) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...core.batch import Batch
 from .recurrent import RECURRENT_KINDS, RecurrentLayer, is_single_layer, matrix_shape
 from .recurrent_macs import RECURRENT_OPERATIONS, macs_of_recurrence
-from .unread import unread_layers
+from .unread import read_elsewhere, unread_layers
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 WeightedLayer = Convolution | nn.Linear
@@ -70,31 +70,32 @@ def layer_at(model: nn.Module, path: str) -> WeightedLayer:
 
 
 def find_layers(model: nn.Module, example_input: Batch) -> list[Layer]:
-    """Layers of `model` in module order that run on `example_input` (shape [1, ...]): once, or linear ones again and again; those that
-    no output depends on are left out.
+    """Layers of `model` in module order that run on `example_input` (shape [1, ...]), however often; those that no output depends on are
+    left out, and those whose weight is read outside of their calls.
 
-    A linear layer of a recurrent network has one weight and one input at every step, which one decision fits. What follows
-    a convolution that runs twice cannot be folded into it for both runs. The model ends in eval mode.
+    A layer that runs again has one weight and one kind of input, which one decision fits; what follows its runs is not folded into it.
+    The model ends in eval mode.
     """
     return [layer for layer in find_every_layer(model, example_input) if not layer.is_recurrent]
 
 
 def find_every_layer(model: nn.Module, example_input: Batch) -> list[Layer]:
     """As `find_layers`, with the recurrent layers that have one pair of matrices for each direction."""
-    macs = macs_by_module(model, example_input)
     runs = runs_of_modules(model, example_input)
-    layers = {
-        name: module
+    every = all_layers(model, example_input)
+    names = [layer.name for layer in every if runs[layer.name]]
+    left_out = unread_layers(model, example_input, names) | read_elsewhere(model, example_input, names)
+    return [layer for layer in every if layer.name in names and layer.name not in left_out]
+
+
+def all_layers(model: nn.Module, example_input: Batch) -> list[Layer]:
+    """All layers in module order, also those that no policy may touch; `find_every_layer` otherwise."""
+    macs = macs_by_module(model, example_input)
+    return [
+        _describe(name, module, macs[name])
         for name, module in model.named_modules()
-        if (type(module) in LAYER_KINDS or is_single_layer(module)) and is_taken_up(module, runs[name])
-    }
-    unread = unread_layers(model, example_input, [*layers])
-    return [_describe(name, module, macs[name]) for name, module in layers.items() if name not in unread]
-
-
-def is_taken_up(layer: nn.Module, runs: int) -> bool:
-    """Whether a policy may touch a layer that runs so often in a pass."""
-    return runs == 1 or (runs > 1 and isinstance(layer, (nn.Linear, nn.RNNBase)))
+        if type(module) in LAYER_KINDS or is_single_layer(module)
+    ]
 
 
 def macs_by_module(model: nn.Module, example_input: Batch) -> dict[str, int]:

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ...core.batch import Batch
-from .layers import find_layers
+from .layers import Layer, find_every_layer
 
 OTHERS = "other operations"
 
@@ -28,7 +28,7 @@ class Operation:
 
     Attributes:
         name: dotted module path, or `OTHERS`.
-        kind: "conv2d" (dense convolutions of any dimension), "depthwise" or "linear".
+        kind: "conv2d" (dense convolutions of any dimension), "depthwise" or "linear", as which a recurrent layer counts.
         macs: multiply-adds, as fvcore counts them.
         weights: elements of the weight.
         activations: elements of inputs and outputs.
@@ -48,23 +48,18 @@ def operations_of(model: nn.Module, example_input: Batch) -> list[Operation]:
 
     Element-wise operations, views and batch-norms are such; the model ends in eval mode.
     """
-    layers = find_layers(model, example_input)
+    layers = find_every_layer(model, example_input)
     others = _Others()
     moved = _run(model.eval(), [layer.name for layer in layers], example_input, others)
-    found = [
-        Operation(
-            layer.name, _kind(layer.kind, layer.groups, layer.shape), layer.macs, layer.weights, *moved[layer.name]
-        )
-        for layer in layers
-    ]
+    found = [Operation(each.name, _kind(each), each.macs, each.weights, *moved[each.name]) for each in layers]
     rest = Operation(OTHERS, "linear", others.macs, 0, others.elements, others.count)
     return [*found, rest] if rest.count else found
 
 
-def _kind(kind: str, groups: int, shape: tuple[int, ...]) -> str:
-    if kind == "linear":
-        return kind
-    return "depthwise" if groups > 1 and groups == shape[0] else "conv2d"
+def _kind(layer: Layer) -> str:
+    if layer.kind == "linear" or layer.is_recurrent:
+        return "linear"
+    return "depthwise" if layer.groups > 1 and layer.groups == layer.shape[0] else "conv2d"
 
 
 @torch.no_grad()

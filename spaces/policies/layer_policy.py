@@ -48,7 +48,7 @@ class LayerPolicy:
             in bfloat16: bias, input and output are rounded too. No hardware multiplies bfloat16 with other numbers, and 32
             takes its place elsewhere.
         sparsity: fraction in [0, 1) of the weight set to zero, "2:4", or a threshold such as "<0.5std".
-        operator: what replaces the layer, as `operators.Operator.parse` reads it.
+        operator: what replaces the layer, as `spaces.policies.operators.Operator.parse` reads it.
         codebook: one of `CODEBOOKS`; "uniform" is an integer grid. Above 8 bits there is none.
         activation_range: one of `RANGES`; "dynamic" is for linear layers with 8-bit activations and a weight on a grid, and
             "static" takes its place elsewhere.

@@ -22,8 +22,8 @@ class Pruning:
         scope: "layer" takes each layer's fraction of weights from that layer; "global" takes as many weights in all, those of
             lowest importance in the whole model.
         steps: 1 prunes at once; more prune gradually during recovery, along a cubic (Zhu & Gupta 2017, arXiv:1710.01878).
-        reduction: "drop" removes channels; "merge" adds what reads them to what reads the most similar channel kept;
-            "reconstruct" to what reads all that are kept, by least squares on the calibration data; "lasso" does so too, after the
+        reduction: "drop" removes channels; "merge" adds the weights that read a removed channel to those that read the most similar
+            one kept; "reconstruct" to those of all that are kept, by least squares on the calibration data; "lasso" does so too, after the
             LASSO, not the criterion, has chosen the channels on that data (He et al. 2017, arXiv:1707.06168).
 
     Raises:

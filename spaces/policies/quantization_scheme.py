@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 Calibration = Literal["mse", "min_max", "percentile", "entropy"]
 Weights = Literal["channel", "tensor"]
-Activations = Literal["affine", "symmetric"]
+Activations = Literal["affine", "symmetric", "signed"]
 GroupGrids = Literal["symmetric", "affine"]
 CHOICES: dict[str, tuple[str, ...]] = {
     "calibration": get_args(Calibration),
@@ -23,9 +23,12 @@ class Scheme:
     """The rules grids follow.
 
     Attributes:
-        calibration: how the range of an activation is read from the calibration split; see `compression.observers`.
+        calibration: how the range of an activation is read from the calibration split; see `compression.quantization.observers`.
         weights: one scale per output "channel", or per "tensor".
-        activations: "affine" grids use all integers for the range seen; "symmetric" ones have zero in their middle.
+        activations: "affine" grids use all integers for the range seen; "symmetric" ones have zero in their middle; "signed"
+            takes the first of unsigned from zero, symmetric and affine that wastes at most a quarter of the integers on values that were not
+            seen, since a zero point that is neither the lowest nor the middle integer costs time (Nagel et al. 2021,
+            arXiv:2106.08295, section 2.2).
         group_grids: of weights whose inputs have scales by groups: "symmetric" ones have zero in their middle, "affine" ones use
             all integers for the range of each group.
 

@@ -39,14 +39,14 @@ class Recovery:
 
     Attributes:
         epochs: passes over the training split; 0 turns recovery off, and the other fields have no effect.
-        learning_rate: peak of a one-cycle schedule.
+        learning_rate: the highest of its schedule.
         temperature: of the softened targets.
         alpha: weight of the distillation term in [0, 1]; 1 - alpha goes to the workload's own loss.
         steps: in order; the "train" steps and those of `SPARSIFYING`, each of which is there at most once, before "prune" and
             "quantize", share the epochs. "prune" is there once. From "quantize" on, which is there once or not at all,
             training is aware of the grids; without it quantization follows training. Those of `POST_TRAINING` work without
             epochs too.
-        distiller: name of what is imitated, see `compression.distil`.
+        distiller: name of what is imitated, see `compression.recovery.distil`.
         teachers: workloads whose models teach in addition to the uncompressed one, their probabilities averaged.
         data: "train", "unlabelled" (the training inputs, their labels never read) or "synthetic" (no data at all).
         mutual: a second student is trained too, and each learns from the other.
@@ -99,6 +99,14 @@ class Recovery:
             value = getattr(self, name)
             for part in value if isinstance(value, tuple) else (value,):
                 require(part in known, f"recovery {name}: {part!r} is not one of {', '.join(known)}")
+        self._check_order()
+        require(all(isinstance(name, str) for name in (self.distiller, *self.teachers)), "recovery: names must be text")
+        for name in ("mutual", "mixed_precision"):
+            require(isinstance(getattr(self, name), bool), f"recovery {name} must be true or false")
+        require(is_whole(self.patience) and self.patience >= 0, "recovery patience must be a whole number >= 0")
+
+    def _check_order(self) -> None:
+        """Require each step as often, and in such an order, as `steps` allows."""
         trainings = 0 if self.is_calibrated else 1
         bounds = {"prune": (1, 1), "quantize": (0, 1), "train": (trainings, len(self.steps))}
         for step, (least, most) in {**bounds, **dict.fromkeys((*POST_TRAINING, *SPARSIFYING), (0, 1))}.items():
@@ -108,10 +116,6 @@ class Recovery:
         end = min(self.steps.index(step) for step in ("prune", "quantize") if step in self.steps)
         for index in sparsified:
             require(index < end, f"recovery steps: {self.steps[index]!r} comes before prune and quantize")
-        require(all(isinstance(name, str) for name in (self.distiller, *self.teachers)), "recovery: names must be text")
-        for name in ("mutual", "mixed_precision"):
-            require(isinstance(getattr(self, name), bool), f"recovery {name} must be true or false")
-        require(is_whole(self.patience) and self.patience >= 0, "recovery patience must be a whole number >= 0")
 
     @property
     def is_calibrated(self) -> bool:

@@ -13,6 +13,7 @@ from ...core.batch import device_of, moved
 from ...core.errors import WorkloadError
 from ...core.validation import suggestion
 from ...hardware_profiles.cards.target import Target, load_target
+from ...hardware_profiles.runtimes.registry import RUNTIMES
 from ...spaces.choices import SpaceChoices, keys_of_targets
 from ...spaces.families import family_of
 from ...spaces.models.blocks import block_influence, examine_blocks, least_influential_first
@@ -154,6 +155,8 @@ def _choices(family: Family, target: Target | None, spec: StudySpec | None) -> t
     bits = {key: getattr(target, key) for key in keys_of_targets()} if target else {}
     if spec is None:
         return SpaceChoices(**preset_space(family, bits)), Scheme()
+    if target is not None:
+        spec = spec.with_activations(RUNTIMES[target.runtime].activations)
     return spec.with_preset(family, bits).space.choices(), spec.quantization.scheme()
 
 

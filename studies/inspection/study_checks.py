@@ -69,7 +69,8 @@ def check_target(spec: StudySpec, target: Target) -> None:
         is_own = spec.space.preset == "none" or kind.key in spec.space.model_fields_set
         if is_own:  # a preset offers what the target takes
             _check_choices(spec, target, kind)
-    if RUNTIMES[target.runtime].symmetric and spec.quantization.scheme().activations != "symmetric":
+    grids = spec.with_activations(RUNTIMES[target.runtime].activations).quantization.scheme().activations
+    if RUNTIMES[target.runtime].symmetric and grids != "symmetric":
         problem = f"must be symmetric: target {target.name} runs on {target.runtime}, which takes no other grids"
         raise StudyFileError(spec.file, "quantization.activations", problem)
     _check_metrics(spec, target)
@@ -86,6 +87,7 @@ def resolved(spec: StudySpec, workload: Workload, target: Target) -> StudySpec:
     if target.predict and target.latency_table is not None and target.latency_table.model != layers_of(model):
         raise StudyFileError(spec.file, "target", f"the latency table of {target.name} was fitted to another model")
     spec = spec.with_preset(family_of(model, example), {key: getattr(target, key) for key in keys_of_targets()})
+    spec = spec.with_activations(RUNTIMES[target.runtime].activations)
     recovery = spec.recovery.settings()
     with naming(spec, "recovery.distiller"):
         tapped_modules(model, example, get_distiller(recovery.distiller, recovery.temperature).tap)

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from ...core.batch import Batch
-from ...spaces.models.layers import LAYER_KINDS, is_taken_up, runs_of_modules
+from ...spaces.models.layers import LAYER_KINDS, runs_of_modules
 from ...spaces.models.recurrent import is_single_layer
-from ...spaces.models.unread import UNREAD, unread_layers
+from ...spaces.models.unread import ELSEWHERE, UNREAD, read_elsewhere, unread_layers
 from ...workloads.plain_layers import base_of, inputs_of, why_not_plain
 
 PARAMETRIZED = ".parametrizations."
@@ -26,6 +26,7 @@ def why_untouched(model: nn.Module, example_input: Batch) -> dict[str, str]:
     runs = runs_of_modules(model.eval(), example_input)
     derived = _why_derived(model, example_input, runs)
     plain = [name for name, module in model.named_modules() if type(module) in LAYER_KINDS and runs[name]]
+    derived |= dict.fromkeys(read_elsewhere(model, example_input, plain), ELSEWHERE)
     derived |= dict.fromkeys(unread_layers(model, example_input, plain), UNREAD)
     reasons: dict[str, str] = {}
     for name, module in model.named_modules():
@@ -54,11 +55,7 @@ def _why_derived(model: nn.Module, example_input: Batch, runs: Mapping[str, int]
 
 def _why_untouched(module: nn.Module, owned: list[str], runs: int) -> str | None:
     kind = type(module).__name__
-    if type(module) in LAYER_KINDS:
-        if is_taken_up(module, runs):
-            return None
-        return f"a convolution that runs {runs} times in a pass" if runs else NEVER_CALLED
-    if is_single_layer(module):
+    if type(module) in LAYER_KINDS or is_single_layer(module):
         return None if runs else NEVER_CALLED
     if isinstance(module, nn.RNNBase):
         return f"nn.{kind} with proj_size: its units and its states have different numbers, and only layers without it are compressed"

@@ -1,6 +1,6 @@
 """What commands print with `--format json`: one document each, of plain JSON values. docs/reference/json.md describes them.
 
-`status.StudyStatus.to_dict`, `front_table.front_document`, `audit_report.audit_document`, `inspection.Inspection.to_dict`,
+`status.StudyStatus.to_dict`, `front_table.front_document`, `audit_report.audit_document`, `studies.inspection.report.Inspection.to_dict`,
 `profiles.target_document` and `profiles.profiles_document` are of the same kind.
 """
 

@@ -31,6 +31,7 @@ from ...spaces.knobs.recovery import RECOVERY_KIND
 from ...spaces.knobs.registry import KNOB_KINDS
 from ...spaces.policies.float_precision import FloatPrecision
 from ...spaces.policies.policy import Choice
+from ...spaces.policies.quantization_scheme import Activations
 from ...spaces.presets import PRESETS, Family, Preset, preset_space
 from .constraint import Constraint
 from .parts import AUTO, BudgetSpec, Part, QuantizationSpec, RecoverySpec, RungsSpec
@@ -192,6 +193,12 @@ class StudySpec(Part):
             changes["reuse_recovered"] = True  # or the same training under other bits takes half of a search's time
         return self._with(changes)
 
+    def with_activations(self, kind: Activations) -> StudySpec:
+        """This spec with activation grids of this kind, unless its file names another."""
+        if "activations" in self.quantization.model_fields_set:
+            return self
+        return self._with({"quantization": self.quantization.model_copy(update={"activations": kind})})
+
     def with_float_precisions(self, offered: Sequence[FloatPrecision]) -> StudySpec:
         """This spec with the float precisions of its space, unless its file names them."""
         if FLOATS.key in self.space.model_fields_set:
@@ -215,6 +222,7 @@ class StudySpec(Part):
             changes["recovery"] = changes["recovery"].model_copy(update={"learning_rate": begun.recovery.learning_rate})
         if "reference" not in self.model_fields_set:
             changes["reference"] = begun.reference
+        changes["quantization"] = self.with_activations(begun.quantization.scheme().activations).quantization
         return self._with(changes)
 
     def with_learning_rate(self, rate: float) -> StudySpec:

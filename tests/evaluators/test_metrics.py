@@ -169,6 +169,8 @@ def test_a_metric_of_ones_own_is_taken_with_its_direction_and_unit(metric):
     assert drop == pytest.approx(ours.value - reference.value)
     assert drop > 0
     assert ("over the values of" in method) == isinstance(metric, Unmerged)
+    own_low, own_high, _ = ours.interval()
+    assert own_low < own_high
     quality = quality_of(metric, reference.value)
     assert (quality.unit, quality.higher_is_better) == ("mm", False)
     assert quality.margin == pytest.approx(0.1 * reference.value)

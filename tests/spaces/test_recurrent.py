@@ -8,7 +8,7 @@ from slimfront.compression.pruning.reconstruct import reconstruct_channels
 from slimfront.spaces.models.channel_graph import ChannelGraph
 from slimfront.spaces.models.channel_groups import find_channel_groups
 from slimfront.spaces.models.layers import macs_by_module
-from slimfront.workloads.recurrent import RecurrentStack, separate_layers
+from slimfront.workloads.recurrent import RecurrentStack, free_layers
 from torch import nn
 
 READERS = {
@@ -43,7 +43,7 @@ class Series(nn.Module):
 
 def series(kind, reader, **options):
     torch.manual_seed(0)
-    return separate_layers(Series(kind, reader, **options), torch.randn(1, 7, 5)).eval()
+    return free_layers(Series(kind, reader, **options), torch.randn(1, 7, 5)).eval()
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
@@ -137,7 +137,7 @@ def test_layers_whose_states_are_read_together_keep_one_number_of_units() -> Non
             return self.head(self.rnn(x)[1].mean(0))
 
     inputs = torch.randn(3, 9, 6)
-    model = separate_layers(Together(), inputs[:1])
+    model = free_layers(Together(), inputs[:1])
     groups, _ = find_channel_groups(model, inputs[:1])
     assert [group.layers for group in groups] == [("rnn.0", "rnn.1")]
     assert prove_groups(model, inputs, groups)[1] == {}
@@ -185,9 +185,7 @@ def test_the_unit_that_does_nothing_has_the_lowest_importance(criterion) -> None
 def test_reconstruction_loses_nothing_where_a_kept_unit_computes_the_same(kind) -> None:
     """Units 8 to 15 are duplicates of 0 to 7 but for what reads them, in both layers and directions."""
     torch.manual_seed(0)
-    model = separate_layers(
-        Series(kind, "mean", num_layers=2, batch_first=True, bidirectional=True), torch.randn(1, 7, 5)
-    )
+    model = free_layers(Series(kind, "mean", num_layers=2, batch_first=True, bidirectional=True), torch.randn(1, 7, 5))
     inputs, twins = torch.randn(6, 7, 5), list(range(8, 16))
     with torch.no_grad():
         for layer in model.rnn:
@@ -201,3 +199,35 @@ def test_reconstruction_loses_nothing_where_a_kept_unit_computes_the_same(kind) 
     graph.remove(lost)
     with torch.no_grad():
         torch.testing.assert_close(model(inputs), expected, rtol=1e-4, atol=1e-5)
+
+
+class Tutorial(nn.Module):
+    """A network as tutorials write it: the first states are zeros of numbers that it keeps."""
+
+    def __init__(self, first):
+        super().__init__()
+        self.hidden_size, self.num_layers = 32, 2
+        self.lstm = nn.LSTM(6, self.hidden_size, self.num_layers, batch_first=True)
+        self.fc = nn.Linear(self.hidden_size, 3)
+        self.first = first(self.num_layers, 1, self.hidden_size)
+
+    def forward(self, x):
+        state = self.first.expand(-1, x.size(0), -1)
+        return self.fc(self.lstm(x, (state, torch.zeros(self.num_layers, x.size(0), self.hidden_size)))[0][:, -1, :])
+
+
+def test_zeros_of_a_written_size_do_not_keep_units() -> None:
+    inputs = torch.randn(3, 9, 6)
+    model = free_layers(Tutorial(torch.zeros).eval(), inputs[:1])
+    groups, reasons = find_channel_groups(model, inputs[:1])
+    assert [(group.name, group.channels) for group in groups] == [("lstm.0", 32), ("lstm.1", 32)], reasons
+    assert prove_groups(model, inputs, groups)[1] == {}
+
+
+def test_a_first_state_that_is_learned_stays() -> None:
+    original = Tutorial(lambda *shape: nn.Parameter(torch.zeros(shape))).eval()
+    model = free_layers(original, torch.randn(1, 9, 6))
+    nn.init.normal_(model.first)
+    original.first.data = model.first.data
+    inputs = torch.randn(3, 9, 6)
+    torch.testing.assert_close(model(inputs), original(inputs))

@@ -1,6 +1,7 @@
 """A user's model and data as slimfront computes with them: the same numbers, in float32, without wrappers."""
 
 import copy
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -41,6 +42,18 @@ def _with_weight(weight):
     return outer
 
 
+class Tabled(nn.Module):
+    """Reads its output's weight as a table, as language models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.inner, self.last = nn.Embedding(3, 6), nn.Linear(6, 6), nn.Linear(6, 3, bias=False)
+        self.last.weight = self.table.weight
+
+    def forward(self, inputs):
+        return self.last(self.inner(self.table((inputs > 0).long())).mean(1))
+
+
 def masked():
     layer = prune.l1_unstructured(nn.Linear(6, 6), "weight", 0.5)
     return net(layer)  # its weight is attached to a graph: it cannot be copied
@@ -62,7 +75,8 @@ MODELS = {
     "compiled part": (lambda: nn.Sequential(torch.compile(net())), "OptimizedModule: the model inside is taken"),
     "masked": (masked, "masks and parametrizations of 0 are computed once"),
     "weight norm": (lambda: net(weight_norm(nn.Linear(6, 6))), "masks and parametrizations of 0 are computed once"),
-    "tied": (tied, "1 weights are shared with another layer: each is counted"),
+    "tied": (tied, "0.0, 2.1 have one weight: it is counted, pruned, quantized and stored once"),
+    "tied to a table": (lambda: Tabled().eval(), "1 weights are shared with another layer: each is counted"),
     "keeps its output": (Keeps, None),
 }
 
@@ -79,7 +93,8 @@ def test_what_is_taken_of_a_model_computes_the_same_and_can_be_copied(make, rema
     plain(INPUTS).sum().backward()
     copy.deepcopy(plain)
     names = [name for name, _ in plain.named_parameters(remove_duplicate=False)]
-    assert len(names) == len({id(parameter) for parameter in plain.parameters()}), "nothing is shared"
+    owners = Counter(id(own) for module in plain.modules() for own in module.parameters(recurse=False))
+    assert set(owners.values()) == {1}, "no two modules share anything"
     assert not any("parametrizations" in name or name.endswith("_orig") for name in names)
 
 

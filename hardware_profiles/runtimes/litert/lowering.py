@@ -11,6 +11,7 @@ from pathlib import Path
 from ....core.batch import Batch, repeated
 from ....core.errors import LoweringError
 from ....spaces.policies.candidate import Candidate, QuantParams
+from ..node_names import RECURRENT
 from ..onnx.graph_cache import GraphCache
 from ..onnx.graph_nodes import addition_node, layer_nodes
 from ..onnx.static_graph import StaticGraph, export_static
@@ -41,7 +42,12 @@ def lower(candidate: Candidate, example_input: Batch, batch: int, path: Path) ->
         elif node.op_type in CONVERTERS:
             CONVERTERS[node.op_type](graph, node)
         else:
-            raise LoweringError(f"{node.name}: LiteRT lowering does not know the operation {node.op_type}")
+            known = (
+                "has no recurrent layers"
+                if node.op_type in RECURRENT
+                else f"does not know the operation {node.op_type}"
+            )
+            raise LoweringError(f"{node.name}: LiteRT lowering {known}")
     graph.write(path)
     return path
 

@@ -46,11 +46,12 @@ def export_float(model: nn.Module, example_input: Batch) -> ModelProto:
                 tuple(inputs.values()),
                 cast("str", buffer),  # this exporter writes to open files too, which its annotation leaves out
                 dynamo=False,
+                training=torch.onnx.TrainingMode.PRESERVE,  # of a model in eval mode; EVAL folds norms into shared weights
                 opset_version=OPSET,
                 input_names=list(inputs),
                 output_names=outputs,
             )
-        except (torch.onnx.errors.OnnxExporterError, RuntimeError, TypeError, ValueError) as error:
+        except (torch.onnx.errors.OnnxExporterError, RuntimeError, TypeError, ValueError, AssertionError) as error:
             raise_if_interrupted(error)
             raise LoweringError(f"ONNX export failed: {describe(error)}") from error
     exported = onnx.load_from_string(buffer.getvalue())
@@ -60,7 +61,7 @@ def export_float(model: nn.Module, example_input: Batch) -> ModelProto:
     _name_layers(exported.graph, {path for path, _ in model.named_modules()})
     _fold_constant_runs(exported.graph)
     _name_weights(exported.graph)
-    _fold_linear_norms(exported)
+    _fold_norms(exported)
     return exported
 
 
@@ -142,24 +143,27 @@ def _constants(graph: GraphProto) -> dict[str, np.ndarray]:
 def _name_weights(graph: GraphProto) -> None:
     """Give every layer weights of its own, named after it."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
+    names: dict[str | None, str] = {}
     for node in graph.node:
         kinds = ("weight", "bias") if node.op_type in WEIGHTED else ("weight_ih", "weight_hh", "bias")
         if node.op_type not in (*WEIGHTED, *RECURRENT):
             continue
+        name = names.setdefault(layer_of(node.name), first_run(node.name))
         for index, kind in enumerate(kinds, start=1):
             if index < len(node.input) and node.input[index] in constants:
                 own = TensorProto.FromString(constants[node.input[index]].SerializeToString())
-                own.name = node.input[index] = f"{first_run(node.name)}/{kind}"
+                own.name = node.input[index] = f"{name}/{kind}"
                 if own.name not in constants:  # else the layer has run before
                     graph.initializer.append(own)
                     constants[own.name] = own
     drop_unread(graph, "Identity")
 
 
-def _fold_linear_norms(model: ModelProto) -> None:
-    """Fold every batch-norm after a linear layer of one vector per sample; the exporter does it for convolutions only.
+def _fold_norms(model: ModelProto) -> None:
+    """Fold every batch-norm after a convolution, or a linear layer of one vector per sample, that nothing else reads.
 
-    It is faster, and OpenVINO 2026.4 computes nonsense where one stands between two quantized linear layers.
+    Faster, and OpenVINO 2026.4 computes nonsense where one stands between two quantized linear layers. The exporter would fold those
+    after convolutions too, into one run of several that share a weight.
     """
     norms = [node for node in model.graph.node if node.op_type == "BatchNormalization"]
     if norms:
@@ -169,21 +173,30 @@ def _fold_linear_norms(model: ModelProto) -> None:
 
 
 def _foldable(model: ModelProto, norms: Sequence[NodeProto]) -> list[tuple[NodeProto, NodeProto]]:
-    """(linear layer, batch-norm) of `norms` that can be folded: a layer of vectors whose output and weight nothing else reads."""
+    """(layer, batch-norm) of `norms` that can be folded: a layer whose output and weight nothing else reads."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     ranks = _ranks(graph)
     readers = _readers(graph)
-    linear = {node.output[0]: node for node in model.graph.node if node.op_type in ("Gemm", "MatMul")}
+    layers = {node.output[0]: node for node in model.graph.node if node.op_type in ("Gemm", "MatMul", "Conv")}
     trained = {tensor.name for tensor in model.graph.initializer}  # a batch-norm without weights has other constants
+    known = _constants(model.graph).keys()
 
-    pairs = []
-    for norm in norms:
-        layer = linear.get(norm.input[0])
-        if layer is None or ranks[norm.input[0]] != 2 or not trained.issuperset(norm.input[1:]):
-            continue
-        if readers[norm.input[0]] == readers[layer.input[1]] == 1:
-            pairs.append((layer, norm))
-    return pairs
+    def is_foldable(layer: NodeProto, norm: NodeProto) -> bool:
+        between = norm.input[0]
+        is_linear = layer.op_type != "Conv"
+        return (
+            known >= {*layer.input[1:], *norm.input[1:]}
+            and not (is_linear and (ranks[between] != 2 or not trained.issuperset(norm.input[1:])))
+            and readers[between] == readers[layer.input[1]] == 1
+            and between not in _outputs(model.graph)
+        )
+
+    pairs = ((layers.get(norm.input[0]), norm) for norm in norms)
+    return [(layer, norm) for layer, norm in pairs if layer is not None and is_foldable(layer, norm)]
+
+
+def _outputs(graph: GraphProto) -> set[str]:
+    return {tensor.name for tensor in graph.output}
 
 
 def _readers(graph: GraphProto) -> Counter[str]:
@@ -196,17 +209,23 @@ def _ranks(graph: GraphProto) -> dict[str, int]:
 
 
 def _fold(graph: GraphProto, layer: NodeProto, norm: NodeProto) -> None:
-    """Make `layer` a Gemm that computes what `norm` made of its output."""
-    stored = {tensor.name: tensor for tensor in graph.initializer}
-    weight, *bias = (numpy_helper.to_array(stored[name]) for name in layer.input[1:])
-    gamma, beta, mean, variance = (numpy_helper.to_array(stored[name]) for name in norm.input[1:])
+    """Make `layer` compute what `norm` made of its output; a linear one as a Gemm."""
+    constants, stored = _constants(graph), {tensor.name: tensor for tensor in graph.initializer}
+    weight, *bias = (constants[name] for name in layer.input[1:])
+    gamma, beta, mean, variance = (constants[name] for name in norm.input[1:])
     factor = gamma / np.sqrt(variance + next(a.f for a in norm.attribute if a.name == "epsilon"))
     rows = weight.T if layer.op_type == "MatMul" else weight
-    folded = {"weight": rows * factor[:, None], "bias": beta + (sum(bias) - mean) * factor}
+    folded = {
+        "weight": rows * factor.reshape(-1, *[1] * (rows.ndim - 1)),
+        "bias": beta + (sum(bias) - mean) * factor,
+    }
     names = [f"{layer.name}/{kind}" for kind in folded]
     for name, value in zip(names, folded.values(), strict=True):
         if name in stored:
             graph.initializer.remove(stored[name])
         graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), name))
-    layer.CopyFrom(helper.make_node("Gemm", [layer.input[0], *names], [norm.output[0]], name=layer.name, transB=1))
+    if layer.op_type == "Conv":
+        layer.input[:], layer.output[:] = [layer.input[0], *names], [norm.output[0]]
+    else:
+        layer.CopyFrom(helper.make_node("Gemm", [layer.input[0], *names], [norm.output[0]], name=layer.name, transB=1))
     graph.node.remove(norm)

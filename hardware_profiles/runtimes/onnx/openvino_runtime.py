@@ -62,8 +62,11 @@ class OpenVinoRuntime:
         from .lowering import lower  # imports torch, which sessions do without
 
         return Artifact.of(
-            lower(candidate, example_input, target.batch, path, fused_linears=True, group_kernels=GROUPED_BITS)
-        )
+            lower(
+                candidate, example_input, target.batch, path,
+                fused_linears=True, group_kernels=GROUPED_BITS, signed_grids=True,
+            )
+        )  # fmt: skip
 
     def signature(self, artifact: Path) -> Signature:
         return onnx_signature(artifact)

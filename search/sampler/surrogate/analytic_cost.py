@@ -82,7 +82,7 @@ class AnalyticCost:
     biases) has one channel dimension. Operators and removed blocks are not counted here; FLOPs outside the layers are scaled like those parameters. Trials store what is counted of the built model.
 
     Args:
-        layers: all of the model's, those kept back too.
+        layers: all of the model's, those that no policy may touch too.
         model, example_input: the uncompressed model and its input, shape [1, ...].
     """
 

@@ -17,12 +17,12 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 
-def grids(scheme: Scheme, outlier: float = 0.0):
+def grids(scheme: Scheme, outlier: float = 0.0, shift: float = 0.0):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4)).eval()
     with torch.no_grad():
         model[0].weight.copy_(torch.diag(torch.tensor([1.27, 0.127, 0.5, 0.5])))
-    inputs = torch.rand(5000, 4)
+    inputs = torch.rand(5000, 4) + shift
     inputs[0, 0] = max(outlier, float(inputs[0, 0]))
     data = TensorDataset(inputs, torch.zeros(5000, dtype=torch.int64))
     return quantize(model, inputs[:1], Policy(layers={"0": LayerPolicy(8, 8)}, scheme=scheme), data)
@@ -46,6 +46,17 @@ def test_symmetric_activations_have_zero_in_the_middle():
     grid = grids(Scheme(activations="symmetric")).inputs["0"]
     assert int(grid.zero_point) == 127  # of 0 .. 255
     assert highest(grid) == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("shift", "zero"),
+    [(0.0, 0), (-0.5, 128), (-0.4, 128), (-0.1, 25)],
+    ids=["never negative", "around zero", "two fifths below zero", "a tenth below zero"],
+)
+def test_signed_activations_have_a_zero_point_only_where_symmetric_grids_waste_much(shift, zero):
+    grid = grids(Scheme("min_max", activations="signed"), shift=shift).inputs["0"]
+    assert int(grid.zero_point) == zero
+    assert highest(grid) == pytest.approx(max(1 + shift, -shift), abs=0.01)
 
 
 def test_per_tensor_weights_share_the_step_of_the_largest():

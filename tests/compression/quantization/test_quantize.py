@@ -346,11 +346,10 @@ class Raising(Twice):
     ("model", "layer", "problem"),
     [
         (Twice(), "nowhere", r"^layer 'nowhere' is not in the exported graph$"),
-        (ConvolvedTwice(), "conv", r"^convolution 'conv' runs 2 times in one pass; it has no single grid$"),
         (Branching(), "fc", r"^torch.export cannot capture the model: \w+: .+$"),
         (Raising(), "fc", r"^torch.export cannot capture the model: ValueError"),
     ],
-    ids=["missing layer", "layer called twice", "data-dependent", "no message"],
+    ids=["missing layer", "data-dependent", "no message"],
 )
 def test_what_cannot_be_quantized_is_reported_in_one_line(model, layer, problem):
     with pytest.raises(CompressionError, match=problem) as caught:

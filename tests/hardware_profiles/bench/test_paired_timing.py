@@ -165,7 +165,7 @@ def test_an_interval_of_a_disturbed_machine_holds_the_quiet_speedup(hurt, more, 
     if reference_hurt > math.exp(module.DISTURBED):
         assert timing.low <= speedup <= timing.high
         assert timing.noisy
-        assert timing.counted_speedup <= speedup
+        assert timing.conservative_speedup <= speedup
 
 
 def test_the_fastest_run_of_a_disturbed_candidate_bounds_its_interval(clock):
@@ -193,14 +193,14 @@ def test_an_uncertain_figure_is_timed_again_once_the_machine_is_quiet(clock):
     assert again.speedup == pytest.approx(2)
     assert not again.is_uncertain
     assert again.pairs > alone.pairs  # none is thrown away: the calmest count
-    assert again.counted_speedup == again.speedup
+    assert again.conservative_speedup == again.speedup
 
 
 def test_a_figure_that_stays_uncertain_counts_as_its_lower_end_and_costs_no_third_time(clock):
     settled = itertools.count()
     timing = paired_timing(*busy_until(clock, math.inf, np.random.default_rng(0)), 1.0, 0.001, lambda: next(settled))
     assert timing.is_uncertain
-    assert timing.counted_speedup == timing.low < 2
+    assert timing.conservative_speedup == timing.low < 2
     assert 1 <= next(settled) <= module.RETIMES
     assert clock.now < 1.0 * (1 + module.RETIMES) * 1.5
 
@@ -214,7 +214,7 @@ def test_no_figure_of_a_machine_that_is_too_busy_is_taken_for_a_faster_candidate
         clock.taking(preempted(0.24 / 3.5)), clock.taking(preempted(0.24)), 1.0, 0.00024, lambda: None
     )
     assert timing.is_uncertain
-    assert timing.counted_speedup < 3.5 < timing.high
+    assert timing.conservative_speedup < 3.5 < timing.high
 
 
 def test_a_certain_figure_is_not_timed_again(clock):

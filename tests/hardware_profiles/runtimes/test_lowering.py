@@ -1,5 +1,6 @@
 """The ONNX file a candidate becomes: its nodes, its constants, its size, and what cannot be lowered."""
 
+import re
 from collections import Counter
 
 import ml_dtypes
@@ -9,6 +10,8 @@ import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
+from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions
+from slimfront.compression.quantization.quantize import quantize
 from slimfront.core.errors import LoweringError
 from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.hardware_profiles.runtimes.base import get_runtime
@@ -17,7 +20,9 @@ from slimfront.hardware_profiles.runtimes.onnx.lowering import lower
 from slimfront.spaces.models.layers import find_layers
 from slimfront.spaces.policies.candidate import Candidate, Quantization, QuantizedWeight, QuantParams
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
+from slimfront.spaces.policies.quantization_scheme import Scheme
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 
 def everywhere(model: nn.Module, *bits: int) -> dict[str, LayerPolicy]:
@@ -175,6 +180,24 @@ def test_a_narrow_grid_is_clipped_before_its_eight_bit_container(candidate, lowe
     assert quantize.input[0] == clip.output[0]
 
 
+def test_a_grid_around_zero_can_be_written_on_signed_integers(make_network, candidate, tmp_path):
+    model = make_network("residual")
+    made = candidate(model, everywhere(model, 8, 8), Scheme(activations="signed"))
+    path, inputs = tmp_path / "model.onnx", torch.randn(4, *model.shape).numpy()
+    plain, found = SessionOptions(), []
+    plain.graph_optimization_level = GraphOptimizationLevel.ORT_DISABLE_ALL  # what the file says, pair by pair
+    for signed in (False, True):
+        lower(made, torch.zeros(1, *model.shape), 4, path, signed_grids=signed)
+        stored = constants(onnx.load(path))
+        zeros = {
+            (str(values.dtype), int(values)) for name, values in stored.items() if re.search(r"grid\d+\.zero", name)
+        }
+        found.append((zeros, InferenceSession(path, plain).run(None, {"input": inputs})[0]))
+    (unsigned, expected), (signed, outputs) = found
+    assert (unsigned, signed) == ({("uint8", 0), ("uint8", 128)}, {("uint8", 0), ("int8", 0)})
+    np.testing.assert_array_equal(outputs, expected)
+
+
 def test_a_float_weight_can_read_its_grid_through_a_bound(candidate, tmp_path):
     model = Shared().eval()
     made = candidate(model, {"first": LayerPolicy(32, 8), "second": LayerPolicy(8, 8)})
@@ -326,3 +349,39 @@ def test_a_root_mean_square_norm_is_written_in_operators_of_the_opset(options, l
     session = onnxruntime.InferenceSession(lowered(Candidate(Policy(), model, Quantization())).SerializeToString())
     (found,) = session.run(None, {"input": inputs.numpy()})
     np.testing.assert_allclose(found, model(inputs).detach().numpy(), atol=1e-6)
+
+
+class ConvolvedTwice(nn.Module):
+    """One convolution before two batch-norms, under two names."""
+
+    shape = (4, 6, 6)
+
+    def __init__(self, normed: bool) -> None:
+        super().__init__()
+        self.conv = self.again = nn.Conv2d(4, 4, 3, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) if normed else nn.Identity() for _ in range(2))
+        self.fc = nn.Linear(4, 3)
+        for norm in self.norms if normed else ():
+            nn.init.normal_(norm.running_mean)
+            nn.init.uniform_(norm.running_var, 0.5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norms[0](self.conv(x)).relu()
+        return self.fc(self.norms[1](self.again(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("bits", [None, (8, 8), (8, 32), (16, 16)], ids=str)
+@pytest.mark.parametrize("normed", [True, False], ids=["normed", "plain"])
+def test_a_convolution_that_runs_twice_keeps_what_follows_each_run_apart(normed, bits, tmp_path):
+    torch.manual_seed(0)
+    model, inputs = ConvolvedTwice(normed).eval(), torch.randn(8, 4, 6, 6)
+    policy = Policy(layers=everywhere(model, *bits) if bits else {})
+    assert not bits or policy.layers.keys() == {"conv", "fc"}, "one decision for both names"
+    grids = quantize(model, inputs[:1], policy, TensorDataset(inputs, torch.zeros(8)))
+    target = load_target("cpu-onnxruntime")
+    artifact = get_runtime("onnxruntime").lower(
+        Candidate(policy, model, grids), inputs[:1], target, tmp_path / "m.onnx"
+    )
+    (found,) = get_runtime("onnxruntime").load(artifact.path, target).run({"input": inputs[:1].numpy()}).values()
+    expected = model(inputs[:1]).detach().numpy()
+    assert np.abs(found - expected).max() < (0.02 if bits else 1e-5) * np.abs(expected).max()

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import openvino
 import pytest
 import torch
@@ -15,9 +16,11 @@ from slimfront.hardware_profiles.profiling.fingerprint import machine
 from slimfront.hardware_profiles.runtimes.onnx import openvino_runtime
 from slimfront.hardware_profiles.runtimes.onnx.onnxruntime_runtime import OnnxRuntime
 from slimfront.hardware_profiles.runtimes.onnx.openvino_runtime import PRECISION, OpenVinoRuntime, shared_core
+from slimfront.spaces.models.layers import find_layers
 from slimfront.spaces.policies.candidate import Candidate
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from slimfront.studies.bundles.standalone import load_openvino
+from torch import Tensor, nn
 
 
 @pytest.fixture
@@ -145,6 +148,31 @@ def test_integers_next_to_floats_in_the_runtimes_default(make_network, candidate
     artifact = runtime.lower(made, torch.zeros(1, *made.model.shape), target, tmp_path / "model.onnx")
     floats = {"float32": "f32", "bfloat16": "bf16"}[runtime.default_float_precision(target)]
     assert Counter(runtime.load(artifact.path, target).executed_precisions().values()) == {"i8": 2, floats: 4}
+
+
+class SelfAttention(nn.Module):
+    """Multiplies two computed tensors, twice, next to its layers."""
+
+    shape = (5, 12)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.joint = nn.Linear(12, 36)
+        self.mix = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(nn.functional.scaled_dot_product_attention(*self.joint(x).chunk(3, -1)).mean(1))
+
+
+@pytest.mark.parametrize("products", [False, True], ids=["layers only", "attention"])
+def test_what_integers_leave_in_float_is_float32_unless_it_multiplies(products, make_network, candidate, tmp_path):
+    model = SelfAttention().eval() if products else make_network("residual")
+    example = torch.zeros(1, *model.shape)
+    made = candidate(model, {layer.name: LayerPolicy(8, 8) for layer in find_layers(model, example)})
+    made = replace(made, policy=replace(made.policy, float_precision="default"))
+    artifact = OpenVinoRuntime().lower(made, example, load_target("cpu-openvino"), tmp_path / "model.onnx")
+    noted = {entry.key: entry.value for entry in onnx.load(artifact.path).metadata_props}
+    assert noted.get(PRECISION[1], "float32") == ("default" if products else "float32")
 
 
 def test_a_float_file_in_the_default_precision_is_compiled_without_a_setting_of_ours(

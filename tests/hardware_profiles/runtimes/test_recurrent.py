@@ -55,7 +55,11 @@ def run(candidate, runtime, tmp_path):
     path = tmp_path / f"model{get_runtime(runtime).suffix}"
     get_runtime(runtime).lower(candidate, INPUTS[:1], target, path)
     session = get_runtime(runtime).load(path, target)
-    return torch.from_numpy(session.run(INPUTS[:1].numpy()).copy()), session.executed_precisions(), path
+    return (
+        torch.from_numpy(session.run({"input": INPUTS[:1].numpy()})["output"].copy()),
+        session.executed_precisions(),
+        path,
+    )
 
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime", "torch"])

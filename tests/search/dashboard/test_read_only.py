@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from optuna_dashboard import _inmemory_cache, _serializer
 from slimfront.search.dashboard import page as dashboard_page
 from slimfront.search.dashboard import serve as dashboard
-from slimfront.search.dashboard.door import guarded, known_hosts
+from slimfront.search.dashboard.read_only import guarded, known_hosts
 from slimfront.search.optuna.study import open_storage
 from slimfront.studies.store.store import Store
 

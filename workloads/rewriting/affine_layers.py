@@ -4,6 +4,7 @@ adapters (LoRA, Hu et al. 2021, arXiv:2106.09685), merged or not.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
@@ -21,13 +22,24 @@ WIDEST = 8192
 
 
 def affine_candidates(model: nn.Module) -> Iterator[str]:
-    """Paths of modules of a class that is not torch's, with one matrix of their own or of a linear layer inside that has most of their weights."""
+    """Paths of modules of a class that is not torch's, with one matrix of their own or of a linear layer inside that has most of their weights,
+    which no other module has."""
+    owners = Counter(id(parameter) for _, parameter in _owned(model))
     for name, module in model.named_modules():
         torch_own = type(module).__module__.startswith("torch.nn") or isinstance(
             module, nn.Conv1d | nn.Conv2d | nn.Conv3d
         )
+        if any(owners[id(parameter)] > 1 for parameter in module.parameters()):
+            continue
         if name and not torch_own and _largest_matrix(module) * 2 > sum(own.numel() for own in module.parameters()) > 0:
             yield name
+
+
+def _owned(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """(path, parameter) of each module, as often as a module is held or a parameter owned."""
+    for path, module in model.named_modules(remove_duplicate=False):
+        for key, parameter in module.named_parameters(recurse=False):
+            yield f"{path}.{key}", parameter
 
 
 def _largest_matrix(module: nn.Module) -> int:

@@ -51,7 +51,7 @@ def known_hosts(listening_on: str, others: Iterable[str] = ()) -> set[str]:
 def guarded(app: App, allowed: set[str]) -> App:
     """`app` for GET and HEAD alone, addressed to one of the `allowed` hosts, without a body; long answers are compressed."""
 
-    def door(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def guard(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         refusal = _refusal(environ, allowed)
         if refusal is not None:
             status, reason = refusal
@@ -61,7 +61,7 @@ def guarded(app: App, allowed: set[str]) -> App:
         environ["wsgi.input"], environ["CONTENT_LENGTH"] = io.BytesIO(), ""  # nothing that reads needs a body
         return _packed(app, environ, start_response)
 
-    return door
+    return guard
 
 
 def _refusal(environ: dict[str, Any], allowed: set[str]) -> tuple[str, str] | None:

@@ -12,10 +12,10 @@ import pytest
 from rich.console import Console
 from slimfront.core.errors import StoreError
 from slimfront.core.measurement import Measurement
-from slimfront.search import screen
+from slimfront.search import terminal
 from slimfront.search.events import SensitivityMeasured, TrialConfirmed, TrialFinished
 from slimfront.search.run import run_search
-from slimfront.search.screen import Pace, SearchProgress
+from slimfront.search.terminal import Pace, SearchProgress
 from slimfront.spaces.policies.policy import Policy
 from slimfront.studies.store.records import TrialRecord
 from slimfront.studies.store.store import Store
@@ -60,7 +60,7 @@ SAVED = ["accuracy_drop", "latency_ms", "packed_bytes"]
 @pytest.fixture
 def searched(tiny_spec, tmp_path, monkeypatch) -> tuple[str, str]:
     """(database, what a search of four trials printed where there is no terminal, a line for every event)."""
-    monkeypatch.setattr(screen, "LINE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(terminal, "LINE_INTERVAL_S", 0.0)
     said, url = io.StringIO(), f"{tmp_path}/study.db"
     spec = tiny_spec(objectives=SAVED)
     run_search(spec, url, tmp_path / "artifacts", Console(file=said, width=200))
@@ -111,7 +111,7 @@ def test_lines_are_held_back_until_the_study_is_open(tiny_spec):
 
 
 def test_the_front_that_is_measured_again_is_counted_for_itself(tiny_spec, monkeypatch):
-    monkeypatch.setattr(screen, "LINE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(terminal, "LINE_INTERVAL_S", 0.0)
     said = io.StringIO()
     with SearchProgress(tiny_spec(), Console(file=said, width=200)) as progress:
         progress.hear(SensitivityMeasured(1, 27))

@@ -1,0 +1,1 @@
+"""Rewrites parts of a model as the layers that compute the same."""
