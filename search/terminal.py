@@ -15,6 +15,7 @@ from rich.text import Text
 from ..evaluators.latency import remarks_on_timing
 from ..studies.analysis.front import Objective, Point
 from ..studies.reference_wording import moments_text, reference_lines
+from ..studies.store.records import TrialRecord
 from ..studies.store.trial_state import TrialState
 from ..studies.study_file.spec import StudySpec
 from ..studies.wording import clock_text, count_text, figure_text
@@ -207,16 +208,23 @@ def _line(event: Event, objectives: Sequence[str]) -> tuple[str, str] | None:
     if isinstance(event, FrontChanged) and event.joined:
         figures = (figure_text(event.trial.measurements[name]) for name in objectives)
         return f"trial {event.trial.number} joins the front: {', '.join(figures)}", ""
-    if isinstance(event, TrialFinished) and event.trial.state is TrialState.FAILED:
-        return f"trial {event.trial.number} failed: {' '.join((event.trial.reason or '').split())}", "yellow"
-    if isinstance(event, TrialFinished) and (remarks := remarks_on_timing(event.trial.measurements)):
-        return f"trial {event.trial.number}: {'; '.join(remarks)}", "yellow"
+    if isinstance(event, TrialFinished):
+        return _line_of_trial(event.trial)
     if isinstance(event, SamplerFellBack | SensitivityUnmeasured):
         return event.reason, "yellow"
     if isinstance(event, LearningRateFound):
         epochs = f"recoveries of {', '.join(map(str, event.epochs))} epochs, about {event.epoch_s:.2g} s each"
         return f"learning rate {event.rate:g} found on the model in {event.seconds:.0f} s; {epochs}", ""
     return _line_of_reference(event)
+
+
+def _line_of_trial(trial: TrialRecord) -> tuple[str, str] | None:
+    """The line of a trial that failed, or of which the bench has something to say."""
+    if trial.state is TrialState.FAILED:
+        return f"trial {trial.number} failed: {' '.join((trial.reason or '').split())}", "yellow"
+    if remarks := remarks_on_timing(trial.measurements):
+        return f"trial {trial.number}: {'; '.join(remarks)}", "yellow"
+    return None
 
 
 def _line_of_reference(event: Event) -> tuple[str, str] | None:

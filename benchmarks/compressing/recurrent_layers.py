@@ -38,6 +38,7 @@ NETWORKS = {
     "gru-25": (25, {"kind": nn.GRU, "hidden": 192}),
     "gru-100": (100, {"kind": nn.GRU, "hidden": 192}),
     "gru-400": (400, {"kind": nn.GRU, "hidden": 192}),
+    "wide-lstm-100": (100, {"kind": nn.LSTM, "hidden": 256}),
     "lstm-100": (100, {"kind": nn.LSTM, "hidden": 64, "layers": 2, "bidirectional": True}),
 }
 RUNS = 60

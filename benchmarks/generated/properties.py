@@ -21,6 +21,7 @@ import torch
 from parts import NormOfChannels, RootMeanSquare
 from slimfront.compression.batches import arrays_of, outputs_of
 from slimfront.compression.packing.packed_file import counted_bytes, packed_bytes, save_packed
+from slimfront.compression.pruning.operators import low_rank
 from slimfront.compression.pruning.proof import proven_groups
 from slimfront.compression.pruning.prune import kept_channels, pruned_copy
 from slimfront.compression.quantization.candidates import make_candidate
@@ -36,7 +37,7 @@ from slimfront.search.sampler.surrogate.analytic_cost import COUNTED, AnalyticCo
 from slimfront.spaces.choices import SpaceChoices
 from slimfront.spaces.models.blocks import examine_blocks
 from slimfront.spaces.models.channel_groups import ChannelGroup
-from slimfront.spaces.models.layers import LAYER_KINDS, all_layers, find_layers, macs_by_module
+from slimfront.spaces.models.layers import LAYER_KINDS, all_layers, find_layers, layer_at, macs_by_module
 from slimfront.spaces.policies.candidate import Candidate
 from slimfront.spaces.policies.policy import Policy
 from slimfront.spaces.policies.resolved import effective_policy
@@ -102,6 +103,7 @@ def judge(
     if lost:
         _hold_against_masks(workload.model, pruned, inputs)
     _hold_blocks(workload.model, space.blocks, inputs)
+    _hold_factors(workload.model, [layer.name for layer in space.layers if layer.groups == 1], inputs)
     _hold_counts(workload, space, policy, groups)
     found = Found(len(groups), len(lost), Counter(map(_kind, refused.values())))
     decided = effective_policy(policy) if quantizes else Policy()
@@ -189,6 +191,15 @@ def _hold_blocks(model: nn.Module, blocks: list[str], inputs: Tensor) -> None:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _hold_factors(model: nn.Module, layers: list[str], inputs: Tensor) -> None:
+    """A model whose layers are products of two of full rank computes the same."""
+    factored = copy.deepcopy(model)
+    for name in layers:
+        factored.set_submodule(name, low_rank(layer_at(model, name), 1.0))
+    with torch.no_grad():
+        _same(model(inputs), factored(inputs), "layers of full rank in two are not the layers")
 
 
 def _hold_counts(workload: Workload, space: Space, policy: Policy, groups: list[ChannelGroup]) -> None:

@@ -108,12 +108,17 @@ def parts_of(model: nn.Module, example_input: Batch, policy: Policy, kept: Mappi
     single weights. The parts' weights are the model's."""
     graph = ChannelGraph(model, example_input)
     parts: list[Part] = [_channels(graph, name, left) for name, left in kept.items()]
+    return parts + _single_weights(model, policy)
+
+
+def _single_weights(model: nn.Module, policy: Policy) -> list[Part]:
+    """The single weights that pruning removes: layer by layer, or of all layers with a fraction together where the scope is global."""
     sparsities = {name: layer.sparsity for name, layer in policy.layers.items() if layer.sparsity}
     layers = {name: layer_at(model, name) for name in sparsities}
     fractions = {name: value for name, value in sparsities.items() if not isinstance(value, str)}
     together = [fractions] if fractions and policy.pruning.scope == "global" else []
     alone = [{name: value} for name, value in sparsities.items() if not (together and name in fractions)]
-    return parts + [Weights(each, layers) for each in [*together, *alone]]
+    return [Weights(each, layers) for each in [*together, *alone]]
 
 
 def scales_of(model: nn.Module, example_input: Batch, kept: Mapping[str, int]) -> list[Part]:
@@ -136,10 +141,12 @@ def _channels(
 def _slices(model: nn.Module, role: Role, kinds: tuple[type[nn.Module], ...]) -> Iterable[Slice]:
     """The weight of a module of one of these kinds, if the channels are along a dimension of it."""
     module = model.get_submodule(role.path) if role.dim is None else None
-    if isinstance(module, RecurrentLayer):
-        yield from _unit_slices(module, role) if isinstance(module, kinds) else ()
+    if not isinstance(module, kinds):
         return
-    weight = getattr(module, "weight", None) if isinstance(module, kinds) else None
+    if isinstance(module, RecurrentLayer):
+        yield from _unit_slices(module, role)
+        return
+    weight = getattr(module, "weight", None)
     dim = 0 if role.makes else 1
     # What a grouped convolution reads is not numbered along its weight.
     is_along = role.own and (role.makes or getattr(module, "groups", 1) == 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,8 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...core.batch import Batch
+from ...core.interrupts import raise_if_interrupted
 from ..policies.resolved import is_within
+from .attributes import restored
+from .failures import first_line
 from .layers import LAYER_KINDS
+from .unread import output_tensors
 
 CONTAINERS = (nn.Sequential, nn.ModuleList)
 
@@ -44,7 +49,7 @@ def examine_blocks(model: nn.Module, example_input: Batch) -> tuple[list[str], d
 
     A block is an element of a sequence or list of modules, no sequence itself, that holds at least two layers; it may go if it runs
     once and maps its first argument to a tensor of the same shape, whatever else it reads, such as a mask. Of nested ones the
-    outermost is named. The model ends in eval mode.
+    outermost is named. Removing it is proven to equal passing on what it reads. The model ends in eval mode.
     """
     reasons = _reasons(model, example_input)
     found: list[str] = []
@@ -56,7 +61,57 @@ def examine_blocks(model: nn.Module, example_input: Batch) -> tuple[list[str], d
             fixed[name] = reason
         else:
             found.append(name)
-    return found, fixed
+    refuted = _refuted(model, example_input, found)
+    return [name for name in found if name not in refuted], fixed | refuted
+
+
+def _refuted(model: nn.Module, example_input: Batch, names: Sequence[str]) -> dict[str, str]:
+    """{block: reason} of those without which the model does not compute what it does where each passes on what it reads."""
+    if not names or (reason := _why_not_without(model, example_input, names)) is None:
+        return {}
+    if len(names) == 1:
+        return {names[0]: reason}
+    middle = len(names) // 2
+    refuted = {
+        **_refuted(model, example_input, names[:middle]),
+        **_refuted(model, example_input, names[middle:]),
+    }
+    return refuted or dict.fromkeys(names, f"not together with others: {reason}")
+
+
+def _why_not_without(model: nn.Module, example_input: Batch, names: Sequence[str]) -> str | None:
+    with _passing_on([model.get_submodule(name) for name in names]):
+        expected = output_tensors(model, example_input)
+    with restored(model.modules()):
+        for name in names:
+            model.set_submodule(name, RemovedBlock())
+        try:
+            found = output_tensors(model, example_input)
+        except Exception as error:  # the model's own code may raise anything
+            raise_if_interrupted(error)
+            return f"without it forward fails: {first_line(error)}"
+    return None if all(map(_is_same, expected, found)) else "forward reads more of it than it returns"
+
+
+def _is_same(expected: Tensor, found: Tensor) -> bool:
+    return expected.shape == found.shape and torch.allclose(expected, found, equal_nan=True)
+
+
+@contextmanager
+def _passing_on(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """Have blocks run and yet return what they read first, which they may have changed in place."""
+    read: dict[nn.Module, Any] = {}
+
+    def keep(block: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        read[block] = first_argument(inputs, named).clone()
+
+    hooks = [block.register_forward_pre_hook(keep, with_kwargs=True) for block in blocks]
+    hooks += [block.register_forward_hook(lambda block, _inputs, _made: read.pop(block)) for block in blocks]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _reasons(model: nn.Module, example_input: Batch) -> dict[nn.Module, str | None]:

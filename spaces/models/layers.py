@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...core.batch import Batch
 from .recurrent import RECURRENT_KINDS, RecurrentLayer, is_single_layer, matrix_shape
 from .recurrent_macs import RECURRENT_OPERATIONS, macs_of_recurrence
-from .unread import unread_layers
+from .unread import read_elsewhere, unread_layers
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 WeightedLayer = Convolution | nn.Linear
@@ -71,7 +71,7 @@ def layer_at(model: nn.Module, path: str) -> WeightedLayer:
 
 def find_layers(model: nn.Module, example_input: Batch) -> list[Layer]:
     """Layers of `model` in module order that run on `example_input` (shape [1, ...]), however often; those that no output depends on are
-    left out.
+    left out, and those whose weight is read outside of their calls.
 
     A layer that runs again has one weight and one kind of input, which one decision fits; what follows its runs is not folded into it.
     The model ends in eval mode.
@@ -83,9 +83,9 @@ def find_every_layer(model: nn.Module, example_input: Batch) -> list[Layer]:
     """As `find_layers`, with the recurrent layers that have one pair of matrices for each direction."""
     runs = runs_of_modules(model, example_input)
     every = all_layers(model, example_input)
-    taken = [layer for layer in every if runs[layer.name]]
-    unread = unread_layers(model, example_input, [layer.name for layer in taken])
-    return [layer for layer in taken if layer.name not in unread]
+    names = [layer.name for layer in every if runs[layer.name]]
+    left_out = unread_layers(model, example_input, names) | read_elsewhere(model, example_input, names)
+    return [layer for layer in every if layer.name in names and layer.name not in left_out]
 
 
 def all_layers(model: nn.Module, example_input: Batch) -> list[Layer]:

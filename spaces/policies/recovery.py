@@ -99,6 +99,14 @@ class Recovery:
             value = getattr(self, name)
             for part in value if isinstance(value, tuple) else (value,):
                 require(part in known, f"recovery {name}: {part!r} is not one of {', '.join(known)}")
+        self._check_order()
+        require(all(isinstance(name, str) for name in (self.distiller, *self.teachers)), "recovery: names must be text")
+        for name in ("mutual", "mixed_precision"):
+            require(isinstance(getattr(self, name), bool), f"recovery {name} must be true or false")
+        require(is_whole(self.patience) and self.patience >= 0, "recovery patience must be a whole number >= 0")
+
+    def _check_order(self) -> None:
+        """Require each step as often, and in such an order, as `steps` allows."""
         trainings = 0 if self.is_calibrated else 1
         bounds = {"prune": (1, 1), "quantize": (0, 1), "train": (trainings, len(self.steps))}
         for step, (least, most) in {**bounds, **dict.fromkeys((*POST_TRAINING, *SPARSIFYING), (0, 1))}.items():
@@ -108,10 +116,6 @@ class Recovery:
         end = min(self.steps.index(step) for step in ("prune", "quantize") if step in self.steps)
         for index in sparsified:
             require(index < end, f"recovery steps: {self.steps[index]!r} comes before prune and quantize")
-        require(all(isinstance(name, str) for name in (self.distiller, *self.teachers)), "recovery: names must be text")
-        for name in ("mutual", "mixed_precision"):
-            require(isinstance(getattr(self, name), bool), f"recovery {name} must be true or false")
-        require(is_whole(self.patience) and self.patience >= 0, "recovery patience must be a whole number >= 0")
 
     @property
     def is_calibrated(self) -> bool:

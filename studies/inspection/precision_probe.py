@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from ...compression.quantization.quantize import quantize
@@ -14,12 +14,14 @@ from ...core.threads import torch_threads
 from ...hardware_profiles.cards.target import Target
 from ...hardware_profiles.runtimes.base import get_runtime
 from ...hardware_profiles.runtimes.registry import RUNTIMES
-from ...spaces.models.layers import find_layers
+from ...spaces.knobs.registry import KNOB_KINDS
+from ...spaces.models.layers import find_every_layer, find_layers
 from ...spaces.policies.candidate import Candidate
 from ...spaces.policies.float_precision import DEFAULT
 from ...spaces.policies.layer_policy import BFLOAT16_BITS, FULL_PRECISION
 from ...spaces.policies.policy import LayerPolicy, Policy
 from ...spaces.policies.quantization_scheme import Scheme
+from ...spaces.policies.recurrent_weights import INT8_BITS, RECURRENT_WEIGHTS
 from ...workloads.workload import MapDataset, Workload, describe
 from ..store.executed import BITS
 
@@ -59,6 +61,21 @@ def bits_on(workload: Workload, target: Target) -> dict[str, str]:
         for bits in sorted(offered):
             answer = answers if isinstance(answers, str) else answers.get(_pair(kind, bits, target), {})
             said[f"{kind} {bits}"] = "float32, as it is" if bits == FULL_PRECISION else _in_words(bits, answer)
+    return said | recurrent_on(workload, target)
+
+
+def recurrent_on(workload: Workload, target: Target) -> dict[str, str]:
+    """ "recurrent int8" or "recurrent dynamic" -> what it gains the model's recurrent layers on `target`; nothing where it has none."""
+    layers = [layer for layer in find_every_layer(workload.model, workload.example_input) if layer.is_recurrent]
+    if _why_not_asked(target):
+        return {}
+    kind, said = KNOB_KINDS["recurrent_weights"], {}
+    for choice in RECURRENT_WEIGHTS[1:]:
+        need = kind.needs.get(choice)
+        names = [layer.name for layer in layers if kind.why_not(choice, layer) is None]
+        if names and (need is None or getattr(RUNTIMES[target.runtime], need.capability)):
+            answer = _asked(workload, target, Policy(recurrent=dict.fromkeys(names, choice)))
+            said[f"recurrent {choice}"] = _in_words(INT8_BITS, answer)
     return said
 
 
@@ -111,35 +128,44 @@ def _of_card(target: Target) -> Mapping[Pair, Answer]:
     return found
 
 
-def _of_runtime(workload: Workload, target: Target) -> Mapping[Pair, Answer] | str:
+def _why_not_asked(target: Target) -> str | None:
     if target.remote or target.predict:
         return "the target is elsewhere; profile it there"
     if target.options.get("compile"):
         return "every answer takes a compilation of half a minute; `slimfront profile` asks for them"
+    return None
+
+
+def _of_runtime(workload: Workload, target: Target) -> Mapping[Pair, Answer] | str:
+    if why := _why_not_asked(target):
+        return why
     widths = [("weight", bits) for bits in target.weight_bits] + [("activation", b) for b in target.activation_bits]
     pairs = {_pair(kind, bits, target) for kind, bits in widths if bits != FULL_PRECISION}
     layers = [layer.name for layer in find_layers(workload.model, workload.example_input)]
-    return {pair: _asked(workload, target, layers, pair) for pair in sorted(pairs)}
+    # The range that is found soonest.
+    scheme = Scheme("min_max", activations=RUNTIMES[target.runtime].activations)
+    return {
+        pair: _asked(workload, target, Policy(layers={name: LayerPolicy(*pair) for name in layers}, scheme=scheme))
+        for pair in sorted(pairs)
+    }
 
 
-def _asked(workload: Workload, target: Target, names: Sequence[str], pair: Pair) -> Answer:
+def _asked(workload: Workload, target: Target, policy: Policy) -> Answer:
     try:
-        return _executed(workload, target, names, pair)
-    except (TargetError, TrialError) as reason:  # of this pair: the others may run all the same
+        return _executed(workload, target, policy)
+    except (TargetError, TrialError) as reason:  # of this policy: the others may run all the same
         return str(reason)
 
 
-def _executed(workload: Workload, target: Target, names: Sequence[str], pair: Pair) -> dict[str, str]:
-    """Layer -> precision with every layer at this pair of widths."""
+def _executed(workload: Workload, target: Target, policy: Policy) -> dict[str, str]:
+    """Layer -> precision of the layers that a policy decides on."""
     runtime = get_runtime(target.runtime)
     model, example = workload.model.eval(), workload.example_input
-    layers = {name: LayerPolicy(*pair) for name in names}
-    grids = RUNTIMES[target.runtime].activations
-    policy = Policy(layers=layers, scheme=Scheme("min_max", activations=grids))  # the range that is found soonest
     candidate = Candidate(policy, model, quantize(model, example, policy, _some(workload)))
     with tempfile.TemporaryDirectory() as folder, torch_threads(1):  # a session of torch's sets the process's number
         path = Path(folder) / f"model{runtime.suffix}"
-        return runtime.load(runtime.lower(candidate, example, target, path).path, target).executed_precisions()
+        executed = runtime.load(runtime.lower(candidate, example, target, path).path, target).executed_precisions()
+    return {name: executed[name] for name in (*policy.layers, *policy.recurrent) if name in executed}
 
 
 def _some(workload: Workload) -> MapDataset:

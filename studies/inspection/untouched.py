@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ...core.batch import Batch
 from ...spaces.models.layers import LAYER_KINDS, runs_of_modules
 from ...spaces.models.recurrent import is_single_layer
-from ...spaces.models.unread import UNREAD, unread_layers
+from ...spaces.models.unread import ELSEWHERE, UNREAD, read_elsewhere, unread_layers
 from ...workloads.plain_layers import base_of, inputs_of, why_not_plain
 
 PARAMETRIZED = ".parametrizations."
@@ -26,6 +26,7 @@ def why_untouched(model: nn.Module, example_input: Batch) -> dict[str, str]:
     runs = runs_of_modules(model.eval(), example_input)
     derived = _why_derived(model, example_input, runs)
     plain = [name for name, module in model.named_modules() if type(module) in LAYER_KINDS and runs[name]]
+    derived |= dict.fromkeys(read_elsewhere(model, example_input, plain), ELSEWHERE)
     derived |= dict.fromkeys(unread_layers(model, example_input, plain), UNREAD)
     reasons: dict[str, str] = {}
     for name, module in model.named_modules():

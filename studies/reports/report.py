@@ -15,7 +15,7 @@ from ..analysis.significance import doubts
 from ..analysis.verdict import verdict
 from ..reference_wording import has_other_precision, quality_text, reference_text, remark_text
 from ..store.executed import executed_precisions
-from ..store.records import MeasurementRecord, TrialRecord
+from ..store.records import MeasurementRecord, StudyRecord, TrialRecord
 from ..store.store import Store
 from ..terminal import Fitting, add_row, commands, facts, rows_table, words
 from ..wording import (
@@ -124,8 +124,7 @@ def front_table(store: Store, name: str) -> RenderableType:
     points, objectives = front_points(store, study), objectives_of(study)
     if not points:
         return words(f"{name} has no front yet: {why_no_front(store.trial_summaries(name))}")
-    more = MORE_COLUMNS if has_other_precision(study) else (c for c in MORE_COLUMNS if c != "speedup_float32")
-    columns = list(dict.fromkeys((*study.spec.objectives, *more)))[:MOST_COLUMNS]
+    columns = _columns(study)
     header = (f"{column.replace('_', ' ')}>" for column in columns)  # spaces, where a narrow terminal can break them
     table = rows_table(("trial>", *header), narrow=True)
     add_row(table, ("baseline", *_cells(study.baseline, columns, ())), style="dim")
@@ -139,6 +138,12 @@ def front_table(store: Store, name: str) -> RenderableType:
     doubtful = Text("\n" + "\n".join(doubts(points, objectives)), style="yellow")
     legend = words(f"{_legend(shown)}\n{counted}", "dim")
     return Group(words(title, "bold"), "", table, legend, doubtful)
+
+
+def _columns(study: StudyRecord) -> list[str]:
+    """The metrics of the table: the objectives, then what is usually asked for."""
+    more = MORE_COLUMNS if has_other_precision(study) else (c for c in MORE_COLUMNS if c != "speedup_float32")
+    return list(dict.fromkeys((*study.spec.objectives, *more)))[:MOST_COLUMNS]
 
 
 def _cells(measured: Mapping[str, Measurement], columns: Sequence[str], spread: Sequence[str]) -> list[str]:

@@ -2,6 +2,8 @@
 
 import torch
 from slimfront.spaces.models.layers import Layer, find_layers, macs_by_module
+from slimfront.spaces.models.unread import ELSEWHERE
+from slimfront.studies.inspection.untouched import why_untouched
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -89,3 +91,24 @@ def test_a_layer_that_no_output_depends_on_is_left_out():
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     assert [layer.name for layer in find_layers(model, torch.randn(1, 8))] == ["first", "last"]
     assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
+
+
+class ReadsTwice(nn.Module):
+    """Reads the weight of `twice` by an operation of its own, and the shape of that of `once`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.once, self.twice, self.fc = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.twice(self.once(x).relu()) * len(self.once.weight)
+        return self.fc(torch.nn.functional.conv2d(x, self.twice.weight, padding=1).mean((2, 3)))
+
+
+def test_a_layer_whose_weight_another_operation_reads_is_left_alone():
+    torch.manual_seed(0)
+    model, example = ReadsTwice().eval(), torch.randn(1, 3, 6, 6)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert [layer.name for layer in find_layers(model, example)] == ["once", "fc"]
+    assert why_untouched(model, example) == {"twice": ELSEWHERE}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -51,14 +51,13 @@ def export_float(model: nn.Module, example_input: Batch) -> ModelProto:
                 input_names=list(inputs),
                 output_names=outputs,
             )
-        except (torch.onnx.errors.OnnxExporterError, RuntimeError, TypeError, ValueError) as error:
+        except (torch.onnx.errors.OnnxExporterError, RuntimeError, TypeError, ValueError, AssertionError) as error:
             raise_if_interrupted(error)
             raise LoweringError(f"ONNX export failed: {describe(error)}") from error
     exported = onnx.load_from_string(buffer.getvalue())
     for node in exported.graph.node:
         node.name = node.name.replace("//", "/", 1)  # of the model within `_Flat`
     _store_each_constant(exported.graph)
-    _count_axes_from_zero(exported.graph)
     _name_layers(exported.graph, {path for path, _ in model.named_modules()})
     _fold_constant_runs(exported.graph)
     _name_weights(exported.graph)
@@ -117,14 +116,6 @@ def _store_each_constant(graph: GraphProto) -> None:
             graph.initializer.append(own)
             constants[own.name] = own
             graph.node.remove(node)
-
-
-def _count_axes_from_zero(graph: GraphProto) -> None:
-    """Write the axes of transpositions as numbers from 0 on: the exporter leaves negative ones of `movedim`, which ONNX has not."""
-    for node in graph.node:
-        if node.op_type == "Transpose":
-            axes = node.attribute[0].ints
-            axes[:] = [axis % len(axes) for axis in axes]
 
 
 def _fold_constant_runs(graph: GraphProto) -> None:
@@ -190,16 +181,18 @@ def _foldable(model: ModelProto, norms: Sequence[NodeProto]) -> list[tuple[NodeP
     trained = {tensor.name for tensor in model.graph.initializer}  # a batch-norm without weights has other constants
     known = _constants(model.graph).keys()
 
-    pairs = []
-    for norm in norms:
-        layer = layers.get(norm.input[0])
-        if layer is None or not known >= {*layer.input[1:], *norm.input[1:]}:
-            continue
-        if layer.op_type != "Conv" and (ranks[norm.input[0]] != 2 or not trained.issuperset(norm.input[1:])):
-            continue
-        if readers[norm.input[0]] == readers[layer.input[1]] == 1 and norm.input[0] not in _outputs(model.graph):
-            pairs.append((layer, norm))
-    return pairs
+    def is_foldable(layer: NodeProto, norm: NodeProto) -> bool:
+        between = norm.input[0]
+        is_linear = layer.op_type != "Conv"
+        return (
+            known >= {*layer.input[1:], *norm.input[1:]}
+            and not (is_linear and (ranks[between] != 2 or not trained.issuperset(norm.input[1:])))
+            and readers[between] == readers[layer.input[1]] == 1
+            and between not in _outputs(model.graph)
+        )
+
+    pairs = ((layers.get(norm.input[0]), norm) for norm in norms)
+    return [(layer, norm) for layer, norm in pairs if layer is not None and is_foldable(layer, norm)]
 
 
 def _outputs(graph: GraphProto) -> set[str]:

@@ -86,18 +86,13 @@ def lower(
     _write_groups(lowered, candidate.quantization, group_kernels)
     recurrent = candidate.quantization.recurrent
     write_recurrent_weights(lowered, recurrent, candidate.policy.recurrent if recurrent else {}, dynamic_lstm)
-    dynamic = [name for name, layer in candidate.policy.layers.items() if layer.is_dynamic]
-    if integer_products:
-        write_integer_products(lowered, [node for name in dynamic for node in layer_nodes(model.graph, name)])
-    elif dynamic:
-        model.metadata_props.add(key=DYNAMIC, value="true")
+    _write_dynamic(lowered, candidate, integer_products)
     if integer_biases:
         write_integer_biases(model, candidate.quantization)
     if folded_weights:
         spell_out_weights(lowered, _weight_only(candidate))
     _insert_bfloat16(lowered, candidate)
-    if (precision := _float_precision(lowered, candidate)) != FLOAT32:
-        model.metadata_props.add(key=PRECISION, value=precision)
+    _note_precision(lowered, candidate)
     if fused_linears:
         fuse_parallel_linears(lowered)
     write(model, lowered.weights, path)
@@ -144,6 +139,16 @@ def _write_groups(lowered: WeightsApart, quantization: Quantization, kernels: Co
     write_groups(lowered, grouped, {name: layer_nodes(lowered.model.graph, name) for name in grouped}, kernels)
 
 
+def _write_dynamic(lowered: WeightsApart, candidate: Candidate, integer_products: bool) -> None:
+    """Write dynamically quantized layers in integer operations, or ask the runtime to quantize their inputs."""
+    graph = lowered.model.graph
+    dynamic = [name for name, layer in candidate.policy.layers.items() if layer.is_dynamic]
+    if integer_products:
+        write_integer_products(lowered, [node for name in dynamic for node in layer_nodes(graph, name)])
+    elif dynamic:
+        lowered.model.metadata_props.add(key=DYNAMIC, value="true")
+
+
 def _weight_only(candidate: Candidate) -> list[str]:
     """Layers whose weights alone are on integers, with one scale for each output channel."""
     layers, grids = candidate.policy.layers, candidate.quantization
@@ -159,6 +164,11 @@ def _insert_bfloat16(lowered: WeightsApart, candidate: Candidate) -> None:
     insert_bfloat16(lowered, weights, {name: layer_nodes(lowered.model.graph, name) for name in weights}, whole)
 
 
+def _note_precision(lowered: WeightsApart, candidate: Candidate) -> None:
+    if (precision := _float_precision(lowered, candidate)) != FLOAT32:
+        lowered.model.metadata_props.add(key=PRECISION, value=precision)
+
+
 def _float_precision(lowered: WeightsApart, candidate: Candidate) -> FloatPrecision:
     """The precision of all floats: the policy's, but for two kinds of candidates.
 
@@ -169,10 +179,10 @@ def _float_precision(lowered: WeightsApart, candidate: Candidate) -> FloatPrecis
     policy, quantization = candidate.policy, candidate.quantization
     whole = {name for name in quantization.bfloat16 if policy.layer(name).is_bfloat16}
     multiplying = {layer_of(node.name) for node in lowered.model.graph.node if node.op_type in PRODUCTS} - whole
-    on_integers = multiplying <= quantization.weights.keys() & quantization.inputs.keys()
-    if on_integers and whole and policy.float_precision == FLOAT32:
-        return BFLOAT16
-    return FLOAT32 if on_integers and not whole and policy.float_precision == DEFAULT else policy.float_precision
+    if not multiplying <= quantization.weights.keys() & quantization.inputs.keys():
+        return policy.float_precision
+    replaced, better = (FLOAT32, BFLOAT16) if whole else (DEFAULT, FLOAT32)
+    return better if policy.float_precision == replaced else policy.float_precision
 
 
 def spell_out_weights(lowered: WeightsApart, layers: Iterable[str]) -> None:

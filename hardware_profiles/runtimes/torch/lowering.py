@@ -123,17 +123,21 @@ class _Inserter:
         dtype = DTYPES.get(self.candidate.policy.float_precision)
         short = ShortFloats(self.exported, dtype, self._buffer) if dtype is not None else None
         for name, node in layers:
-            if name in self.quantization.inputs:
-                self._quantize_operand(node, 0, self.quantization.inputs[name])
-            if self.candidate.policy.layer(name).is_dynamic:
-                self._quantize_at_run_time(node)
-            if name in self.quantization.weights:
-                self._quantize_weight(name, node, self.quantization.weights[name])
-            if name in self.quantization.bfloat16:
-                self._round_weight(name, node, self.quantization.bfloat16[name])
+            self._insert_grids(name, node)
             if short is not None and self._is_float(name):
                 short.convert(name, node)
         self._quantize_additions(additions)
+
+    def _insert_grids(self, name: str, node: fx.Node) -> None:
+        """Let a layer read its input and its weight as its policy says."""
+        if name in self.quantization.inputs:
+            self._quantize_operand(node, 0, self.quantization.inputs[name])
+        if self.candidate.policy.layer(name).is_dynamic:
+            self._quantize_at_run_time(node)
+        if name in self.quantization.weights:
+            self._quantize_weight(name, node, self.quantization.weights[name])
+        if name in self.quantization.bfloat16:
+            self._round_weight(name, node, self.quantization.bfloat16[name])
 
     def _is_float(self, name: str) -> bool:
         """Whether a layer multiplies floats of a precision that is not its own decision."""

@@ -95,10 +95,10 @@ def test_bits_are_what_the_runtime_reports_and_not_what_one_would_guess(digits_w
 def test_a_width_that_cannot_be_lowered_leaves_the_other_answers(digits_workload, monkeypatch):
     real = kernel_answers._executed
 
-    def executed(workload, target, names, pair):
-        if pair[0] == 16:
+    def executed(workload, target, policy):
+        if any(layer.weight_bits == 16 for layer in policy.layers.values()):
             raise LoweringError("no such weight")
-        return real(workload, target, names, pair)
+        return real(workload, target, policy)
 
     monkeypatch.setattr(kernel_answers, "_executed", executed)
     bits = bits_on(digits_workload, load_target("cpu-openvino"))

@@ -71,3 +71,18 @@ def test_a_parametrized_layer_is_named_once_with_what_makes_it_a_plain_one():
     reasons = why_untouched(model, torch.zeros(1, 2, 8))
     assert list(reasons) == ["0"]
     assert "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')" in reasons["0"]
+
+
+def test_recurrent_layers_that_are_left_out_have_their_reason():
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.projected, self.cell = nn.GRU(8, 8), nn.LSTM(8, 8, proj_size=4), nn.GRUCell(4, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.cell(self.projected(self.rnn(x)[0])[0][0])
+
+    reasons = why_untouched(Steps(), torch.zeros(3, 1, 8))
+    assert reasons.keys() == {"projected", "cell"}
+    assert "proj_size" in reasons["projected"]
+    assert "nn.GRU runs all steps and is compressed" in reasons["cell"]
