@@ -111,11 +111,9 @@ def _seen(looks: Mapping[str, _Look], target: object) -> dict[str, OutputKind]:
 
 def _target_of(target: Any, name: str, index: int, count: int) -> Tensor | None:
     """The part of a sample's target that an output is for, where targets have names or places as outputs have them."""
-    if isinstance(target, Mapping):
-        found = target.get(name)
-    else:
-        found = target[index] if len(target) == count else None
-    return None if found is None else torch.as_tensor(found)
+    if not isinstance(target, Mapping):
+        target = dict([(name, target[index])] if len(target) == count else [])
+    return torch.as_tensor(target[name]) if name in target else None
 
 
 class _Look:
