@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils import _pytree as pytree
@@ -18,7 +17,7 @@ from ..core.statistics import NORMAL_QUANTILE, percentile_interval
 from ..workloads.metrics import is_higher_better
 from ..workloads.workload import Workload
 from .kept_outputs import Keeping, KeptOutputs, every
-from .tallies import Tallied, Tree, joined, length, size, tally_of
+from .tallies import Column, Tallied, Tree, joined, length, size, tally_of
 
 BLOCK_SAMPLES = 256
 BLOCK_BYTES = 16 * 2**20
@@ -93,8 +92,9 @@ class Scoring:
         self._keeping = Keeping(keep, samples) if keep is not None else None
         self._before = reference.kept if reference is not None else None
         self._kinds = output_kinds(workload) if self._before is not None else None
-        self._has_losses = has_losses
-        self._n, self._losses, self._damage = 0, list[Tensor](), list[Tensor]()
+        self._n = 0
+        self._losses = Column(samples) if has_losses else None
+        self._damage = Column(samples) if self._before is not None else None
 
     def scores(self, batches: Iterable[tuple[Tree, Tree]]) -> Scores:
         """The scores of batches of (outputs, targets).
@@ -115,20 +115,20 @@ class Scoring:
             self._n,
             metric,
             sign=1 if is_higher_better(self._metric) else -1,
-            losses=torch.cat(self._losses) if self._losses else None,
-            damage=torch.cat(self._damage) if self._damage else None,
+            losses=self._losses.values if self._losses is not None else None,
+            damage=self._damage.values if self._damage is not None else None,
             kept=self._keeping.kept if self._keeping is not None else None,
         )
 
     def _add(self, outputs: Tree, targets: Tree) -> None:
         self._tally.add(outputs, targets)
-        if self._has_losses:
-            self._losses.append(cross_entropies(outputs, targets))
+        if self._losses is not None:
+            self._losses.add(cross_entropies(outputs, targets))
         stop = self._n + length(outputs)
-        if self._before is not None and self._kinds is not None:
+        if self._before is not None and self._kinds is not None and self._damage is not None:
             stride = self._before.stride
             own = pytree.tree_map(lambda leaf: every(leaf, self._n, stride), outputs)
-            self._damage.append(self._kinds.damage(own, self._before.read(self._n, stop)))
+            self._damage.add(self._kinds.damage(own, self._before.read(self._n, stop)))
         if self._keeping is not None:
             self._keeping.add(outputs)
         self._n = stop

@@ -77,24 +77,41 @@ class Tally(Protocol):
 def tally_of(metric: Any, samples: int) -> Tally:
     """What keeps what `metric`, a workload's, needs of so many samples."""
     if metric in TOP_K:
-        return Hits(TOP_K[metric])
+        return Hits(TOP_K[metric], samples)
     if isinstance(metric, str) or is_torchmetric(metric):
         return States(metric, samples)
     return Whole(metric)
 
 
+class Column:
+    """A number of each sample, in the order they come; in one piece, as many small ones would keep freed memory from being used again."""
+
+    def __init__(self, samples: int) -> None:
+        self._values, self._count = torch.empty(samples, dtype=torch.float64), 0
+
+    def add(self, values: Tensor) -> None:
+        """Take the numbers [n] of the next samples."""
+        self._values[self._count : self._count + len(values)] = values
+        self._count += len(values)
+
+    @property
+    def values(self) -> Tensor:
+        """The numbers so far."""
+        return self._values[: self._count]
+
+
 class Hits:
     """Whether each sample's class is among the `best` highest logits."""
 
-    def __init__(self, best: int) -> None:
-        self._best, self._hits = best, list[np.ndarray]()
+    def __init__(self, best: int, samples: int) -> None:
+        self._best, self._hits = best, Column(samples)
 
     def add(self, outputs: Tensor, targets: Tensor) -> None:
         best = outputs.topk(self._best, dim=1).indices
-        self._hits.append((best == targets.reshape(-1, 1)).any(dim=1).numpy().astype(np.float64))
+        self._hits.add((best == targets.reshape(-1, 1)).any(dim=1))
 
     def result(self) -> Tallied:
-        hits = np.concatenate(self._hits)
+        hits = self._hits.values.numpy()
         return Tallied(float(hits.mean()), "wilson", hits)
 
 

@@ -217,15 +217,15 @@ def search(
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
             continue
         seen.add(policy.digest)
-        scores, seen = evaluator.scores(policy), cost.seen(policy)
+        scores, paid = evaluator.scores(policy), cost.seen(policy)
         drop = whole - scores.accuracy
         if arm != "policy-no-kl":
             trial.set_user_attr("kl", scores.kl)
         if not plain:
             trial.set_constraint("accuracy_drop <= 0.1", drop - FLOOR)
-        study.tell(trial, [drop, seen])
+        study.tell(trial, [drop, paid])
         run.policies.append(policy)
-        run.values.append((drop, math.log2(seen)))
+        run.values.append((drop, math.log2(paid)))
     return run
 
 
