@@ -1,4 +1,4 @@
-"""What the TorchScript exporter does not know by itself: RMSNorm, and attention whose flags are traced."""
+"""What the TorchScript exporter does not know by itself: RMSNorm, axes from behind, and attention whose flags are traced."""
 
 from __future__ import annotations
 
@@ -29,6 +29,23 @@ def _rms_norm(graph: Any, values: Any, shape: Sequence[int], weight: Any, epsilo
 
 
 register_custom_op_symbolic("aten::rms_norm", _rms_norm, OPSET)
+
+
+@symbolic_helper.parse_args("v", "t", "t")
+def _movedim(graph: Any, tensor: Any, source: Tensor, destination: Tensor) -> Any:
+    """A transposition with axes from 0 on: PyTorch's own keeps negative ones, which ONNX has not, and infers other shapes from them."""
+    rank = symbolic_helper._get_tensor_rank(tensor)
+    assert rank is not None, "the exporter knows no rank"
+    moved = dict(
+        zip(*((axis % rank for axis in axes.view(-1).tolist()) for axes in (destination, source)), strict=True)
+    )
+    others = iter(axis for axis in range(rank) if axis not in moved.values())
+    return graph.op(
+        "Transpose", tensor, perm_i=[moved[axis] if axis in moved else next(others) for axis in range(rank)]
+    )
+
+
+register_custom_op_symbolic("aten::movedim", _movedim, OPSET)
 
 
 @contextmanager

@@ -51,14 +51,13 @@ def export_float(model: nn.Module, example_input: Batch) -> ModelProto:
                 input_names=list(inputs),
                 output_names=outputs,
             )
-        except (torch.onnx.errors.OnnxExporterError, RuntimeError, TypeError, ValueError) as error:
+        except (torch.onnx.errors.OnnxExporterError, RuntimeError, TypeError, ValueError, AssertionError) as error:
             raise_if_interrupted(error)
             raise LoweringError(f"ONNX export failed: {describe(error)}") from error
     exported = onnx.load_from_string(buffer.getvalue())
     for node in exported.graph.node:
         node.name = node.name.replace("//", "/", 1)  # of the model within `_Flat`
     _store_each_constant(exported.graph)
-    _count_axes_from_zero(exported.graph)
     _name_layers(exported.graph, {path for path, _ in model.named_modules()})
     _fold_constant_runs(exported.graph)
     _name_weights(exported.graph)
@@ -117,14 +116,6 @@ def _store_each_constant(graph: GraphProto) -> None:
             graph.initializer.append(own)
             constants[own.name] = own
             graph.node.remove(node)
-
-
-def _count_axes_from_zero(graph: GraphProto) -> None:
-    """Write the axes of transpositions as numbers from 0 on: the exporter leaves negative ones of `movedim`, which ONNX has not."""
-    for node in graph.node:
-        if node.op_type == "Transpose":
-            axes = node.attribute[0].ints
-            axes[:] = [axis % len(axes) for axis in axes]
 
 
 def _fold_constant_runs(graph: GraphProto) -> None:
