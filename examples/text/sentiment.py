@@ -22,7 +22,7 @@ SOURCES = ("amazonReviewSnippets", "movieReviewSnippets", "nytEditorialSnippets"
 LENGTH = 32
 """Tokens of a sentence, of which three in four have fewer; the rest is cut off."""
 
-TRAINED_ON = 3000
+TRAINED_ON = 2000
 """Sentences that the head and recovery are trained on, of some 14,000: more take longer and score higher."""
 
 CHECKPOINT = Path("head.pt")
@@ -110,8 +110,8 @@ def workload() -> Workload:
     return Workload(
         model.eval(),
         train=learning,
-        calibration=Sentences(range(3, 4), 200),
-        validation=Sentences(range(1, 3), 1000),
+        calibration=Sentences(range(3, 4), 100),
+        validation=Sentences(range(1, 3), 400),
         test=Sentences(range(1), 1000),
         example_inputs={name: tensor[None] for name, tensor in learning[0][0].items()},
         metric="pearson",
