@@ -6,10 +6,10 @@ counted by the same ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from ..compression.packing.packed import smallest_format
 from ..compression.packing.packed_file import grid_bytes, has_zero_points, scales_of, stored_as_is, table_bytes
@@ -79,17 +79,12 @@ def counts_of(model: nn.Module, macs: Mapping[str, int], policy: Policy) -> dict
     Args:
         macs: dotted module path -> multiply-adds of `model`.
     """
-    kinds = ((path, type(module)) for path, module in model.named_modules())
-    paths = [path for path, kind in kinds if kind in LAYER_KINDS and not is_within(path, policy.removed_blocks)]
-    recurrent = {path: layer for path, layer in _recurrent_layers(model) if not is_within(path, policy.removed_blocks)}
-    rows = [_counted(layer_at(model, path), macs.get(path, 0), policy, path) for path in paths]
-    rows += [_counted_recurrence(layer, macs.get(path, 0), policy, path) for path, layer in recurrent.items()]
-    layer_macs, layer_weights, weight_bits, activation_bits, stored, grids = np.array(rows, float).reshape(-1, 6).T
-    other_macs = macs[""] - sum(macs.get(path, 0) for path in (*policy.removed_blocks, *paths, *recurrent))
-    matrices = [f"{path}.{key}" for path, layer in recurrent.items() for key in matrix_names(layer)]
-    other_weights, other_bytes = _outside(
-        model, [*(f"{path}.weight" for path in paths), *matrices], policy.removed_blocks
+    rows = _rows(model, macs, policy)
+    layer_macs, layer_weights, weight_bits, activation_bits, stored, grids = (
+        np.array([*rows.values()], float).reshape(-1, 6).T
     )
+    other_macs = macs[""] - sum(macs.get(path, 0) for path in (*policy.removed_blocks, *rows))
+    other_weights, other_bytes = _outside(model, list(rows), policy.removed_blocks)
     return {
         "flops": float(flops(layer_macs, other_macs)),
         "bops": float(bops(layer_macs, weight_bits, activation_bits)),
@@ -98,18 +93,39 @@ def counts_of(model: nn.Module, macs: Mapping[str, int], policy: Policy) -> dict
     }
 
 
-def _recurrent_layers(model: nn.Module) -> Iterator[tuple[str, RecurrentLayer]]:
+def _rows(model: nn.Module, macs: Mapping[str, int], policy: Policy) -> dict[str, tuple[float, ...]]:
+    """Path of each layer that no removed block took along -> what is counted of it."""
+    rows = {}
     for path, module in model.named_modules():
-        if isinstance(module, RecurrentLayer) and is_single_layer(module):
-            yield path, module
+        if is_within(path, policy.removed_blocks):
+            continue
+        if type(module) in LAYER_KINDS:
+            rows[path] = _counted(layer_at(model, path), macs.get(path, 0), policy, path)
+        elif isinstance(module, RecurrentLayer) and is_single_layer(module):
+            rows[path] = _counted_recurrence(module, macs.get(path, 0), policy, path)
+    return rows
 
 
-def _outside(model: nn.Module, weights: Sequence[str], gone: Sequence[str]) -> tuple[int, int]:
-    """Parameters, and bytes of parameters and buffers, that are neither `weights` of layers nor in blocks that are `gone`."""
+def _weights(model: nn.Module, layer: str) -> list[str]:
+    """Paths of a layer's weight, or of a recurrent layer's matrices."""
+    module = model.get_submodule(layer)
+    names = matrix_names(module) if isinstance(module, RecurrentLayer) else ["weight"]
+    return [f"{layer}.{name}" for name in names]
+
+
+def _tensor(model: nn.Module, path: str) -> Tensor:
+    """A weight, which a parametrization may compute."""
+    owner, _, name = path.rpartition(".")
+    return getattr(model.get_submodule(owner), name)
+
+
+def _outside(model: nn.Module, layers: Sequence[str], gone: Sequence[str]) -> tuple[int, int]:
+    """Parameters, and bytes of parameters and buffers, that are neither weights of `layers` nor in blocks that are `gone`."""
+    weights = [path for layer in layers for path in _weights(model, layer)]
     every = sum(parameter.numel() for name, parameter in model.named_parameters() if not is_within(name, gone))
     others = stored_as_is(model, set(weights))
     # Of a weight that two layers share, which counts once among all parameters, one is taken off again.
-    outside = every - sum(model.get_parameter(path).numel() for path in weights)
+    outside = every - sum(_tensor(model, path).numel() for path in weights)
     return outside, sum(tensor.nbytes for name, tensor in others if not is_within(name, gone))
 
 

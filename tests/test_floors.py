@@ -29,7 +29,7 @@ FLOORS = {
 INSIDE = {
     "core": ["core.texts", "core", "core.documents"],
     "spaces": ["spaces.policies", "spaces.models", "spaces.knobs", "spaces"],
-    "workloads": ["workloads", ("workloads.builtin", "workloads.torchvision"), "workloads.load"],
+    "workloads": ["workloads", ("workloads.builtin", "workloads.torchvision"), "workloads.named", "workloads.load"],
     "compression": [
         "compression",
         ("compression.pruning", "compression.quantization", "compression.packing"),

@@ -6,6 +6,7 @@ With them `model(batch)` is the call for every model, through copies, pickles, t
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import weakref
@@ -109,6 +110,11 @@ class _Outputs:
     def __init__(self, wanted: tuple[str, ...], names: list[str]) -> None:
         self.wanted, self.names = wanted, names
 
+    @property
+    def call_key(self) -> tuple[Any, ...]:
+        """Equal for what makes the same of a model's result."""
+        return self.wanted, *self.names
+
     def __call__(self, _module: nn.Module, _inputs: object, result: Any) -> Batch:
         return picked(result, self.wanted)
 
@@ -126,6 +132,11 @@ class _Forward:
         self._model = None if model is None else weakref.ref(model)
         self._own, self._by_position, self.outputs = own, by_position, outputs
         self._is_inside = False
+
+    @property
+    def call_key(self) -> tuple[Any, ...]:
+        """Equal for what calls a model in the same way."""
+        return id(self._own) if self._own is not None else None, self._by_position, self.outputs.call_key
 
     def forward(self, *args: Any, **options: Any) -> Any:
         model = self._owner()
@@ -149,7 +160,7 @@ class _Forward:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         model = self._owner()
-        return type(self)(memo.get(id(model), model), self._own, self._by_position, self.outputs)
+        return type(self)(memo.get(id(model), model), self._own, self._by_position, copy.copy(self.outputs))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._owner(), self._own, self._by_position, self.outputs)

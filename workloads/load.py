@@ -29,7 +29,7 @@ from .plain_layers import plain_layers
 from .recurrent import free_layers
 from .workload import SPLITS, Workload, describe
 
-TORCHVISION = "torchvision:"
+TORCHVISION, TIMM, TRANSFORMERS = "torchvision:", "timm:", "transformers:"
 DIGITS = ("digits", "digits-vit", "digits-gru", "digits-lstm")
 OWN_FORMS = "path/to/file.py:function or package.module:function"
 OBJECT = "object:"
@@ -37,15 +37,15 @@ OBJECT = "object:"
 
 
 def builtin_workloads() -> list[str]:
-    """The names of the built-in workloads, where NAME is any classification model of torchvision."""
-    return [*DIGITS, f"{TORCHVISION}NAME"]
+    """The names of the built-in workloads: NAME is any classification model of torchvision or timm, FOLDER one that transformers reads."""
+    return [*DIGITS, f"{TORCHVISION}NAME", f"{TIMM}NAME", f"{TRANSFORMERS}FOLDER"]
 
 
 def load_workload(reference: str, options: Mapping[str, Any] | None = None, base: Path | None = None) -> Workload:
     """The workload a study file names, held against its contract.
 
     Args:
-        reference: one of `DIGITS`, `torchvision:NAME`, `path/to/file.py:function` or `package.module:function`. The function
+        reference: one of `DIGITS`, `torchvision:NAME`, `timm:NAME`, `transformers:FOLDER`, `path/to/file.py:function` or `package.module:function`. The function
             is called with the options and returns a `Workload`. While it loads, modules are also found in the file's
             own folder, or in `base` for a module.
         options: keyword arguments.
@@ -57,7 +57,7 @@ def load_workload(reference: str, options: Mapping[str, Any] | None = None, base
     base = (base or Path.cwd()).resolve()
     _show_every_layer()
     with _named(reference):
-        if reference in DIGITS or reference.startswith(TORCHVISION):
+        if reference in DIGITS or reference.startswith((TORCHVISION, TIMM, TRANSFORMERS)):
             workload = _called(_builtin(reference, base), options or {})
         else:
             workload = _own(reference, options or {}, base)
@@ -110,9 +110,30 @@ def _builtin(reference: str, base: Path) -> Callable[..., object]:
         from .builtin.digits import digits
 
         return partial(digits, reference)
-    from .torchvision.models import torchvision_workload
+    kind, _, name = reference.partition(":")
+    if kind == "torchvision":
+        from .torchvision.models import torchvision_workload
 
-    return partial(torchvision_workload, reference.removeprefix(TORCHVISION), base)
+        return partial(torchvision_workload, name, base)
+    with _extra(kind):
+        if kind == "timm":
+            from .named.timm_models import timm_workload
+
+            return partial(timm_workload, name, base)
+        from .named.transformers_models import transformers_workload
+
+        return partial(transformers_workload, name, base)
+
+
+@contextmanager
+def _extra(name: str) -> Iterator[None]:
+    """Name the extra to install where its library is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != name:
+            raise
+        raise WorkloadError(f"{name} is not installed: pip install 'slimfront[{name}]'") from error
 
 
 def _own(reference: str, options: Mapping[str, Any], base: Path) -> Workload:

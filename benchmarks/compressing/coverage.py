@@ -27,6 +27,7 @@ from architectures import ARCHITECTURES, CLASSES
 from rich.console import Console
 from rich.table import Table
 from slimfront.compression.quantization.quantize import quantize
+from slimfront.core.batch import INPUT, by_name
 from slimfront.hardware_profiles.bench.paired_timing import paired_timing
 from slimfront.hardware_profiles.cards.target import Target, load_target
 from slimfront.hardware_profiles.runtimes.base import get_runtime
@@ -44,6 +45,9 @@ QUICK = ("torchvision:mobilenet_v3_small", "transformers:bert", "timm:efficientv
 OPENVINO = load_target("cpu-openvino")
 TARGETS = (OPENVINO, load_target("cpu-onnxruntime"))
 SAMPLES = 8
+SECONDS = 1.0
+"""The time for which a form of a model is timed against its float32 form."""
+
 COLUMNS = ("layers", "integer", "skipped", "groups", "unprunable", "removable", "blocks", "inspect_s", "int8", "half")
 
 
@@ -170,14 +174,14 @@ def timed(workload: Workload, policy: Policy, folder: Path) -> dict[str, dict[st
     """Form -> target -> how many times as fast as in float32 on the same runtime."""
     layers = [layer.name for layer in find_layers(workload.model, workload.example_input)]
     forms = {"int8": policy, "half": Policy(layers={name: LayerPolicy(16, 16) for name in layers})}
-    inputs = workload.example_input.numpy()
+    inputs = {name: tensor.numpy() for name, tensor in by_name(workload.example_input, INPUT).items()}
     speeds: dict[str, dict[str, float]] = {form: {} for form in forms}
     for target in TARGETS:
         runtime = get_runtime(target.runtime)
         reference = runtime.load(lowered(workload, Policy(), target, folder / f"{target.name}.onnx"), target)
         for form, own in forms.items():
             session = runtime.load(lowered(workload, own, target, folder / f"{target.name}-{form}.onnx"), target)
-            timing = paired_timing(lambda: reference.run(inputs), lambda: session.run(inputs), 2.0)  # noqa: B023
+            timing = paired_timing(lambda: session.run(inputs), lambda: reference.run(inputs), SECONDS)  # noqa: B023
             speeds[form][target.name] = round(timing.conservative_speedup, 2)
     return speeds
 

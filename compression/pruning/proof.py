@@ -51,7 +51,7 @@ def prove_groups(
 ) -> tuple[list[ChannelGroup], dict[str, str]]:
     """The groups of which removing channels equals masking them, and {name: why not} of the others.
 
-    All groups lose half of their channels, chosen at random, in one copy; then every other group, other channels, and the rest. In
+    All groups lose half of their channels, chosen at random, in one copy; then every other group the first ones, and the rest. In
     the whole model the lost channels are replaced by duplicates of kept ones, so that means and variances over channels, as of a
     layer norm, are the same in both. Every layer of the pruned copy continues with the inputs that it should have read, so that one
     pass judges all groups.
@@ -64,9 +64,10 @@ def prove_groups(
         return [], {}
     prover = _Prover(model, ChannelGraph(copy.deepcopy(model), taken(inputs, slice(1))), inputs)
     reasons = prover.refuted(groups)
-    # Two groups that fail only apart, as where one layer divides the channels of both, pass together.
-    for seed, part in ((1, groups[::2]), (2, groups[1::2])):
-        reasons |= prover.refuted([group for group in part if group.name not in reasons], seed)
+    # Two groups that fail only apart, as where one layer divides the channels of both, pass together; and channels at random may be
+    # the same ones after a flip, which the first ones are not.
+    for part in (groups[::2], groups[1::2]):
+        reasons |= prover.refuted([group for group in part if group.name not in reasons], first=True)
     return [group for group in groups if group.name not in reasons], reasons
 
 
@@ -83,41 +84,44 @@ class _Prover:
     graph: ChannelGraph
     inputs: Batch
 
-    def refuted(self, groups: Sequence[ChannelGroup], seed: int = 0) -> dict[str, str]:
+    def refuted(self, groups: Sequence[ChannelGroup], first: bool = False) -> dict[str, str]:
         """{group: reason} of those that fail; where the pruned model does not run at all, by bisection.
 
         Args:
-            seed: of the choice of channels.
+            first: whether the first channels are lost, else some at random.
         """
         if not groups:
             return {}
         try:
-            found, same_outputs = self._one_pass(groups, seed)
+            found, same_outputs = self._one_pass(groups, first)
         except Exception as error:  # the model's own code may raise anything with other widths
             raise_if_interrupted(error)
             return self._bisected(
-                groups, seed, f"with channels removed at random, the model does not run: {first_line(error)}"
+                groups, first, f"with channels removed at random, the model does not run: {first_line(error)}"
             )
         if same_outputs:
             return found
         if not found:
-            return self._bisected(groups, seed, MISPLACED.format(reader="the model's output"))
+            return self._bisected(groups, first, MISPLACED.format(reader="the model's output"))
         # The failing groups are known; the others were given correct inputs, and are tried again without them.
-        return found | self.refuted([group for group in groups if group.name not in found], seed)
+        return found | self.refuted([group for group in groups if group.name not in found], first)
 
-    def _bisected(self, groups: Sequence[ChannelGroup], seed: int, reason: str) -> dict[str, str]:
+    def _bisected(self, groups: Sequence[ChannelGroup], first: bool, reason: str) -> dict[str, str]:
         """{group: reason} of those that fail, where no single one was found to; `reason` is that of all `groups` together."""
         if len(groups) == 1:
             return {groups[0].name: reason}
         halves = groups[: len(groups) // 2], groups[len(groups) // 2 :]
-        apart = {name: why for half in halves for name, why in self.refuted(half, seed).items()}
+        apart = {name: why for half in halves for name, why in self.refuted(half, first).items()}
         return apart or {group.name: f"not together with {halves[1][0].name}: {reason}" for group in halves[0]}
 
     @torch.no_grad()
-    def _one_pass(self, groups: Sequence[ChannelGroup], seed: int) -> tuple[dict[str, str], bool]:
+    def _one_pass(self, groups: Sequence[ChannelGroup], first: bool) -> tuple[dict[str, str], bool]:
         """{group: reason} of those whose readers read other values, and whether the outputs are the same."""
         graph, model = self.graph, self.model
-        losses = {group.name: _Loss.of(group, graph.partitions(group.name), seed) for group in groups}
+        losses = {
+            group.name: _Loss.of(group, graph.partitions(group.name), first, graph.normalises_parts(group.name))
+            for group in groups
+        }
         plan = _Plan.of({name: list(graph.roles(name)) for name in losses}, losses)
         with masked_units(model, plan.copies), _doubled(model, plan), _masked(model, plan) as read:
             expected = model(self.inputs)
@@ -141,14 +145,19 @@ class _Loss:
     doubles: Mapping[int, int]
 
     @classmethod
-    def of(cls, group: ChannelGroup, partitions: int, seed: int) -> _Loss:
+    def of(cls, group: ChannelGroup, partitions: int, first: bool, is_normalised: bool) -> _Loss:
         """Half of the channels of each partition, or two thirds where that keeps the mean over doubles the mean of all."""
         size = group.channels // partitions
         kept = size // 3 if size % 2 and size % 3 == 0 else -(-size // 2)
-        scores = torch.rand(group.channels, generator=torch.Generator().manual_seed(seed))
+        chance = torch.Generator().manual_seed(0)
+        scores = torch.arange(group.channels).float() if first else torch.rand(group.channels, generator=chance)
         lost = channels_lost(scores, kept * partitions, partitions)
         left = sorted(set(range(size)) - set(lost))
-        doubles = {channel: channel // size * size + left[i % kept] for i, channel in enumerate(lost)}
+        # Duplicates within a part look the same after a flip of all; group norms need them there.
+        step = size if first and not is_normalised else 0
+        doubles = {
+            channel: (channel // size * size + left[i % kept] + step) % group.channels for i, channel in enumerate(lost)
+        }
         return cls(lost, doubles)
 
 

@@ -101,9 +101,7 @@ def rounded_activations(model: nn.Module, policy: Policy, inputs: Mapping[str, Q
     """Have layers of `model` read what they read rounded: on the grids `inputs` (layer -> grid), on the range of each tensor, or
     in bfloat16, as their policies say."""
     roundings = {name: _on_grid(grid) for name, grid in inputs.items()}
-    roundings |= {name: _on_own_range for name, layer in policy.layers.items() if layer.is_dynamic}
-    # Of what a recurrent layer multiplies, the sequence; the state of each step stays as it is.
-    roundings |= {name: _on_own_range for name, choice in policy.recurrent.items() if choice == DYNAMIC_INT8}
+    roundings |= dict.fromkeys(_with_ranges_of_their_own(policy), _on_own_range)
     halves = [name for name, layer in policy.layers.items() if layer.is_bfloat16]
     roundings |= dict.fromkeys(halves, rounded_input)
     hooks = [model.get_submodule(name).register_forward_pre_hook(hook) for name, hook in roundings.items()]
@@ -113,6 +111,12 @@ def rounded_activations(model: nn.Module, policy: Policy, inputs: Mapping[str, Q
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _with_ranges_of_their_own(policy: Policy) -> list[str]:
+    """Layers that quantize what they read by its range at run time; of a recurrent one the sequence, not the state of each step."""
+    recurrent = [name for name, choice in policy.recurrent.items() if choice == DYNAMIC_INT8]
+    return [*(name for name, layer in policy.layers.items() if layer.is_dynamic), *recurrent]
 
 
 def _rounding(layer: LayerPolicy, scheme: Scheme, weight: Tensor) -> nn.Module:

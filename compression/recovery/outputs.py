@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -99,18 +100,20 @@ def _found(workload: Workload) -> OutputKinds:
 
 
 def _seen(looks: Mapping[str, _Look], target: object) -> dict[str, OutputKind]:
-    """The kinds of several outputs."""
+    """The kinds of several outputs; a target that is one tensor is for the first that it can be the class of."""
+    if not isinstance(target, (Mapping, tuple, list)):
+        own = torch.as_tensor(target)
+        first = next((name for name, look in looks.items() if look.class_axis(own) is not None), None)
+        return {name: look.kind_among_several(own if name == first else None) for name, look in looks.items()}
     targets = [_target_of(target, name, index, len(looks)) for index, name in enumerate(looks)]
     return {name: look.kind_among_several(own) for (name, look), own in zip(looks.items(), targets, strict=True)}
 
 
-def _target_of(target: object, name: str, index: int, count: int) -> Tensor | None:
+def _target_of(target: Any, name: str, index: int, count: int) -> Tensor | None:
     """The part of a sample's target that an output is for, where targets have names or places as outputs have them."""
-    if isinstance(target, Mapping):
-        target = target.get(name)
-    elif isinstance(target, (tuple, list)):
-        target = target[index] if len(target) == count else None
-    return None if target is None else torch.as_tensor(target)
+    if not isinstance(target, Mapping):
+        target = dict([(name, target[index])] if len(target) == count else [])
+    return torch.as_tensor(target[name]) if name in target else None
 
 
 class _Look:

@@ -124,6 +124,11 @@ class ChannelGraph:
                 size = math.gcd(size, block, *begins)
         return channels // size
 
+    def normalises_parts(self, name: str) -> bool:
+        """Whether a group norm computes means over parts of the channels."""
+        modules = (dep.target.module for dep, _ in self.groups.get(name, ()))
+        return any(isinstance(module, nn.GroupNorm) and module.num_groups > 1 for module in modules)
+
     def divided(self, name: str) -> str | None:
         """A grouped convolution or group norm that divides more than this group's channels, as of what is concatenated: its groups
         would lose different numbers."""

@@ -22,6 +22,7 @@ from torch_pruning.dependency import Group, constants, index_mapping, shape_infe
 from torch_pruning.dependency import graph as dependency_graph
 
 from ...core.batch import Batch
+from .architecture import every_output
 from .attention.heads import Heads
 from .attention.influence import trainable
 from .recurrent import is_recurrent
@@ -115,7 +116,7 @@ def traced(
 
     # Left to call the model itself, Torch-Pruning swallows what that raises, Ctrl-C too.
     def forward(model: nn.Module, example_input: Any) -> Any:
-        with outputs_as_called(recurrent), _cut(model, attentions, made):
+        with outputs_as_called(recurrent), _cut(model, attentions, made), every_output(model):
             return model(example_input), *made
 
     with trainable(model), torch.enable_grad(), units_alone(recurrent), _walks_of_any_length(_widest(model)):

@@ -88,7 +88,8 @@ WRONG_TURNS = {
     "unknown": (
         "digit",
         {},
-        "unknown; it must be digits, digits-vit, digits-gru, digits-lstm, torchvision:NAME, path/to/file.py:function or package.module:function",
+        "unknown; it must be digits, digits-vit, digits-gru, digits-lstm, torchvision:NAME, timm:NAME, transformers:FOLDER, "
+        "path/to/file.py:function or package.module:function",
     ),
     "no function named": ("code/own.py", {}, "unknown; it must be digits"),
     "missing file": ("code/other.py:mine", {}, "there is no file {folder}/code/other.py"),
@@ -168,7 +169,8 @@ def test_digits_by_name():
 
 
 def test_the_names_for_messages():
-    assert builtin_workloads() == ["digits", "digits-vit", "digits-gru", "digits-lstm", "torchvision:NAME"]
+    named = ["torchvision:NAME", "timm:NAME", "transformers:FOLDER"]
+    assert builtin_workloads() == ["digits", "digits-vit", "digits-gru", "digits-lstm", *named]
 
 
 def test_the_fingerprint_changes_with_the_weights_and_the_splits(folder):

@@ -68,7 +68,7 @@ def torchvision_workload(model_name: str, base: Path, **options: Any) -> Workloa
     Raises:
         WorkloadError: an unknown model or option, or weights or data that are not there and may not be downloaded.
     """
-    chosen, enum = _validated(options), _weights_enum(model_name)
+    chosen, enum = validated(options), _weights_enum(model_name)
     named = _named_weights(chosen, enum)
     size = _image_size(chosen, named)
     if chosen.data.name == "random":
@@ -90,7 +90,12 @@ def _weights_enum(model_name: str) -> type[WeightsEnum]:
     return torchvision.models.get_model_weights(model_name)
 
 
-def _validated(options: Mapping[str, Any]) -> TorchvisionOptions:
+def validated(options: Mapping[str, Any]) -> TorchvisionOptions:
+    """The options of a workload of images.
+
+    Raises:
+        WorkloadError: an unknown option, or a wrong value.
+    """
     try:
         return TorchvisionOptions.model_validate(options)
     except ValidationError as error:
@@ -169,7 +174,7 @@ def _model(
             setattr(model, head, None)
             setattr(model, "aux_logits", False)  # noqa: B010  (plain attributes, unknown to nn.Module's types)
     if chosen.weights and not named:
-        _load_file(model, base / Path(chosen.weights).expanduser())
+        load_file(model, base / Path(chosen.weights).expanduser())
     return model.eval()
 
 
@@ -187,7 +192,7 @@ def _builder_arguments(name: str, named: WeightsEnum | None, classes: int, size:
     return arguments
 
 
-def _load_file(model: nn.Module, file: Path) -> None:
+def load_file(model: nn.Module, file: Path) -> None:
     """Load a state dict without running any code in the file.
 
     Raises:

@@ -147,7 +147,7 @@ class LiteGraph:
         return value
 
     def get_as_it_is(self, name: str) -> Value:
-        """The ONNX tensor `name` in float32, or in the type of the model's input that it is."""
+        """The ONNX tensor `name` in float32, or in the type of the model's input that it is a view of."""
         if (name, None) not in self._values and name in self.static.constants:
             self.put(name, self.constant(name, self.static.constants[name].astype(np.float32)))
         return self._values[name, None]
@@ -203,14 +203,15 @@ class LiteGraph:
         shape: Sequence[int],
         order: Order | None = None,
         grid: QuantParams | None = None,
+        dtype: str = "float32",
         **options: object,
     ) -> Value:
         """Add an operation that writes one tensor, in ONNX's order by default."""
-        dtype, affine = ("int8", affine_of(grid)) if grid else ("float32", None)
-        made = self.flat.tensor(name, shape, dtype, affine)
+        stored, affine = ("int8", affine_of(grid)) if grid else (dtype, None)
+        made = self.flat.tensor(name, shape, stored, affine)
         given = [value.tensor if isinstance(value, Value) else value for value in inputs]
         self.flat.operation(kind, given, [made], **options)
-        return Value(made, tuple(shape), natural(len(shape)) if order is None else order, grid)
+        return Value(made, tuple(shape), natural(len(shape)) if order is None else order, grid, dtype)
 
     def bounded(self, value: Value) -> Value:
         """`value` within its grid, which the eight bits it is in may be wider than."""
@@ -232,7 +233,7 @@ class LiteGraph:
             real = [move for move in moves if value.shape[move] != 1]
             kind = "RESHAPE" if real == sorted(real) else "TRANSPOSE"  # axes of one element may be moved for nothing
             setting = self.indices("order", *(shape if kind == "RESHAPE" else moves))
-            made = self.emit(kind, [value, setting], kind.lower(), shape, order, value.grid)
+            made = self.emit(kind, [value, setting], kind.lower(), shape, order, value.grid, value.dtype)
             self._ordered[value.tensor, order] = made
         return self._ordered[value.tensor, order]
 

@@ -144,9 +144,11 @@ class Layers:
         stored = tuple(self.graph.shape_of(end)[axis] for axis in order)
         options["fusedActivationFunction"] = activation
         if len(stored) == 3 and "CONV" in kind:
-            image = self.graph.emit(kind, inputs, node.name, (stored[0], 1, *stored[1:]), None, grid, **options)
+            image = self.graph.emit(
+                kind, inputs, node.name, (stored[0], 1, *stored[1:]), None, grid, "float32", **options
+            )
             return self.graph.emit("RESHAPE", [image, self.graph.indices("shape", *stored)], end, stored, order, grid)
-        return self.graph.emit(kind, inputs, node.name, stored, order, grid, **options)
+        return self.graph.emit(kind, inputs, node.name, stored, order, grid, "float32", **options)
 
     def _input(self, node: NodeProto, grid: QuantParams | None) -> Value:
         if self._is_bfloat16(node):

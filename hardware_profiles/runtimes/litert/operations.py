@@ -34,14 +34,14 @@ def _attribute(node: NodeProto, name: str, default: Any = None) -> Any:
 def _kept(graph: LiteGraph, node: NodeProto) -> Value:
     """The operand of an operation that keeps grids: in integers where everything after it reads integers."""
     grid = graph.grid_after(node.output[0])
-    return graph.get_on(node.input[0], grid) if grid else graph.get(node.input[0])
+    return graph.get_on(node.input[0], grid) if grid else graph.get_as_it_is(node.input[0])
 
 
 def _put(graph: LiteGraph, node: NodeProto, kind: str, inputs: list, like: Value, **options: object) -> Value:
     """Write an operation whose result has the axes of `like`; its shape may differ."""
     name = node.output[0]
     shape = [graph.shape_of(name)[axis] for axis in like.order]
-    made = graph.emit(kind, inputs, name, shape, like.order, like.grid, **options)
+    made = graph.emit(kind, inputs, name, shape, like.order, like.grid, like.dtype, **options)
     graph.put(name, made)
     return made
 
@@ -103,12 +103,12 @@ def _passed_on(graph: LiteGraph, node: NodeProto) -> None:
 @converts("Cast")
 def _cast(graph: LiteGraph, node: NodeProto) -> None:
     """What is computed is in floats already; inputs of another type are converted, to floats only."""
-    if node.input[0] not in graph.inputs or graph.get_as_it_is(node.input[0]).dtype == "float32":
-        _passed_on(graph, node)
+    value = _kept(graph, node)
+    if value.dtype == "float32":
+        graph.put(node.output[0], value)
         return
     if _attribute(node, "to") != TensorProto.FLOAT:
         raise LoweringError(f"{node.name}: LiteRT lowering converts inputs to float32 only")
-    value = graph.get_as_it_is(node.input[0])
     graph.put(node.output[0], graph.emit("CAST", [value], node.output[0], value.shape, value.order))
 
 
@@ -118,7 +118,7 @@ def _transpose(graph: LiteGraph, node: NodeProto) -> None:
     value = _kept(graph, node)
     moves = list(_attribute(node, "perm", range(len(value.order))[::-1]))
     order = tuple(moves.index(axis) for axis in value.order)
-    graph.put(node.output[0], Value(value.tensor, value.shape, order, value.grid))
+    graph.put(node.output[0], Value(value.tensor, value.shape, order, value.grid, value.dtype))
 
 
 @converts("Flatten", "Reshape", "Squeeze", "Unsqueeze")
@@ -126,7 +126,7 @@ def _reshape(graph: LiteGraph, node: NodeProto) -> None:
     value = _kept(graph, node)
     value = graph.ordered(value, natural(len(value.order)))
     shape = graph.shape_of(node.output[0])
-    like = Value(value.tensor, shape, natural(len(shape)), value.grid)
+    like = Value(value.tensor, shape, natural(len(shape)), value.grid, value.dtype)
     _put(graph, node, "RESHAPE", [value, graph.indices("shape", *shape)], like)
 
 

@@ -1,4 +1,4 @@
-"""What the TorchScript exporter does not know by itself: RMSNorm, axes from behind, and attention whose flags are traced."""
+"""What the TorchScript exporter does not know by itself: RMSNorm, differences of neighbours, axes from behind, and traced flags."""
 
 from __future__ import annotations
 
@@ -28,7 +28,24 @@ def _rms_norm(graph: Any, values: Any, shape: Sequence[int], weight: Any, epsilo
     return normed if symbolic_helper._is_none(weight) else graph.op("Mul", normed, weight)
 
 
+@symbolic_helper.parse_args("v", "i", "i", "v", "v")
+def _difference(graph: Any, values: Any, times: int, dim: int, before: Any, after: Any) -> Any:
+    """Differences of neighbours along a dimension, which decoders find the beginnings of sequences by."""
+    ends = [end for end in (before, values, after) if not symbolic_helper._is_none(end)]
+    for _ in range(times):
+        whole = graph.op("Concat", *ends, axis_i=dim) if len(ends) > 1 else ends[0]
+        later, earlier = (_part(graph, whole, dim, *part) for part in ((1, 2**62), (0, -1)))
+        ends = [graph.op("Sub", later, earlier)]
+    return ends[0]
+
+
+def _part(graph: Any, values: Any, dim: int, start: int, end: int) -> Any:
+    start, end, axis = (graph.op("Constant", value_t=torch.tensor([number])) for number in (start, end, dim))
+    return graph.op("Slice", values, start, end, axis)
+
+
 register_custom_op_symbolic("aten::rms_norm", _rms_norm, OPSET)
+register_custom_op_symbolic("aten::diff", _difference, OPSET)
 
 
 @symbolic_helper.parse_args("v", "t", "t")

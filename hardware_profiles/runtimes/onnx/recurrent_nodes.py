@@ -41,20 +41,26 @@ def write_recurrent_weights(
     """
     for name, choice in choices.items():
         for node in recurrent_nodes(lowered.model.graph, name):
-            is_dynamic = choice == DYNAMIC_INT8
-            if is_dynamic and not (dynamic_lstm and node.op_type == "LSTM"):
+            if choice == DYNAMIC_INT8 and not (dynamic_lstm and node.op_type == "LSTM"):
                 raise LoweringError(
                     f"{name}: no kernel here multiplies the integers of a {node.op_type}; int8 stores them only"
                 )
-            for index, kind in ((WEIGHT, "ih"), (RECURRENCE, "hh")):
-                stored = _Stored(f"{node.name}/weight_{kind}", node, index, _directions(weights, name, kind))
-                stored.check(lowered.model.graph)
-                stored.multiply(lowered) if is_dynamic else stored.dequantize(lowered)
-            if is_dynamic:
-                node.op_type, node.domain = "DynamicQuantizeLSTM", DOMAIN
-                if all(known.domain != DOMAIN for known in lowered.model.opset_import):
-                    lowered.model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+            _write(lowered, node, weights, name, choice == DYNAMIC_INT8)
     drop_unread_constants(lowered.model.graph)
+
+
+def _write(
+    lowered: WeightsApart, node: NodeProto, weights: Mapping[str, QuantizedWeight], name: str, is_dynamic: bool
+) -> None:
+    """Have one operator of a layer read both matrices as integers, dequantized or multiplied."""
+    for index, kind in ((WEIGHT, "ih"), (RECURRENCE, "hh")):
+        stored = _Stored(f"{node.name}/weight_{kind}", node, index, _directions(weights, name, kind))
+        stored.check(lowered.model.graph)
+        stored.multiply(lowered) if is_dynamic else stored.dequantize(lowered)
+    if is_dynamic:
+        node.op_type, node.domain = "DynamicQuantizeLSTM", DOMAIN
+        if all(known.domain != DOMAIN for known in lowered.model.opset_import):
+            lowered.model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
 
 
 def recurrent_nodes(graph: GraphProto, layer: str) -> list[NodeProto]:

@@ -132,3 +132,43 @@ def test_what_a_workload_offers_is_proven():
     groups, reasons = proven_groups(workload)
     assert [group.name for group in groups] == ["second"]
     assert set(reasons) == {"first", "fc"}
+
+
+class FlippedInParts(nn.Module):
+    """A grouped convolution divides channels that are flipped: a random half of each part may be the same half after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.grouped = nn.Conv2d(3, 32, 1), nn.Conv2d(32, 16, 3, padding=1, groups=4)
+        self.shortcut, self.second, self.fc = nn.Conv2d(32, 16, 1), nn.Conv2d(16, 24, 3), nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x = (self.grouped(x) + self.shortcut(x)).tanh().flip(1)
+        return self.fc(self.second(x).tanh().mean((2, 3)))
+
+
+class DividedTogether(nn.Module):
+    """A grouped convolution reads what two others make, each group channels of both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.other = nn.Conv2d(3, 32, 1), nn.Conv2d(3, 24, 1)
+        self.grouped, self.fc = nn.Conv2d(56, 16, 1, groups=4), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.grouped(torch.cat([self.one(x), self.other(x)], 1).tanh()).tanh().mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("model", "left"),
+    [(FlippedInParts(), ["first", "second"]), (DividedTogether(), ["grouped"])],
+    ids=["flipped", "divided"],
+)
+def test_parts_that_grouped_convolutions_make_hide_nothing(model, left):
+    offered, reasons = find_channel_groups(model.eval(), IMAGES[:1])
+    groups, refuted = prove_groups(model, IMAGES, offered)
+    assert [group.name for group in groups] == left
+    assert {"fc"} < {*reasons, *refuted}

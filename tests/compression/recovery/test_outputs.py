@@ -220,6 +220,13 @@ def test_each_of_several_outputs_has_its_kind_and_its_weight():
     assert said["face"].variance is not None
 
 
+def test_one_class_a_sample_is_the_target_of_one_output():
+    workload = detection()
+    data = TensorDataset(workload.train.tensors[0], torch.arange(24) % 10)
+    kinds = output_kinds(replace(workload, model=copy.deepcopy(workload.model), train=data)).by_name
+    assert {name: kind.class_axis for name, kind in kinds.items()} == {"face": 1, "box": None, "marks": None}
+
+
 def test_the_damage_of_several_outputs_is_their_weighted_mean_in_no_ones_unit():
     workload = detection(box=OutputKind(None, weight=2.0))
     kinds, inputs = output_kinds(workload), workload.train.tensors[0]

@@ -385,3 +385,23 @@ def test_a_convolution_that_runs_twice_keeps_what_follows_each_run_apart(normed,
     (found,) = get_runtime("onnxruntime").load(artifact.path, target).run({"input": inputs[:1].numpy()}).values()
     expected = model(inputs[:1]).detach().numpy()
     assert np.abs(found - expected).max() < (0.02 if bits else 1e-5) * np.abs(expected).max()
+
+
+class Started(nn.Module):
+    """Adds where a sequence begins, which is found by differences of neighbours as decoders find it."""
+
+    shape = (5, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) + torch.diff(x, prepend=x[:, :1], dim=1) + torch.diff(x, n=2, dim=-1).sum(-1, keepdim=True)
+
+
+def test_differences_of_neighbours_are_exported(lowered):
+    model, inputs = Started().eval(), torch.randn(1, 5, 8)
+    session = onnxruntime.InferenceSession(lowered(Candidate(Policy(), model, Quantization())).SerializeToString())
+    (found,) = session.run(None, {"input": inputs.numpy()})
+    np.testing.assert_allclose(found, model(inputs).detach().numpy(), atol=1e-5)

@@ -541,8 +541,8 @@ def test_standalone_loads_on_no_more_threads_than_cores(tmp_path: Path) -> None:
     code = """
 import runpy
 load = runpy.run_path("run.py")["load"]
-load.__globals__["LOADERS"]["openvino"] = lambda path, threads: threads
-print(load("model.onnx"))
+load.__globals__["LOADERS"]["openvino"] = lambda path, threads: lambda inputs: threads
+print(load("model.onnx")({}))
 """
     assert isolated(code, tmp_path).strip() == str(len(os.sched_getaffinity(0)))
 
