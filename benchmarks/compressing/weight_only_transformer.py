@@ -100,14 +100,14 @@ def policies(model: nn.Module, example: Tensor) -> dict[str, Policy]:
 def losses(session: Session, data: TensorDataset) -> np.ndarray:
     """Cross-entropy of each sample, at batch 1."""
     inputs, labels = data.tensors
-    outputs = np.concatenate([session.run(image[None].numpy()).copy() for image in inputs])
+    outputs = np.concatenate([session.run({"input": image[None].numpy()})["output"].copy() for image in inputs])
     return functional.cross_entropy(torch.from_numpy(outputs), labels, reduction="none").numpy()
 
 
 def measured(workload: Workload, runtime: str, seconds: float) -> list[dict[str, object]]:
     """A row for each policy on one runtime, one thread, batch 1."""
     lowered, target = get_runtime(runtime), load_target(f"cpu-{runtime}").model_copy(update={"threads": 1, "batch": 1})
-    image = workload.example_input.numpy()
+    given = {"input": workload.example_input.numpy()}
     rows, sessions, found = [], {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for name, policy in policies(workload.model, workload.example_input).items():
@@ -115,7 +115,7 @@ def measured(workload: Workload, runtime: str, seconds: float) -> list[dict[str,
             artifact = lowered.lower(candidate, workload.example_input, target, Path(folder) / f"m{lowered.suffix}")
             session = sessions[name] = lowered.load(artifact.path, target)
             found[name] = losses(session, workload.test)
-            timing = paired_timing(lambda: session.run(image), lambda: sessions["float32"].run(image), seconds)  # noqa: B023
+            timing = paired_timing(lambda: session.run(given), lambda: sessions["float32"].run(given), seconds)  # noqa: B023
             change = found[name] - found.get("int8", found["float32"])
             precisions = list(session.executed_precisions().values())
             rows.append({
