@@ -182,11 +182,13 @@ def named_outputs(result: Any, wanted: Sequence[str] = ()) -> dict[str, Tensor]:
         WorkloadError: there is no such output.
     """
     found = dict(leaves(result))
-    unknown = [name for name in wanted if not any(_is_wanted(leaf, [name]) for leaf in found)]
-    if unknown or not found:
-        known = ", ".join(name or "one tensor" for name in found) or f"no tensor, but {type(result).__name__}"
-        asked = f"{', '.join(unknown)} is not among them" if unknown else "there must be a tensor"
-        raise WorkloadError(f"outputs: the model returns {known}; {asked}")
+    if not found:
+        raise WorkloadError(
+            f"outputs: the model returns no tensor, but {type(result).__name__}; there must be a tensor"
+        )
+    if unknown := [name for name in wanted if not any(_is_wanted(leaf, [name]) for leaf in found)]:
+        known = ", ".join(name or "one tensor" for name in found)
+        raise WorkloadError(f"outputs: the model returns {known}; {', '.join(unknown)} is not among them")
     return {name: tensor for name, tensor in found.items() if not wanted or _is_wanted(name, wanted)}
 
 

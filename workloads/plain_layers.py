@@ -41,16 +41,20 @@ def plain_layers(model: nn.Module, example_input: Batch) -> nn.Module:
     if not derived | affine:
         return model
     inputs = inputs_of(model, example_input, derived | affine)
-    same = [
-        name for name in inputs if name in derived and why_not_plain(model.get_submodule(name), inputs[name]) is None
-    ]
     plain = copy.deepcopy(model)
-    for name in same:
-        layer = plain.get_submodule(name)
-        if (base := base_of(layer)) is not None:
-            layer.__class__ = base
+    same = _made_plain(plain, {name: read for name, read in inputs.items() if name in derived})
     linear = _made_linear(plain, {name: read for name, read in inputs.items() if name in affine and name not in same})
     return plain if (same or linear) and _computes_the_same(model, plain, example_input) else model
+
+
+def _made_plain(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[str]:
+    """Give layers of a subclass their base class where they compute the same; their paths."""
+    same = [name for name, read in inputs.items() if why_not_plain(model.get_submodule(name), read) is None]
+    for name in same:
+        layer = model.get_submodule(name)
+        if (base := base_of(layer)) is not None:
+            layer.__class__ = base
+    return same
 
 
 def _made_linear(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[str]:

@@ -115,10 +115,11 @@ def _single_weights(model: nn.Module, policy: Policy) -> list[Part]:
     """The single weights that pruning removes: layer by layer, or of all layers with a fraction together where the scope is global."""
     sparsities = {name: layer.sparsity for name, layer in policy.layers.items() if layer.sparsity}
     layers = {name: layer_at(model, name) for name in sparsities}
-    fractions = {name: value for name, value in sparsities.items() if not isinstance(value, str)}
-    together = [fractions] if fractions and policy.pruning.scope == "global" else []
-    alone = [{name: value} for name, value in sparsities.items() if not (together and name in fractions)]
-    return [Weights(each, layers) for each in [*together, *alone]]
+    together = {}
+    if policy.pruning.scope == "global":
+        together = {name: value for name, value in sparsities.items() if not isinstance(value, str)}
+    alone = [{name: value} for name, value in sparsities.items() if name not in together]
+    return [Weights(each, layers) for each in [together, *alone] if each]
 
 
 def scales_of(model: nn.Module, example_input: Batch, kept: Mapping[str, int]) -> list[Part]:

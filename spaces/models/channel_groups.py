@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -164,10 +165,14 @@ def _all_groups(graph: ChannelGraph) -> list[ChannelGroup]:
             layers = tuple(dict.fromkeys(makers))
             groups.append(ChannelGroup(name, channels, layers, _multiple(channels, graph.partitions(name))))
     order = {name: index for index, name in enumerate(graph.names.values())}
+    return sorted([*groups, *_head_groups(graph)], key=lambda group: order[group.name])
+
+
+def _head_groups(graph: ChannelGraph) -> Iterator[ChannelGroup]:
+    paths = [path for module, path in graph.names.items() if type(module) in LAYER_KINDS]
     for name, heads in graph.heads.items():
-        layers = [path for path in order if path in heads.made and type(graph.model.get_submodule(path)) in LAYER_KINDS]
-        groups.append(ChannelGroup(name, heads.num_heads, tuple(layers), multiple=1, unit="head"))
-    return sorted(groups, key=lambda group: order[group.name])
+        layers = tuple(path for path in paths if path in heads.made)
+        yield ChannelGroup(name, heads.num_heads, layers, multiple=1, unit="head")
 
 
 def _untraced(groups: list[ChannelGroup], graph: ChannelGraph) -> list[str]:

@@ -28,15 +28,10 @@ def why_untouched(model: nn.Module, example_input: Batch) -> dict[str, str]:
     plain = [name for name, module in model.named_modules() if type(module) in LAYER_KINDS and runs[name]]
     derived |= dict.fromkeys(read_elsewhere(model, example_input, plain), ELSEWHERE)
     derived |= dict.fromkeys(unread_layers(model, example_input, plain), UNREAD)
-    reasons: dict[str, str] = {}
-    for name, module in model.named_modules():
-        if PARAMETRIZED in f".{name}.":
-            continue  # reported of the layer itself
-        owned = [key for key, weight in module.named_parameters(recurse=False) if _dimensions(weight) > 1]
-        reason = derived.get(name) or (_why_untouched(module, owned, runs[name]) if owned else None)
-        if reason:
-            reasons[name or type(model).__name__] = reason
-    return reasons
+    # What computes a parametrization is reported of the layer itself.
+    modules = [(name, module) for name, module in model.named_modules() if PARAMETRIZED not in f".{name}."]
+    found = {name: derived.get(name) or _why_untouched(module, runs[name]) for name, module in modules}
+    return {name or type(model).__name__: reason for name, reason in found.items() if reason}
 
 
 def _why_derived(model: nn.Module, example_input: Batch, runs: Mapping[str, int]) -> dict[str, str]:
@@ -53,7 +48,10 @@ def _why_derived(model: nn.Module, example_input: Batch, runs: Mapping[str, int]
     return reasons
 
 
-def _why_untouched(module: nn.Module, owned: list[str], runs: int) -> str | None:
+def _why_untouched(module: nn.Module, runs: int) -> str | None:
+    owned = [key for key, weight in module.named_parameters(recurse=False) if _dimensions(weight) > 1]
+    if not owned:
+        return None
     kind = type(module).__name__
     if type(module) in LAYER_KINDS or is_single_layer(module):
         return None if runs else NEVER_CALLED

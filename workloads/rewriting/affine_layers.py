@@ -45,11 +45,11 @@ def _owned(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def _largest_matrix(module: nn.Module) -> int:
     """Elements of the largest matrix that the module, or a linear layer in it, has; 0 where anything in it is no matrix."""
     inner = [part for part in module.modules() if part is not module and [*part.parameters(recurse=False)]]
+    linear = [part for part in inner if isinstance(part, nn.Linear)]
     own = [parameter for parameter in module.parameters(recurse=False) if parameter.ndim > 1]
-    if any(not isinstance(layer, nn.Linear) for layer in inner) or any(parameter.ndim > 2 for parameter in own):
+    if len(linear) < len(inner) or any(parameter.ndim > 2 for parameter in own):
         return 0
-    matrices = [*own, *(layer.weight for layer in inner if isinstance(layer, nn.Linear))]
-    return max((matrix.numel() for matrix in matrices), default=0)
+    return max((matrix.numel() for matrix in [*own, *(layer.weight for layer in linear)]), default=0)
 
 
 @torch.no_grad()
@@ -59,10 +59,10 @@ def as_linear(module: nn.Module, read: Tensor) -> nn.Linear | None:
     if read.ndim < 2 or width > WIDEST or not read.is_floating_point():
         return None
     shape = (*[1] * (read.ndim - 2), width)
+    loud = torch.randn(read.shape, generator=torch.Generator().manual_seed(0)).to(read) * LOUD
     try:
         bias = module(read.new_zeros(1, *shape))
         matrix = module(torch.eye(width).to(read).view(width, *shape)) - bias
-        loud = torch.randn(read.shape, generator=torch.Generator().manual_seed(0)).to(read) * LOUD
         expected = [module(tensor) for tensor in (read, loud)]
     except Exception:  # the module may take nothing but what it is given, or more than one tensor
         return None

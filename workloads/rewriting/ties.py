@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -44,10 +44,16 @@ def tied_layers(model: nn.Module) -> Iterator[list[str]]:
             if parameter is not None:
                 owners.setdefault(id(parameter), []).append((path, key))
     for own in owners.values():
-        layers = [model.get_submodule(path) for path, _ in own]
-        settings = {(type(layer), *(str(getattr(layer, name, None)) for name in _SHAPING)) for layer in layers}
-        if len(own) > 1 and all(key == "weight" for _, key in own) and len(settings) == 1 and type(layers[0]) in KINDS:
-            yield [path for path, _ in own]
+        if len(own) > 1 and all(key == "weight" for _, key in own):
+            paths = [path for path, _ in own]
+            if _are_of_one_kind([model.get_submodule(path) for path in paths]):
+                yield paths
+
+
+def _are_of_one_kind(layers: Sequence[nn.Module]) -> bool:
+    """Whether these are layers of one of `KINDS` that differ in nothing but their weights."""
+    settings = {(type(layer), *(str(getattr(layer, name, None)) for name in _SHAPING)) for layer in layers}
+    return len(settings) == 1 and type(layers[0]) in KINDS
 
 
 def share(model: nn.Module, paths: list[str]) -> None:

@@ -98,21 +98,9 @@ def _heads_of(influence: Influence, reader: str, readers: set[str]) -> Heads | s
     """The heads of the attention that `reader` is the output of, or why they cannot be removed."""
     if len(readers) > MOST_PARTS:
         return NOT_LAYERS
-    run = influence.read[reader][0]
-    columns = run.shape[influence.axis(reader, run)]
-    taken: set[int] = set()
-    units: list[tuple[Numbers, Numbers]] = []
-    while len(taken) < columns:
-        left = sorted(set(range(columns)) - taken)
-        size = len(units[0][1][reader]) if units else 1  # the next head is most likely as large and in one piece
-        unit = _unit(influence, {reader: set(left[:size])}, sorted(readers))
-        if units and len(unit[1][reader]) > size:
-            unit = _unit(influence, {reader: set(left[:1])}, sorted(readers))
-        own = unit[1][reader]
-        if len(own) == columns or own & taken:
-            return ONE
-        taken |= own
-        units.append(unit)
+    units = _units(influence, reader, sorted(readers))
+    if units is None:
+        return ONE
     made, read = _places([unit[0] for unit in units]), _places([unit[1] for unit in units])
     if made is None or read is None or not _whole(influence, made, read):
         return UNEQUAL
@@ -124,6 +112,26 @@ def _heads_of(influence: Influence, reader: str, readers: set[str]) -> Heads | s
         parameters |= {name: dims} if dims[1] else {}
     holder = _holder(influence.called, [*made, *read])
     return Heads(holder or next(iter(made)), holder, len(units), made, read, parameters)
+
+
+def _units(influence: Influence, reader: str, readers: Sequence[str]) -> list[tuple[Numbers, Numbers]] | None:
+    """The channels (made, read) of each head, which share out what `reader` reads; None where a head has all of it, or two share some."""
+    run = influence.read[reader][0]
+    columns = run.shape[influence.axis(reader, run)]
+    taken: set[int] = set()
+    units: list[tuple[Numbers, Numbers]] = []
+    while len(taken) < columns:
+        left = sorted(set(range(columns)) - taken)
+        size = len(units[0][1][reader]) if units else 1  # the next head is most likely as large and in one piece
+        unit = _unit(influence, {reader: set(left[:size])}, readers)
+        if units and len(unit[1][reader]) > size:
+            unit = _unit(influence, {reader: set(left[:1])}, readers)
+        own = unit[1][reader]
+        if len(own) == columns or own & taken:
+            return None
+        taken |= own
+        units.append(unit)
+    return units
 
 
 def _unit(influence: Influence, read: Numbers, readers: Sequence[str]) -> tuple[Numbers, Numbers]:

@@ -80,8 +80,9 @@ def lowered(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's exporter deprecates parts of itself
         torch.onnx.export(
-            graph, (batches[0],), slow, dynamo=True, input_names=["input"], external_data=False, verbose=False
-        )
+            graph, (batches[0],), slow, dynamo=True, input_names=["input"], output_names=["output"],
+            external_data=False, verbose=False,
+        )  # fmt: skip
     return Lowered(candidate, batches, slow)
 
 
@@ -107,10 +108,11 @@ def test_the_file_computes_what_the_slow_paths_does(files, lowered: Lowered):
 
 
 def grids(model: ModelProto) -> Counter[tuple[float, int]]:
-    """Steps and zero points that tensors are put on."""
+    """Steps that tensors are put on, and how far above the lowest integer zero is."""
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     readers = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
-    return Counter((float(constants[node.input[1]]), int(constants[node.input[2]])) for node in readers)
+    affine = [(constants[node.input[1]], constants[node.input[2]]) for node in readers]
+    return Counter((float(step), int(zero) - np.iinfo(zero.dtype).min) for step, zero in affine)
 
 
 def integers(model: ModelProto) -> Counter[bytes]:
