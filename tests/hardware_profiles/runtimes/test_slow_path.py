@@ -103,8 +103,12 @@ def test_the_file_computes_what_the_slow_paths_does(files, lowered: Lowered):
         for session in files
     )
     assert len(outputs) == SAMPLES
-    assert np.abs(outputs - expected).max() <= np.ptp(expected) / 255
-    assert (outputs.argmax(1) == expected.argmax(1)).all()
+    step = np.ptp(expected) / 255
+    assert np.abs(outputs - expected).max() <= step
+    second, first = np.sort(expected, axis=1)[:, -2:].T
+    clear = first - second > step  # of random weights, some answers are as good as a tie
+    assert (outputs.argmax(1) == expected.argmax(1))[clear].all()
+    assert clear.mean() > 0.5
 
 
 def grids(model: ModelProto) -> Counter[tuple[float, int]]:
