@@ -98,7 +98,7 @@ def test_an_infeasible_trial_that_was_scored_keeps_its_values(tiny_spec: Spec, s
     assert trial.state.name == "COMPLETE"
     assert trial.constraints["accuracy_drop <= -1"] > 0
     assert trial.system_attrs["constraints"][0] > 0  # what the dashboard greys by
-    sampler = make_sampler(prepared, {"accuracy_drop": 0.0, "latency_ms": 1.0}, 4)
+    sampler = make_sampler(prepared, {"accuracy": 0.9, "accuracy_drop": 0.0, "latency_ms": 1.0}, 4)
     assert isinstance(sampler, PolicySampler)
     # The drop is an objective, and what the dashboard greys by is read back as a constraint "0".
     assert set(trial.constraints) == {"0", "accuracy_drop <= -1"}
