@@ -186,10 +186,12 @@ def named_outputs(result: Any, wanted: Sequence[str] = ()) -> dict[str, Tensor]:
         raise WorkloadError(
             f"outputs: the model returns no tensor, but {type(result).__name__}; there must be a tensor"
         )
+    if not wanted:
+        return found
     if unknown := [name for name in wanted if not any(_is_wanted(leaf, [name]) for leaf in found)]:
         known = ", ".join(name or "one tensor" for name in found)
         raise WorkloadError(f"outputs: the model returns {known}; {', '.join(unknown)} is not among them")
-    return {name: tensor for name, tensor in found.items() if not wanted or _is_wanted(name, wanted)}
+    return {name: tensor for name, tensor in found.items() if _is_wanted(name, wanted)}
 
 
 def _is_wanted(name: str, wanted: Sequence[str]) -> bool:

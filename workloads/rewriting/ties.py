@@ -40,9 +40,8 @@ def tied_layers(model: nn.Module) -> Iterator[list[str]]:
     """Paths of layers of one kind that share a weight, and of nothing else that has it, in module order."""
     owners: dict[int, list[tuple[str, str]]] = {}
     for path, module in model.named_modules():
-        for key, parameter in module._parameters.items():
-            if parameter is not None:
-                owners.setdefault(id(parameter), []).append((path, key))
+        for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            owners.setdefault(id(parameter), []).append((path, key))
     for own in owners.values():
         if len(own) > 1 and all(key == "weight" for _, key in own):
             paths = [path for path, _ in own]

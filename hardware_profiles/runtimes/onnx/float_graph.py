@@ -220,10 +220,10 @@ def _fold(graph: GraphProto, layer: NodeProto, norm: NodeProto) -> None:
         "bias": beta + (sum(bias) - mean) * factor,
     }
     names = [f"{layer.name}/{kind}" for kind in folded]
-    for name, value in zip(names, folded.values(), strict=True):
-        if name in stored:
-            graph.initializer.remove(stored[name])
-        graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), name))
+    for stale in stored.keys() & set(names):
+        graph.initializer.remove(stored[stale])
+    values = zip(names, folded.values(), strict=True)
+    graph.initializer.extend(numpy_helper.from_array(value.astype(np.float32), name) for name, value in values)
     if layer.op_type == "Conv":
         layer.input[:], layer.output[:] = [layer.input[0], *names], [norm.output[0]]
     else:
