@@ -3,12 +3,12 @@ operation than the layer, as `F.conv2d(x, self.conv.weight)`, which would go on 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .attention.influence import trainable
@@ -17,9 +17,6 @@ from .attributes import restored
 UNREAD = "it runs, but the model's output does not depend on it; exports leave it out"
 
 ELSEWHERE = "forward also reads its weight outside of the layer's own call, where it would stay as it is"
-
-SAME = 1e-4
-"""The largest difference of an output, relative to its largest value, of a model from itself."""
 
 
 def unread_layers(model: nn.Module, example_input: Any, names: Sequence[str]) -> set[str]:
@@ -70,53 +67,46 @@ def output_tensors(model: nn.Module, example_input: Any) -> list[Tensor]:
 
 @torch.no_grad()
 def read_elsewhere(model: nn.Module, example_input: Any, names: Sequence[str]) -> set[str]:
-    """Those of the layers in `names` whose weight or bias is also read outside of their calls; the model is in eval mode and left as it is.
+    """Those of the layers in `names` whose weight or bias an operation outside of their calls reads, more than its shape or type; the
+    model is in eval mode and left as it is."""
+    reads = _Reads({name: model.get_submodule(name) for name in names})
+    with restored(model.modules()), reads:
+        model(example_input)
+    return reads.found
 
-    Outside of its calls each layer has other numbers; where outputs change, bisection finds the layers.
+
+class _Reads(TorchDispatchMode):
+    """Notes which layers' parameters are read while the layer does not run. Values would not show it of a path that is dead on the example.
+
+    Attributes:
+        found: names of such layers.
     """
-    return _found(model, example_input, names, output_tensors(model, example_input)) if names else set()
 
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+        self._layers = layers
+        self._names: dict[int, list[str]] = {}
+        for name, layer in layers.items():
+            for own in layer.parameters(recurse=False):
+                self._names.setdefault(id(own), []).append(name)
+        self._running: list[nn.Module] = []
+        self._hooks: list[Any] = []
 
-def _found(model: nn.Module, example_input: Any, names: Sequence[str], before: Sequence[Tensor]) -> set[str]:
-    with _hidden([model.get_submodule(name) for name in names]):
-        after = output_tensors(model, example_input)
-    if all(map(_is_same, before, after)):
-        return set()
-    if len(names) == 1:
-        return set(names)
-    middle = len(names) // 2
-    return {
-        *_found(model, example_input, names[:middle], before),
-        *_found(model, example_input, names[middle:], before),
-    }
+    def __enter__(self) -> Self:
+        for layer in self._layers.values():
+            self._hooks.append(layer.register_forward_pre_hook(lambda own, _: self._running.append(own)))
+            self._hooks.append(layer.register_forward_hook(lambda *_: self._running.pop() and None))
+        return super().__enter__()
 
-
-def _is_same(before: Tensor, after: Tensor) -> bool:
-    if not before.numel() or not before.is_floating_point():
-        return torch.equal(before, after)
-    return bool((before - after).abs().max() <= SAME * before.abs().max())
-
-
-@contextmanager
-def _hidden(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """Have each layer's parameters be other numbers except while it runs."""
-    own = {layer: {parameter: parameter.data for parameter in layer.parameters(recurse=False)} for layer in layers}
-
-    def show(layer: nn.Module, *_: object) -> None:
-        for parameter, data in own[layer].items():
-            parameter.data = data
-
-    def hide(layer: nn.Module, *_: object) -> None:
-        for parameter, data in own[layer].items():
-            parameter.data = -2 * data
-
-    hooks = [layer.register_forward_pre_hook(show) for layer in layers]
-    hooks += [layer.register_forward_hook(hide) for layer in layers]
-    try:
-        with restored(layers):
-            for layer in layers:
-                hide(layer)
-            yield
-    finally:
-        for hook in hooks:
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for hook in self._hooks:
             hook.remove()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        for leaf in tree_leaves((args, kwargs)):
+            owners = self._names.get(id(leaf), [])
+            if not any(self._layers[name] is layer for name in owners for layer in self._running):
+                self.found.update(owners)
+        return func(*args, **(kwargs or {}))
