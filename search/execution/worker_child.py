@@ -18,15 +18,18 @@ if TYPE_CHECKING:
     from ..trials.worker import Worker
 
 
-def serve(connection: Connection, log: Path) -> None:
+def serve(connection: Connection, log: Path, driver: int) -> None:
     """Answer a `WorkerSetup` with None or why no worker could start, and each proposal with its stages and None.
 
     After a stage it waits to hear whether the next one is wanted.
+
+    Args:
+        driver: the process that started this one, and may have been killed since.
     """
     ignore_interrupts()  # Ctrl-C is the driver's to handle; it ends this process
     _print_to(log)
     try:
-        worker = _started(connection)
+        worker = _started(connection, driver)
     except BaseException as error:  # the user's code may raise anything
         connection.send(describe_exception(error))
         return
@@ -36,12 +39,12 @@ def serve(connection: Connection, log: Path) -> None:
     worker.close()
 
 
-def _started(connection: Connection) -> Worker:
+def _started(connection: Connection, driver: int) -> Worker:
     from ...hardware_profiles.bench.bench import end_with
     from ...workloads.load import settle_in
     from ..trials.worker import Worker
 
-    Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    Thread(target=end_with, args=(driver,), daemon=True).start()
     setup = connection.recv()
     settle_in(setup.base_folder)
     worker = Worker(setup)

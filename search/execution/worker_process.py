@@ -72,7 +72,7 @@ class WorkerProcess:
     def _start(self) -> None:
         context: Any = get_context("loky")  # it does not run the main script again
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, self._log))
+        self._process = context.Process(target=serve, args=(theirs, self._log, os.getpid()))
         self._process.start()
         theirs.close()
         self._connection.send(self._setup)

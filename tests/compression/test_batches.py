@@ -1,9 +1,8 @@
 """Batches of a data set: their order, their size, and that the same seed shuffles alike."""
 
-import numpy as np
 import pytest
 import torch
-from slimfront.compression.batches import example_batch, input_batches, loader
+from slimfront.compression.batches import input_batches, loader
 from torch.utils.data import TensorDataset
 
 
@@ -45,10 +44,3 @@ def test_shuffling_leaves_the_global_random_state_alone():
 def test_training_and_statistics_see_full_batches_where_there_are_any(count, sizes):
     assert [len(inputs) for inputs in input_batches(numbers(count), 4)] == sizes
     assert [len(inputs) for inputs, _ in loader(numbers(count), 4, shuffle_seed=0)] == sizes
-
-
-def test_the_example_is_repeated_to_a_batch():
-    batch = example_batch(torch.tensor([[1.0, 2.0]], dtype=torch.float64), 3)
-    assert batch.tolist() == [[1, 2]] * 3
-    assert batch.dtype == np.float32
-    assert batch.flags.c_contiguous
