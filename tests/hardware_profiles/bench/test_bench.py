@@ -49,6 +49,10 @@ class _Input:
     name = "input"
 
 
+class _Output:
+    name = "output"
+
+
 class InferenceSession:
     def __init__(self, path, options, providers):
         with open(path) as file:
@@ -60,6 +64,9 @@ class InferenceSession:
 
     def get_inputs(self):
         return [_Input()]
+
+    def get_outputs(self):
+        return [_Output()]
 
     def run(self, outputs, inputs):
         start = time.monotonic()
