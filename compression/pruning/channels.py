@@ -79,7 +79,7 @@ def _lost(
     if name in graph.heads:
         return channels_lost(rule.heads(graph.heads[name].weights(graph.model), name, scoring), kept)
     scores = rule.channels(graph.groups[name], name, scoring) if chosen is None else chosen
-    return channels_lost(scores, kept, graph.partitions(name))
+    return graph.least(name, scores.cpu(), kept)
 
 
 def _count(graph: ChannelGraph, name: str) -> int:

@@ -138,12 +138,25 @@ class ChannelGraph:
                 return self.names[dep.target.module]
         return None
 
+    def least(self, name: str, scores: Tensor, kept: int) -> list[int]:
+        """Channels of a group to remove so that `kept` are left: those of smallest score, but of each layer that makes some of them, as
+        one branch of a concatenation, the best one stays: no layer is left without channels.
+
+        Args:
+            scores: shape [channels].
+        """
+        made = [set(roots) for dep, _, roots in self._items(name) if self._graph.is_out_channel_pruning_fn(dep.handler)]
+        best = [max(part, key=lambda channel: float(scores[channel])) for part in made if len(part) < len(scores)]
+        return channels_lost(
+            scores.index_fill(0, torch.tensor(best, dtype=torch.long), torch.inf), kept, self.partitions(name)
+        )
+
     def any_channels(self, name: str, kept: int) -> list[int]:
         """Channels, or heads, of a group to remove so that `kept` are left: the first ones, of every partition as many."""
         if name in self.heads:
             return list(range(self.heads[name].num_heads - kept))
         channels = out_channels(self.model.get_submodule(name))
-        return channels_lost(torch.zeros(channels), kept, self.partitions(name))
+        return self.least(name, torch.zeros(channels), kept)
 
     def remove(self, channels: Mapping[str, Iterable[int]]) -> None:
         """Remove channels, numbered as in their root, and heads; the graph is of no use afterwards (`without` keeps it).

@@ -136,3 +136,26 @@ def test_the_width_of_a_transformer_is_a_group_where_its_forward_does_not_count(
     assert shapes == [(3 * 16, 16), (16, 16), (32, 16), (16, 32)]
     assert slim.position.shape == (1, 16, 16)
     assert slim(digit).shape == (1, 10)
+
+
+class Branches(nn.Module):
+    """A wide layer is added to what two narrow ones concatenate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.one, self.other = nn.Conv2d(3, 24, 1), nn.Conv2d(3, 8, 1), nn.Conv2d(3, 16, 1)
+        self.last = nn.Conv2d(24, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.wide(x) + torch.cat([self.one(x), self.other(x)], 1))
+
+
+def test_the_best_channel_of_each_branch_stays():
+    model, example = Branches().eval(), torch.zeros(1, 3, 2, 2)
+    graph = ChannelGraph(model, example)
+    scores = torch.arange(24.0)  # all of one branch are lower than those of the other
+    name = graph.root_of("wide")
+    lost = graph.least(name, scores, 8)
+    assert lost == [*range(7), *range(8, 17)]
+    graph.remove({name: lost})
+    assert (model.one.out_channels, model.other.out_channels, model(example).shape[1]) == (1, 7, 2)

@@ -162,10 +162,23 @@ class DividedTogether(nn.Module):
         return self.fc(self.grouped(torch.cat([self.one(x), self.other(x)], 1).tanh()).tanh().mean((2, 3)))
 
 
+class EveryOtherOfThrees(nn.Module):
+    """Of parts of three channels only the middle ones do not stay in step with a slice of every other channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.grouped = nn.Conv2d(3, 32, 1), nn.Conv2d(32, 24, 3, padding=1, groups=8)
+        self.second, self.fc = nn.Conv2d(12, 16, 3), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.second(self.grouped(self.first(x).tanh())[:, ::2].tanh()).tanh().mean((2, 3)))
+
+
 @pytest.mark.parametrize(
     ("model", "left"),
-    [(FlippedInParts(), ["first", "second"]), (DividedTogether(), ["grouped"])],
-    ids=["flipped", "divided"],
+    [(FlippedInParts(), ["first", "second"]), (DividedTogether(), ["grouped"]), (EveryOtherOfThrees(), ["first", "second"])],
+    ids=["flipped", "divided", "every other"],
 )
 def test_parts_that_grouped_convolutions_make_hide_nothing(model, left):
     offered, reasons = find_channel_groups(model.eval(), IMAGES[:1])
