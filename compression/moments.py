@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.batch import Batch, moved
+from ..core.hooks import removed_after
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -60,12 +61,9 @@ def moments_of(
 
     hooks = [layer.register_forward_hook(watch) for layer in layers]
     device = next(model.parameters()).device
-    try:
+    with removed_after(hooks):
         for batch in batches:
             model.eval()(moved(batch, device))
-    finally:
-        for hook in hooks:
-            hook.remove()
     return found
 
 

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from ..core.batch import Batch, tensors_of
+from ..core.hooks import removed_after
 from ..spaces.models.exported_graph import PASSED_ON
 from ..spaces.models.layers import WeightedLayer
 from ..spaces.policies.candidate import Candidate, QuantParams
@@ -154,8 +155,5 @@ def _disturbed(model: nn.Module, share: float) -> Iterator[None]:
     hooks += [module.register_forward_hook(with_own_matrices) for module in recurrent]
     hooks += [module.register_forward_pre_hook(before, prepend=True) for module in weighted]
     hooks += [module.register_forward_hook(after) for module in innermost]
-    try:
+    with removed_after(hooks):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ..core.batch import Batch, largest_difference
+from ..core.hooks import removed_after
 from .rewriting.affine_layers import affine_candidates, as_linear
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -88,11 +89,8 @@ def inputs_of(model: nn.Module, example_input: Batch, names: set[str]) -> dict[s
         return model.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True)
 
     hooks = [watch(name) for name in sorted(names)]
-    try:
+    with removed_after(hooks):
         model.eval()(example_input)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return found
 
 

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_flatten
 
 from ..core.batch import Batch
+from ..core.hooks import removed_after
 from ..core.interrupts import raise_if_interrupted
 from .copies import copied
 
@@ -123,12 +124,9 @@ def _started_from_zeros(model: nn.Module, example_input: Batch) -> list[str]:
 
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.RNNBase)]
     hooks = [layer.register_forward_pre_hook(watch(name), with_kwargs=True) for name, layer in layers]
-    try:
+    with removed_after(hooks):
         if layers:
             model.eval()(example_input)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return [name for name, is_plain in plain.items() if is_plain]
 
 

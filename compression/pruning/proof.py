@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.batch import Batch, largest_difference, taken
+from ...core.hooks import removed_after
 from ...core.interrupts import raise_if_interrupted
 from ...spaces.models.attention.heads import Role
 from ...spaces.models.channel_graph import ChannelGraph, channels_lost
@@ -258,11 +259,8 @@ def _masked(model: nn.Module, plan: _Plan) -> Iterator[dict[str, list[Tensor]]]:
         return hook
 
     hooks = [model.get_submodule(path).register_forward_pre_hook(mask(path)) for path in plan.gone]
-    try:
+    with removed_after(hooks):
         yield read
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @contextmanager
@@ -287,11 +285,8 @@ def _corrected(pruned: nn.Module, plan: _Plan, read: Mapping[str, list[Tensor]])
         return hook
 
     hooks = [pruned.get_submodule(path).register_forward_pre_hook(compare(path)) for path in plan.gone]
-    try:
+    with removed_after(hooks):
         yield failed
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _in_place_of(inputs: tuple[Any, ...], changed: Tensor) -> tuple[Any, ...]:

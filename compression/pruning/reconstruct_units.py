@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ...core.batch import Batch, moved
+from ...core.hooks import removed_after
 from ...spaces.models.channel_graph import ChannelGraph
 from ...spaces.models.recurrent import RecurrentLayer, is_single_layer
 
@@ -52,11 +53,8 @@ def _watched(model: nn.Module, grams: dict[nn.Parameter, Tensor]) -> Iterator[No
 
     layers = [module for module in model.modules() if is_single_layer(module)]
     hooks = [layer.register_forward_hook(watch) for layer in layers]
-    try:
+    with removed_after(hooks):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _rows(sequence: Tensor | PackedSequence) -> Tensor:

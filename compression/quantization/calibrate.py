@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torchao.quantization.pt2e import HistogramObserver, MinMaxObserver
 
+from ...core.hooks import removed_after
 from ...spaces.policies.candidate import QuantParams
 from ...spaces.policies.quantization_scheme import Scheme
 from ...workloads.workload import MapDataset
@@ -28,12 +29,9 @@ def input_grids(
         return lambda _module, inputs: [observers[name, width](inputs[0]) for width in bits] and None
 
     hooks = [model.get_submodule(name).register_forward_pre_hook(watch(name)) for name in layers]
-    try:
+    with removed_after(hooks):
         for batch in input_batches(calibration, min(CALIBRATION_BATCH, len(calibration))):
             model(batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return {key: _grid(observer, key[1]) for key, observer in observers.items()}
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ...core.hooks import removed_after
 from ...spaces.models.layers import layer_at
 from ...spaces.models.recurrent import matrix_names
 from ...spaces.policies.candidate import QuantParams
@@ -56,11 +57,8 @@ def _fake_quantized_recurrences(model: nn.Module, policy: Policy) -> Iterator[No
         for hook in (layer.register_forward_pre_hook(with_other_matrices(grid)),
                      layer.register_forward_hook(with_own_matrices))
     ]  # fmt: skip
-    try:
+    with removed_after(hooks):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
         with torch.no_grad():
             for layer in layers.values():
                 for key in matrix_names(layer):
@@ -106,11 +104,8 @@ def rounded_activations(model: nn.Module, policy: Policy, inputs: Mapping[str, Q
     roundings |= dict.fromkeys(halves, rounded_input)
     hooks = [model.get_submodule(name).register_forward_pre_hook(hook) for name, hook in roundings.items()]
     hooks += [model.get_submodule(name).register_forward_hook(rounded_output) for name in halves]
-    try:
+    with removed_after(hooks):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _with_ranges_of_their_own(policy: Policy) -> list[str]:

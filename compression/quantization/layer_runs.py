@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.batch import Batch, rows, taken
+from ...core.hooks import removed_after
 from ...workloads.workload import MapDataset
 from ..batches import input_batches
 
@@ -33,9 +34,8 @@ def in_execution_order(model: nn.Module, inputs: Sequence[Batch], layers: set[st
     hooks = [
         model.get_submodule(name).register_forward_hook(lambda *_, name=name: order.setdefault(name)) for name in layers
     ]
-    model(inputs[0])
-    for hook in hooks:
-        hook.remove()
+    with removed_after(hooks):
+        model(inputs[0])
     return list(order)
 
 
@@ -49,8 +49,7 @@ def inputs_and_outputs(model: nn.Module, layer: str, inputs: Sequence[Batch]) ->
         read.append(arguments[0])
         made.append(output)
 
-    hook = model.get_submodule(layer).register_forward_hook(keep)
-    for batch in inputs:
-        model(batch)
-    hook.remove()
+    with model.get_submodule(layer).register_forward_hook(keep):
+        for batch in inputs:
+            model(batch)
     return torch.cat(read), torch.cat(made)

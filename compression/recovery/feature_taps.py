@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...core.batch import Batch
 from ...core.errors import WorkloadError
+from ...core.hooks import removed_after
 from ...spaces.models.layers import LAYER_KINDS
 from .distil import Tap
 
@@ -54,11 +55,8 @@ def tapping(model: nn.Module, modules: Sequence[str], tap: Tap | None) -> Iterat
         return model.get_submodule(name).register_forward_hook(hook)
 
     hooks = [watch(name) for name in modules]
-    try:
+    with removed_after(hooks):
         yield views
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def projections(student: Sequence[Tensor], teacher: Sequence[Tensor], tap: Tap | None) -> nn.ModuleList:

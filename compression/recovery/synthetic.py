@@ -10,6 +10,7 @@ from torch.utils.data import TensorDataset
 
 from ...core.batch import described
 from ...core.errors import WorkloadError
+from ...core.hooks import removed_after
 from ...workloads.workload import Workload
 from ..folding import BATCH_NORMS
 
@@ -58,16 +59,13 @@ def _matched(model: nn.Module, inputs: Tensor) -> Tensor:
     hooks = [norm.register_forward_pre_hook(watch(mean, variance)) for norm, mean, variance in statistics]
     inputs = inputs.clone().requires_grad_()
     optimizer = torch.optim.Adam([inputs], lr=STEP_SIZE)
-    try:
+    with removed_after(hooks):
         for _ in range(STEPS):
             gaps.clear()
             model(inputs)
             optimizer.zero_grad()
             inputs.grad = torch.autograd.grad(torch.stack(gaps).sum(), inputs)[0]
             optimizer.step()
-    finally:
-        for hook in hooks:
-            hook.remove()
     return inputs.detach()
 
 

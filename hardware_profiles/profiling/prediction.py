@@ -20,6 +20,7 @@ from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from ...core.batch import Batch
+from ...core.hooks import removed_after
 from ...spaces.models.layers import LAYER_KINDS, macs_by_module
 from ...spaces.models.recurrent import RECURRENT_KINDS, is_single_layer
 from ...spaces.policies.policy import Policy
@@ -70,11 +71,8 @@ def calls_of(model: nn.Module, example_input: Batch) -> dict[str, Call]:
         return hook
 
     hooks = [model.get_submodule(name).register_forward_hook(note(name)) for name in layers_of(model)]
-    try:
+    with removed_after(hooks):
         model(example_input)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return calls
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...core.batch import Batch
+from ...core.hooks import removed_after
 from ...core.interrupts import raise_if_interrupted
 from ..policies.resolved import is_within
 from .attributes import restored
@@ -107,11 +108,8 @@ def _passing_on(blocks: Sequence[nn.Module]) -> Iterator[None]:
 
     hooks = [block.register_forward_pre_hook(keep, with_kwargs=True) for block in blocks]
     hooks += [block.register_forward_hook(lambda block, _inputs, _made: read.pop(block)) for block in blocks]
-    try:
+    with removed_after(hooks):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _reasons(model: nn.Module, example_input: Batch) -> dict[nn.Module, str | None]:
@@ -125,11 +123,8 @@ def _reasons(model: nn.Module, example_input: Batch) -> dict[nn.Module, str | No
         reasons[module] = _why_fixed(read, output) if calls[module] == 1 else "it runs more than once in a pass"
 
     hooks = [module.register_forward_hook(watch, with_kwargs=True) for module in reasons]
-    try:
+    with removed_after(hooks):
         model.eval()(example_input)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return reasons
 
 
@@ -169,12 +164,9 @@ def block_influence(model: nn.Module, batches: Iterable[Batch], blocks: Sequence
         return model.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
 
     hooks = [watch(name) for name in blocks]
-    try:
+    with removed_after(hooks):
         for batch in batches:
             model.eval()(batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return {name: 1 - float(torch.cat(found).mean()) for name, found in cosines.items()}
 
 

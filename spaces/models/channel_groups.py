@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ...core.batch import Batch, shapes_of, sizes, tensors_of
 from ...core.errors import CompressionError
+from ...core.hooks import removed_after
 from ...core.interrupts import raise_if_interrupted
 from .channel_graph import ChannelGraph, out_channels
 from .failures import first_line, place_of
@@ -203,10 +204,7 @@ def _output_layers(model: nn.Module, example_input: Batch) -> set[str]:
         for name, module in model.named_modules()
         if type(module) in LAYER_KINDS
     ]
-    try:
+    with removed_after(hooks):
         outputs = tensors_of(model.eval()(example_input))
-    finally:
-        for hook in hooks:
-            hook.remove()
     places = {output.data_ptr() for output in outputs}
     return {name for name, tensor in produced.items() if tensor.data_ptr() in places}

@@ -22,6 +22,7 @@ from torch_pruning.dependency import Group, constants, index_mapping, shape_infe
 from torch_pruning.dependency import graph as dependency_graph
 
 from ...core.batch import Batch
+from ...core.hooks import removed_after
 from .architecture import every_output
 from .attention.heads import Heads
 from .attention.influence import trainable
@@ -155,11 +156,8 @@ def _cut(model: nn.Module, attentions: Iterable[Heads], made: list[Tensor]) -> I
                 hooks.append(module.register_forward_pre_hook(lambda _, args: (args[0].detach(), *args[1:])))
         for path in heads.made:
             hooks.append(model.get_submodule(path).register_forward_hook(keep))
-    try:
+    with removed_after(hooks):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @contextmanager

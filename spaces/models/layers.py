@@ -11,6 +11,7 @@ from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
 from ...core.batch import Batch
+from ...core.hooks import removed_after
 from .recurrent import RECURRENT_KINDS, RecurrentLayer, is_single_layer, matrix_shape
 from .recurrent_macs import RECURRENT_OPERATIONS, macs_of_recurrence
 from .unread import read_elsewhere, unread_layers
@@ -120,11 +121,8 @@ def runs_of_modules(model: nn.Module, example_input: Batch) -> Counter[str]:
         module.register_forward_hook(lambda *_, name=name: calls.update([name]))
         for name, module in model.named_modules()
     ]
-    try:
+    with removed_after(hooks):
         model(example_input)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return calls
 
 

@@ -11,6 +11,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from ...core.hooks import removed_after
 from .recurrent import RecurrentLayer, channels_of, remove_channels_of
 
 
@@ -100,11 +101,8 @@ def outputs_as_called(layers: Iterable[RecurrentLayer]) -> Iterator[None]:
 @contextmanager
 def _hooked(pairs: Iterable[tuple[RecurrentLayer, Any]]) -> Iterator[None]:
     hooks = [layer.register_forward_hook(hook, with_kwargs=True) for layer, hook in pairs]
-    try:
+    with removed_after(hooks):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _values(sequence: Tensor | PackedSequence) -> Tensor:

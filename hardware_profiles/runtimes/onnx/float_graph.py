@@ -88,11 +88,8 @@ def _full_paths(model: nn.Module) -> Iterator[None]:
         paths = {module: f"{torch.typename(type(module))}::{path}" for path, module in model.named_modules()}
         torch_trace._trace_module_map = paths
 
-    hook = model.register_forward_pre_hook(name_scopes)
-    try:
+    with model.register_forward_pre_hook(name_scopes):
         yield
-    finally:
-        hook.remove()
 
 
 def _name_layers(graph: GraphProto, modules: Set[str]) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ....core.batch import Batch
+from ....core.hooks import removed_after
 from ....core.interrupts import raise_if_interrupted
 from ..failures import place_of
 from .heads import Heads
@@ -53,11 +54,8 @@ def _calls(model: nn.Module, example_input: Batch, names: Set[str]) -> dict[str,
         return lambda _module, args, options: calls.setdefault(name, (args, options)) and None
 
     hooks = [model.get_submodule(name).register_forward_pre_hook(note(name), with_kwargs=True) for name in names]
-    try:
+    with removed_after(hooks):
         model(example_input)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return calls
 
 
@@ -136,9 +134,6 @@ def _reads(module: nn.Module, heads: Heads, call: Call, lost: Sequence[int] = ()
         return hook
 
     hooks = [module.get_submodule(name).register_forward_pre_hook(note(name)) for name in heads.read]
-    try:
+    with removed_after(hooks):
         module(*call[0], **call[1])
-    finally:
-        for hook in hooks:
-            hook.remove()
     return found

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from ....core.batch import Batch
+from ....core.hooks import removed_after
 from ..attributes import restored
 
 PARTS = (nn.Linear, _ConvNd, nn.Embedding, _BatchNorm)
@@ -85,18 +86,15 @@ class Influence:
         hooks = [module.register_forward_pre_hook(note(name)) for name, module in model.named_modules() if name]
         hooks += [module.register_forward_pre_hook(before(name)) for name, module in self.parts.items()]
         hooks += [module.register_forward_hook(after(name)) for name, module in self.parts.items()]
-        try:
-            with (
-                restored(model.modules()),
-                trainable(model),
-                torch.enable_grad(),
-                sdpa_kernel(SDPBackend.MATH),
-                torch.random.fork_rng(),
-            ):
-                model(example_input)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with (
+            removed_after(hooks),
+            restored(model.modules()),
+            trainable(model),
+            torch.enable_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+            torch.random.fork_rng(),
+        ):
+            model(example_input)
 
     def _walk(self, name: str, leaves: Mapping[Tensor, str]) -> None:
         """Find what reaches the input of a part."""

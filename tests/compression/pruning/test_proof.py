@@ -177,7 +177,11 @@ class EveryOtherOfThrees(nn.Module):
 
 @pytest.mark.parametrize(
     ("model", "left"),
-    [(FlippedInParts(), ["first", "second"]), (DividedTogether(), ["grouped"]), (EveryOtherOfThrees(), ["first", "second"])],
+    [
+        (FlippedInParts(), ["first", "second"]),
+        (DividedTogether(), ["grouped"]),
+        (EveryOtherOfThrees(), ["first", "second"]),
+    ],
     ids=["flipped", "divided", "every other"],
 )
 def test_parts_that_grouped_convolutions_make_hide_nothing(model, left):
