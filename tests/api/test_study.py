@@ -76,6 +76,8 @@ def test_what_is_not_there_is_an_error_of_slimfront_s_own(tmp_path: Path, study:
         lambda: study.best("latency_ms", where="accuracy_drop below 1"),
         lambda: study.best("latency_ms", where="accuracy_drop <= -1"),
         lambda: study.export(tmp_path / "bundle", trial=1, pick="knee"),
+        lambda: study.export(tmp_path / "bundle", trial=1, where="accuracy_drop <= 1"),
+        lambda: study.export(tmp_path / "bundle", where="accuracy_drop <= -1"),
         lambda: study.export(tmp_path / "bundle", trial=4),
         lambda: study.verify(tmp_path),
     ]
@@ -112,6 +114,13 @@ def test_best_is_the_best_value_among_those_that_meet_the_conditions(study: slim
     assert study.best("accuracy_drop", where=["latency_ms < 2", "latency_ms > 0.5"]).number == 1
     with pytest.raises(UserError, match=r"^demo: none of 4 complete trials has latency_ms and accuracy_drop < 0$"):
         study.best("latency_ms", where="accuracy_drop < 0")
+
+
+def test_a_rule_picks_among_the_points_that_meet_the_conditions(study: slimfront.Study) -> None:
+    assert study.pick("fastest", where="accuracy_drop <= 0.01").number == 1
+    assert study.pick("fastest", where=["accuracy_drop <= 0.01", "latency_ms > 1.5"]).number == 0
+    with pytest.raises(UserError, match=r"^demo: none of 3 points of the front has accuracy_drop < 0$"):
+        study.pick(where="accuracy_drop < 0")
 
 
 def test_a_rule_picks_from_the_front(study: slimfront.Study) -> None:

@@ -12,11 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from loky.backend import get_context
 from slimfront.core.errors import ArtifactsError, UserError, WorkerStartError
 from slimfront.search.driver import Search
 from slimfront.search.execution.base import run_trials, worker_setup
 from slimfront.search.execution.crash_report import CrashReport, exit_text, stage_of_death
 from slimfront.search.execution.local import run_local
+from slimfront.search.execution.worker_child import serve
 from slimfront.search.execution.worker_process import WorkerProcess
 from slimfront.search.proposals import Proposal
 from slimfront.search.trials.artifacts_folder import require_writable, storage_problem, storing
@@ -184,6 +186,18 @@ def test_a_trial_that_the_searchs_own_time_cuts_short_is_tried_again(
     finally:
         process.close()
     assert (last.name, last.fault) == ("failed", "time")
+
+
+def test_a_worker_whose_driver_was_killed_before_it_began_ends(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    context = get_context("loky")
+    ours, theirs = context.Pipe()
+    worker = context.Process(target=serve, args=(theirs, tmp_path / "log", gone.pid))
+    worker.start()  # and waits for what to work on, which never comes
+    worker.join(60)
+    assert worker.exitcode == 1
+    ours.close()
 
 
 def test_a_crash_report_names_the_users_own_line(tmp_path: Path) -> None:
