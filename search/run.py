@@ -126,7 +126,7 @@ def _limits(search: Search) -> str:
 def _runner(search: Search) -> Runner:
     if not search.spec.workers:
         return LocalRunner(search, isolated=True)
-    from .execution.ray_tune import RayRunner  # only here: importing ray takes a second
+    from .execution.ray_runner import RayRunner  # only here: importing ray takes a second
 
     return RayRunner(search, search.spec.workers)
 

@@ -1,0 +1,143 @@
+"""Runs a search over Ray: long-lived workers take trials one stage at a time; the driver alone writes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from ..cluster.cluster import LOG, connect, ray  # before anything else of Ray
+
+from ray.exceptions import ActorUnavailableError, ObjectLostError, RayError, RayTaskError  # isort: skip
+
+from ...core.errors import SearchError, WorkerStartError, describe_exception
+from ...core.interrupts import Interrupts
+from ..driver import Search
+from ..trials.artifacts_folder import storing
+from ..trials.worker import Stage
+from .base import raise_fault, worker_setup
+from .crash_report import stage_of_death
+from .ray_slots import Slot, Slots, how_it_died
+
+POLL_SECONDS = 0.5
+"""Seconds between looks at interrupts, nodes and the budget while nobody answers."""
+
+PATIENCE_SECONDS = 300
+"""Seconds for which a cluster may have no node with room for a worker."""
+
+ONE_CPU: Mapping[str, float] = {"CPU": 1}
+
+
+class RayRunner:
+    """Runs trials in workers on the nodes of the cluster that RAY_ADDRESS names, or of this machine, where Ray is started then.
+
+    Args:
+        workers: how many there may be; as many run as nodes have room for, and nodes may come and go.
+    """
+
+    def __init__(self, search: Search, workers: int) -> None:
+        self._search, self._workers = search, workers
+        self._slots: Slots | None = None
+
+    def run(self, search: Search, interrupts: Interrupts) -> None:
+        """As `Runner.run`.
+
+        Raises:
+            SearchError: the cluster has had no room for a worker for `PATIENCE_SECONDS`.
+        """
+        connect(self._workers, search.folder / LOG)
+        slots = self._slots = Slots(worker_setup(search, 1), self._workers, ONE_CPU)
+        self._last_room = time.monotonic()
+        with storing(search.folder):
+            while slots.running or not search.is_over:
+                interrupts.check()
+                self._hand_out(slots)
+                for slot in slots.answered(POLL_SECONDS):
+                    self._take(slots, slot)
+
+    def close(self) -> None:
+        """Leave the cluster; end it, if it was started here."""
+        if self._slots is not None:
+            self._slots.close()
+        ray.shutdown()
+
+    def _hand_out(self, slots: Slots) -> None:
+        """Give every idle worker a trial, and start workers where there is room, while the budget has work."""
+        if self._search.is_over:
+            return
+        slots.fill()
+        self._require_room(slots)
+        for slot in slots.idle:
+            if (proposal := self._search.propose()) is None:
+                return
+            slot.begin(proposal)
+
+    def _require_room(self, slots: Slots) -> None:
+        now = time.monotonic()
+        if slots.usable:
+            self._last_room = now
+        elif now - self._last_room > PATIENCE_SECONDS:
+            raise SearchError(f"no node of the Ray cluster has had room for a worker for {PATIENCE_SECONDS} s")
+
+    def _take(self, slots: Slots, slot: Slot) -> None:
+        """Do with a worker what its answer asks for."""
+        try:
+            answer: Any = ray.get(slot.answer)
+        except (ActorUnavailableError, ObjectLostError):
+            slot.probe()
+        except RayTaskError as error:
+            if slot.is_started:
+                raise
+            self._did_not_start(slots, slot, describe_exception(error.cause))
+        except RayError as error:
+            self._died(slots, slot, error)
+        else:
+            self._answered(slots, slot, answer)
+
+    def _answered(self, slots: Slots, slot: Slot, answer: Stage | str | None) -> None:
+        if slot.is_probed:  # it lives, but what it found is lost
+            slots.drop(slot)
+            self._lost(slot)
+        elif slot.is_started:
+            assert not isinstance(answer, str)
+            self._went_on(slot, answer)
+        elif isinstance(answer, str):
+            self._did_not_start(slots, slot, answer)
+        else:
+            slots.started(slot)
+
+    def _went_on(self, slot: Slot, stage: Stage | None) -> None:
+        """Record a stage of a worker's trial, and have it run the next one where that is wanted."""
+        assert slot.proposal is not None
+        number = slot.proposal.number
+        if stage is None:
+            self._search.finish(number)
+        elif stage.fault is not None:
+            raise_fault(stage)  # else it ran out of the search's time, and is tried again by the next run
+        elif self._search.advance(number, stage):
+            slot.proceed()
+            return
+        slot.rest()
+
+    def _did_not_start(self, slots: Slots, slot: Slot, problem: str) -> None:
+        if not slots.failed_to_start(slot):
+            return
+        if not slots.usable:
+            raise WorkerStartError(f"no worker can start: {problem}")
+        self._search.remarks.cluster(f"node {slot.node.name} is left out, no worker can start there: {problem}")
+
+    def _died(self, slots: Slots, slot: Slot, error: RayError) -> None:
+        if slot.proposal is None and not slots.has_left(slot.node, error):
+            self._did_not_start(slots, slot, f"its process {how_it_died(error)}")
+            return
+        slots.drop(slot)
+        if slots.has_left(slot.node, error):
+            self._lost(slot)
+        elif slot.proposal is not None:
+            limit_s = self._search.spec.budget.trial_timeout_s
+            self._went_on(slot, stage_of_death(slot.proposal, limit_s, how_it_died(error)))
+
+    def _lost(self, slot: Slot) -> None:
+        """Have a trial whose node is gone tried again."""
+        if slot.proposal is not None:
+            self._search.lose(slot.proposal.number, f"its node {slot.node.name} is gone")
