@@ -69,9 +69,9 @@ def run_search(
 def _prepared(spec: StudySpec, artifacts: Path, given: Workload | None) -> PreparedStudy:
     require_writable(artifacts / spec.study)
     if spec.workers:
-        from .cluster.cluster import require_answer  # only here: importing ray takes a second
+        from .execution.ray_runner import join_named  # only here: importing ray takes a second
 
-        require_answer()
+        join_named(spec, artifacts / spec.study)
     return prepare(spec, given)
 
 

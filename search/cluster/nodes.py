@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -40,6 +41,12 @@ def alive_nodes(resources: Mapping[str, float]) -> dict[str, Node]:
         Node(node["NodeID"], _name(node), _slots(node["Resources"], resources)) for node in ray.nodes() if node["Alive"]
     )
     return {node.id: node for node in nodes}
+
+
+def driver_node() -> str | None:
+    """The id of the node whose files this process reads; None where it is a client of a cluster elsewhere."""
+    is_client = os.environ.get("RAY_ADDRESS", "").startswith("ray://")
+    return None if is_client else ray.get_runtime_context().get_node_id()
 
 
 def _name(node: Mapping[str, str]) -> str:

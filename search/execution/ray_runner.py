@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from ..cluster.cluster import LOG, connect, ray  # before anything else of Ray
+from ..cluster.cluster import LOG, connect, is_cluster_named, ray  # before anything else of Ray
 
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayError, RayTaskError  # isort: skip
 
 from ...core.errors import SearchError, WorkerStartError, describe_exception
 from ...core.interrupts import Interrupts
+from ...hardware_profiles.profiling.fingerprint import versions
+from ...studies.study_file.spec import StudySpec
+from ..cluster.nodes import Node
+from ..cluster.study_folder import runtime_env
 from ..driver import Search
 from ..trials.artifacts_folder import storing
 from ..trials.worker import Stage
-from .base import raise_fault, worker_setup
+from .base import raise_fault
 from .crash_report import stage_of_death
 from .ray_slots import Slot, Slots, how_it_died
+from .ray_worker import Ready
+from .shipment import delivered
 
 POLL_SECONDS = 0.5
 """Seconds between looks at interrupts, nodes and the budget while nobody answers."""
@@ -26,6 +33,25 @@ PATIENCE_SECONDS = 300
 """Seconds for which a cluster may have no node with room for a worker."""
 
 ONE_CPU: Mapping[str, float] = {"CPU": 1}
+
+
+def join(spec: StudySpec, workers: int, artifacts: Path) -> None:
+    """Join the cluster that RAY_ADDRESS names, with a copy of the study file's folder on its nodes, or start Ray for so many workers.
+
+    Args:
+        artifacts: of the study.
+
+    Raises:
+        UserError: the cluster cannot be joined, or the folder is too large.
+    """
+    environment = runtime_env(spec.base_folder, artifacts.parent) if is_cluster_named() else None
+    connect(workers, artifacts / LOG, environment)
+
+
+def join_named(spec: StudySpec, artifacts: Path) -> None:
+    """`join` where RAY_ADDRESS names a cluster: one that cannot be joined is known before anything is measured."""
+    if is_cluster_named():
+        join(spec, spec.workers, artifacts)
 
 
 class RayRunner:
@@ -45,8 +71,8 @@ class RayRunner:
         Raises:
             SearchError: the cluster has had no room for a worker for `PATIENCE_SECONDS`.
         """
-        connect(self._workers, search.folder / LOG)
-        slots = self._slots = Slots(worker_setup(search, 1), self._workers, ONE_CPU)
+        join(search.spec, self._workers, search.folder)
+        slots = self._slots = Slots(search, self._workers, ONE_CPU)
         self._last_room = time.monotonic()
         with storing(search.folder):
             while slots.running or not search.is_over:
@@ -86,7 +112,7 @@ class RayRunner:
         except (ActorUnavailableError, ObjectLostError):
             slot.probe()
         except RayTaskError as error:
-            if slot.is_started:
+            if slot.ready is not None:
                 raise
             self._did_not_start(slots, slot, describe_exception(error.cause))
         except RayError as error:
@@ -94,24 +120,42 @@ class RayRunner:
         else:
             self._answered(slots, slot, answer)
 
-    def _answered(self, slots: Slots, slot: Slot, answer: Stage | str | None) -> None:
+    def _answered(self, slots: Slots, slot: Slot, answer: Any) -> None:
         if slot.is_probed:  # it lives, but what it found is lost
             slots.drop(slot)
-            self._lost(slot)
-        elif slot.is_started:
-            assert not isinstance(answer, str)
-            self._went_on(slot, answer)
+            self._lost(slot, f"its node {slot.node.name} was out of reach")
         elif isinstance(answer, str):
             self._did_not_start(slots, slot, answer)
-        else:
-            slots.started(slot)
+        elif isinstance(answer, Ready):
+            slots.started(slot, answer)
+            self._compare(slot.node, answer)
+        elif slot.proposal is not None:
+            stage, files = answer
+            stage = delivered(stage, files, slot.proposal.folder) if slot.is_far else stage
+            self._went_on(slots, slot, stage)
 
-    def _went_on(self, slot: Slot, stage: Stage | None) -> None:
+    def _compare(self, node: Node, ready: Ready) -> None:
+        """Remark on a node whose packages are other ones than the driver's."""
+        here = versions(self._search.prepared.context.runtime)
+        other = [
+            f"{name} {ready.versions.get(name)} for {here[name]}"
+            for name in here
+            if ready.versions.get(name) != here[name]
+        ]
+        if other:
+            self._search.remarks.cluster(f"node {node.name} has {', '.join(other)} of the driver's")
+
+    def _went_on(self, slots: Slots, slot: Slot, stage: Stage | None) -> None:
         """Record a stage of a worker's trial, and have it run the next one where that is wanted."""
         assert slot.proposal is not None
         number = slot.proposal.number
         if stage is None:
             self._search.finish(number)
+        elif stage.fault == "storage" and slot.is_far:
+            self._lost(slot, stage.reason or "")
+            slot.rest()
+            self._leave_out(slots, slot.node, stage.reason or "")
+            return
         elif stage.fault is not None:
             raise_fault(stage)  # else it ran out of the search's time, and is tried again by the next run
         elif self._search.advance(number, stage):
@@ -120,11 +164,14 @@ class RayRunner:
         slot.rest()
 
     def _did_not_start(self, slots: Slots, slot: Slot, problem: str) -> None:
-        if not slots.failed_to_start(slot):
-            return
+        if slots.failed_to_start(slot):
+            self._leave_out(slots, slot.node, problem)
+
+    def _leave_out(self, slots: Slots, node: Node, problem: str) -> None:
+        slots.leave_out(node)
         if not slots.usable:
             raise WorkerStartError(f"no worker can start: {problem}")
-        self._search.remarks.cluster(f"node {slot.node.name} is left out, no worker can start there: {problem}")
+        self._search.remarks.cluster(f"node {node.name} is left out, as no worker can work there: {problem}")
 
     def _died(self, slots: Slots, slot: Slot, error: RayError) -> None:
         if slot.proposal is None and not slots.has_left(slot.node, error):
@@ -135,9 +182,10 @@ class RayRunner:
             self._lost(slot)
         elif slot.proposal is not None:
             limit_s = self._search.spec.budget.trial_timeout_s
-            self._went_on(slot, stage_of_death(slot.proposal, limit_s, how_it_died(error)))
+            slot.collect()
+            self._went_on(slots, slot, stage_of_death(slot.proposal, limit_s, how_it_died(error)))
 
-    def _lost(self, slot: Slot) -> None:
-        """Have a trial whose node is gone tried again."""
+    def _lost(self, slot: Slot, reason: str | None = None) -> None:
+        """Have the trial of a worker that cannot go on tried again; where no reason is given, its node is gone."""
         if slot.proposal is not None:
-            self._search.lose(slot.proposal.number, f"its node {slot.node.name} is gone")
+            self._search.lose(slot.proposal.number, reason or f"its node {slot.node.name} is gone")

@@ -5,35 +5,51 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from ..cluster.cluster import ray  # before anything else of Ray
 
 from ray.exceptions import RayError  # isort: skip
 
 from ...core.texts import one_line
-from ..cluster.nodes import Node, alive_nodes
+from ..cluster.nodes import Node, alive_nodes, driver_node
+from ..driver import Search
 from ..proposals import Proposal
-from ..trials.worker import WorkerSetup
-from .ray_worker import RayWorker
+from .base import worker_setup
+from .ray_worker import RayWorker, Ready
+from .shipment import Shipment, left_behind, unpack
 from .worker_process import STARTS
 
 LOOK_SECONDS = 1.0
 """The least seconds between two looks at which nodes there are."""
 
 
+COLLECT_SECONDS = 30
+"""The seconds that a node has to send what a dead worker left behind; it starts a process for that."""
+
+
 class Slot:
     """A worker on a node, and the trial that it runs.
 
+    Args:
+        setup, shipment: in Ray's object store; the latter None on the driver's node.
+        sharing: how many workers share the node's cores.
+        resources: what it takes, as Ray calls it.
+
     Attributes:
         answer: what it was asked for last; None while it waits for a trial.
+        is_far: whether it cannot read the driver's files.
         proposal: the trial; None where it has none.
-        is_started: whether it has everything ready for trials.
+        ready: what it said when it had everything that trials need; None until then.
         is_probed: whether its last answer is lost and it was asked whether it still lives.
     """
 
-    def __init__(self, node: Node, setup: Any, sharing: int, resources: Mapping[str, float]) -> None:
-        self.node = node
+    def __init__(self, node: Node, setup: Any, shipment: Any, sharing: int, resources: Mapping[str, float]) -> None:
+        self.node, self.is_far = node, shipment is not None
         others = {name: amount for name, amount in resources.items() if name not in ("CPU", "GPU")}
         self._worker: Any = (
             ray.remote(RayWorker)
@@ -45,13 +61,16 @@ class Slot:
             )
             .remote()
         )
-        self.answer: Any = self._worker.start.remote(setup, sharing)
+        self.answer: Any = self._worker.start.remote(setup, sharing, shipment)
         self.proposal: Proposal | None = None
-        self.is_started = self.is_probed = False
+        self.ready: Ready | None = None
+        self.is_probed = False
 
     def begin(self, proposal: Proposal) -> None:
         """Have it run a trial to its first stage."""
-        self.proposal, self.answer = proposal, self._worker.begin.remote(proposal)
+        recovered = proposal.recovered if self.is_far else None
+        files = {} if recovered is None else {recovered.name: np.fromfile(recovered, np.uint8)}
+        self.proposal, self.answer = proposal, self._worker.begin.remote(proposal, files)
 
     def proceed(self) -> None:
         """Have it run its trial to the next stage."""
@@ -69,6 +88,14 @@ class Slot:
         """Have it end its bench; returns what answers when that is done."""
         return self._worker.close.remote()
 
+    def collect(self) -> None:
+        """After its process's death: fetch what its trial wrote for people, where that is on another node."""
+        if self.proposal is None or self.ready is None or self.ready.folder is None:
+            return
+        there = ray.remote(left_behind).options(num_cpus=0, scheduling_strategy=self.node.affinity)
+        with suppress(RayError):  # the node may be gone since; the trial's end is known without
+            unpack(ray.get(there.remote(self.ready.folder), timeout=COLLECT_SECONDS), self.proposal.folder)
+
     def kill(self) -> None:
         """End its process."""
         ray.kill(self._worker)
@@ -85,8 +112,9 @@ class Slots:
         left_out: id -> node on which no worker can start.
     """
 
-    def __init__(self, setup: WorkerSetup, most: int, resources: Mapping[str, float]) -> None:
-        self._setup, self._most, self._resources = ray.put(setup), most, resources
+    def __init__(self, search: Search, most: int, resources: Mapping[str, float]) -> None:
+        self._search, self._most, self._resources = search, most, resources
+        self._setup, self._here = ray.put(worker_setup(search, 1)), driver_node()
         self._slots: list[Slot] = []
         self._nodes: dict[str, Node] = {}
         self._looked = float("-inf")
@@ -113,12 +141,15 @@ class Slots:
         if time.monotonic() - self._looked < LOOK_SECONDS:
             return
         self._look()
+        for slot in [slot for slot in self.idle if slot.node.id not in self._nodes]:
+            self.drop(slot)
         taken = Counter(slot.node.id for slot in self._slots)
         while len(self._slots) < self._most:
             node = max(self.usable, key=lambda node: node.slots - taken[node.id], default=None)
             if node is None or taken[node.id] >= node.slots:
                 return
-            self._slots.append(Slot(node, self._setup, min(node.slots, self._most), self._resources))
+            shipment = None if node.id == self._here else self._shipment
+            self._slots.append(Slot(node, self._setup, shipment, min(node.slots, self._most), self._resources))
             taken[node.id] += 1
 
     def answered(self, patience_s: float) -> list[Slot]:
@@ -137,22 +168,23 @@ class Slots:
         self._slots.remove(slot)
         self._looked = float("-inf")
 
-    def started(self, slot: Slot) -> None:
+    def started(self, slot: Slot, ready: Ready) -> None:
         """Note that a worker is ready for trials."""
-        slot.is_started, slot.answer = True, None
+        slot.ready, slot.answer = ready, None
         self._failed_starts[slot.node.id] = 0
 
     def failed_to_start(self, slot: Slot) -> bool:
-        """Drop a worker that cannot start; whether its node is left out now, after so many in a row."""
+        """Drop a worker that cannot start; whether its node is to be left out now, after so many in a row."""
         node = slot.node
         self.drop(slot)
         self._failed_starts[node.id] += 1
-        if self._failed_starts[node.id] < STARTS or node.id in self.left_out:
-            return False
+        return self._failed_starts[node.id] >= STARTS and node.id not in self.left_out
+
+    def leave_out(self, node: Node) -> None:
+        """Start no other worker on a node, and give up those that have no trial there."""
         self.left_out[node.id] = node
-        for other in [other for other in self._slots if other.node == node and not other.is_started]:
-            self.drop(other)
-        return True
+        for slot in [slot for slot in self._slots if slot.node == node and slot.proposal is None]:
+            self.drop(slot)
 
     def has_left(self, node: Node, error: RayError) -> bool:
         """Whether a worker died because its node did, by what Ray says of it."""
@@ -164,6 +196,10 @@ class Slots:
         closing = [slot.close() for slot in self.idle]
         if closing:
             ray.wait(closing, num_returns=len(closing), timeout=1)
+
+    @cached_property
+    def _shipment(self) -> Any:
+        return ray.put(Shipment.of(self._search))
 
     def _look(self) -> None:
         self._nodes, self._looked = alive_nodes(self._resources), time.monotonic()

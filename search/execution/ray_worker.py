@@ -2,56 +2,115 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from ...core.errors import describe_exception
+from ...core.errors import ArtifactsError, describe_exception
 from ...core.interrupts import ignore_interrupts
 from ...core.threads import usable_threads
 from ...hardware_profiles.bench.bench import cores_for_workers
+from ...hardware_profiles.profiling.fingerprint import versions
+from ...hardware_profiles.runtimes.base import get_runtime
 from ...workloads.load import settle_in
 from ..proposals import Proposal
+from ..trials.artifacts_folder import unwritable, why_unwritable
 from ..trials.worker import Stage, Worker, WorkerSetup
 from .crash_report import crash_reported
+from .shipment import Files, Shipment, files_of, own_folder, unpack
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A worker has everything that trials need.
+
+    Attributes:
+        versions: of what it measures with.
+        folder: for its own files; None where it writes to the driver's.
+    """
+
+    versions: Mapping[str, str]
+    folder: Path | None
 
 
 class RayWorker:
     """Holds model, data and bench from its start on, and runs one trial after the other; a call is one stage."""
 
-    def start(self, setup: WorkerSetup, sharing: int) -> str | None:
-        """Make everything ready for the first trial; returns why that cannot be.
+    def __init__(self) -> None:
+        ignore_interrupts()  # Ctrl-C is the driver's to handle
+        self._folder: Path | None = None
+
+    def start(self, setup: WorkerSetup, sharing: int, shipment: Shipment | None) -> Ready | str:
+        """Make everything ready for the first trial; or why that cannot be.
 
         Args:
             sharing: how many workers share this node's cores.
+            shipment: what the driver's node has and this one has not.
         """
-        ignore_interrupts()  # Ctrl-C is the driver's to handle
         try:
             threads = usable_threads(cores_for_workers(setup.target)) // sharing
+            setup = replace(setup, threads=max(1, threads))
+            if shipment is not None:
+                self._folder = own_folder()
+                setup = shipment.setup_in(self._folder, setup)
             settle_in(setup.base_folder)  # Ray starts its processes in a folder of its own
-            self._worker = Worker(replace(setup, threads=max(1, threads)))
+            self._worker = Worker(setup)
+            if shipment is not None:
+                shipment.require_same(self._worker.workload)
+                self._try_out(setup)
             self._worker.warm_up()
+            return Ready(versions(get_runtime(setup.target.runtime)), self._folder)
         except BaseException as error:  # the user's code may raise anything
             return describe_exception(error)
-        return None
 
-    def begin(self, proposal: Proposal) -> Stage | None:
-        """The first stage of a trial; one that had not come to its end is given up."""
-        self._proposal, self._left = proposal, proposal.limit_s
-        self._stages = self._worker.run(proposal.policy, proposal.folder, proposal.recovered)
+    def begin(self, proposal: Proposal, recovered: Files) -> tuple[Stage | None, Files]:
+        """The first stage of a trial; one that had not come to its end is given up.
+
+        Args:
+            recovered: the file of recovered weights, for a worker that cannot read the driver's.
+        """
+        self._proposal, self._left = self._here(proposal, recovered), proposal.limit_s
+        self._stages = self._worker.run(self._proposal.policy, self._proposal.folder, self._proposal.recovered)
         return self.proceed()
 
-    def proceed(self) -> Stage | None:
-        """The next stage of the trial; None after the last."""
+    def proceed(self) -> tuple[Stage | None, Files]:
+        """The next stage of the trial, None after the last, and its files where the driver cannot read them here."""
         began = time.monotonic()
         with crash_reported(self._proposal.folder, self._left):
             stage = next(self._stages, None)
         if self._left is not None:
             self._left -= time.monotonic() - began
-        return stage
+        return stage, files_of(stage, self._proposal.folder) if self._folder is not None else {}
 
     def ping(self) -> None:
         """Nothing: whether there is an answer is the answer."""
 
     def close(self) -> None:
-        """End the bench's process."""
+        """End the bench's process, and remove the worker's own files."""
         self._worker.close()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)  # the next worker here tries again
+
+    def _here(self, proposal: Proposal, recovered: Files) -> Proposal:
+        """The proposal with its files in this worker's own folder, where it has one; those of the trial before go."""
+        if self._folder is None:
+            return proposal
+        trials = self._folder / "trials"
+        shutil.rmtree(trials, ignore_errors=True)  # it is not there before the first
+        unpack(recovered, trials)
+        file = trials / proposal.recovered.name if proposal.recovered is not None else None
+        return replace(proposal, folder=trials / proposal.folder.name, recovered=file)
+
+    def _try_out(self, setup: WorkerSetup) -> None:
+        """Run the reference's artifact over a batch of data, and write a file as large.
+
+        Raises:
+            ArtifactsError: the file cannot be written.
+        """
+        assert setup.reference is not None
+        assert self._folder is not None
+        self._worker.try_reference()
+        if (problem := why_unwritable(self._folder, setup.reference.artifact.bytes)) is not None:
+            raise ArtifactsError(unwritable(self._folder, problem))

@@ -39,6 +39,7 @@ from ...workloads.contract import held
 from ...workloads.workload import Workload
 from ..cluster.timers import timer_of
 from .given_workload import loaded_workload, pickled_workload
+from .shared_pickle import SharedPickle
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class PreparedStudy:
     groups: list[ChannelGroup]
     unprunable: Mapping[str, str]
     space: Space
-    pickled_workload: bytes | None = None
+    pickled_workload: SharedPickle | None = None
 
     @property
     def target(self) -> Target:
@@ -126,7 +127,7 @@ def prepare(spec: StudySpec, given: Workload | None = None) -> PreparedStudy:
     torch.set_num_threads(threads)
     with naming(spec, "workload"):
         pickled = None if given is None else pickled_workload(given)
-        workload = held(loaded_workload(spec.workload, spec.workload_options, spec.base_folder, pickled))
+        workload = held(loaded_workload(spec.workload, spec.workload_options, spec.base_folder, pickled, copied=True))
     model, example = workload.model.eval(), workload.example_input
     written = spec
     spec = resolved(spec, workload, target)

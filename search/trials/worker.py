@@ -27,6 +27,7 @@ from ...core.measurement import Measurement
 from ...core.metrics import Phase
 from ...core.texts import one_line
 from ...core.threads import usable_threads
+from ...evaluators.accuracy import score
 from ...evaluators.evaluator import Context, LoweredCandidate, Reference
 from ...evaluators.registry import measure
 from ...hardware_profiles.bench.bench import bench_cores, cores_for_workers
@@ -46,6 +47,7 @@ from ..cluster.timers import timer_of
 from .artifacts_folder import PROBE_BYTES, storage_problem, unwritable
 from .given_workload import loaded_workload, take_registrations
 from .kept_files import keep, keep_precisions
+from .shared_pickle import SharedPickle
 
 TIMING_SECONDS = 1.0
 
@@ -80,8 +82,8 @@ class WorkerSetup:
     threads: int = 1
     metrics: Sequence[str] = ()
     rungs: RungsSpec | None = None
-    pickled_workload: bytes | None = None
-    registrations: bytes | None = None
+    pickled_workload: SharedPickle | None = None
+    registrations: SharedPickle | None = None
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,13 @@ class Worker:
         if self._context.bench is not None and self._context.reference is not None:
             self._context.bench.executed_precisions(self._context.reference.artifact.path)
             self._context.bench.ready()
+
+    def try_reference(self) -> None:
+        """Run the uncompressed model's artifact over one batch of validation data; raises what fails."""
+        assert self.setup.reference is not None
+        data = self.workload.validation
+        few = [data[index] for index in range(min(self.setup.target.batch, len(data)))]
+        score(self.setup.reference.artifact, few, self._context)
 
     def run(self, policy: Policy, folder: Path, recovered: Path | None = None) -> Iterator[Stage]:
         """Compress and score `policy`, stage by stage; files go to `folder`.
