@@ -19,7 +19,7 @@ from .options import (
     out,
     print_result,
 )
-from .usage import number, port_number, whole_number
+from .usage import number, port_number, whole_number, workers_count
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as of a shell."""
@@ -39,7 +39,12 @@ def search(
         typer.Option(parser=whole_number, metavar="N", help="Trials in all; overrides the file's number."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(parser=whole_number, metavar="N", help="Ray workers; 0 runs without Ray.")
+        int | str | None,
+        typer.Option(
+            parser=workers_count,
+            metavar="N",
+            help="Ray workers, or auto: as many as there is room for; 0 runs without Ray.",
+        ),
     ] = None,
     storage: Storage = DEFAULT_STORAGE,
     seed: Annotated[

@@ -48,7 +48,7 @@ class Search:
     Args:
         prepared: what is searched.
         store: open; this process becomes the study's only driver.
-        artifacts: folder that files of trials are kept in; workers must reach it.
+        artifacts: folder that files of trials are kept in.
         listeners: hear of every event; `listen` adds more.
         started: `time.monotonic()` when the user gave the command, which the budget of time is counted from; now by default.
 

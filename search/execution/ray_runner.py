@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..cluster.cluster import LOG, connect, is_cluster_named, ray  # before anything else of Ray
 
@@ -13,6 +13,9 @@ from ray.exceptions import ActorUnavailableError, ObjectLostError, RayError, Ray
 
 from ...core.errors import SearchError, WorkerStartError, describe_exception
 from ...core.interrupts import Interrupts
+from ...core.threads import usable_threads
+from ...core.validation import MAX_COUNT
+from ...hardware_profiles.bench.bench import cores_for_workers
 from ...hardware_profiles.profiling.fingerprint import versions
 from ...studies.study_file.spec import StudySpec
 from ..cluster.nodes import Node
@@ -35,7 +38,7 @@ PATIENCE_SECONDS = 300
 ONE_CPU: Mapping[str, float] = {"CPU": 1}
 
 
-def join(spec: StudySpec, workers: int, artifacts: Path) -> None:
+def join(spec: StudySpec, artifacts: Path, workers: int = 1) -> None:
     """Join the cluster that RAY_ADDRESS names, with a copy of the study file's folder on its nodes, or start Ray for so many workers.
 
     Args:
@@ -48,21 +51,17 @@ def join(spec: StudySpec, workers: int, artifacts: Path) -> None:
     connect(workers, artifacts / LOG, environment)
 
 
-def join_named(spec: StudySpec, artifacts: Path) -> None:
-    """`join` where RAY_ADDRESS names a cluster: one that cannot be joined is known before anything is measured."""
-    if is_cluster_named():
-        join(spec, spec.workers, artifacts)
-
-
 class RayRunner:
     """Runs trials in workers on the nodes of the cluster that RAY_ADDRESS names, or of this machine, where Ray is started then.
 
     Args:
-        workers: how many there may be; as many run as nodes have room for, and nodes may come and go.
+        workers: the most there may be, or "auto"; as many run as nodes have room for, and nodes may come and go.
     """
 
-    def __init__(self, search: Search, workers: int) -> None:
-        self._search, self._workers = search, workers
+    def __init__(self, search: Search, workers: int | Literal["auto"]) -> None:
+        self._search = search
+        here = usable_threads(cores_for_workers(search.prepared.target))
+        self._most = workers if workers != "auto" else MAX_COUNT if is_cluster_named() else here
         self._slots: Slots | None = None
 
     def run(self, search: Search, interrupts: Interrupts) -> None:
@@ -71,8 +70,8 @@ class RayRunner:
         Raises:
             SearchError: the cluster has had no room for a worker for `PATIENCE_SECONDS`.
         """
-        join(search.spec, self._workers, search.folder)
-        slots = self._slots = Slots(search, self._workers, ONE_CPU)
+        join(search.spec, search.folder, self._most)
+        slots = self._slots = Slots(search, self._most, ONE_CPU)
         self._last_room = time.monotonic()
         with storing(search.folder):
             while slots.running or not search.is_over:
