@@ -26,7 +26,7 @@ from ..trials.worker import Stage
 from .base import raise_fault
 from .crash_report import stage_of_death
 from .ray_slots import Slot, Slots, how_it_died
-from .ray_worker import Ready
+from .ray_worker import Answer, Ready
 from .shipment import delivered
 
 POLL_SECONDS = 0.5
@@ -119,8 +119,8 @@ class RayRunner:
         else:
             self._answered(slots, slot, answer)
 
-    def _answered(self, slots: Slots, slot: Slot, answer: Any) -> None:
-        if slot.is_probed:  # it lives, but what it found is lost
+    def _answered(self, slots: Slots, slot: Slot, answer: Ready | Answer | str | None) -> None:
+        if answer is None:  # it lives, but what it found is lost
             slots.drop(slot)
             self._lost(slot, f"its node {slot.node.name} was out of reach")
         elif isinstance(answer, str):
@@ -129,8 +129,9 @@ class RayRunner:
             slots.started(slot, answer)
             self._compare(slot.node, answer)
         elif slot.proposal is not None:
-            stage, files = answer
-            stage = delivered(stage, files, slot.proposal.folder) if slot.is_far else stage
+            slot.busy_s += answer.seconds
+            folder = slot.proposal.folder
+            stage = delivered(answer.stage, answer.files, folder) if slot.is_far else answer.stage
             self._went_on(slots, slot, stage)
 
     def _compare(self, node: Node, ready: Ready) -> None:

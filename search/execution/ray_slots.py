@@ -45,7 +45,7 @@ class Slot:
         is_far: whether it cannot read the driver's files.
         proposal: the trial; None where it has none.
         ready: what it said when it had everything that trials need; None until then.
-        is_probed: whether its last answer is lost and it was asked whether it still lives.
+        busy_s: seconds that its trials took of the time since it was ready.
     """
 
     def __init__(self, node: Node, setup: Any, shipment: Any, sharing: int, resources: Mapping[str, float]) -> None:
@@ -64,7 +64,7 @@ class Slot:
         self.answer: Any = self._worker.start.remote(setup, sharing, shipment)
         self.proposal: Proposal | None = None
         self.ready: Ready | None = None
-        self.is_probed = False
+        self.busy_s = 0.0
 
     def begin(self, proposal: Proposal) -> None:
         """Have it run a trial to its first stage."""
@@ -82,7 +82,7 @@ class Slot:
 
     def probe(self) -> None:
         """Find out whether it lives: Ray knows only that it does not answer."""
-        self.is_probed, self.answer = True, self._worker.ping.remote()
+        self.answer = self._worker.ping.remote()
 
     def close(self) -> Any:
         """Have it end its bench; returns what answers when that is done."""

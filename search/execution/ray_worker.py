@@ -35,6 +35,21 @@ class Ready:
     folder: Path | None
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a worker found in one stage.
+
+    Attributes:
+        stage: None after a trial's last.
+        files: of the trial, where the driver cannot read them.
+        seconds: that the stage took.
+    """
+
+    stage: Stage | None
+    files: Files
+    seconds: float
+
+
 class RayWorker:
     """Holds model, data and bench from its start on, and runs one trial after the other; a call is one stage."""
 
@@ -65,7 +80,7 @@ class RayWorker:
         except BaseException as error:  # the user's code may raise anything
             return describe_exception(error)
 
-    def begin(self, proposal: Proposal, recovered: Files) -> tuple[Stage | None, Files]:
+    def begin(self, proposal: Proposal, recovered: Files) -> Answer:
         """The first stage of a trial; one that had not come to its end is given up.
 
         Args:
@@ -75,14 +90,16 @@ class RayWorker:
         self._stages = self._worker.run(self._proposal.policy, self._proposal.folder, self._proposal.recovered)
         return self.proceed()
 
-    def proceed(self) -> tuple[Stage | None, Files]:
-        """The next stage of the trial, None after the last, and its files where the driver cannot read them here."""
+    def proceed(self) -> Answer:
+        """The next stage of the trial."""
         began = time.monotonic()
         with crash_reported(self._proposal.folder, self._left):
             stage = next(self._stages, None)
+        files = files_of(stage, self._proposal.folder) if self._folder is not None else {}
+        seconds = time.monotonic() - began
         if self._left is not None:
-            self._left -= time.monotonic() - began
-        return stage, files_of(stage, self._proposal.folder) if self._folder is not None else {}
+            self._left -= seconds
+        return Answer(stage, files, seconds)
 
     def ping(self) -> None:
         """Nothing: whether there is an answer is the answer."""
