@@ -72,7 +72,7 @@ class CrashReport:
         fatal: such as "Segmentation fault"; None where it exceeded a limit.
         place: where it was, as in " (in my_task.py:12 metric)", or "".
         memory: what it took and what it might, as in "2.31 GB of 2 GB"; None unless that ended it.
-        text: the whole report.
+        text: what ended it, and the stack of its main thread, the most recent call last as in a traceback.
     """
 
     fatal: str | None
@@ -91,7 +91,9 @@ class CrashReport:
         if fatal is None and memory is None and not text.startswith("Timeout"):
             return None
         main_thread = text.rpartition("(most recent call first):")[2]
-        return cls(fatal and fatal[1], _place(main_thread), memory and memory[1], text)
+        stack = [match[0] for match in _FRAME.finditer(main_thread)]
+        lines = "\n".join([text.partition("\n")[0], *reversed(stack), ""])
+        return cls(fatal and fatal[1], _place(main_thread), memory and memory[1], lines)
 
 
 def stage_of_death(proposal: Proposal, trial_timeout_s: float | None, how: str | None) -> Stage:
