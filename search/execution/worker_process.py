@@ -15,7 +15,7 @@ from loky.backend import get_context
 
 from ...core.errors import WorkerStartError
 from ..proposals import Proposal
-from ..trials.trial_log import FILE as LOG
+from ..trials.trial_log import FILE as TRIAL_LOG
 from ..trials.worker import Stage, WorkerSetup
 from .crash_report import exit_text, stage_of_death
 from .worker_child import Check, serve
@@ -54,7 +54,9 @@ class WorkerProcess:
         Raises:
             WorkerStartError: no process could start, or none in which the uncompressed model can be scored.
         """
-        self._require_ready()
+        self._require_started()
+        if self._failed is not None:
+            self._require_working(self._failed)
         with closing(self._stages(proposal)) as stages:
             for stage in stages:
                 self._note(proposal, stage)
@@ -98,37 +100,47 @@ class WorkerProcess:
         self._connection.send(self._setup)
         self._is_ready = False
 
-    def _require_ready(self) -> None:
+    def _require_started(self) -> None:
         problem: str | None = None
         for _ in range(STARTS):
             if not self._process.is_alive():
                 self._start()
-            if (problem := self._why_not_ready()) is None:
+            if self._is_ready or (problem := self._why_not_started()) is None:
                 return
-            self._end()
-        log = self._log if self._failed is None else self._failed.folder / LOG
-        raise WorkerStartError(f"no worker can start, after {STARTS} tries: {problem}; what it printed is in {log}")
+        raise WorkerStartError(
+            f"no worker can start, after {STARTS} tries: {problem}; what it printed is in {self._log}"
+        )
 
-    def _why_not_ready(self) -> str | None:
-        """Why the process runs no trials; None where it does."""
+    def _why_not_started(self) -> str | None:
         try:
-            if not self._is_ready and (problem := self._receive(None)) is not None:
-                return problem
-            self._is_ready = True
-            return None if self._failed is None else self._why_not_working(self._failed)
+            problem = self._receive(None)
         except (EOFError, OSError):
             return f"its process {self._end()}"
+        if problem is not None:
+            self._end()
+        self._is_ready = problem is None
+        return problem
+
+    def _require_working(self, failed: Proposal) -> None:
+        """See that the uncompressed model does not fail as a trial did; the second try is in a process that the trial has not touched."""
+        problem: str | None = None
+        for _ in range(2):
+            self._require_started()
+            if (problem := self._why_not_working(failed)) is None:
+                self._works, self._failed = True, None
+                return
+            self._end()
+        log = failed.folder / TRIAL_LOG
+        raise WorkerStartError(
+            f"no worker can run trials: the uncompressed model fails there too: {problem}; what it printed is in {log}"
+        )
 
     def _why_not_working(self, failed: Proposal) -> str | None:
-        """What fails with the uncompressed model as it failed in a trial; None where nothing does."""
         try:
             self._connection.send(Check(failed))
-            problem = self._receive(failed.limit_s)
+            return self._receive(failed.limit_s)
         except (EOFError, OSError, TimeoutError):
-            problem = stage_of_death(failed, failed.limit_s, self._end()).reason
-        if problem is None:
-            self._works, self._failed = True, None
-        return problem and f"the uncompressed model fails there too: {problem}"
+            return stage_of_death(failed, failed.limit_s, self._end()).reason
 
     def _receive(self, limit_s: float | None) -> Any:
         """What the process sends next.

@@ -172,7 +172,7 @@ def test_a_search_whose_workload_is_broken_in_workers_stops_after_one_trial_and_
     url = f"sqlite:///{tmp_path / 'study.db'}"
     with pytest.raises(
         WorkerStartError,
-        match=r"the uncompressed model fails there too: ZeroDivisionError: no such luck; what it printed is in .*trial\.log",
+        match=r"no worker can run trials: the uncompressed model fails there too: ZeroDivisionError: no such luck; what it printed is in .*trial\.log",
     ):
         run_search(spec, url, tmp_path / "artifacts", Console(quiet=True))
     with Store(url) as store:
