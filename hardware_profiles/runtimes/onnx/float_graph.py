@@ -213,22 +213,23 @@ def _ranks(graph: GraphProto) -> dict[str, int]:
     return {value.name: len(value.type.tensor_type.shape.dim) for value in graph.value_info}
 
 
-def _fold(graph: GraphProto, layer: NodeProto, norm: NodeProto, constants: dict[str, TensorProto]) -> None:
-    """Make `layer` compute what `norm` made of its output; a linear one as a Gemm.
-
-    Args:
-        constants: all of the graph's, which are looked up once for all batch-norms.
-    """
+def _folded(constants: Mapping[str, TensorProto], layer: NodeProto, norm: NodeProto) -> tuple[np.ndarray, np.ndarray]:
+    """The weight, shape [outputs, ...], and the bias of a layer that computes what `norm` makes of its output."""
     weight, *bias = (numpy_helper.to_array(constants[name]) for name in layer.input[1:])
     gamma, beta, mean, variance = (numpy_helper.to_array(constants[name]) for name in norm.input[1:])
     factor = gamma / np.sqrt(variance + next(a.f for a in norm.attribute if a.name == "epsilon"))
     rows = weight.T if layer.op_type == "MatMul" else weight
-    folded = {
-        "weight": rows * factor.reshape(-1, *[1] * (rows.ndim - 1)),
-        "bias": beta + (sum(bias) - mean) * factor,
-    }
-    names = [f"{layer.name}/{kind}" for kind in folded]
-    for name, value in zip(names, folded.values(), strict=True):
+    return rows * factor.reshape(-1, *[1] * (rows.ndim - 1)), beta + (sum(bias) - mean) * factor
+
+
+def _fold(graph: GraphProto, layer: NodeProto, norm: NodeProto, constants: dict[str, TensorProto]) -> None:
+    """Make `layer` compute what `norm` made of its output; a linear one as a Gemm.
+
+    Args:
+        constants: all of the graph's, looked up once for all batch-norms.
+    """
+    names = [f"{layer.name}/weight", f"{layer.name}/bias"]
+    for name, value in zip(names, _folded(constants, layer, norm), strict=True):
         if name not in constants:
             constants[name] = graph.initializer.add()
         constants[name].CopyFrom(numpy_helper.from_array(value.astype(np.float32), name))
