@@ -113,7 +113,7 @@ class RayRunner:
         except RayTaskError as error:
             if slot.ready is not None:
                 raise
-            self._did_not_start(slots, slot, describe_exception(error.cause))
+            self._is_useless(slots, slot, describe_exception(error.cause))
         except RayError as error:
             self._died(slots, slot, error)
         else:
@@ -124,7 +124,7 @@ class RayRunner:
             slots.drop(slot)
             self._lost(slot, f"its node {slot.node.name} was out of reach")
         elif isinstance(answer, str):
-            self._did_not_start(slots, slot, answer)
+            self._is_useless(slots, slot, answer)
         elif isinstance(answer, Ready):
             slots.started(slot, answer)
             self._compare(slot.node, answer)
@@ -133,6 +133,8 @@ class RayRunner:
             folder = slot.proposal.folder
             stage = delivered(answer.stage, answer.files, folder) if slot.is_far else answer.stage
             self._went_on(slots, slot, stage)
+            if answer.broken is not None:
+                self._is_useless(slots, slot, answer.broken)
 
     def _compare(self, node: Node, ready: Ready) -> None:
         """Remark on a node whose packages are other ones than the driver's."""
@@ -150,6 +152,7 @@ class RayRunner:
         assert slot.proposal is not None
         number = slot.proposal.number
         if stage is None:
+            slots.worked(slot.node)
             self._search.finish(number)
         elif stage.fault == "storage" and slot.is_far:
             self._lost(slot, stage.reason or "")
@@ -163,8 +166,8 @@ class RayRunner:
             return
         slot.rest()
 
-    def _did_not_start(self, slots: Slots, slot: Slot, problem: str) -> None:
-        if slots.failed_to_start(slot):
+    def _is_useless(self, slots: Slots, slot: Slot, problem: str) -> None:
+        if slots.failed(slot):
             self._leave_out(slots, slot.node, problem)
 
     def _leave_out(self, slots: Slots, node: Node, problem: str) -> None:
@@ -175,7 +178,7 @@ class RayRunner:
 
     def _died(self, slots: Slots, slot: Slot, error: RayError) -> None:
         if slot.proposal is None and not slots.has_left(slot.node, error):
-            self._did_not_start(slots, slot, f"its process {how_it_died(error)}")
+            self._is_useless(slots, slot, f"its process {how_it_died(error)}")
             return
         slots.drop(slot)
         if slots.has_left(slot.node, error):

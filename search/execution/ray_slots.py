@@ -118,7 +118,7 @@ class Slots:
         self._slots: list[Slot] = []
         self._nodes: dict[str, Node] = {}
         self._looked = float("-inf")
-        self._failed_starts: Counter[str] = Counter()
+        self._failures: Counter[str] = Counter()
         self.left_out: dict[str, Node] = {}
 
     @property
@@ -171,14 +171,17 @@ class Slots:
     def started(self, slot: Slot, ready: Ready) -> None:
         """Note that a worker is ready for trials."""
         slot.ready, slot.answer = ready, None
-        self._failed_starts[slot.node.id] = 0
 
-    def failed_to_start(self, slot: Slot) -> bool:
-        """Drop a worker that cannot start; whether its node is to be left out now, after so many in a row."""
+    def worked(self, node: Node) -> None:
+        """Note that a trial has come to its end on a node."""
+        self._failures[node.id] = 0
+
+    def failed(self, slot: Slot) -> bool:
+        """Drop a worker that cannot start or run any trial; whether its node is to be left out now, after `STARTS` in a row."""
         node = slot.node
         self.drop(slot)
-        self._failed_starts[node.id] += 1
-        return self._failed_starts[node.id] >= STARTS and node.id not in self.left_out
+        self._failures[node.id] += 1
+        return self._failures[node.id] >= STARTS and node.id not in self.left_out
 
     def leave_out(self, node: Node) -> None:
         """Start no other worker on a node, and give up those that have no trial there."""

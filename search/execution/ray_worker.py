@@ -43,11 +43,13 @@ class Answer:
         stage: None after a trial's last.
         files: of the trial, where the driver cannot read them.
         seconds: that the stage took.
+        broken: what fails with the uncompressed model here too, where the trial failed before any has come to its end; else None.
     """
 
     stage: Stage | None
     files: Files
     seconds: float
+    broken: str | None = None
 
 
 class RayWorker:
@@ -56,6 +58,7 @@ class RayWorker:
     def __init__(self) -> None:
         ignore_interrupts()  # Ctrl-C is the driver's to handle
         self._folder: Path | None = None
+        self._works = False
 
     def start(self, setup: WorkerSetup, sharing: int, shipment: Shipment | None) -> Ready | str:
         """Make everything ready for the first trial; or why that cannot be.
@@ -93,13 +96,28 @@ class RayWorker:
     def proceed(self) -> Answer:
         """The next stage of the trial."""
         began = time.monotonic()
-        with crash_reported(self._proposal.folder, self._left):
+        proposal = self._proposal
+        with crash_reported(proposal.folder, self._left, proposal.memory_gb):
             stage = next(self._stages, None)
-        files = files_of(stage, self._proposal.folder) if self._folder is not None else {}
+        files = files_of(stage, proposal.folder) if self._folder is not None else {}
         seconds = time.monotonic() - began
         if self._left is not None:
             self._left -= seconds
-        return Answer(stage, files, seconds)
+        return Answer(stage, files, seconds, self._why_broken(stage))
+
+    def _why_broken(self, stage: Stage | None) -> str | None:
+        """As `Answer.broken`: policies may be bad, or what this worker has is."""
+        if self._works or stage is None or stage.fault is not None:
+            return None
+        proposal = self._proposal
+        if stage.name == "failed":
+            with crash_reported(proposal.folder, proposal.limit_s, proposal.memory_gb):
+                try:
+                    self._worker.check_set_up(proposal.policy)
+                except BaseException as error:  # the user's code may raise anything
+                    return describe_exception(error)
+        self._works = stage.name == "failed" or (stage.name in ("scored", "recovered") and stage.final)
+        return None
 
     def ping(self) -> None:
         """Nothing: whether there is an answer is the answer."""
