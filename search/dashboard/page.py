@@ -8,27 +8,24 @@ are read once, by column, and choices are sent once.
 from __future__ import annotations
 
 import copy
-import json
 import numbers
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, json_to_distribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.storages import RDBStorage
-from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from optuna_dashboard import _app as dashboard_app
 from optuna_dashboard import _serializer as serializer
-from sqlalchemy import select
-from sqlalchemy.orm import Session
+
+from ..optuna.trial_rows import read_trials
 
 NO_CHOICES = {"type": "CategoricalDistribution", "choices": []}
 """The distribution of a knob within a trial: the page takes choices from the study's search space."""
 
-_distribution = lru_cache(maxsize=10_000)(json_to_distribution)
 _their_properties = dashboard_app.get_cached_extra_study_property
 _their_trial = serializer.serialize_frozen_trial
 
@@ -52,70 +49,10 @@ class FinishedTrials:
         """The study's trials by number, as they are now."""
         with self._lock:
             known = self._known[study_id]
-            current = read_trials(storage, study_id, after=max(known, default=-1), but=known.keys())
-            known.update({trial._trial_id: trial for trial in current if trial.state.is_finished()})
-            return sorted({**known, **{trial._trial_id: trial for trial in current}}.values(), key=lambda t: t.number)
-
-
-def read_trials(storage: RDBStorage, study_id: int, after: int = -1, but: Iterable[int] = ()) -> list[FrozenTrial]:
-    """A study's trials straight from Optuna's tables: all with a higher id than `after`, of the others all `but` those."""
-    table = models.TrialModel
-    seen = set(but)
-    with Session(storage.engine) as session:
-        rows: Sequence[Any] = session.scalars(
-            select(table).where(table.study_id == study_id).order_by(table.number)
-        ).all()
-        wanted = [row for row in rows if row.trial_id > after or row.trial_id not in seen]
-        ids = [row.trial_id for row in wanted]
-        parts = [_parts(session, model, ids) for model in _PARTS]
-        return [_trial(row, *(part[row.trial_id] for part in parts)) for row in wanted]
-
-
-_PARTS = (
-    models.TrialParamModel, models.TrialValueModel, models.TrialUserAttributeModel,
-    models.TrialSystemAttributeModel, models.TrialIntermediateValueModel,
-)  # fmt: skip
-
-
-def _parts(session: Session, model: Any, ids: Sequence[int]) -> dict[int, list[Any]]:
-    """Trial -> its rows of one of Optuna's tables, oldest first."""
-    table = model.__table__
-    (key,) = table.primary_key.columns
-    found: dict[int, list[Any]] = {trial_id: [] for trial_id in ids}
-    if ids:
-        # A range, as SQLite takes no more than so many ids; what lies between belongs to other studies and is left out.
-        within = table.c.trial_id.between(min(ids), max(ids))
-        columns = [table.c.trial_id, *(column for column in table.c if column.name != "trial_id")]
-        for row in session.execute(select(*columns).where(within).order_by(key)).all():
-            if row[0] in found:
-                found[row[0]].append(row)
-    return found
-
-
-def _trial(
-    row: Any, parameters: list[Any], values: list[Any], user: list[Any], system: list[Any], steps: list[Any]
-) -> FrozenTrial:
-    distributions = {p.param_name: _distribution(p.distribution_json) for p in parameters}
-    by_objective = sorted(values, key=lambda value: value.objective)
-    return FrozenTrial(
-        number=row.number,
-        state=row.state,
-        value=None,
-        values=[models.TrialValueModel.stored_repr_to_value(v.value, v.value_type) for v in by_objective] or None,
-        datetime_start=row.datetime_start,
-        datetime_complete=row.datetime_complete,
-        params={p.param_name: distributions[p.param_name].to_external_repr(p.param_value) for p in parameters},
-        distributions=distributions,
-        user_attrs={attribute.key: json.loads(attribute.value_json) for attribute in user},
-        system_attrs={attribute.key: json.loads(attribute.value_json) for attribute in system},
-        intermediate_values={
-            step.step: models.TrialIntermediateValueModel.stored_repr_to_intermediate_value(
-                step.intermediate_value, step.intermediate_value_type
-            )
-            for step in steps
-        },
-        trial_id=row.trial_id,
-    )
+            unfinished = [trial_id for trial_id, trial in known.items() if not trial.state.is_finished()]
+            current = read_trials(storage.engine, study_id, after=max(known, default=-1), also=unfinished)
+            known.update({trial._trial_id: trial for trial in current})
+            return sorted(known.values(), key=lambda trial: trial.number)
 
 
 Named = list[tuple[str, BaseDistribution]]

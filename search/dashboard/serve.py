@@ -40,7 +40,7 @@ from ...studies.store.records import TrialRecord
 from ...studies.store.store import Store
 from ...studies.wording import channel_rows, layer_rows
 from ..events import Event, StageRecorded, TrialStarted
-from ..optuna.study import open_storage
+from ..optuna.storage import open_storage
 from .page import quicken
 from .read_only import LOCAL_HOSTS, READ_ONLY, App, guarded, known_hosts
 

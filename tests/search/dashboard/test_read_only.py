@@ -17,7 +17,7 @@ from optuna_dashboard import _inmemory_cache, _serializer
 from slimfront.search.dashboard import page as dashboard_page
 from slimfront.search.dashboard import serve as dashboard
 from slimfront.search.dashboard.read_only import guarded, known_hosts
-from slimfront.search.optuna.study import open_storage
+from slimfront.search.optuna.storage import open_storage
 from slimfront.studies.store.store import Store
 
 KNOBS = {"conv.weight_bits": (4, 8, 32), "conv.sparsity": (0.0, 0.5, "2:4"), "width": (0.5, 1, None)}
@@ -127,10 +127,6 @@ def test_a_long_answer_is_compressed_for_those_who_take_it(port: int):
 
 
 # The page
-
-
-def test_trials_are_read_as_optuna_reads_them(storage: tuple[Store, optuna.storages.RDBStorage]):
-    assert dashboard_page.read_trials(storage[1], 1) == storage[1].get_all_trials(1)
 
 
 def _choices(named: list) -> list[tuple[str, list[str]]]:
