@@ -1,9 +1,10 @@
 """What a trial costs the driver as a study grows: proposing, storing and ending it, and how long the study takes to open and show.
 
 Trials are driven through the real `Search`, its database and its sampler; only what a worker would measure is made up, from the
-policy: damages that add up, and a latency that follows the bits and channels. Random search takes the study to each checkpoint,
-where it is opened anew and the policy sampler proposes a window of trials, which are timed. `--storage` is a folder for SQLite,
-or the URL of an empty PostgreSQL database; `--to` continues a study of an earlier call. `--quick` takes under two minutes.
+policy: damages that add up, and a latency that follows the bits and channels. Random policies take the study to each checkpoint,
+in both sets of tables as the driver writes them, but many to a statement; there the study is opened anew, and the sampler proposes
+a window of trials, which are timed. `--storage` is a folder for SQLite, or the URL of an empty PostgreSQL database; `postgresql`
+starts a server for the occasion. `--quick` takes under two minutes.
 """
 
 from __future__ import annotations
@@ -17,10 +18,15 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
+from optuna.distributions import CategoricalDistribution, distribution_to_json
+from optuna.storages._rdb import models
+from optuna.trial import TrialState
 from rich.console import Console
 from rich.table import Table
 from slimfront.core.measurement import Measurement
@@ -32,8 +38,10 @@ from slimfront.search.trials.prepared_study import PreparedStudy, prepare
 from slimfront.search.trials.worker import Stage
 from slimfront.spaces.policies.policy import Policy
 from slimfront.studies.reports.report import front_table, status_report
+from slimfront.studies.store import tables
 from slimfront.studies.store.store import Store
 from slimfront.studies.study_file.load import load_study
+from sqlalchemy import insert, select
 
 NETWORK = '''
 import torch
@@ -66,6 +74,11 @@ workers: 0
 space: {{float_precision: [float32], weight_bits: [3, 4, 8, 32], activation_bits: [8, 32], channel_sparsity: [0, 0.25, 0.5]}}
 """
 
+OBJECTIVES = ("accuracy_drop", "latency_ms")
+
+CHUNK = 1000
+"""Trials that are written at once to reach a checkpoint."""
+
 WINDOW = 20
 """Trials that are timed at each checkpoint."""
 
@@ -94,7 +107,8 @@ def main() -> None:
 def figures_at(mark: int, folder: Path, url: str, options: argparse.Namespace) -> dict[str, Any]:
     """What is timed at a checkpoint."""
     with opened(folder, url, options.layers, "random") as (search, _):
-        filled = [seconds(lambda: trial(search)) for _ in range(mark - len(search.store.trial_summaries("scale")))]
+        trial(search)
+        fill(search, mark - len(search.store.trial_summaries("scale")))
     with opened(folder, url, options.layers, options.sampler) as (search, resume):
         knobs = len(search.prepared.space.knobs)
         trial(search)  # fits the surrogate from scratch
@@ -103,8 +117,8 @@ def figures_at(mark: int, folder: Path, url: str, options: argparse.Namespace) -
         shown = {name: seconds(lambda call=call: show_quietly(call)) for name, call in readers(store).items()}
         shown |= dashboard_seconds(store)
     return {
-        "trials": mark, "knobs": knobs, "random_ms": 1e3 * statistics.median(filled[-200:]) if filled else None,
-        "ask_ms": 1e3 * statistics.mean(ask for ask, _ in timed), "tell_ms": 1e3 * statistics.mean(tell for _, tell in timed),
+        "trials": mark, "knobs": knobs,
+        "ask_ms": 1e3 * statistics.median(ask for ask, _ in timed), "tell_ms": 1e3 * statistics.median(tell for _, tell in timed),
         "resume_s": resume, **{f"{name}_s": value for name, value in shown.items()},
         "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }  # fmt: skip
@@ -124,6 +138,88 @@ def prepared_study(folder: Path, layers: int, sampler: str) -> PreparedStudy:
     (folder / "network.py").write_text(NETWORK)
     (folder / "study.yaml").write_text(STUDY.format(layers=layers, sampler=sampler))
     return prepare(load_study(str(folder / "study.yaml")))
+
+
+def fill(search: Search, count: int) -> None:
+    """Complete trials with random policies, as the driver would have stored them."""
+    number, generator = len(search.store.trial_summaries("scale")), np.random.default_rng(count)
+    for begin in range(number, number + count, CHUNK):
+        made = [
+            _random_trial(search.prepared, each, generator) for each in range(begin, min(begin + CHUNK, number + count))
+        ]
+        _fill_ours(search.store, made)
+        _fill_optuna(search.optuna.optuna_study, made)
+
+
+Made = tuple[int, dict[str, Any], Policy, list[Measurement]]
+"""Number, parameters, policy and figures of a trial."""
+
+
+def _random_trial(prepared: PreparedStudy, number: int, generator: np.random.Generator) -> Made:
+    parameters = {knob.name: knob.choices[int(generator.integers(len(knob.choices)))] for knob in prepared.space.knobs}
+    policy = prepared.space.policy(parameters)
+    return number, parameters, policy, made_up(prepared, policy, number)
+
+
+def _fill_ours(store: Store, made: Sequence[Made]) -> None:
+    with store._database.writing() as session:
+        study_id = session.query(tables.Study.id).filter_by(name="scale").scalar()
+        rows = [
+            {"study_id": study_id, "number": number, "policy": policy.to_json(), "digest": policy.digest, "state": "complete",
+             "worker": "made up", "started": tables.now(), "finished": tables.now(), "violations": []}
+            for number, _, policy, _ in made
+        ]  # fmt: skip
+        session.execute(insert(tables.Trial), rows)
+        ids = dict(session.query(tables.Trial.number, tables.Trial.id).filter(tables.Trial.number >= made[0][0]).all())
+        measured = [
+            {**figure.to_dict(), "study_id": study_id, "trial_id": ids[number], "rung": 0, "target": "cpu-openvino"}
+            for number, _, _, figures in made
+            for figure in figures
+        ]
+        session.execute(insert(tables.MeasurementRow), measured)
+
+
+def _fill_optuna(study: optuna.Study, made: Sequence[Made]) -> None:
+    now = datetime.now()
+    backend = study._storage._backend  # pyright: ignore[reportAttributeAccessIssue]
+    with backend.scoped_session() as session, session.begin():
+        rows = [
+            {"study_id": study._study_id, "number": number, "state": TrialState.COMPLETE, "datetime_start": now,
+             "datetime_complete": now} for number, *_ in made
+        ]  # fmt: skip
+        session.execute(insert(models.TrialModel), rows)
+        number, trial_id, of_study = models.TrialModel.number, models.TrialModel.trial_id, models.TrialModel.study_id
+        known = session.execute(select(number, trial_id).where(of_study == study._study_id, number >= made[0][0])).all()
+        ids = {each.number: each.trial_id for each in known}
+        offered = {knob: CategoricalDistribution(choices) for knob, choices in choices_in(study).items()}
+        texts = {knob: distribution_to_json(distribution) for knob, distribution in offered.items()}
+        session.execute(insert(models.TrialParamModel), [
+            {"trial_id": ids[number], "param_name": knob, "param_value": offered[knob].to_internal_repr(value), "distribution_json": texts[knob]}
+            for number, parameters, _, _ in made for knob, value in parameters.items()
+        ])  # fmt: skip
+        values = {number: {figure.name: figure.value for figure in figures} for number, _, _, figures in made}
+        session.execute(insert(models.TrialValueModel), [
+            {"trial_id": ids[number], "objective": place, "value": found[name], "value_type": models.TrialValueModel.TrialValueType.FINITE}
+            for number, found in values.items() for place, name in enumerate(OBJECTIVES)
+        ])  # fmt: skip
+        noted = {
+            number: {**values[number], "policy": policy.to_json(), "digest": policy.digest}
+            for number, _, policy, _ in made
+        }
+        session.execute(insert(models.TrialUserAttributeModel), [
+            {"trial_id": ids[number], "key": key, "value_json": json.dumps(value)}
+            for number, about in noted.items() for key, value in about.items()
+        ])  # fmt: skip
+        session.execute(insert(models.TrialSystemAttributeModel), [
+            {"trial_id": ids[number], "key": key, "value_json": text} for number in values
+            for key, text in (("constraints:accuracy_drop <= 0.3", "-0.1"), ("constraints", "[-0.1]"))
+        ])  # fmt: skip
+
+
+def choices_in(study: optuna.Study) -> dict[str, tuple[Any, ...]]:
+    """The knobs of a study that has a trial."""
+    known = study.get_trials(deepcopy=False)[0].distributions
+    return {name: found.choices for name, found in known.items() if isinstance(found, CategoricalDistribution)}
 
 
 def trial(search: Search) -> None:
