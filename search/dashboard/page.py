@@ -2,7 +2,8 @@
 
 optuna-dashboard reads every trial through objects of SQLAlchemy at each refresh, compares every knob of every trial with every
 other, and sends each knob's choices again with each trial: 5.6 seconds and 30 MB at 1,000 trials of 60 knobs. Here finished trials
-are read once, by column, and choices are sent once.
+are read once, by column, and choices are sent once; a long study's page opens with its first trials and receives the others with
+its next refreshes.
 """
 
 from __future__ import annotations
@@ -23,11 +24,21 @@ from optuna_dashboard import _serializer as serializer
 
 from ..optuna.trial_rows import read_trials
 
+FIRST_SENT = 499
+"""Trials in the first answer about a study: a page that has fewer than 500 asks again after five seconds, others after ten."""
+
+MOST_SENT = 2500
+"""Trials in each answer after that."""
+
+MOST_READ = 4000
+"""Trials that an answer reads anew from the database, at most; until all are read, the best trials are the best of those."""
+
 NO_CHOICES = {"type": "CategoricalDistribution", "choices": []}
 """The distribution of a knob within a trial: the page takes choices from the study's search space."""
 
 _their_properties = dashboard_app.get_cached_extra_study_property
 _their_trial = serializer.serialize_frozen_trial
+_their_study = serializer.serialize_study_detail
 
 
 def quicken() -> None:
@@ -36,6 +47,7 @@ def quicken() -> None:
     dashboard_app.get_trials = lambda cache, storage, study_id: finished.trials(storage, study_id)
     dashboard_app.get_cached_extra_study_property = study_properties
     serializer.serialize_frozen_trial = serialize_trial
+    dashboard_app.serialize_study_detail = serialize_study
 
 
 class FinishedTrials:
@@ -46,11 +58,12 @@ class FinishedTrials:
         self._lock = threading.Lock()
 
     def trials(self, storage: RDBStorage, study_id: int) -> list[FrozenTrial]:
-        """The study's trials by number, as they are now."""
+        """The study's trials by number, as they are now; of a long study those read so far, more with each call."""
         with self._lock:
             known = self._known[study_id]
             unfinished = [trial_id for trial_id, trial in known.items() if not trial.state.is_finished()]
-            current = read_trials(storage.engine, study_id, after=max(known, default=-1), also=unfinished)
+            most = MOST_READ if known else FIRST_SENT
+            current = read_trials(storage.engine, study_id, max(known, default=-1), unfinished, most + len(unfinished))
             known.update({trial._trial_id: trial for trial in current})
             return sorted(known.values(), key=lambda trial: trial.number)
 
@@ -94,6 +107,12 @@ def _sortable(trials: Iterable[FrozenTrial]) -> dict[str, bool]:
             is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
             sortable[key] = sortable.get(key, True) and is_number
     return sortable
+
+
+def serialize_study(study: Any, best: list[FrozenTrial], trials: list[FrozenTrial], *others: Any) -> dict[str, Any]:
+    """A study as the page takes it, with so many of the trials that the page does not have yet."""
+    is_first = bool(trials) and trials[0].number == 0
+    return _their_study(study, best, trials[: FIRST_SENT if is_first else MOST_SENT], *others)
 
 
 def serialize_trial(study_id: int, trial: FrozenTrial, study_system_attrs: dict[str, Any]) -> dict[str, Any]:

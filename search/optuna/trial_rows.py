@@ -26,11 +26,13 @@ PARTS = (
 _distribution = lru_cache(maxsize=10_000)(json_to_distribution)
 
 
-def read_trials(engine: Engine, study_id: int, after: int = -1, also: Collection[int] = ()) -> list[FrozenTrial]:
-    """A study's trials with a higher id than `after`, and those of the ids in `also`, by number."""
+def read_trials(
+    engine: Engine, study_id: int, after: int = -1, also: Collection[int] = (), most: int | None = None
+) -> list[FrozenTrial]:
+    """A study's trials with a higher id than `after`, and those of the ids in `also`, by number; the first `most` of them."""
     table = models.TrialModel
     wanted = or_(table.trial_id > after, table.trial_id.in_(also)) if also else table.trial_id > after
-    return _read(engine, table.study_id == study_id, wanted)
+    return _read(engine, table.study_id == study_id, wanted, most=most)
 
 
 def read_trial(engine: Engine, trial_id: int) -> FrozenTrial | None:
@@ -38,10 +40,10 @@ def read_trial(engine: Engine, trial_id: int) -> FrozenTrial | None:
     return next(iter(_read(engine, models.TrialModel.trial_id == trial_id)), None)
 
 
-def _read(engine: Engine, *wanted: ColumnElement[bool]) -> list[FrozenTrial]:
+def _read(engine: Engine, *wanted: ColumnElement[bool], most: int | None = None) -> list[FrozenTrial]:
     columns = models.TrialModel.__table__.c
     with Session(engine) as session:
-        rows = session.execute(select(*columns).where(*wanted).order_by(columns.number)).all()
+        rows = session.execute(select(*columns).where(*wanted).order_by(columns.number).limit(most)).all()
         ids = [row.trial_id for row in rows]
         parts = [_parts(session, model, ids) for model in PARTS]
     return [_trial(row, *(part[row.trial_id] for part in parts)) for row in rows]
