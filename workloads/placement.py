@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from ..core.batch import device_of, moved
-from ..core.devices import DeviceKind
 from ..core.errors import WorkloadError
 from ..core.interrupts import raise_if_interrupted
+from ..core.threads import DeviceKind
 from .copies import copied, kept_tensors
 from .workload import Workload, describe
 

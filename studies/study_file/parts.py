@@ -9,8 +9,8 @@ from typing import Annotated, Literal, get_type_hints
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
-from ...core.devices import DeviceKind
 from ...core.errors import PolicyError
+from ...core.threads import DeviceKind
 from ...core.validation import MAX_COUNT, Count, CountOrNone, Ordered
 from ...spaces.policies.quantization_scheme import Scheme
 from ...spaces.policies.recovery import Positive, Recovery
