@@ -46,10 +46,11 @@ def is_cluster_named() -> bool:
     return os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
 
 
-def connect(workers: int = 1, log: Path | None = None, environment: Mapping[str, Any] | None = None) -> None:
-    """Join the cluster RAY_ADDRESS names, else start Ray on this machine for `workers`; nothing where that is done.
+def connect(cpus: int = 1, log: Path | None = None, environment: Mapping[str, Any] | None = None) -> None:
+    """Join the cluster RAY_ADDRESS names, else start Ray on this machine; nothing where that is done.
 
     Args:
+        cpus: that a Ray which is started here offers, whatever the machine has.
         log: where Ray's messages in this process go; None keeps them from anywhere.
         environment: the runtime environment of what will run on a cluster's nodes.
 
@@ -65,7 +66,7 @@ def connect(workers: int = 1, log: Path | None = None, environment: Mapping[str,
         # Without an address Ray would join what it finds on this machine.
         quiet |= {
             "address": "local",
-            "num_cpus": workers,
+            "num_cpus": cpus,
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
         }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from .base import raise_fault
 from .crash_report import stage_of_death
 from .ray_slots import Slot, Slots, how_it_died
 from .ray_worker import Answer, Ready
+from .resources import worker_resources
 from .shipment import delivered
 
 POLL_SECONDS = 0.5
@@ -35,20 +36,19 @@ POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 300
 """Seconds for which a cluster may have no node with room for a worker."""
 
-ONE_CPU: Mapping[str, float] = {"CPU": 1}
 
-
-def join(spec: StudySpec, artifacts: Path, workers: int = 1) -> None:
-    """Join the cluster that RAY_ADDRESS names, with a copy of the study file's folder on its nodes, or start Ray for so many workers.
+def join(spec: StudySpec, artifacts: Path, cpus: int = 1) -> None:
+    """Join the cluster that RAY_ADDRESS names, with a copy of the study file's folder on its nodes, or start Ray here.
 
     Args:
         artifacts: of the study.
+        cpus: that a Ray which is started here offers.
 
     Raises:
         UserError: the cluster cannot be joined, or the folder is too large.
     """
     environment = runtime_env(spec.base_folder, artifacts.parent) if is_cluster_named() else None
-    connect(workers, artifacts / LOG, environment)
+    connect(cpus, artifacts / LOG, environment)
 
 
 class RayRunner:
@@ -70,8 +70,10 @@ class RayRunner:
         Raises:
             SearchError: the cluster has had no room for a worker for `PATIENCE_SECONDS`.
         """
-        join(search.spec, search.folder, self._most)
-        slots = self._slots = Slots(search, self._most, ONE_CPU)
+        compute = search.spec.compute
+        join(search.spec, search.folder, math.ceil(self._most * (compute.cpus or 1)))
+        resources = worker_resources(compute, ray.cluster_resources().get("GPU", 0))
+        slots = self._slots = Slots(search, self._most, resources)
         self._last_room = time.monotonic()
         with storing(search.folder):
             while slots.running or not search.is_over:

@@ -50,13 +50,11 @@ class Slot:
 
     def __init__(self, node: Node, setup: Any, shipment: Any, sharing: int, resources: Mapping[str, float]) -> None:
         self.node, self.is_far = node, shipment is not None
-        others = {name: amount for name, amount in resources.items() if name not in ("CPU", "GPU")}
         self._worker: Any = (
             ray.remote(RayWorker)
             .options(
-                num_cpus=resources.get("CPU", 0),
+                num_cpus=resources["CPU"],
                 num_gpus=resources.get("GPU", 0),
-                resources=others,
                 scheduling_strategy=node.affinity,
             )
             .remote()

@@ -69,7 +69,7 @@ class RayWorker:
         """
         try:
             threads = usable_threads(cores_for_workers(setup.target)) // sharing
-            setup = replace(setup, threads=max(1, threads))
+            setup = replace(setup, threads=max(1, int(setup.compute.cpus or threads)))
             if shipment is not None:
                 self._folder = own_folder()
                 setup = shipment.setup_in(self._folder, setup)
