@@ -18,7 +18,7 @@ GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9
 
 @dataclass(frozen=True)
 class WeightsApart:
-    """An ONNX model without the weights of its layers.
+    """An ONNX model without the weights of its layers and the tables of its embeddings.
 
     Attributes:
         model: its nodes, and all other constants.
@@ -40,14 +40,19 @@ class WeightsApart:
 
 
 def weights_apart(model: ModelProto) -> WeightsApart:
-    """Take the layers' weights out of `model`, which is changed."""
+    """Take the weights of layers and the tables that rows are looked up in out of `model`, which is changed."""
     graph = model.graph
     names = {node.input[1] for node in graph.node if node.op_type in WEIGHTED}
-    stored = [tensor for tensor in graph.initializer if tensor.name in names]
+    tables = {node.input[0] for node in graph.node if node.op_type == "Gather"}
+    stored = [t for t in graph.initializer if t.name in names or (t.name in tables and _is_table(t))]
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in stored}
     for tensor in stored:
         graph.initializer.remove(tensor)
     return WeightsApart(model, weights)
+
+
+def _is_table(tensor: TensorProto) -> bool:
+    return tensor.data_type == TensorProto.FLOAT and len(tensor.dims) == 2
 
 
 def write(model: ModelProto, weights: Mapping[str, np.ndarray], path: Path) -> None:
