@@ -3,10 +3,10 @@
 | family | what is searched | why |
 |---|---|---|
 | cnn | channels and width; 8- or 4-bit weights, 8-bit activations | convolutions on integers are what runtimes are best at, and channels really go (Li et al. 2017, arXiv:1608.08710; Jacob et al. 2018, arXiv:1712.05877) |
-| transformer | blocks, heads, MLP and embedding width; 8- or 4-bit weights; embeddings' tables on 8 or 4 bits; distillation | heads and blocks are redundant (Michel et al. 2019, arXiv:1905.10650; Men et al. 2024, arXiv:2403.03853), matrices multiply as fast as they are read (Frantar et al. 2023, arXiv:2210.17323) |
-| recurrent | hidden units; 8- or 4-bit weights, activations on integers or not (weight-only), recurrent matrices on 8 bits, embeddings' tables on 8 or 4; distillation | one step multiplies matrices by a vector: fewer units are fewer bytes to read at every step (Narang et al. 2017, arXiv:1704.05119) |
+| transformer | blocks, heads, MLP and embedding width; 8- or 4-bit weights; distillation | heads and blocks are redundant (Michel et al. 2019, arXiv:1905.10650; Men et al. 2024, arXiv:2403.03853), matrices multiply as fast as they are read (Frantar et al. 2023, arXiv:2210.17323) |
+| recurrent | hidden units; 8- or 4-bit weights, activations on integers or not (weight-only), recurrent matrices on 8 bits; distillation | one step multiplies matrices by a vector: fewer units are fewer bytes to read at every step (Narang et al. 2017, arXiv:1704.05119) |
 
-Float stays a choice everywhere: at batch 1 small matrices can be slower on integers, which only measuring shows.
+Embeddings' tables are searched on 8 and 4 bits in every family. Float stays a choice everywhere: at batch 1 small matrices can be slower on integers, which only measuring shows.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Preset:
 def _preset(recovery: Mapping[str, Any], **space: Any) -> Preset:
     bits = {"granularity": "block", "weight_bits": (4, 8, 32), "activation_bits": (8, 32)}
     channels = {"channel_reduction": ("reconstruct",)}  # keeps the most before recovery, in every family
-    return Preset(MappingProxyType({**bits, **channels, **space}), MappingProxyType(recovery))
+    tables = {"embedding_bits": (4, 8, 32)}  # of models that look words or users up, in every family too
+    return Preset(MappingProxyType({**bits, **channels, **tables, **space}), MappingProxyType(recovery))
 
 
 PRESETS: Mapping[Family, Preset] = MappingProxyType({
@@ -50,7 +51,6 @@ PRESETS: Mapping[Family, Preset] = MappingProxyType({
         channel_sparsity=(0.0, 0.5),
         width=(1.0, 0.75, 0.5),
         depth=(1.0, 0.75, 0.5),
-        embedding_bits=(32, 8, 4),
         recovery_epochs=(0, 6),
     ),
     "recurrent": _preset(
@@ -58,7 +58,6 @@ PRESETS: Mapping[Family, Preset] = MappingProxyType({
         channel_sparsity=(0.0, 0.25),
         width=(1.0, 0.75, 0.5, 0.375),
         recurrent_weights=("float32", "int8"),
-        embedding_bits=(32, 8, 4),
         recovery_epochs=(0, 12),
     ),
 })  # fmt: skip

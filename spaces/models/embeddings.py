@@ -47,7 +47,7 @@ def why_no_table(model: nn.Module, example_input: Batch) -> dict[str, str]:
     """Embedding -> why no policy decides on its table, of those for which what they are or are given says so."""
     reasons = {name: reason for name, reason in embeddings_of(model).items() if reason is not None}
     tables, size = tables_of(model), sum(parameter.numel() for parameter in model.parameters())
-    small = [name for name in tables if model.get_submodule(name).weight.numel() < LEAST_SHARE * size]
+    small = [name for name in tables if _table(model, name).numel() < LEAST_SHARE * size]
     constant = _constant_lookups(model, example_input, tables)
     return {**dict.fromkeys(constant, CONSTANT_IDS), **dict.fromkeys(small, SMALL), **reasons}
 
@@ -56,10 +56,16 @@ def _constant_lookups(model: nn.Module, example_input: Batch, names: Sequence[st
     """Those of the embeddings in `names` that look the same rows up whatever the input; the model is in eval mode and left as it is."""
     if not names:
         return set()
-    lookups = _Lookups({id(model.get_submodule(name).weight): name for name in names}, example_input)
+    lookups = _Lookups({id(_table(model, name)): name for name in names}, example_input)
     with torch.no_grad(), restored(model.modules()), lookups:
         model(example_input)
     return set(names) - lookups.found
+
+
+def _table(model: nn.Module, name: str) -> Tensor:
+    module = model.get_submodule(name)
+    assert isinstance(module, nn.Embedding)
+    return module.weight
 
 
 def embeddings_of(model: nn.Module) -> dict[str, str | None]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 from torch import Tensor, fx
+from torch.fx.node import Argument
 
 from ....spaces.models.exported_graph import module_path
 from ....spaces.policies.candidate import QuantizedWeight
@@ -41,7 +42,7 @@ def _parts(table: QuantizedWeight) -> dict[str, Tensor]:
     return {"q": torch.from_numpy(integers), "scale": torch.from_numpy(table.grid.scale[:, None].astype(np.float32))}
 
 
-def _looked_up(graph: fx.Graph, stored: list[fx.Node], ids: object, table: QuantizedWeight) -> fx.Node:
+def _looked_up(graph: fx.Graph, stored: list[fx.Node], ids: Argument, table: QuantizedWeight) -> fx.Node:
     """The rows at `ids`, in floats."""
     rows, scale = (graph.call_function(aten.embedding.default, (part, ids)) for part in stored)
     if needs_half_bytes(table):

@@ -15,7 +15,7 @@ from .....core.errors import LoweringError
 from .....spaces.policies.candidate import QuantizedWeight
 from ...half_bytes import HALF_BYTE, MIDDLE, in_half_bytes, needs_half_bytes
 from ...node_names import module_of_node
-from ..graph_nodes import set_nodes
+from ..graph_nodes import read_by, set_nodes
 from ..onnx_file import WeightsApart
 from .grids import check_same
 
@@ -51,7 +51,7 @@ class _Stored:
         if first is None:
             raise LoweringError(f"embedding {name} is not looked up in the exported graph")
         self._name = first.input[0]
-        self.readers = [node for node in self._graph.node if self._name in node.input]
+        self.readers = [node for node in self._graph.node if self._name in read_by(node)]
         if any(node.op_type != "Gather" for node in self.readers):
             raise LoweringError(f"embedding {name}: something else reads its table too")
         check_same(name, lowered.take(self._name), table.integers, table.grid.scale, axis=0)
