@@ -11,6 +11,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from ....core.errors import LoweringError
 from ..node_names import WEIGHTED
+from .graph_nodes import drop_constants
 
 GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9
 """Fields of ModelProto, GraphProto and TensorProto (onnx.proto)."""
@@ -43,16 +44,11 @@ def weights_apart(model: ModelProto) -> WeightsApart:
     """Take the weights of layers and the tables that rows are looked up in out of `model`, which is changed."""
     graph = model.graph
     names = {node.input[1] for node in graph.node if node.op_type in WEIGHTED}
-    tables = {node.input[0] for node in graph.node if node.op_type == "Gather"}
-    stored = [t for t in graph.initializer if t.name in names or (t.name in tables and _is_table(t))]
-    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in stored}
-    for tensor in stored:
-        graph.initializer.remove(tensor)
+    tables = {t.name for t in graph.initializer if t.data_type == TensorProto.FLOAT and len(t.dims) == 2}
+    names |= tables & {node.input[0] for node in graph.node if node.op_type == "Gather"}
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name in names}
+    drop_constants(graph, names)
     return WeightsApart(model, weights)
-
-
-def _is_table(tensor: TensorProto) -> bool:
-    return tensor.data_type == TensorProto.FLOAT and len(tensor.dims) == 2
 
 
 def write(model: ModelProto, weights: Mapping[str, np.ndarray], path: Path) -> None:
