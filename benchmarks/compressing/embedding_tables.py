@@ -151,7 +151,7 @@ def _resident(runtime: str, path: Path) -> int:
 def loaded(path: Path, runtime: str) -> int:
     """By how many bytes this process grows where it loads a file and runs it once."""
     own, target = get_runtime(runtime), load_target(f"cpu-{runtime}")
-    inputs = {each.name: np.ones(each.shape, each.dtype) for each in own.signature(path).inputs}
+    inputs = {each.name: np.ones(each.shape, np.dtype(each.dtype)) for each in own.signature(path).inputs}
     before = _resident_now()
     session = own.load(path, target, threads=1)
     session.run(inputs)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.onnx import JitScalarType, symbolic_helper
+from torch.onnx import symbolic_helper
+from torch.onnx._internal.torchscript_exporter._type_utils import JitScalarType
 from torch.onnx._internal.torchscript_exporter.utils import register_custom_op_symbolic
 
 OPSET = 17
