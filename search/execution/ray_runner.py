@@ -28,7 +28,7 @@ from .crash_report import stage_of_death
 from .ray_slots import Slot, Slots, how_it_died
 from .ray_worker import Answer, Ready
 from .resources import worker_resources
-from .shipment import delivered
+from .shipment import delivered, unpack
 
 POLL_SECONDS = 0.5
 """Seconds between looks at interrupts, nodes and the budget while nobody answers."""
@@ -133,6 +133,8 @@ class RayRunner:
         elif slot.proposal is not None:
             slot.busy_s += answer.seconds
             folder = slot.proposal.folder
+            if answer.checkpoints and slot.proposal.checkpoints is not None:
+                unpack(answer.checkpoints, slot.proposal.checkpoints)
             stage = delivered(answer.stage, answer.files, folder) if slot.is_far else answer.stage
             self._went_on(slots, slot, stage)
             if answer.broken is not None:

@@ -9,8 +9,6 @@ from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from ..cluster.cluster import ray  # before anything else of Ray
 
 from ray.exceptions import RayError  # isort: skip
@@ -21,7 +19,7 @@ from ..driver import Search
 from ..proposals import Proposal
 from .base import worker_setup
 from .ray_worker import RayWorker, Ready
-from .shipment import Shipment, left_behind, unpack
+from .shipment import Shipment, left_behind, sent_with, unpack
 from .worker_process import STARTS
 
 LOOK_SECONDS = 1.0
@@ -66,9 +64,8 @@ class Slot:
 
     def begin(self, proposal: Proposal) -> None:
         """Have it run a trial to its first stage."""
-        recovered = proposal.recovered if self.is_far else None
-        files = {} if recovered is None else {recovered.name: np.fromfile(recovered, np.uint8)}
-        self.proposal, self.answer = proposal, self._worker.begin.remote(proposal, files)
+        files = sent_with(proposal) if self.is_far else ({}, {})
+        self.proposal, self.answer = proposal, self._worker.begin.remote(proposal, *files)
 
     def proceed(self) -> None:
         """Have it run its trial to the next stage."""

@@ -19,7 +19,7 @@ from ..proposals import Proposal
 from ..trials.artifacts_folder import unwritable, why_unwritable
 from ..trials.worker import Stage, Worker, WorkerSetup
 from .crash_report import crash_reported
-from .shipment import Files, Shipment, files_of, own_folder, unpack
+from .shipment import Files, Shipment, files_of, is_saved, own_folder, packed, unpack
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,14 @@ class Answer:
         stage: None after a trial's last.
         files: of the trial, where the driver cannot read them.
         seconds: that the stage took.
+        checkpoints: files of the trial's recovery where it was saved just now and the driver cannot read them.
         broken: what fails with the uncompressed model here too, where the trial failed before any has come to its end; else None.
     """
 
     stage: Stage | None
     files: Files
     seconds: float
+    checkpoints: Files
     broken: str | None = None
 
 
@@ -83,14 +85,15 @@ class RayWorker:
         except BaseException as error:  # the user's code may raise anything
             return describe_exception(error)
 
-    def begin(self, proposal: Proposal, recovered: Files) -> Answer:
+    def begin(self, proposal: Proposal, recovered: Files, checkpoints: Files) -> Answer:
         """The first stage of a trial; one that had not come to its end is given up.
 
         Args:
-            recovered: the file of recovered weights, for a worker that cannot read the driver's.
+            recovered, checkpoints: the files that the proposal names, for a worker that cannot read the driver's.
         """
-        self._proposal, self._left = self._here(proposal, recovered), proposal.limit_s
-        self._stages = self._worker.run(self._proposal.policy, self._proposal.folder, self._proposal.recovered)
+        self._proposal = here = self._here(proposal, recovered, checkpoints)
+        self._left = here.limit_s
+        self._stages = self._worker.run(here.policy, here.folder, here.recovered, here.checkpoints)
         return self.proceed()
 
     def proceed(self) -> Answer:
@@ -99,11 +102,13 @@ class RayWorker:
         proposal = self._proposal
         with crash_reported(proposal.folder, self._left, proposal.memory_gb):
             stage = next(self._stages, None)
-        files = files_of(stage, proposal.folder) if self._folder is not None else {}
+        is_far = self._folder is not None
+        files = files_of(stage, proposal.folder) if is_far else {}
+        saved = packed(proposal.checkpoints) if is_far and proposal.checkpoints and is_saved(stage) else {}
         seconds = time.monotonic() - began
         if self._left is not None:
             self._left -= seconds
-        return Answer(stage, files, seconds, self._why_broken(stage))
+        return Answer(stage, files, seconds, saved, self._why_broken(stage))
 
     def _why_broken(self, stage: Stage | None) -> str | None:
         """As `Answer.broken`: policies may be bad, or what this worker has is."""
@@ -128,7 +133,7 @@ class RayWorker:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)  # the next worker here tries again
 
-    def _here(self, proposal: Proposal, recovered: Files) -> Proposal:
+    def _here(self, proposal: Proposal, recovered: Files, checkpoints: Files) -> Proposal:
         """The proposal with its files in this worker's own folder, where it has one; those of the trial before go."""
         if self._folder is None:
             return proposal
@@ -136,7 +141,9 @@ class RayWorker:
         shutil.rmtree(trials, ignore_errors=True)  # it is not there before the first
         unpack(recovered, trials)
         file = trials / proposal.recovered.name if proposal.recovered is not None else None
-        return replace(proposal, folder=trials / proposal.folder.name, recovered=file)
+        shutil.rmtree(saved := self._folder / "checkpoints", ignore_errors=True)  # as above
+        unpack(checkpoints, saved)
+        return replace(proposal, folder=trials / proposal.folder.name, recovered=file, checkpoints=saved)
 
     def _try_out(self, setup: WorkerSetup) -> None:
         """Run the reference's artifact over a batch of data, and write a file as large.

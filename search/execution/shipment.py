@@ -17,6 +17,7 @@ from ...evaluators.evaluator import Reference
 from ...hardware_profiles.runtimes.base import Artifact
 from ...workloads.workload import SPLITS, Workload
 from ..driver import Search
+from ..proposals import Proposal
 from ..trials.shared_pickle import SharedPickle
 from ..trials.worker import Stage, WorkerSetup
 
@@ -96,7 +97,15 @@ def unpack(files: Files, folder: Path) -> None:
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        content.tofile(path)
+        content.tofile(written := path.with_name(f"{path.name}.arriving"))
+        written.replace(path)
+
+
+def sent_with(proposal: Proposal) -> tuple[Files, Files]:
+    """The file of recovered weights that a trial starts from, and its checkpoints."""
+    recovered, saved = proposal.recovered, proposal.checkpoints
+    weights = {} if recovered is None else {recovered.name: np.fromfile(recovered, np.uint8)}
+    return weights, packed(saved) if saved is not None else {}
 
 
 def files_of(stage: Stage | None, folder: Path) -> Files:
@@ -105,6 +114,11 @@ def files_of(stage: Stage | None, folder: Path) -> Files:
     if stage is None or stage.reason is not None:
         paths += _texts(folder)
     return {path.name: np.fromfile(path, np.uint8) for path in paths}
+
+
+def is_saved(stage: Stage | None) -> bool:
+    """Whether a trial's recovery was saved at a stage, and goes on."""
+    return stage is not None and (stage.name == "checkpointed" or (stage.name == "recovered" and not stage.final))
 
 
 def left_behind(folder: Path) -> Files:
