@@ -272,8 +272,8 @@ class Search:
         """Load what earlier runs left: finished trials, and interrupted ones to try again."""
         self._is_new = self.optuna.is_new
         self._books.repair()
-        self._front.reload()
         trials = self.store.trials(self.spec.study)
+        self._front.reload(trials)
         paid = self._budget.resume(trials)
         history = self.store.measurement_histories(self.spec.study) if self.spec.rungs is not None else {}
         for trial in paid:

@@ -7,7 +7,7 @@ card.json (schema 1)::
      "baseline": {"measurements": as above}, "reference": what speed-ups are over, as in the JSON of `front`,
      "metric": what `accuracy` is: {"metric", "unit", "higher_is_better", "margin", "outputs"},
      "test_accuracy": as a measurement, or null where the test split was not scored,
-     "target": the target's card, "inputs": [{"name", "shape", "dtype"}], "outputs": the same,
+     "target": the target's card, "inputs": [{"name", "shape", "dtype", "axes": {axis: name}}], "outputs": the same,
      "input", "output": the first of them, all that cards of earlier versions have,
      "provenance": {"created", "study_created", "workload", "workload_options", "workload_fingerprint", "seed",
                     "batch_size", "worker", "machine", "versions"},
@@ -187,7 +187,8 @@ def _notes_of_machine(study: StudyRecord, trial: TrialRecord, target: Target) ->
 
 
 def _tensor(info: TensorInfo) -> dict[str, Any]:
-    return {"name": info.name, "shape": list(info.shape), "dtype": info.dtype}
+    axes = {"axes": {str(axis): name for axis, name in info.axes.items()}} if info.axes else {}
+    return {"name": info.name, "shape": list(info.shape), "dtype": info.dtype, **axes}
 
 
 def _file(card: Mapping[str, Any], stem: str) -> str:
