@@ -105,8 +105,10 @@ def _untied(plain: nn.Module, model: nn.Module) -> tuple[nn.Module, list[str]]:
         share(plain, paths)
         remarks.append(f"{', '.join(paths)} have one weight: it is counted, pruned, quantized and stored once")
     if ties := [*_ties(plain)]:
+        paths = {module: path for path, module in plain.named_modules()}
+        named = ", ".join(f"{paths[owner]}.{key}" for owner, key, _ in ties)
         remarks.append(
-            f"{len(ties)} weights are shared with another layer: each is counted and compressed on its own from here on"
+            f"{named}: of another layer too; each is a copy of its own from here on, counted and compressed apart"
         )
     for owner, key, weight in ties:
         setattr(owner, key, nn.Parameter(weight.detach().clone(), weight.requires_grad))

@@ -25,6 +25,7 @@ class RuntimeEntry:
         dynamic: whether it takes 8-bit activations that are quantized dynamically.
         dynamic_lstm: whether it has an LSTM on 8-bit integers whose ranges are computed at run time.
         dynamic_axes: whether an artifact takes inputs of other sizes than the example's along axes that a workload names.
+        integer_tables: whether it looks rows up in embeddings' tables of integers.
         weight_groups: whether it takes weights whose inputs have scales by groups.
         activations: the activation grids that it multiplies fastest, as `Scheme.activations` names them; a study's unless its file
             says otherwise.
@@ -52,6 +53,7 @@ class RuntimeEntry:
     dynamic: bool = False
     dynamic_lstm: bool = False
     dynamic_axes: bool = False
+    integer_tables: bool = False
     weight_groups: bool = False
     activations: Activations = "affine"
     symmetric: bool = False
@@ -76,6 +78,7 @@ _BUILT_IN = {
         "slimfront[openvino]",
         dynamic=True,
         dynamic_axes=True,
+        integer_tables=True,
         weight_groups=True,
         activations="signed",
         saturates=True,
@@ -91,6 +94,7 @@ _BUILT_IN = {
         "slimfront[onnxruntime]",
         dynamic=True,
         dynamic_axes=True,
+        integer_tables=True,
         dynamic_lstm=True,
         weight_groups=True,
         saturates=True,
@@ -125,6 +129,7 @@ _BUILT_IN = {
         "TorchRuntime",
         "torch",
         dynamic=True,
+        integer_tables=True,
         weight_groups=True,
         spins=True,
         runs_code=True,

@@ -270,9 +270,8 @@ def _example(card: Mapping[str, Any], loader: Callable[..., Any]) -> str:
         f"inputs = {{  # put yours here\n{given}}}\n"
         f"outputs = run(inputs)  # by name: {made}; copy what you keep, the next call reuses it\n"
     )
-    return (
-        f"```python\nimport numpy as np\n\nArrays = dict[str, np.ndarray]\n\n\n{_PYRIGHT.sub('', source)}\n\n{use}```"
-    )
+    imports = "from typing import Any\n\nimport numpy as np" if "Any" in source else "import numpy as np"
+    return f"```python\n{imports}\n\nArrays = dict[str, np.ndarray]\n\n\n{_PYRIGHT.sub('', source)}\n\n{use}```"
 
 
 def _zeros(tensor: Mapping[str, Any]) -> str:

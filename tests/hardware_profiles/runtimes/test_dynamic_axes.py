@@ -13,6 +13,7 @@ from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.hardware_profiles.runtimes.base import get_runtime
 from slimfront.spaces.policies.candidate import Candidate
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
+from slimfront.studies.bundles.standalone import LOADERS
 from slimfront.studies.inspection.inspect import inspect_workload
 from slimfront.studies.inspection.other_sizes import size_remarks
 from slimfront.workloads.contract import held
@@ -101,12 +102,14 @@ def test_an_artifact_computes_at_any_length_what_the_model_does(
     )
     path = tmp_path / f"model{runtime.suffix}"
     runtime.lower(candidate, reader.example_input, target, path)
-    session = runtime.load(path, target)
+    session, run = runtime.load(path, target), LOADERS[target.runtime](path, 1)  # as run.py of a bundle loads it
     for length in (8, 3, 21, 1):
         inputs = {key: tensor[None] for key, tensor in sample(3, length).items()}
         with torch.no_grad():
             expected = reader.model(inputs).numpy()
         found = session.run({key: tensor.numpy() for key, tensor in inputs.items()})["logits"]
+        alone = run({key: tensor.numpy() for key, tensor in inputs.items()})["logits"]
+        np.testing.assert_array_equal(alone, found)
         assert found.shape == expected.shape
         np.testing.assert_allclose(found, expected, atol=1e-3 if bits == 32 else 0.1 * np.abs(expected).max())
     said = {info.name: (info.shape, info.axes) for info in runtime.signature(path).inputs}
