@@ -89,9 +89,11 @@ def _show_every_layer() -> None:
 
 
 def workload_fingerprint(workload: Workload) -> str:
-    """SHA-256 (hex) of the model's weights and the sizes of the splits: another one when the model or data changed."""
+    """SHA-256 (hex) of the model's weights and the sizes of the splits: another one when the model, its
+    dynamic axes or the data changed."""
     sizes = [len(getattr(workload, split)) for split in SPLITS]
-    return hashlib.sha256(f"{state_digest(workload.model.state_dict())} {sizes}".encode()).hexdigest()
+    axes = f" {workload.dynamic_axes}" if workload.dynamic_axes else ""
+    return hashlib.sha256(f"{state_digest(workload.model.state_dict())} {sizes}{axes}".encode()).hexdigest()
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from ...spaces.models.channel_groups import ChannelGroup
 from ...spaces.models.layers import Layer, find_every_layer
 from ...spaces.policies.float_precision import DEFAULT, FLOAT32, FloatPrecision
 from ...spaces.space import Space
+from ...studies.inspection.other_sizes import size_remarks
 from ...studies.inspection.study_checks import (
     check_floats,
     check_space,
@@ -130,6 +131,7 @@ def prepare(spec: StudySpec, given: Workload | None = None) -> PreparedStudy:
         pickled = None if given is None else pickled_workload(given)
         loaded = loaded_workload(spec.workload, spec.workload_options, spec.base_folder, pickled, copied=True)
         workload = held(placed(loaded, spec.compute.device))
+        workload = replace(workload, remarks=(*workload.remarks, *size_remarks(workload, target)))
     model, example = workload.model.eval(), workload.example_input
     written = spec
     spec = resolved(spec, workload, target)
