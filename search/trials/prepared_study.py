@@ -41,9 +41,9 @@ from ..cluster.timers import timer_of
 from .given_workload import loaded_workload, pickled_workload
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PreparedStudy:
-    """A study ready to be searched.
+    """A study ready to be searched; equal to itself alone.
 
     Attributes:
         written: the study as its file has it; `spec` has what its preset fills in.
