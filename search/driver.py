@@ -25,7 +25,7 @@ from ..studies.store.store import Store
 from ..studies.store.trial_state import TrialState
 from .bookkeeping import Bookkeeping, RunningTrial
 from .budget import MAX_ANCHORS, Budget
-from .events import Event, Listener, SamplerFellBack, StageRecorded, TrialFinished, TrialStarted
+from .events import Event, Listener, Preparing, SamplerFellBack, StageRecorded, TrialFinished, TrialStarted
 from .fidelity.halving import HalvingDecision
 from .fidelity.rungs import Rungs, stopped_text
 from .live_front import LiveFront
@@ -76,6 +76,7 @@ class Search:
         self._budget = Budget(self.spec, store, left)
         self._sensitivity = Sensitivity(store, prepared, left.for_sensitivity, self.tell)
         self._learned = not self._sensitivity.missing
+        self.tell(Preparing("counting what channels and bits cost"))
         self._proposals = Proposals(prepared.space, self.spec.seed, self.tell)
         self.optuna = OptunaStudy(self.spec, prepared.space, store, self._sampler)
         self._books = Bookkeeping(self.spec, store, self.optuna)

@@ -22,7 +22,7 @@ from ..workloads.workload import Workload
 from .confirmation import confirm_front
 from .dashboard.serve import Publisher
 from .driver import Search
-from .events import Listener
+from .events import Listener, Preparing
 from .execution.base import Runner, run_trials
 from .execution.local import LocalRunner
 from .sole_driver import sole_driver
@@ -58,7 +58,7 @@ def run_search(
     started = time.monotonic() if started is None else started
     url, artifacts = absolute_url(storage), artifacts.resolve()
     with working_in(spec.base_folder), SearchProgress(spec, console, started) as progress:
-        prepared = _prepared(spec, artifacts, given)
+        prepared = _prepared(spec, artifacts, given, (progress.hear, *listeners))
         _remark(prepared, progress)
         with Store(url) as store, sole_driver(store, spec.study):
             search = Search(prepared, store, artifacts, (progress.hear, *listeners), started)
@@ -66,13 +66,17 @@ def run_search(
             _run(search, progress)
 
 
-def _prepared(spec: StudySpec, artifacts: Path, given: Workload | None) -> PreparedStudy:
+def _prepared(spec: StudySpec, artifacts: Path, given: Workload | None, listeners: Sequence[Listener]) -> PreparedStudy:
+    def doing(what: str) -> None:
+        for listener in listeners:
+            listener(Preparing(what))
+
     require_writable(artifacts / spec.study)
     if spec.workers:
         from .cluster.cluster import require_answer  # only here: importing ray takes a second
 
         require_answer()
-    return prepare(spec, given)
+    return prepare(spec, given, doing)
 
 
 def _remark(prepared: PreparedStudy, progress: SearchProgress) -> None:
@@ -105,6 +109,7 @@ def _run(search: Search, progress: SearchProgress) -> None:
     _warn_of_a_noisy_machine(search, progress)
     _warn_of_saturation(search, progress)
     try:
+        search.tell(Preparing("starting workers, which load the workload again"))
         run_trials(search, _runner(search))
         confirm_front(search)
     finally:
@@ -119,7 +124,7 @@ def _run(search: Search, progress: SearchProgress) -> None:
 def _limits(search: Search) -> str:
     """What bounds the latency of the uncompressed model, where nothing found is worth it."""
     prepared, workload = search.prepared, search.prepared.context.workload
-    found = limits_on(workload.model, workload.example_input, prepared.groups, prepared.target)
+    found = limits_on(workload.model, workload.example_input, prepared.layers, prepared.groups, prepared.target)
     return limits_text(found, prepared.target, search.reference.latency_ms)
 
 
