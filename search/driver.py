@@ -315,7 +315,8 @@ class Search:
             self.optuna.annotate(number, {"recovered_weights_of": source.trial})
         self.tell(TrialStarted(number, policy, asked.retry_of))
         folder = self.folder / f"trial-{number:05d}"
-        return Proposal(number, policy, folder, source and source.path, self._budget.limit_s)
+        memory_gb = self.spec.budget.trial_memory_gb
+        return Proposal(number, policy, folder, source and source.path, self._budget.limit_s, memory_gb)
 
     def _end(
         self,

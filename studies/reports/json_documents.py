@@ -17,6 +17,7 @@ from ..reference_wording import reference_document, reference_name
 from ..store.executed import executed_precisions
 from ..store.records import MeasurementRecord
 from ..store.store import Store
+from ..store.trial_log import last_lines
 from .front_table import front_document
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def trial_document(store: Store, name: str, number: int) -> dict[str, Any]:
         "policy_digest": trial.digest,
         "policy": json.loads(trial.policy_json),
         "executed": dict(executed_precisions(store, name, number)),
+        "log": last_lines(store, name, number),
         "violations": {violation.constraint: violation.excess for violation in trial.violations},
         "measurements": [_measured(record, record is newest[record.measurement.name]) for record in history],
     }
