@@ -57,9 +57,12 @@ def channel_shares(model: nn.Module, example_input: Batch, layers: Sequence[Laye
     outputs, inputs = np.zeros((2, len(layers), len(groups)))
     others, every = np.zeros(len(groups)), max(1, _other_parameters(model, layers))
     buffers, stored = np.zeros(len(groups)), max(1, _buffer_bytes(model))
-    graph = ChannelGraph(copy.deepcopy(model), example_input) if groups else None
-    rows = {graph.model.get_submodule(layer.name): row for row, layer in enumerate(layers)} if graph else {}
-    for column, group in enumerate(groups if graph else ()):
+    shares = Shares(outputs, inputs, others, buffers)
+    if not groups:
+        return shares
+    graph = ChannelGraph(copy.deepcopy(model), example_input)
+    rows = {graph.model.get_submodule(layer.name): row for row, layer in enumerate(layers)}
+    for column, group in enumerate(groups):
         kept = group.kept(0.5)
         removed = 1 - kept / group.channels
         members = graph.members(group.name)
@@ -71,7 +74,7 @@ def channel_shares(model: nn.Module, example_input: Batch, layers: Sequence[Laye
             inputs[row, column] = (1 - after.shapes[row][1] / shape[1]) / removed
         others[column] = (before.others - after.others) / every / removed
         buffers[column] = (before.buffers - after.buffers) / stored / removed
-    return Shares(outputs, inputs, others, buffers)
+    return shares
 
 
 @dataclass(frozen=True)
