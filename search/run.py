@@ -10,6 +10,7 @@ from rich.console import Console
 
 from ..core.errors import SearchError
 from ..core.interrupts import sigterm_interrupts
+from ..core.memory import give_back
 from ..hardware_profiles.profiling.fingerprint import saturates
 from ..studies.analysis.verdict import verdict
 from ..studies.inspection.limits import limits_on, limits_text
@@ -22,7 +23,7 @@ from ..workloads.workload import Workload
 from .confirmation import confirm_front
 from .dashboard.serve import Publisher
 from .driver import Search
-from .events import Listener, Preparing
+from .events import Event, Listener, Preparing
 from .execution.base import Runner, run_trials
 from .execution.local import LocalRunner
 from .sole_driver import sole_driver
@@ -58,10 +59,11 @@ def run_search(
     started = time.monotonic() if started is None else started
     url, artifacts = absolute_url(storage), artifacts.resolve()
     with working_in(spec.base_folder), SearchProgress(spec, console, started) as progress:
-        prepared = _prepared(spec, artifacts, given, (progress.hear, *listeners))
+        hearing = (progress.hear, _tidy, *listeners)
+        prepared = _prepared(spec, artifacts, given, hearing)
         _remark(prepared, progress)
         with Store(url) as store, sole_driver(store, spec.study):
-            search = Search(prepared, store, artifacts, (progress.hear, *listeners), started)
+            search = Search(prepared, store, artifacts, hearing, started)
             _describe(search.prepared, progress)
             _run(search, progress)
 
@@ -77,6 +79,12 @@ def _prepared(spec: StudySpec, artifacts: Path, given: Workload | None, listener
 
         require_answer()
     return prepare(spec, given, doing)
+
+
+def _tidy(event: Event) -> None:
+    """Let a part of the preparation not hold what the one before it freed."""
+    if isinstance(event, Preparing):
+        give_back()
 
 
 def _remark(prepared: PreparedStudy, progress: SearchProgress) -> None:

@@ -41,12 +41,14 @@ class WeightsApart:
 
 
 def weights_apart(model: ModelProto) -> WeightsApart:
-    """Take the layers' weights out of `model`, which is changed."""
+    """The nodes and other constants of `model`, which is changed, and the layers' weights."""
     graph = model.graph
     names = {node.input[1] for node in graph.node if node.op_type in WEIGHTED}
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name in names}
     drop_constants(graph, names)
-    return WeightsApart(model, weights)
+    apart = ModelProto()
+    apart.CopyFrom(model)  # a message keeps the memory of all that was ever in it
+    return WeightsApart(apart, weights)
 
 
 def write(model: ModelProto, weights: Mapping[str, np.ndarray], path: Path) -> None:
