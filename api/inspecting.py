@@ -13,7 +13,7 @@ from .shown import progress_console
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..core.progress import Doing
+    from ..core.console import Doing
     from ..studies.inspection.report import Inspection
     from ..workloads.workload import Workload
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +12,6 @@ from rich.console import Console
 
 from ..core.errors import SearchError
 from ..core.interrupts import sigterm_interrupts
-from ..core.memory import give_back
 from ..hardware_profiles.profiling.fingerprint import saturates
 from ..studies.analysis.verdict import verdict
 from ..studies.inspection.limits import limits_on, limits_text
@@ -82,9 +83,12 @@ def _prepared(spec: StudySpec, artifacts: Path, given: Workload | None, listener
 
 
 def _tidy(event: Event) -> None:
-    """Let a part of the preparation not hold what the one before it freed."""
-    if isinstance(event, Preparing):
-        give_back()
+    """Give back to the system what a part of the preparation freed, before the next one: of ResNet-152's export, whose weights are
+    0.24 GB, glibc keeps 0.57 GB."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if isinstance(event, Preparing) and trim is not None:
+        gc.collect()
+        trim(0)
 
 
 def _remark(prepared: PreparedStudy, progress: SearchProgress) -> None:

@@ -11,7 +11,7 @@ import torch
 from ...compression.batches import CALIBRATION_BATCH, input_batches
 from ...compression.pruning.proof import proven_groups
 from ...core.batch import device_of, moved
-from ...core.progress import Doing, unsaid
+from ...core.console import Doing, unsaid
 from ...core.threads import usable_threads
 from ...evaluators.evaluator import Context
 from ...hardware_profiles.bench.bench import bench_cores

@@ -10,8 +10,8 @@ from typing import Any
 from ...compression.batches import CALIBRATION_BATCH, input_batches
 from ...compression.pruning.proof import proven_groups
 from ...core.batch import device_of, moved
+from ...core.console import Doing, unsaid
 from ...core.errors import WorkloadError
-from ...core.progress import Doing, unsaid
 from ...core.validation import suggestion
 from ...hardware_profiles.cards.target import Target, load_target
 from ...hardware_profiles.runtimes.registry import RUNTIMES
