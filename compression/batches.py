@@ -1,50 +1,67 @@
-"""Batches of a map-style data set."""
+"""Batches of a map-style data set, on the device that computes on them: whatever loops over a data set does so through here."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ..core.batch import INPUT, Batch, by_name, repeated
+from ..core.batch import INPUT, Batch, by_name, moved, moved_target, repeated
 from ..workloads.workload import MapDataset
 
 CALIBRATION_BATCH = 50
 """The number of calibration samples that are run at once."""
 
 
-def loader(data: MapDataset, batch_size: int, shuffle_seed: int | None = None) -> DataLoader:
-    """A DataLoader over `data`: all of it in order, or, where a seed is given, full batches shuffled reproducibly."""
-    if shuffle_seed is None:
-        return DataLoader(cast("Dataset", data), batch_size=batch_size)
-    generator = torch.Generator().manual_seed(shuffle_seed)
-    return DataLoader(
-        cast("Dataset", data),
-        batch_size=batch_size,
-        shuffle=True,
-        generator=generator,
-        drop_last=_fills_a_batch(data, batch_size),
-    )
+@dataclass(frozen=True)
+class LabelledBatches:
+    """Batches of a data set on a device: (inputs, targets, whatever else its samples have). May be iterated several times."""
 
+    loader: DataLoader
+    device: torch.device
 
-def input_batches(data: MapDataset, batch_size: int) -> Iterable[Batch]:
-    """Inputs of `data` in order in full batches, shape [batch_size, ...]; in one smaller batch where there are fewer. May be
-    iterated several times."""
-    return _InputBatches(
-        DataLoader(cast("Dataset", data), batch_size=batch_size, drop_last=_fills_a_batch(data, batch_size))
-    )
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        for inputs, *others in self.loader:
+            yield moved(inputs, self.device), *(moved_target(other, self.device) for other in others)
 
 
 @dataclass(frozen=True)
-class _InputBatches(Iterable[Batch]):
-    loader: DataLoader
+class InputBatches(Iterable[Batch]):
+    """The inputs alone."""
+
+    batches: LabelledBatches
 
     def __iter__(self) -> Iterator[Batch]:
-        return (inputs for inputs, _ in self.loader)
+        return (inputs for inputs, *_ in self.batches)
+
+
+def labelled_batches(
+    data: MapDataset, batch_size: int, device: torch.device, shuffle_seed: int | None = None
+) -> LabelledBatches:
+    """All of `data` in order, or, where a seed is given, full batches shuffled reproducibly, on `device`."""
+    if shuffle_seed is None:
+        return LabelledBatches(DataLoader(cast("Dataset", data), batch_size=batch_size), device)
+    loader = DataLoader(
+        cast("Dataset", data),
+        batch_size=batch_size,
+        shuffle=True,
+        generator=torch.Generator().manual_seed(shuffle_seed),
+        drop_last=_fills_a_batch(data, batch_size),
+    )
+    return LabelledBatches(loader, device)
+
+
+def input_batches(data: MapDataset, batch_size: int, device: torch.device) -> InputBatches:
+    """Inputs of `data` on `device`, in order in full batches, shape [batch_size, ...]; in one smaller batch where there are fewer."""
+    loader = DataLoader(cast("Dataset", data), batch_size=batch_size, drop_last=_fills_a_batch(data, batch_size))
+    return InputBatches(LabelledBatches(loader, device))
 
 
 def subset(data: MapDataset, indices: Sequence[int]) -> MapDataset:

@@ -276,17 +276,14 @@ class Search:
         self._front.reload()
         trials = self.store.trials(self.spec.study)
         paid = self._budget.resume(trials)
+        history = self.store.measurement_histories(self.spec.study) if self.spec.rungs is not None else {}
         for trial in paid:
-            self._take_over(trial)
+            self._charge(trial)
+            self._rungs.resume(trial, history.get(trial.number, ()))
         self._proposals.resume(trials, paid, self._continues)
         self._proposals.add([*self.prepared.space.anchors()[:MAX_ANCHORS], *(self._path() if self._learned else [])])
         self._proposals.drop(self.optuna.waiting())  # a driver that was killed had them enqueued
         self._front.save()
-
-    def _take_over(self, trial: TrialRecord) -> None:
-        """Count a trial of an earlier run, and note how far it got."""
-        self._charge(trial)
-        self._rungs.resume(trial, self.store.measurement_history(self.spec.study, trial.number))
 
     def _path(self) -> list[Policy]:
         """The greedy path, if sensitivity is known."""

@@ -27,7 +27,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
-from ...core.batch import Batch, repeated
+from ...core.batch import Batch, device_of_model, repeated
 from ...core.errors import CompressionError
 from ...spaces.models.exported_graph import (
     ADDITIONS,
@@ -88,7 +88,7 @@ def _of_layers(model: nn.Module, example_input: Batch, policy: Policy, calibrati
         norms = _folded(exported.graph)
         prepared = prepare_pt2e(exported, PolicyQuantizer(wanted, policy.scheme))
     with torch.no_grad():
-        for batch in input_batches(calibration, batch_size):
+        for batch in input_batches(calibration, batch_size, device_of_model(model)):
             prepared(batch)
     return _with_other_weights(_read(prepared, wanted), model, policy, norms)
 

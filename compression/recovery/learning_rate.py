@@ -16,13 +16,13 @@ from itertools import count, islice
 import torch
 from torch import Tensor, nn
 
-from ...core.batch import device_of, moved, rows, stacked
+from ...core.batch import device_of, device_of_model, moved, rows, stacked
 from ...spaces.models.channel_groups import ChannelGroup
 from ...spaces.models.layers import find_layers
 from ...spaces.policies.policy import LayerPolicy, Policy, Recovery
 from ...spaces.policies.pruning import Pruning
 from ...workloads.workload import MapDataset, Workload
-from ..batches import loader, subset
+from ..batches import labelled_batches, subset
 from ..pruning.prune import pruned_copy, reestimate_batch_norm
 from .train import training_step
 
@@ -84,9 +84,9 @@ def found_rate(
     steps would take longer than `SECONDS` is tried on smaller batches, and the rate grows with the square root of the batch, which keeps
     the variance of a step (Krizhevsky 2014, arXiv:1404.5997; of Adam: Malladi et al. 2022, arXiv:2205.10287).
     """
-    sample_s = _sample_s(workload)
-    tried = batch_within(SECONDS, sample_s, batch_size)
     with torch.random.fork_rng():
+        sample_s = _sample_s(workload)
+        tried = batch_within(SECONDS, sample_s, batch_size)
         torch.manual_seed(seed)
         step_s: list[float] = []
         student = _compressed(_shortened(workload, sample_s), groups, seed)
@@ -140,7 +140,7 @@ def _curve(
 ) -> Iterator[tuple[float, float]]:
     """(rate, loss after a step at this rate), the first at rate 0; the seconds of each step are added to `step_s`."""
     step, loss = training_step(student, workload, recovery, batch_size)
-    batches = _endless(workload.train, batch_size, seed)
+    batches = _endless(workload.train, batch_size, seed, device_of_model(student))
     probe = next(batches)
     student.train()
     start = loss(probe)
@@ -165,9 +165,9 @@ def steps_within(seconds: float, step_s: float) -> int:
     return max(FEWEST_STEPS, min(STEPS, int(seconds / step_s)))
 
 
-def _endless(data: MapDataset, batch_size: int, seed: int) -> Iterator[list[Tensor]]:
+def _endless(data: MapDataset, batch_size: int, seed: int, device: torch.device) -> Iterator[Sequence[Tensor]]:
     for epoch in count():
-        yield from loader(data, batch_size, shuffle_seed=seed + epoch)
+        yield from labelled_batches(data, batch_size, device, shuffle_seed=seed + epoch)
 
 
 def highest_near_least(curve: Sequence[tuple[float, float]], lowest: float) -> float:

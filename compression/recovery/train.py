@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
 
-from ...core.batch import Batch, mapped, moved, moved_target, rows
+from ...core.batch import Batch, device_of_model, mapped, rows
 from ...core.errors import CompressionError
 from ...spaces.policies.policy import Recovery
 from ...workloads.workload import MapDataset, Workload
-from ..batches import loader, subset
+from ..batches import labelled_batches, subset
 from ..finite import not_finite
 from .distil import Views, get_distiller, imitation_loss
 from .feature_taps import projections, tapped_modules, tapping
@@ -144,7 +144,7 @@ class _Training:
         self.student, self.workload, self.recovery = student, workload, recovery
         self.batch_size, self.masks = batch_size, masks
         self.reads_labels = recovery.data == "train"
-        self.device = next(student.parameters()).device
+        self.device = device_of_model(student)
         self.kinds = output_kinds(workload)
         self.distiller = get_distiller(recovery.distiller, recovery.temperature, self.kinds)
         self.teacher = Teacher(workload, recovery.teachers, self.distiller.tap, self.kinds)
@@ -167,7 +167,7 @@ class _Training:
         self, data: MapDataset, held_out: MapDataset | None, epochs: int, seed: int, looks: Collection[float]
     ) -> Iterator[float]:
         """Yields how many epochs are done, after each and at `looks` into the first."""
-        batches = loader(self.teacher.annotated(data), self.batch_size, shuffle_seed=seed)
+        batches = labelled_batches(self.teacher.annotated(data), self.batch_size, self.device, shuffle_seed=seed)
         parameters = self._parameters()
         optimizer = _optimizer(parameters, self.recovery)
         steps = epochs * len(batches)
@@ -209,8 +209,7 @@ class _Training:
         self._mask()
 
     def _loss(self, inputs: Batch, targets: Any, *said: Tensor) -> Tensor:
-        inputs, targets = moved(inputs, self.device), moved_target(targets, self.device)
-        guidance = [view.to(self.device) for view in said] or self.teacher(inputs)
+        guidance = said or self.teacher(inputs)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             with tapping(self.student, self.modules, self.distiller.tap) as views:
                 outputs = self.student(inputs)
@@ -237,8 +236,7 @@ class _Training:
     def _held_out_loss(self, data: MapDataset) -> float:
         self.student.eval()
         losses = []
-        for inputs, targets in loader(data, self.batch_size):
-            inputs, targets = moved(inputs, self.device), moved_target(targets, self.device)
+        for inputs, targets in labelled_batches(data, self.batch_size, self.device):
             guidance = self.teacher(inputs)
             with tapping(self.student, self.modules, self.distiller.tap) as views:
                 outputs = self.student(inputs)

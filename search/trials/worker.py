@@ -34,13 +34,15 @@ from ...hardware_profiles.bench.timer import Timer
 from ...hardware_profiles.cards.target import Target
 from ...hardware_profiles.profiling.fingerprint import require_fit
 from ...hardware_profiles.runtimes.base import Artifact, get_runtime
+from ...hardware_profiles.runtimes.lowered import lowered
 from ...spaces.models.channel_groups import ChannelGroup
 from ...spaces.policies.candidate import Candidate
 from ...spaces.policies.policy import Policy
 from ...spaces.policies.resolved import effective_policy
 from ...studies.store.executed import KIND as PRECISIONS
 from ...studies.study_file.constraint import Constraint
-from ...studies.study_file.parts import RungsSpec
+from ...studies.study_file.parts import ComputeSpec, RungsSpec
+from ...workloads.placement import placed
 from ...workloads.workload import Workload
 from ..cluster.timers import timer_of
 from .artifacts_folder import PROBE_BYTES, storage_problem, unwritable
@@ -65,6 +67,7 @@ class WorkerSetup:
         threads: for training and scoring; fewer where the worker has fewer cores.
         metrics: the ones that the study names; some are measured only on request.
         rungs: when a recovery is judged before its end.
+        compute: the device that models are on, and what reads their data.
         pickled_workload: the workload, if it is an object of the searching program.
         registrations: what that program registered, made by `pickled_registrations`.
     """
@@ -82,6 +85,7 @@ class WorkerSetup:
     threads: int = 1
     metrics: Sequence[str] = ()
     rungs: RungsSpec | None = None
+    compute: ComputeSpec = field(default_factory=ComputeSpec)
     pickled_workload: bytes | None = None
     registrations: bytes | None = None
 
@@ -124,8 +128,10 @@ class Worker:
         threads = min(setup.threads, usable_threads())  # it may run on a smaller machine than the driver
         torch.set_num_threads(threads)
         self.setup = setup
-        self.workload = workload or loaded_workload(
-            setup.workload, setup.workload_options, setup.base_folder, setup.pickled_workload
+        self.workload = placed(
+            workload
+            or loaded_workload(setup.workload, setup.workload_options, setup.base_folder, setup.pickled_workload),
+            setup.compute.device,
         )
         if setup.registrations is not None:
             take_registrations(setup.registrations)
@@ -266,7 +272,7 @@ class Worker:
         example = self.workload.example_input
         candidate = make_candidate(model, example, policy, self.workload.calibration)
         runtime = self._context.runtime
-        return candidate, runtime.lower(candidate, example, self.setup.target, folder / f"model{runtime.suffix}")
+        return candidate, lowered(runtime, candidate, example, self.setup.target, folder / f"model{runtime.suffix}")
 
     def _precisions(self, artifact: Artifact, folder: Path) -> dict[str, Artifact]:
         """The precision each layer of the timed artifact runs in, as the runtime reports it; nothing if it was not timed."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...compression.batches import CALIBRATION_BATCH, input_batches
 from ...compression.pruning.proof import proven_groups
-from ...core.batch import device_of, moved
+from ...core.batch import device_of
 from ...core.console import Doing, unsaid
 from ...core.errors import WorkloadError
 from ...core.validation import suggestion
@@ -140,7 +140,7 @@ class _Found:
         groups, unprunable = proven_groups(workload)
         doing("finding blocks that can be removed, and proving it")
         removable, fixed = examine_blocks(model, example)
-        batches = (moved(batch, device_of(example)) for batch in input_batches(workload.calibration, CALIBRATION_BATCH))
+        batches = input_batches(workload.calibration, CALIBRATION_BATCH, device_of(example))
         influence = block_influence(model, batches, removable) if removable else {}
         return cls(layers, groups, unprunable, removable, fixed, influence)
 

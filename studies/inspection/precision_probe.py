@@ -13,6 +13,7 @@ from ...core.interrupts import raise_if_interrupted
 from ...core.threads import torch_threads
 from ...hardware_profiles.cards.target import Target
 from ...hardware_profiles.runtimes.base import get_runtime
+from ...hardware_profiles.runtimes.lowered import lowered
 from ...hardware_profiles.runtimes.registry import RUNTIMES
 from ...spaces.knobs.registry import KNOB_KINDS
 from ...spaces.models.layers import Layer
@@ -165,7 +166,7 @@ def _executed(workload: Workload, target: Target, policy: Policy) -> dict[str, s
     candidate = Candidate(policy, model, quantize(model, example, policy, _some(workload)))
     with tempfile.TemporaryDirectory() as folder, torch_threads(1):  # a session of torch's sets the process's number
         path = Path(folder) / f"model{runtime.suffix}"
-        executed = runtime.load(runtime.lower(candidate, example, target, path).path, target).executed_precisions()
+        executed = runtime.load(lowered(runtime, candidate, example, target, path).path, target).executed_precisions()
     return {name: executed[name] for name in (*policy.layers, *policy.recurrent) if name in executed}
 
 

@@ -10,7 +10,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pydantic.fields import FieldInfo
 
 from ...core.errors import PolicyError
-from ...core.validation import MAX_COUNT, Count, Ordered
+from ...core.threads import DeviceKind
+from ...core.validation import MAX_COUNT, Count, CountOrNone, Ordered
 from ...spaces.policies.quantization_scheme import Scheme
 from ...spaces.policies.recovery import Positive, Recovery
 
@@ -99,6 +100,30 @@ class QuantizationSpec(Part):
 
 add_fields(RecoverySpec, _settings(Recovery, "epochs", "learning_rate"))
 add_fields(QuantizationSpec, _settings(Scheme))
+
+
+class ComputeSpec(Part):
+    """What each worker computes on; lowering and timing happen where the target is.
+
+    Attributes:
+        device: where models are trained, calibrated and compared: "auto" is a CUDA GPU where there is one, and else where the
+            workload's own model is.
+        gpus: of a worker; below 1, several workers share one.
+        cpus: of a worker, and its threads; None shares the machine's cores among the workers.
+        data_workers: processes that read a worker's data ahead, where samples are read one by one; 0 reads them in between.
+    """
+
+    device: DeviceKind = "auto"
+    gpus: Annotated[float, Field(gt=0, le=MAX_COUNT)] = 1
+    cpus: Annotated[float, Field(gt=0, le=MAX_COUNT)] | None = None
+    data_workers: CountOrNone = 0
+
+    @model_validator(mode="after")
+    def _shares(self) -> ComputeSpec:
+        for name, number in (("gpus", self.gpus), ("cpus", self.cpus)):
+            if number is not None and number > 1 and number != int(number):
+                raise ValueError(f"{name} is a whole number or a fraction below 1, not {number:g}")
+        return self
 
 
 class RungsSpec(Part):
