@@ -124,6 +124,7 @@ def _run(search: Search, progress: SearchProgress) -> None:
         search.tell(Preparing("starting workers, which load the workload again"))
         run_trials(search, _runner(search))
         confirm_front(search)
+        search.checkpoints.clear()
     finally:
         publisher.publish(force=True)
     if (sentence := verdict(search.store, search.spec.study)) is not None:

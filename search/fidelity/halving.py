@@ -57,8 +57,12 @@ class SuccessiveHalving:
 
     def best(self, rung: int) -> list[int]:
         """Of all that have been at a rung, in the order they came (from 0), those that would go on now, the best first."""
+        return self.order(rung)[: self._kept(len(self._rungs[rung]))]
+
+    def order(self, rung: int) -> list[int]:
+        """All that have been at a rung, in the order they came (from 0), the best first."""
         results = self._rungs[rung]
-        return np.argsort(priorities(np.stack(results)))[: self._kept(len(results))].tolist() if results else []
+        return np.argsort(priorities(np.stack(results))).tolist() if results else []
 
     def _kept(self, of: int) -> int:
         return of if of <= self._reduction else math.ceil(of / self._reduction)

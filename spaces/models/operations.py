@@ -48,6 +48,8 @@ def operations_of(model: nn.Module, example_input: Batch, layers: Sequence[Layer
 
     Element-wise operations, views and batch-norms are such; the model ends in eval mode.
     """
+    # Of an embedding's table only the rows that are looked up move.
+    layers = [layer for layer in layers if not layer.is_embedding]
     others = _Others()
     moved = _run(model.eval(), [layer.name for layer in layers], example_input, others)
     found = [Operation(each.name, _kind(each), each.macs, each.weights, *moved[each.name]) for each in layers]

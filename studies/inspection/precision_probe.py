@@ -49,7 +49,7 @@ def why_float_only(workload: Workload, layers: Sequence[Layer]) -> str | None:
 
 
 def _plain(layers: Sequence[Layer]) -> list[Layer]:
-    return [layer for layer in layers if not layer.is_recurrent]
+    return [layer for layer in layers if layer.is_product]
 
 
 def bits_on(workload: Workload, layers: Sequence[Layer], target: Target) -> dict[str, str]:
@@ -64,7 +64,8 @@ def bits_on(workload: Workload, layers: Sequence[Layer], target: Target) -> dict
         for bits in sorted(offered):
             answer = answers if isinstance(answers, str) else answers.get(_pair(kind, bits, target), {})
             said[f"{kind} {bits}"] = "float32, as it is" if bits == FULL_PRECISION else _in_words(bits, answer)
-    return said | _recurrent_on(workload, [layer for layer in layers if layer.is_recurrent], target)
+    recurrent = _recurrent_on(workload, [layer for layer in layers if layer.is_recurrent], target)
+    return said | recurrent | _tables_on(layers, target)
 
 
 def _recurrent_on(workload: Workload, layers: Sequence[Layer], target: Target) -> dict[str, str]:
@@ -79,6 +80,19 @@ def _recurrent_on(workload: Workload, layers: Sequence[Layer], target: Target) -
             answer = _asked(workload, target, Policy(recurrent=dict.fromkeys(names, choice)))
             said[f"recurrent {choice}"] = _in_words(INT8_BITS, answer)
     return said
+
+
+def _tables_on(layers: Sequence[Layer], target: Target) -> dict[str, str]:
+    """ "embedding 8" or "embedding 4" -> what it gains the tables of `layers` on `target`, which nothing multiplies; nothing where it has none."""
+    if not any(layer.is_embedding for layer in layers):
+        return {}
+    stored = "storage only: rows become floats as they are looked up"
+    return {
+        f"embedding {bits}": stored
+        if getattr(RUNTIMES[target.runtime], need.capability)
+        else f"not taken: {target.runtime} {need.lacking}"
+        for bits, need in KNOB_KINDS["embedding_bits"].needs.items()
+    }
 
 
 def floats_on(target: Target) -> dict[str, str]:
