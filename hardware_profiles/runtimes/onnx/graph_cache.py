@@ -55,5 +55,5 @@ def _digest(weights: Mapping[str, Tensor]) -> bytes:
     digest = hashlib.sha256()
     for name, tensor in weights.items():
         digest.update(repr((name, tuple(tensor.shape), tensor.dtype)).encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.digest()
