@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -59,9 +60,15 @@ def run_search(
     """
     started = time.monotonic() if started is None else started
     url, artifacts = absolute_url(storage), artifacts.resolve()
-    with working_in(spec.base_folder), SearchProgress(spec, console, started) as progress:
-        hearing = (progress.hear, _tidy, *listeners)
-        prepared = _prepared(spec, artifacts, given, hearing)
+    hearing: list[Listener] = [_tidy, *listeners]
+    require_writable(artifacts / spec.study)
+    with (
+        working_in(spec.base_folder),
+        SearchProgress(spec, console, started) as progress,
+        _cluster_joined(spec, artifacts),
+    ):
+        hearing.insert(0, progress.hear)
+        prepared = prepare(spec, given, lambda what: _announce(what, hearing))
         _remark(prepared, progress)
         with Store(url) as store, sole_driver(store, spec.study):
             search = Search(prepared, store, artifacts, hearing, started)
@@ -69,17 +76,25 @@ def run_search(
             _run(search, progress)
 
 
-def _prepared(spec: StudySpec, artifacts: Path, given: Workload | None, listeners: Sequence[Listener]) -> PreparedStudy:
-    def doing(what: str) -> None:
-        for listener in listeners:
-            listener(Preparing(what))
+@contextmanager
+def _cluster_joined(spec: StudySpec, artifacts: Path) -> Iterator[None]:
+    """Join the cluster, where one is named, before anything is measured; leave it at the end."""
+    if not spec.workers:
+        yield
+        return
+    from .execution.ray_runner import is_cluster_named, join, ray  # only here: importing ray takes a second
 
-    require_writable(artifacts / spec.study)
-    if spec.workers:
-        from .cluster.cluster import require_answer  # only here: importing ray takes a second
+    try:
+        if is_cluster_named():
+            join(spec, artifacts / spec.study)
+        yield
+    finally:
+        ray.shutdown()
 
-        require_answer()
-    return prepare(spec, given, doing)
+
+def _announce(what: str, listeners: Sequence[Listener]) -> None:
+    for listener in listeners:
+        listener(Preparing(what))
 
 
 def _tidy(event: Event) -> None:
@@ -144,7 +159,7 @@ def _limits(search: Search) -> str:
 def _runner(search: Search) -> Runner:
     if not search.spec.workers:
         return LocalRunner(search, isolated=True)
-    from .execution.ray_tune import RayRunner  # only here: importing ray takes a second
+    from .execution.ray_runner import RayRunner  # only here: importing ray takes a second
 
     return RayRunner(search, search.spec.workers)
 

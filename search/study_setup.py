@@ -80,7 +80,9 @@ def open_study(prepared: PreparedStudy, store: Store, folder: Path, tell: Listen
         prepared = _continued(prepared, store)
     _store_study(prepared, store)
     _refuse_mixed_latencies(prepared, baseline)
-    return _known(prepared, store, folder, tell) if baseline else _new(prepared, store, folder, tell)
+    opened = _known(prepared, store, folder, tell) if baseline else _new(prepared, store, folder, tell)
+    tell(Preparing("counting what channels and bits cost"))
+    return opened
 
 
 def _store_study(prepared: PreparedStudy, store: Store) -> None:

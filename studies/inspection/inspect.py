@@ -32,6 +32,7 @@ from ..study_file.load import shipped_studies, study_named
 from ..study_file.spec import StudySpec
 from .compression_bounds import gains
 from .limits import limits_on
+from .other_sizes import size_remarks
 from .precision_probe import bits_on, floats_on, why_float_only
 from .report import Inspection, LayerReport
 from .study_checks import check_space, check_target, naming, resolved, taken_choices, target_of
@@ -89,6 +90,10 @@ def inspect_workload(
 ) -> Inspection:
     """Inspect a loaded workload, in the space of a study or else of its family's preset."""
     model, example = workload.model.eval(), workload.example_input
+    remarks = (
+        *workload.remarks,
+        *(size_remarks(workload, target) if target else ()),
+    )  # first: nothing lowers without it
     family, found = family_of(model, example), _Found.of(workload, doing)
     doing("capturing the model for quantization")
     float_only = why_float_only(workload, found.layers)
@@ -117,7 +122,7 @@ def inspect_workload(
         bits={**({} if float_only else bits_on(workload, found.layers, target)), **floats_on(target)} if target else {},
         gains=gains(model, example, space),
         limits=limits_on(model, example, found.layers, space.groups, target) if target else None,
-        remarks=workload.remarks,
+        remarks=remarks,
     )
 
 
