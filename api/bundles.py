@@ -13,6 +13,7 @@ from ..studies.terminal import Shown
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from ..studies.bundles.export import Remade
     from ..studies.bundles.judge import Judge
     from ..studies.bundles.verify import Check
     from ..workloads.workload import Workload
@@ -20,15 +21,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExportedBundle:
-    """A trial of a study, written to a folder."""
+    """A trial of a study, written to a folder.
+
+    Attributes:
+        remade: what had to be made again from the trial's policy, since its files were not kept; None where nothing had.
+    """
 
     study: str
     trial: int
     folder: Path
+    remade: Remade | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The document that `slimfront export --format json` prints."""
-        return export_document(self.study, self.trial, self.folder)
+        return export_document(self.study, self.trial, self.folder, self.remade)
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from ..core.errors import EvaluationError
 from ..core.metrics import is_confirmed
 from ..evaluators.evaluator import LoweredCandidate
 from ..evaluators.registry import measure
 from ..hardware_profiles.runtimes.base import Artifact
+from ..studies.store.study_files import MODEL
 from .driver import Search
 from .events import TrialConfirmed
 from .fidelity.rungs import confirmed_rung
@@ -46,5 +46,4 @@ def _confirmed(search: Search) -> set[int]:
 
 
 def _artifact(search: Search, number: int) -> Artifact:
-    paths = {record.kind: record.path for record in search.store.artifacts(search.spec.study, number)}
-    return Artifact.of(Path(paths["model"]))
+    return Artifact.of(search.files.path(search.files.newest(number)[MODEL]))

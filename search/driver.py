@@ -22,6 +22,7 @@ from ..spaces.space import Choice
 from ..studies.analysis.front import Point
 from ..studies.store.records import TrialRecord
 from ..studies.store.store import Store
+from ..studies.store.study_files import StudyFiles, folder_at_work
 from ..studies.store.trial_state import TrialState
 from .bookkeeping import Bookkeeping, RunningTrial
 from .budget import MAX_ANCHORS, Budget
@@ -39,6 +40,7 @@ from .study_setup import open_study, quiet_moment, stage_of_baseline, time_budge
 from .transfer import earlier_trials
 from .trials.prepared_study import PreparedStudy
 from .trials.recovered import RecoveredWeights
+from .trials.trial_files import TrialFiles
 from .trials.worker import Stage
 
 
@@ -48,12 +50,14 @@ class Search:
     Args:
         prepared: what is searched.
         store: open; this process becomes the study's only driver.
-        artifacts: folder that files of trials are kept in; workers must reach it.
+        artifacts: absolute folder or URL that files of trials are kept in.
         listeners: hear of every event; `listen` adds more.
         started: `time.monotonic()` when the user gave the command, which the budget of time is counted from; now by default.
 
     Attributes:
         optuna: the Optuna study, for the dashboard's notes and figures.
+        folder: local, of the study's logs and of the files that trials make; workers must reach it.
+        files: what is kept of the trials and of the reference.
 
     Raises:
         StoreError: the database holds a study of that name that is not this one.
@@ -63,14 +67,15 @@ class Search:
         self,
         prepared: PreparedStudy,
         store: Store,
-        artifacts: Path,
+        artifacts: Path | str,
         listeners: Sequence[Listener] = (),
         started: float | None = None,
     ) -> None:
         self.store, self._listeners = store, list(listeners)
-        self.folder = artifacts.resolve() / prepared.spec.study
-        prepared, self.reference = open_study(prepared, store, self.folder / "reference", self.tell)
-        self.prepared, self.spec = prepared, prepared.spec
+        self.files = StudyFiles(store, prepared.spec.study)
+        self.folder = folder_at_work(store, prepared.spec.study, str(artifacts))
+        self.prepared, self.reference = open_study(prepared, store, self.files, str(artifacts), self.folder, self.tell)
+        prepared, self.spec = self.prepared, self.prepared.spec
         self._front = LiveFront(self.spec, store)
         left = time_budget(prepared, self.reference, time.monotonic() if started is None else started)
         self._budget = Budget(self.spec, store, left)
@@ -80,7 +85,8 @@ class Search:
         self.optuna = OptunaStudy(self.spec, prepared.space, store, self._sampler)
         self._books = Bookkeeping(self.spec, store, self.optuna)
         self._running: dict[int, RunningTrial] = {}
-        self._recovered = RecoveredWeights(store, self.spec)
+        self._recovered = RecoveredWeights(self.files, self.spec)
+        self._kept = TrialFiles(self.files, self.spec.keep, self._recovered)
         self._rungs = Rungs(self.spec)
         self._fell_back, self._fallback = False, None
         self._resume()
@@ -151,10 +157,7 @@ class Search:
             self.store.set_worker(self.spec.study, number, stage.worker)
         running.measurements.update({m.name: m for m in stage.measurements})
         self.store.add_measurements(self.spec.study, number, stage.measurements, stage.rung, self.prepared.target.name)
-        for kind, artifact in stage.artifacts.items():
-            self.store.record_artifact(
-                self.spec.study, number, kind, str(artifact.path), artifact.sha256, artifact.bytes
-            )
+        self._kept.put(number, stage.artifacts, self._folder_of(number))
         self.tell(StageRecorded(number, stage.name, stage.rung))
         if stage.reason is not None:
             self.fail(number, stage.reason)
@@ -236,6 +239,12 @@ class Search:
         """Store newer figures of a trial that has ended, and let the front follow."""
         self.store.add_measurements(self.spec.study, number, measurements, rung, self.prepared.target.name)
         self._add_point(self.store.get_trial(self.spec.study, number))
+        self._let_go()
+
+    @uninterrupted()
+    def tidy(self) -> None:
+        """Let go of the files that are of no use once the front is confirmed."""
+        self._kept.finish({point.trial for point in self.front})
 
     @uninterrupted()
     def take_quiet_moment(self, bench: Timer) -> None:
@@ -313,8 +322,11 @@ class Search:
             running.remark = f"recovered weights of trial {source.trial}"
             self.optuna.annotate(number, {"recovered_weights_of": source.trial})
         self.tell(TrialStarted(number, policy, asked.retry_of))
-        folder = self.folder / f"trial-{number:05d}"
-        return Proposal(number, policy, folder, source and source.path, self._budget.limit_s)
+        return Proposal(number, policy, self._folder_of(number), source and source.path, self._budget.limit_s)
+
+    def _folder_of(self, number: int) -> Path:
+        """Where a trial's files are made."""
+        return self.folder / f"trial-{number:05d}"
 
     def _end(
         self,
@@ -331,6 +343,7 @@ class Search:
         self.tell(TrialFinished(trial))
         if state is TrialState.COMPLETE:
             self._add_point(trial)
+        self._let_go()
 
     def _continues(self, retry_of: int | None) -> bool:
         """Whether a trial that retries the one of this number goes on where that was stopped."""
@@ -340,6 +353,10 @@ class Search:
         """Charge a trial to the budget, and keep what later ones may start from."""
         self._budget.charge(trial, is_free=self._continues(trial.retry_of))
         self._recovered.offer(trial)
+
+    def _let_go(self) -> None:
+        """Remove the files that the study does not keep."""
+        self._kept.let_go({point.trial for point in self.front}, self._running)
 
     def _add_point(self, trial: TrialRecord) -> None:
         if (change := self._front.put(trial)) is not None:

@@ -27,7 +27,7 @@ from .execution.base import Runner, run_trials
 from .execution.local import LocalRunner
 from .sole_driver import sole_driver
 from .terminal import SearchProgress
-from .trials.artifacts_folder import require_writable
+from .trials.artifacts_folder import artifacts_root, require_writable
 from .trials.prepared_study import PreparedStudy, prepare
 
 
@@ -35,7 +35,7 @@ from .trials.prepared_study import PreparedStudy, prepare
 def run_search(
     spec: StudySpec,
     storage: str,
-    artifacts: Path,
+    artifacts: Path | str | None,
     console: Console,
     started: float | None = None,
     given: Workload | None = None,
@@ -46,6 +46,8 @@ def run_search(
     Meanwhile the current folder is the study file's, as it is in workers: relative paths in the workload's code start there.
 
     Args:
+        artifacts: folder or URL that files of trials are kept in; None leaves it to the study file, to where the study has its
+            files by now, or to the folder for all that name none.
         started: `time.monotonic()` when the user gave the command, which the budget of time is counted from; now by default.
         given: the workload, where it is an object of this program.
         listeners: hear of every event of the search, after the screen.
@@ -56,18 +58,19 @@ def run_search(
         KeyboardInterrupt: Ctrl-C; finished trials are stored.
     """
     started = time.monotonic() if started is None else started
-    url, artifacts = absolute_url(storage), artifacts.resolve()
+    url = absolute_url(storage)
+    root = artifacts_root(spec, artifacts, url)
     with working_in(spec.base_folder), SearchProgress(spec, console, started) as progress:
-        prepared = _prepared(spec, artifacts, given)
+        prepared = _prepared(spec, root, given)
         _remark(prepared, progress)
         with Store(url) as store, sole_driver(store, spec.study):
-            search = Search(prepared, store, artifacts, (progress.hear, *listeners), started)
+            search = Search(prepared, store, root, (progress.hear, *listeners), started)
             _describe(search.prepared, progress)
             _run(search, progress)
 
 
-def _prepared(spec: StudySpec, artifacts: Path, given: Workload | None) -> PreparedStudy:
-    require_writable(artifacts / spec.study)
+def _prepared(spec: StudySpec, root: str, given: Workload | None) -> PreparedStudy:
+    require_writable(root, spec.study)
     if spec.workers:
         from .cluster.cluster import require_answer  # only here: importing ray takes a second
 
@@ -107,6 +110,7 @@ def _run(search: Search, progress: SearchProgress) -> None:
     try:
         run_trials(search, _runner(search))
         confirm_front(search)
+        search.tidy()
     finally:
         publisher.publish(force=True)
     if (sentence := verdict(search.store, search.spec.study)) is not None:

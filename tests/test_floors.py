@@ -54,7 +54,7 @@ INSIDE = {
     ],
     "evaluators": ["evaluators"],
     "studies": [
-        "studies.study_file",
+        ("studies.study_file", "studies.artifacts"),
         "studies.store.trial_state",
         "studies.store.tables",
         "studies.store.migrations",

@@ -38,7 +38,7 @@ from ...spaces.models.channel_groups import ChannelGroup
 from ...spaces.policies.candidate import Candidate
 from ...spaces.policies.policy import Policy
 from ...spaces.policies.resolved import effective_policy
-from ...studies.store.executed import KIND as PRECISIONS
+from ...studies.store.study_files import PRECISIONS
 from ...studies.study_file.constraint import Constraint
 from ...studies.study_file.parts import RungsSpec
 from ...workloads.workload import Workload
@@ -178,6 +178,23 @@ class Worker:
         own_words = isinstance(error, (TrialError, TargetError, WorkloadError))
         return Stage("failed", reason=one_line(str(error)) if own_words else describe_exception(error))
 
+    def make_again(
+        self, original: Policy, folder: Path, recovered: Path | None, rung: int | None
+    ) -> dict[str, Artifact]:
+        """The files of a trial that has ended, from its policy alone; nothing is measured.
+
+        Args:
+            recovered: as of `run`.
+            rung: that it was pruned at; None of one that ran to its end.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        model, policy = self._pruned(self.workload.model, original), effective_policy(original)
+        self._reestimate(model, original)
+        if policy.recovery.changes_weights:
+            recoveries = enumerate(self._recoveries(original, model, recovered), start=1)
+            *_, model = (trained for at, (trained, _) in recoveries if rung is None or at <= rung)
+        return keep(*self._lower(policy, model, folder), folder)
+
     def close(self) -> None:
         """End the bench's process."""
         if self._context.bench is not None:
@@ -194,8 +211,7 @@ class Worker:
         yield Stage("counted", measurements=counted)
         if self._out_of_bounds(counted):
             return
-        if is_structurally_changed(original, self.setup.groups):
-            reestimate_batch_norm(model, self.workload.calibration)
+        self._reestimate(model, original)
         candidate, artifact = self._lower(policy, model, folder)
         # Before recovery: latency needs no trained weights, and a trial that is too slow ends here.
         timed = measure(LoweredCandidate(candidate, artifact), self._context, "timed")
@@ -232,6 +248,10 @@ class Worker:
     def _pruned(self, model: nn.Module, policy: Policy) -> nn.Module:
         setup = self.setup
         return pruned_copy(model, self.workload.example_input, policy, setup.groups, self.workload, setup.seed)
+
+    def _reestimate(self, model: nn.Module, original: Policy) -> None:
+        if is_structurally_changed(original, self.setup.groups):
+            reestimate_batch_norm(model, self.workload.calibration)
 
     def _pruned_in_recovery(self, trained: nn.Module, original: Policy) -> nn.Module:
         setup = self.setup

@@ -20,7 +20,8 @@ from ..store.store import Store
 from .front_table import front_document
 
 if TYPE_CHECKING:
-    from ..bundles.verify import Check  # for annotations only: it imports torch
+    from ..bundles.export import Remade  # for annotations only: these import torch
+    from ..bundles.verify import Check
 
 
 def study_front_document(store: Store, name: str) -> dict[str, Any]:
@@ -61,10 +62,11 @@ def trial_document(store: Store, name: str, number: int) -> dict[str, Any]:
     }
 
 
-def export_document(name: str, trial: int, folder: Path) -> dict[str, Any]:
-    """What was exported, and its files."""
+def export_document(name: str, trial: int, folder: Path, remade: Remade | None) -> dict[str, Any]:
+    """What was exported, its files, and the kinds of those that were made again, with those that came out differently."""
     files = sorted(file.name for file in folder.iterdir())
-    return {"study": name, "trial": trial, "bundle": str(folder), "files": files}
+    again = None if remade is None else {"kinds": list(remade.kinds), "differing": list(remade.differing)}
+    return {"study": name, "trial": trial, "bundle": str(folder), "files": files, "remade": again}
 
 
 def checks_document(bundle: Path, checks: Sequence[Check]) -> dict[str, Any]:

@@ -1,0 +1,67 @@
+"""The files of a search's trials: put into the artifact store as they are recorded, and let go as the study's `keep` says."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from ...hardware_profiles.runtimes.base import Artifact
+from ...studies.store.study_files import HEAVY, WEIGHTS, StudyFiles
+from ...studies.study_file.spec import Keep
+from .recovered import RecoveredWeights
+
+
+class TrialFiles:
+    """Which trials of a study keep their files.
+
+    Ownership: the study's driver alone; nothing here is safe to share between threads.
+
+    Args:
+        recovered: weights that other trials may start from are kept while they can serve.
+    """
+
+    def __init__(self, files: StudyFiles, keep: Keep, recovered: RecoveredWeights) -> None:
+        self._files, self._keep, self._recovered = files, keep, recovered
+        self._held: dict[int, set[str]] = defaultdict(set)
+        for number, kind in files.held():
+            self._held[number].add(kind)
+
+    def put(self, number: int, artifacts: Mapping[str, Artifact], folder: Path) -> None:
+        """Keep the files of a stage; those in the trial's own folder are moved."""
+        for kind, artifact in artifacts.items():
+            take = artifact.path.is_relative_to(folder)
+            self._files.put(number, kind, artifact.path, artifact.sha256, artifact.bytes, take=take)
+            if kind in HEAVY:
+                self._held[number].add(kind)
+
+    def let_go(self, front: Collection[int], running: Collection[int] = ()) -> None:
+        """Remove what `keep` does not ask for, of all trials but those that are on the front or still run.
+
+        Trials that are within noise of the front are on it. Weights go on serving trials of the same structure.
+        """
+        if self._keep == "all":
+            return
+        serving = self._serving()
+        for number in self._held.keys() - {*front, *running}:
+            self._remove(number, {WEIGHTS} if number in serving else set())
+
+    def finish(self, front: Collection[int]) -> None:
+        """Remove what is of no use once a search has ended and its front is confirmed."""
+        if self._keep == "all":
+            return
+        for number in self._held.keys() - (set(front) if self._keep == "front" else set()):
+            self._remove(number, set())
+
+    def _serving(self) -> set[int]:
+        """A trial for each structure that others may start from, of those that still have weights."""
+        having = {number for number, kinds in self._held.items() if WEIGHTS in kinds}
+        found = (next((number for number in numbers if number in having), None) for numbers in self._recovered.recent)
+        return {number for number in found if number is not None}
+
+    def _remove(self, number: int, but: set[str]) -> None:
+        if unwanted := self._held[number] - but:
+            self._files.remove(number, unwanted)
+        self._held[number] -= unwanted
+        if not self._held[number]:
+            del self._held[number]
