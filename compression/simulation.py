@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
+from torch.utils.hooks import RemovableHandle
 
 from ..core.batch import Batch, tensors_of
 from ..core.hooks import removed_after
@@ -128,12 +129,8 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-@contextmanager
-def _disturbed(model: nn.Module, share: float) -> Iterator[None]:
-    """Have every number that a module without parts reads or makes be another by at most a share of it, always the same one.
-
-    Within a recurrent layer, whose states stay out of sight, so are its matrices.
-    """
+def _disturbance(share: float) -> Callable[[Any], Any]:
+    """A function that makes each number of a tensor of floats another by at most a share of it; the same ones at every call."""
     chance = torch.Generator().manual_seed(0)
 
     def disturb(value: Any) -> Any:
@@ -142,18 +139,31 @@ def _disturbed(model: nn.Module, share: float) -> Iterator[None]:
         factors = torch.empty(value.shape, dtype=value.dtype).uniform_(1 - share, 1 + share, generator=chance)
         return value * factors.to(value.device)
 
+    return disturb
+
+
+@contextmanager
+def _disturbed(model: nn.Module, share: float) -> Iterator[None]:
+    """Have every number that a module without parts reads or makes be another by at most a share of it, always the same one.
+
+    Within a recurrent layer, whose states stay out of sight, so are its matrices.
+    """
+    disturb = _disturbance(share)
+    innermost = [module for module in model.modules() if not [*module.children()]] if share else []
+    with removed_after([hook for module in innermost for hook in _disturbing(module, disturb)]):
+        yield
+
+
+def _disturbing(module: nn.Module, disturb: Callable[[Any], Any]) -> Iterator[RemovableHandle]:
     def before(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(map(disturb, inputs))
 
     def after(_module: nn.Module, _inputs: object, made: Any) -> Any:
         return tree_map(disturb, made)
 
-    innermost = [module for module in model.modules() if not any(True for _ in module.children())] if share else []
-    weighted = [module for module in innermost if isinstance(module, (*get_args(WeightedLayer), nn.RNNBase))]
-    recurrent = [module for module in innermost if isinstance(module, nn.RNNBase)]
-    hooks = [module.register_forward_pre_hook(with_other_matrices(disturb)) for module in recurrent]
-    hooks += [module.register_forward_hook(with_own_matrices) for module in recurrent]
-    hooks += [module.register_forward_pre_hook(before, prepend=True) for module in weighted]
-    hooks += [module.register_forward_hook(after) for module in innermost]
-    with removed_after(hooks):
-        yield
+    if isinstance(module, nn.RNNBase):
+        yield module.register_forward_pre_hook(with_other_matrices(disturb))
+        yield module.register_forward_hook(with_own_matrices)
+    if isinstance(module, (*get_args(WeightedLayer), nn.RNNBase)):
+        yield module.register_forward_pre_hook(before, prepend=True)
+    yield module.register_forward_hook(after)

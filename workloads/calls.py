@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import inspect
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -188,14 +188,17 @@ def named_outputs(result: Any, wanted: Sequence[str] = ()) -> dict[str, Tensor]:
         )
     if not wanted:
         return found
-    if unknown := [name for name in wanted if not any(_is_wanted(leaf, [name]) for leaf in found)]:
-        known = ", ".join(name or "one tensor" for name in found)
-        raise WorkloadError(f"outputs: the model returns {known}; {', '.join(unknown)} is not among them")
-    return {name: tensor for name, tensor in found.items() if _is_wanted(name, wanted)}
+    kept = set().union(*(_at(name, found) for name in wanted))
+    return {name: tensor for name, tensor in found.items() if name in kept}
 
 
-def _is_wanted(name: str, wanted: Sequence[str]) -> bool:
-    return any(name == each or name.startswith(f"{each}.") for each in wanted)
+def _at(name: str, found: Collection[str]) -> set[str]:
+    """The tensors, by their names, that one name stands for: its own, or those that what it names holds."""
+    at = {leaf for leaf in found if leaf == name or leaf.startswith(f"{name}.")}
+    if not at:
+        known = ", ".join(leaf or "one tensor" for leaf in found)
+        raise WorkloadError(f"outputs: the model returns {known}; {name} is not among them")
+    return at
 
 
 def leaves(result: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

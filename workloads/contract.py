@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -168,10 +169,9 @@ def _require_one_path(model: nn.Module, workload: Workload) -> None:
     noise = [mapped(partial(_noise, scale), example) for scale in (0, 1, 10)]
     asked = [moved(stacked([sample]), device_of(example)) for sample in _asked(workload, PATHS_ASKED)]
     for inputs in [*asked, *noise]:
-        found = _reads_traced(model, inputs)
-        differing = next((a for a, b in zip(expected, found, strict=False) if a != b), None)
-        if differing is not None or len(found) != len(expected):
-            where, value = differing or expected[-1]
+        pairs = zip_longest(expected, _reads_traced(model, inputs))
+        if (differing := next((ours or expected[-1] for ours, other in pairs if ours != other), None)) is not None:
+            where, value = differing
             raise WorkloadError(
                 f"model decides by its data: forward reads a number out of a tensor at {where} ({value} on example_inputs, "
                 "another on other inputs), and an artifact holds one path only; use tensor operations (torch.where) there"

@@ -43,8 +43,8 @@ def plain_layers(model: nn.Module, example_input: Batch) -> nn.Module:
         return model
     inputs = inputs_of(model, example_input, derived | affine)
     plain = copy.deepcopy(model)
-    same = _made_plain(plain, {name: read for name, read in inputs.items() if name in derived})
-    linear = _made_linear(plain, {name: read for name, read in inputs.items() if name in affine and name not in same})
+    same = _made_plain(plain, {name: inputs[name] for name in inputs.keys() & derived})
+    linear = _made_linear(plain, {name: inputs[name] for name in inputs.keys() & affine - {*same}})
     return plain if (same or linear) and _computes_the_same(model, plain, example_input) else model
 
 

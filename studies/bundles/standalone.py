@@ -33,13 +33,28 @@ def load_openvino(path: str, threads: int) -> Run:
     import openvino
 
     core = openvino.Core()
+    model = core.read_model(path)
+    request = core.compile_model(model, "CPU", _openvino_config(core, model, threads)).create_infer_request()
+    given = {tensor.get_any_name(): request.get_tensor(tensor).data for tensor in model.inputs}
+    made = [tensor.get_any_name() for tensor in model.outputs]
+
+    def run(inputs: Arrays) -> Arrays:
+        for name, array in inputs.items():
+            given[name][:] = array  # handing it over at every run takes longer
+        results = request.infer(share_outputs=True)
+        return {name: np.asarray(results[index]) for index, name in enumerate(made)}
+
+    return run
+
+
+def _openvino_config(core: Any, model: Any, threads: int) -> dict[str, Any]:
+    """The settings that the file was measured with."""
     config = {
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
         "ENABLE_CPU_PINNING": False,
     }
-    model = core.read_model(path)
     # Whether inputs of linear layers are quantized at run time: OpenVINO would, whatever was decided.
     config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 32 if model.has_rt_info(["framework", "slimfront.dynamic"]) else 0
     if any(operation.get_type_name() == "FakeQuantize" for operation in model.get_ops()):
@@ -54,17 +69,7 @@ def load_openvino(path: str, threads: int) -> Run:
         asked = "float32"
     if asked != "default":
         config["INFERENCE_PRECISION_HINT"] = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}[asked]
-    request = core.compile_model(model, "CPU", config).create_infer_request()
-    given = {tensor.get_any_name(): request.get_tensor(tensor).data for tensor in model.inputs}
-    made = [tensor.get_any_name() for tensor in model.outputs]
-
-    def run(inputs: Arrays) -> Arrays:
-        for name, array in inputs.items():
-            given[name][:] = array  # handing it over at every run takes longer
-        results = request.infer(share_outputs=True)
-        return {name: np.asarray(results[index]) for index, name in enumerate(made)}
-
-    return run
+    return config
 
 
 def load_onnxruntime(path: str, threads: int) -> Run:

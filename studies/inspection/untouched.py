@@ -24,14 +24,18 @@ def why_untouched(model: nn.Module, example_input: Batch) -> dict[str, str]:
     The model itself goes under its class. It ends in eval mode.
     """
     runs = runs_of_modules(model.eval(), example_input)
-    derived = _why_derived(model, example_input, runs)
-    plain = [name for name, module in model.named_modules() if type(module) in LAYER_KINDS and runs[name]]
-    derived |= dict.fromkeys(read_elsewhere(model, example_input, plain), ELSEWHERE)
-    derived |= dict.fromkeys(unread_layers(model, example_input, plain), UNREAD)
+    known = _why_derived(model, example_input, runs) | _why_plain(model, example_input, runs)
     # What computes a parametrization is reported of the layer itself.
     modules = [(name, module) for name, module in model.named_modules() if PARAMETRIZED not in f".{name}."]
-    found = {name: derived.get(name) or _why_untouched(module, runs[name]) for name, module in modules}
+    found = {name: known.get(name) or _why_untouched(module, runs[name]) for name, module in modules}
     return {name or type(model).__name__: reason for name, reason in found.items() if reason}
+
+
+def _why_plain(model: nn.Module, example_input: Batch, runs: Mapping[str, int]) -> dict[str, str]:
+    """Layer of a kind that is compressed -> why this one is not, although it is called."""
+    plain = [name for name, module in model.named_modules() if type(module) in LAYER_KINDS and runs[name]]
+    elsewhere = dict.fromkeys(read_elsewhere(model, example_input, plain), ELSEWHERE)
+    return elsewhere | dict.fromkeys(unread_layers(model, example_input, plain), UNREAD)
 
 
 def _why_derived(model: nn.Module, example_input: Batch, runs: Mapping[str, int]) -> dict[str, str]:

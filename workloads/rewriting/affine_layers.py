@@ -44,36 +44,43 @@ def _owned(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 def _largest_matrix(module: nn.Module) -> int:
     """Elements of the largest matrix that the module, or a linear layer in it, has; 0 where anything in it is no matrix."""
-    inner = [part for part in module.modules() if part is not module and [*part.parameters(recurse=False)]]
-    linear = [part for part in inner if isinstance(part, nn.Linear)]
+    inside = [part for part in module.modules() if part is not module and [*part.parameters(recurse=False)]]
     own = [parameter for parameter in module.parameters(recurse=False) if parameter.ndim > 1]
-    if len(linear) < len(inner) or any(parameter.ndim > 2 for parameter in own):
+    matrices = own + [part.weight for part in inside if isinstance(part, nn.Linear)]
+    if len(matrices) < len(own) + len(inside) or any(matrix.ndim > 2 for matrix in matrices):
         return 0
-    return max((matrix.numel() for matrix in [*own, *(layer.weight for layer in linear)]), default=0)
+    return max((matrix.numel() for matrix in matrices), default=0)
 
 
 @torch.no_grad()
 def as_linear(module: nn.Module, read: Tensor) -> nn.Linear | None:
     """A linear layer that computes what `module` does, in evaluation mode, of what it read and of random numbers; None where none does."""
-    width = read.shape[-1]
-    if read.ndim < 2 or width > WIDEST or not read.is_floating_point():
+    if read.ndim < 2 or read.shape[-1] > WIDEST or not read.is_floating_point():
         return None
-    shape = (*[1] * (read.ndim - 2), width)
     loud = torch.randn(read.shape, generator=torch.Generator().manual_seed(0)).to(read) * LOUD
     try:
-        bias = module(read.new_zeros(1, *shape))
-        matrix = module(torch.eye(width).to(read).view(width, *shape)) - bias
+        matrix = _matrix(module, read)
         expected = [module(tensor) for tensor in (read, loud)]
     except Exception:  # the module may take nothing but what it is given, or more than one tensor
         return None
+    if matrix is None:
+        return None
+    weight, bias = (_exact(module, values) for values in matrix)
+    found = [functional.linear(tensor, weight, bias) for tensor in (read, loud)]
+    same = all(_close(own, other) for own, other in zip(expected, found, strict=True))
+    return _linear(weight, bias) if same else None
+
+
+def _matrix(module: nn.Module, read: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The weight, shape [outputs, inputs], and bias, shape [outputs], that a module has if it is linear, read off from what it makes of
+    zeros and of each unit vector; None where the shapes are not those of a linear layer."""
+    width = read.shape[-1]
+    shape = (*[1] * (read.ndim - 2), width)
+    bias = module(read.new_zeros(1, *shape))
+    matrix = module(torch.eye(width).to(read).view(width, *shape)) - bias
     if matrix.shape != (width, *shape[:-1], matrix.shape[-1]) or bias.shape[-1] != matrix.shape[-1]:
         return None
-    weight, bias = matrix.reshape(width, -1).T.contiguous(), bias.flatten()
-    weight, bias = (_exact(module, values) for values in (weight, bias))
-    found = [functional.linear(tensor, weight, bias) for tensor in (read, loud)]
-    if not all(_close(own, other) for own, other in zip(expected, found, strict=True)):
-        return None
-    return _linear(weight, bias)
+    return matrix.reshape(width, -1).T.contiguous(), bias.flatten()
 
 
 def _exact(module: nn.Module, values: Tensor) -> Tensor:

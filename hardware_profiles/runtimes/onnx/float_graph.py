@@ -205,21 +205,22 @@ def _ranks(graph: GraphProto) -> dict[str, int]:
     return {value.name: len(value.type.tensor_type.shape.dim) for value in graph.value_info}
 
 
-def _fold(graph: GraphProto, layer: NodeProto, norm: NodeProto) -> None:
-    """Make `layer` compute what `norm` made of its output; a linear one as a Gemm."""
-    constants, stored = _constants(graph), {tensor.name: tensor for tensor in graph.initializer}
+def _folded(constants: Mapping[str, np.ndarray], layer: NodeProto, norm: NodeProto) -> tuple[np.ndarray, np.ndarray]:
+    """The weight, shape [outputs, ...], and the bias of a layer that computes what `norm` makes of its output."""
     weight, *bias = (constants[name] for name in layer.input[1:])
     gamma, beta, mean, variance = (constants[name] for name in norm.input[1:])
     factor = gamma / np.sqrt(variance + next(a.f for a in norm.attribute if a.name == "epsilon"))
     rows = weight.T if layer.op_type == "MatMul" else weight
-    folded = {
-        "weight": rows * factor.reshape(-1, *[1] * (rows.ndim - 1)),
-        "bias": beta + (sum(bias) - mean) * factor,
-    }
-    names = [f"{layer.name}/{kind}" for kind in folded]
+    return rows * factor.reshape(-1, *[1] * (rows.ndim - 1)), beta + (sum(bias) - mean) * factor
+
+
+def _fold(graph: GraphProto, layer: NodeProto, norm: NodeProto) -> None:
+    """Make `layer` compute what `norm` made of its output; a linear one as a Gemm."""
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    names = [f"{layer.name}/weight", f"{layer.name}/bias"]
+    values = zip(names, _folded(_constants(graph), layer, norm), strict=True)
     for stale in stored.keys() & set(names):
         graph.initializer.remove(stored[stale])
-    values = zip(names, folded.values(), strict=True)
     graph.initializer.extend(numpy_helper.from_array(value.astype(np.float32), name) for name, value in values)
     if layer.op_type == "Conv":
         layer.input[:], layer.output[:] = [layer.input[0], *names], [norm.output[0]]
