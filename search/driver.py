@@ -57,7 +57,7 @@ class Search:
     Attributes:
         optuna: the Optuna study, for the dashboard's notes and figures.
         folder: local, of the study's logs and of the files that trials make; workers must reach it.
-        files: what is kept of the trials and of the reference.
+        files: what is kept of the trials and of the reference; `kept` decides what that is.
 
     Raises:
         StoreError: the database holds a study of that name that is not this one.
@@ -86,7 +86,7 @@ class Search:
         self._books = Bookkeeping(self.spec, store, self.optuna)
         self._running: dict[int, RunningTrial] = {}
         self._recovered = RecoveredWeights(self.files, self.spec)
-        self._kept = TrialFiles(self.files, self.spec.keep, self._recovered)
+        self.kept = TrialFiles(self.files, self.folder, self.spec.keep, self._recovered, self._front)
         self._rungs = Rungs(self.spec)
         self._fell_back, self._fallback = False, None
         self._resume()
@@ -157,7 +157,7 @@ class Search:
             self.store.set_worker(self.spec.study, number, stage.worker)
         running.measurements.update({m.name: m for m in stage.measurements})
         self.store.add_measurements(self.spec.study, number, stage.measurements, stage.rung, self.prepared.target.name)
-        self._kept.put(number, stage.artifacts, self._folder_of(number))
+        self.kept.put(number, stage.artifacts)
         self.tell(StageRecorded(number, stage.name, stage.rung))
         if stage.reason is not None:
             self.fail(number, stage.reason)
@@ -239,12 +239,7 @@ class Search:
         """Store newer figures of a trial that has ended, and let the front follow."""
         self.store.add_measurements(self.spec.study, number, measurements, rung, self.prepared.target.name)
         self._add_point(self.store.get_trial(self.spec.study, number))
-        self._let_go()
-
-    @uninterrupted()
-    def tidy(self) -> None:
-        """Let go of the files that are of no use once the front is confirmed."""
-        self._kept.finish({point.trial for point in self.front})
+        self.kept.let_go(self._running)
 
     @uninterrupted()
     def take_quiet_moment(self, bench: Timer) -> None:
@@ -322,11 +317,7 @@ class Search:
             running.remark = f"recovered weights of trial {source.trial}"
             self.optuna.annotate(number, {"recovered_weights_of": source.trial})
         self.tell(TrialStarted(number, policy, asked.retry_of))
-        return Proposal(number, policy, self._folder_of(number), source and source.path, self._budget.limit_s)
-
-    def _folder_of(self, number: int) -> Path:
-        """Where a trial's files are made."""
-        return self.folder / f"trial-{number:05d}"
+        return Proposal(number, policy, self.kept.folder_of(number), source and source.path, self._budget.limit_s)
 
     def _end(
         self,
@@ -343,7 +334,7 @@ class Search:
         self.tell(TrialFinished(trial))
         if state is TrialState.COMPLETE:
             self._add_point(trial)
-        self._let_go()
+        self.kept.let_go(self._running)
 
     def _continues(self, retry_of: int | None) -> bool:
         """Whether a trial that retries the one of this number goes on where that was stopped."""
@@ -353,10 +344,6 @@ class Search:
         """Charge a trial to the budget, and keep what later ones may start from."""
         self._budget.charge(trial, is_free=self._continues(trial.retry_of))
         self._recovered.offer(trial)
-
-    def _let_go(self) -> None:
-        """Remove the files that the study does not keep."""
-        self._kept.let_go({point.trial for point in self.front}, self._running)
 
     def _add_point(self, trial: TrialRecord) -> None:
         if (change := self._front.put(trial)) is not None:

@@ -110,7 +110,7 @@ def _run(search: Search, progress: SearchProgress) -> None:
     try:
         run_trials(search, _runner(search))
         confirm_front(search)
-        search.tidy()
+        search.kept.finish()
     finally:
         publisher.publish(force=True)
     if (sentence := verdict(search.store, search.spec.study)) is not None:

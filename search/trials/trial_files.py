@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from ...hardware_profiles.runtimes.base import Artifact
+from ...studies.analysis.front import Point
 from ...studies.store.study_files import HEAVY, WEIGHTS, StudyFiles
 from ...studies.study_file.spec import Keep
 from .recovered import RecoveredWeights
+
+
+class _Front(Protocol):
+    @property
+    def points(self) -> Sequence[Point]: ...
 
 
 class TrialFiles:
@@ -18,40 +25,50 @@ class TrialFiles:
     Ownership: the study's driver alone; nothing here is safe to share between threads.
 
     Args:
+        folder: of the files that trials make.
         recovered: weights that other trials may start from are kept while they can serve.
+        front: as it is at each moment; trials within noise of it are on it.
     """
 
-    def __init__(self, files: StudyFiles, keep: Keep, recovered: RecoveredWeights) -> None:
-        self._files, self._keep, self._recovered = files, keep, recovered
+    def __init__(self, files: StudyFiles, folder: Path, keep: Keep, recovered: RecoveredWeights, front: _Front) -> None:
+        self._files, self._folder, self._keep = files, folder, keep
+        self._recovered, self._front = recovered, front
         self._held: dict[int, set[str]] = defaultdict(set)
         for number, kind in files.held():
             self._held[number].add(kind)
 
-    def put(self, number: int, artifacts: Mapping[str, Artifact], folder: Path) -> None:
+    def folder_of(self, number: int) -> Path:
+        """Where a trial's files are made."""
+        return self._folder / f"trial-{number:05d}"
+
+    def put(self, number: int, artifacts: Mapping[str, Artifact]) -> None:
         """Keep the files of a stage; those in the trial's own folder are moved."""
         for kind, artifact in artifacts.items():
-            take = artifact.path.is_relative_to(folder)
+            take = artifact.path.is_relative_to(self.folder_of(number).resolve())
             self._files.put(number, kind, artifact.path, artifact.sha256, artifact.bytes, take=take)
             if kind in HEAVY:
                 self._held[number].add(kind)
 
-    def let_go(self, front: Collection[int], running: Collection[int] = ()) -> None:
+    def let_go(self, running: Collection[int]) -> None:
         """Remove what `keep` does not ask for, of all trials but those that are on the front or still run.
 
-        Trials that are within noise of the front are on it. Weights go on serving trials of the same structure.
+        Weights that may serve trials of the same structure stay.
         """
         if self._keep == "all":
             return
         serving = self._serving()
-        for number in self._held.keys() - {*front, *running}:
+        for number in self._held.keys() - {*self._on_front(), *running}:
             self._remove(number, {WEIGHTS} if number in serving else set())
 
-    def finish(self, front: Collection[int]) -> None:
+    def finish(self) -> None:
         """Remove what is of no use once a search has ended and its front is confirmed."""
         if self._keep == "all":
             return
-        for number in self._held.keys() - (set(front) if self._keep == "front" else set()):
+        for number in self._held.keys() - (self._on_front() if self._keep == "front" else set()):
             self._remove(number, set())
+
+    def _on_front(self) -> set[int]:
+        return {point.trial for point in self._front.points}
 
     def _serving(self) -> set[int]:
         """A trial for each structure that others may start from, of those that still have weights."""

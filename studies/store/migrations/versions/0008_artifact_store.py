@@ -33,13 +33,13 @@ def upgrade() -> None:
         table.create_foreign_key(
             "fk_slimfront_artifact_study_id_slimfront_study", "slimfront_study", ["study_id"], ["id"]
         )
-        table.create_index("ix_slimfront_artifact_study_id", ["study_id", "key"])
+        table.create_index("ix_slimfront_artifact_study_id_key", ["study_id", "key"])
 
 
 def downgrade() -> None:
     op.get_bind().execute(sa.delete(ARTIFACT).where(ARTIFACT.c.trial_id.is_(None)))
     with op.batch_alter_table("slimfront_artifact") as table:
-        table.drop_index("ix_slimfront_artifact_study_id")
+        table.drop_index("ix_slimfront_artifact_study_id_key")
         table.drop_constraint("fk_slimfront_artifact_study_id_slimfront_study", type_="foreignkey")
         table.alter_column("trial_id", existing_type=sa.Integer(), nullable=False)
         table.drop_column("removed_at")
