@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import ArtifactGoneError, ArtifactsError, UserError
+from ...core.errors import ArtifactGoneError, ArtifactsError, SlimfrontError, UserError
 from ...core.interrupts import raise_if_interrupted
 from ...core.texts import one_line, redacted
 from .artifact_store import StoredObject, digest_in, is_key, require_key
@@ -27,6 +27,9 @@ EXTRAS = {
 }
 """The schemes that may be used, and what to install for each. Others of fsspec wrap one another and read what they point to."""
 
+WITH_FOLDERS = ("file", "memory", "sftp")
+"""Schemes of systems whose folders have to be made."""
+
 
 class UrlStore:
     """An `ArtifactStore` under a URL.
@@ -41,14 +44,14 @@ class UrlStore:
 
     def __init__(self, url: str, cache: Path) -> None:
         self._system, self._path = _opened(url)
-        self._cache, self.location = cache, redacted(url)
+        self._cache, self.location, self._scheme = cache, redacted(url), url.partition("://")[0]
 
     def put(self, file: Path, key: str, *, take: bool = False) -> None:
         """As `ArtifactStore.put`."""
         target = self._at(key)
         with self._reached():
             if self._bytes(target) != file.stat().st_size:  # not there, or what a killed process left of it
-                self._system.makedirs(target.rpartition("/")[0], exist_ok=True)
+                self._make_folder(target.rpartition("/")[0])
                 self._system.put_file(str(file), target)
         if take:
             file.unlink()
@@ -97,7 +100,7 @@ class UrlStore:
         """As `ArtifactStore.require_writable`: a small file is put and removed."""
         probe = f"{self._path}/writable-{os.getpid()}{UNFINISHED}"
         with self._reached():
-            self._system.makedirs(self._path, exist_ok=True)
+            self._make_folder(self._path)
             self._system.pipe_file(probe, b"slimfront")
             self._system.rm_file(probe)
 
@@ -108,6 +111,11 @@ class UrlStore:
 
     def _at(self, key: str) -> str:
         return f"{self._path}/{require_key(key)}"
+
+    def _make_folder(self, path: str) -> None:
+        """Make a folder where the system has such; elsewhere this would make a bucket of a name that is misspelt."""
+        if self._scheme in WITH_FOLDERS:
+            self._system.makedirs(path, exist_ok=True)
 
     def _bytes(self, path: str) -> int | None:
         """The size of what lies at a path; None where nothing does."""
@@ -130,7 +138,7 @@ class UrlStore:
     def _reached(self) -> Iterator[None]:
         try:
             yield
-        except ArtifactGoneError:
+        except SlimfrontError:
             raise
         except Exception as error:  # each file system raises what its library does
             raise_if_interrupted(error)
