@@ -16,6 +16,7 @@ SlimfrontError                 base: one clear line for a person, never a traceb
     ├── CompressionError       the policy could not be applied to the model
     ├── LoweringError          the candidate could not be turned into an artifact
     └── EvaluationError        an evaluator could not produce its number
+        └── TimeLimitError     in its time
 """
 
 from .texts import MOST_CHARACTERS, one_line
@@ -102,6 +103,10 @@ class LoweringError(TrialError):
 
 class EvaluationError(TrialError):
     """An evaluator could not produce its number."""
+
+
+class TimeLimitError(EvaluationError):
+    """An evaluator could not produce its number in its time."""
 
 
 def describe_exception(error: BaseException, limit: int = MOST_CHARACTERS) -> str:

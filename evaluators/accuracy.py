@@ -17,6 +17,7 @@ from ..core.interrupts import raise_if_interrupted
 from ..core.measurement import Measurement
 from ..core.metrics import METRICS, metrics_named
 from ..core.statistics import NORMAL_QUANTILE
+from ..core.time_limit import time_limited
 from ..hardware_profiles.bench.lock import alone_on_gpu
 from ..hardware_profiles.runtimes.base import Artifact
 from ..hardware_profiles.runtimes.registry import RUNTIMES
@@ -48,9 +49,10 @@ def score(
     Raises:
         LoweringError: the runtime refuses the artifact.
         EvaluationError: an output is NaN or infinite, of which no class can be picked, the metric is no finite number, or the artifact
-            computes something else than the torch model.
+            computes something else than the torch model; or it takes longer than `context.scoring_limit_s`.
     """
-    with alone_on_gpu(context.target.runtime):
+    limited = time_limited(context.scoring_limit_s, "scoring took longer than trial_timeout_s")
+    with limited, alone_on_gpu(context.target.runtime):
         batches = _run(artifact, data, context, agreement)
         scores = Scoring(context.workload, len(data), keep, reference, has_losses).scores(batches)
     torch.set_num_threads(context.threads)  # of the process, which a session of torch's sets to its own

@@ -60,6 +60,8 @@ class Context:
         threads: that scoring may use; timing uses the target's.
         metrics: that the study names; some are made only then.
         timing_seconds: the time budget of one timing; it ends earlier once the interval is narrow enough.
+        scoring_limit_s: seconds after which scoring in the main thread is given up; None where the process itself is ended, or lets it
+            take as long as it likes.
     """
 
     workload: Workload
@@ -70,6 +72,7 @@ class Context:
     threads: int = 1
     metrics: Sequence[str] = ()
     timing_seconds: float = 2.0
+    scoring_limit_s: float | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from ..core.metrics import is_confirmed
 from ..studies.analysis.budget_rules import has_begun, is_paid, ran
 from ..studies.analysis.convergence import stalled
 from ..studies.analysis.front import Point
+from ..studies.reports.progress import reason_rows
 from ..studies.store.records import TrialRecord
 from ..studies.store.store import Store
 from ..studies.store.trial_state import TrialState
@@ -19,7 +20,8 @@ MAX_ANCHORS = 12
 """Anchors that are tried first, at most."""
 
 FIRST_FAILURES = 8
-"""Trials that fail before any has a result, after which a search stops: something other than their policies is broken."""
+"""Trials that fail before any has a result, after which a search stops. A broken set-up is found by then (`execution.worker_process`); and
+anchors, which come first, take turns between float and low bits, so that these many failures are not the fault of one choice."""
 
 
 class Budget:
@@ -34,6 +36,7 @@ class Budget:
     def __init__(self, spec: StudySpec, store: Store, time: TimeBudget) -> None:
         self._spec, self._store, self._time = spec, store, time
         self._durations: list[float] = []
+        self._failed: list[TrialRecord] = []
         self._begun = False
         self.charged = 0
         self.stopped_because: str | None = None
@@ -53,9 +56,11 @@ class Budget:
         if not ran(trial):
             return
         self._durations.append(trial.seconds)
+        self._failed += [trial] if trial.state is TrialState.FAILED else []
         self._begun |= trial.state is not TrialState.FAILED
         if not self._begun and len(self._durations) >= FIRST_FAILURES:
-            self.stopped_because = f"the first {FIRST_FAILURES} trials all failed, the last one: {trial.reason}"
+            count, _, reason = reason_rows(self._failed)[0]
+            self.stopped_because = f"the first {FIRST_FAILURES} trials all failed, {count} of them: {reason}"
 
     def is_spent(self, running: int) -> bool:
         """Whether no new policy is to be tried while `running` trials run: the trials or the patience are spent."""

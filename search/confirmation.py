@@ -9,7 +9,7 @@ from ..core.metrics import is_confirmed
 from ..evaluators.evaluator import LoweredCandidate
 from ..evaluators.registry import measure
 from ..hardware_profiles.runtimes.base import Artifact
-from ..studies.store.study_files import MODEL
+from ..studies.files.study_files import MODEL
 from .driver import Search
 from .events import TrialConfirmed
 from .fidelity.rungs import confirmed_rung

@@ -20,9 +20,9 @@ from ..hardware_profiles.bench.timer import Timer
 from ..spaces.policies.policy import Policy
 from ..spaces.space import Choice
 from ..studies.analysis.front import Point
+from ..studies.files.study_files import StudyFiles, folder_at_work
 from ..studies.store.records import TrialRecord
 from ..studies.store.store import Store
-from ..studies.store.study_files import StudyFiles, folder_at_work
 from ..studies.store.trial_state import TrialState
 from .bookkeeping import Bookkeeping, RunningTrial
 from .budget import MAX_ANCHORS, Budget
@@ -239,7 +239,6 @@ class Search:
         """Store newer figures of a trial that has ended, and let the front follow."""
         self.store.add_measurements(self.spec.study, number, measurements, rung, self.prepared.target.name)
         self._add_point(self.store.get_trial(self.spec.study, number))
-        self.kept.let_go(self._running)
 
     @uninterrupted()
     def take_quiet_moment(self, bench: Timer) -> None:
@@ -317,7 +316,8 @@ class Search:
             running.remark = f"recovered weights of trial {source.trial}"
             self.optuna.annotate(number, {"recovered_weights_of": source.trial})
         self.tell(TrialStarted(number, policy, asked.retry_of))
-        return Proposal(number, policy, self.kept.folder_of(number), source and source.path, self._budget.limit_s)
+        folder, memory_gb = self.kept.folder_of(number), self.spec.budget.trial_memory_gb
+        return Proposal(number, policy, folder, source and source.path, self._budget.limit_s, memory_gb)
 
     def _end(
         self,
@@ -334,7 +334,7 @@ class Search:
         self.tell(TrialFinished(trial))
         if state is TrialState.COMPLETE:
             self._add_point(trial)
-        self.kept.let_go(self._running)
+        self.kept.end(number, self._running)
 
     def _continues(self, retry_of: int | None) -> bool:
         """Whether a trial that retries the one of this number goes on where that was stopped."""

@@ -28,6 +28,7 @@ class Proposal:
         recovered: weights of the same structure after the same recovery, which need not be done again; None without.
         limit_s: seconds after which the trial is ended: the study's `trial_timeout_s`, or what the search has left where that is
             less; a trial ended for the latter is tried again.
+        memory_gb: memory that the trial's process may take, in 10^9 bytes: the study's `trial_memory_gb`.
     """
 
     number: int
@@ -35,6 +36,7 @@ class Proposal:
     folder: Path
     recovered: Path | None = None
     limit_s: float | None = None
+    memory_gb: float | None = None
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ from ..spaces.knobs.recovery import RECOVERY_KIND
 from ..spaces.policies.candidate import Candidate
 from ..spaces.policies.float_precision import FLOAT32
 from ..spaces.policies.policy import Choice, Policy
+from ..studies.files.study_files import MODEL, PRECISIONS, REFERENCE, StudyFiles
 from ..studies.store.records import QuietMoment, ReferenceRecord, StudyRecord
 from ..studies.store.store import Store
-from ..studies.store.study_files import MODEL, PRECISIONS, REFERENCE, StudyFiles
 from ..studies.study_file.parts import AUTO
 from ..studies.study_file.spec import StudySpec
 from ..workloads.load import workload_fingerprint

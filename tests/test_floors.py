@@ -59,6 +59,7 @@ INSIDE = {
         "studies.store.tables",
         "studies.store.migrations",
         "studies.store",
+        "studies.files",
         ("studies.wording", "studies.terminal"),
         "studies.reference_wording",
         "studies.analysis",

@@ -1,6 +1,6 @@
-"""What a worker's process leaves behind when it dies within a trial, and the time limit that ends it.
+"""What a worker's process leaves behind when it dies within a trial, and the limits that end it.
 
-Both are `faulthandler`'s, which needs no Python to run: a hang or a crash within C code is reported too.
+Crashes and hangs are reported by `faulthandler`, which needs no Python to run: also those within C code.
 """
 
 from __future__ import annotations
@@ -9,39 +9,44 @@ import faulthandler
 import re
 import signal
 import sys
-import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
+from ...core.time_limit import Frame, place_text
 from ..proposals import Proposal
+from ..trials.trial_log import append, kept_log, printed_to_log
 from ..trials.worker import Stage
+from .memory_limit import MEMORY, memory_limited
 
 FILE = "crash.txt"
 
 _FRAME = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+) in (?P<function>.+)$', re.MULTILINE)
 _FATAL = re.compile(r"^Fatal Python error: (.+)$", re.MULTILINE)
-_OWN = Path(__file__).parents[2]
+_MEMORY = re.compile(rf"^{MEMORY}(.+)$", re.MULTILINE)
 
 
 @contextmanager
-def crash_reported(folder: Path, limit_s: float | None) -> Iterator[None]:
-    """Have this process leave a report in `folder` if the block crashes it, and end it if the block takes longer.
+def crash_reported(folder: Path, limit_s: float | None, memory_gb: float | None = None) -> Iterator[None]:
+    """Have this process leave a report in `folder` if the block crashes it, and end it where the block exceeds a limit.
+
+    What the block prints goes to the trial's log in `folder`.
 
     Args:
         limit_s: seconds; None lets it take as long as it likes.
+        memory_gb: the most memory of this process and those it started, in 10^9 bytes; None for no limit.
     """
     path = folder / FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = path.open("w", encoding="utf-8")
-    except OSError:  # what the block writes there fails too, and says so; the limit holds all the same
-        with _reporting(sys.__stderr__, limit_s):
+    except OSError:  # what the block writes there fails too, and says so; the limits hold all the same
+        with _reporting(sys.__stderr__, limit_s), memory_limited(memory_gb, sys.__stderr__):
             yield
         return
-    with file, _reporting(file, limit_s):
+    with file, _reporting(file, limit_s), memory_limited(memory_gb, file), printed_to_log(folder):
         yield
     path.unlink(missing_ok=True)  # gone with its folder, where that could not be written to
 
@@ -64,12 +69,16 @@ class CrashReport:
     """How a process died.
 
     Attributes:
-        fatal: such as "Segmentation fault"; None where it took longer than its limit.
+        fatal: such as "Segmentation fault"; None where it exceeded a limit.
         place: where it was, as in " (in my_task.py:12 metric)", or "".
+        memory: what it took and what it might, as in "2.31 GB of 2 GB"; None unless that ended it.
+        text: what ended it, and the stack of its main thread, the most recent call last as in a traceback.
     """
 
     fatal: str | None
     place: str
+    memory: str | None = None
+    text: str = field(default="", compare=False)
 
     @classmethod
     def of(cls, folder: Path) -> CrashReport | None:
@@ -78,11 +87,13 @@ class CrashReport:
             text = (folder / FILE).read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return None
-        fatal = _FATAL.search(text)
-        if fatal is None and not text.startswith("Timeout"):
+        fatal, memory = _FATAL.search(text), _MEMORY.search(text)
+        if fatal is None and memory is None and not text.startswith("Timeout"):
             return None
         main_thread = text.rpartition("(most recent call first):")[2]
-        return cls(fatal and fatal[1], _place(main_thread))
+        stack = [match[0] for match in _FRAME.finditer(main_thread)]
+        lines = "\n".join([text.partition("\n")[0], *reversed(stack), ""])
+        return cls(fatal and fatal[1], _place(main_thread), memory and memory[1], lines)
 
 
 def stage_of_death(proposal: Proposal, trial_timeout_s: float | None, how: str | None) -> Stage:
@@ -93,13 +104,25 @@ def stage_of_death(proposal: Proposal, trial_timeout_s: float | None, how: str |
         how: what is known of it where it was started, as in "ended with exit code 3"; None where that killed it at its limit.
     """
     report = CrashReport.of(proposal.folder)
-    place = report.place if report is not None else ""
+    if report is not None:
+        append(proposal.folder, report.text)
+    place, log = report.place if report is not None else "", kept_log(proposal.folder)
+    if report is not None and report.memory is not None:
+        reason = f"took more memory than trial_memory_gb allows: {report.memory}{place}"
+        return Stage("failed", reason=reason, artifacts=log)
     if how is None or (report is not None and report.fatal is None):
         if proposal.limit_s != trial_timeout_s:
             return Stage("failed", reason="the search ran out of time", fault="time")
-        return Stage("failed", reason=f"took longer than trial_timeout_s = {trial_timeout_s:g} s{place}")
-    fatal = f": {report.fatal}" if report is not None else ""
-    return Stage("failed", reason=f"the trial's process {how}{fatal}{place}")
+        return Stage("failed", reason=f"took longer than trial_timeout_s = {trial_timeout_s:g} s{place}", artifacts=log)
+    return Stage("failed", reason=f"the trial's process {death_text(how, report)}", artifacts=log)
+
+
+def death_text(how: str, report: CrashReport | None) -> str:
+    """How a process died, and where: `how` is known where it was started, the rest is what it reported itself."""
+    if report is None:
+        return how
+    fatal = f": {report.fatal}" if report.fatal is not None else ""
+    return f"{how}{fatal}{report.place}"
 
 
 def exit_text(code: int | None) -> str:
@@ -116,15 +139,4 @@ def exit_text(code: int | None) -> str:
 
 
 def _place(trace: str) -> str:
-    """The innermost frame that is the user's, else of slimfront's, else of all."""
-    frames = [match.groupdict() for match in _FRAME.finditer(trace)]
-    readable = [frame for frame in frames if not _is_library(frame["file"])]
-    theirs = [frame for frame in readable if not frame["file"].startswith(f"{_OWN}/")]
-    for frame in (theirs or readable or frames)[:1]:
-        return f" (in {Path(frame['file']).name}:{frame['line']} {frame['function']})"
-    return ""
-
-
-def _is_library(file: str) -> bool:
-    folders = [sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
-    return file.startswith("<") or any(file.startswith(f"{folder}/") for folder in folders)
+    return place_text([Frame(m["file"], int(m["line"]), m["function"]) for m in _FRAME.finditer(trace)])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
+import traceback
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Thread
@@ -18,8 +20,16 @@ if TYPE_CHECKING:
     from ..trials.worker import Worker
 
 
+@dataclass(frozen=True)
+class Check:
+    """Asks whether what a trial that failed needed of the user's code works with the uncompressed model."""
+
+    failed: Proposal
+
+
 def serve(connection: Connection, log: Path, driver: int) -> None:
-    """Answer a `WorkerSetup` with None or why no worker could start, and each proposal with its stages and None.
+    """Answer a `WorkerSetup` with None or why no worker could start, each proposal with its stages and None, and each `Check` with
+    None or what failed.
 
     After a stage it waits to hear whether the next one is wanted.
 
@@ -31,11 +41,15 @@ def serve(connection: Connection, log: Path, driver: int) -> None:
     try:
         worker = _started(connection, driver)
     except BaseException as error:  # the user's code may raise anything
+        traceback.print_exc()
         connection.send(describe_exception(error))
         return
     connection.send(None)
-    while (proposal := connection.recv()) is not None:
-        _run(worker, proposal, connection)
+    while (request := connection.recv()) is not None:
+        if isinstance(request, Check):
+            connection.send(_failure(worker, request.failed))
+        else:
+            _run(worker, request, connection)
     worker.close()
 
 
@@ -52,13 +66,26 @@ def _started(connection: Connection, driver: int) -> Worker:
     return worker
 
 
+def _failure(worker: Worker, failed: Proposal) -> str | None:
+    """What fails with the uncompressed model in this process; None where nothing does."""
+    from .crash_report import crash_reported
+
+    with crash_reported(failed.folder, failed.limit_s, failed.memory_gb):
+        try:
+            worker.check_set_up(failed.policy)
+        except BaseException as error:  # as above
+            traceback.print_exc()
+            return describe_exception(error)
+    return None
+
+
 def _run(worker: Worker, proposal: Proposal, connection: Connection) -> None:
     from .crash_report import crash_reported
 
     stages, left = worker.run(proposal.policy, proposal.folder, proposal.recovered), proposal.limit_s
     while True:
         began = time.monotonic()
-        with crash_reported(proposal.folder, left):
+        with crash_reported(proposal.folder, left, proposal.memory_gb):
             stage = next(stages, None)
         if left is not None:
             left -= time.monotonic() - began

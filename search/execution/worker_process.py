@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Generator
-from contextlib import suppress
+from contextlib import closing, suppress
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from loky.backend import get_context
 
 from ...core.errors import WorkerStartError
 from ..proposals import Proposal
+from ..trials.trial_log import FILE as TRIAL_LOG
 from ..trials.worker import Stage, WorkerSetup
 from .crash_report import exit_text, stage_of_death
-from .worker_child import serve
+from .worker_child import Check, serve
 
 STARTS = 3
 """Failed starts in a row after which the search gives up."""
@@ -32,6 +33,10 @@ POLL_SECONDS = 0.5
 class WorkerProcess:
     """Runs trials one after the other in one long-lived process, replaced when a trial ended it.
 
+    Where a trial fails before any has come to its end, policies may be bad or the set-up is: before it runs another, the process has to
+    score the uncompressed model, which every worker that is any use can. So a policy that its runtime refuses ends no search, and a
+    metric that cannot open its file does after one trial.
+
     Args:
         log: file for what the process prints.
         trial_timeout_s: of the study; a trial may have another limit.
@@ -39,15 +44,25 @@ class WorkerProcess:
 
     def __init__(self, setup: WorkerSetup, log: Path, trial_timeout_s: float | None = None) -> None:
         self._setup, self._log, self._trial_timeout_s = setup, log, trial_timeout_s
+        self._works = False
+        self._failed: Proposal | None = None
         self._start()  # takes seconds, so it begins before the first trial is ready
 
     def run(self, proposal: Proposal) -> Generator[Stage, None, None]:
         """The stages of a trial, the next one begun when it is asked for; a process that dies is a "failed" stage.
 
         Raises:
-            WorkerStartError: no process could start.
+            WorkerStartError: no process could start, or none in which the uncompressed model can be scored.
         """
         self._require_started()
+        if self._failed is not None:
+            self._require_working(self._failed)
+        with closing(self._stages(proposal)) as stages:
+            for stage in stages:
+                self._note(proposal, stage)
+                yield stage
+
+    def _stages(self, proposal: Proposal) -> Generator[Stage, None, None]:
         try:
             self._connection.send(proposal)
             while (stage := self._receive(proposal.limit_s)) is not None:
@@ -61,6 +76,13 @@ class WorkerProcess:
             yield stage_of_death(proposal, self._trial_timeout_s, None)
         except (EOFError, OSError):  # the other end is gone
             yield stage_of_death(proposal, self._trial_timeout_s, self._end())
+
+    def _note(self, proposal: Proposal, stage: Stage) -> None:
+        """Remember whether the set-up works, and a trial that failed before that was known."""
+        if stage.name in ("scored", "recovered") and stage.final:
+            self._works, self._failed = True, None
+        elif stage.name == "failed" and stage.fault is None and not self._works:
+            self._failed = proposal
 
     def close(self) -> None:
         """End the process, and its bench with it."""
@@ -99,6 +121,27 @@ class WorkerProcess:
         self._is_ready = problem is None
         return problem
 
+    def _require_working(self, failed: Proposal) -> None:
+        """See that the uncompressed model does not fail as a trial did; the second try is in a process that the trial has not touched."""
+        problem: str | None = None
+        for _ in range(2):
+            self._require_started()
+            if (problem := self._why_not_working(failed)) is None:
+                self._works, self._failed = True, None
+                return
+            self._end()
+        log = failed.folder / TRIAL_LOG
+        raise WorkerStartError(
+            f"no worker can run trials: the uncompressed model fails there too: {problem}; what it printed is in {log}"
+        )
+
+    def _why_not_working(self, failed: Proposal) -> str | None:
+        try:
+            self._connection.send(Check(failed))
+            return self._receive(failed.limit_s)
+        except (EOFError, OSError, TimeoutError):
+            return stage_of_death(failed, failed.limit_s, self._end()).reason
+
     def _receive(self, limit_s: float | None) -> Any:
         """What the process sends next.
 
@@ -116,7 +159,7 @@ class WorkerProcess:
         return self._connection.recv()
 
     def _end(self) -> str:
-        """Kill the process if it still runs; returns how it ended."""
+        """Kill the process, if it still runs, and nothing else; returns how it ended."""
         if self._process.exitcode is None:
             os.kill(self._process.pid, signal.SIGKILL)  # loky's processes have no kill()
         self._process.join()

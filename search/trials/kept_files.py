@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from ...compression.packing.packed_file import save_packed
 from ...hardware_profiles.runtimes.base import Artifact
 from ...spaces.policies.candidate import Candidate
-from ...studies.store.study_files import MODEL, PACKED, WEIGHTS
+from ...studies.files.study_files import MODEL, PACKED, WEIGHTS
 
 PRECISIONS_FILE = "precisions.json"
 

@@ -134,7 +134,8 @@ def prepare(spec: StudySpec, given: Workload | None = None) -> PreparedStudy:
     layers = find_every_layer(model, example)
     groups, unprunable = proven_groups(workload)
     space = _built_space(spec, distinct_choices(spec, types), workload, layers, groups)
-    context = Context(workload, target, runtime, threads=threads, metrics=spec.metrics)
+    limit_s = spec.budget.trial_timeout_s
+    context = Context(workload, target, runtime, threads=threads, metrics=spec.metrics, scoring_limit_s=limit_s)
     return PreparedStudy(spec, written, context, layers, groups, unprunable, space, pickled)
 
 

@@ -12,8 +12,8 @@ from ...spaces.knobs.registry import KNOB_KINDS
 from ...spaces.policies.float_precision import FLOAT32
 from ...spaces.policies.policy import LayerPolicy, Policy
 from ...spaces.policies.quantization_scheme import Scheme
+from ...studies.files.study_files import WEIGHTS, StudyFiles
 from ...studies.store.records import TrialRecord
-from ...studies.store.study_files import WEIGHTS, StudyFiles
 from ...studies.store.trial_state import TrialState
 from ...studies.study_file.spec import StudySpec
 

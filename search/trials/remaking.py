@@ -11,9 +11,9 @@ import torch
 
 from ...hardware_profiles.runtimes.base import Artifact
 from ...spaces.policies.float_precision import FLOAT32
+from ...studies.files.study_files import StudyFiles
 from ...studies.store.records import TrialRecord
 from ...studies.store.store import Store
-from ...studies.store.study_files import StudyFiles
 from ...studies.store.trial_state import TrialState
 from ...workloads.workload import Workload
 from .baseline import lower_reference

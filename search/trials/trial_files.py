@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 from ...hardware_profiles.runtimes.base import Artifact
 from ...studies.analysis.front import Point
-from ...studies.store.study_files import HEAVY, WEIGHTS, StudyFiles
+from ...studies.files.study_files import HEAVY, WEIGHTS, StudyFiles
 from ...studies.study_file.spec import Keep
 from .recovered import RecoveredWeights
 
@@ -49,11 +50,18 @@ class TrialFiles:
             if kind in HEAVY:
                 self._held[number].add(kind)
 
-    def let_go(self, running: Collection[int]) -> None:
-        """Remove what `keep` does not ask for, of all trials but those that are on the front or still run.
+    def end(self, number: int, running: Collection[int]) -> None:
+        """Remove what is of no use now that a trial has ended.
 
-        Weights that may serve trials of the same structure stay.
+        That are files that it made and that were not put, as of one that a constraint ended early; and what `keep` does not ask
+        for, of all trials but those that are on the front or still run. Weights that may serve trials of the same structure
+        stay.
         """
+        for path in self.folder_of(number).glob("*"):
+            if path.stem in HEAVY:
+                path.unlink()
+        with suppress(OSError):  # other files of the trial are in it
+            self.folder_of(number).rmdir()
         if self._keep == "all":
             return
         serving = self._serving()

@@ -38,7 +38,7 @@ from ...spaces.models.channel_groups import ChannelGroup
 from ...spaces.policies.candidate import Candidate
 from ...spaces.policies.policy import Policy
 from ...spaces.policies.resolved import effective_policy
-from ...studies.store.study_files import PRECISIONS
+from ...studies.files.study_files import PRECISIONS
 from ...studies.study_file.constraint import Constraint
 from ...studies.study_file.parts import RungsSpec
 from ...workloads.workload import Workload
@@ -46,6 +46,8 @@ from ..cluster.timers import timer_of
 from .artifacts_folder import PROBE_BYTES, storage_problem, unwritable
 from .given_workload import loaded_workload, take_registrations
 from .kept_files import keep, keep_precisions
+from .set_up_check import check_loss, check_scoring
+from .trial_log import kept_log, log_traceback
 
 TIMING_SECONDS = 1.0
 
@@ -144,6 +146,12 @@ class Worker:
             self._context.bench.executed_precisions(self._context.reference.artifact.path)
             self._context.bench.ready()
 
+    def check_set_up(self, policy: Policy) -> None:
+        """Do with the uncompressed model what a trial of `policy` needs of the user's code: what raises here is no policy's fault."""
+        check_scoring(self._context)
+        if policy.recovery.epochs and policy.recovery.data == "train":
+            check_loss(self.workload, self.setup.batch_size)
+
     def run(self, policy: Policy, folder: Path, recovered: Path | None = None) -> Iterator[Stage]:
         """Compress and score `policy`, stage by stage; files go to `folder`.
 
@@ -175,8 +183,10 @@ class Worker:
         if (problem := storage_problem(folder, error, size)) is not None:
             rmtree(folder, ignore_errors=True)  # frees the space that storing the failure may need
             return Stage("failed", reason=unwritable(folder.parent, problem), fault="storage")
+        log_traceback(folder, error)
         own_words = isinstance(error, (TrialError, TargetError, WorkloadError))
-        return Stage("failed", reason=one_line(str(error)) if own_words else describe_exception(error))
+        reason = one_line(str(error)) if own_words else describe_exception(error)
+        return Stage("failed", reason=reason, artifacts=kept_log(folder))
 
     def make_again(
         self, original: Policy, folder: Path, recovered: Path | None, rung: int | None

@@ -15,10 +15,10 @@ from ...hardware_profiles.cards.target import load_target
 from ...hardware_profiles.runtimes.base import get_runtime
 from ..analysis.newest_front import front_points, objectives_of, why_no_front
 from ..analysis.selection import pick
-from ..store.executed import executed_precisions
+from ..files.executed import executed_precisions
+from ..files.study_files import MODEL, PACKED, WEIGHTS, StudyFiles
 from ..store.records import ArtifactRecord, StudyRecord, TrialRecord
 from ..store.store import Store
-from ..store.study_files import MODEL, PACKED, WEIGHTS, StudyFiles
 from ..store.trial_state import TrialState
 from .card import card_document, card_page
 from .run_script import run_script

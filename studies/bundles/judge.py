@@ -9,9 +9,9 @@ from ...core.errors import ArtifactGoneError, UserError
 from ...hardware_profiles.runtimes.base import Artifact
 from ...workloads.load import adopt_workload, load_workload, workload_fingerprint
 from ...workloads.workload import Workload
+from ..files.study_files import MODEL, StudyFiles
 from ..store.records import ArtifactRecord
 from ..store.store import Store
-from ..store.study_files import MODEL, StudyFiles
 from ..study_file.load import study_named
 from ..study_file.spec import StudySpec
 from .bundle import Bundle

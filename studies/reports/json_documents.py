@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..analysis.newest_front import front_points, objectives_of
+from ..files.executed import executed_precisions
+from ..files.trial_log import last_lines
 from ..reference_wording import reference_document, reference_name
-from ..store.executed import executed_precisions
 from ..store.records import MeasurementRecord
 from ..store.store import Store
 from .front_table import front_document
@@ -57,6 +58,7 @@ def trial_document(store: Store, name: str, number: int) -> dict[str, Any]:
         "policy_digest": trial.digest,
         "policy": json.loads(trial.policy_json),
         "executed": dict(executed_precisions(store, name, number)),
+        "log": last_lines(store, name, number),
         "violations": {violation.constraint: violation.excess for violation in trial.violations},
         "measurements": [_measured(record, record is newest[record.measurement.name]) for record in history],
     }

@@ -13,8 +13,9 @@ from ..analysis.newest_front import front_points, objectives_of, why_no_front
 from ..analysis.selection import pick
 from ..analysis.significance import doubts
 from ..analysis.verdict import verdict
+from ..files.executed import executed_precisions
+from ..files.trial_log import last_lines
 from ..reference_wording import has_other_precision, quality_text, reference_text, remark_text
-from ..store.executed import executed_precisions
 from ..store.records import MeasurementRecord, StudyRecord, TrialRecord
 from ..store.store import Store
 from ..terminal import Fitting, add_row, commands, facts, rows_table, words
@@ -111,6 +112,8 @@ def trial_report(store: Store, name: str, number: int) -> RenderableType:
         parts += ["", rows_table(("channel group", "removed>", "kept, width included>"), channels)]
     if layers := layer_rows(trial.policy, executed_precisions(store, name, number)):
         parts += ["", rows_table(("layer", "weight bits>", "activation bits>", "sparsity>", "ran in"), layers)]
+    if log := last_lines(store, name, number):
+        parts += ["", Text("Its log ends with", style="bold"), Text("\n".join(log), style="dim")]
     return Group(*parts, "", _measurements(store.measurement_history(name, number)))
 
 

@@ -42,12 +42,14 @@ class BudgetSpec(Part):
 
     Attributes:
         trial_timeout_s: seconds after which a trial is ended, and is a failed one; None lets each take as long as it likes.
+        trial_memory_gb: memory, in 10^9 bytes, above which a trial's process is ended, and the trial is a failed one; None for no limit.
         patience: trials that may pass while the front's hypervolume grows by less than `convergence.LEAST_GROWTH`.
     """
 
     trials: Count | None = None
     timeout_s: Annotated[float, Field(gt=0)] | None = None
     trial_timeout_s: Annotated[float, Field(gt=0)] | None = None
+    trial_memory_gb: Annotated[float, Field(gt=0)] | None = None
     patience: Count | None = None
 
     @model_validator(mode="after")

@@ -24,6 +24,7 @@ from slimfront.search.proposals import Proposal
 from slimfront.search.trials.artifacts_folder import require_writable, storage_problem, storing
 from slimfront.search.trials.prepared_study import prepare
 from slimfront.spaces.policies.policy import Policy
+from slimfront.studies.files.trial_log import last_lines
 from slimfront.studies.store.records import INTERRUPTED, ORPHANED
 from slimfront.studies.store.store import Store
 from slimfront.studies.study_file.spec import StudySpec
@@ -48,7 +49,7 @@ def luck(tiny_spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lu
     def study(*names: str, workers: int = 0, trials: int = 0, limit_s: float | None = LIMIT) -> StudySpec:
         for number, name in enumerate(names):
             (folder / f"{number:02d}-{name}").touch()
-        budget = {"trials": trials or len(names) + 2, "trial_timeout_s": limit_s}
+        budget = {"trials": trials or len(names) + 2, "trial_timeout_s": limit_s, "trial_memory_gb": 2}
         return tiny_spec(workload=f"{UNLUCKY}:workload", workers=workers, budget=budget, sensitivity=False)
 
     return study
@@ -83,6 +84,7 @@ REASONS = {
     "text": r"ValueError: half \\udc80 nul \\x00 bell \\x07 yyy",
     "vanish": "the trial's process (ended with exit code 0; does its code call os._exit|died: )",
     "crash": r"the trial's process .*Segmentation fault \(in unlucky_workload.py:\d+ ",
+    "greed": r"took more memory than trial_memory_gb allows: [2-9]\S* GB of 2 GB \(in unlucky_workload.py:\d+ ",
     "hang_in_c": rf"took longer than trial_timeout_s = {LIMIT} s \(in unlucky_workload.py:\d+ ",
 }
 """Luck -> what the reason of its trial begins with."""
@@ -102,7 +104,23 @@ def test_whatever_a_trial_does_to_its_process_the_others_are_done(
     for name, reason in zip(names, unlucky, strict=True):
         assert re.match(REASONS[name], reason), (name, reason)
         assert len(reason) <= 2000
+        log = "\n".join(last_lines(store, "tiny", 1 + names.index(name)))
+        assert "unlucky_workload.py" in log or name == "vanish", name
     assert "Traceback" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("short_timings")
+def test_a_runtime_that_refuses_a_choice_ends_no_search_though_the_first_trials_fail(
+    luck: Luck, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A choice that the runtime refuses, in workers alone: the uncompressed model shows there that the set-up works."""
+    monkeypatch.setenv("UNLUCKY_BITS", "8")
+    spec = luck(trials=5)
+    run(spec.model_copy(update={"space": spec.space.model_copy(update={"weight_bits": (8, 32)})}), store, tmp_path)
+    uncompressed, first, *others = ends(store)
+    assert (uncompressed, first) == ("complete", "RuntimeError: no kernel for 8 bits")
+    assert "complete" in others
 
 
 @pytest.mark.slow

@@ -8,16 +8,16 @@ from pathlib import Path
 import optuna
 import pytest
 from rich.console import Console
-from slimfront.core.errors import SearchError
+from slimfront.core.errors import WorkerStartError
 from slimfront.core.measurement import Measurement
 from slimfront.core.metrics import METRICS
 from slimfront.search.bookkeeping import MOST_RETRIES
-from slimfront.search.budget import FIRST_FAILURES
 from slimfront.search.driver import Search
 from slimfront.search.proposals import Proposal
 from slimfront.search.run import run_search
 from slimfront.search.trials.prepared_study import prepare
 from slimfront.search.trials.worker import Stage
+from slimfront.studies.files.trial_log import last_lines
 from slimfront.studies.store.records import ORPHANED
 from slimfront.studies.store.store import Store
 from slimfront.studies.study_file.spec import StudySpec
@@ -156,7 +156,7 @@ def test_what_failed_before_the_first_result_is_tried_again_and_free(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("short_timings")
-def test_a_search_whose_first_trials_all_fail_stops_and_says_why(
+def test_a_search_whose_workload_is_broken_in_workers_stops_after_one_trial_and_says_why(
     tiny_spec: Callable[..., StudySpec], tmp_path: Path
 ) -> None:
     """The loss raises, and every policy of the space is recovered; the workload's folder is where its code runs."""
@@ -171,8 +171,12 @@ def test_a_search_whose_first_trials_all_fail_stops_and_says_why(
     spec = tiny_spec(workload="broken.py:workload", space=space, budget={"trials": 40})
     url = f"sqlite:///{tmp_path / 'study.db'}"
     with pytest.raises(
-        SearchError, match="the first 8 trials all failed, the last one: ZeroDivisionError: no such luck"
+        WorkerStartError,
+        match=r"no worker can run trials: the uncompressed model fails there too: ZeroDivisionError: no such luck; what it printed is in .*trial\.log",
     ):
         run_search(spec, url, tmp_path / "artifacts", Console(quiet=True))
     with Store(url) as store:
-        assert [trial.state for trial in store.trials("tiny")] == ["failed"] * FIRST_FAILURES
+        assert [trial.state for trial in store.trials("tiny")] == ["failed"]
+        log = last_lines(store, "tiny", store.trials("tiny")[0].number)
+        assert log[-1] == "ZeroDivisionError: no such luck"
+        assert any("tiny_workload.py" in line for line in log)

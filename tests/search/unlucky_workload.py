@@ -1,4 +1,4 @@
-"""The tiny workload, whose metric does to the process of each trial what the next file of a folder is named after."""
+"""The tiny workload, whose metric does to the process of each trial, once, what the next file of a folder is named after."""
 
 import ctypes
 import os
@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from slimfront.hardware_profiles.runtimes.onnx.openvino_runtime import OpenVinoRuntime
 from slimfront.workloads.workload import Workload
 from tiny_workload import workload as tiny  # next to this file, which is on the path while it loads
 
@@ -22,7 +23,24 @@ def _raise(error: BaseException) -> None:
     raise error
 
 
+def _hold(_memory: torch.Tensor) -> None:
+    time.sleep(1000)
+
+
+def _refuse(bits: int) -> None:
+    """Have the runtime of this process refuse policies with so many bits."""
+    lower = OpenVinoRuntime.lower
+
+    def refusing(self, candidate, *others):
+        if any(layer.weight_bits == bits for layer in candidate.policy.layers.values()):
+            raise RuntimeError(f"no kernel for {bits} bits")
+        return lower(self, candidate, *others)
+
+    OpenVinoRuntime.lower = refusing
+
+
 LUCK = {
+    "greed": lambda: _hold(torch.ones(2 * 10**9, dtype=torch.uint8)),
     "exit": lambda: sys.exit(0),
     "vanish": lambda: os._exit(0),
     "crash": lambda: ctypes.string_at(0),
@@ -36,9 +54,17 @@ LUCK = {
 }
 
 
+def _is_new(log: str, last: Path) -> bool:
+    """Whether this trial, known by what it prints to, has had no luck yet."""
+    is_new = not last.exists() or last.read_text() != log
+    last.write_text(log)
+    return is_new
+
+
 def _metric(outputs: torch.Tensor, targets: torch.Tensor) -> float:
-    if not IN_DRIVER:
-        for file in sorted(Path(os.environ["UNLUCKY"]).iterdir())[:1]:
+    folder = Path(os.environ["UNLUCKY"])
+    if not IN_DRIVER and _is_new(os.readlink("/proc/self/fd/1"), folder.with_suffix(".last")):
+        for file in sorted(folder.iterdir())[:1]:
             file.unlink()
             LUCK[file.name.split("-")[1]]()
     return float((outputs.argmax(1) == targets).float().mean())
@@ -48,4 +74,6 @@ def workload() -> Workload:
     """Loads in the driver; in workers it raises or exits where the environment says so."""
     if not IN_DRIVER and (start := os.environ.get("UNLUCKY_START")):
         _raise(RuntimeError("no such device")) if start == "raise" else os._exit(3)
+    if not IN_DRIVER and (bits := os.environ.get("UNLUCKY_BITS")):
+        _refuse(int(bits))
     return replace(tiny(), metric=_metric)

@@ -12,8 +12,8 @@ from onnx import NodeProto, helper
 from ....core.errors import LoweringError
 from ....spaces.policies.candidate import Candidate, QuantizedWeight, QuantParams, RoundedWeight
 from ..node_names import WEIGHTED, layer_of
-from ..onnx.bfloat16_casts import check_rounded
-from ..onnx.lowering import check_same
+from ..onnx.passes.bfloat16_casts import check_rounded
+from ..onnx.passes.grids import check_same
 from .graph import LiteGraph, Value, channels_last, natural
 from .tflite_model import Affine
 

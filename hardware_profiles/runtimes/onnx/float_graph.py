@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from functools import cache
 from typing import cast
 
 import numpy as np
@@ -24,7 +25,7 @@ from ....workloads.calls import names_of_outputs
 from ....workloads.workload import describe
 from ..node_names import RECURRENT, WEIGHTED, first_run, layer_of
 from .exporter import OPSET, attention_with_plain_flags
-from .graph_nodes import drop_unread
+from .graph_nodes import drop_nodes, drop_unread
 
 
 def export_float(model: nn.Module, example_input: Batch) -> ModelProto:
@@ -105,14 +106,20 @@ def _store_each_constant(graph: GraphProto) -> None:
     """Store every constant under its own name: the exporter stores equal ones once, such as the biases of zeros of an untrained
     model, and derives the others from it by Identity, where no later pass finds them."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    outputs = {tensor.name for tensor in graph.output}
-    for node in list(graph.node):
-        if node.op_type == "Identity" and node.input[0] in constants and node.output[0] not in outputs:
-            own = TensorProto.FromString(constants[node.input[0]].SerializeToString())
-            own.name = node.output[0]
-            graph.initializer.append(own)
-            constants[own.name] = own
-            graph.node.remove(node)
+    copies = set()
+    for node in graph.node:
+        if node.op_type == "Identity" and node.input[0] in constants and node.output[0] not in _outputs(graph):
+            constants[node.output[0]] = _copied(graph, constants[node.input[0]], node.output[0])
+            copies.add(node.output[0])
+    drop_nodes(graph, copies)
+
+
+def _copied(graph: GraphProto, constant: TensorProto, name: str) -> TensorProto:
+    """A copy of a constant in the graph, under another name."""
+    own = graph.initializer.add()
+    own.CopyFrom(constant)
+    own.name = name
+    return own
 
 
 def _fold_constant_runs(graph: GraphProto) -> None:
@@ -120,21 +127,22 @@ def _fold_constant_runs(graph: GraphProto) -> None:
 
     OpenVINO 2026.4 refuses those whose weight alone is quantized.
     """
-    constants = _constants(graph)
+    constants, computed = _constants(graph), set()
     layers = [node for node in graph.node if node.op_type in WEIGHTED]
     runs = Counter(layer_of(node.name) for node in layers)
     for node in [node for node in layers if runs[layer_of(node.name)] > 1]:
         if constants.keys() >= set(node.input):
-            (result,) = ReferenceEvaluator(node).run(None, {name: constants[name] for name in node.input})
+            known = {name: numpy_helper.to_array(constants[name]) for name in node.input}
+            (result,) = ReferenceEvaluator(node).run(None, known)
             graph.initializer.append(numpy_helper.from_array(np.asarray(result), node.output[0]))
-            graph.node.remove(node)
+            computed.add(node.output[0])
+    drop_nodes(graph, computed)
 
 
-def _constants(graph: GraphProto) -> dict[str, np.ndarray]:
-    """The tensors that are known before the input comes, stored or made by a node."""
-    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    made = [node for node in graph.node if node.op_type == "Constant"]
-    return stored | {node.output[0]: numpy_helper.to_array(node.attribute[0].t) for node in made}
+def _constants(graph: GraphProto) -> dict[str, TensorProto]:
+    """The tensors that are known before the input comes, stored or made by a node; as the graph has them, not copied."""
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    return stored | {node.output[0]: node.attribute[0].t for node in graph.node if node.op_type == "Constant"}
 
 
 def _name_weights(graph: GraphProto) -> None:
@@ -148,11 +156,9 @@ def _name_weights(graph: GraphProto) -> None:
         name = names.setdefault(layer_of(node.name), first_run(node.name))
         for index, kind in enumerate(kinds, start=1):
             if index < len(node.input) and node.input[index] in constants:
-                own = TensorProto.FromString(constants[node.input[index]].SerializeToString())
-                own.name = node.input[index] = f"{name}/{kind}"
-                if own.name not in constants:  # else the layer has run before
-                    graph.initializer.append(own)
-                    constants[own.name] = own
+                read, node.input[index] = node.input[index], f"{name}/{kind}"
+                if node.input[index] not in constants:  # else the layer has run before
+                    constants[node.input[index]] = _copied(graph, constants[read], node.input[index])
     drop_unread(graph, "Identity")
 
 
@@ -164,28 +170,30 @@ def _fold_norms(model: ModelProto) -> None:
     """
     norms = [node for node in model.graph.node if node.op_type == "BatchNormalization"]
     if norms:
-        for layer, norm in _foldable(model, norms):
-            _fold(model.graph, layer, norm)
+        constants, folded = _constants(model.graph), _foldable(model, norms)
+        for layer, norm in folded:
+            _fold(model.graph, layer, norm, constants)
+            norm.output[0] = f"{norm.name}.folded"  # what it made the layer makes now
+        drop_nodes(model.graph, {norm.output[0] for _, norm in folded})
         drop_unread(model.graph, "Identity")
 
 
 def _foldable(model: ModelProto, norms: Sequence[NodeProto]) -> list[tuple[NodeProto, NodeProto]]:
     """(layer, batch-norm) of `norms` that can be folded: a layer whose output and weight nothing else reads."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    ranks = _ranks(graph)
-    readers = _readers(graph)
+    readers = _readers(model.graph)
     layers = {node.output[0]: node for node in model.graph.node if node.op_type in ("Gemm", "MatMul", "Conv")}
     trained = {tensor.name for tensor in model.graph.initializer}  # a batch-norm without weights has other constants
-    known = _constants(model.graph).keys()
+    known, outputs = _constants(model.graph).keys(), _outputs(model.graph)
+    ranks = cache(lambda: _ranks(onnx.shape_inference.infer_shapes(model).graph))  # copies all weights; few graphs ask
 
     def is_foldable(layer: NodeProto, norm: NodeProto) -> bool:
         between = norm.input[0]
-        is_linear = layer.op_type != "Conv"
         return (
             known >= {*layer.input[1:], *norm.input[1:]}
-            and not (is_linear and (ranks[between] != 2 or not trained.issuperset(norm.input[1:])))
+            and (layer.op_type == "Conv" or trained.issuperset(norm.input[1:]))
             and readers[between] == readers[layer.input[1]] == 1
-            and between not in _outputs(model.graph)
+            and between not in outputs
+            and (layer.op_type != "MatMul" or ranks()[between] == 2)
         )
 
     pairs = ((layers.get(norm.input[0]), norm) for norm in norms)
@@ -205,25 +213,27 @@ def _ranks(graph: GraphProto) -> dict[str, int]:
     return {value.name: len(value.type.tensor_type.shape.dim) for value in graph.value_info}
 
 
-def _folded(constants: Mapping[str, np.ndarray], layer: NodeProto, norm: NodeProto) -> tuple[np.ndarray, np.ndarray]:
+def _folded(constants: Mapping[str, TensorProto], layer: NodeProto, norm: NodeProto) -> tuple[np.ndarray, np.ndarray]:
     """The weight, shape [outputs, ...], and the bias of a layer that computes what `norm` makes of its output."""
-    weight, *bias = (constants[name] for name in layer.input[1:])
-    gamma, beta, mean, variance = (constants[name] for name in norm.input[1:])
+    weight, *bias = (numpy_helper.to_array(constants[name]) for name in layer.input[1:])
+    gamma, beta, mean, variance = (numpy_helper.to_array(constants[name]) for name in norm.input[1:])
     factor = gamma / np.sqrt(variance + next(a.f for a in norm.attribute if a.name == "epsilon"))
     rows = weight.T if layer.op_type == "MatMul" else weight
     return rows * factor.reshape(-1, *[1] * (rows.ndim - 1)), beta + (sum(bias) - mean) * factor
 
 
-def _fold(graph: GraphProto, layer: NodeProto, norm: NodeProto) -> None:
-    """Make `layer` compute what `norm` made of its output; a linear one as a Gemm."""
-    stored = {tensor.name: tensor for tensor in graph.initializer}
+def _fold(graph: GraphProto, layer: NodeProto, norm: NodeProto, constants: dict[str, TensorProto]) -> None:
+    """Make `layer` compute what `norm` made of its output; a linear one as a Gemm.
+
+    Args:
+        constants: all of the graph's, looked up once for all batch-norms.
+    """
     names = [f"{layer.name}/weight", f"{layer.name}/bias"]
-    values = zip(names, _folded(_constants(graph), layer, norm), strict=True)
-    for stale in stored.keys() & set(names):
-        graph.initializer.remove(stored[stale])
-    graph.initializer.extend(numpy_helper.from_array(value.astype(np.float32), name) for name, value in values)
+    for name, value in zip(names, _folded(constants, layer, norm), strict=True):
+        if name not in constants:
+            constants[name] = graph.initializer.add()
+        constants[name].CopyFrom(numpy_helper.from_array(value.astype(np.float32), name))
     if layer.op_type == "Conv":
         layer.input[:], layer.output[:] = [layer.input[0], *names], [norm.output[0]]
     else:
         layer.CopyFrom(helper.make_node("Gemm", [layer.input[0], *names], [norm.output[0]], name=layer.name, transB=1))
-    graph.node.remove(norm)

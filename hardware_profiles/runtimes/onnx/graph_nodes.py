@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from onnx import GraphProto, NodeProto
 
@@ -74,6 +74,18 @@ def drop_unread(graph: GraphProto, operation: str) -> None:
 
 def drop_unread_constants(graph: GraphProto) -> None:
     """Remove the constants that nothing reads."""
-    read = tensors_read(graph)
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
-        graph.initializer.remove(tensor)
+    drop_constants(graph, {tensor.name for tensor in graph.initializer} - tensors_read(graph))
+
+
+def drop_constants(graph: GraphProto, names: Collection[str]) -> None:
+    """Remove the constants of these names; `initializer.remove` would look for each by comparing the weights before it."""
+    for index in reversed(range(len(graph.initializer))):
+        if graph.initializer[index].name in names:
+            del graph.initializer[index]
+
+
+def drop_nodes(graph: GraphProto, made: Collection[str]) -> None:
+    """Remove the nodes that make these tensors first."""
+    for index in reversed(range(len(graph.node))):
+        if graph.node[index].output[0] in made:
+            del graph.node[index]

@@ -11,6 +11,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from ....core.errors import LoweringError
 from ..node_names import WEIGHTED
+from .graph_nodes import drop_constants
 
 GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9
 """Fields of ModelProto, GraphProto and TensorProto (onnx.proto)."""
@@ -43,10 +44,8 @@ def weights_apart(model: ModelProto) -> WeightsApart:
     """Take the layers' weights out of `model`, which is changed."""
     graph = model.graph
     names = {node.input[1] for node in graph.node if node.op_type in WEIGHTED}
-    stored = [tensor for tensor in graph.initializer if tensor.name in names]
-    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in stored}
-    for tensor in stored:
-        graph.initializer.remove(tensor)
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name in names}
+    drop_constants(graph, names)
     return WeightsApart(model, weights)
 
 

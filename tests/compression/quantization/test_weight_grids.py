@@ -17,7 +17,7 @@ from slimfront.compression.packing.packed_file import (
 )
 from slimfront.compression.quantization.candidates import make_candidate
 from slimfront.compression.quantization.weight_grids import GroupedWeight
-from slimfront.hardware_profiles.runtimes.onnx.weight_groups import packed_bytes as nibbles
+from slimfront.hardware_profiles.runtimes.onnx.passes.weight_groups import packed_bytes as nibbles
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from slimfront.spaces.policies.quantization_scheme import Scheme
 from torch import nn

@@ -12,8 +12,8 @@ from ...core.defaults import DEFAULT_ARTIFACTS
 from ...core.errors import ArtifactGoneError, StoreError
 from ..artifacts.artifact_store import ArtifactStore, key_of
 from ..artifacts.open_store import is_url, new_prefix, open_artifact_store, work_folder
-from .records import ArtifactPlace, ArtifactRecord
-from .store import Store
+from ..store.records import ArtifactPlace, ArtifactRecord
+from ..store.store import Store
 
 MODEL = "model"
 """The kind of the artifact that a runtime loads: a trial's, or the reference's."""

@@ -11,10 +11,10 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from ....core.errors import LoweringError
-from ....spaces.policies.candidate import RoundedWeight
-from .graph_nodes import drop_unread_constants, set_nodes
-from .onnx_file import WeightsApart
+from .....core.errors import LoweringError
+from .....spaces.policies.candidate import RoundedWeight
+from ..graph_nodes import drop_unread_constants, set_nodes
+from ..onnx_file import WeightsApart
 
 STEP = 2.0**-8
 """More than rounding to bfloat16 changes a number by, relatively."""

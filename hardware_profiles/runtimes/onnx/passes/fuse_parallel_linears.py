@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import NodeProto, helper, numpy_helper
 
-from ..node_names import TOGETHER, layer_of
-from .graph_nodes import drop_unread, set_nodes, tensors_read
-from .onnx_file import WeightsApart
+from ...node_names import TOGETHER, layer_of
+from ..graph_nodes import drop_unread, set_nodes, tensors_read
+from ..onnx_file import WeightsApart
 
 LINEAR = ("Gemm", "MatMul")
 

@@ -11,10 +11,10 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from ....core.errors import LoweringError
-from ....spaces.policies.candidate import QuantizedWeight, per_input
-from .graph_nodes import set_nodes
-from .onnx_file import WeightsApart
+from .....core.errors import LoweringError
+from .....spaces.policies.candidate import QuantizedWeight, per_input
+from ..graph_nodes import set_nodes
+from ..onnx_file import WeightsApart
 
 DOMAIN = "com.microsoft"
 BITS_OF_A_BYTE = 8

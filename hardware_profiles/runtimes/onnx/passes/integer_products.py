@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
+from ..graph_nodes import set_nodes
+from ..onnx_file import WeightsApart
 from .fuse_parallel_linears import drop_unread_weights
-from .graph_nodes import set_nodes
-from .onnx_file import WeightsApart
 
 
 def write_integer_products(lowered: WeightsApart, layers: Iterable[NodeProto]) -> None:

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
-from ....core.errors import LoweringError
-from ....spaces.policies.candidate import QuantizedWeight
-from ....spaces.policies.recurrent_weights import DYNAMIC_INT8
-from ..node_names import RECURRENT, first_run, module_of_node
-from .graph_nodes import drop_unread_constants
-from .onnx_file import WeightsApart
+from .....core.errors import LoweringError
+from .....spaces.policies.candidate import QuantizedWeight
+from .....spaces.policies.recurrent_weights import DYNAMIC_INT8
+from ...node_names import RECURRENT, first_run, module_of_node
+from ..graph_nodes import drop_unread_constants
+from ..onnx_file import WeightsApart
 
 GATE_ORDER = {"GRU": (1, 0, 2), "LSTM": (0, 3, 1, 2), "RNN": (0,)}
 """The gates of ONNX in torch's numbering: update, reset, new of a GRU; in, out, forget, new of an LSTM."""

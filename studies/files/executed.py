@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from ...spaces.policies.policy import LayerPolicy, Policy
 from ...spaces.policies.resolved import with_recurrent_layers
-from .store import Store
+from ..store.store import Store
 from .study_files import PRECISIONS, StudyFiles
 
 BITS = {"f32": 32, "f16": 16, "bf16": 16, "i8": 8, "i4": 4, "u4": 4}
