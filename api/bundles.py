@@ -13,9 +13,9 @@ from ..studies.terminal import Shown
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from ..studies.bundles.export import Remade
     from ..studies.bundles.judge import Judge
     from ..studies.bundles.verify import Check
+    from ..studies.files.remade import Remade
     from ..workloads.workload import Workload
 
 

@@ -49,16 +49,19 @@ class Study:
         self.store, self.name = store, name
 
     @classmethod
-    def open(cls, storage: str = DEFAULT_STORAGE, name: str | None = None) -> Study:
+    def open(
+        cls, storage: str = DEFAULT_STORAGE, name: str | None = None, artifacts: str | Path | None = None
+    ) -> Study:
         """The study called `name` in a database; the only one where no name is given.
 
         Args:
             storage: a SQLite file, or a URL: `sqlite:///FILE`, `postgresql://USER@HOST/NAME`.
+            artifacts: folder or URL that its files were moved to, if they were; the database says where they were.
 
         Raises:
             UserError: no such database or study, or several studies and no name.
         """
-        store = Store(storage, create=False)
+        store = Store(storage, create=False, artifacts=None if artifacts is None else str(artifacts))
         if name is None:
             names = [study.name for study in store.studies()]
             if len(names) != 1:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ..core.measurement import Measurement
 from ..spaces.policies.policy import Policy
+from ..studies.files.remade import Remade
 from ..studies.store.records import ReferenceRecord, TrialRecord
 
 
@@ -148,6 +149,14 @@ class TrialConfirmed:
     total: int
 
 
+@dataclass(frozen=True)
+class FilesRemade:
+    """A trial that joined the front late has its files again, which had not been kept."""
+
+    trial: int
+    remade: Remade
+
+
 Event = (
     ReferenceSettled
     | LearningRateFound
@@ -162,5 +171,6 @@ Event = (
     | SensitivityUnmeasured
     | SamplerFellBack
     | TrialConfirmed
+    | FilesRemade
 )
 Listener = Callable[[Event], None]

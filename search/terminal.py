@@ -22,6 +22,7 @@ from ..studies.wording import clock_text, count_text, figure_text
 from .driver import Search
 from .events import (
     Event,
+    FilesRemade,
     FrontChanged,
     LearningRateFound,
     QuietMomentTaken,
@@ -210,6 +211,8 @@ def _line(event: Event, objectives: Sequence[str]) -> tuple[str, str] | None:
         return f"trial {event.trial.number} joins the front: {', '.join(figures)}", ""
     if isinstance(event, TrialFinished):
         return _line_of_trial(event.trial)
+    if isinstance(event, FilesRemade):
+        return f"trial {event.trial}: {event.remade.words}", "yellow"
     if isinstance(event, SamplerFellBack | SensitivityUnmeasured):
         return event.reason, "yellow"
     if isinstance(event, LearningRateFound):

@@ -10,9 +10,13 @@ from typing import Protocol
 
 from ...hardware_profiles.runtimes.base import Artifact
 from ...studies.analysis.front import Point
+from ...studies.files.remade import Remade
 from ...studies.files.study_files import HEAVY, WEIGHTS, StudyFiles
+from ...studies.store.records import TrialRecord
 from ...studies.study_file.spec import Keep
+from .prepared_study import PreparedStudy
 from .recovered import RecoveredWeights
+from .remaking import make_again
 
 
 class _Front(Protocol):
@@ -67,6 +71,14 @@ class TrialFiles:
         serving = self._serving()
         for number in self._held.keys() - {*self._on_front(), *running}:
             self._remove(number, {WEIGHTS} if number in serving else set())
+
+    def make_again(self, prepared: PreparedStudy, trial: TrialRecord) -> Remade:
+        """Have a trial that has ended have its files again, made from its policy."""
+        before, folder = self._files.newest(trial.number), self.folder_of(trial.number)
+        made = make_again(prepared, trial, folder, self._recovered)
+        remade = Remade.of({kind: artifact.path for kind, artifact in made.items() if kind in before}, before)
+        self.put(trial.number, made)
+        return remade
 
     def finish(self) -> None:
         """Remove what is of no use once a search has ended and its front is confirmed."""

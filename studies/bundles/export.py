@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +16,7 @@ from ...hardware_profiles.runtimes.base import get_runtime
 from ..analysis.newest_front import front_points, objectives_of, why_no_front
 from ..analysis.selection import pick
 from ..files.executed import executed_precisions
+from ..files.remade import Remade, file_digest
 from ..files.study_files import MODEL, PACKED, WEIGHTS, StudyFiles
 from ..store.records import ArtifactRecord, StudyRecord, TrialRecord
 from ..store.store import Store
@@ -37,28 +38,6 @@ class Remaker(Protocol):
     def reference(self, folder: Path) -> Path:
         """The reference's artifact, written into `folder`."""
         ...
-
-
-@dataclass(frozen=True)
-class Remade:
-    """What became of files that were made again from a trial's policy, as they had not been kept.
-
-    Attributes:
-        kinds: all of them; `differing` are those whose content is not what was measured, by sha256.
-    """
-
-    kinds: Sequence[str]
-    differing: Sequence[str]
-
-    @property
-    def words(self) -> str:
-        """One sentence for a user."""
-        again = "Its files were not kept and are made again from its policy"
-        if not self.differing:
-            return f"{again}; each has the sha256 of the one that was measured."
-        return (
-            f"{again}; {' and '.join(self.differing)} differ from what was measured: `slimfront verify` measures anew."
-        )
 
 
 @dataclass(frozen=True)
@@ -156,8 +135,7 @@ class _Source:
                 raise
         made = self.remaker.trial(self.trial, self.scratch / "trial")
         paths = {kind: made[kind] for kind in self.artifacts}
-        differing = [kind for kind, record in self.artifacts.items() if _sha256(paths[kind]) != record.sha256]
-        return paths, Remade(list(paths), differing)
+        return paths, Remade.of(paths, self.artifacts)
 
     def reference(self) -> Path:
         """The reference's artifact, of the size that was measured."""
@@ -184,7 +162,7 @@ class _Source:
             path = self.files.path(record)
         except ArtifactGoneError as error:
             raise ArtifactGoneError(f"{what} cannot be read: {error}") from error
-        if _sha256(path) != record.sha256:
+        if file_digest(path) != record.sha256:
             raise UserError(f"{what} {path} is not the file that was measured: its sha256 changed")
         return path
 
@@ -214,14 +192,6 @@ def _contents(
     contents["card.json"] = f"{json.dumps(card, indent=2, ensure_ascii=False)}\n".encode()
     contents["card.md"] = card_page(card, trial.policy).encode()
     return contents
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from error
 
 
 def _write(folder: Path, to: Path, contents: Mapping[str, bytes]) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..analysis.newest_front import front_points, objectives_of
 from ..files.executed import executed_precisions
+from ..files.remade import Remade
 from ..files.trial_log import last_lines
 from ..reference_wording import reference_document, reference_name
 from ..store.records import MeasurementRecord
@@ -21,8 +22,7 @@ from ..store.store import Store
 from .front_table import front_document
 
 if TYPE_CHECKING:
-    from ..bundles.export import Remade  # for annotations only: these import torch
-    from ..bundles.verify import Check
+    from ..bundles.verify import Check  # for annotations only: it imports torch
 
 
 def study_front_document(store: Store, name: str) -> dict[str, Any]:
