@@ -1,50 +1,117 @@
-"""Batches of a map-style data set."""
+"""Batches of a map-style data set, on the device that computes on them: whatever loops over a data set does so through here."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from itertools import count
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
-from ..core.batch import INPUT, Batch, by_name, repeated
+from ..core.batch import INPUT, Batch, by_name, moved, moved_target, repeated
 from ..workloads.workload import MapDataset
 
 CALIBRATION_BATCH = 50
 """The number of calibration samples that are run at once."""
 
 
-def loader(data: MapDataset, batch_size: int, shuffle_seed: int | None = None) -> DataLoader:
-    """A DataLoader over `data`: all of it in order, or, where a seed is given, full batches shuffled reproducibly."""
-    if shuffle_seed is None:
-        return DataLoader(cast("Dataset", data), batch_size=batch_size)
-    generator = torch.Generator().manual_seed(shuffle_seed)
-    return DataLoader(
-        cast("Dataset", data),
-        batch_size=batch_size,
-        shuffle=True,
-        generator=generator,
-        drop_last=_fills_a_batch(data, batch_size),
-    )
+@dataclass(frozen=True)
+class LabelledBatches:
+    """Batches of a data set on a device: (inputs, targets, whatever else its samples have). May be iterated several times."""
 
+    loader: DataLoader
+    device: torch.device
 
-def input_batches(data: MapDataset, batch_size: int) -> Iterable[Batch]:
-    """Inputs of `data` in order in full batches, shape [batch_size, ...]; in one smaller batch where there are fewer. May be
-    iterated several times."""
-    return _InputBatches(
-        DataLoader(cast("Dataset", data), batch_size=batch_size, drop_last=_fills_a_batch(data, batch_size))
-    )
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        for inputs, *others in self.loader:
+            yield moved(inputs, self.device), *(moved_target(other, self.device) for other in others)
 
 
 @dataclass(frozen=True)
-class _InputBatches(Iterable[Batch]):
-    loader: DataLoader
+class InputBatches(Iterable[Batch]):
+    """The inputs alone."""
+
+    batches: LabelledBatches
 
     def __iter__(self) -> Iterator[Batch]:
-        return (inputs for inputs, _ in self.loader)
+        return (inputs for inputs, *_ in self.batches)
+
+
+class EpochOrder(Sampler[int]):
+    """The samples in an order that follows from a seed and the number of an epoch alone, so that any epoch begins at any sample.
+
+    Attributes:
+        generator: as far into the epoch as its beginning; what loads the samples may draw from it.
+    """
+
+    def __init__(self, samples: int, seed: int) -> None:
+        self._samples, self._seed = samples, seed
+        self.generator = torch.Generator()
+        self.begin(0)
+
+    def begin(self, epoch: int, first: int = 0) -> None:
+        """Have the next iteration be that of `epoch`, without its first samples."""
+        mixed = np.random.SeedSequence([self._seed, epoch]).generate_state(1)
+        self.generator.manual_seed(int(mixed[0]))  # which heeds 32 bits
+        order = torch.randperm(self._samples, generator=self.generator)
+        self._left: list[int] = order[first:].tolist()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._left)
+
+    def __len__(self) -> int:
+        return self._samples
+
+
+@dataclass(frozen=True)
+class ShuffledBatches:
+    """Full batches of a data set on a device, in another order in each epoch, without end."""
+
+    batches: LabelledBatches
+    order: EpochOrder
+    batch_size: int
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return len(self.batches)
+
+    def after(self, steps: int = 0) -> Iterator[tuple[Any, ...]]:
+        """Those that follow the first so many, which are not read."""
+        first = steps % len(self)
+        for epoch in count(steps // len(self)):
+            self.order.begin(epoch, first * self.batch_size)
+            yield from self.batches
+            first = 0
+
+
+def labelled_batches(data: MapDataset, batch_size: int, device: torch.device) -> LabelledBatches:
+    """All of `data` in order, on `device`."""
+    return LabelledBatches(DataLoader(cast("Dataset", data), batch_size=batch_size), device)
+
+
+def shuffled_batches(data: MapDataset, batch_size: int, device: torch.device, seed: int) -> ShuffledBatches:
+    """Full batches of `data` on `device`, shuffled reproducibly."""
+    order = EpochOrder(len(data), seed)
+    loader = DataLoader(
+        cast("Dataset", data),
+        batch_size=batch_size,
+        sampler=order,
+        generator=order.generator,
+        drop_last=_fills_a_batch(data, batch_size),
+    )
+    return ShuffledBatches(LabelledBatches(loader, device), order, batch_size)
+
+
+def input_batches(data: MapDataset, batch_size: int, device: torch.device) -> InputBatches:
+    """Inputs of `data` on `device`, in order in full batches, shape [batch_size, ...]; in one smaller batch where there are fewer."""
+    loader = DataLoader(cast("Dataset", data), batch_size=batch_size, drop_last=_fills_a_batch(data, batch_size))
+    return InputBatches(LabelledBatches(loader, device))
 
 
 def subset(data: MapDataset, indices: Sequence[int]) -> MapDataset:

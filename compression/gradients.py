@@ -7,8 +7,9 @@ import copy
 import torch
 from torch import nn
 
+from ..core.batch import device_of_model
 from ..workloads.workload import Workload
-from .batches import loader
+from .batches import labelled_batches
 
 
 def trainable_copy(model: nn.Module) -> nn.Module:
@@ -27,5 +28,5 @@ def accumulate_gradients(model: nn.Module, workload: Workload, batch_size: int =
     model.eval()
     model.zero_grad(set_to_none=True)
     with torch.enable_grad():
-        for inputs, targets in loader(workload.calibration, batch_size):
+        for inputs, targets in labelled_batches(workload.calibration, batch_size, device_of_model(model)):
             workload.loss_function(model(inputs), targets).backward()

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..core.batch import Batch, moved
+from ..core.batch import Batch
 from ..core.hooks import removed_after
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -60,10 +60,9 @@ def moments_of(
         found[module] = added
 
     hooks = [layer.register_forward_hook(watch) for layer in layers]
-    device = next(model.parameters()).device
     with removed_after(hooks):
         for batch in batches:
-            model.eval()(moved(batch, device))
+            model.eval()(batch)
     return found
 
 

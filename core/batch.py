@@ -7,11 +7,12 @@ goes through these functions, and never asks which of the two it has.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map  # torch.utils.pytree is another implementation of the same, and as private
 
 Batch = Tensor | dict[str, Tensor]
@@ -19,6 +20,9 @@ Batch = Tensor | dict[str, Tensor]
 
 INPUT, OUTPUT = "input", "output"
 """What artifacts call the only input and the only output of a model."""
+
+HOST = torch.device("cpu")
+"""The processor, from whose memory runtimes take their inputs."""
 
 
 def mapped(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
@@ -59,18 +63,29 @@ def repeated(example: Batch, count: int) -> Batch:
 
 
 def moved(batch: Batch, device: torch.device | str) -> Batch:
-    """The batch on a device."""
-    return mapped(lambda tensor: tensor.to(device), batch)
+    """The batch on a device; where it is copied to an accelerator, the program goes on meanwhile."""
+    return mapped(lambda tensor: _moved(tensor, device), batch)
 
 
 def moved_target(target: Any, device: torch.device | str) -> Any:
     """A batch of targets, in whatever holds its tensors, on a device."""
-    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, target)
+    return tree_map(lambda leaf: _moved(leaf, device) if isinstance(leaf, Tensor) else leaf, target)
+
+
+def _moved(tensor: Tensor, device: torch.device | str) -> Tensor:
+    # A copy to the processor is waited for: what reads it does not know that it is under way.
+    return tensor.to(device, non_blocking=torch.device(device).type != "cpu")
 
 
 def device_of(batch: Batch) -> torch.device:
     """Where the batch is."""
     return tensors_of(batch)[0].device
+
+
+def device_of_model(model: nn.Module) -> torch.device:
+    """Where a model computes: where its first parameter or buffer is, and the processor where it has none."""
+    tensors = chain(model.parameters(), model.buffers())
+    return next((tensor.device for tensor in tensors), HOST)
 
 
 def stacked(samples: Sequence[Batch]) -> Batch:

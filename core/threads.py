@@ -1,4 +1,4 @@
-"""How many threads this process may use, and how to change torch's number of threads temporarily.
+"""What a process computes on: the names of devices, how many threads it may use, and how to change torch's number of threads temporarily.
 
 Threads of one operation wait for each other by spinning: more of them than cores take seconds where one takes milliseconds.
 """
@@ -8,8 +8,12 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 from loky import cpu_count
+
+DeviceKind = Literal["auto", "cpu", "cuda"]
+"""Where a study computes: "auto" is a CUDA GPU where this process sees one, and else wherever the workload's own model is."""
 
 
 def usable_threads(cores: Collection[int] | None = None) -> int:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..compression.batches import arrays_of, loader, outputs_of
+from ..compression.batches import arrays_of, labelled_batches, outputs_of
 from ..compression.recovery.outputs import OutputKinds, output_kinds
-from ..core.batch import Batch, rows, taken, tensors_of
+from ..core.batch import HOST, Batch, rows, taken, tensors_of
 from ..core.errors import EvaluationError, describe_exception
 from ..core.interrupts import raise_if_interrupted
 from ..core.measurement import Measurement
@@ -68,7 +68,7 @@ def _run(
     target, batch = context.target, context.target.batch
     threads = min(target.threads, context.threads) if RUNTIMES[target.runtime].spins else context.threads
     session = context.runtime.load(artifact.path, target, threads)
-    for number, (inputs, targets) in enumerate(loader(data, batch)):
+    for number, (inputs, targets) in enumerate(labelled_batches(data, batch, HOST)):
         count = rows(inputs)
         filled = inputs if count == batch else taken(inputs, [*range(count), *[0] * (batch - count)])
         made = session.run(arrays_of(filled))

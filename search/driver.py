@@ -38,8 +38,8 @@ from .sampler.study_terms import greedy_policies
 from .sensitivity import Sensitivity, known_damage
 from .study_setup import open_study, quiet_moment, stage_of_baseline, time_budget
 from .transfer import earlier_trials
+from .trials.kept_checkpoints import MOST_STOPPED, KeptCheckpoints
 from .trials.prepared_study import PreparedStudy
-from .trials.recovered import RecoveredWeights
 from .trials.trial_files import TrialFiles
 from .trials.worker import Stage
 
@@ -56,8 +56,8 @@ class Search:
 
     Attributes:
         optuna: the Optuna study, for the dashboard's notes and figures.
-        folder: local, of the study's logs and of the files that trials make; workers must reach it.
-        files: what is kept of the trials and of the reference; `kept` decides what that is.
+        folder, files: local, of logs and files at work; and what is kept of trials and reference, which `kept` decides.
+        checkpoints: of trials that have not ended for good.
 
     Raises:
         StoreError: the database holds a study of that name that is not this one.
@@ -85,9 +85,9 @@ class Search:
         self.optuna = OptunaStudy(self.spec, prepared.space, store, self._sampler)
         self._books = Bookkeeping(self.spec, store, self.optuna)
         self._running: dict[int, RunningTrial] = {}
-        self._recovered = RecoveredWeights(self.files, self.spec)
-        self.kept = TrialFiles(self.files, self.folder, self.spec.keep, self._recovered, self._front)
+        self.kept = TrialFiles(self.files, self.folder, self.spec, self._front)
         self._rungs = Rungs(self.spec)
+        self.checkpoints = KeptCheckpoints(self.folder)
         self._fell_back, self._fallback = False, None
         self._resume()
 
@@ -278,17 +278,14 @@ class Search:
         self._front.reload()
         trials = self.store.trials(self.spec.study)
         paid = self._budget.resume(trials)
+        history = self.store.measurement_histories(self.spec.study) if self.spec.rungs is not None else {}
         for trial in paid:
-            self._take_over(trial)
+            self._charge(trial)
+            self._rungs.resume(trial, history.get(trial.number, ()))
         self._proposals.resume(trials, paid, self._continues)
         self._proposals.add([*self.prepared.space.anchors()[:MAX_ANCHORS], *(self._path() if self._learned else [])])
         self._proposals.drop(self.optuna.waiting())  # a driver that was killed had them enqueued
         self._front.save()
-
-    def _take_over(self, trial: TrialRecord) -> None:
-        """Count a trial of an earlier run, and note how far it got."""
-        self._charge(trial)
-        self._rungs.resume(trial, self.store.measurement_history(self.spec.study, trial.number))
 
     def _path(self) -> list[Policy]:
         """The greedy path, if sensitivity is known."""
@@ -311,13 +308,14 @@ class Search:
         self._proposals.start(asked)
         self._running[number] = running = RunningTrial(policy, asked.retry_of)
         self.optuna.annotate(number, {"policy": policy.to_json(), "digest": policy.digest})
-        source = self._recovered.of(policy)
+        source = self.kept.recovered.of(policy)
         if source is not None:
             running.remark = f"recovered weights of trial {source.trial}"
             self.optuna.annotate(number, {"recovered_weights_of": source.trial})
         self.tell(TrialStarted(number, policy, asked.retry_of))
-        folder, memory_gb = self.kept.folder_of(number), self.spec.budget.trial_memory_gb
-        return Proposal(number, policy, folder, source and source.path, self._budget.limit_s, memory_gb)
+        limits = self._budget.limit_s, self.spec.budget.trial_memory_gb
+        files = self.kept.folder_of(number), source and source.path
+        return Proposal(number, policy, *files, *limits, self.checkpoints.of(policy))
 
     def _end(
         self,
@@ -331,6 +329,7 @@ class Search:
         running = self._running.pop(number)
         trial = self._books.close(number, state, reason, running.measurements, attributes, rung)
         self._charge(trial)
+        self.checkpoints.end(trial, self._rungs.next_in_line(MOST_STOPPED))
         self.tell(TrialFinished(trial))
         if state is TrialState.COMPLETE:
             self._add_point(trial)
@@ -343,7 +342,7 @@ class Search:
     def _charge(self, trial: TrialRecord) -> None:
         """Charge a trial to the budget, and keep what later ones may start from."""
         self._budget.charge(trial, is_free=self._continues(trial.retry_of))
-        self._recovered.offer(trial)
+        self.kept.recovered.offer(trial)
 
     def _add_point(self, trial: TrialRecord) -> None:
         if (change := self._front.put(trial)) is not None:

@@ -18,6 +18,7 @@ from ..hardware_profiles.cards.latency_table import Costs, LatencyTable
 from ..hardware_profiles.cards.target import Target
 from ..hardware_profiles.profiling.prediction import calls_of, cost_units, fit_table, layers_of
 from ..hardware_profiles.runtimes.base import get_runtime
+from ..hardware_profiles.runtimes.lowered import lowered
 from ..spaces.policies.candidate import Candidate
 from ..spaces.policies.policy import Policy
 from ..studies.store.database import absolute_url
@@ -93,7 +94,7 @@ def time_policies(
                 progress(len(units), len(policies))
                 candidate = compress(prepared, policy)
                 path = Path(folder) / f"candidate{prepared.context.runtime.suffix}"
-                artifact = prepared.context.runtime.lower(candidate, example, prepared.target, path)
+                artifact = lowered(prepared.context.runtime, candidate, example, prepared.target, path)
                 timings.append(bench.time(artifact.path, TIMING_SECONDS))
                 units.append(cost_units(policy, calls_of(candidate.model, example), reference_calls))
     return reference_ms, units, timings

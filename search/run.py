@@ -111,6 +111,7 @@ def _run(search: Search, progress: SearchProgress) -> None:
         run_trials(search, _runner(search))
         confirm_front(search)
         search.kept.finish()
+        search.checkpoints.clear()
     finally:
         publisher.publish(force=True)
     if (sentence := verdict(search.store, search.spec.study)) is not None:

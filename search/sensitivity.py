@@ -24,7 +24,7 @@ from ..compression.pruning.prune import is_structurally_changed, pruned_copy, re
 from ..compression.quantization.calibrate import input_grids
 from ..compression.quantization.fake_quantize import fake_quantized
 from ..compression.recovery.outputs import output_kinds
-from ..core.batch import Batch, stacked
+from ..core.batch import Batch, device_of, moved, stacked
 from ..core.interrupts import raise_if_interrupted
 from ..core.measurement import Measurement
 from ..evaluators.accuracy import mean_of
@@ -238,11 +238,12 @@ class Simulation:
         self._prepared, workload = prepared, prepared.context.workload
         count = min(SAMPLES, len(workload.validation))
         chosen = np.linspace(0, len(workload.validation) - 1, count).round().astype(int)
-        self._inputs = stacked([workload.validation[int(index)][0] for index in chosen])
+        samples = stacked([workload.validation[int(index)][0] for index in chosen])
+        self._inputs = moved(samples, device_of(workload.example_input))
         self._kinds = output_kinds(workload)
         self._reference = self._outputs(workload.model.eval())
         widths = [int(bits) for bits in prepared.space.choices["activation_bits"] if int(bits) < FULL_PRECISION // 2]
-        names = [layer.name for layer in prepared.space.layers if not layer.is_recurrent]
+        names = [layer.name for layer in prepared.space.layers if layer.is_product]
         self._grids = input_grids(workload.model, names, widths, workload.calibration, prepared.space.scheme)
 
     def divergence(self, policy: Policy) -> Measurement:

@@ -16,7 +16,7 @@ from sklearn.linear_model import lars_path_gram
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...core.batch import Batch, moved
+from ...core.batch import Batch
 from ...spaces.models.channel_graph import ChannelGraph, out_channels
 from ...spaces.models.recurrent import is_recurrent
 
@@ -103,10 +103,9 @@ def _products(model: nn.Module, readers: Iterable[Reader], batches: Iterable[Bat
         return hook
 
     hooks = [reader.register_forward_pre_hook(watch(reader)) for reader in readers]
-    device = next(model.parameters()).device
     try:
         for batch in batches:
-            model.eval()(moved(batch, device))
+            model.eval()(batch)
     finally:
         for handle in hooks:
             handle.remove()

@@ -133,7 +133,7 @@ class Random(_ByWeight):
         return torch.rand(len(group[0].idxs), generator=scoring.generator(name))
 
     def weights(self, weight: Tensor, name: str, scoring: Scoring) -> Tensor:
-        return torch.rand(weight.shape, generator=scoring.generator(name))
+        return torch.rand(weight.shape, generator=scoring.generator(name)).to(weight.device)
 
 
 def _times_gradient(weight: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def replace_operators(model: nn.Module, choices: Mapping[str, str], batches: Ite
     for name, operator in operators.items():
         if operator.kind != DENSE:
             layer = layers[name]
-            model.set_submodule(name, _compact(layer, operator, made.get(layer)))
+            model.set_submodule(name, _compact(layer, operator, made.get(layer)).to(layer.weight.device))
 
 
 def _replaceable(model: nn.Module, name: str, operator: Operator, choice: str) -> WeightedLayer:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from ...core.batch import Batch
+from ...core.batch import Batch, device_of, device_of_model
 from ...core.errors import CompressionError
 from ...spaces.knobs.kind import ExtensionKind
 from ...spaces.knobs.registry import KNOB_KINDS
@@ -100,7 +100,11 @@ def _extend(model: nn.Module, policy: Policy) -> None:
 
 
 def _batches(workload: Workload | None) -> Iterable[Batch] | None:
-    return None if workload is None else input_batches(workload.calibration, CALIBRATION_BATCH)
+    return (
+        None
+        if workload is None
+        else input_batches(workload.calibration, CALIBRATION_BATCH, device_of(workload.example_input))
+    )
 
 
 def _require_module(model: nn.Module, name: str) -> None:
@@ -222,7 +226,7 @@ def reestimate_batch_norm(model: nn.Module, calibration: MapDataset, batch_size:
         norm.reset_running_stats()
         norm.momentum = None  # cumulative average
         norm.train()
-    for batch in input_batches(calibration, batch_size):
+    for batch in input_batches(calibration, batch_size, device_of_model(model)):
         model(batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

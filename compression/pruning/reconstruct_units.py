@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ...core.batch import Batch, moved
+from ...core.batch import Batch
 from ...core.hooks import removed_after
 from ...spaces.models.channel_graph import ChannelGraph
 from ...spaces.models.recurrent import RecurrentLayer, is_single_layer
@@ -35,10 +35,9 @@ def columns_gone(graph: ChannelGraph, lost: Mapping[str, Sequence[int]]) -> dict
 def grams_of_columns(model: nn.Module, batches: Iterable[Batch]) -> dict[nn.Parameter, Tensor]:
     """Matrix of each recurrent layer of `model` -> sum of the outer products of what it multiplies, over samples and steps, in float64."""
     grams: dict[nn.Parameter, Tensor] = {}
-    device = next(model.parameters()).device
     with _watched(model, grams):
         for batch in batches:
-            model.eval()(moved(batch, device))
+            model.eval()(batch)
     return grams
 
 

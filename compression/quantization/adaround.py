@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...core.batch import device_of_model
 from ...spaces.models.layers import WeightedLayer, layer_at
 from ...spaces.policies.candidate import QuantParams
 from ...spaces.policies.policy import Policy
@@ -43,7 +44,7 @@ def round_adaptively(
         model: float32, batch-norm folded.
         grids: layer -> quantization parameters of its input.
     """
-    original, inputs = copy.deepcopy(model), calibration_inputs(calibration)
+    original, inputs = copy.deepcopy(model), calibration_inputs(calibration, device_of_model(model))
     generator = torch.Generator().manual_seed(seed)
     quantized = {name for name, layer in policy.layers.items() if layer.has_weight_grid}
     with fake_quantized(model, policy, grids):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ...core.batch import Batch, repeated
+from ...core.batch import Batch, device_of_model, repeated
 from ...spaces.models.exported_graph import module_path
 from ...spaces.models.layers import layer_at
 from ...spaces.policies.policy import Policy
@@ -47,7 +47,7 @@ def scale_by_activations(
     Raises:
         CompressionError: torch.export cannot take the model.
     """
-    inputs, chosen = calibration_inputs(calibration), {}
+    inputs, chosen = calibration_inputs(calibration, device_of_model(model)), {}
     for maker, readers in _scalable(model, example_input):
         quantized = [name for name in readers if policy.layer(name).has_weight_grid]
         if not quantized:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ...core.batch import Batch
+from ...core.batch import Batch, device_of_model
 from ...spaces.models.layers import WeightedLayer, layer_at
 from ...spaces.policies.candidate import QuantParams
 from ...spaces.policies.policy import Policy
@@ -30,7 +30,7 @@ def correct_biases(model: nn.Module, policy: Policy, grids: Mapping[str, QuantPa
         model: float32, batch-norm folded; layers without a bias get one.
         grids: layer -> quantization parameters of its input.
     """
-    original, inputs = copy.deepcopy(model), calibration_inputs(calibration)
+    original, inputs = copy.deepcopy(model), calibration_inputs(calibration, device_of_model(model))
     names = in_execution_order(original, inputs, set(policy.layers))
     weights = {name: layer_at(model, name).weight.detach().clone() for name in names}
     biases = {name: _bias(layer_at(model, name)) for name in names}

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torchao.quantization.pt2e import HistogramObserver, MinMaxObserver
 
+from ...core.batch import device_of_model
 from ...core.hooks import removed_after
 from ...spaces.policies.candidate import QuantParams
 from ...spaces.policies.quantization_scheme import Scheme
@@ -30,7 +31,7 @@ def input_grids(
 
     hooks = [model.get_submodule(name).register_forward_pre_hook(watch(name)) for name in layers]
     with removed_after(hooks):
-        for batch in input_batches(calibration, min(CALIBRATION_BATCH, len(calibration))):
+        for batch in input_batches(calibration, min(CALIBRATION_BATCH, len(calibration)), device_of_model(model)):
             model(batch)
     return {key: _grid(observer, key[1]) for key, observer in observers.items()}
 

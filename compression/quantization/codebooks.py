@@ -31,7 +31,7 @@ def power_of_two(weight: Tensor, bits: int) -> Tensor:
     """See the table above."""
     largest = weight.abs().max()
     if largest == 0:
-        return torch.zeros(1)
+        return weight.new_zeros(1)
     top = torch.floor(torch.log2(4 * largest / 3))
     powers = torch.exp2(top - torch.arange(2 ** (bits - 1) - 1, device=weight.device))
     return torch.cat([-powers, powers.flip(0).new_zeros(1), powers.flip(0)])
@@ -46,7 +46,8 @@ def k_means(weight: Tensor, bits: int) -> Tensor:
     if len(distinct) + len(zero) <= 2**bits:
         return torch.cat([distinct, zero]).sort().values
     # Evenly spaced starts keep the few large weights, which matter most (Han et al. 2016, section 3.2).
-    centroids = torch.linspace(float(held.min()), float(held.max()), 2**bits - len(zero), dtype=torch.float64)
+    ends, count = (float(held.min()), float(held.max())), 2**bits - len(zero)
+    centroids = torch.linspace(*ends, count, dtype=torch.float64, device=held.device)
     return torch.cat([lloyd(held, centroids, MAX_STEPS).to(flat), zero]).unique()
 
 

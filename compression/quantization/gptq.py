@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ...core.batch import device_of_model
 from ...spaces.models.layers import layer_at
 from ...spaces.policies.candidate import QuantParams
 from ...spaces.policies.policy import Policy
@@ -36,7 +37,7 @@ def round_with_feedback(
         model: float32, batch-norm folded.
         grids: layer -> quantization parameters of its input.
     """
-    inputs = calibration_inputs(calibration)
+    inputs = calibration_inputs(calibration, device_of_model(model))
     quantized = {name for name, layer in policy.layers.items() if layer.has_weight_grid}
     linear = {name for name in quantized if isinstance(model.get_submodule(name), nn.Linear)}
     with fake_quantized(model, policy, grids):

@@ -16,10 +16,10 @@ SAMPLES = 128
 """How many samples of the calibration split are read at most."""
 
 
-def calibration_inputs(calibration: MapDataset) -> list[Batch]:
-    """Batches of the first `SAMPLES` inputs of the calibration split, each [batch, ...]."""
+def calibration_inputs(calibration: MapDataset, device: torch.device) -> list[Batch]:
+    """Batches of the first `SAMPLES` inputs of the calibration split, each [batch, ...], on a device."""
     batches, left = [], SAMPLES
-    for batch in input_batches(calibration, min(SAMPLES, len(calibration))):
+    for batch in input_batches(calibration, min(SAMPLES, len(calibration)), device):
         batches.append(taken(batch, slice(left)))
         left -= rows(batches[-1])
         if not left:

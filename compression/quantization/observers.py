@@ -20,6 +20,7 @@ from torch import Tensor
 from torchao.quantization.pt2e import HistogramObserver, MinMaxObserver, PerChannelMinMaxObserver
 from torchao.quantization.pt2e.observer import ObserverBase
 
+from ...core.batch import HOST
 from ...core.errors import CompressionError
 
 TAIL = 1e-4
@@ -65,7 +66,7 @@ class _Finite(ObserverBase):
             return super()._calculate_qparams(min_val, max_val)
         middle = (self.quant_max + 1) // 2
         scale = max(largest / (self.quant_max - middle), float(self.eps))
-        return torch.tensor([scale]), torch.tensor([middle])
+        return torch.tensor([scale], device=min_val.device), torch.tensor([middle], device=min_val.device)
 
 
 class MseObserver(_Finite, HistogramObserver):
@@ -91,14 +92,16 @@ class EntropyObserver(_Finite, HistogramObserver):
     """See the table above."""
 
     def _non_linear_param_search(self) -> tuple[Tensor, Tensor]:
-        centres = self.min_val + (torch.arange(self.bins) + 0.5) * (self.max_val - self.min_val) / self.bins
+        # On the processor: a device would wait for each of thousands of small operations.
+        least, most, histogram = (part.to(HOST) for part in (self.min_val, self.max_val, self.histogram))
+        centres = least + (torch.arange(self.bins) + 0.5) * (most - least) / self.bins
         levels = int(self.quant_max - self.quant_min)
         shares = torch.linspace(0.5, 1.0, CANDIDATES)
-        low, high = self.min_val.clamp_max(0), self.max_val.clamp_min(0)  # zero is on every grid
-        gaps = torch.stack([divergence(self.histogram, centres, share * low, share * high, levels) for share in shares])
+        low, high = least.clamp_max(0), most.clamp_min(0)  # zero is on every grid
+        gaps = torch.stack([divergence(histogram, centres, share * low, share * high, levels) for share in shares])
         # Of equally good ranges the widest clips least.
         best = shares[len(gaps) - 1 - int(gaps.flip(0).argmin())]
-        return best * low, best * high
+        return (best * low).to(self.min_val.device), (best * high).to(self.min_val.device)
 
 
 def divergence(histogram: Tensor, centres: Tensor, low: Tensor, high: Tensor, levels: int) -> Tensor:

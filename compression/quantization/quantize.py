@@ -27,7 +27,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
-from ...core.batch import Batch, repeated
+from ...core.batch import Batch, device_of_model, repeated
 from ...core.errors import CompressionError
 from ...spaces.models.exported_graph import (
     ADDITIONS,
@@ -48,7 +48,7 @@ from ..folding import BATCH_NORMS
 from .bfloat16 import rounded_weights
 from .captured import captured, capturing
 from .observers import ACTIVATION_OBSERVERS, WEIGHT_OBSERVERS
-from .weight_grids import grouped_weights, quantized_recurrences
+from .weight_grids import grouped_weights, quantized_recurrences, quantized_tables
 
 CONTAINER_BITS = 8
 aten = torch.ops.aten
@@ -61,8 +61,8 @@ found through them."""
 
 
 def quantize(model: nn.Module, example_input: Batch, policy: Policy, calibration: MapDataset) -> Quantization:
-    """The grids of `model` under `policy`, calibrated on `calibration`, its weights in bfloat16 and its recurrent layers' matrices; the
-    model is not changed.
+    """The grids of `model` under `policy`, calibrated on `calibration`, its weights in bfloat16, its recurrent layers' matrices and its
+    embeddings' tables; the model is not changed.
 
     Args:
         model: float32, eval mode; batch-norm after a convolution is folded into the grids' weights and bias.
@@ -72,11 +72,11 @@ def quantize(model: nn.Module, example_input: Batch, policy: Policy, calibration
         CompressionError: torch.export or PT2E cannot take the model, or a layer reads numbers that are not finite.
     """
     found = _of_layers(model, example_input, policy, calibration)
-    return replace(found, recurrent=quantized_recurrences(model, policy))
+    return replace(found, recurrent=quantized_recurrences(model, policy), embeddings=quantized_tables(model, policy))
 
 
 def _of_layers(model: nn.Module, example_input: Batch, policy: Policy, calibration: MapDataset) -> Quantization:
-    """The quantization of all but the recurrent layers."""
+    """The quantization of all but the recurrent layers and embeddings."""
     layers = policy.layers.items()
     wanted = {name: layer for name, layer in layers if _has_grid_per_channel(layer) or layer.has_activation_grid}
     if not wanted:
@@ -88,7 +88,7 @@ def _of_layers(model: nn.Module, example_input: Batch, policy: Policy, calibrati
         norms = _folded(exported.graph)
         prepared = prepare_pt2e(exported, PolicyQuantizer(wanted, policy.scheme))
     with torch.no_grad():
-        for batch in input_batches(calibration, batch_size):
+        for batch in input_batches(calibration, batch_size, device_of_model(model)):
             prepared(batch)
     return _with_other_weights(_read(prepared, wanted), model, policy, norms)
 

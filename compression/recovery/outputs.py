@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from ...core.batch import Batch, by_name, device_of, mapped, moved
+from ...core.batch import Batch, by_name, device_of, mapped
 from ...workloads.metrics import NamedMetric, named
 from ...workloads.output_kind import LOGITS, OutputKind
 from ...workloads.workload import Workload
@@ -187,8 +187,8 @@ def _looks(workload: Workload) -> dict[str, _Look]:
 
 def _calibrated(workload: Workload) -> Iterator[Batch]:
     device = device_of(workload.example_input)
-    for batch in islice(input_batches(workload.calibration, CALIBRATION_BATCH), BATCHES):
-        yield mapped(lambda output: output.float().cpu(), workload.model.eval()(moved(batch, device)))
+    for batch in islice(input_batches(workload.calibration, CALIBRATION_BATCH, device), BATCHES):
+        yield mapped(lambda output: output.float().cpu(), workload.model.eval()(batch))
 
 
 def _is_distribution(target: Tensor) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from ...core.batch import described
+from ...core.batch import HOST, described
 from ...core.errors import WorkloadError
 from ...core.hooks import removed_after
 from ...workloads.workload import Workload
@@ -33,13 +33,11 @@ def synthetic_inputs(workload: Workload, seed: int) -> TensorDataset:
             f"recovery on synthetic data makes up one input of floats, and the model takes {described(example)}"
         )
     shape = (BATCH, *example.shape[1:])
-    batches = [
-        _matched(workload.model.eval(), torch.randn(shape, generator=generator)) for _ in range(SAMPLES // BATCH)
-    ]
-    inputs = torch.cat(batches)
+    noise = (torch.randn(shape, generator=generator).to(example.device) for _ in range(SAMPLES // BATCH))
+    batches = [_matched(workload.model.eval(), each) for each in noise]
     with torch.no_grad():
         outputs = torch.cat([workload.model(batch) for batch in batches])
-    return TensorDataset(inputs, outputs)
+    return TensorDataset(torch.cat(batches).to(HOST), outputs.to(HOST))
 
 
 def _matched(model: nn.Module, inputs: Tensor) -> Tensor:

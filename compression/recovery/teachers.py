@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from ...core.batch import Batch, device_of, shapes_of, sizes
+from ...core.batch import Batch, device_of, device_of_model, moved, shapes_of, sizes
 from ...core.errors import WorkloadError
 from ...core.interrupts import raise_if_interrupted
 from ...workloads.load import load_workload
@@ -69,8 +69,8 @@ class Teacher:
         said = _SAID.setdefault(data, WeakKeyDictionary()).setdefault(self.models[0], {})
         key = self.others, self.tap
         if key not in said:
-            device = next(self.models[0].parameters()).device
-            parts = [self(inputs.to(device)) for inputs in data.tensors[0].split(BATCH)]
+            device = device_of_model(self.models[0])
+            parts = [self(moved(inputs, device)) for inputs in data.tensors[0].split(BATCH)]
             said[key] = TensorDataset(*data.tensors, *(torch.cat(part).cpu() for part in zip(*parts, strict=True)))
         return said[key]
 

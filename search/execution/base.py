@@ -61,6 +61,7 @@ def worker_setup(search: Search, workers: int) -> WorkerSetup:
     """What workers need; with `workers` > 0 they leave the bench's cores free and share the others."""
     prepared, spec = search.prepared, search.spec
     threads = usable_threads(cores_for_workers(prepared.target)) // workers if workers else prepared.context.threads
+    threads = int(spec.compute.cpus or threads)
     return WorkerSetup(
         workload=spec.workload,
         workload_options=spec.workload_options,
@@ -75,6 +76,8 @@ def worker_setup(search: Search, workers: int) -> WorkerSetup:
         threads=max(1, threads),
         metrics=spec.metrics,
         rungs=spec.rungs,
+        checkpoint_s=spec.budget.checkpoint_s,
+        compute=spec.compute,
         pickled_workload=prepared.pickled_workload,
         registrations=pickled_registrations(),
     )

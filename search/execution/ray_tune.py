@@ -27,6 +27,7 @@ from ..proposals import Proposal
 from ..trials.worker import Stage, Worker, WorkerSetup
 from .base import raise_fault, worker_setup
 from .crash_report import crash_reported, stage_of_death
+from .resources import worker_resources
 from .worker_process import STARTS
 
 Result = TypeVar("Result")
@@ -230,7 +231,9 @@ def _tune(search: Search, searcher: StudySearcher, workers: int, interrupts: Int
     with tempfile.TemporaryDirectory(prefix="slimfront-tune-") as folder:
         trainable = tune.with_parameters(WorkerSlot, setup=worker_setup(search, workers))
         tune.Tuner(
-            tune.with_resources(trainable, {"cpu": 1}),
+            tune.with_resources(
+                trainable, worker_resources(search.spec.compute, ray.cluster_resources().get("GPU", 0))
+            ),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=StageScheduler(searcher),

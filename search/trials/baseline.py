@@ -13,6 +13,7 @@ from ...evaluators.evaluator import Context, LoweredCandidate, Reference
 from ...evaluators.registry import measure
 from ...hardware_profiles.bench.timer import Timer
 from ...hardware_profiles.runtimes.base import Artifact
+from ...hardware_profiles.runtimes.lowered import lowered
 from ...spaces.policies.candidate import Candidate
 from ...spaces.policies.float_precision import FLOAT32, FloatPrecision
 from ...spaces.policies.policy import Policy
@@ -33,7 +34,8 @@ def lower_reference(context: Context, folder: Path, precision: FloatPrecision = 
     """Write the uncompressed model's artifact into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"model{context.runtime.suffix}"
-    return context.runtime.lower(uncompressed(context, precision), context.workload.example_input, context.target, path)
+    candidate = uncompressed(context, precision)
+    return lowered(context.runtime, candidate, context.workload.example_input, context.target, path)
 
 
 def measure_reference(

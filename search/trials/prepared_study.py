@@ -10,7 +10,7 @@ import torch
 
 from ...compression.batches import CALIBRATION_BATCH, input_batches
 from ...compression.pruning.proof import proven_groups
-from ...core.batch import device_of, moved
+from ...core.batch import device_of
 from ...core.threads import usable_threads
 from ...evaluators.evaluator import Context
 from ...hardware_profiles.bench.bench import bench_cores
@@ -36,6 +36,7 @@ from ...studies.inspection.study_checks import (
 )
 from ...studies.study_file.spec import StudySpec
 from ...workloads.contract import held
+from ...workloads.placement import placed
 from ...workloads.workload import Workload
 from ..cluster.timers import timer_of
 from .given_workload import loaded_workload, pickled_workload
@@ -126,7 +127,8 @@ def prepare(spec: StudySpec, given: Workload | None = None) -> PreparedStudy:
     torch.set_num_threads(threads)
     with naming(spec, "workload"):
         pickled = None if given is None else pickled_workload(given)
-        workload = held(loaded_workload(spec.workload, spec.workload_options, spec.base_folder, pickled))
+        loaded = loaded_workload(spec.workload, spec.workload_options, spec.base_folder, pickled)
+        workload = held(placed(loaded, spec.compute.device))
     model, example = workload.model.eval(), workload.example_input
     written = spec
     spec = resolved(spec, workload, target)
@@ -181,6 +183,5 @@ def _built_space(
 
 
 def _ranked(workload: Workload, blocks: Sequence[str]) -> list[str]:
-    device = device_of(workload.example_input)
-    batches = (moved(batch, device) for batch in input_batches(workload.calibration, CALIBRATION_BATCH))
+    batches = input_batches(workload.calibration, CALIBRATION_BATCH, device_of(workload.example_input))
     return least_influential_first(block_influence(workload.model, batches, blocks))

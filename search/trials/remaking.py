@@ -8,18 +8,22 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ...hardware_profiles.runtimes.base import Artifact
 from ...spaces.policies.float_precision import FLOAT32
+from ...spaces.policies.policy import Policy
+from ...spaces.policies.resolved import effective_policy
 from ...studies.files.study_files import StudyFiles
 from ...studies.store.records import TrialRecord
 from ...studies.store.store import Store
 from ...studies.store.trial_state import TrialState
 from ...workloads.workload import Workload
 from .baseline import lower_reference
+from .kept_files import keep
 from .prepared_study import PreparedStudy, prepare
 from .recovered import RecoveredWeights
-from .worker import Worker, WorkerSetup
+from .worker import Worker, WorkerSetup, rung_of
 
 _THREADS = re.compile(r", threads (\d+)$")
 
@@ -77,10 +81,32 @@ def make_again(
         threads=int(noted[1]) if noted else prepared.context.threads,
         metrics=spec.metrics,
         rungs=spec.rungs,
+        compute=spec.compute,
     )
-    worker = Worker(setup, prepared.context.workload)
     try:
-        return worker.make_again(trial.policy, folder, source and source.path, trial.rung)
+        return _Remaker(setup, prepared.context.workload).made(trial, folder, source and source.path)
     finally:
-        worker.close()
         torch.set_num_threads(threads)
+
+
+class _Remaker(Worker):
+    """A worker without a bench, which runs the steps of a trial that make files and measures nothing."""
+
+    def made(self, trial: TrialRecord, folder: Path, recovered: Path | None) -> dict[str, Artifact]:
+        """The files of a trial, as far as its recovery went."""
+        folder.mkdir(parents=True, exist_ok=True)
+        original, policy = trial.policy, effective_policy(trial.policy)
+        model = self._pruned(self.workload.model, original)
+        self._reestimate(model, original)
+        if policy.recovery.changes_weights:
+            model = self._recovered(model, original, recovered, trial.rung)
+        return keep(*self._lower(policy, model, folder), folder)
+
+    def _recovered(self, model: nn.Module, original: Policy, recovered: Path | None, rung: int | None) -> nn.Module:
+        """The model after its recovery, or where that was stopped at a rung, at that rung."""
+        marks = self._marks(original)
+        for trained, epochs in self._recoveries(original, model, marks, recovered, None):
+            model = model if trained is None else trained
+            if trained is not None and rung == rung_of(epochs, marks):
+                break
+        return model

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ...compression.batches import loader
-from ...core.batch import device_of, moved, moved_target
+from ...compression.batches import labelled_batches
+from ...core.batch import device_of
 from ...evaluators.evaluator import Context, LoweredCandidate
 from ...evaluators.registry import measure
 from ...workloads.workload import Workload
@@ -22,6 +22,5 @@ def check_scoring(context: Context) -> None:
 @torch.no_grad()
 def check_loss(workload: Workload, batch_size: int) -> None:
     """Compute the loss of the uncompressed model on one batch of training data; raises what the user's code raises."""
-    device = device_of(workload.example_input)
-    inputs, targets = next(iter(loader(workload.train, batch_size)))
-    workload.loss_function(workload.model.eval()(moved(inputs, device)), moved_target(targets, device))
+    inputs, targets = next(iter(labelled_batches(workload.train, batch_size, device_of(workload.example_input))))
+    workload.loss_function(workload.model.eval()(inputs), targets)

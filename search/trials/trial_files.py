@@ -13,7 +13,7 @@ from ...studies.analysis.front import Point
 from ...studies.files.remade import Remade
 from ...studies.files.study_files import HEAVY, WEIGHTS, StudyFiles
 from ...studies.store.records import TrialRecord
-from ...studies.study_file.spec import Keep
+from ...studies.study_file.spec import StudySpec
 from .prepared_study import PreparedStudy
 from .recovered import RecoveredWeights
 from .remaking import make_again
@@ -31,13 +31,15 @@ class TrialFiles:
 
     Args:
         folder: of the files that trials make.
-        recovered: weights that other trials may start from are kept while they can serve.
         front: as it is at each moment; trials within noise of it are on it.
+
+    Attributes:
+        recovered: weights that other trials may start from, which are kept while they can serve.
     """
 
-    def __init__(self, files: StudyFiles, folder: Path, keep: Keep, recovered: RecoveredWeights, front: _Front) -> None:
-        self._files, self._folder, self._keep = files, folder, keep
-        self._recovered, self._front = recovered, front
+    def __init__(self, files: StudyFiles, folder: Path, spec: StudySpec, front: _Front) -> None:
+        self._files, self._folder, self._keep, self._front = files, folder, spec.keep, front
+        self.recovered = RecoveredWeights(files, spec)
         self._held: dict[int, set[str]] = defaultdict(set)
         for number, kind in files.held():
             self._held[number].add(kind)
@@ -75,7 +77,7 @@ class TrialFiles:
     def make_again(self, prepared: PreparedStudy, trial: TrialRecord) -> Remade:
         """Have a trial that has ended have its files again, made from its policy."""
         before, folder = self._files.newest(trial.number), self.folder_of(trial.number)
-        made = make_again(prepared, trial, folder, self._recovered)
+        made = make_again(prepared, trial, folder, self.recovered)
         remade = Remade.of({kind: artifact.path for kind, artifact in made.items() if kind in before}, before)
         self.put(trial.number, made)
         return remade
@@ -93,7 +95,7 @@ class TrialFiles:
     def _serving(self) -> set[int]:
         """A trial for each structure that others may start from, of those that still have weights."""
         having = {number for number, kinds in self._held.items() if WEIGHTS in kinds}
-        found = (next((number for number in numbers if number in having), None) for numbers in self._recovered.recent)
+        found = (next((number for number in numbers if number in having), None) for numbers in self.recovered.recent)
         return {number for number in found if number is not None}
 
     def _remove(self, number: int, but: set[str]) -> None:

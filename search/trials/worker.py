@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,8 @@ from ...compression.compress import pruned_in_recovery
 from ...compression.finite import require_finite
 from ...compression.pruning.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
 from ...compression.quantization.candidates import make_candidate
-from ...compression.recovery.recover import recover, recover_by_rungs
+from ...compression.recovery.checkpoint import Checkpoints
+from ...compression.recovery.recover import recover_by_rungs, recovering
 from ...core.errors import EvaluationError, TargetError, TrialError, WorkloadError, describe_exception
 from ...core.interrupts import raise_if_interrupted
 from ...core.measurement import Measurement
@@ -34,13 +35,15 @@ from ...hardware_profiles.bench.timer import Timer
 from ...hardware_profiles.cards.target import Target
 from ...hardware_profiles.profiling.fingerprint import require_fit
 from ...hardware_profiles.runtimes.base import Artifact, get_runtime
+from ...hardware_profiles.runtimes.lowered import lowered
 from ...spaces.models.channel_groups import ChannelGroup
 from ...spaces.policies.candidate import Candidate
 from ...spaces.policies.policy import Policy
 from ...spaces.policies.resolved import effective_policy
 from ...studies.files.study_files import PRECISIONS
 from ...studies.study_file.constraint import Constraint
-from ...studies.study_file.parts import RungsSpec
+from ...studies.study_file.parts import ComputeSpec, RungsSpec
+from ...workloads.placement import placed
 from ...workloads.workload import Workload
 from ..cluster.timers import timer_of
 from .artifacts_folder import PROBE_BYTES, storage_problem, unwritable
@@ -65,6 +68,8 @@ class WorkerSetup:
         threads: for training and scoring; fewer where the worker has fewer cores.
         metrics: the ones that the study names; some are measured only on request.
         rungs: when a recovery is judged before its end.
+        checkpoint_s: seconds after which a recovery is saved again; None saves none.
+        compute: the device that models are on, and what reads their data.
         pickled_workload: the workload, if it is an object of the searching program.
         registrations: what that program registered, made by `pickled_registrations`.
     """
@@ -82,6 +87,8 @@ class WorkerSetup:
     threads: int = 1
     metrics: Sequence[str] = ()
     rungs: RungsSpec | None = None
+    checkpoint_s: float | None = None
+    compute: ComputeSpec = field(default_factory=ComputeSpec)
     pickled_workload: bytes | None = None
     registrations: bytes | None = None
 
@@ -91,7 +98,7 @@ class Stage:
     """What one step of a trial found.
 
     Attributes:
-        name: the phase that ended, or "failed".
+        name: the phase that ended, "failed", or "checkpointed": its recovery was saved, and goes on.
         rung: 0 before recovery, then one more each time the recovery is judged.
         measurements: made in this step.
         artifacts: files of the trial so far, kind -> file.
@@ -103,7 +110,7 @@ class Stage:
         worker: host name, process id and number of threads; trained weights depend on the threads in their last bits.
     """
 
-    name: Phase | Literal["failed"]
+    name: Phase | Literal["failed", "checkpointed"]
     rung: int = 0
     measurements: Sequence[Measurement] = ()
     artifacts: Mapping[str, Artifact] = field(default_factory=dict)
@@ -124,8 +131,10 @@ class Worker:
         threads = min(setup.threads, usable_threads())  # it may run on a smaller machine than the driver
         torch.set_num_threads(threads)
         self.setup = setup
-        self.workload = workload or loaded_workload(
-            setup.workload, setup.workload_options, setup.base_folder, setup.pickled_workload
+        self.workload = placed(
+            workload
+            or loaded_workload(setup.workload, setup.workload_options, setup.base_folder, setup.pickled_workload),
+            setup.compute.device,
         )
         if setup.registrations is not None:
             take_registrations(setup.registrations)
@@ -152,23 +161,30 @@ class Worker:
         if policy.recovery.epochs and policy.recovery.data == "train":
             check_loss(self.workload, self.setup.batch_size)
 
-    def run(self, policy: Policy, folder: Path, recovered: Path | None = None) -> Iterator[Stage]:
+    def run(
+        self, policy: Policy, folder: Path, recovered: Path | None = None, checkpoints: Path | None = None
+    ) -> Iterator[Stage]:
         """Compress and score `policy`, stage by stage; files go to `folder`.
 
         To stop a trial, stop iterating. Any exception becomes a last stage named "failed"; a process that dies is handled by its owner.
 
         Args:
             recovered: weights of the same structure after the same recovery, which is then skipped.
+            checkpoints: folder that recovery is saved in, and taken up from; None saves none.
 
         Raises:
             KeyboardInterrupt: Ctrl-C, even if the user's code turned it into another exception.
         """
-        stages = self._stages(policy, folder, recovered)
+        stages = self._stages(policy, folder, recovered, self._checkpoints(checkpoints))
         try:
             while (stage := self._next(stages, folder)) is not None:
                 yield stage
         finally:
             stages.close()
+
+    def _checkpoints(self, folder: Path | None) -> Checkpoints | None:
+        every_s = self.setup.checkpoint_s
+        return None if folder is None or every_s is None else Checkpoints(folder, every_s)
 
     def _next(self, stages: Generator[Stage], folder: Path) -> Stage | None:
         try:
@@ -188,29 +204,14 @@ class Worker:
         reason = one_line(str(error)) if own_words else describe_exception(error)
         return Stage("failed", reason=reason, artifacts=kept_log(folder))
 
-    def make_again(
-        self, original: Policy, folder: Path, recovered: Path | None, rung: int | None
-    ) -> dict[str, Artifact]:
-        """The files of a trial that has ended, from its policy alone; nothing is measured.
-
-        Args:
-            recovered: as of `run`.
-            rung: that it was pruned at; None of one that ran to its end.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        model, policy = self._pruned(self.workload.model, original), effective_policy(original)
-        self._reestimate(model, original)
-        if policy.recovery.changes_weights:
-            recoveries = enumerate(self._recoveries(original, model, recovered), start=1)
-            *_, model = (trained for at, (trained, _) in recoveries if rung is None or at <= rung)
-        return keep(*self._lower(policy, model, folder), folder)
-
     def close(self) -> None:
         """End the bench's process."""
         if self._context.bench is not None:
             self._context.bench.close()
 
-    def _stages(self, original: Policy, folder: Path, recovered: Path | None) -> Generator[Stage]:
+    def _stages(
+        self, original: Policy, folder: Path, recovered: Path | None, checkpoints: Checkpoints | None
+    ) -> Generator[Stage]:
         """Count, time, score, recover: the cheapest first; a violated constraint ends the trial."""
         if not self.setup.target.remote:  # a worker may be on another machine than the driver, which checked its own
             require_fit(self.setup.target, self._context.runtime)
@@ -233,27 +234,41 @@ class Worker:
             return
         scored = measure(LoweredCandidate(candidate, artifact), self._context, "scored")
         yield Stage("scored", measurements=scored, final=False)
-        for rung, (trained, epochs) in enumerate(self._recoveries(original, model, recovered), start=1):
-            yield self._kept("recovered", *self._lower(policy, trained, folder), folder, rung, epochs)
+        marks = self._marks(policy)
+        for trained, epochs in self._recoveries(original, model, marks, recovered, checkpoints):
+            if trained is None:
+                yield Stage("checkpointed", final=False)
+                continue
+            yield self._kept("recovered", *self._lower(policy, trained, folder), folder, rung_of(epochs, marks), epochs)
+
+    def _marks(self, policy: Policy) -> Collection[float]:
+        """Epochs after which a recovery is judged before its end."""
+        return self.setup.rungs.marks(policy.recovery.epochs) if self.setup.rungs is not None else ()
 
     def _recoveries(
-        self, original: Policy, model: nn.Module, recovered: Path | None
-    ) -> Iterator[tuple[nn.Module, float]]:
-        """The model and the epochs so far at each rung; without rungs only at the end of recovery."""
+        self,
+        original: Policy,
+        model: nn.Module,
+        marks: Collection[float],
+        recovered: Path | None,
+        checkpoints: Checkpoints | None,
+    ) -> Iterator[tuple[nn.Module | None, float]]:
+        """The model and the epochs so far at each rung, without rungs only at the end of recovery; None for the model whenever it was
+        saved."""
         recovery, setup = original.recovery, self.setup
         if recovered is not None:
             model.load_state_dict(load_file(recovered))
             yield model, recovery.epochs
             return
         if original.pruning.steps > 1 and recovery.steps[0] == "prune":
-            model = self._pruned_in_recovery(self.workload.model, original)
+            model = self._pruned_in_recovery(self.workload.model, original, checkpoints)
         if setup.rungs is None:
-            prune = partial(self._pruned_in_recovery, original=original)
-            settings = setup.seed, setup.batch_size, prune, setup.groups
-            yield recover(model, self.workload, original, *settings), recovery.epochs
+            prune = partial(self._pruned_in_recovery, original=original, checkpoints=checkpoints)
+            settings = setup.seed, setup.batch_size, prune, setup.groups, checkpoints
+            yield from ((trained, recovery.epochs) for trained in recovering(model, self.workload, original, *settings))
             return
-        marks = setup.rungs.marks(recovery.epochs)
-        yield from recover_by_rungs(model, self.workload, original, setup.seed, setup.batch_size, marks)
+        settings = setup.seed, setup.batch_size, marks, checkpoints
+        yield from recover_by_rungs(model, self.workload, original, *settings)
 
     def _pruned(self, model: nn.Module, policy: Policy) -> nn.Module:
         setup = self.setup
@@ -263,9 +278,10 @@ class Worker:
         if is_structurally_changed(original, self.setup.groups):
             reestimate_batch_norm(model, self.workload.calibration)
 
-    def _pruned_in_recovery(self, trained: nn.Module, original: Policy) -> nn.Module:
+    def _pruned_in_recovery(self, trained: nn.Module, original: Policy, checkpoints: Checkpoints | None) -> nn.Module:
         setup = self.setup
-        return pruned_in_recovery(trained, self.workload, original, setup.groups, setup.seed, setup.batch_size)
+        settings = setup.groups, setup.seed, setup.batch_size, checkpoints
+        return pruned_in_recovery(trained, self.workload, original, *settings)
 
     def _kept(
         self,
@@ -286,7 +302,7 @@ class Worker:
         example = self.workload.example_input
         candidate = make_candidate(model, example, policy, self.workload.calibration)
         runtime = self._context.runtime
-        return candidate, runtime.lower(candidate, example, self.setup.target, folder / f"model{runtime.suffix}")
+        return candidate, lowered(runtime, candidate, example, self.setup.target, folder / f"model{runtime.suffix}")
 
     def _precisions(self, artifact: Artifact, folder: Path) -> dict[str, Artifact]:
         """The precision each layer of the timed artifact runs in, as the runtime reports it; nothing if it was not timed."""
@@ -303,6 +319,11 @@ class Worker:
         if setup.reference is None or setup.target.predict:
             return None
         return timer_of(setup.target, setup.reference.artifact.path, self.workload.example_input, self._bench_cores)
+
+
+def rung_of(epochs: float, marks: Collection[float]) -> int:
+    """The rung that a recovery of so many epochs is at."""
+    return 1 + sum(mark < epochs for mark in marks)
 
 
 def finite(stage: Stage | None) -> Stage | None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 
 from ...spaces.policies.policy import LayerPolicy, Policy
-from ...spaces.policies.resolved import with_recurrent_layers
+from ...spaces.policies.resolved import as_layer_policies
 from ..store.store import Store
 from .study_files import PRECISIONS, StudyFiles
 
@@ -35,7 +35,7 @@ def ran_in(layer: LayerPolicy, precision: str | None) -> str:
 
 def storage_only(policy: Policy, executed: Mapping[str, str]) -> list[str]:
     """Layers whose bits no kernel of the runtime computes with."""
-    layers = with_recurrent_layers(policy).layers
+    layers = as_layer_policies(policy).layers
     return [name for name, layer in layers.items() if "storage-only" in ran_in(layer, precision_of(name, executed))]
 
 

@@ -17,9 +17,12 @@ from .changes import TrialEnd, add_front, end_trial
 from .database import Database
 from .lease import Lease
 from .queries import (
+    ended_trials,
     find_study,
     find_trial,
     front_records,
+    front_sizes,
+    measurement_histories,
     measurement_records,
     newest_front_id,
     newest_values,
@@ -32,6 +35,7 @@ from .queries import (
 from .records import (
     FREE_DIGESTS,
     FrontRecord,
+    FrontSize,
     MeasurementRecord,
     SensitivityRecord,
     TargetRecord,
@@ -218,6 +222,11 @@ class Store(StudyRows, ArtifactRows):
         with self._database.reading() as session:
             return measurement_records(session, study, number)
 
+    def measurement_histories(self, study: str) -> Mapping[int, list[MeasurementRecord]]:
+        """Trial -> `measurement_history`, of all trials that were measured."""
+        with self._database.reading() as session:
+            return measurement_histories(session, find_study(session, study).id)
+
     # Fronts
 
     def save_front(self, study: str, members: Sequence[int], hypervolume: float) -> bool:
@@ -245,6 +254,16 @@ class Store(StudyRows, ArtifactRows):
         """All snapshots, oldest first."""
         with self._database.reading() as session:
             return front_records(session, find_study(session, study).id)
+
+    def front_sizes(self, study: str) -> list[FrontSize]:
+        """How large each snapshot was, oldest first: of a long study in a fraction of the time of `fronts`."""
+        with self._database.reading() as session:
+            return front_sizes(session, find_study(session, study).id)
+
+    def ended_trials(self, study: str) -> int:
+        """How many of the study's trials have ended."""
+        with self._database.reading() as session:
+            return ended_trials(session, find_study(session, study).id)
 
     def front_trials(self, study: str) -> list[TrialRecord]:
         """The trials of the newest snapshot, by number."""

@@ -10,7 +10,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pydantic.fields import FieldInfo
 
 from ...core.errors import PolicyError
-from ...core.validation import MAX_COUNT, Count, Ordered
+from ...core.threads import DeviceKind
+from ...core.validation import MAX_COUNT, Count, CountOrNone, Ordered
 from ...spaces.policies.quantization_scheme import Scheme
 from ...spaces.policies.recovery import Positive, Recovery
 
@@ -43,6 +44,7 @@ class BudgetSpec(Part):
     Attributes:
         trial_timeout_s: seconds after which a trial is ended, and is a failed one; None lets each take as long as it likes.
         trial_memory_gb: memory, in 10^9 bytes, above which a trial's process is ended, and the trial is a failed one; None for no limit.
+        checkpoint_s: seconds after which a recovery is saved again; what was trained since is lost with its process. None saves none.
         patience: trials that may pass while the front's hypervolume grows by less than `convergence.LEAST_GROWTH`.
     """
 
@@ -50,6 +52,7 @@ class BudgetSpec(Part):
     timeout_s: Annotated[float, Field(gt=0)] | None = None
     trial_timeout_s: Annotated[float, Field(gt=0)] | None = None
     trial_memory_gb: Annotated[float, Field(gt=0)] | None = None
+    checkpoint_s: Annotated[float, Field(gt=0)] | None = 120.0
     patience: Count | None = None
 
     @model_validator(mode="after")
@@ -99,6 +102,30 @@ class QuantizationSpec(Part):
 
 add_fields(RecoverySpec, _settings(Recovery, "epochs", "learning_rate"))
 add_fields(QuantizationSpec, _settings(Scheme))
+
+
+class ComputeSpec(Part):
+    """What each worker computes on; lowering and timing happen where the target is.
+
+    Attributes:
+        device: where models are trained, calibrated and compared: "auto" is a CUDA GPU where there is one, and else where the
+            workload's own model is.
+        gpus: of a worker; below 1, several workers share one.
+        cpus: of a worker, and its threads; None shares the machine's cores among the workers.
+        data_workers: processes that read a worker's data ahead, where samples are read one by one; 0 reads them in between.
+    """
+
+    device: DeviceKind = "auto"
+    gpus: Annotated[float, Field(gt=0, le=MAX_COUNT)] = 1
+    cpus: Annotated[float, Field(gt=0, le=MAX_COUNT)] | None = None
+    data_workers: CountOrNone = 0
+
+    @model_validator(mode="after")
+    def _shares(self) -> ComputeSpec:
+        for name, number in (("gpus", self.gpus), ("cpus", self.cpus)):
+            if number is not None and number > 1 and number != int(number):
+                raise ValueError(f"{name} is a whole number or a fraction below 1, not {number:g}")
+        return self
 
 
 class RungsSpec(Part):

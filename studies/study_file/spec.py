@@ -34,7 +34,7 @@ from ...spaces.policies.policy import Choice
 from ...spaces.policies.quantization_scheme import Activations
 from ...spaces.presets import PRESETS, Family, Preset, preset_space
 from .constraint import Constraint
-from .parts import AUTO, BudgetSpec, Part, QuantizationSpec, RecoverySpec, RungsSpec
+from .parts import AUTO, BudgetSpec, ComputeSpec, Part, QuantizationSpec, RecoverySpec, RungsSpec
 from .space_spec import SpaceSpec, add_key
 
 SCHEMA = 1
@@ -78,6 +78,7 @@ class StudySpec(Part):
         objectives: 2 to 4 metrics.
         constraints: bounds a trial must keep to be on the front.
         workers: 0 runs the trials one after the other, without Ray.
+        compute: what each worker computes on.
         transfer: the policy sampler also learns from other studies of the same workload in the database.
         rungs: stop recoveries that do not look promising; None lets every trial recover to its end.
         reuse_recovered: a policy that differs from a finished one in bits only takes its recovered weights over.
@@ -95,6 +96,7 @@ class StudySpec(Part):
     constraints: Constraints = ()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     workers: CountOrNone = 0
+    compute: ComputeSpec = Field(default_factory=ComputeSpec)
     budget: BudgetSpec
     sampler: Literal["policy", "tpe", "nsgaii", "random"] = "policy"
     transfer: bool = True
@@ -183,12 +185,12 @@ class StudySpec(Part):
         spec._file = self._file
         return spec
 
-    def with_preset(self, family: Family, bits: Mapping[str, Collection[int]]) -> StudySpec:
+    def with_preset(self, family: Family, bits: Mapping[str, Collection[Any]]) -> StudySpec:
         """This spec with everything its preset leaves to a family written out; itself where there is no preset.
 
         Args:
             family: the model's own, for "auto".
-            bits: key of a space -> bit-widths that the target takes; a preset offers no others.
+            bits: key of a space -> bit-widths and other choices that the target takes; a preset offers no others.
         """
         if self.space.preset == "none":
             return self
