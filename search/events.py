@@ -136,6 +136,13 @@ class SamplerFellBack:
 
 
 @dataclass(frozen=True)
+class ClusterRemarked:
+    """Something is to be known of the machines that trials run on: a node is left out, or has other versions."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class TrialConfirmed:
     """A point of the front was measured again at the end of the search.
 
@@ -170,6 +177,7 @@ Event = (
     | SensitivityMeasured
     | SensitivityUnmeasured
     | SamplerFellBack
+    | ClusterRemarked
     | TrialConfirmed
     | FilesRemade
 )

@@ -43,8 +43,8 @@ def artifacts_root(spec: StudySpec, given: Path | str | None, url: str) -> str:
     return str(DEFAULT_ARTIFACTS.resolve()) if recorded is None else recorded.root
 
 
-def require_writable(root: str, study: str) -> None:
-    """See that a study's files can be written, before anything is measured.
+def require_writable(root: str, study: str) -> Path:
+    """See that a study's files can be written, before anything is measured; the local folder of its logs and files at work.
 
     Raises:
         ArtifactsError: they cannot.
@@ -56,6 +56,7 @@ def require_writable(root: str, study: str) -> None:
         raise ArtifactsError(unwritable(folder, problem))
     if is_url(root):
         open_artifact_store(root, prefix).require_writable()
+    return folder
 
 
 def unwritable(folder: Path, problem: str) -> str:
