@@ -310,8 +310,7 @@ class Search:
         self._proposals.start(asked)
         self._running[number] = running = RunningTrial(policy, asked.retry_of)
         self.optuna.annotate(number, {"policy": policy.to_json(), "digest": policy.digest})
-        source = self.kept.recovered.of(policy)
-        if source is not None:
+        if (source := self.kept.recovered.of(policy)) is not None:
             running.remark = f"recovered weights of trial {source.trial}"
             self.optuna.annotate(number, {"recovered_weights_of": source.trial})
         self.tell(TrialStarted(number, policy, asked.retry_of))
