@@ -32,7 +32,7 @@ from ..studies.study_file.parts import AUTO
 from ..studies.study_file.spec import StudySpec
 from ..workloads.load import workload_fingerprint
 from ..workloads.metrics import quality_of
-from .events import LearningRateFound, Listener, QuietMomentTaken, ReferenceNotMeasured, ReferenceSettled
+from .events import LearningRateFound, Listener, Preparing, QuietMomentTaken, ReferenceNotMeasured, ReferenceSettled
 from .optuna.rescaled_trials import rescale_trials
 from .time_budget import TimeBudget
 from .trials.baseline import QUIET_SECONDS, lower_reference, measure_reference, with_scores
@@ -85,8 +85,9 @@ def open_study(
     _store_study(prepared, store)
     _refuse_mixed_latencies(prepared, baseline)
     files.settle(root)
-    opened = _known if baseline else _new
-    return opened(prepared, store, files, folder / REFERENCE, tell)
+    opened = (_known if baseline else _new)(prepared, store, files, folder / REFERENCE, tell)
+    tell(Preparing("counting what channels and bits cost"))
+    return opened
 
 
 def _store_study(prepared: PreparedStudy, store: Store) -> None:
@@ -122,6 +123,7 @@ def _new(
     prepared: PreparedStudy, store: Store, files: StudyFiles, folder: Path, tell: Listener
 ) -> tuple[PreparedStudy, Reference]:
     spec, workload = prepared.spec, prepared.context.workload
+    tell(Preparing("timing and scoring the uncompressed model as its runtime may run it anyway"))
     with _measuring():
         record, paying, artifact = choose_reference(prepared, folder)
         measurements = _measure(prepared, artifact, record)
@@ -144,6 +146,7 @@ def _with_rate(prepared: PreparedStudy, spec: StudySpec, tell: Listener) -> Stud
     if spec.recovery.learning_rate != AUTO or not any(spec.space.offered(RECOVERY_KIND)):
         return spec
     recovery, workload, began = spec.recovery, prepared.context.workload, time.monotonic()
+    tell(Preparing("trying learning rates on the model with half of its channels"))
     try:
         found = found_rate(workload, recovery.settings(), prepared.groups, spec.seed, recovery.batch_size)
     except BaseException as error:  # the workload's data or loss may raise anything
