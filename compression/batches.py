@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..core.batch import INPUT, Batch, by_name, moved, moved_target, repeated
-from ..workloads.workload import MapDataset
+from ..workloads.samples import MapDataset, Reading, Samples
+from .seeded import EpochOrder, Pairs, Seeded, Shuffled
 
 CALIBRATION_BATCH = 50
 """The number of calibration samples that are run at once."""
@@ -47,21 +48,45 @@ def labelled_batches(
 ) -> LabelledBatches:
     """All of `data` in order, or, where a seed is given, full batches shuffled reproducibly, on `device`."""
     if shuffle_seed is None:
-        return LabelledBatches(DataLoader(cast("Dataset", data), batch_size=batch_size), device)
-    loader = DataLoader(
-        cast("Dataset", data),
-        batch_size=batch_size,
-        shuffle=True,
-        generator=torch.Generator().manual_seed(shuffle_seed),
-        drop_last=_fills_a_batch(data, batch_size),
-    )
-    return LabelledBatches(loader, device)
+        return LabelledBatches(_loader(data, batch_size, device), device)
+    return LabelledBatches(_loader(data, batch_size, device, _fills_a_batch(data, batch_size), shuffle_seed), device)
 
 
 def input_batches(data: MapDataset, batch_size: int, device: torch.device) -> InputBatches:
     """Inputs of `data` on `device`, in order in full batches, shape [batch_size, ...]; in one smaller batch where there are fewer."""
-    loader = DataLoader(cast("Dataset", data), batch_size=batch_size, drop_last=_fills_a_batch(data, batch_size))
+    loader = _loader(data, batch_size, device, _fills_a_batch(data, batch_size))
     return InputBatches(LabelledBatches(loader, device))
+
+
+def _loader(
+    data: MapDataset,
+    batch_size: int,
+    device: torch.device,
+    drop_last: bool = False,
+    seed: int | None = None,
+) -> DataLoader:
+    """A loader that reads as the workload says, into memory from which copies to a GPU need not be waited for."""
+    whole = data.dataset if isinstance(data, Subset) else data
+    samples = whole if isinstance(whole, Samples) else None  # plain tensors have nothing to read ahead, collate or draw
+    reading = samples.reading if samples is not None else Reading()
+    order = None if seed is None else Shuffled(len(data), seed)
+    if samples is not None and reading.collate is not None:
+        pairs = cast("MapDataset", Pairs(samples))
+        data = subset(pairs, data.indices) if isinstance(data, Subset) else pairs
+    if samples is not None and seed is not None:
+        data, order = cast("MapDataset", Seeded(data, seed)), EpochOrder(Shuffled(len(data), seed))
+    return DataLoader(
+        cast("Dataset", data),
+        batch_size=batch_size,
+        sampler=order,
+        generator=torch.Generator().manual_seed(seed or 0),  # or it would draw from the training's numbers
+        drop_last=drop_last,
+        collate_fn=samples.batch if samples is not None and reading.collate is not None else None,
+        num_workers=reading.workers,
+        persistent_workers=reading.workers > 0,
+        multiprocessing_context="fork" if reading.workers else None,  # loky's processes have a context without them
+        pin_memory=device.type == "cuda",
+    )
 
 
 def subset(data: MapDataset, indices: Sequence[int]) -> MapDataset:

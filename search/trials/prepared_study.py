@@ -128,7 +128,7 @@ def prepare(spec: StudySpec, given: Workload | None = None) -> PreparedStudy:
     with naming(spec, "workload"):
         pickled = None if given is None else pickled_workload(given)
         loaded = loaded_workload(spec.workload, spec.workload_options, spec.base_folder, pickled)
-        workload = held(placed(loaded, spec.compute.device))
+        workload = held(placed(loaded, spec.compute.device, spec.compute.data_workers))
     model, example = workload.model.eval(), workload.example_input
     written = spec
     spec = resolved(spec, workload, target)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from slimfront.compression.batches import input_batches, labelled_batches
 from slimfront.core.batch import HOST
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 
 def numbers(count: int) -> TensorDataset:
@@ -13,6 +13,13 @@ def numbers(count: int) -> TensorDataset:
 
 def order(data, seed: int | None) -> list[int]:
     return [int(value) for inputs, _ in labelled_batches(data, 4, HOST, shuffle_seed=seed) for value in inputs]
+
+
+def test_the_order_is_that_of_torchs_loader_with_the_seed() -> None:
+    loader = DataLoader(numbers(24), 4, shuffle=True, generator=torch.Generator().manual_seed(3))
+    ours = labelled_batches(numbers(24), 4, HOST, shuffle_seed=3)
+    for _ in range(2):
+        assert [inputs.tolist() for inputs, *_ in ours] == [inputs.tolist() for inputs, *_ in loader]
 
 
 def test_batches_come_in_order_and_hold_every_sample():
