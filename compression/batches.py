@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, cast
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from ..core.batch import INPUT, Batch, by_name, moved, moved_target, repeated
 from ..workloads.samples import MapDataset, Reading, Samples
-from .seeded import EpochOrder, Pairs, Seeded, Shuffled
+from .seeded import Numbered, Pairs, Seeded
 
 CALIBRATION_BATCH = 50
 """The number of calibration samples that are run at once."""
@@ -43,13 +44,65 @@ class InputBatches(Iterable[Batch]):
         return (inputs for inputs, *_ in self.batches)
 
 
-def labelled_batches(
-    data: MapDataset, batch_size: int, device: torch.device, shuffle_seed: int | None = None
-) -> LabelledBatches:
-    """All of `data` in order, or, where a seed is given, full batches shuffled reproducibly, on `device`."""
-    if shuffle_seed is None:
-        return LabelledBatches(_loader(data, batch_size, device), device)
-    return LabelledBatches(_loader(data, batch_size, device, _fills_a_batch(data, batch_size), shuffle_seed), device)
+class EpochOrder(Sampler[int]):
+    """The samples in an order that follows from a seed and the number of an epoch alone, so that any epoch begins at any sample.
+
+    Attributes:
+        epoch: that the next iteration is of.
+        generator: as far into the epoch as its beginning; what loads the samples may draw from it.
+    """
+
+    def __init__(self, samples: int, seed: int) -> None:
+        self._samples, self._seed, self.epoch = samples, seed, 0
+        self.generator = torch.Generator()
+        self.begin(0)
+
+    def begin(self, epoch: int, first: int = 0) -> None:
+        """Have the next iteration be that of `epoch`, without its first samples."""
+        self.epoch = epoch
+        mixed = np.random.SeedSequence([self._seed, epoch]).generate_state(1)
+        self.generator.manual_seed(int(mixed[0]))  # which heeds 32 bits
+        order = torch.randperm(self._samples, generator=self.generator)
+        self._left: list[int] = order[first:].tolist()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._left)
+
+    def __len__(self) -> int:
+        return self._samples
+
+
+@dataclass(frozen=True)
+class ShuffledBatches:
+    """Full batches of a data set on a device, in another order in each epoch, without end."""
+
+    batches: LabelledBatches
+    order: EpochOrder
+    batch_size: int
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return len(self.batches)
+
+    def after(self, steps: int = 0) -> Iterator[tuple[Any, ...]]:
+        """Those that follow the first so many, which are not read."""
+        first = steps % len(self)
+        for epoch in count(steps // len(self)):
+            self.order.begin(epoch, first * self.batch_size)
+            yield from self.batches
+            first = 0
+
+
+def labelled_batches(data: MapDataset, batch_size: int, device: torch.device) -> LabelledBatches:
+    """All of `data` in order, on `device`."""
+    return LabelledBatches(_loader(data, batch_size, device), device)
+
+
+def shuffled_batches(data: MapDataset, batch_size: int, device: torch.device, seed: int) -> ShuffledBatches:
+    """Full batches of `data` on `device`, shuffled reproducibly."""
+    order = EpochOrder(len(data), seed)
+    loader = _loader(data, batch_size, device, _fills_a_batch(data, batch_size), order, seed)
+    return ShuffledBatches(LabelledBatches(loader, device), order, batch_size)
 
 
 def input_batches(data: MapDataset, batch_size: int, device: torch.device) -> InputBatches:
@@ -63,23 +116,23 @@ def _loader(
     batch_size: int,
     device: torch.device,
     drop_last: bool = False,
-    seed: int | None = None,
+    order: EpochOrder | None = None,
+    seed: int = 0,
 ) -> DataLoader:
     """A loader that reads as the workload says, into memory from which copies to a GPU need not be waited for."""
     whole = data.dataset if isinstance(data, Subset) else data
     samples = whole if isinstance(whole, Samples) else None  # plain tensors have nothing to read ahead, collate or draw
     reading = samples.reading if samples is not None else Reading()
-    order = None if seed is None else Shuffled(len(data), seed)
     if samples is not None and reading.collate is not None:
         pairs = cast("MapDataset", Pairs(samples))
         data = subset(pairs, data.indices) if isinstance(data, Subset) else pairs
-    if samples is not None and seed is not None:
-        data, order = cast("MapDataset", Seeded(data, seed)), EpochOrder(Shuffled(len(data), seed))
+    if samples is not None and order is not None:
+        data = cast("MapDataset", Seeded(data, seed))
     return DataLoader(
         cast("Dataset", data),
         batch_size=batch_size,
-        sampler=order,
-        generator=torch.Generator().manual_seed(seed or 0),  # or it would draw from the training's numbers
+        sampler=order if samples is None or order is None else Numbered(order),
+        generator=None if order is None else order.generator,
         drop_last=drop_last,
         collate_fn=samples.batch if samples is not None and reading.collate is not None else None,
         num_workers=reading.workers,

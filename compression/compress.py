@@ -20,6 +20,7 @@ from .pruning.gradual import gradually_pruned
 from .pruning.proof import proven_groups
 from .pruning.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
 from .quantization.candidates import make_candidate
+from .recovery.checkpoint import Checkpoints
 from .recovery.recover import recover
 
 
@@ -46,7 +47,13 @@ def compressed(workload: Workload, policy: Policy, seed: int = 0, batch_size: in
 
 
 def pruned_in_recovery(
-    model: nn.Module, workload: Workload, policy: Policy, groups: Sequence[ChannelGroup], seed: int, batch_size: int
+    model: nn.Module,
+    workload: Workload,
+    policy: Policy,
+    groups: Sequence[ChannelGroup],
+    seed: int,
+    batch_size: int,
+    checkpoints: Checkpoints | None = None,
 ) -> nn.Module:
     """A copy of `model`, the workload's or one trained from it, pruned at once, or gradually with training in between."""
     if policy.pruning.steps == 1:
@@ -54,7 +61,7 @@ def pruned_in_recovery(
 
     def train_an_epoch(pruned: nn.Module, current: Policy) -> None:
         one = replace(current, recovery=replace(current.recovery, epochs=1, steps=("prune", "train")))
-        recover(pruned, workload, one, seed, batch_size)
+        recover(pruned, workload, one, seed, batch_size, checkpoints=checkpoints)
 
     return gradually_pruned(replace(workload, model=model), policy, groups, train_an_epoch, seed)
 

@@ -5,43 +5,36 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import RandomSampler, Sampler
+from torch.utils.data import Sampler
 
 from ..workloads.samples import MapDataset, Samples
 
 
-class Shuffled(Sampler[int]):
-    """All indices of a data set in an order of its own each time, the same orders for the same seed."""
+class EpochOrder(Protocol):
+    """An order of samples that knows which epoch it is of."""
 
-    def __init__(self, count: int, seed: int) -> None:
-        self._generator = torch.Generator().manual_seed(seed)
-        self._order = RandomSampler(range(count), generator=self._generator)
+    epoch: int
 
-    def __len__(self) -> int:
-        return len(self._order)
+    def __iter__(self) -> Iterator[int]: ...
 
-    def __iter__(self) -> Iterator[int]:
-        # As a DataLoader with this generator draws, which orders have followed since the first version: a seed first, then the order.
-        torch.empty((), dtype=torch.int64).random_(generator=self._generator)
-        yield from self._order
+    def __len__(self) -> int: ...
 
 
-class EpochOrder(Sampler[tuple[int, int]]):
-    """The order of another sampler, each index with the number of times that it was gone through before."""
+class Numbered(Sampler[tuple[int, int]]):
+    """The indices of an order, each with the number of the epoch."""
 
-    def __init__(self, order: Shuffled) -> None:
-        self._order, self._epoch = order, -1
+    def __init__(self, order: EpochOrder) -> None:
+        self._order = order
 
     def __len__(self) -> int:
         return len(self._order)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        self._epoch += 1
-        epoch = self._epoch
+        epoch = self._order.epoch
         return ((index, epoch) for index in self._order)
 
 

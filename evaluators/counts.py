@@ -103,6 +103,8 @@ def _rows(model: nn.Module, macs: Mapping[str, int], policy: Policy) -> dict[str
             rows[path] = _counted(layer_at(model, path), macs.get(path, 0), policy, path)
         elif isinstance(module, RecurrentLayer) and is_single_layer(module):
             rows[path] = _counted_recurrence(module, macs.get(path, 0), policy, path)
+        elif path in policy.embeddings and isinstance(module, nn.Embedding):
+            rows[path] = _counted_table(module, policy.embeddings[path])
     return rows
 
 
@@ -153,6 +155,13 @@ def _counted_recurrence(layer: RecurrentLayer, macs: int, policy: Policy, path: 
     stored = sum(smallest_format(len(m), m.shape[1], int(m.count_nonzero()), bits)[1] for m in matrices)
     grids = 4 * sum(map(len, matrices)) if choice != FLOAT32 else 0
     return (macs, sum(m.numel() for m in matrices), bits, read_bits_of(choice), stored, grids)
+
+
+def _counted_table(layer: nn.Embedding, bits: int) -> tuple[float, ...]:
+    """As `_counted`, of an embedding's table, which nothing is multiplied with; each row has a scale."""
+    table = layer.weight
+    _, stored = smallest_format(len(table), table.shape[1], int(table.count_nonzero()), bits)
+    return (0, table.numel(), bits, FULL_PRECISION, stored, 4 * len(table))
 
 
 def arithmetic_bits(layer: LayerPolicy) -> int:

@@ -99,7 +99,7 @@ class Bookkeeping:
             state, reason = self.judged(trial.measurements)
             self._store.finish_trial(study, number, state, reason or None, self._violations(trial.measurements))
             return
-        orphaned = sum(t.digest == trial.digest and t.driver_died for t in self._store.trials(study))
+        orphaned = sum(t.digest == trial.digest and t.driver_died for t in self._store.trial_summaries(study))
         if orphaned >= MOST_RETRIES:
             reason = f"the search's process died {orphaned + 1} times while this policy ran"
             self._store.finish_trial(study, number, TrialState.FAILED, reason)

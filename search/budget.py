@@ -85,5 +85,5 @@ class Budget:
         patience = self._spec.budget.patience
         if patience is None or self.charged < MAX_ANCHORS + patience:
             return False
-        trials = sum(trial.state.has_ended for trial in self._store.trial_summaries(self._spec.study))
-        return stalled(self._store.fronts(self._spec.study), trials, patience)
+        trials = self._store.ended_trials(self._spec.study)
+        return stalled(self._store.front_sizes(self._spec.study), trials, patience)

@@ -37,6 +37,7 @@ from .sampler.study_terms import greedy_policies
 from .sensitivity import Sensitivity, known_damage
 from .study_setup import open_study, quiet_moment, stage_of_baseline, time_budget
 from .transfer import earlier_trials
+from .trials.kept_checkpoints import MOST_STOPPED, KeptCheckpoints
 from .trials.prepared_study import PreparedStudy
 from .trials.recovered import RecoveredWeights
 from .trials.worker import Stage
@@ -54,6 +55,7 @@ class Search:
 
     Attributes:
         optuna: the Optuna study, for the dashboard's notes and figures.
+        checkpoints: of trials that have not ended for good.
 
     Raises:
         StoreError: the database holds a study of that name that is not this one.
@@ -82,6 +84,7 @@ class Search:
         self._running: dict[int, RunningTrial] = {}
         self._recovered = RecoveredWeights(store, self.spec)
         self._rungs = Rungs(self.spec)
+        self.checkpoints = KeptCheckpoints(self.folder)
         self._fell_back, self._fallback = False, None
         self._resume()
 
@@ -275,17 +278,14 @@ class Search:
         self._front.reload()
         trials = self.store.trials(self.spec.study)
         paid = self._budget.resume(trials)
+        history = self.store.measurement_histories(self.spec.study) if self.spec.rungs is not None else {}
         for trial in paid:
-            self._take_over(trial)
+            self._charge(trial)
+            self._rungs.resume(trial, history.get(trial.number, ()))
         self._proposals.resume(trials, paid, self._continues)
         self._proposals.add([*self.prepared.space.anchors()[:MAX_ANCHORS], *(self._path() if self._learned else [])])
         self._proposals.drop(self.optuna.waiting())  # a driver that was killed had them enqueued
         self._front.save()
-
-    def _take_over(self, trial: TrialRecord) -> None:
-        """Count a trial of an earlier run, and note how far it got."""
-        self._charge(trial)
-        self._rungs.resume(trial, self.store.measurement_history(self.spec.study, trial.number))
 
     def _path(self) -> list[Policy]:
         """The greedy path, if sensitivity is known."""
@@ -313,9 +313,9 @@ class Search:
             running.remark = f"recovered weights of trial {source.trial}"
             self.optuna.annotate(number, {"recovered_weights_of": source.trial})
         self.tell(TrialStarted(number, policy, asked.retry_of))
-        folder = self.folder / f"trial-{number:05d}"
-        memory_gb = self.spec.budget.trial_memory_gb
-        return Proposal(number, policy, folder, source and source.path, self._budget.limit_s, memory_gb)
+        limits = self._budget.limit_s, self.spec.budget.trial_memory_gb
+        files = self.folder / f"trial-{number:05d}", source and source.path
+        return Proposal(number, policy, *files, *limits, self.checkpoints.of(policy))
 
     def _end(
         self,
@@ -329,6 +329,7 @@ class Search:
         running = self._running.pop(number)
         trial = self._books.close(number, state, reason, running.measurements, attributes, rung)
         self._charge(trial)
+        self.checkpoints.end(trial, self._rungs.next_in_line(MOST_STOPPED))
         self.tell(TrialFinished(trial))
         if state is TrialState.COMPLETE:
             self._add_point(trial)

@@ -15,10 +15,12 @@ class LiveFront:
 
     Attributes:
         baseline: what was measured of the reference, which the hypervolume's reference point follows from.
+        points: the points of the front, by number.
     """
 
     def __init__(self, spec: StudySpec, store: Store) -> None:
         self._spec, self._store = spec, store
+        self._stored: list[int] | None = None
         self.reload()
 
     def reload(self) -> None:
@@ -30,11 +32,7 @@ class LiveFront:
         self._reference_point = reference_point(values, self._objectives, self._spec.constraints)
         complete = self._store.trials(self._spec.study, TrialState.COMPLETE)
         self._complete = {trial.number: Point.of(trial, self._objectives) for trial in complete}
-
-    @property
-    def points(self) -> list[Point]:
-        """The points of the front."""
-        return pareto_front(self._complete.values(), self._objectives)
+        self.points = pareto_front(self._complete.values(), self._objectives)
 
     @property
     def hypervolume(self) -> float:
@@ -44,7 +42,11 @@ class LiveFront:
     def put(self, trial: TrialRecord) -> FrontChanged | None:
         """Take a complete trial with its newest figures, and store the front; how it changed, None where it did not."""
         before = {point.trial for point in self.points}
-        self._complete[trial.number] = Point.of(trial, self._objectives)
+        is_new, point = trial.number not in self._complete, Point.of(trial, self._objectives)
+        self._complete[trial.number] = point
+        # What the front dominates stays dominated; only a point that became another may leave what it dominated.
+        others = self.points if is_new else list(self._complete.values())
+        self.points = pareto_front([*others, point] if is_new else others, self._objectives)
         self.save()
         after = {point.trial for point in self.points}
         if after == before:
@@ -52,6 +54,8 @@ class LiveFront:
         return FrontChanged(trial, tuple(sorted(after)), joined=trial.number in after - before)
 
     def save(self) -> None:
-        """Store the front."""
-        if members := [point.trial for point in self.points]:
+        """Store the front, unless its members are those that were stored last."""
+        members = [point.trial for point in self.points]
+        if members and members != self._stored:
             self._store.save_front(self._spec.study, members, self.hypervolume)
+            self._stored = members

@@ -28,6 +28,7 @@ class Proposal:
         recovered: weights of the same structure after the same recovery, which need not be done again; None without.
         limit_s: seconds after which the trial is ended: the study's `trial_timeout_s`, or what the search has left where that is
             less; a trial ended for the latter is tried again.
+        checkpoints: folder that its recovery is saved in, and taken up from.
         memory_gb: memory that the trial's process may take, in 10^9 bytes: the study's `trial_memory_gb`.
     """
 
@@ -37,6 +38,7 @@ class Proposal:
     recovered: Path | None = None
     limit_s: float | None = None
     memory_gb: float | None = None
+    checkpoints: Path | None = None
 
 
 @dataclass(frozen=True)

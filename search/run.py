@@ -107,6 +107,7 @@ def _run(search: Search, progress: SearchProgress) -> None:
     try:
         run_trials(search, _runner(search))
         confirm_front(search)
+        search.checkpoints.clear()
     finally:
         publisher.publish(force=True)
     if (sentence := verdict(search.store, search.spec.study)) is not None:

@@ -243,7 +243,7 @@ class Simulation:
         self._kinds = output_kinds(workload)
         self._reference = self._outputs(workload.model.eval())
         widths = [int(bits) for bits in prepared.space.choices["activation_bits"] if int(bits) < FULL_PRECISION // 2]
-        names = [layer.name for layer in prepared.space.layers if not layer.is_recurrent]
+        names = [layer.name for layer in prepared.space.layers if layer.is_product]
         self._grids = input_grids(workload.model, names, widths, workload.calibration, prepared.space.scheme)
 
     def divergence(self, policy: Policy) -> Measurement:

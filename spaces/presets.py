@@ -6,7 +6,7 @@
 | transformer | blocks, heads, MLP and embedding width; 8- or 4-bit weights; distillation | heads and blocks are redundant (Michel et al. 2019, arXiv:1905.10650; Men et al. 2024, arXiv:2403.03853), matrices multiply as fast as they are read (Frantar et al. 2023, arXiv:2210.17323) |
 | recurrent | hidden units; 8- or 4-bit weights, activations on integers or not (weight-only), recurrent matrices on 8 bits; distillation | one step multiplies matrices by a vector: fewer units are fewer bytes to read at every step (Narang et al. 2017, arXiv:1704.05119) |
 
-Float stays a choice everywhere: at batch 1 small matrices can be slower on integers, which only measuring shows.
+Embeddings' tables are searched on 8 and 4 bits in every family. Float stays a choice everywhere: at batch 1 small matrices can be slower on integers, which only measuring shows.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Preset:
 def _preset(recovery: Mapping[str, Any], **space: Any) -> Preset:
     bits = {"granularity": "block", "weight_bits": (4, 8, 32), "activation_bits": (8, 32)}
     channels = {"channel_reduction": ("reconstruct",)}  # keeps the most before recovery, in every family
-    return Preset(MappingProxyType({**bits, **channels, **space}), MappingProxyType(recovery))
+    tables = {"embedding_bits": (4, 8, 32)}  # of models that look words or users up, in every family too
+    return Preset(MappingProxyType({**bits, **channels, **tables, **space}), MappingProxyType(recovery))
 
 
 PRESETS: Mapping[Family, Preset] = MappingProxyType({
@@ -63,11 +64,11 @@ PRESETS: Mapping[Family, Preset] = MappingProxyType({
 """Family -> what is searched unless the study file says otherwise, key by key."""
 
 
-def preset_space(family: Family, bits: Mapping[str, Collection[int]]) -> dict[str, Any]:
+def preset_space(family: Family, bits: Mapping[str, Collection[Any]]) -> dict[str, Any]:
     """The space of a family's preset.
 
     Args:
-        bits: key of the space -> bit-widths that the target takes; no others are offered.
+        bits: key of the space -> bit-widths and other choices that the target takes; no others are offered.
     """
     space = PRESETS[family].space
     return {

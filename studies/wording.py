@@ -13,7 +13,7 @@ from ..spaces.knobs.kind import Knob, LayerKind
 from ..spaces.knobs.registry import KNOB_KINDS
 from ..spaces.policies.float_precision import DEFAULT, FLOAT32, FLOAT_PRECISIONS
 from ..spaces.policies.policy import Policy
-from ..spaces.policies.resolved import is_within, with_recurrent_layers
+from ..spaces.policies.resolved import as_layer_policies, is_within
 from .store.executed import precision_of, ran_in
 from .store.records import Violation
 
@@ -118,7 +118,7 @@ def layer_rows(policy: Policy, executed: Mapping[str, str] | None = None) -> lis
 
     With the precisions it `executed` in, what each layer ran in comes last.
     """
-    policy = with_recurrent_layers(policy)
+    policy = as_layer_policies(policy)
     rows = {
         name: (name, *(_decided(policy, name, column) for column in LAYER_COLUMNS))
         for name in policy.layers

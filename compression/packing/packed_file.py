@@ -10,6 +10,7 @@ The file holds, by name:
 | `LAYER.weight.zero_point` | zero points of groups of inputs, int8, [channels, groups], where their grids are affine |
 | `LAYER.weight.table` | values of a codebook, float32 |
 | `LAYER.input.scale`, `.zero_point` | quantization parameters of a layer's input; `MODULE.addition0.1.scale` of an addition's operand |
+| `EMBEDDING.weight` | a table on 8 or 4 bits, packed in the same way; `.scale` follows its name |
 | any other name | a parameter or buffer as it is |
 
 A batch-norm that follows a layer in integers or bfloat16 is folded into it. The metadata also contain a digest of the weights
@@ -85,8 +86,8 @@ def counted_bytes(candidate: Candidate) -> int:
     weights = sum(
         smallest_format(shape[0], math.prod(shape[1:]), count, bits[name])[1] for name, (shape, count) in stored.items()
     )
-    for array in _recurrent_matrices(candidate).values():
-        weights += smallest_format(len(array), array[0].size, int(np.count_nonzero(array)), INT8_BITS)[1]
+    for array, width in _matrices(candidate).values():
+        weights += smallest_format(len(array), array[0].size, int(np.count_nonzero(array)), width)[1]
     arrays = (*_grids(candidate).values(), *_state(candidate).values())
     return weights + sum(array.nbytes for array in arrays) + _bytes_of_grids_to_come(candidate)
 
@@ -138,8 +139,8 @@ def _bytes_of_grids_to_come(candidate: Candidate) -> int:
         total += grid_bytes(scales, weight_grid, read_grid, has_zero_points(layer, policy.scheme))
         if layer.has_codebook and name not in quantization.codes:
             total += table_bytes(layer.weight_bits)
-    to_come = _recurrent_matrices(candidate).items()
-    return total + sum(4 * len(array) for path, array in to_come if path not in quantization.recurrent)
+    to_come = _matrices(candidate).keys() - _quantized_matrices(quantization).keys()
+    return total + sum(4 * len(_matrices(candidate)[path][0]) for path in to_come)
 
 
 def load_packed(path: Path, most_values: int = 2**32) -> dict[str, np.ndarray]:
@@ -223,16 +224,15 @@ def weights_of(candidate: Candidate) -> dict[str, np.ndarray]:
     real |= {name: weight.values() for name, weight in candidate.quantization.weights.items()}
     for name, coded in candidate.quantization.codes.items():
         real[name] = coded.values()
-    recurrent = {path: weight.values() for path, weight in candidate.quantization.recurrent.items()}
-    return {**_state(candidate), **{f"{name}.weight": array for name, array in real.items()}, **recurrent}
+    matrices = {path: weight.values() for path, weight in _quantized_matrices(candidate.quantization).items()}
+    return {**_state(candidate), **{f"{name}.weight": array for name, array in real.items()}, **matrices}
 
 
 def _packed(candidate: Candidate) -> dict[str, Packed]:
     """Every layer's weight, packed."""
     arrays, policy = _stored_weights(candidate), candidate.policy
     packed = {f"{name}.weight": pack(array, policy.layer(name).weight_bits) for name, array in arrays.items()}
-    recurrent = candidate.quantization.recurrent.items()
-    return packed | {path: pack(weight.integers, INT8_BITS) for path, weight in recurrent}
+    return packed | {path: pack(array, bits) for path, (array, bits) in _matrices(candidate).items()}
 
 
 def _stored_weights(candidate: Candidate) -> dict[str, np.ndarray]:
@@ -257,19 +257,27 @@ def _layer_weights(candidate: Candidate) -> dict[str, Tensor]:
     return {name: layer.weight for name, layer in layers.items() if type(layer) in LAYER_KINDS}
 
 
-def _recurrent_matrices(candidate: Candidate) -> dict[str, np.ndarray]:
-    """Path -> matrix of every recurrent layer that the policy puts on a grid: its integers, or floats where it has none yet."""
-    found: dict[str, np.ndarray] = {}
+def _matrices(candidate: Candidate) -> dict[str, tuple[np.ndarray, int]]:
+    """Path -> matrix and bits, of the recurrent layers and embeddings that the policy puts on grids: integers, or floats where it has
+    none yet."""
+    bits = {f"{name}.weight": bits for name, bits in candidate.policy.embeddings.items()}
     for name in candidate.policy.recurrent:
-        layer = candidate.model.get_submodule(name)
-        for key in matrix_names(cast("RecurrentLayer", layer)):
-            found[f"{name}.{key}"] = layer.get_parameter(key).detach().cpu().numpy()
-    return found | {path: weight.integers for path, weight in candidate.quantization.recurrent.items()}
+        layer = cast("RecurrentLayer", candidate.model.get_submodule(name))
+        bits |= {f"{name}.{key}": INT8_BITS for key in matrix_names(layer)}
+    found = {path: candidate.model.get_parameter(path).detach().cpu().numpy() for path in bits}
+    found |= {path: weight.integers for path, weight in _quantized_matrices(candidate.quantization).items()}
+    return {path: (found[path], bits[path]) for path in bits}
+
+
+def _quantized_matrices(quantization: Quantization) -> dict[str, QuantizedWeight]:
+    """Path -> matrix of recurrent layers and embeddings that are on grids."""
+    tables = {f"{name}.weight": table for name, table in quantization.embeddings.items()}
+    return {**quantization.recurrent, **tables}
 
 
 def _state(candidate: Candidate) -> dict[str, np.ndarray]:
     """The tensors that are stored unchanged: all but layers' weights, folded batch-norms and counters of training."""
-    packed = {f"{name}.weight" for name in _layer_weights(candidate)} | _recurrent_matrices(candidate).keys()
+    packed = {f"{name}.weight" for name in _layer_weights(candidate)} | _matrices(candidate).keys()
     folded = tuple(f"{norm}." for norm in candidate.quantization.norms.values())
     kept = {
         name: tensor.detach().cpu().contiguous().numpy()
@@ -288,7 +296,7 @@ def _grids(candidate: Candidate) -> dict[str, np.ndarray]:
     read |= {f"{path}.addition{n}.{operand}": grid for (path, n, operand), grid in quantization.additions.items()}
     return {
         **{f"{name}.weight.scale": _scale(weight) for name, weight in quantization.weights.items()},
-        **{f"{path}.scale": _scale(weight) for path, weight in quantization.recurrent.items()},
+        **{f"{path}.scale": _scale(weight) for path, weight in _quantized_matrices(quantization).items()},
         **_zero_points(quantization),
         **{f"{name}.weight.table": coded.table for name, coded in quantization.codes.items()},
         **{f"{name}.scale": np.atleast_1d(grid.scale) for name, grid in read.items()},

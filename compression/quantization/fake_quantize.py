@@ -25,7 +25,7 @@ from ...spaces.policies.quantization_scheme import Scheme
 from ...spaces.policies.recurrent_weights import DYNAMIC_INT8, INT8_BITS
 from .bfloat16 import BFloat16Weight, rounded_input, rounded_output
 from .codebooks import SharedValues
-from .weight_grids import SymmetricWeight, recurrent_layer, weight_grid
+from .weight_grids import SymmetricWeight, embedding, recurrent_layer, weight_grid
 
 PARAMETRIZED = "parametrizations.weight"
 """The path in a layer of what `torch.nn.utils.parametrize` keeps of its weight."""
@@ -42,8 +42,25 @@ def fake_quantized(model: nn.Module, policy: Policy, inputs: Mapping[str, QuantP
         _fake_quantized_weights(model, policy),
         rounded_activations(model, policy, inputs),
         _fake_quantized_recurrences(model, policy),
+        _fake_quantized_embeddings(model, policy),
     ):
         yield
+
+
+@contextmanager
+def _fake_quantized_embeddings(model: nn.Module, policy: Policy) -> Iterator[None]:
+    """Let embeddings give rounded rows, and leave them with such; the rest of a table, whose rows have scales of their own, is not read."""
+    tables = {name: (embedding(model, name), SymmetricWeight(bits)) for name, bits in policy.embeddings.items()}
+    with removed_after(module.register_forward_hook(_rounded_rows(grid)) for module, grid in tables.values()):
+        yield
+        with torch.no_grad():
+            for module, grid in tables.values():
+                module.weight.copy_(grid(module.weight))
+
+
+def _rounded_rows(grid: SymmetricWeight) -> Callable[..., Tensor]:
+    """A forward hook that rounds each row that an embedding gives."""
+    return lambda _module, _inputs, rows: grid(rows.flatten(0, -2)).view_as(rows)
 
 
 @contextmanager

@@ -48,7 +48,7 @@ from ..folding import BATCH_NORMS
 from .bfloat16 import rounded_weights
 from .captured import captured, capturing
 from .observers import ACTIVATION_OBSERVERS, WEIGHT_OBSERVERS
-from .weight_grids import grouped_weights, quantized_recurrences
+from .weight_grids import grouped_weights, quantized_recurrences, quantized_tables
 
 CONTAINER_BITS = 8
 aten = torch.ops.aten
@@ -61,8 +61,8 @@ found through them."""
 
 
 def quantize(model: nn.Module, example_input: Batch, policy: Policy, calibration: MapDataset) -> Quantization:
-    """The grids of `model` under `policy`, calibrated on `calibration`, its weights in bfloat16 and its recurrent layers' matrices; the
-    model is not changed.
+    """The grids of `model` under `policy`, calibrated on `calibration`, its weights in bfloat16, its recurrent layers' matrices and its
+    embeddings' tables; the model is not changed.
 
     Args:
         model: float32, eval mode; batch-norm after a convolution is folded into the grids' weights and bias.
@@ -72,11 +72,11 @@ def quantize(model: nn.Module, example_input: Batch, policy: Policy, calibration
         CompressionError: torch.export or PT2E cannot take the model, or a layer reads numbers that are not finite.
     """
     found = _of_layers(model, example_input, policy, calibration)
-    return replace(found, recurrent=quantized_recurrences(model, policy))
+    return replace(found, recurrent=quantized_recurrences(model, policy), embeddings=quantized_tables(model, policy))
 
 
 def _of_layers(model: nn.Module, example_input: Batch, policy: Policy, calibration: MapDataset) -> Quantization:
-    """The quantization of all but the recurrent layers."""
+    """The quantization of all but the recurrent layers and embeddings."""
     layers = policy.layers.items()
     wanted = {name: layer for name, layer in layers if _has_grid_per_channel(layer) or layer.has_activation_grid}
     if not wanted:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...core.errors import CompressionError
+from ...spaces.models.embeddings import embeddings_of
 from ...spaces.models.recurrent import RecurrentLayer, is_single_layer, matrix_names
 from ...spaces.policies.candidate import QuantizedWeight, QuantParams
 from ...spaces.policies.layer_policy import LayerPolicy
@@ -152,6 +153,46 @@ def recurrent_layer(model: nn.Module, name: str) -> RecurrentLayer:
     return layer
 
 
+def embedding(model: nn.Module, name: str) -> nn.Embedding:
+    """The embedding `name`, whose table a policy puts on a grid.
+
+    Raises:
+        CompressionError: it is none, or its table is to be left alone.
+    """
+    reasons, module = embeddings_of(model), dict(model.named_modules()).get(name)
+    if not isinstance(module, nn.Embedding):
+        raise CompressionError(f"no embedding {name!r} in the model")
+    if reason := reasons[name]:
+        raise CompressionError(f"embedding {name!r}: {reason}")
+    return module
+
+
+@torch.no_grad()
+def quantized_tables(model: nn.Module, policy: Policy) -> dict[str, QuantizedWeight]:
+    """Embedding -> its table, of those that `policy` puts on 8 or 4 bits; one scale for each row.
+
+    Raises:
+        CompressionError: there is no such embedding, or its table is not finite.
+    """
+    tables = {name: embedding(model, name).weight.detach() for name in policy.embeddings}
+    return {name: _by_row(table, policy.embeddings[name], f"{name!r}: its table") for name, table in tables.items()}
+
+
+def _by_row(matrix: Tensor, bits: int, what: str) -> QuantizedWeight:
+    """A matrix on its symmetric grid of `bits` bits, one scale for each row.
+
+    Raises:
+        CompressionError: it is not finite.
+    """
+    if not bool(matrix.isfinite().all()):
+        raise CompressionError(f"layer {what} holds NaN or infinite numbers")
+    grid = SymmetricWeight(bits)
+    scale = grid.scale(matrix)
+    integers = (matrix / scale[:, None]).round().clamp(-grid.high, grid.high).to(torch.int8).cpu().numpy()
+    params = QuantParams(scale.cpu().numpy(), np.zeros(len(scale), np.int8), -grid.high, grid.high)
+    return QuantizedWeight(integers, params, None)
+
+
 @torch.no_grad()
 def quantized_recurrences(model: nn.Module, policy: Policy) -> dict[str, QuantizedWeight]:
     """Path of a matrix -> its integers, of the recurrent layers that `policy` puts on 8 bits; one scale for each row.
@@ -161,15 +202,10 @@ def quantized_recurrences(model: nn.Module, policy: Policy) -> dict[str, Quantiz
     """
     found = {}
     for name in policy.recurrent:
-        layer, grid = recurrent_layer(model, name), SymmetricWeight(INT8_BITS)
+        layer = recurrent_layer(model, name)
         for key in matrix_names(layer):
-            weight = layer.get_parameter(key).detach()
-            if not bool(weight.isfinite().all()):
-                raise CompressionError(f"layer {name!r}: its {key} holds NaN or infinite numbers")
-            scale = grid.scale(weight)
-            integers = (weight / scale[:, None]).round().clamp(-grid.high, grid.high).to(torch.int8).cpu().numpy()
-            params = QuantParams(scale.cpu().numpy(), np.zeros(len(scale), np.int8), -grid.high, grid.high)
-            found[f"{name}.{key}"] = QuantizedWeight(integers, params, None)
+            matrix = layer.get_parameter(key).detach()
+            found[f"{name}.{key}"] = _by_row(matrix, INT8_BITS, f"{name!r}: its {key}")
     return found
 
 

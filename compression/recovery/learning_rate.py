@@ -11,18 +11,18 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import islice
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...core.batch import device_of_model
 from ...spaces.models.channel_groups import ChannelGroup
 from ...spaces.models.layers import find_layers
 from ...spaces.policies.policy import LayerPolicy, Policy, Recovery
 from ...spaces.policies.pruning import Pruning
-from ...workloads.workload import MapDataset, Workload
-from ..batches import labelled_batches
+from ...workloads.workload import Workload
+from ..batches import shuffled_batches
 from ..pruning.prune import pruned_copy, reestimate_batch_norm
 from .train import training_step
 
@@ -96,7 +96,7 @@ def _curve(
 ) -> Iterator[tuple[float, float]]:
     """(rate, loss after a step at this rate), the first at rate 0; the seconds of each step are added to `step_s`."""
     step, loss = training_step(student, workload, recovery, batch_size)
-    batches = _endless(workload.train, batch_size, seed, device_of_model(student))
+    batches = shuffled_batches(workload.train, batch_size, device_of_model(student), seed).after()
     probe = next(batches)
     student.train()
     start = loss(probe)
@@ -119,11 +119,6 @@ def _curve(
 def steps_within(seconds: float, step_s: float) -> int:
     """How many steps of so many seconds the test has: as many as fit, from `FEWEST_STEPS` to `STEPS`."""
     return max(FEWEST_STEPS, min(STEPS, int(seconds / step_s)))
-
-
-def _endless(data: MapDataset, batch_size: int, seed: int, device: torch.device) -> Iterator[Sequence[Tensor]]:
-    for epoch in count():
-        yield from labelled_batches(data, batch_size, device, shuffle_seed=seed + epoch)
 
 
 def highest_near_least(curve: Sequence[tuple[float, float]], lowest: float) -> float:

@@ -18,9 +18,10 @@ from ...workloads.workload import Workload
 from ..gradients import trainable_copy
 from ..pruning.prune import kept_channels, reestimate_batch_norm
 from ..quantization.fake_quantize import fake_quantized
+from .checkpoint import Checkpoints
 from .post_training import POST_TRAINING, calibrated
 from .sparsify import AfterStep, sparsifier
-from .train import Masks, train, training
+from .train import Masks, training
 
 Prune = Callable[[nn.Module], nn.Module]
 
@@ -33,6 +34,7 @@ def recover(
     batch_size: int = 64,
     prune: Prune | None = None,
     groups: Sequence[ChannelGroup] = (),
+    checkpoints: Checkpoints | None = None,
 ) -> nn.Module:
     """The model that the steps of `policy.recovery` make, in eval mode; the same seed gives the same weights.
 
@@ -42,16 +44,34 @@ def recover(
         policy: in terms of the layers before pruning; where pruning is the first step, those after pruning will do.
         prune: makes the pruned copy of a model, where pruning is not the first step.
         groups: the channel groups of the workload's model, where a step comes before pruning.
+        checkpoints: where its trainings are saved, and taken up if they were saved there before.
 
     "quantize" folds batch-norm and calibrates quantization parameters, on which all training after it computes
     (quantization-aware training, Jacob et al. 2018, arXiv:1712.05877); pruning after it calibrates them again. The steps of
     `POST_TRAINING` only read the calibration split. Weights that `policy` masked stay zero from pruning on.
     """
+    *_, last = recovering(student, workload, policy, seed, batch_size, prune, groups, checkpoints)
+    assert last is not None
+    return last
+
+
+def recovering(
+    student: nn.Module,
+    workload: Workload,
+    policy: Policy,
+    seed: int,
+    batch_size: int = 64,
+    prune: Prune | None = None,
+    groups: Sequence[ChannelGroup] = (),
+    checkpoints: Checkpoints | None = None,
+) -> Iterator[nn.Module | None]:
+    """`recover` as a generator, which yields None whenever it was saved, and the model at last."""
     if not policy.recovery.changes_weights:
-        return student
+        yield student
+        return
     is_pruned = policy.recovery.steps[0] == "prune"
     model = student if is_pruned else trainable_copy(workload.model)
-    pipeline = _Pipeline(model, workload, policy, seed, batch_size)
+    pipeline = _Pipeline(model, workload, policy, seed, batch_size, checkpoints)
     for index, step in enumerate(policy.recovery.steps):
         if step == "prune":
             assert index == 0 or prune is not None, "a pipeline that prunes later needs the function that prunes"
@@ -59,13 +79,13 @@ def recover(
         elif step == "quantize":
             pipeline.quantize()
         elif step == "train":
-            pipeline.train()
+            yield from pipeline.train()
         elif step in SPARSIFYING:
             kept = kept_channels(policy, groups)
-            pipeline.train(sparsifier(step, pipeline.model, workload.example_input, policy, kept))
+            yield from pipeline.train(sparsifier(step, pipeline.model, workload.example_input, policy, kept))
         else:
             POST_TRAINING[step](pipeline.model, workload, pipeline.policy, seed)
-    return pipeline.model
+    yield pipeline.model
 
 
 class _Pipeline:
@@ -76,8 +96,16 @@ class _Pipeline:
         grids: layer -> quantization parameters of its input; None before "quantize".
     """
 
-    def __init__(self, model: nn.Module, workload: Workload, policy: Policy, seed: int, batch_size: int) -> None:
-        self.model, self.workload, self.policy = model, workload, policy
+    def __init__(
+        self,
+        model: nn.Module,
+        workload: Workload,
+        policy: Policy,
+        seed: int,
+        batch_size: int,
+        checkpoints: Checkpoints | None,
+    ) -> None:
+        self.model, self.workload, self.policy, self._checkpoints = model, workload, policy, checkpoints
         self.batch_size, self._is_pruned = batch_size, False
         self.grids: dict[str, QuantParams] | None = None
         trained = [step for step in policy.recovery.steps if step in ("train", *SPARSIFYING)]
@@ -97,31 +125,47 @@ class _Pipeline:
         """Calibrate the quantization parameters on which training computes from now on."""
         self.grids = calibrated(self.model, self.workload, self.policy)
 
-    def train(self, after_step: AfterStep | None = None) -> None:
+    def train(self, after_step: AfterStep | None = None) -> Iterator[None]:
         """Train for the next share of the epochs, `after_step` changing the weights after each step of the optimizer."""
         seed, epochs = next(self._trainings)
         if epochs:
             masks = _masks(self.model, self.policy) if self._is_pruned else ()
             recovery = self.policy.recovery
             with nullcontext() if self.grids is None else fake_quantized(self.model, self.policy, self.grids):
-                train(self.model, self.workload, recovery, epochs, seed, self.batch_size, masks, after_step)
+                checkpoint = self._checkpoints and self._checkpoints.next()
+                settings = recovery, epochs, seed, self.batch_size, masks, (), after_step, checkpoint
+                for _ in training(self.model, self.workload, *settings):
+                    if self._checkpoints is not None and self._checkpoints.take_new():
+                        yield
 
 
 def recover_by_rungs(
-    student: nn.Module, workload: Workload, policy: Policy, seed: int, batch_size: int, marks: Collection[float]
-) -> Iterator[tuple[nn.Module, float]]:
-    """`recover` for pipelines that prune and then train, as a generator that also yields the model after the epochs in `marks`; a mark
-    below 1 is that fraction of the training data.
+    student: nn.Module,
+    workload: Workload,
+    policy: Policy,
+    seed: int,
+    batch_size: int,
+    marks: Collection[float],
+    checkpoints: Checkpoints | None = None,
+) -> Iterator[tuple[nn.Module | None, float]]:
+    """`recovering` for pipelines that prune and then train, as a generator that also yields the model after the epochs in `marks`; a
+    mark below 1 is that fraction of the training data.
 
-    Training then continues under the schedule of the whole recovery: the last model is the one that `recover` makes.
+    Training then continues under the schedule of the whole recovery: the last model is the one that `recover` makes. One that is taken up
+    from a checkpoint yields no models from before that.
 
     Yields:
-        the model in eval mode, not to be changed, and the epochs that it was trained for.
+        the model in eval mode, not to be changed, and the epochs that it was trained for; None for the model whenever it was saved.
     """
     epochs, masks = policy.recovery.epochs, _masks(student, effective_policy(policy))
-    for done in training(student, workload, policy.recovery, epochs, seed, batch_size, masks, marks):
+    checkpoint = checkpoints and checkpoints.next()
+    for done in training(
+        student, workload, policy.recovery, epochs, seed, batch_size, masks, marks, checkpoint=checkpoint
+    ):
         if done in marks and done < epochs:
             yield student, done
+        elif checkpoints is not None and checkpoints.take_new():
+            yield None, done
     yield student, epochs
 
 

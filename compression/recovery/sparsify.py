@@ -14,7 +14,8 @@ end of the step.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +30,21 @@ UPDATES = 10
 LEFT = 0.01
 """The share of their distance from fixed sparse weights that ADMM would leave weights which nothing else moves, at a penalty of 1."""
 
-AfterStep = Callable[[float], None]
-"""A function called after each step of an optimizer with that step's share of the sum of all learning rates."""
+
+class AfterStep(Protocol):
+    """Changes weights after each step of an optimizer; its state is what it remembers from one step to the next."""
+
+    def __call__(self, share: float) -> None:
+        """Act after a step.
+
+        Args:
+            share: that step's share of the sum of all learning rates.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 def sparsifier(step: str, model: nn.Module, example_input: Batch, policy: Policy, kept: Mapping[str, int]) -> AfterStep:
@@ -66,6 +80,14 @@ class Lasso:
             amount = strength * torch.where(kept > 0, 0.0, norms).max()
             part.scale(_itself, kept + (1 - kept) * (1 - amount / norms.clamp_min(1e-12)).clamp_min(0))
 
+    def state_dict(self) -> dict[str, Any]:
+        """How much of the step is left."""
+        return {"left": self._left}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where another stood."""
+        self._left = state["left"]
+
 
 class Admm:
     """Pulls the weights W towards Z - U, where Z is W + U made as sparse as the policy asks and U adds up what W lacked of Z."""
@@ -88,6 +110,19 @@ class Admm:
             self._sparse = self._projected()
             for weight in self._weights:
                 self._multipliers[id(weight)] += weight - self._sparse[id(weight)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """How much of the step is done, and by weight the multipliers and the sparse weights."""
+        keys = [id(weight) for weight in self._weights]
+        multipliers, sparse = [self._multipliers[key] for key in keys], [self._sparse[key] for key in keys]
+        return {"done": self._done, "multipliers": multipliers, "sparse": sparse}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where another stood."""
+        self._done = state["done"]
+        for weight, multiplier, sparse in zip(self._weights, state["multipliers"], state["sparse"], strict=True):
+            self._multipliers[id(weight)] = multiplier.to(weight.device)
+            self._sparse[id(weight)] = sparse.to(weight.device)
 
     def _projected(self) -> dict[int, Tensor]:
         """W + U, made as sparse as the policy asks: the nearest such weights of each part."""

@@ -16,9 +16,11 @@ from ...core.batch import Batch, device_of_model, mapped, rows
 from ...core.errors import CompressionError
 from ...spaces.policies.policy import Recovery
 from ...workloads.workload import MapDataset, Workload
-from ..batches import labelled_batches, subset
+from ..batches import labelled_batches, shuffled_batches, subset
 from ..finite import not_finite
+from .checkpoint import Checkpoint, Place, RandomNumbers, Stateful
 from .distil import Views, get_distiller, imitation_loss
+from .early_stopping import EarlyStopping
 from .feature_taps import projections, tapped_modules, tapping
 from .outputs import output_kinds
 from .sparsify import AfterStep
@@ -46,12 +48,13 @@ def train(
     batch_size: int,
     masks: Masks = (),
     after_step: AfterStep | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> None:
     """Train `student` in place for `epochs` as `recovery` says; it ends in eval mode. The same seed gives the same weights.
 
     The loss is alpha x distillation + (1 - alpha) x the workload's own, or distillation alone without labels.
     """
-    for _ in training(student, workload, recovery, epochs, seed, batch_size, masks, after_step=after_step):
+    for _ in training(student, workload, recovery, epochs, seed, batch_size, masks, (), after_step, checkpoint):
         pass
 
 
@@ -65,13 +68,16 @@ def training(
     masks: Masks = (),
     looks: Collection[float] = (),
     after_step: AfterStep | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Iterator[float]:
-    """`train` as a generator: yields the number of epochs done after each. In between the student is in eval mode and must not be
-    changed; random numbers drawn in between do not affect training.
+    """`train` as a generator: yields the number of epochs done after each, and whenever that was saved. In between the student is in
+    eval mode and must not be changed; random numbers drawn in between do not affect training.
 
     Args:
-        looks: fractions of the first epoch after which to yield too.
+        looks: epochs after which to save a checkpoint; after fractions of the first one it yields too.
         after_step: changes the weights after each step of the optimizer.
+        checkpoint: where training is saved as it goes on, and taken up where it was saved; the weights are those of a training that was
+            not interrupted, bit for bit on a CPU.
 
     Raises:
         CompressionError: training diverged: a weight is NaN or infinite.
@@ -80,7 +86,7 @@ def training(
         torch.manual_seed(seed)
         data, held_out = _data(workload, recovery, seed)
         parts = _Training(student, workload, recovery, batch_size, masks, after_step)
-        for done in parts.run(data, held_out, epochs, seed, looks):
+        for done in parts.run(data, held_out, epochs, seed, looks, checkpoint):
             _require_finite(student, recovery, done)
             state = torch.get_rng_state()
             student.eval()
@@ -164,31 +170,56 @@ class _Training:
         return projections(own, self.teacher(example)[1:], self.distiller.tap)
 
     def run(
-        self, data: MapDataset, held_out: MapDataset | None, epochs: int, seed: int, looks: Collection[float]
+        self,
+        data: MapDataset,
+        held_out: MapDataset | None,
+        epochs: int,
+        seed: int,
+        looks: Collection[float],
+        checkpoint: Checkpoint | None,
     ) -> Iterator[float]:
-        """Yields how many epochs are done, after each and at `looks` into the first."""
-        batches = labelled_batches(self.teacher.annotated(data), self.batch_size, self.device, shuffle_seed=seed)
-        parameters = self._parameters()
+        """Yields how many epochs are done, after each, at `looks` into the first, and whenever that was saved.
+
+        What is saved is the state right after a step; what follows that step, such as the end of an epoch, is done again.
+        """
+        batches = shuffled_batches(self.teacher.annotated(data), self.batch_size, self.device, seed)
+        steps, parameters = epochs * len(batches), self._parameters()
         optimizer = _optimizer(parameters, self.recovery)
-        steps = epochs * len(batches)
         schedule = _schedule(optimizer, self.recovery, steps)
         shares = learning_rate_shares(self.recovery, steps) if self.after_step else []
-        stopping = _EarlyStopping(self.recovery.patience)
-        part_at = {math.ceil(part * len(batches)): part for part in looks if part < 1}
-        for epoch in range(epochs):
+        stopping = EarlyStopping(self.recovery.patience)
+        saved_at = {math.ceil(look * len(batches)): look for look in looks}
+        stops = saved_at | {epoch * len(batches): epoch for epoch in range(1, epochs + 1)}
+        place = Place(checkpoint, self._parts(optimizer, schedule, stopping), saved_at)
+        stream = batches.after(place.steps)
+        while not place.is_over:
+            if place.steps:
+                is_epoch = place.steps % len(batches) == 0
+                if is_epoch and held_out is not None and stopping.is_over(self.student, self._held_out_loss(held_out)):
+                    break  # at once where it diverged: an epoch before it may have been good
+                yield stops.get(place.steps, place.steps / len(batches))
+            if place.steps == steps:
+                break
             self.student.train()
-            for step, batch in enumerate(batches, start=1):
+            for batch in stream:
                 self._update(batch, parameters, optimizer)
                 if self.after_step:
-                    self.after_step(shares[epoch * len(batches) + step - 1])
+                    self.after_step(shares[place.steps])
                 schedule.step()
-                if epoch == 0 and step in part_at:
-                    yield part_at[step]
-                    self.student.train()
-            if held_out is not None and stopping.is_over(self.student, self._held_out_loss(held_out)):
-                break  # at once where it diverged: an epoch before it may have been good
-            yield epoch + 1
-        stopping.restore(self.student)
+                if place.step() or place.steps in stops:
+                    break
+        if not place.is_over:
+            stopping.restore(self.student)
+            place.finish("student")
+
+    def _parts(
+        self, optimizer: torch.optim.Optimizer, schedule: LRScheduler, stopping: EarlyStopping
+    ) -> dict[str, Stateful]:
+        """By name, all that training changes."""
+        parts = {"optimizer": optimizer, "schedule": schedule, "stopping": stopping, "random": RandomNumbers()}
+        learners = {"student": self.student, "projections": self.projections, "peer": self.peer}
+        others = {**learners, "after_step": self.after_step}
+        return {**parts, **{name: part for name, part in others.items() if part is not None}}
 
     def _parameters(self) -> list[nn.Parameter]:
         """Those of the student, and of what is trained with it."""
@@ -247,26 +278,6 @@ class _Training:
     def _mask(self) -> None:
         for weight, mask in self.masks:
             weight.mul_(mask)
-
-
-class _EarlyStopping:
-    """Ends training after `patience` epochs without a lower loss, and goes back to the best weights."""
-
-    def __init__(self, patience: int) -> None:
-        self.patience, self.waited, self.best = patience, 0, float("inf")
-        self.state: dict[str, Tensor] | None = None
-
-    def is_over(self, student: nn.Module, loss: float) -> bool:
-        if loss < self.best:
-            self.best, self.waited = loss, 0
-            self.state = copy.deepcopy(student.state_dict())
-        else:
-            self.waited += 1
-        return self.waited >= self.patience or not math.isfinite(loss)
-
-    def restore(self, student: nn.Module) -> None:
-        if self.state is not None:
-            student.load_state_dict(self.state)
 
 
 def _optimizer(parameters: list[nn.Parameter], recovery: Recovery) -> torch.optim.Optimizer:

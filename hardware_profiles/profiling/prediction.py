@@ -24,7 +24,7 @@ from ...core.hooks import removed_after
 from ...spaces.models.layers import LAYER_KINDS, macs_by_module
 from ...spaces.models.recurrent import RECURRENT_KINDS, is_single_layer
 from ...spaces.policies.policy import Policy
-from ...spaces.policies.resolved import with_recurrent_layers
+from ...spaces.policies.resolved import as_layer_policies
 from ..cards.latency_table import Costs, LatencyTable
 
 FOLDS = 5
@@ -159,7 +159,7 @@ def _solve(
 
 
 def _precision(policy: Policy, name: str) -> str:
-    layer = with_recurrent_layers(policy).layer(name)
+    layer = as_layer_policies(policy).layer(name)
     if layer.is_bfloat16:
         return "bf16"
     if layer.is_dynamic:

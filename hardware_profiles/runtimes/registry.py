@@ -24,6 +24,7 @@ class RuntimeEntry:
         weight_bits, activation_bits: what it can be given; a card that offers more is refused.
         dynamic: whether it takes 8-bit activations that are quantized dynamically.
         dynamic_lstm: whether it has an LSTM on 8-bit integers whose ranges are computed at run time.
+        integer_tables: whether it looks rows up in embeddings' tables of integers.
         weight_groups: whether it takes weights whose inputs have scales by groups.
         activations: the activation grids that it multiplies fastest, as `Scheme.activations` names them; a study's unless its file
             says otherwise.
@@ -50,6 +51,7 @@ class RuntimeEntry:
     activation_bits: tuple[int, ...] = ACTIVATION_BITS
     dynamic: bool = False
     dynamic_lstm: bool = False
+    integer_tables: bool = False
     weight_groups: bool = False
     activations: Activations = "affine"
     symmetric: bool = False
@@ -73,6 +75,7 @@ _BUILT_IN = {
         "OpenVinoRuntime",
         "slimfront[openvino]",
         dynamic=True,
+        integer_tables=True,
         weight_groups=True,
         activations="signed",
         saturates=True,
@@ -87,6 +90,7 @@ _BUILT_IN = {
         "OnnxRuntime",
         "slimfront[onnxruntime]",
         dynamic=True,
+        integer_tables=True,
         dynamic_lstm=True,
         weight_groups=True,
         saturates=True,
@@ -121,6 +125,7 @@ _BUILT_IN = {
         "TorchRuntime",
         "torch",
         dynamic=True,
+        integer_tables=True,
         weight_groups=True,
         spins=True,
         runs_code=True,

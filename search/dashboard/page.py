@@ -2,35 +2,43 @@
 
 optuna-dashboard reads every trial through objects of SQLAlchemy at each refresh, compares every knob of every trial with every
 other, and sends each knob's choices again with each trial: 5.6 seconds and 30 MB at 1,000 trials of 60 knobs. Here finished trials
-are read once, by column, and choices are sent once.
+are read once, by column, and choices are sent once; a long study's page opens with its first trials and receives the others with
+its next refreshes.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import numbers
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, json_to_distribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.storages import RDBStorage
-from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from optuna_dashboard import _app as dashboard_app
 from optuna_dashboard import _serializer as serializer
-from sqlalchemy import select
-from sqlalchemy.orm import Session
+
+from ..optuna.trial_rows import read_trials
+
+FIRST_SENT = 499
+"""Trials in the first answer about a study: a page that has fewer than 500 asks again after five seconds, others after ten."""
+
+MOST_SENT = 2500
+"""Trials in each answer after that."""
+
+MOST_READ = 4000
+"""Trials that an answer reads anew from the database, at most; until all are read, the best trials are the best of those."""
 
 NO_CHOICES = {"type": "CategoricalDistribution", "choices": []}
 """The distribution of a knob within a trial: the page takes choices from the study's search space."""
 
-_distribution = lru_cache(maxsize=10_000)(json_to_distribution)
 _their_properties = dashboard_app.get_cached_extra_study_property
 _their_trial = serializer.serialize_frozen_trial
+_their_study = serializer.serialize_study_detail
 
 
 def quicken() -> None:
@@ -39,6 +47,7 @@ def quicken() -> None:
     dashboard_app.get_trials = lambda cache, storage, study_id: finished.trials(storage, study_id)
     dashboard_app.get_cached_extra_study_property = study_properties
     serializer.serialize_frozen_trial = serialize_trial
+    dashboard_app.serialize_study_detail = serialize_study
 
 
 class FinishedTrials:
@@ -49,73 +58,14 @@ class FinishedTrials:
         self._lock = threading.Lock()
 
     def trials(self, storage: RDBStorage, study_id: int) -> list[FrozenTrial]:
-        """The study's trials by number, as they are now."""
+        """The study's trials by number, as they are now; of a long study those read so far, more with each call."""
         with self._lock:
             known = self._known[study_id]
-            current = read_trials(storage, study_id, after=max(known, default=-1), but=known.keys())
-            known.update({trial._trial_id: trial for trial in current if trial.state.is_finished()})
-            return sorted({**known, **{trial._trial_id: trial for trial in current}}.values(), key=lambda t: t.number)
-
-
-def read_trials(storage: RDBStorage, study_id: int, after: int = -1, but: Iterable[int] = ()) -> list[FrozenTrial]:
-    """A study's trials straight from Optuna's tables: all with a higher id than `after`, of the others all `but` those."""
-    table = models.TrialModel
-    seen = set(but)
-    with Session(storage.engine) as session:
-        rows: Sequence[Any] = session.scalars(
-            select(table).where(table.study_id == study_id).order_by(table.number)
-        ).all()
-        wanted = [row for row in rows if row.trial_id > after or row.trial_id not in seen]
-        ids = [row.trial_id for row in wanted]
-        parts = [_parts(session, model, ids) for model in _PARTS]
-        return [_trial(row, *(part[row.trial_id] for part in parts)) for row in wanted]
-
-
-_PARTS = (
-    models.TrialParamModel, models.TrialValueModel, models.TrialUserAttributeModel,
-    models.TrialSystemAttributeModel, models.TrialIntermediateValueModel,
-)  # fmt: skip
-
-
-def _parts(session: Session, model: Any, ids: Sequence[int]) -> dict[int, list[Any]]:
-    """Trial -> its rows of one of Optuna's tables, oldest first."""
-    table = model.__table__
-    (key,) = table.primary_key.columns
-    found: dict[int, list[Any]] = {trial_id: [] for trial_id in ids}
-    if ids:
-        # A range, as SQLite takes no more than so many ids; what lies between belongs to other studies and is left out.
-        within = table.c.trial_id.between(min(ids), max(ids))
-        columns = [table.c.trial_id, *(column for column in table.c if column.name != "trial_id")]
-        for row in session.execute(select(*columns).where(within).order_by(key)).all():
-            if row[0] in found:
-                found[row[0]].append(row)
-    return found
-
-
-def _trial(
-    row: Any, parameters: list[Any], values: list[Any], user: list[Any], system: list[Any], steps: list[Any]
-) -> FrozenTrial:
-    distributions = {p.param_name: _distribution(p.distribution_json) for p in parameters}
-    by_objective = sorted(values, key=lambda value: value.objective)
-    return FrozenTrial(
-        number=row.number,
-        state=row.state,
-        value=None,
-        values=[models.TrialValueModel.stored_repr_to_value(v.value, v.value_type) for v in by_objective] or None,
-        datetime_start=row.datetime_start,
-        datetime_complete=row.datetime_complete,
-        params={p.param_name: distributions[p.param_name].to_external_repr(p.param_value) for p in parameters},
-        distributions=distributions,
-        user_attrs={attribute.key: json.loads(attribute.value_json) for attribute in user},
-        system_attrs={attribute.key: json.loads(attribute.value_json) for attribute in system},
-        intermediate_values={
-            step.step: models.TrialIntermediateValueModel.stored_repr_to_intermediate_value(
-                step.intermediate_value, step.intermediate_value_type
-            )
-            for step in steps
-        },
-        trial_id=row.trial_id,
-    )
+            unfinished = [trial_id for trial_id, trial in known.items() if not trial.state.is_finished()]
+            most = MOST_READ if known else FIRST_SENT
+            current = read_trials(storage.engine, study_id, max(known, default=-1), unfinished, most + len(unfinished))
+            known.update({trial._trial_id: trial for trial in current})
+            return sorted(known.values(), key=lambda trial: trial.number)
 
 
 Named = list[tuple[str, BaseDistribution]]
@@ -157,6 +107,12 @@ def _sortable(trials: Iterable[FrozenTrial]) -> dict[str, bool]:
             is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
             sortable[key] = sortable.get(key, True) and is_number
     return sortable
+
+
+def serialize_study(study: Any, best: list[FrozenTrial], trials: list[FrozenTrial], *others: Any) -> dict[str, Any]:
+    """A study as the page takes it, with so many of the trials that the page does not have yet."""
+    is_first = bool(trials) and trials[0].number == 0
+    return _their_study(study, best, trials[: FIRST_SENT if is_first else MOST_SENT], *others)
 
 
 def serialize_trial(study_id: int, trial: FrozenTrial, study_system_attrs: dict[str, Any]) -> dict[str, Any]:

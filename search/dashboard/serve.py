@@ -18,14 +18,15 @@ from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any, BinaryIO
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
+import moocore
+import numpy as np
 import optuna
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from optuna_dashboard import _app as dashboard_app
 from optuna_dashboard import save_note, save_plotly_graph_object, wsgi
-from optuna_dashboard._pareto_front import get_pareto_front_trials
 from rich.console import Console
 
 from ...core.errors import StoreError, UserError
@@ -40,7 +41,7 @@ from ...studies.store.records import TrialRecord
 from ...studies.store.store import Store
 from ...studies.wording import channel_rows, layer_rows
 from ..events import Event, StageRecorded, TrialStarted
-from ..optuna.study import open_storage
+from ..optuna.storage import open_storage
 from .page import quicken
 from .read_only import LOCAL_HOSTS, READ_ONLY, App, guarded, known_hosts
 
@@ -109,8 +110,13 @@ def dashboard_of(store: Store, storage: RDBStorage) -> App:
 
 def feasible_front(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> list[FrozenTrial]:
     """The trials that meet their constraints and that no other such trial dominates."""
-    feasible = [trial for trial in trials if all(excess <= 0 for excess in trial.constraints.values())]
-    return get_pareto_front_trials(trials=feasible, directions=directions)
+    complete = (trial for trial in trials if trial.state == TrialState.COMPLETE)
+    feasible = [trial for trial in complete if all(excess <= 0 for excess in trial.constraints.values())]
+    if not feasible:
+        return []
+    signs = [-1 if direction == StudyDirection.MAXIMIZE else 1 for direction in directions]
+    kept = moocore.is_nondominated(np.array([trial.values for trial in feasible]) * signs, keep_weakly=True)
+    return [trial for trial, keep in zip(feasible, kept, strict=True) if keep]
 
 
 class _Server(ThreadingMixIn, WSGIServer):

@@ -76,6 +76,7 @@ def worker_setup(search: Search, workers: int) -> WorkerSetup:
         threads=max(1, threads),
         metrics=spec.metrics,
         rungs=spec.rungs,
+        checkpoint_s=spec.budget.checkpoint_s,
         compute=spec.compute,
         pickled_workload=prepared.pickled_workload,
         registrations=pickled_registrations(),

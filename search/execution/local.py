@@ -28,7 +28,7 @@ class _InProcess:
         self._worker = Worker(worker_setup(search, 0), search.prepared.context.workload)
 
     def run(self, proposal: Proposal) -> Generator[Stage, None, None]:
-        yield from self._worker.run(proposal.policy, proposal.folder, proposal.recovered)
+        yield from self._worker.run(proposal.policy, proposal.folder, proposal.recovered, proposal.checkpoints)
 
     def close(self) -> None:
         self._worker.close()

@@ -82,7 +82,8 @@ def _failure(worker: Worker, failed: Proposal) -> str | None:
 def _run(worker: Worker, proposal: Proposal, connection: Connection) -> None:
     from .crash_report import crash_reported
 
-    stages, left = worker.run(proposal.policy, proposal.folder, proposal.recovered), proposal.limit_s
+    stages = worker.run(proposal.policy, proposal.folder, proposal.recovered, proposal.checkpoints)
+    left = proposal.limit_s
     while True:
         began = time.monotonic()
         with crash_reported(proposal.folder, left, proposal.memory_gb):

@@ -53,12 +53,16 @@ class SuccessiveHalving:
         """Note a trial's objectives at a rung, and judge it against those noted before."""
         results = self._rungs[rung]
         results.append(self._signs * np.asarray(values, dtype=float))
-        return HalvingDecision(int(priorities(np.stack(results))[-1]) + 1, len(results), self._kept(len(results)))
+        return HalvingDecision(place_of_last(np.stack(results)) + 1, len(results), self._kept(len(results)))
 
     def best(self, rung: int) -> list[int]:
         """Of all that have been at a rung, in the order they came (from 0), those that would go on now, the best first."""
+        return self.order(rung)[: self._kept(len(self._rungs[rung]))]
+
+    def order(self, rung: int) -> list[int]:
+        """All that have been at a rung, in the order they came (from 0), the best first."""
         results = self._rungs[rung]
-        return np.argsort(priorities(np.stack(results)))[: self._kept(len(results))].tolist() if results else []
+        return np.argsort(priorities(np.stack(results))).tolist() if results else []
 
     def _kept(self, of: int) -> int:
         return of if of <= self._reduction else math.ceil(of / self._reduction)
@@ -70,20 +74,32 @@ def priorities(points: np.ndarray) -> np.ndarray:
     Args:
         points: shape [n, objectives], less is better.
     """
-    span = np.ptp(points, axis=0)
-    scaled = (points - points.min(axis=0)) / np.where(span > 0, span, 1.0)
-    ranks = moocore.pareto_rank(points)
+    scaled, ranks = _scaled(points), moocore.pareto_rank(points)
     order = [index for rank in np.unique(ranks) for index in _spread_out(scaled, np.flatnonzero(ranks == rank))]
     places = np.empty(len(points), dtype=int)
     places[order] = np.arange(len(points))
     return places
 
 
+def place_of_last(points: np.ndarray) -> int:
+    """`priorities` of the last of the points alone: of the others only those of its rank are put in order."""
+    ranks = moocore.pareto_rank(points)
+    members = np.flatnonzero(ranks == ranks[-1])
+    return int((ranks < ranks[-1]).sum()) + _spread_out(_scaled(points), members).index(len(points) - 1)
+
+
+def _scaled(points: np.ndarray) -> np.ndarray:
+    span = np.ptp(points, axis=0)
+    return (points - points.min(axis=0)) / np.where(span > 0, span, 1.0)
+
+
 def _spread_out(scaled: np.ndarray, members: np.ndarray) -> list[int]:
     """`members` in the order of an epsilon-net that begins with the one nearest to the best of all objectives."""
-    left = members.tolist()
-    taken = [left.pop(int(np.linalg.norm(scaled[members], axis=1).argmin()))]
-    while left:
-        distances = np.linalg.norm(scaled[left][:, None] - scaled[taken][None], axis=2).min(axis=1)
-        taken.append(left.pop(int(distances.argmax())))
-    return taken
+    points = scaled[members]
+    taken = [int(np.linalg.norm(points, axis=1).argmin())]
+    gaps = np.full(len(members), np.inf)
+    while len(taken) < len(members):
+        gaps = np.minimum(gaps, np.linalg.norm(points - points[taken[-1]], axis=1))
+        gaps[taken[-1]] = -np.inf
+        taken.append(int(gaps.argmax()))
+    return members[taken].tolist()

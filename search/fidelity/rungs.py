@@ -59,10 +59,21 @@ class Rungs:
         """The best trial, of the highest rung, that was stopped where it would go on now; None without any."""
         for rung in sorted(self._came, reverse=True):
             assert self._halving is not None  # nothing comes without it
-            for number in (self._came[rung][index] for index in self._halving.best(rung)):
-                if self._stopped.get(number) == rung and number not in self._taken_up:
-                    return number
+            for number in self._stopped_of(rung, self._halving.best(rung)):
+                return number
         return None
+
+    def next_in_line(self, most: int) -> list[int]:
+        """The stopped trials that may go on first of all, at most so many: of the highest rung, the best."""
+        if self._halving is None:
+            return []
+        rungs = sorted(self._came, reverse=True)
+        return [number for rung in rungs for number in self._stopped_of(rung, self._halving.order(rung))][:most]
+
+    def _stopped_of(self, rung: int, order: Sequence[int]) -> list[int]:
+        """Of those that came to a rung, by the order they came, the trials that were stopped there and have not gone on since."""
+        came = [self._came[rung][index] for index in order]
+        return [number for number in came if self._stopped.get(number) == rung and number not in self._taken_up]
 
     def take_up(self, number: int) -> None:
         """Note that a stopped trial goes on after all."""

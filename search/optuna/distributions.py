@@ -8,18 +8,12 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 MOST_CHOICES = 64
 """An integer parameter of more values than this counts as continuous."""
 
 Distributions = dict[str, BaseDistribution]
-
-
-def seen_distributions(study: Study) -> Distributions:
-    """All parameters that any finished trial has had, by name, those of some branches only too."""
-    ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-    return dict(sorted({name: d for trial in ended for name, d in trial.distributions.items()}.items()))
 
 
 def is_discrete(distribution: BaseDistribution) -> bool:

@@ -39,8 +39,8 @@ from ..sampler.surrogate.surrogate import Counted, Role
 from ..sampler.trial_log import Keys
 from ..sampler.untried import accepted
 from .attributes import FALLBACK, STOPPED
-from .distributions import MOST_CHOICES, Distributions, choices_of, completed, is_discrete, seen_distributions
-from .trial_reader import TrialReader
+from .distributions import MOST_CHOICES, Distributions, choices_of, completed, is_discrete
+from .trial_reader import SeenDistributions, TrialReader
 
 
 class PolicySampler(BaseSampler):
@@ -89,7 +89,7 @@ class PolicySampler(BaseSampler):
         self._random = RandomSampler(seed=seed)
         self._tpe = TPESampler(seed=seed, multivariate=True, n_startup_trials=10, constant_liar=True)
         self._designer: PolicyDesigner | None = None
-        self._reader = TrialReader()
+        self._reader, self._seen = TrialReader(), SeenDistributions()
         self._is_unfit = self._has_warned = False
         self.fallback: str | None = None
 
@@ -105,7 +105,7 @@ class PolicySampler(BaseSampler):
             self._leave_to_tpe(study, reason)
         if self._is_unfit:
             return self._tpe.infer_relative_search_space(study, trial)
-        return seen_distributions(study)
+        return self._seen.of(study)
 
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: Distributions) -> dict[str, Any]:
         if self._is_unfit:
@@ -158,7 +158,7 @@ class PolicySampler(BaseSampler):
             return f"{len(study.directions)} objectives for {len(self._roles)} roles; it takes 2 to 4"
         if "quality" not in self._roles:
             return "no objective follows the damage"
-        for name, distribution in seen_distributions(study).items():
+        for name, distribution in self._seen.of(study).items():
             if not is_discrete(distribution):
                 return f"parameter {name} is not discrete, or has more than {MOST_CHOICES} choices"
         return None

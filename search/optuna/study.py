@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler
-from optuna.storages import RDBStorage
 from optuna.trial import TrialState
-from sqlalchemy import event
 
 from ...core.metrics import METRICS
 from ...core.texts import plain_text
@@ -22,6 +20,7 @@ from ...studies.analysis.newest_front import objectives_of
 from ...studies.store.store import Store
 from ...studies.study_file.spec import StudySpec
 from .attributes import DUPLICATE, REASON, STATE
+from .storage import StudyStorage, open_storage
 
 if TYPE_CHECKING:  # the dashboard does without torch
     from ...spaces.space import Choice, Space
@@ -42,7 +41,7 @@ class OptunaStudy:
     def __init__(self, spec: StudySpec, space: Space, store: Store, sampler: Callable[[int], BaseSampler]) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._space = space
-        self._storage = open_storage(store)
+        self._storage = StudyStorage(open_storage(store))
         self._study = optuna.create_study(
             storage=self._storage,
             study_name=spec.study,
@@ -70,9 +69,10 @@ class OptunaStudy:
         """Number, parameters and user attributes of the next trial: an enqueued one, else the sampler's."""
         trial = self._study.ask()
         _ = trial.relative_params  # NSGA-II ignores enqueued parameters unless these are read first
-        parameters: dict[str, Any] = {
-            knob.name: trial.suggest_categorical(knob.name, knob.choices) for knob in self._space.knobs
-        }
+        with self._storage.together():
+            parameters: dict[str, Any] = {
+                knob.name: trial.suggest_categorical(knob.name, knob.choices) for knob in self._space.knobs
+            }
         self._asked[trial.number] = trial
         return trial.number, parameters, dict(trial.user_attrs)
 
@@ -87,16 +87,19 @@ class OptunaStudy:
 
     def annotate(self, number: int, attributes: Mapping[str, Any]) -> None:
         """Attach what the dashboard shows in addition to the values of a trial that was asked here."""
-        for key, value in attributes.items():
-            self._asked[number].set_user_attr(key, plain_text(str(value)) if key == REASON else value)
+        with self._storage.together():
+            for key, value in attributes.items():
+                self._asked[number].set_user_attr(key, plain_text(str(value)) if key == REASON else value)
 
     def tell(self, number: int, values: Sequence[float] | None, violations: Mapping[str, float]) -> None:
         """End a trial: with its objective values, or without any where a constraint ended it early."""
         trial = self._asked.pop(number)
-        for constraint, violation in violations.items():
-            if constraint not in trial.constraints:  # a driver was killed after it had set this one
-                trial.set_constraint(constraint, violation)
-        self._storage.set_trial_system_attr(trial._trial_id, DASHBOARD_CONSTRAINTS, list(violations.values()))
+        known = trial.constraints  # where a driver was killed after it had set some
+        with self._storage.together():
+            for constraint, violation in violations.items():
+                if constraint not in known:
+                    trial.set_constraint(constraint, violation)
+            self._storage.set_trial_system_attr(trial._trial_id, DASHBOARD_CONSTRAINTS, list(violations.values()))
         if values is None:
             self._study.tell(trial, state=TrialState.PRUNED)
         else:
@@ -121,8 +124,9 @@ class OptunaStudy:
             self._fail(trial._trial_id, trial.number, reason, "interrupted")
 
     def _fail(self, trial_id: int, number: int, reason: str, state: str) -> None:
-        self._storage.set_trial_user_attr(trial_id, STATE, str(state))
-        self._storage.set_trial_user_attr(trial_id, REASON, plain_text(reason))
+        with self._storage.together():
+            self._storage.set_trial_user_attr(trial_id, STATE, str(state))
+            self._storage.set_trial_user_attr(trial_id, REASON, plain_text(reason))
         self._study.tell(number, state=TrialState.FAIL)
 
     def has_ended(self, number: int) -> bool:
@@ -143,28 +147,3 @@ class OptunaStudy:
     def optuna_study(self) -> optuna.Study:
         """The study itself, for notes and figures on the dashboard."""
         return self._study
-
-
-def open_storage(store: Store) -> RDBStorage:
-    """Optuna's storage in the store's database; on SQLite with the same journal settings, or it writes half as fast.
-
-    It writes only while the store holds the leases it took, and its errors are the store's.
-    """
-    sqlite = _is_sqlite(store.url)
-    storage = RDBStorage(
-        store.url, engine_kwargs={"connect_args": {"timeout": 30}} if sqlite else {"pool_pre_ping": True}
-    )
-    store.watch(storage.engine)
-    if sqlite:
-        event.listen(storage.engine, "connect", _fast_sqlite)
-        storage.engine.dispose()  # connections opened before the listener
-    return storage
-
-
-def _is_sqlite(url: str) -> bool:
-    return url.startswith("sqlite")
-
-
-def _fast_sqlite(connection: Any, _record: object) -> None:
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = NORMAL")

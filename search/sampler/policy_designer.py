@@ -93,9 +93,10 @@ class PolicyDesigner:
         if len(roles) not in DRAWS or "quality" not in roles:
             raise ValueError(f'{len(roles)} objectives; there must be 2 to 4, with a "quality" among them')
         self.dimensions = list(dimensions)
-        self._surrogate = Surrogate(self.dimensions, roles, signs or [1] * len(roles), counted, residual)
+        signs = signs or [1] * len(roles)
+        self._surrogate = Surrogate(self.dimensions, roles, signs, counted, residual)
         self._keys = keys or codes_as_keys
-        self._log = TrialLog(self.dimensions, self._keys)
+        self._log = TrialLog(self.dimensions, self._keys, signs)
         self._reference, self._implied, self._transferred = reference, implied, tuple(transferred)
         self._may_propose = may_propose
         self._generator = np.random.default_rng(seed)

@@ -10,7 +10,11 @@ import numpy as np
 from .designer import Choices, CompletedTrial, Outcome, TransferredTrial
 from .dimensions import RECOVERY_KIND, SearchDimension, encode, most_below
 from .feasibility import Feasibility
+from .learned_trials import LearnedTrials
 from .surrogate.surrogate import History, Surrogate, damage_of_drop, log_damage
+
+MOST_FAILED = 100
+"""What fails is learned from this many failed trials, the newest."""
 
 Keys = Callable[[np.ndarray], list[bytes]]
 """Maps codes [n, knobs] to what distinguishes policies: two rows of equal keys are one policy."""
@@ -22,16 +26,20 @@ class TrialLog:
     Args:
         dimensions: of the codes.
         keys: by default the codes themselves.
+        signs: -1 for each maximised objective, else 1.
 
     Attributes:
-        ended: trials that completed or were pruned. failed: those that failed. Both are ordered by number.
+        ended: trials that completed or were pruned, as far as they are learned from; `left_out` counts the others. failed: those
+            that failed, the newest. Both are ordered by number.
         pending: codes of what runs, shape [running, knobs].
     """
 
-    def __init__(self, dimensions: Sequence[SearchDimension], keys: Keys | None = None) -> None:
+    def __init__(
+        self, dimensions: Sequence[SearchDimension], keys: Keys | None = None, signs: Sequence[int] = (1, 1)
+    ) -> None:
         self.dimensions = list(dimensions)
         self._keys = keys or codes_as_keys
-        self.ended: list[CompletedTrial] = []
+        self._learned = LearnedTrials(signs)
         self.failed: list[CompletedTrial] = []
         self._codes: dict[int, np.ndarray] = {}
         self._ended_keys: set[bytes] = set()
@@ -40,9 +48,12 @@ class TrialLog:
     def update(self, completed: Iterable[CompletedTrial], running: Sequence[Choices] = ()) -> None:
         """Add trials that have ended, and replace what runs."""
         added = list(completed)
+        self._codes.update({trial.number: encode(self.dimensions, trial.choices) for trial in added})
+        self._learned.add(trial for trial in added if trial.outcome is not Outcome.FAILED)
         for trial in added:
-            self._codes[trial.number] = encode(self.dimensions, trial.choices)
-            insort(self.failed if trial.outcome is Outcome.FAILED else self.ended, trial, key=_number)
+            if trial.outcome is Outcome.FAILED:
+                insort(self.failed, trial, key=_number)
+        del self.failed[:-MOST_FAILED]
         if added:
             self._ended_keys |= set(self._keys(self._rows([self._codes[trial.number] for trial in added])))
         self.pending = self._rows([encode(self.dimensions, choices) for choices in running])
@@ -50,6 +61,14 @@ class TrialLog:
     def start(self, codes: np.ndarray) -> None:
         """Add codes [knobs] to what runs."""
         self.pending = np.concatenate([self.pending, codes[None]])
+
+    @property
+    def ended(self) -> list[CompletedTrial]:
+        return self._learned.trials
+
+    @property
+    def left_out(self) -> int:
+        return self._learned.left_out
 
     @property
     def codes(self) -> np.ndarray:
@@ -96,6 +115,7 @@ def history_of(log: TrialLog, surrogate: Surrogate, implied: frozenset[str]) -> 
         _damage(log.ended, values[:, surrogate.roles.index("quality")]),
         values,
         {name: np.array([trial.violations.get(name, np.nan) for trial in log.ended]) for name in sorted(constraints)},
+        log.left_out,
     )
 
 
@@ -112,6 +132,7 @@ def with_transferred(history: History, transferred: Sequence[TransferredTrial], 
         np.concatenate([history.damage, damage]),
         np.concatenate([history.values, values]),
         {name: np.concatenate([judged, unknown]) for name, judged in history.violations.items()},
+        history.left_out,
     )
 
 

@@ -59,4 +59,4 @@ def structure(policy: Policy) -> Policy | None:
     kinds = [kind for kind in KNOB_KINDS.values() if kind.is_quantizing and isinstance(kind, LayerKind)]
     full = {kind.name: kind.neutral for kind in kinds}
     layers = {name: replace(layer, **full) for name, layer in policy.layers.items()}
-    return replace(policy, layers=layers, scheme=Scheme(), float_precision=FLOAT32, recurrent={})
+    return replace(policy, layers=layers, scheme=Scheme(), float_precision=FLOAT32, recurrent={}, embeddings={})

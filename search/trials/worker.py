@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,8 @@ from ...compression.compress import pruned_in_recovery
 from ...compression.finite import require_finite
 from ...compression.pruning.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
 from ...compression.quantization.candidates import make_candidate
-from ...compression.recovery.recover import recover, recover_by_rungs
+from ...compression.recovery.checkpoint import Checkpoints
+from ...compression.recovery.recover import recover_by_rungs, recovering
 from ...core.errors import EvaluationError, TargetError, TrialError, WorkloadError, describe_exception
 from ...core.interrupts import raise_if_interrupted
 from ...core.measurement import Measurement
@@ -67,6 +68,7 @@ class WorkerSetup:
         threads: for training and scoring; fewer where the worker has fewer cores.
         metrics: the ones that the study names; some are measured only on request.
         rungs: when a recovery is judged before its end.
+        checkpoint_s: seconds after which a recovery is saved again; None saves none.
         compute: the device that models are on, and what reads their data.
         pickled_workload: the workload, if it is an object of the searching program.
         registrations: what that program registered, made by `pickled_registrations`.
@@ -85,6 +87,7 @@ class WorkerSetup:
     threads: int = 1
     metrics: Sequence[str] = ()
     rungs: RungsSpec | None = None
+    checkpoint_s: float | None = None
     compute: ComputeSpec = field(default_factory=ComputeSpec)
     pickled_workload: bytes | None = None
     registrations: bytes | None = None
@@ -95,7 +98,7 @@ class Stage:
     """What one step of a trial found.
 
     Attributes:
-        name: the phase that ended, or "failed".
+        name: the phase that ended, "failed", or "checkpointed": its recovery was saved, and goes on.
         rung: 0 before recovery, then one more each time the recovery is judged.
         measurements: made in this step.
         artifacts: files of the trial so far, kind -> file.
@@ -107,7 +110,7 @@ class Stage:
         worker: host name, process id and number of threads; trained weights depend on the threads in their last bits.
     """
 
-    name: Phase | Literal["failed"]
+    name: Phase | Literal["failed", "checkpointed"]
     rung: int = 0
     measurements: Sequence[Measurement] = ()
     artifacts: Mapping[str, Artifact] = field(default_factory=dict)
@@ -159,23 +162,30 @@ class Worker:
         if policy.recovery.epochs and policy.recovery.data == "train":
             check_loss(self.workload, self.setup.batch_size)
 
-    def run(self, policy: Policy, folder: Path, recovered: Path | None = None) -> Iterator[Stage]:
+    def run(
+        self, policy: Policy, folder: Path, recovered: Path | None = None, checkpoints: Path | None = None
+    ) -> Iterator[Stage]:
         """Compress and score `policy`, stage by stage; files go to `folder`.
 
         To stop a trial, stop iterating. Any exception becomes a last stage named "failed"; a process that dies is handled by its owner.
 
         Args:
             recovered: weights of the same structure after the same recovery, which is then skipped.
+            checkpoints: folder that recovery is saved in, and taken up from; None saves none.
 
         Raises:
             KeyboardInterrupt: Ctrl-C, even if the user's code turned it into another exception.
         """
-        stages = self._stages(policy, folder, recovered)
+        stages = self._stages(policy, folder, recovered, self._checkpoints(checkpoints))
         try:
             while (stage := self._next(stages, folder)) is not None:
                 yield stage
         finally:
             stages.close()
+
+    def _checkpoints(self, folder: Path | None) -> Checkpoints | None:
+        every_s = self.setup.checkpoint_s
+        return None if folder is None or every_s is None else Checkpoints(folder, every_s)
 
     def _next(self, stages: Generator[Stage], folder: Path) -> Stage | None:
         try:
@@ -200,7 +210,9 @@ class Worker:
         if self._context.bench is not None:
             self._context.bench.close()
 
-    def _stages(self, original: Policy, folder: Path, recovered: Path | None) -> Generator[Stage]:
+    def _stages(
+        self, original: Policy, folder: Path, recovered: Path | None, checkpoints: Checkpoints | None
+    ) -> Generator[Stage]:
         """Count, time, score, recover: the cheapest first; a violated constraint ends the trial."""
         if not self.setup.target.remote:  # a worker may be on another machine than the driver, which checked its own
             require_fit(self.setup.target, self._context.runtime)
@@ -224,35 +236,47 @@ class Worker:
             return
         scored = measure(LoweredCandidate(candidate, artifact), self._context, "scored")
         yield Stage("scored", measurements=scored, final=False)
-        for rung, (trained, epochs) in enumerate(self._recoveries(original, model, recovered), start=1):
+        marks = self.setup.rungs.marks(policy.recovery.epochs) if self.setup.rungs is not None else ()
+        for trained, epochs in self._recoveries(original, model, marks, recovered, checkpoints):
+            if trained is None:
+                yield Stage("checkpointed", final=False)
+                continue
+            rung = 1 + sum(mark < epochs for mark in marks)
             yield self._kept("recovered", *self._lower(policy, trained, folder), folder, rung, epochs)
 
     def _recoveries(
-        self, original: Policy, model: nn.Module, recovered: Path | None
-    ) -> Iterator[tuple[nn.Module, float]]:
-        """The model and the epochs so far at each rung; without rungs only at the end of recovery."""
+        self,
+        original: Policy,
+        model: nn.Module,
+        marks: Collection[float],
+        recovered: Path | None,
+        checkpoints: Checkpoints | None,
+    ) -> Iterator[tuple[nn.Module | None, float]]:
+        """The model and the epochs so far at each rung, without rungs only at the end of recovery; None for the model whenever it was
+        saved."""
         recovery, setup = original.recovery, self.setup
         if recovered is not None:
             model.load_state_dict(load_file(recovered))
             yield model, recovery.epochs
             return
         if original.pruning.steps > 1 and recovery.steps[0] == "prune":
-            model = self._pruned_in_recovery(self.workload.model, original)
+            model = self._pruned_in_recovery(self.workload.model, original, checkpoints)
         if setup.rungs is None:
-            prune = partial(self._pruned_in_recovery, original=original)
-            settings = setup.seed, setup.batch_size, prune, setup.groups
-            yield recover(model, self.workload, original, *settings), recovery.epochs
+            prune = partial(self._pruned_in_recovery, original=original, checkpoints=checkpoints)
+            settings = setup.seed, setup.batch_size, prune, setup.groups, checkpoints
+            yield from ((trained, recovery.epochs) for trained in recovering(model, self.workload, original, *settings))
             return
-        marks = setup.rungs.marks(recovery.epochs)
-        yield from recover_by_rungs(model, self.workload, original, setup.seed, setup.batch_size, marks)
+        settings = setup.seed, setup.batch_size, marks, checkpoints
+        yield from recover_by_rungs(model, self.workload, original, *settings)
 
     def _pruned(self, model: nn.Module, policy: Policy) -> nn.Module:
         setup = self.setup
         return pruned_copy(model, self.workload.example_input, policy, setup.groups, self.workload, setup.seed)
 
-    def _pruned_in_recovery(self, trained: nn.Module, original: Policy) -> nn.Module:
+    def _pruned_in_recovery(self, trained: nn.Module, original: Policy, checkpoints: Checkpoints | None) -> nn.Module:
         setup = self.setup
-        return pruned_in_recovery(trained, self.workload, original, setup.groups, setup.seed, setup.batch_size)
+        settings = setup.groups, setup.seed, setup.batch_size, checkpoints
+        return pruned_in_recovery(trained, self.workload, original, *settings)
 
     def _kept(
         self,

@@ -72,7 +72,15 @@ class SearchedModel:
 
     @cached_property
     def shared(self) -> Mapping[str, Sequence[Layer]]:
-        """What a shared knob is named after -> the layers that share it; none of them recurrent."""
+        """What a shared knob is named after -> the convolutions and linear layers that share it."""
+        return self._sharing([layer for layer in self.layers if layer.is_product])
+
+    @property
+    def embeddings(self) -> Mapping[str, Sequence[Layer]]:
+        """The same of the embeddings."""
+        return self._sharing([layer for layer in self.layers if layer.is_embedding])
+
+    def _sharing(self, layers: Sequence[Layer]) -> Mapping[str, Sequence[Layer]]:
         subject = {
             "layer": lambda layer: layer.name,
             "block": lambda layer: layer.block or layer.name,
@@ -80,9 +88,8 @@ class SearchedModel:
             "model": lambda layer: "model",
         }[self.granularity]
         found: dict[str, list[Layer]] = {}
-        for layer in self.layers:
-            if not layer.is_recurrent:
-                found.setdefault(subject(layer), []).append(layer)
+        for layer in layers:
+            found.setdefault(subject(layer), []).append(layer)
         return found
 
     @property

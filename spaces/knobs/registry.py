@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from ...core.errors import PolicyError
 from ...core.registry import Registry
+from .embeddings import KINDS as EMBEDDINGS
 from .kind import KnobKind
 from .pruning import KINDS as PRUNING
 from .quantization import KINDS as QUANTIZATION
@@ -25,7 +26,9 @@ class _KnobKinds(Registry[KnobKind]):
     were registered, then those of installed packages by name."""
 
     def __init__(self) -> None:
-        built_in = {kind.name: kind for kind in (*STRUCTURE, *PRUNING, *QUANTIZATION, *RECOVERY, *RECURRENT)}
+        built_in = {
+            kind.name: kind for kind in (*STRUCTURE, *PRUNING, *QUANTIZATION, *RECOVERY, *RECURRENT, *EMBEDDINGS)
+        }
         super().__init__("kind of knob", "slimfront.knobs", PolicyError, built_in)
         self._added: Callable[[KnobKind], None] = lambda _: None
 

@@ -96,9 +96,7 @@ class _Operator(LayerKind):
         return Operator.parse(choice).why_not(layer.shape, layer.groups)
 
     def decisions(self, model: SearchedModel, offered: Sequence[Choice]) -> Iterator[Decision]:
-        yield from self._layer_decisions(
-            {layer.name: [layer] for layer in model.layers if not layer.is_recurrent}, offered
-        )
+        yield from self._layer_decisions({layer.name: [layer] for layer in model.layers if layer.is_product}, offered)
 
     def furthest(self, choices: Sequence[Choice], weights: Sequence[Tensor]) -> Choice:
         return min(choices, key=lambda choice: Operator.parse(choice).weights(weights[0].shape))

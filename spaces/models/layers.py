@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...core.batch import Batch
 from ...core.hooks import removed_after
+from .embeddings import EMBEDDING_KIND, tables_of, why_no_table
 from .recurrent import RECURRENT_KINDS, RecurrentLayer, is_single_layer, matrix_shape
 from .recurrent_macs import RECURRENT_OPERATIONS, macs_of_recurrence
 from .unread import read_elsewhere, unread_layers
@@ -33,12 +34,12 @@ class Layer:
 
     Attributes:
         name: dotted module path.
-        kind: a value of `LAYER_KINDS` or `RECURRENT_KINDS`.
+        kind: a value of `LAYER_KINDS` or `RECURRENT_KINDS`, or `EMBEDDING_KIND`.
         block: dotted path of the module that holds it, "" at the top; layers of one block may share a knob.
         weights: number of weight elements, bias excluded; of a recurrent layer, in all its matrices.
         macs: multiply-adds for one sample, as fvcore counts them.
         sparsifiable_2_4: whether the weight's input dimension is a multiple of four.
-        shape: of the weight, [out, in / groups, kernel ...]; of a recurrent layer, as `matrix_shape` counts.
+        shape: of the weight, [out, in / groups, kernel ...] or [rows, columns]; of a recurrent layer, as `matrix_shape` counts.
         groups: of a convolution; 1 for a linear layer.
     """
 
@@ -55,6 +56,16 @@ class Layer:
     def is_recurrent(self) -> bool:
         """Whether it is an `nn.GRU`, `nn.LSTM` or `nn.RNN`, of which `Policy.recurrent` decides."""
         return self.kind in RECURRENT_KINDS.values()
+
+    @property
+    def is_embedding(self) -> bool:
+        """Whether it is an `nn.Embedding`, of which `Policy.embeddings` decides."""
+        return self.kind == EMBEDDING_KIND
+
+    @property
+    def is_product(self) -> bool:
+        """Whether it is a convolution or linear layer, of which `Policy.layers` decides."""
+        return self.kind in LAYER_KINDS.values()
 
 
 def layer_at(model: nn.Module, path: str) -> WeightedLayer:
@@ -77,25 +88,27 @@ def find_layers(model: nn.Module, example_input: Batch) -> list[Layer]:
     A layer that runs again has one weight and one kind of input, which one decision fits; what follows its runs is not folded into it.
     The model ends in eval mode.
     """
-    return [layer for layer in find_every_layer(model, example_input) if not layer.is_recurrent]
+    return [layer for layer in find_every_layer(model, example_input) if layer.is_product]
 
 
 def find_every_layer(model: nn.Module, example_input: Batch) -> list[Layer]:
-    """As `find_layers`, with the recurrent layers that have one pair of matrices for each direction."""
+    """As `find_layers`, with the recurrent layers that have one pair of matrices for each direction, and the embeddings whose tables
+    may be stored in fewer bits."""
     runs = runs_of_modules(model, example_input)
     every = all_layers(model, example_input)
     names = [layer.name for layer in every if runs[layer.name]]
     left_out = unread_layers(model, example_input, names) | read_elsewhere(model, example_input, names)
+    left_out |= why_no_table(model, example_input).keys()
     return [layer for layer in every if layer.name in names and layer.name not in left_out]
 
 
 def all_layers(model: nn.Module, example_input: Batch) -> list[Layer]:
     """All layers in module order, also those that no policy may touch; `find_every_layer` otherwise."""
-    macs = macs_by_module(model, example_input)
+    macs, tables = macs_by_module(model, example_input), set(tables_of(model))
     return [
         _describe(name, module, macs[name])
         for name, module in model.named_modules()
-        if type(module) in LAYER_KINDS or is_single_layer(module)
+        if type(module) in LAYER_KINDS or is_single_layer(module) or name in tables
     ]
 
 
@@ -131,8 +144,10 @@ def _describe(name: str, module: nn.Module, macs: int) -> Layer:
     if isinstance(module, RecurrentLayer):
         rows, columns = matrix_shape(module)
         return Layer(name, RECURRENT_KINDS[type(module)], block, rows * columns, macs, False, (rows, columns))
-    assert isinstance(module, WeightedLayer)
+    assert isinstance(module, WeightedLayer | nn.Embedding)
     weight = module.weight
+    if isinstance(module, nn.Embedding):
+        return Layer(name, EMBEDDING_KIND, block, weight.numel(), macs, False, tuple(weight.shape))
     return Layer(
         name=name,
         kind=LAYER_KINDS[type(module)],

@@ -48,7 +48,8 @@ def operations_of(model: nn.Module, example_input: Batch) -> list[Operation]:
 
     Element-wise operations, views and batch-norms are such; the model ends in eval mode.
     """
-    layers = find_every_layer(model, example_input)
+    # Of an embedding's table only the rows that are looked up move.
+    layers = [layer for layer in find_every_layer(model, example_input) if not layer.is_embedding]
     others = _Others()
     moved = _run(model.eval(), [layer.name for layer in layers], example_input, others)
     found = [Operation(each.name, _kind(each), each.macs, each.weights, *moved[each.name]) for each in layers]

@@ -23,7 +23,7 @@ class PolicyDraft:
         recovery, scheme: settings that no knob decides; `epochs` replaces the former's.
         layers: layer -> field of `LayerPolicy` -> choice.
         pruning: field of `Pruning` -> choice.
-        extensions, float_precision, recurrent: as in `Policy`.
+        extensions, float_precision, recurrent, embeddings: as in `Policy`.
     """
 
     recovery: Recovery = field(default_factory=Recovery)
@@ -37,6 +37,7 @@ class PolicyDraft:
     extensions: defaultdict[str, dict[str, Choice]] = field(default_factory=lambda: defaultdict(dict))
     float_precision: FloatPrecision = FLOAT32
     recurrent: dict[str, str] = field(default_factory=dict)
+    embeddings: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, policy: Policy) -> PolicyDraft:
@@ -53,6 +54,7 @@ class PolicyDraft:
             _nested(policy.extensions),
             policy.float_precision,
             dict(policy.recurrent),
+            dict(policy.embeddings),
         )
 
     def policy(self) -> Policy:
@@ -72,6 +74,7 @@ class PolicyDraft:
             self.extensions,
             self.float_precision,
             self.recurrent,
+            self.embeddings,
         )
 
 

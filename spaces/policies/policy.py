@@ -21,6 +21,7 @@ from ...core.documents import json_document
 from ...core.errors import DocumentError, PolicyError
 from ...core.validation import MAX_SENTENCE, shortened
 from .checks import is_fraction, is_number, require, rounded
+from .embeddings import decided_embeddings
 from .float_precision import FLOAT32, FLOAT_PRECISIONS, FloatPrecision
 from .layer_policy import LayerPolicy
 from .pruning import Pruning
@@ -49,6 +50,7 @@ class Policy:
             where it is not neutral.
         float_precision: one of `FLOAT_PRECISIONS`, of all that stays in float; "default" is what the runtime takes by itself.
         recurrent: recurrent layer -> "int8" or "dynamic", of all its matrices; float32 where it is not named.
+        embeddings: embedding -> 8 or 4, the bits of its table's rows; 32 where it is not named.
 
     Raises:
         PolicyError: a decision is out of range.
@@ -64,6 +66,7 @@ class Policy:
     extensions: Mapping[str, Mapping[str, Choice]] = field(default_factory=dict)
     float_precision: FloatPrecision = FLOAT32
     recurrent: Mapping[str, str] = field(default_factory=dict)
+    embeddings: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(is_number(self.width) and 0 < rounded(self.width) <= 1, f"width must lie in (0, 1], not {self.width!r}")
@@ -85,6 +88,7 @@ class Policy:
         layers = {name: layer for name, layer in sorted(self.layers.items()) if layer != LayerPolicy()}
         quantized = any(layer.has_weight_grid or layer.has_activation_grid for layer in layers.values())
         object.__setattr__(self, "recurrent", decided_recurrent(self.recurrent))
+        object.__setattr__(self, "embeddings", decided_embeddings(self.embeddings))
         object.__setattr__(self, "width", rounded(self.width))
         object.__setattr__(self, "channels", MappingProxyType(channels))
         object.__setattr__(self, "layers", MappingProxyType(layers))
@@ -151,6 +155,7 @@ class Policy:
             "scheme": self.scheme.changes(),
             "extensions": {kind: dict(decided) for kind, decided in self.extensions.items()},
             "recurrent": dict(self.recurrent),
+            "embeddings": dict(self.embeddings),
         }
         document = {"schema": SCHEMA, **{key: part for key, part in parts.items() if part}}
         if self.width != 1.0:

@@ -26,18 +26,20 @@ def effective_policy(policy: Policy) -> Policy:
     recurrent = {
         name: choice for name, choice in policy.recurrent.items() if not is_within(name, policy.removed_blocks)
     }
-    return replace(policy, layers=layers, removed_blocks=(), recurrent=recurrent)
+    tables = {name: bits for name, bits in policy.embeddings.items() if not is_within(name, policy.removed_blocks)}
+    return replace(policy, layers=layers, removed_blocks=(), recurrent=recurrent, embeddings=tables)
 
 
-def with_recurrent_layers(policy: Policy) -> Policy:
-    """`policy` with its decisions on recurrent layers written as those on other layers are, for tables."""
-    as_layers = {
+def as_layer_policies(policy: Policy) -> Policy:
+    """`policy` with its decisions on recurrent layers and embeddings written as those on other layers are, for tables."""
+    as_layers = {name: LayerPolicy(bits) for name, bits in policy.embeddings.items()}
+    as_layers |= {
         name: LayerPolicy(
             weight_bits_of(choice), read_bits_of(choice), activation_range=STATIC if choice == INT8 else DYNAMIC_INT8
         )
         for name, choice in policy.recurrent.items()
     }
-    return replace(policy, layers={**policy.layers, **as_layers}, recurrent={})
+    return replace(policy, layers={**policy.layers, **as_layers}, recurrent={}, embeddings={})
 
 
 def is_within(name: str, blocks: Iterable[str]) -> bool:

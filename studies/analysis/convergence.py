@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..store.records import FrontRecord
+from ..store.records import FrontSize
 
 LEAST_GROWTH = 0.005
 """The smallest relative growth of the hypervolume that counts as growth."""
@@ -36,7 +36,7 @@ class Outlook:
         )
 
 
-def outlook(fronts: Sequence[FrontRecord], trials: int) -> Outlook | None:
+def outlook(fronts: Sequence[FrontSize], trials: int) -> Outlook | None:
     """The outlook after `trials` ended trials; None where there are too few, or there was no front to grow yet."""
     if trials < FEWEST_TRIALS:
         return None
@@ -49,12 +49,12 @@ def outlook(fronts: Sequence[FrontRecord], trials: int) -> Outlook | None:
     return Outlook(trials, last, last * shrinking)
 
 
-def stalled(fronts: Sequence[FrontRecord], trials: int, patience: int) -> bool:
+def stalled(fronts: Sequence[FrontSize], trials: int, patience: int) -> bool:
     """Whether the last `patience` of `trials` ended trials grew an existing front by less than `LEAST_GROWTH`."""
     before = hypervolume_at(fronts, trials - patience)
     return before > 0 and hypervolume_at(fronts, trials) / before - 1 < LEAST_GROWTH
 
 
-def hypervolume_at(fronts: Sequence[FrontRecord], trials: int) -> float:
+def hypervolume_at(fronts: Sequence[FrontSize], trials: int) -> float:
     """Hypervolume after so many ended trials; 0 before the first front."""
     return next((front.hypervolume for front in reversed(fronts) if front.trials <= trials), 0.0)

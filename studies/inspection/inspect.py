@@ -14,7 +14,7 @@ from ...core.errors import WorkloadError
 from ...core.validation import suggestion
 from ...hardware_profiles.cards.target import Target, load_target
 from ...hardware_profiles.runtimes.registry import RUNTIMES
-from ...spaces.choices import SpaceChoices, keys_of_targets
+from ...spaces.choices import SpaceChoices
 from ...spaces.families import family_of
 from ...spaces.models.blocks import block_influence, examine_blocks, least_influential_first
 from ...spaces.models.channel_groups import ChannelGroup
@@ -33,11 +33,12 @@ from .compression_bounds import gains
 from .limits import limits_on
 from .precision_probe import bits_on, floats_on, why_float_only
 from .report import Inspection, LayerReport
-from .study_checks import check_space, check_target, naming, resolved, target_of
+from .study_checks import check_space, check_target, naming, resolved, taken_choices, target_of
 from .untouched import why_untouched
 
 KEPT_BACK = "space.keep holds it back"
 AS_A_WHOLE = {"layer knobs": "its matrices are one decision, `recurrent_weights`"}
+OF_ITS_OWN = {"layer knobs": "its table is a decision of its own, `embedding_bits`"}
 OPERATORS = ("separable", "groups=4", "rank=0.25")
 FEWEST_SAMPLES = 20
 """The number of random images that an inspection uses, the fewest that `workloads.torchvision.data.DataOptions` accepts."""
@@ -152,7 +153,7 @@ class _Found:
 
 def _choices(family: Family, target: Target | None, spec: StudySpec | None) -> tuple[SpaceChoices, Scheme]:
     """What a study offers, or the preset of a family, of the bits a target takes."""
-    bits = {key: getattr(target, key) for key in keys_of_targets()} if target else {}
+    bits = taken_choices(target) if target else {}
     if spec is None:
         return SpaceChoices(**preset_space(family, bits)), Scheme()
     if target is not None:
@@ -184,8 +185,8 @@ def _little_data(workload: str, options: Mapping[str, Any]) -> Mapping[str, Any]
 
 
 def _layer(layer: Layer, macs: int, group: str, operators: Sequence[str], kept_back: bool) -> LayerReport:
-    if layer.is_recurrent:
-        refused = {"anything": KEPT_BACK} if kept_back else dict(AS_A_WHOLE)
+    if not layer.is_product:
+        refused = {"anything": KEPT_BACK} if kept_back else dict(AS_A_WHOLE if layer.is_recurrent else OF_ITS_OWN)
         return LayerReport(layer.name, layer.kind, layer.weights, layer.macs, layer.macs / max(1, macs), group, refused)
     refused = {} if layer.sparsifiable_2_4 else {"2:4": "its input dimension is not a multiple of 4"}
     for choice in operators:

@@ -62,7 +62,7 @@ def bits_on(workload: Workload, target: Target) -> dict[str, str]:
         for bits in sorted(offered):
             answer = answers if isinstance(answers, str) else answers.get(_pair(kind, bits, target), {})
             said[f"{kind} {bits}"] = "float32, as it is" if bits == FULL_PRECISION else _in_words(bits, answer)
-    return said | recurrent_on(workload, target)
+    return said | recurrent_on(workload, target) | tables_on(workload, target)
 
 
 def recurrent_on(workload: Workload, target: Target) -> dict[str, str]:
@@ -78,6 +78,19 @@ def recurrent_on(workload: Workload, target: Target) -> dict[str, str]:
             answer = _asked(workload, target, Policy(recurrent=dict.fromkeys(names, choice)))
             said[f"recurrent {choice}"] = _in_words(INT8_BITS, answer)
     return said
+
+
+def tables_on(workload: Workload, target: Target) -> dict[str, str]:
+    """ "embedding 8" or "embedding 4" -> what it gains the model's tables on `target`, which nothing multiplies; nothing where it has none."""
+    if not any(layer.is_embedding for layer in find_every_layer(workload.model, workload.example_input)):
+        return {}
+    stored = "storage only: rows become floats as they are looked up"
+    return {
+        f"embedding {bits}": stored
+        if getattr(RUNTIMES[target.runtime], need.capability)
+        else f"not taken: {target.runtime} {need.lacking}"
+        for bits, need in KNOB_KINDS["embedding_bits"].needs.items()
+    }
 
 
 def floats_on(target: Target) -> dict[str, str]:

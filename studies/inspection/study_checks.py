@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 from ...compression.pruning.criteria import get_criterion
@@ -21,11 +21,12 @@ from ...hardware_profiles.runtimes.base import Runtime, computed_types, get_runt
 from ...hardware_profiles.runtimes.registry import RUNTIMES
 from ...spaces.choices import SpaceChoices, keys_of_targets
 from ...spaces.families import family_of
-from ...spaces.knobs.kind import KnobKind
+from ...spaces.knobs.kind import KnobKind, Need
 from ...spaces.knobs.quantization import FLOATS
 from ...spaces.knobs.registry import KNOB_KINDS
 from ...spaces.policies.float_precision import FLOAT_PRECISIONS, FloatPrecision
 from ...spaces.policies.policy import Choice
+from ...spaces.presets import PRESETS
 from ...spaces.space import Space
 from ...workloads.metrics import is_higher_better
 from ...workloads.workload import Workload
@@ -76,6 +77,22 @@ def check_target(spec: StudySpec, target: Target) -> None:
     _check_metrics(spec, target)
 
 
+def taken_choices(target: Target) -> dict[str, Collection[Choice]]:
+    """Key of a space -> the choices that a target takes, of those that its card lists or its runtime needs something for."""
+    listed: dict[str, Collection[Choice]] = {key: getattr(target, key) for key in keys_of_targets()}
+    for kind in KNOB_KINDS.values():
+        if kind.needs:
+            offered = {choice for preset in PRESETS.values() for choice in preset.space.get(kind.key, ())}
+            listed[kind.key] = [choice for choice in offered if lacking(target, kind, choice) is None]
+    return listed
+
+
+def lacking(target: Target, kind: KnobKind, choice: Choice) -> Need | None:
+    """What a choice needs that the target's runtime does not do; None where it does all."""
+    need = kind.needs.get(choice)
+    return None if need is None or getattr(RUNTIMES[target.runtime], need.capability) else need
+
+
 def resolved(spec: StudySpec, workload: Workload, target: Target) -> StudySpec:
     """The study with its preset written out for the workload, which has a place for everything that is then searched.
 
@@ -86,7 +103,7 @@ def resolved(spec: StudySpec, workload: Workload, target: Target) -> StudySpec:
     check_direction(spec, workload)
     if target.predict and target.latency_table is not None and target.latency_table.model != layers_of(model):
         raise StudyFileError(spec.file, "target", f"the latency table of {target.name} was fitted to another model")
-    spec = spec.with_preset(family_of(model, example), {key: getattr(target, key) for key in keys_of_targets()})
+    spec = spec.with_preset(family_of(model, example), taken_choices(target))
     spec = spec.with_activations(RUNTIMES[target.runtime].activations)
     recovery = spec.recovery.settings()
     with naming(spec, "recovery.distiller"):
@@ -169,8 +186,7 @@ def _check_metrics(spec: StudySpec, target: Target) -> None:
 
 def _check_choices(spec: StudySpec, target: Target, kind: KnobKind) -> None:
     for index, choice in enumerate(spec.space.offered(kind.key)):
-        need = kind.needs.get(choice)
-        if need is not None and not getattr(RUNTIMES[target.runtime], need.capability):
+        if need := lacking(target, kind, choice):
             problem = f"target {target.name} runs on {target.runtime}, which {need.lacking}"
             raise StudyFileError(spec.file, f"space.{kind.key}", problem)
         allowed = getattr(target, kind.key) if kind.is_listed_by_targets else (choice,)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from ...core.batch import Batch
+from ...spaces.models.embeddings import tables_of, why_no_table
 from ...spaces.models.layers import LAYER_KINDS, runs_of_modules
 from ...spaces.models.recurrent import is_single_layer
 from ...spaces.models.unread import ELSEWHERE, UNREAD, read_elsewhere, unread_layers
@@ -19,12 +20,13 @@ NEVER_CALLED = "it is never called as a layer"
 
 
 def why_untouched(model: nn.Module, example_input: Batch) -> dict[str, str]:
-    """Every module with a matrix or kernel of its own that `spaces.models.layers.find_layers` leaves out -> the reason, in module order.
+    """Every module with a matrix or kernel of its own that `spaces.models.layers.find_every_layer` leaves out -> the reason, in module order.
 
     The model itself goes under its class. It ends in eval mode.
     """
     runs = runs_of_modules(model.eval(), example_input)
-    known = _why_derived(model, example_input, runs) | _why_plain(model, example_input, runs)
+    known = _why_derived(model, example_input, runs) | why_no_table(model, example_input)
+    known |= _why_plain(model, example_input, runs)
     # What computes a parametrization is reported of the layer itself.
     modules = [(name, module) for name, module in model.named_modules() if PARAMETRIZED not in f".{name}."]
     found = {name: known.get(name) or _why_untouched(module, runs[name]) for name, module in modules}
@@ -33,8 +35,11 @@ def why_untouched(model: nn.Module, example_input: Batch) -> dict[str, str]:
 
 def _why_plain(model: nn.Module, example_input: Batch, runs: Mapping[str, int]) -> dict[str, str]:
     """Layer of a kind that is compressed -> why this one is not, although it is called."""
-    plain = [name for name, module in model.named_modules() if type(module) in LAYER_KINDS and runs[name]]
+    tables = set(tables_of(model))
+    own = [name for name, module in model.named_modules() if type(module) in LAYER_KINDS or name in tables]
+    plain = [name for name in own if runs[name]]
     elsewhere = dict.fromkeys(read_elsewhere(model, example_input, plain), ELSEWHERE)
+    elsewhere |= {name: NEVER_CALLED for name in tables if not runs[name]}
     return elsewhere | dict.fromkeys(unread_layers(model, example_input, plain), UNREAD)
 
 
@@ -57,7 +62,7 @@ def _why_untouched(module: nn.Module, runs: int) -> str | None:
     if not owned:
         return None
     kind = type(module).__name__
-    if type(module) in LAYER_KINDS or is_single_layer(module):
+    if type(module) in LAYER_KINDS or is_single_layer(module) or isinstance(module, nn.Embedding):
         return None if runs else NEVER_CALLED
     if isinstance(module, nn.RNNBase):
         return f"nn.{kind} with proj_size: its units and its states have different numbers, and only layers without it are compressed"
@@ -65,7 +70,7 @@ def _why_untouched(module: nn.Module, runs: int) -> str | None:
         return f"an nn.{kind} is one step of a loop in forward; nn.{kind.removesuffix('Cell')} runs all steps and is compressed"
     if isinstance(module, nn.MultiheadAttention):
         return "an attention that reads several inputs, takes masks or hides from hooks has no layers of its own"
-    return f"{', '.join(owned)} of {kind}: only convolutions (Conv1d to Conv3d) and linear layers are compressed"
+    return f"{', '.join(owned)} of {kind}: only convolutions (Conv1d to Conv3d), linear layers and embeddings are compressed"
 
 
 def _dimensions(weight: Tensor) -> int:

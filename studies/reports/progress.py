@@ -10,7 +10,7 @@ from ...core.texts import one_line
 from ..analysis.budget_rules import ended
 from ..analysis.convergence import hypervolume_at, outlook
 from ..analysis.newest_front import excesses, why_no_front
-from ..store.records import FrontRecord, SensitivityRecord, StudyRecord, TrialSummary
+from ..store.records import FrontRecord, FrontSize, SensitivityRecord, StudyRecord, TrialSummary
 from ..store.trial_state import TrialState
 from ..study_file.parts import BudgetSpec
 from ..terminal import sparkline
@@ -53,16 +53,16 @@ def budget_text(budget: BudgetSpec, trials: Sequence[TrialSummary]) -> str:
     return ", ".join(parts)
 
 
-def growth_text(fronts: Sequence[FrontRecord], trials: Sequence[TrialSummary]) -> str:
-    """Size of the front, and its hypervolume from the first snapshot to the last as numbers and a sparkline."""
-    if not fronts or not fronts[-1].members:
+def growth_text(front: FrontRecord | None, fronts: Sequence[FrontSize], trials: Sequence[TrialSummary]) -> str:
+    """Size of the front, and its hypervolume from the first of its snapshots to the last as numbers and a sparkline."""
+    if front is None or not front.members:
         return f"none yet: {why_no_front(trials)}"
     first, last = fronts[0], fronts[-1]
     tried = max(last.trials, sum(trial.state.has_ended for trial in trials))
     line = sparkline(_volumes(fronts, tried))
     expected = outlook(fronts, tried)
     return (
-        f"{count_text(len(last.members), 'point')}, hypervolume {last.hypervolume:.4g}\n"
+        f"{count_text(len(front.members), 'point')}, hypervolume {last.hypervolume:.4g}\n"
         f"{line}  {first.hypervolume:.4g} at trial {first.trials}, last change at trial {last.trials} of {tried}"
         + (f"\n{expected}" if expected else "")
     )
@@ -105,14 +105,14 @@ def _broken(trials: Sequence[TrialSummary]) -> list[tuple[int, str, str]]:
 
 
 def next_commands(
-    study: StudyRecord, trials: Sequence[TrialSummary], fronts: Sequence[FrontRecord]
+    study: StudyRecord, trials: Sequence[TrialSummary], front: FrontRecord | None
 ) -> list[tuple[str, str]]:
     """(command, what it does) that make sense now."""
     name, budget = study.name, study.spec.budget.trials
     commands = []
     if budget is None or ended(trials) < budget:
         commands.append(("slimfront search STUDY.yaml", "goes on, if no other process is at it"))
-    if fronts and fronts[-1].members:
+    if front is not None and front.members:
         commands.append((f"slimfront front {name}", "the front as a table"))
         commands.append((f"slimfront export {name} --to DIR", "the knee of the front as a bundle"))
     elif not commands:
@@ -120,7 +120,7 @@ def next_commands(
     return commands
 
 
-def _volumes(fronts: Sequence[FrontRecord], tried: int) -> list[float | None]:
+def _volumes(fronts: Sequence[FrontSize], tried: int) -> list[float | None]:
     """The hypervolume after evenly spaced numbers of trials, at most `LONGEST_LINE` of them."""
     width = min(tried, LONGEST_LINE)
     marks = [round((i + 1) * tried / width) for i in range(width)]

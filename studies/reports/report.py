@@ -70,7 +70,7 @@ def status_report(store: Store, name: str) -> RenderableType:
     Raises:
         StoreError: there is no such study.
     """
-    study, trials, fronts = store.get_study(name), store.trial_summaries(name), store.fronts(name)
+    study, trials, front = store.get_study(name), store.trial_summaries(name), store.current_front(name)
     sensitivities = store.sensitivities(name)
     spec = study.spec
     workers = f"{spec.workers} workers" if spec.workers else "in one process"
@@ -88,14 +88,14 @@ def status_report(store: Store, name: str) -> RenderableType:
             *([("remark", remark)] if (remark := remark_text(study)) else []),
             ("budget", budget_text(spec.budget, trials)),
             ("trials", states_text(trials)),
-            ("front", growth_text(fronts, trials)),
+            ("front", growth_text(front, store.front_sizes(name), trials)),
             *([("verdict", sentence)] if (sentence := verdict(store, name)) else []),
         ]
     )
     parts: list[RenderableType] = [Text(name, style="bold"), known]
     if reasons := reason_rows(trials):
         parts += ["", rows_table(("trials>", "ended", "because"), reasons)]
-    return Group(*parts, commands("Next", next_commands(study, trials, fronts)))
+    return Group(*parts, commands("Next", next_commands(study, trials, front)))
 
 
 def trial_report(store: Store, name: str, number: int) -> RenderableType:

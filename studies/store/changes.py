@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from ...core.errors import StoreError
 from ..study_file.spec import StudySpec, incompatible_changes
 from . import tables
-from .queries import find_study, find_trial, find_trials, front_records
+from .queries import ended_trials, find_study, find_trial, find_trials, front_records
 from .records import ArtifactRecord, Violation
 from .rows import violation_values
 from .trial_state import TrialState
@@ -88,8 +88,7 @@ def add_front(session: Session, study: str, members: Sequence[int], hypervolume:
     if last and last[0].members == tuple(sorted(set(members))):
         return False
     trials = find_trials(session, study, set(members))
-    ended = select(func.count()).where(tables.Trial.study_id == study_id, tables.Trial.state != TrialState.RUNNING)
-    front = tables.Front(study_id=study_id, hypervolume=hypervolume, trials=session.scalar(ended))
+    front = tables.Front(study_id=study_id, hypervolume=hypervolume, trials=ended_trials(session, study_id))
     session.add(front)
     session.flush()
     session.add_all(tables.FrontMember(front_id=front.id, trial_id=trial.id) for trial in trials)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ...spaces.policies.policy import LayerPolicy, Policy
-from ...spaces.policies.resolved import with_recurrent_layers
+from ...spaces.policies.resolved import as_layer_policies
 from .store import Store
 
 KIND = "precisions"
@@ -40,7 +40,7 @@ def ran_in(layer: LayerPolicy, precision: str | None) -> str:
 
 def storage_only(policy: Policy, executed: Mapping[str, str]) -> list[str]:
     """Layers whose bits no kernel of the runtime computes with."""
-    layers = with_recurrent_layers(policy).layers
+    layers = as_layer_policies(policy).layers
     return [name for name, layer in layers.items() if "storage-only" in ran_in(layer, precision_of(name, executed))]
 
 

@@ -17,6 +17,7 @@ from . import tables
 from .records import (
     ArtifactRecord,
     FrontRecord,
+    FrontSize,
     MeasurementRecord,
     SensitivityRecord,
     StudyRecord,
@@ -157,7 +158,27 @@ def front_records(session: Session, study_id: int, *, newest_only: bool = False)
     )
     for front_id, number in session.execute(rows):
         members[front_id].append(number)
-    return [FrontRecord(tuple(members[front.id]), front.hypervolume, front.trials, front.made_at) for front in fronts]
+    return [
+        FrontRecord(
+            members=tuple(members[front.id]), hypervolume=front.hypervolume, trials=front.trials, made_at=front.made_at
+        )
+        for front in fronts
+    ]
+
+
+def front_sizes(session: Session, study_id: int) -> list[FrontSize]:
+    """The size of each of the study's snapshots, oldest first."""
+    front = tables.Front
+    rows = select(front.hypervolume, front.trials, front.made_at).where(front.study_id == study_id).order_by(front.id)
+    return [
+        FrontSize(hypervolume=row.hypervolume, trials=row.trials, made_at=row.made_at) for row in session.execute(rows)
+    ]
+
+
+def ended_trials(session: Session, study_id: int) -> int:
+    """How many trials of a study do not run."""
+    ended = select(func.count()).where(tables.Trial.study_id == study_id, tables.Trial.state != TrialState.RUNNING)
+    return session.execute(ended).scalar_one()
 
 
 def measurement_records(session: Session, study: str, number: int | None) -> list[MeasurementRecord]:
@@ -167,6 +188,22 @@ def measurement_records(session: Session, study: str, number: int | None) -> lis
     wanted = select(tables.MeasurementRow).filter_by(study_id=study_id, trial_id=trial_id)
     rows = session.scalars(wanted.order_by(tables.MeasurementRow.id))
     return [MeasurementRecord(number, measurement_of(row), row.rung, row.target, row.made_at) for row in rows]
+
+
+def measurement_histories(session: Session, study_id: int) -> dict[int, list[MeasurementRecord]]:
+    """Trial -> every measurement ever made of it, oldest first."""
+    table, found = tables.MeasurementRow, defaultdict[int, list[MeasurementRecord]](list)
+    names = [field.name for field in fields(Measurement)]
+    columns: list[Any] = [table.rung, table.target, table.made_at, *(getattr(table, name) for name in names)]
+    rows = (
+        select(tables.Trial.number, *columns)
+        .join(tables.Trial, tables.Trial.id == table.trial_id)
+        .where(table.study_id == study_id)
+        .order_by(table.id)
+    )
+    for number, rung, target, made_at, *values in session.execute(rows):
+        found[number].append(MeasurementRecord(number, Measurement(*values), rung, target, made_at))
+    return dict(found)
 
 
 def sensitivity_records(session: Session, study: str) -> list[SensitivityRecord]:

@@ -181,14 +181,20 @@ class TrialRecord(TrialSummary):
         return Policy.from_json(self.policy_json)
 
 
-@dataclass(frozen=True)
-class FrontRecord:
-    """A study's front at one moment: trial numbers, ascending; `trials` had ended by then."""
+@dataclass(frozen=True, kw_only=True)
+class FrontSize:
+    """How large a study's front was at one moment; `trials` had ended by then."""
 
-    members: tuple[int, ...]
     hypervolume: float
     trials: int
     made_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontRecord(FrontSize):
+    """A study's front at one moment: trial numbers, ascending."""
+
+    members: tuple[int, ...]
 
 
 @dataclass(frozen=True)

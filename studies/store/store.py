@@ -17,9 +17,12 @@ from .database import Database
 from .lease import Lease
 from .queries import (
     artifact_records,
+    ended_trials,
     find_study,
     find_trial,
     front_records,
+    front_sizes,
+    measurement_histories,
     measurement_records,
     newest_front_id,
     newest_values,
@@ -33,6 +36,7 @@ from .records import (
     FREE_DIGESTS,
     ArtifactRecord,
     FrontRecord,
+    FrontSize,
     MeasurementRecord,
     SensitivityRecord,
     TargetRecord,
@@ -216,6 +220,11 @@ class Store(StudyRows):
         with self._database.reading() as session:
             return measurement_records(session, study, number)
 
+    def measurement_histories(self, study: str) -> Mapping[int, list[MeasurementRecord]]:
+        """Trial -> `measurement_history`, of all trials that were measured."""
+        with self._database.reading() as session:
+            return measurement_histories(session, find_study(session, study).id)
+
     # Artifacts
 
     def record_artifact(self, study: str, number: int, kind: str, path: str, sha256: str, size: int) -> None:
@@ -259,6 +268,16 @@ class Store(StudyRows):
         """All snapshots, oldest first."""
         with self._database.reading() as session:
             return front_records(session, find_study(session, study).id)
+
+    def front_sizes(self, study: str) -> list[FrontSize]:
+        """How large each snapshot was, oldest first: of a long study in a fraction of the time of `fronts`."""
+        with self._database.reading() as session:
+            return front_sizes(session, find_study(session, study).id)
+
+    def ended_trials(self, study: str) -> int:
+        """How many of the study's trials have ended."""
+        with self._database.reading() as session:
+            return ended_trials(session, find_study(session, study).id)
 
     def front_trials(self, study: str) -> list[TrialRecord]:
         """The trials of the newest snapshot, by number."""

@@ -44,6 +44,7 @@ class BudgetSpec(Part):
     Attributes:
         trial_timeout_s: seconds after which a trial is ended, and is a failed one; None lets each take as long as it likes.
         trial_memory_gb: memory, in 10^9 bytes, above which a trial's process is ended, and the trial is a failed one; None for no limit.
+        checkpoint_s: seconds after which a recovery is saved again; what was trained since is lost with its process. None saves none.
         patience: trials that may pass while the front's hypervolume grows by less than `convergence.LEAST_GROWTH`.
     """
 
@@ -51,6 +52,7 @@ class BudgetSpec(Part):
     timeout_s: Annotated[float, Field(gt=0)] | None = None
     trial_timeout_s: Annotated[float, Field(gt=0)] | None = None
     trial_memory_gb: Annotated[float, Field(gt=0)] | None = None
+    checkpoint_s: Annotated[float, Field(gt=0)] | None = 120.0
     patience: Count | None = None
 
     @model_validator(mode="after")

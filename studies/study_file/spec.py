@@ -178,12 +178,12 @@ class StudySpec(Part):
         spec._file = self._file
         return spec
 
-    def with_preset(self, family: Family, bits: Mapping[str, Collection[int]]) -> StudySpec:
+    def with_preset(self, family: Family, bits: Mapping[str, Collection[Any]]) -> StudySpec:
         """This spec with everything its preset leaves to a family written out; itself where there is no preset.
 
         Args:
             family: the model's own, for "auto".
-            bits: key of a space -> bit-widths that the target takes; a preset offers no others.
+            bits: key of a space -> bit-widths and other choices that the target takes; a preset offers no others.
         """
         if self.space.preset == "none":
             return self

@@ -1,25 +1,24 @@
 """Batches of a data set: their order, their size, and that the same seed shuffles alike."""
 
+from itertools import islice
+
+import numpy as np
 import pytest
 import torch
-from slimfront.compression.batches import input_batches, labelled_batches
+from slimfront.compression.batches import input_batches, labelled_batches, shuffled_batches
 from slimfront.core.batch import HOST
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 
 def numbers(count: int) -> TensorDataset:
     return TensorDataset(torch.arange(count), torch.arange(count) * 10)
 
 
-def order(data, seed: int | None) -> list[int]:
-    return [int(value) for inputs, _ in labelled_batches(data, 4, HOST, shuffle_seed=seed) for value in inputs]
-
-
-def test_the_order_is_that_of_torchs_loader_with_the_seed() -> None:
-    loader = DataLoader(numbers(24), 4, shuffle=True, generator=torch.Generator().manual_seed(3))
-    ours = labelled_batches(numbers(24), 4, HOST, shuffle_seed=3)
-    for _ in range(2):
-        assert [inputs.tolist() for inputs, *_ in ours] == [inputs.tolist() for inputs, *_ in loader]
+def order(data, seed: int, first: int = 0, epochs: int = 1) -> list[int]:
+    """The samples of the batches from number `first` on."""
+    batches = shuffled_batches(data, 4, HOST, seed)
+    steps = epochs * len(batches) - first
+    return [int(value) for inputs, _ in islice(batches.after(first), steps) for value in inputs]
 
 
 def test_batches_come_in_order_and_hold_every_sample():
@@ -34,21 +33,38 @@ def test_the_same_seed_shuffles_alike_and_another_differently():
     assert sorted(order(data, 1)) == list(range(40))
 
 
-def test_every_pass_of_a_shuffled_loader_has_another_order():
-    batches = labelled_batches(numbers(40), 40, HOST, shuffle_seed=0)
-    (first, _), (second, _) = next(iter(batches)), next(iter(batches))
+def test_every_epoch_has_another_order():
+    first, second = np.split(np.array(order(numbers(40), 0, epochs=2)), 2)
+    assert sorted(first) == sorted(second) == list(range(40))
     assert first.tolist() != second.tolist()
+
+
+@pytest.mark.parametrize("first", [0, 3, 10, 13, 20])
+def test_batches_go_on_anywhere_and_those_before_are_not_read(first: int):
+    class Read(Dataset):
+        def __init__(self) -> None:
+            self.read: list[int] = []
+
+        def __len__(self) -> int:
+            return 40
+
+        def __getitem__(self, index: int) -> tuple[int, int]:
+            self.read.append(index)
+            return index, index
+
+    data = Read()
+    assert order(data, 5, first, 3) == order(numbers(40), 5, epochs=3)[4 * first :] == data.read
 
 
 def test_shuffling_leaves_the_global_random_state_alone():
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    iterator = iter(labelled_batches(numbers(8), 4, HOST, shuffle_seed=3))
-    next(iterator)
+    next(shuffled_batches(numbers(8), 4, HOST, 3).after())
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(8, [4, 4]), (9, [4, 4]), (11, [4, 4]), (3, [3])])
 def test_training_and_statistics_see_full_batches_where_there_are_any(count, sizes):
     assert [len(inputs) for inputs in input_batches(numbers(count), 4, HOST)] == sizes
-    assert [len(inputs) for inputs, _ in labelled_batches(numbers(count), 4, HOST, shuffle_seed=0)] == sizes
+    batches = shuffled_batches(numbers(count), 4, HOST, 0)
+    assert [len(inputs) for inputs, _ in islice(batches.after(), len(batches))] == sizes

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from slimfront.compression.batches import labelled_batches, subset
+from slimfront.compression.batches import labelled_batches, shuffled_batches, subset
 from slimfront.compression.recovery.train import train
 from slimfront.core.batch import HOST
 from slimfront.core.errors import WorkloadError
@@ -39,9 +40,9 @@ def workload(**settings: Any) -> Workload:
     return adopt_workload(made, "noisy", Path.cwd())
 
 
-def rows_of(task: Workload, epochs: int = 2) -> torch.Tensor:
-    batches = labelled_batches(task.train, 5, HOST, shuffle_seed=3)
-    return torch.cat([inputs for _ in range(epochs) for inputs, _ in batches])
+def rows_of(task: Workload, epochs: int = 2, first: int = 0) -> torch.Tensor:
+    batches = shuffled_batches(task.train, 5, HOST, 3)
+    return torch.cat([inputs for inputs, _ in islice(batches.after(first), epochs * len(batches) - first)])
 
 
 def test_weights_are_the_same_with_and_without_processes_that_read_ahead() -> None:
@@ -65,6 +66,7 @@ def test_each_epoch_augments_anew_and_the_training_draws_as_it_would_without() -
     assert torch.equal(torch.rand(2), expected)
     assert not set(first.flatten().tolist()) & set(second.flatten().tolist())
     assert torch.equal(rows_of(task, 1), first)
+    assert torch.equal(rows_of(task, 2, first=5), second[5:]), "training that goes on reads what it would have read"
 
 
 def padded(pairs: list[tuple[Any, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -92,9 +94,8 @@ def test_a_workloads_own_collation_makes_samples_and_batches(workers: int) -> No
     assert inputs.dtype == torch.float32
     assert inputs.tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1], [1, 0, 0]]
     assert targets.tolist() == [0, 1, 0, 1]
-    for _ in range(2):
-        shuffled = [batch for batch, _ in labelled_batches(task.train, 5, HOST, shuffle_seed=0)]
-        assert [len(batch) for batch in shuffled] == [5, 5]
+    shuffled = islice(shuffled_batches(task.train, 5, HOST, 0).after(), 4)
+    assert [len(batch) for batch, _ in shuffled] == [5, 5, 5, 5]
 
 
 @pytest.mark.parametrize(

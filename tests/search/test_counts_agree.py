@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from slimfront.spaces.models.layers import LAYER_KINDS, macs_by_module
 from slimfront.spaces.policies.candidate import Candidate
 from slimfront.spaces.policies.policy import Policy
 from slimfront.spaces.policies.resolved import effective_policy
+from torch import nn
 
 BITS = {"weight_bits": [2, 4, 8, 16, 32], "activation_bits": [8, 16, 32]}
 STRUCTURE = {"granularity": "layer", "channel_sparsity": [0, 0.25, 0.5], "width": [1.0, 0.75, 0.5]}
@@ -71,10 +73,16 @@ def points(prepared: PreparedStudy) -> st.SearchStrategy[Policy]:
     )
 
 
-def test_evaluators_bounds_and_sampler_agree(tiny_spec, grids, one_thread):
-    prepared = prepare(tiny_spec(space=SPACES["whole layers"], quantization={"weights": grids}))
+@pytest.mark.parametrize("network", ["workload", "words"])
+def test_evaluators_bounds_and_sampler_agree(tiny_spec, grids, one_thread, network):
+    workload = f"{Path(__file__).with_name('tiny_workload.py')}:{network}"
+    space = {**SPACES["whole layers"], "embedding_bits": [32, 8, 4]}
+    prepared = prepare(tiny_spec(workload=workload, space=space, quantization={"weights": grids}))
+    assert any(knob.kind == "embedding_bits" for knob in prepared.space.knobs) == (network == "words")
     cost, dimensions = cost_of(prepared), space_dimensions(prepared.space)
-    layers = sum(type(module) in LAYER_KINDS for module in prepared.context.workload.model.modules())
+    layers = sum(
+        isinstance(module, (*LAYER_KINDS, nn.Embedding)) for module in prepared.context.workload.model.modules()
+    )
 
     @settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(points(prepared))

@@ -15,7 +15,7 @@ from pathlib import Path
 import optuna
 import pytest
 from slimfront.core.errors import StoreError
-from slimfront.search.optuna.study import open_storage
+from slimfront.search.optuna.storage import open_storage
 from slimfront.search.sole_driver import sole_driver
 from slimfront.spaces.policies.policy import Policy
 from slimfront.studies.store import lease

@@ -25,6 +25,31 @@ class TinyNet(nn.Module):
         return self.fc(self.pool(x).flatten(1))
 
 
+class WordsNet(nn.Module):
+    """A table of 60 words, one of 4 that is added to it, and three layers: [n, 6] -> [n, 2]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.kinds = nn.Embedding(60, 16), nn.Embedding(4, 16)
+        self.mix, self.mid, self.fc = nn.Linear(16, 16), nn.Linear(16, 12), nn.Linear(12, 2)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.words(ids) + self.kinds(ids % 4)
+        x = x + self.mix(x).relu()
+        return self.fc(self.mid(x).relu().mean(1))
+
+
+def words() -> Workload:
+    """An untrained network of words: which of its outputs is larger."""
+    torch.manual_seed(0)
+    model, generator = WordsNet().eval(), torch.Generator().manual_seed(1)
+    splits = []
+    for count in (64, 16, 64, 64):
+        ids = torch.randint(0, 60, (count, 6), generator=generator)
+        splits.append(TensorDataset(ids, model(ids).argmax(1)))
+    return Workload(model, *splits, splits[0].tensors[0][:1])
+
+
 def _patterns(count: int, seed: int) -> TensorDataset:
     generator = torch.Generator().manual_seed(seed)
     classes = torch.arange(count) % 2

@@ -43,6 +43,7 @@ OFFERED = {
     "depth": (1.0, 0.5),
     "float_precision": ("default", "float32", "bfloat16"),
     "recurrent_weights": ("float32", "int8", "dynamic"),
+    "embedding_bits": (32, 8, 4),
 }
 GOVERNS = {
     "layer": ("a.conv", "fc"),
@@ -132,6 +133,7 @@ def test_a_kind_that_is_off_is_no_knob(kind):
         Layer("a.conv", "conv2d", "a", 576, 1, True, (8, 8, 3, 3)),
         Layer("fc", "linear", "", 80, 1, True, (10, 8)),
         Layer("rnn", "lstm", "", 512, 1, False, (32, 16)),
+        Layer("table", "embedding", "", 80, 0, False, (10, 8)),
     ]
     searched = Space(layers, [], SpaceChoices(**{kind.key: OFFERED[kind.key]}), blocks=["a"], ranking=["b", "a"])
     assert {knob.kind for knob in searched.knobs} == ({kind.name} if kind.subject != "group" else set())

@@ -1,4 +1,4 @@
-"""What the TorchScript exporter does not know by itself: RMSNorm, differences of neighbours, axes from behind, and traced flags."""
+"""What the TorchScript exporter does not know by itself: RMSNorm, differences of neighbours, sums of truths, axes from behind, and traced flags."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.onnx import symbolic_helper
+from torch.onnx._internal.torchscript_exporter._type_utils import JitScalarType
 from torch.onnx._internal.torchscript_exporter.utils import register_custom_op_symbolic
 
 OPSET = 17
@@ -46,6 +47,19 @@ def _part(graph: Any, values: Any, dim: int, start: int, end: int) -> Any:
 
 register_custom_op_symbolic("aten::rms_norm", _rms_norm, OPSET)
 register_custom_op_symbolic("aten::diff", _difference, OPSET)
+
+
+@symbolic_helper.parse_args("v", "i", "i")
+def _running_sums(graph: Any, values: Any, dim: int, kind: int | None) -> Any:
+    """Running sums, of truths too, which decoders number sequences by: torch counts in int64, and ONNX sums no booleans."""
+    if kind is not None:
+        values = graph.op("Cast", values, to_i=JitScalarType(kind).onnx_type())
+    elif not symbolic_helper._is_fp(values):
+        values = graph.op("Cast", values, to_i=JitScalarType.INT64.onnx_type())
+    return graph.op("CumSum", values, graph.op("Constant", value_t=torch.tensor(dim)))
+
+
+register_custom_op_symbolic("aten::cumsum", _running_sums, OPSET)
 
 
 @symbolic_helper.parse_args("v", "t", "t")

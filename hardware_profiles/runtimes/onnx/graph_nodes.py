@@ -62,7 +62,12 @@ def set_nodes(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
 
 def tensors_read(graph: GraphProto) -> set[str]:
     """Tensors that a node reads, and the outputs of the graph."""
-    return {name for node in graph.node for name in node.input} | {tensor.name for tensor in graph.output}
+    return {name for node in graph.node for name in read_by(node)} | {tensor.name for tensor in graph.output}
+
+
+def read_by(node: NodeProto) -> set[str]:
+    """Tensors that a node reads, those that the body of a loop or branch reads too."""
+    return {*node.input}.union(*(tensors_read(attribute.g) for attribute in node.attribute if attribute.HasField("g")))
 
 
 def drop_unread(graph: GraphProto, operation: str) -> None:

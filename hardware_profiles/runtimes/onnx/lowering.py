@@ -22,6 +22,7 @@ from .graph_cache import GraphCache
 from .graph_nodes import layer_nodes
 from .onnx_file import WeightsApart, weights_apart, write
 from .passes.bfloat16_casts import insert_bfloat16
+from .passes.embedding_tables import write_embeddings
 from .passes.fuse_parallel_linears import fuse_parallel_linears
 from .passes.grids import insert_grids
 from .passes.integer_products import write_integer_products
@@ -86,6 +87,7 @@ def lower(
     _write_groups(lowered, candidate.quantization, group_kernels)
     recurrent = candidate.quantization.recurrent
     write_recurrent_weights(lowered, recurrent, candidate.policy.recurrent if recurrent else {}, dynamic_lstm)
+    write_embeddings(lowered, candidate.quantization.embeddings)
     _write_dynamic(lowered, candidate, integer_products)
     if integer_biases:
         write_integer_biases(model, candidate.quantization)

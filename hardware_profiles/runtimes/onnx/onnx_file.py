@@ -19,7 +19,7 @@ GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9
 
 @dataclass(frozen=True)
 class WeightsApart:
-    """An ONNX model without the weights of its layers.
+    """An ONNX model without the weights of its layers and the tables of its embeddings.
 
     Attributes:
         model: its nodes, and all other constants.
@@ -41,9 +41,11 @@ class WeightsApart:
 
 
 def weights_apart(model: ModelProto) -> WeightsApart:
-    """Take the layers' weights out of `model`, which is changed."""
+    """Take the weights of layers and the tables that rows are looked up in out of `model`, which is changed."""
     graph = model.graph
     names = {node.input[1] for node in graph.node if node.op_type in WEIGHTED}
+    tables = {t.name for t in graph.initializer if t.data_type == TensorProto.FLOAT and len(t.dims) == 2}
+    names |= tables & {node.input[0] for node in graph.node if node.op_type == "Gather"}
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name in names}
     drop_constants(graph, names)
     return WeightsApart(model, weights)

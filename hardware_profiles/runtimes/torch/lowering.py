@@ -37,6 +37,7 @@ from ....spaces.policies.candidate import Candidate, QuantizedWeight, QuantParam
 from ....workloads.calls import names_of_outputs
 from ....workloads.workload import describe
 from .archive import NOTES
+from .embedding_tables import quantize_tables
 from .short_floats import DTYPES, REPORTED, ShortFloats, convert_ends
 
 aten, grids = torch.ops.aten, torch.ops.quantized_decomposed
@@ -122,6 +123,7 @@ class _Inserter:
                 self._fold(norm)
         dtype = DTYPES.get(self.candidate.policy.float_precision)
         short = ShortFloats(self.exported, dtype, self._buffer) if dtype is not None else None
+        quantize_tables(self.graph, self.quantization.embeddings, self._buffer)
         for name, node in layers:
             self._insert_grids(name, node)
             if short is not None and self._is_float(name):

@@ -27,8 +27,8 @@ from ....spaces.space import Space
 DECIDED = ("weight_bits", "activation_bits", "weight_group_size")
 """The kinds of layers' knobs that costs follow from."""
 
-RECURRENT = "recurrent_weights"
-"""The kind of the recurrent layers' knobs, which decide their bits."""
+RECURRENT, EMBEDDINGS = "recurrent_weights", "embedding_bits"
+"""The kinds of the recurrent layers' and the embeddings' knobs, which decide their bits."""
 
 OF_MACHINES = (len(COUNTED), len(COUNTED) + 1)
 """The last columns of `AnalyticCost` are BOPs and bytes as most machines and files have them."""
@@ -99,7 +99,7 @@ class AnalyticCost:
         self._inputs = np.array([math.prod(_shape(model, layer.name)[1:]) for layer in layers], dtype=float)
         self._buffers = _buffer_bytes(model)
         self._has_zero_points = space.scheme.group_grids == "affine"
-        self._per_tensor = space.scheme.weights == "tensor"
+        self._has_one_scale = np.array([layer.is_product and space.scheme.weights == "tensor" for layer in layers])
         self._read_knobs()
 
     @property
@@ -124,7 +124,7 @@ class AnalyticCost:
         macs, weights, rest = self._macs * fraction, self._weights * fraction, 1 - (1 - kept) @ self._shares.others
         others, other_macs = self._other_weights * rest, self._other_macs * rest
         buffers = self._buffers * (1 - (1 - kept) @ self._shares.buffers.T)
-        scales = np.ones_like(outputs) if self._per_tensor else self._channels * outputs
+        scales = np.where(self._has_one_scale, 1, self._channels * outputs)
         sizes = self._group_sizes(codes, weight_bits, activation_bits)
         groups = np.ceil(np.round(self._inputs * inputs, 6) / np.maximum(sizes, 1))
         scales = np.where(sizes > 0, self._channels * outputs * groups, scales)
@@ -178,23 +178,27 @@ class AnalyticCost:
         governing = {name: index for index, knob in knobs for name in knob.governs}
         tables = []
         for layer in self._layers:
-            if layer.is_recurrent:
-                tables.append(self._recurrent_table(layer.name, kind, fixed))
+            if not layer.is_product:
+                tables.append(self._own_table(layer, kind, fixed))
                 continue
             knob = governing.get(layer.name)
             choices = self._choices(knob, getattr(fixed.layer(layer.name), kind))
             tables.append((knob, np.array(choices, dtype=float)))
         return tables
 
-    def _recurrent_table(self, name: str, kind: str, fixed: Policy) -> tuple[int | None, np.ndarray]:
-        """The knob of a recurrent layer's matrices, if there is one, and what its choices are for a kind of other layers."""
-        found = [
-            index for index, knob in enumerate(self._space.knobs) if knob.kind == RECURRENT and name in knob.governs
-        ]
+    def _own_table(self, layer: Layer, kind: str, fixed: Policy) -> tuple[int | None, np.ndarray]:
+        """The knob of a recurrent layer's matrices or an embedding's table, if there is one, and what its choices are for a kind of
+        other layers."""
+        own = RECURRENT if layer.is_recurrent else EMBEDDINGS
+        found = [i for i, knob in enumerate(self._space.knobs) if knob.kind == own and layer.name in knob.governs]
         knob = found[0] if found else None
-        choices = self._choices(knob, fixed.recurrent.get(name, FLOAT32))
-        bits = {DECIDED[0]: weight_bits_of, DECIDED[1]: read_bits_of}
-        return knob, np.array([float(bits[kind](str(choice))) if kind in bits else 0.0 for choice in choices])
+        if layer.is_recurrent:
+            choices = self._choices(knob, fixed.recurrent.get(layer.name, FLOAT32))
+            bits = {DECIDED[0]: weight_bits_of, DECIDED[1]: read_bits_of}
+        else:
+            choices = self._choices(knob, fixed.embeddings.get(layer.name, FULL_PRECISION))
+            bits = {DECIDED[0]: float, DECIDED[1]: lambda _: FULL_PRECISION}
+        return knob, np.array([float(bits[kind](choice)) if kind in bits else 0.0 for choice in choices])
 
     def _choices(self, knob: int | None, fixed: Choice) -> tuple:
         return (fixed,) if knob is None else self._space.knobs[knob].choices

@@ -25,10 +25,10 @@ Counted = Callable[[np.ndarray], np.ndarray]
 Regression = TypeVar("Regression", AdditiveModel, CostModel)
 
 SCALES_LAST = 1.1
-"""The residual's scales are chosen again when the number of trials has grown by this factor."""
+"""The residual's scales are chosen again when the number of trials has grown by this factor of those learned from."""
 
 SKILL_LASTS = 1.1
-"""The surrogate is judged again when the number of trials has grown by this factor."""
+"""The surrogate is judged again when the number of trials has grown by this factor of those learned from."""
 
 FOLDS = 5
 """The cross-validation that judges the surrogate has this many folds."""
@@ -37,7 +37,8 @@ ZERO_COUNTS_AS = 0.01
 """A cost of 0 counts as this part of the smallest positive one."""
 
 COSTS_LAST = 1.05
-"""Measured costs and constraints are fitted again when the number of trials has grown by this factor: from 20 on not at each."""
+"""Measured costs and constraints are fitted again when the number of trials has grown by this factor of those learned from: from 20
+on not at each."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,14 @@ class History:
         damage: log nats [n]; NaN where it is not known.
         values: minimised objectives on the scale of `Surrogate.scaled`, shape [n, objectives]; NaN where not known.
         violations: constraint -> how far beyond it [n]; NaN where it was not judged.
+        left_out: how many more trials there were, which are not learned from.
     """
 
     codes: np.ndarray
     damage: np.ndarray
     values: np.ndarray
     violations: dict[str, np.ndarray]
+    left_out: int = 0
 
 
 class Surrogate:
@@ -107,14 +110,15 @@ class Surrogate:
         known = ~np.isnan(history.damage)
         codes, damage = history.codes[known], history.damage[known]
         self.mean.fit(codes, damage)
-        due = len(codes) >= self._scales_due
+        due = len(codes) + history.left_out >= self._scales_due
         grid = self._grid if due else (self._posterior.scales,)
         self._posterior = DamagePosterior(self.mean, self.positions, codes, damage, pending, grid)
         if due:
-            self._scales_due = len(codes) * SCALES_LAST
+            self._scales_due = len(codes) * SCALES_LAST + history.left_out
         self._fit_quality(history, known)
-        if len(history.codes) >= self._costs_due or set(history.violations) != set(self._constraints):
-            self._costs_due = len(history.codes) * COSTS_LAST
+        seen = len(history.codes) + history.left_out
+        if seen >= self._costs_due or set(history.violations) != set(self._constraints):
+            self._costs_due = len(history.codes) * COSTS_LAST + history.left_out
             self._fit_costs(history)
 
     def sobered(self, history: History) -> np.ndarray:
@@ -133,8 +137,8 @@ class Surrogate:
         Of the squared errors, by cross-validation, anew once there are so many times as many trials.
         """
         known = ~np.isnan(history.damage)
-        if known.sum() >= self._skill_due:
-            self._skill_due = known.sum() * SKILL_LASTS
+        if known.sum() + history.left_out >= self._skill_due:
+            self._skill_due = known.sum() * SKILL_LASTS + history.left_out
             self._skill = self._cross_validated(history.codes[known], history.damage[known])
         return self._skill
 

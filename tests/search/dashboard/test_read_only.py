@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from wsgiref.util import setup_testing_defaults
 
 import optuna
 import pytest
@@ -17,7 +18,7 @@ from optuna_dashboard import _inmemory_cache, _serializer
 from slimfront.search.dashboard import page as dashboard_page
 from slimfront.search.dashboard import serve as dashboard
 from slimfront.search.dashboard.read_only import guarded, known_hosts
-from slimfront.search.optuna.study import open_storage
+from slimfront.search.optuna.storage import open_storage
 from slimfront.studies.store.store import Store
 
 KNOBS = {"conv.weight_bits": (4, 8, 32), "conv.sparsity": (0.0, 0.5, "2:4"), "width": (0.5, 1, None)}
@@ -129,10 +130,6 @@ def test_a_long_answer_is_compressed_for_those_who_take_it(port: int):
 # The page
 
 
-def test_trials_are_read_as_optuna_reads_them(storage: tuple[Store, optuna.storages.RDBStorage]):
-    assert dashboard_page.read_trials(storage[1], 1) == storage[1].get_all_trials(1)
-
-
 def _choices(named: list) -> list[tuple[str, list[str]]]:
     """In no order: optuna-dashboard sorts 16 before 8."""
     return [(name, sorted(map(str, found.choices))) for name, found in named]
@@ -186,3 +183,24 @@ def test_the_seams_of_the_library_are_where_they_were():
     """What is replaced by `quicken` must be what optuna-dashboard calls."""
     assert dashboard.dashboard_app.get_trials.__module__ == dashboard_page.__name__
     assert _serializer.serialize_frozen_trial is dashboard_page.serialize_trial
+
+
+def test_the_page_of_a_long_study_receives_its_trials_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name, most in (("FIRST_SENT", 3), ("MOST_SENT", 4), ("MOST_READ", 5)):
+        monkeypatch.setattr(dashboard_page, name, most)
+    with Store(f"sqlite:///{tmp_path}/slimfront.db") as store:
+        storage = open_storage(store)
+        study = optuna.create_study(storage=storage, study_name="long", directions=["minimize", "minimize", "maximize"])
+        for number in range(12):
+            trial = study.ask({"x": CategoricalDistribution((1, 2))})
+            study.tell(trial, [float(number % 4), 1.0, 2.0])
+        study.ask({"x": CategoricalDistribution((1, 2))})
+        app, known, best = dashboard.dashboard_of(store, storage), [], []
+        while len(known) < 13:
+            environ = {"PATH_INFO": "/api/studies/1", "QUERY_STRING": f"after={len(known)}"}
+            setup_testing_defaults(environ)
+            page = json.loads(b"".join(app(environ, lambda *_: None)))
+            known += [trial["number"] for trial in page["trials"]]
+            best.append([trial["number"] for trial in page["best_trials"]])
+    assert known == list(range(13))
+    assert best == [[0], [0, 4], [0, 4, 8], [0, 4, 8]]

@@ -96,8 +96,10 @@ def test_who_was_stopped_goes_on_once_it_is_among_the_best(tiny_spec: Spec) -> N
     rungs.decision(4, Stage("scored", 0, final=False), measured(0.9))
     rungs.stop(4, 0)
     assert rungs.promoted() == 2  # the third of five, of whom three go on
+    assert (rungs.next_in_line(2), rungs.next_in_line(8)) == ([2, 3], [2, 3, 4])
     rungs.take_up(2)
     assert rungs.promoted() is None
+    assert rungs.next_in_line(8) == [3, 4]
     assert rungs.decision(5, Stage("scored", 0, final=False), measured(0.7), retry_of=2) is None  # it was there before
     assert rungs.decision(5, Stage("recovered", 1, final=False), measured(0.4), retry_of=2).of == 1
 

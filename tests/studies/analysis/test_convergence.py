@@ -2,13 +2,16 @@ from datetime import UTC, datetime
 
 import pytest
 from slimfront.studies.analysis.convergence import hypervolume_at, outlook, stalled
-from slimfront.studies.store.records import FrontRecord
+from slimfront.studies.store.records import FrontSize
 
 
-def fronts(**volumes: float) -> list[FrontRecord]:
+def fronts(**volumes: float) -> list[FrontSize]:
     """Snapshots by "afterN" -> hypervolume."""
     now = datetime(2026, 1, 1, tzinfo=UTC)
-    return [FrontRecord((0,), value, int(key.removeprefix("after")), now) for key, value in volumes.items()]
+    return [
+        FrontSize(hypervolume=value, trials=int(key.removeprefix("after")), made_at=now)
+        for key, value in volumes.items()
+    ]
 
 
 def test_the_hypervolume_is_that_of_the_last_snapshot_by_then():

@@ -47,11 +47,11 @@ class Many(nn.Module):
 
 def test_every_other_weight_has_its_reason():
     reasons = why_untouched(Many(), torch.zeros(1, 4, 8))
-    compressed = "only convolutions (Conv1d to Conv3d) and linear layers are compressed"
+    compressed = "only convolutions (Conv1d to Conv3d), linear layers and embeddings are compressed"
     attends = "an attention that reads several inputs, takes masks or hides from hooks has no layers of its own"
     assert reasons == {
         "Many": f"position of Many: {compressed}",
-        "table": f"weight of Embedding: {compressed}",
+        "table": "it is never called as a layer",
         "up": f"weight of ConvTranspose1d: {compressed}",
         "attention": attends,
         "attention.out_proj": "it is never called as a layer",

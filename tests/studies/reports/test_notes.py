@@ -41,7 +41,9 @@ def study(make_spec: Callable[..., StudySpec]) -> StudyRecord:
 def note(study: StudyRecord, trials: list[TrialRecord], members: list[int]) -> str:
     objectives = [Objective.of(name) for name in study.spec.objectives]
     points = [Point.of(t, objectives) for t in trials if t.number in members]
-    return study_note(study, trials, FrontRecord(tuple(members), 0.25, len(trials), NOW), points)
+    return study_note(
+        study, trials, FrontRecord(members=tuple(members), hypervolume=0.25, trials=len(trials), made_at=NOW), points
+    )
 
 
 def cells(page: str, label: str) -> list[str]:
