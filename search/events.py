@@ -135,6 +135,13 @@ class SamplerFellBack:
 
 
 @dataclass(frozen=True)
+class ClusterRemarked:
+    """Something is to be known of the machines that trials run on: a node is left out, or has other versions."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class TrialConfirmed:
     """A point of the front was measured again at the end of the search.
 
@@ -161,6 +168,7 @@ Event = (
     | SensitivityMeasured
     | SensitivityUnmeasured
     | SamplerFellBack
+    | ClusterRemarked
     | TrialConfirmed
 )
 Listener = Callable[[Event], None]

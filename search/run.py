@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -57,8 +58,13 @@ def run_search(
     """
     started = time.monotonic() if started is None else started
     url, artifacts = absolute_url(storage), artifacts.resolve()
-    with working_in(spec.base_folder), SearchProgress(spec, console, started) as progress:
-        prepared = _prepared(spec, artifacts, given)
+    require_writable(artifacts / spec.study)
+    with (
+        working_in(spec.base_folder),
+        SearchProgress(spec, console, started) as progress,
+        _cluster_joined(spec, artifacts),
+    ):
+        prepared = prepare(spec, given)
         _remark(prepared, progress)
         with Store(url) as store, sole_driver(store, spec.study):
             search = Search(prepared, store, artifacts, (progress.hear, *listeners), started)
@@ -66,13 +72,20 @@ def run_search(
             _run(search, progress)
 
 
-def _prepared(spec: StudySpec, artifacts: Path, given: Workload | None) -> PreparedStudy:
-    require_writable(artifacts / spec.study)
-    if spec.workers:
-        from .cluster.cluster import require_answer  # only here: importing ray takes a second
+@contextmanager
+def _cluster_joined(spec: StudySpec, artifacts: Path) -> Iterator[None]:
+    """Join the cluster, where one is named, before anything is measured; leave it at the end."""
+    if not spec.workers:
+        yield
+        return
+    from .execution.ray_runner import is_cluster_named, join, ray  # only here: importing ray takes a second
 
-        require_answer()
-    return prepare(spec, given)
+    try:
+        if is_cluster_named():
+            join(spec, artifacts / spec.study)
+        yield
+    finally:
+        ray.shutdown()
 
 
 def _remark(prepared: PreparedStudy, progress: SearchProgress) -> None:
@@ -127,7 +140,7 @@ def _limits(search: Search) -> str:
 def _runner(search: Search) -> Runner:
     if not search.spec.workers:
         return LocalRunner(search, isolated=True)
-    from .execution.ray_tune import RayRunner  # only here: importing ray takes a second
+    from .execution.ray_runner import RayRunner  # only here: importing ray takes a second
 
     return RayRunner(search, search.spec.workers)
 

@@ -21,6 +21,7 @@ from ..studies.study_file.spec import StudySpec
 from ..studies.wording import clock_text, count_text, figure_text
 from .driver import Search
 from .events import (
+    ClusterRemarked,
     Event,
     FrontChanged,
     LearningRateFound,
@@ -212,6 +213,8 @@ def _line(event: Event, objectives: Sequence[str]) -> tuple[str, str] | None:
         return _line_of_trial(event.trial)
     if isinstance(event, SamplerFellBack | SensitivityUnmeasured):
         return event.reason, "yellow"
+    if isinstance(event, ClusterRemarked):
+        return event.text, "yellow"
     if isinstance(event, LearningRateFound):
         epochs = f"recoveries of {', '.join(map(str, event.epochs))} epochs, about {event.epoch_s:.2g} s each"
         return f"learning rate {event.rate:g} found on the model in {event.seconds:.0f} s; {epochs}", ""
@@ -219,9 +222,11 @@ def _line(event: Event, objectives: Sequence[str]) -> tuple[str, str] | None:
 
 
 def _line_of_trial(trial: TrialRecord) -> tuple[str, str] | None:
-    """The line of a trial that failed, or of which the bench has something to say."""
+    """The line of a trial that failed or was lost, or of which the bench has something to say."""
     if trial.state is TrialState.FAILED:
         return f"trial {trial.number} failed: {' '.join((trial.reason or '').split())}", "yellow"
+    if trial.state is TrialState.INTERRUPTED:
+        return f"trial {trial.number} is tried again: {trial.reason}", "yellow"
     if remarks := remarks_on_timing(trial.measurements):
         return f"trial {trial.number}: {'; '.join(remarks)}", "yellow"
     return None

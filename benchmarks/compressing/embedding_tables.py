@@ -36,7 +36,7 @@ from slimfront.spaces.policies.candidate import Candidate
 from slimfront.spaces.policies.layer_policy import LayerPolicy
 from slimfront.spaces.policies.policy import Policy
 from slimfront.workloads.load import adopt_workload, load_workload
-from slimfront.workloads.workload import Workload
+from slimfront.workloads.workload import MapDataset, Workload
 from torch.utils.data import Dataset
 
 RUNTIMES = ("openvino", "onnxruntime")
@@ -99,8 +99,10 @@ def policies(workload: Workload) -> dict[str, Policy]:
     }
 
 
-def rows(workload: Workload, rounds: int, folder: Path) -> Iterator[Row]:
-    """A row for each policy and runtime."""
+def rows(workload: Workload, quick: bool, folder: Path) -> Iterator[Row]:
+    """A row for each policy and runtime; a quick one scores the validation split, not the test split."""
+    rounds = QUICK_ROUNDS if quick else ROUNDS
+    data = workload.validation if quick else workload.test
     references: dict[str, Session] = {}
     inputs = arrays_of(workload.example_input)
     for name, policy in policies(workload).items():
@@ -108,7 +110,7 @@ def rows(workload: Workload, rounds: int, folder: Path) -> Iterator[Row]:
         for runtime in RUNTIMES:
             held = replace(candidate, policy=replace(policy, float_precision=_default(runtime)))
             path = folder / f"{len(references)}-{name}-{runtime}.onnx".replace(" ", "")
-            metric = _scored(workload, held, runtime, path)
+            metric = _scored(workload, data, held, runtime, path)
             session = get_runtime(runtime).load(path, load_target(f"cpu-{runtime}"), threads=1)
             milliseconds, ratio = paired(session, references.setdefault(runtime, session), inputs, rounds)
             size, resident = path.stat().st_size, _resident(runtime, path)
@@ -119,12 +121,12 @@ def _default(runtime: str) -> str:
     return "default" if runtime == "openvino" else "float32"
 
 
-def _scored(workload: Workload, candidate: Candidate, runtime: str, path: Path) -> float:
-    """Lower `candidate` to `path`; its metric on the test split."""
+def _scored(workload: Workload, data: MapDataset, candidate: Candidate, runtime: str, path: Path) -> float:
+    """Lower `candidate` to `path`; its metric on `data`."""
     target = load_target(f"cpu-{runtime}")
     context = Context(workload, target, get_runtime(runtime), threads=1)
     artifact = context.runtime.lower(candidate, workload.example_input, target, path)
-    return score(artifact, workload.test, context, agreement=Agreement.of(candidate, context)).value
+    return score(artifact, data, context, agreement=Agreement.of(candidate, context)).value
 
 
 def paired(first: Session, second: Session, inputs: Mapping[str, np.ndarray], rounds: int) -> tuple[float, float]:
@@ -166,7 +168,7 @@ def _resident_now() -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workload", help="FILE:function; its own folder is the working directory")
-    parser.add_argument("--quick", action="store_true", help="fewer runs of each file")
+    parser.add_argument("--quick", action="store_true", help="fewer runs of each file, fewer samples")
     parser.add_argument("--json", type=Path, help="write the rows here too")
     parser.add_argument("--loaded", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--runtime", choices=RUNTIMES, help=argparse.SUPPRESS)
@@ -181,7 +183,7 @@ def main() -> None:
         workload = adopt_workload(untrained(), "untrained", Path.cwd())
     found: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        for row in rows(workload, QUICK_ROUNDS if options.quick else ROUNDS, Path(folder)):
+        for row in rows(workload, options.quick, Path(folder)):
             found.append(row)
             print(
                 f"| {row.policy} | {row.runtime} | {row.metric:.4f} | {row.file_bytes / 1e6:.1f} MB | {row.packed_bytes / 1e6:.1f} MB | "

@@ -25,6 +25,7 @@ from ...spaces.models.channel_groups import ChannelGroup
 from ...spaces.models.layers import Layer, find_every_layer
 from ...spaces.policies.float_precision import DEFAULT, FLOAT32, FloatPrecision
 from ...spaces.space import Space
+from ...studies.inspection.other_sizes import size_remarks
 from ...studies.inspection.study_checks import (
     check_floats,
     check_space,
@@ -40,6 +41,7 @@ from ...workloads.placement import placed
 from ...workloads.workload import Workload
 from ..cluster.timers import timer_of
 from .given_workload import loaded_workload, pickled_workload
+from .shared_pickle import SharedPickle
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class PreparedStudy:
     groups: list[ChannelGroup]
     unprunable: Mapping[str, str]
     space: Space
-    pickled_workload: bytes | None = None
+    pickled_workload: SharedPickle | None = None
 
     @property
     def target(self) -> Target:
@@ -127,8 +129,9 @@ def prepare(spec: StudySpec, given: Workload | None = None) -> PreparedStudy:
     torch.set_num_threads(threads)
     with naming(spec, "workload"):
         pickled = None if given is None else pickled_workload(given)
-        loaded = loaded_workload(spec.workload, spec.workload_options, spec.base_folder, pickled)
+        loaded = loaded_workload(spec.workload, spec.workload_options, spec.base_folder, pickled, copied=True)
         workload = held(placed(loaded, spec.compute.device, spec.compute.data_workers))
+        workload = replace(workload, remarks=(*workload.remarks, *size_remarks(workload, target)))
     model, example = workload.model.eval(), workload.example_input
     written = spec
     spec = resolved(spec, workload, target)

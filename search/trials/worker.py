@@ -28,6 +28,7 @@ from ...core.measurement import Measurement
 from ...core.metrics import Phase
 from ...core.texts import one_line
 from ...core.threads import usable_threads
+from ...evaluators.accuracy import score
 from ...evaluators.evaluator import Context, LoweredCandidate, Reference
 from ...evaluators.registry import measure
 from ...hardware_profiles.bench.bench import bench_cores, cores_for_workers
@@ -50,6 +51,7 @@ from .artifacts_folder import PROBE_BYTES, storage_problem, unwritable
 from .given_workload import loaded_workload, take_registrations
 from .kept_files import keep, keep_precisions
 from .set_up_check import check_loss, check_scoring
+from .shared_pickle import SharedPickle
 from .trial_log import kept_log, log_traceback
 
 TIMING_SECONDS = 1.0
@@ -89,8 +91,8 @@ class WorkerSetup:
     rungs: RungsSpec | None = None
     checkpoint_s: float | None = None
     compute: ComputeSpec = field(default_factory=ComputeSpec)
-    pickled_workload: bytes | None = None
-    registrations: bytes | None = None
+    pickled_workload: SharedPickle | None = None
+    registrations: SharedPickle | None = None
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,13 @@ class Worker:
         if self._context.bench is not None and self._context.reference is not None:
             self._context.bench.executed_precisions(self._context.reference.artifact.path)
             self._context.bench.ready()
+
+    def try_reference(self) -> None:
+        """Run the uncompressed model's artifact over one batch of validation data; raises what fails."""
+        assert self.setup.reference is not None
+        data = self.workload.validation
+        few = [data[index] for index in range(min(self.setup.target.batch, len(data)))]
+        score(self.setup.reference.artifact, few, self._context)
 
     def check_set_up(self, policy: Policy) -> None:
         """Do with the uncompressed model what a trial of `policy` needs of the user's code: what raises here is no policy's fault."""

@@ -31,6 +31,7 @@ from ..study_file.load import shipped_studies, study_named
 from ..study_file.spec import StudySpec
 from .compression_bounds import gains
 from .limits import limits_on
+from .other_sizes import size_remarks
 from .precision_probe import bits_on, floats_on, why_float_only
 from .report import Inspection, LayerReport
 from .study_checks import check_space, check_target, naming, resolved, taken_choices, target_of
@@ -82,6 +83,10 @@ def _inspect_study(spec: StudySpec, card: Target | None) -> Inspection:
 def inspect_workload(workload: Workload, target: Target | None = None, spec: StudySpec | None = None) -> Inspection:
     """Inspect a loaded workload, in the space of a study or else of its family's preset."""
     model, example = workload.model.eval(), workload.example_input
+    remarks = (
+        *workload.remarks,
+        *(size_remarks(workload, target) if target else ()),
+    )  # first: nothing lowers without it
     family, float_only = family_of(model, example), why_float_only(workload)
     choices, scheme = _choices(family, target, spec)
     found = _Found.of(workload)
@@ -108,7 +113,7 @@ def inspect_workload(workload: Workload, target: Target | None = None, spec: Stu
         bits={**_bits_on(workload, target, float_only), **floats_on(target)} if target else {},
         gains=gains(model, example, space),
         limits=limits_on(model, example, space.groups, target) if target else None,
-        remarks=workload.remarks,
+        remarks=remarks,
     )
 
 

@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 
 from ...spaces.policies.layer_policy import FULL_PRECISION
 from ...spaces.policies.policy import Policy
+from ...spaces.policies.resolved import as_layer_policies
 from ...spaces.policies.sparsity import zeroed_share
 from ..analysis.front import Objective
 from ..store.records import TrialRecord
@@ -94,6 +95,7 @@ class _Panel:
 
 
 def _panels(policies: Sequence[Policy], layers: Sequence[str], groups: Sequence[str]) -> list[_Panel]:
+    policies = [as_layer_policies(policy) for policy in policies]
     layers = _all_names(layers, (name for policy in policies for name in policy.layers))
     groups = _all_names(groups, (name for policy in policies for name in policy.channels))
     panels = [

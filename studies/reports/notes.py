@@ -91,7 +91,7 @@ def trial_note(trial: TrialRecord) -> str:
     if channels := channel_rows(policy):
         parts.append("### Channels")
         parts.append(_table(("channel group", "removed", "kept, width included"), _coded(channels)))
-    if not policy.layers and not policy.channels:
+    if not layers and not channels:
         parts.append("No layer and no channel group is changed on its own.")
     rows = [
         (m.name, full_text(m.value, m.unit), " to ".join(filter(None, bounds_text(m))), m.unit, str(m.n), m.method)

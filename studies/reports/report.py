@@ -9,6 +9,7 @@ from rich.text import Text
 
 from ...core.measurement import Measurement
 from ...core.metrics import METRICS
+from ...spaces.policies.resolved import as_layer_policies
 from ..analysis.newest_front import front_points, objectives_of, why_no_front
 from ..analysis.selection import pick
 from ..analysis.significance import doubts
@@ -198,10 +199,10 @@ def _trial_facts(trial: TrialRecord) -> list[tuple[str, str]]:
         ("width", width_text(trial.policy)),
         ("recovery", recovery_text(trial.policy)),
     ]
-    if not trial.policy.layers:
-        known.append(("layers", "all at full precision and density"))
+    if changed := as_layer_policies(trial.policy).layers:
+        known.append(("layers", f"{len(changed)} changed, all others at full precision and density"))
     else:
-        known.append(("layers", f"{len(trial.policy.layers)} changed, all others at full precision and density"))
+        known.append(("layers", "all at full precision and density"))
     return known
 
 

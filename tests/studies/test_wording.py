@@ -35,3 +35,8 @@ def test_a_count_just_below_a_factor_is_not_written_with_an_exponent():
         "1 M",
         "1 M",
     ]
+
+
+def test_tables_and_reports_show_the_bits_of_tables_and_recurrent_matrices():
+    policy = Policy(embeddings={"words": 4}, recurrent={"rnn": "int8"})
+    assert [(row[0], row[1]) for row in layer_rows(policy)] == [("rnn", "8"), ("words", "4")]
