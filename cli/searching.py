@@ -108,7 +108,7 @@ def inspect(
     """Show, before a search, what it could compress in a workload and what it could not, and why."""
     from .. import api
 
-    print_result(api.inspect(workload, target), format)
+    print_result(api.inspect(workload, target, progress=err), format)
 
 
 def dashboard(

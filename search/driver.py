@@ -37,7 +37,7 @@ from .sampler.study_terms import greedy_policies
 from .sensitivity import Sensitivity, known_damage
 from .study_setup import open_study, quiet_moment, stage_of_baseline, time_budget
 from .transfer import earlier_trials
-from .trials.kept_checkpoints import MOST_STOPPED, KeptCheckpoints
+from .trials.kept_checkpoints import KeptCheckpoints
 from .trials.prepared_study import PreparedStudy
 from .trials.recovered import RecoveredWeights
 from .trials.worker import Stage
@@ -331,7 +331,7 @@ class Search:
         running = self._running.pop(number)
         trial = self._books.close(number, state, reason, running.measurements, attributes, rung)
         self._charge(trial)
-        self.checkpoints.end(trial, self._rungs.next_in_line(MOST_STOPPED))
+        self.checkpoints.end(trial, self._rungs.next_in_line)
         self.tell(TrialFinished(trial))
         if state is TrialState.COMPLETE:
             self._add_point(trial)

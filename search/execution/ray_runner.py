@@ -163,6 +163,8 @@ class RayRunner:
             slot.rest()
             self._leave_out(slots, slot.node, stage.reason or "")
             return
+        elif stage.fault == "lost":
+            self._lost(slot, stage.reason)
         elif stage.fault is not None:
             raise_fault(stage)  # else it ran out of the search's time, and is tried again by the next run
         elif self._search.advance(number, stage):
@@ -190,7 +192,7 @@ class RayRunner:
         elif slot.proposal is not None:
             limit_s = self._search.spec.budget.trial_timeout_s
             slot.collect()
-            self._went_on(slots, slot, stage_of_death(slot.proposal, limit_s, how_it_died(error)))
+            self._went_on(slots, slot, stage_of_death(slot.proposal, limit_s, how_it_died(error), was_killed=True))
 
     def _lost(self, slot: Slot, reason: str | None = None) -> None:
         """Have the trial of a worker that cannot go on tried again; where no reason is given, its node is gone."""

@@ -106,7 +106,7 @@ class Stage:
         artifacts: files of the trial so far, kind -> file.
         reason: why the trial failed, else None.
         fault: why the policy is not to blame for a failure and is tried again: "start", no worker can start; "storage", its files
-            cannot be written; "time", the search ran out of time.
+            cannot be written; "time", the search ran out of time; "lost", something else ended its process.
         final: whether no more training follows.
         epochs: of recovery done so far; a fraction of an epoch is a fraction of the training data.
         worker: host name, process id and number of threads; trained weights depend on the threads in their last bits.
@@ -117,7 +117,7 @@ class Stage:
     measurements: Sequence[Measurement] = ()
     artifacts: Mapping[str, Artifact] = field(default_factory=dict)
     reason: str | None = None
-    fault: Literal["start", "storage", "time"] | None = None
+    fault: Literal["start", "storage", "time", "lost"] | None = None
     final: bool = True
     epochs: float = 0
     worker: str = field(default_factory=lambda: f"{platform.node()}:{os.getpid()}, threads {torch.get_num_threads()}")
