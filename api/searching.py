@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.text import Text
 
@@ -39,7 +39,7 @@ def search(
     constraints: Sequence[str] | None = None,
     space: Mapping[str, Any] | None = None,
     budget: int | Mapping[str, Any] | None = None,
-    workers: int | None = None,
+    workers: int | Literal["auto"] | None = None,
     seed: int | None = None,
     storage: str = DEFAULT_STORAGE,
     artifacts: str | Path = DEFAULT_ARTIFACTS,
@@ -57,7 +57,7 @@ def search(
 
     A workload by name is loaded again by every worker. A `Workload` object is pickled and sent to the workers, classes and
     functions of the main script or of a notebook included; modules of yours that it imports must be importable where workers
-    run. The database does not hold the object: to continue such a study, call this again with the same workload.
+    run. On a cluster every worker starts in a copy of the current folder, or of the study file's. The database does not hold the object: to continue such a study, call this again with the same workload.
     Ctrl-C raises KeyboardInterrupt; finished trials are stored, and the same call continues.
 
     Args:
@@ -69,10 +69,10 @@ def search(
         constraints: bounds such as "accuracy_drop <= 0.01".
         space: choices by the keys of a study file's `space`; the preset of the model's family by default.
         budget: trials in all, or the keys of a study file's `budget`. Needed for a workload.
-        workers: Ray workers; 0 runs without Ray.
+        workers: the most Ray workers; "auto" is as many as the cluster, or this machine, has room for. 0 runs without Ray.
         seed: of sampler and recovery.
         storage: a SQLite file, or a URL: `sqlite:///FILE`, `postgresql://USER@HOST/NAME`.
-        artifacts: folder that files of trials are kept in; workers must reach it.
+        artifacts: folder that files of trials are kept in; what workers on other machines find is sent there.
         callbacks: functions that are called with every event of the search, such as `slimfront.search.events.TrialFinished`,
             after what it reports is stored; what one of them raises ends the search.
         progress: whether to show progress on stderr, or the console to show it on.

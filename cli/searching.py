@@ -19,7 +19,7 @@ from .options import (
     out,
     print_result,
 )
-from .usage import number, port_number, whole_number
+from .usage import number, port_number, whole_number, workers_count
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as of a shell."""
@@ -39,7 +39,8 @@ def search(
         typer.Option(parser=whole_number, metavar="N", help="Trials in all; overrides the file's number."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(parser=whole_number, metavar="N", help="Ray workers; 0 runs without Ray.")
+        str | None,
+        typer.Option(metavar="N", help="Ray workers, or auto: as many as there is room for; 0 runs without Ray."),
     ] = None,
     storage: Storage = DEFAULT_STORAGE,
     seed: Annotated[
@@ -69,7 +70,8 @@ def search(
     from .. import api
     from ..studies.study_file.load import load_study
 
-    spec = load_study(study).replaced(trials=trials, workers=workers, seed=seed, timeout_s=timeout)
+    count = workers_count(workers) if workers is not None else None
+    spec = load_study(study).replaced(trials=trials, workers=count, seed=seed, timeout_s=timeout)
     try:
         found = api.search(spec, storage=storage, artifacts=artifacts, progress=err, started=started)
     except KeyboardInterrupt:
@@ -106,7 +108,7 @@ def inspect(
     """Show, before a search, what it could compress in a workload and what it could not, and why."""
     from .. import api
 
-    print_result(api.inspect(workload, target), format)
+    print_result(api.inspect(workload, target, progress=err), format)
 
 
 def dashboard(

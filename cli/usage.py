@@ -25,6 +25,11 @@ def whole_number(text: str) -> int:
         raise typer.BadParameter(f"must be a whole number, not {text!r}") from None
 
 
+def workers_count(text: str) -> int | str:
+    """A number of workers, or "auto"."""
+    return text if text == "auto" else whole_number(text)
+
+
 def number(text: str) -> float:
     """The number that an argument holds; a `parser` of typer's."""
     try:

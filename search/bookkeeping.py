@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from ..core.interrupts import uninterrupted
 from ..core.measurement import Measurement
 from ..spaces.policies.policy import Policy
 from ..studies.store.judgement import judged, violations_of
@@ -17,12 +18,13 @@ from ..studies.store.records import INTERRUPTED, ORPHANED, TrialRecord, Violatio
 from ..studies.store.store import Store
 from ..studies.store.trial_state import TrialState
 from ..studies.study_file.spec import StudySpec
+from .events import ClusterRemarked, Listener, SamplerFellBack
 from .optuna.attributes import STOPPED
 from .optuna.study import OptunaStudy
 
 MOST_RETRIES = 2
-"""How often a policy is tried again after its driver was killed, which the policy itself may be the cause of, or after it
-failed before the search had its first result."""
+"""How often a policy is tried again after its driver was killed, which the policy itself may be the cause of, after its worker's
+node was lost, or after it failed before the search had its first result."""
 
 
 @dataclass
@@ -119,3 +121,33 @@ class Bookkeeping:
     def _violations(self, measurements: Mapping[str, Measurement]) -> list[Violation]:
         values = {name: measurement.value for name, measurement in measurements.items()}
         return violations_of(self._spec.constraints, values)
+
+
+class Remarks:
+    """The remarks of one run of a study; each is reported once."""
+
+    def __init__(self, store: Store, study: str, tell: Listener) -> None:
+        self._store, self._study, self._tell = store, study, tell
+        self._fell_back, self._fallback = False, None
+        self._of_cluster: list[str] = []
+
+    def sampler(self, trial: int, fallback: str | None) -> None:
+        """Note why another sampler proposes, or that none does any more."""
+        if fallback == self._fallback:
+            return
+        if fallback is not None and not self._fell_back:
+            self._tell(SamplerFellBack(trial, fallback))
+        self._fell_back, self._fallback = True, fallback
+        self._store_all()
+
+    @uninterrupted()
+    def cluster(self, text: str) -> None:
+        """Note something about the machines that trials run on."""
+        if text not in self._of_cluster:
+            self._of_cluster.append(text)
+            self._store_all()
+            self._tell(ClusterRemarked(text))
+
+    def _store_all(self) -> None:
+        fallback = [self._fallback] if self._fallback is not None else []
+        self._store.set_remark(self._study, "; ".join([*fallback, *self._of_cluster]) or None)

@@ -1,7 +1,7 @@
 """The driver of a search: proposes policies, stores what workers find, keeps the front.
 
 Only the driver writes to the database: Optuna's tables through `OptunaStudy`, slimfront's through `Store`. Ctrl-C comes between
-the calls of runners (`execution.local`, `execution.ray_tune`), so that both sets of tables always agree.
+the calls of runners (`execution.local`, `execution.ray_runner`), so that both sets of tables always agree.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from ..studies.analysis.front import Point
 from ..studies.store.records import TrialRecord
 from ..studies.store.store import Store
 from ..studies.store.trial_state import TrialState
-from .bookkeeping import Bookkeeping, RunningTrial
+from .bookkeeping import MOST_RETRIES, Bookkeeping, Remarks, RunningTrial
 from .budget import MAX_ANCHORS, Budget
-from .events import Event, Listener, SamplerFellBack, StageRecorded, TrialFinished, TrialStarted
+from .events import Event, Listener, StageRecorded, TrialFinished, TrialStarted
 from .fidelity.halving import HalvingDecision
 from .fidelity.rungs import Rungs, stopped_text
 from .live_front import LiveFront
@@ -37,7 +37,7 @@ from .sampler.study_terms import greedy_policies
 from .sensitivity import Sensitivity, known_damage
 from .study_setup import open_study, quiet_moment, stage_of_baseline, time_budget
 from .transfer import earlier_trials
-from .trials.kept_checkpoints import MOST_STOPPED, KeptCheckpoints
+from .trials.kept_checkpoints import KeptCheckpoints
 from .trials.prepared_study import PreparedStudy
 from .trials.recovered import RecoveredWeights
 from .trials.worker import Stage
@@ -49,13 +49,13 @@ class Search:
     Args:
         prepared: what is searched.
         store: open; this process becomes the study's only driver.
-        artifacts: folder that files of trials are kept in; workers must reach it.
+        artifacts: folder that files of trials are kept in.
         listeners: hear of every event; `listen` adds more.
         started: `time.monotonic()` when the user gave the command, which the budget of time is counted from; now by default.
 
     Attributes:
         optuna: the Optuna study, for the dashboard's notes and figures.
-        checkpoints: of trials that have not ended for good.
+        remarks, checkpoints: what is to be known of how the study is searched; of trials that have not ended for good.
 
     Raises:
         StoreError: the database holds a study of that name that is not this one.
@@ -84,8 +84,8 @@ class Search:
         self._running: dict[int, RunningTrial] = {}
         self._recovered = RecoveredWeights(store, self.spec)
         self._rungs = Rungs(self.spec)
+        self.remarks = Remarks(store, self.spec.study, self.tell)
         self.checkpoints = KeptCheckpoints(self.folder)
-        self._fell_back, self._fallback = False, None
         self._resume()
 
     def listen(self, listener: Listener) -> None:
@@ -109,7 +109,7 @@ class Search:
         while not self.is_over:
             asked = self._continued() if self._is_spent else self._proposals.next(self.optuna)
             if asked is not None:
-                self._note_fallback(asked.number)
+                self.remarks.sampler(asked.number, self.optuna.fallback)
                 return self._start(asked)
         return None
 
@@ -191,6 +191,17 @@ class Search:
     def fail(self, number: int, reason: str) -> None:
         """End a trial that broke; it counts against the budget."""
         self._end(number, TrialState.FAILED, reason)
+
+    @uninterrupted()
+    def lose(self, number: int, reason: str) -> None:
+        """End a trial whose worker is gone for a reason that is not the policy's: it is tried again, and costs nothing."""
+        if self._proposals.losses(self._running[number].policy) >= MOST_RETRIES:
+            self.fail(number, f"{reason}, as were those of {MOST_RETRIES} tries before")
+            return
+        measurements = self._running.pop(number).measurements
+        trial = self._books.close(number, TrialState.INTERRUPTED, reason, measurements)
+        self._proposals.retry(trial, self._continues(trial.retry_of))
+        self.tell(TrialFinished(trial))
 
     @uninterrupted()
     def interrupt(self) -> None:
@@ -275,8 +286,8 @@ class Search:
         """Load what earlier runs left: finished trials, and interrupted ones to try again."""
         self._is_new = self.optuna.is_new
         self._books.repair()
-        self._front.reload()
         trials = self.store.trials(self.spec.study)
+        self._front.reload(trials)
         paid = self._budget.resume(trials)
         history = self.store.measurement_histories(self.spec.study) if self.spec.rungs is not None else {}
         for trial in paid:
@@ -292,15 +303,6 @@ class Search:
         return greedy_policies(self.prepared, self._known_damage()) if self._sensitivity.records else []
 
     # How trials begin and end
-
-    def _note_fallback(self, number: int) -> None:
-        """Have the study's remark say that another sampler proposes, and listeners hear of it the first time."""
-        if (fallback := self.optuna.fallback) == self._fallback:
-            return
-        if fallback is not None and not self._fell_back:
-            self.tell(SamplerFellBack(number, fallback))
-        self._fell_back, self._fallback = True, fallback
-        self.store.set_remark(self.spec.study, fallback)
 
     def _start(self, asked: Asked) -> Proposal:
         number, policy = asked.number, asked.policy
@@ -329,7 +331,7 @@ class Search:
         running = self._running.pop(number)
         trial = self._books.close(number, state, reason, running.measurements, attributes, rung)
         self._charge(trial)
-        self.checkpoints.end(trial, self._rungs.next_in_line(MOST_STOPPED))
+        self.checkpoints.end(trial, self._rungs.next_in_line)
         self.tell(TrialFinished(trial))
         if state is TrialState.COMPLETE:
             self._add_point(trial)

@@ -1,6 +1,6 @@
 """What happens in a search, as values: the screen, the dashboard and callbacks of a caller listen to these.
 
-An event comes after what it reports is stored. Listeners are called in the driver's main thread, one after the other; what a
+An event comes after what it reports is stored, `Preparing` before what it announces. Listeners are called in the driver's main thread, one after the other; what a
 listener raises ends the search, all that finished being stored.
 """
 
@@ -12,6 +12,17 @@ from dataclasses import dataclass
 from ..core.measurement import Measurement
 from ..spaces.policies.policy import Policy
 from ..studies.store.records import ReferenceRecord, TrialRecord
+
+
+@dataclass(frozen=True)
+class Preparing:
+    """A part of what precedes the first trial begins.
+
+    Attributes:
+        what: it is, in words; nothing is stored of it.
+    """
+
+    what: str
 
 
 @dataclass(frozen=True)
@@ -135,6 +146,13 @@ class SamplerFellBack:
 
 
 @dataclass(frozen=True)
+class ClusterRemarked:
+    """Something is to be known of the machines that trials run on: a node is left out, or has other versions."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class TrialConfirmed:
     """A point of the front was measured again at the end of the search.
 
@@ -149,7 +167,8 @@ class TrialConfirmed:
 
 
 Event = (
-    ReferenceSettled
+    Preparing
+    | ReferenceSettled
     | LearningRateFound
     | QuietMomentTaken
     | ReferenceNotMeasured
@@ -161,6 +180,7 @@ Event = (
     | SensitivityMeasured
     | SensitivityUnmeasured
     | SamplerFellBack
+    | ClusterRemarked
     | TrialConfirmed
 )
 Listener = Callable[[Event], None]

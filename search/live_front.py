@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..studies.analysis.front import Objective, Point, hypervolume, pareto_front, reference_point
 from ..studies.store.records import TrialRecord
 from ..studies.store.store import Store
@@ -11,7 +13,7 @@ from .events import FrontChanged
 
 
 class LiveFront:
-    """The front of all complete trials.
+    """The front of all complete trials, from the first `reload` on.
 
     Attributes:
         baseline: what was measured of the reference, which the hypervolume's reference point follows from.
@@ -21,16 +23,27 @@ class LiveFront:
     def __init__(self, spec: StudySpec, store: Store) -> None:
         self._spec, self._store = spec, store
         self._stored: list[int] | None = None
-        self.reload()
+        self._take_study()
+        self._take([])
 
-    def reload(self) -> None:
-        """Take all figures as the store has them now."""
+    def reload(self, trials: Sequence[TrialRecord] | None = None) -> None:
+        """Take all figures as the store has them now.
+
+        Args:
+            trials: all of the study, where they have just been read.
+        """
+        self._take_study()
+        self._take(self._store.trials(self._spec.study, TrialState.COMPLETE) if trials is None else trials)
+
+    def _take_study(self) -> None:
         study = self._store.get_study(self._spec.study)
         self.baseline = study.baseline
         self._objectives = [Objective.of(name, study.quality) for name in self._spec.objectives]
         values = {name: measurement.value for name, measurement in self.baseline.items()}
         self._reference_point = reference_point(values, self._objectives, self._spec.constraints)
-        complete = self._store.trials(self._spec.study, TrialState.COMPLETE)
+
+    def _take(self, trials: Sequence[TrialRecord]) -> None:
+        complete = (trial for trial in trials if trial.state is TrialState.COMPLETE)
         self._complete = {trial.number: Point.of(trial, self._objectives) for trial in complete}
         self.points = pareto_front(self._complete.values(), self._objectives)
 

@@ -66,6 +66,7 @@ class Proposals:
         self._space, self._tell = space, tell
         self._seen: dict[str, int] = {}
         self._known: set[str] = set()
+        self._lost: Counter[str] = Counter()
         self._first: deque[tuple[Mapping[str, Choice], Mapping[str, object]]] = deque()
         self.untried = Untried(space, self._seen, f"{seed}/spare")
         self.is_exhausted = False
@@ -126,6 +127,20 @@ class Proposals:
     def start(self, asked: Asked) -> None:
         """Mark a policy as tried."""
         self._seen[asked.policy.digest] = asked.number
+
+    def losses(self, policy: Policy) -> int:
+        """How often a policy's trial was lost in this run."""
+        return self._lost[policy.digest]
+
+    def retry(self, lost: TrialRecord, continued: bool) -> None:
+        """Queue the policy of a lost trial before all others.
+
+        Args:
+            continued: whether that trial continued the training of another, which the new one then does.
+        """
+        self._lost[lost.digest] += 1
+        retry_of = lost.retry_of if continued else lost.number
+        self._first.appendleft((self._space.parameters(lost.policy), {RETRY_OF: retry_of}))
 
     def forget(self, trial: TrialRecord) -> None:
         """Mark the policy of a trial as untried: it ended without a result."""

@@ -31,7 +31,7 @@ from ..studies.study_file.parts import AUTO
 from ..studies.study_file.spec import StudySpec
 from ..workloads.load import workload_fingerprint
 from ..workloads.metrics import quality_of
-from .events import LearningRateFound, Listener, QuietMomentTaken, ReferenceNotMeasured, ReferenceSettled
+from .events import LearningRateFound, Listener, Preparing, QuietMomentTaken, ReferenceNotMeasured, ReferenceSettled
 from .optuna.rescaled_trials import rescale_trials
 from .time_budget import TimeBudget
 from .trials.baseline import QUIET_SECONDS, lower_reference, measure_reference, with_scores
@@ -80,7 +80,9 @@ def open_study(prepared: PreparedStudy, store: Store, folder: Path, tell: Listen
         prepared = _continued(prepared, store)
     _store_study(prepared, store)
     _refuse_mixed_latencies(prepared, baseline)
-    return _known(prepared, store, folder, tell) if baseline else _new(prepared, store, folder, tell)
+    opened = _known(prepared, store, folder, tell) if baseline else _new(prepared, store, folder, tell)
+    tell(Preparing("counting what channels and bits cost"))
+    return opened
 
 
 def _store_study(prepared: PreparedStudy, store: Store) -> None:
@@ -114,6 +116,7 @@ def _of_before(prepared: PreparedStudy, study: StudyRecord) -> ReferenceRecord:
 
 def _new(prepared: PreparedStudy, store: Store, folder: Path, tell: Listener) -> tuple[PreparedStudy, Reference]:
     spec, workload = prepared.spec, prepared.context.workload
+    tell(Preparing("timing and scoring the uncompressed model as its runtime may run it anyway"))
     with _measuring():
         record, paying, artifact = choose_reference(prepared, folder)
         measurements = _measure(prepared, artifact, record)
@@ -135,6 +138,7 @@ def _with_rate(prepared: PreparedStudy, spec: StudySpec, tell: Listener) -> Stud
     if spec.recovery.learning_rate != AUTO or not any(spec.space.offered(RECOVERY_KIND)):
         return spec
     recovery, workload, began = spec.recovery, prepared.context.workload, time.monotonic()
+    tell(Preparing("trying learning rates on the model with half of its channels"))
     try:
         found = found_rate(workload, recovery.settings(), prepared.groups, spec.seed, recovery.batch_size)
     except BaseException as error:  # the workload's data or loss may raise anything

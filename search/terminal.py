@@ -21,9 +21,11 @@ from ..studies.study_file.spec import StudySpec
 from ..studies.wording import clock_text, count_text, figure_text
 from .driver import Search
 from .events import (
+    ClusterRemarked,
     Event,
     FrontChanged,
     LearningRateFound,
+    Preparing,
     QuietMomentTaken,
     ReferenceNotMeasured,
     ReferenceSettled,
@@ -38,6 +40,9 @@ from .events import (
 
 LINE_INTERVAL_S = 10.0
 """Least time between two lines of progress where there is no terminal."""
+
+PATIENCE_S = 20.0
+"""Seconds of preparation after which its parts are worth a line where there is no terminal."""
 
 TRIALS = "trials"
 """What is counted, until the front is measured again."""
@@ -89,8 +94,8 @@ class SearchProgress:
     def __init__(self, spec: StudySpec, console: Console, started: float | None = None) -> None:
         self._total, self._timeout_s = spec.budget.trials, spec.budget.timeout_s
         self._objectives = spec.objectives
-        self._console = console
-        self._waiting = console.status(Text(f"{spec.study}: opening the study, measuring the uncompressed model"))
+        self._console, self._name = console, spec.study
+        self._waiting = console.status(Text(f"{spec.study}: opening the study"))
         self._held: list[Text] | None = []
         self._started, self._printed = time.monotonic() if started is None else started, float("-inf")
         self._pace = Pace()
@@ -125,6 +130,9 @@ class SearchProgress:
 
     def hear(self, event: Event) -> None:
         """An `events.Listener`."""
+        if isinstance(event, Preparing):
+            self._prepare(event.what)
+            return
         self._open()
         if (line := _line(event, self._objectives)) is not None:
             self.say(*line)
@@ -134,6 +142,15 @@ class SearchProgress:
             self._confirming(event)
         elif not isinstance(event, StageRecorded | TrialStarted):
             self._update()
+
+    def _prepare(self, what: str) -> None:
+        """Show what precedes the first trial; in a file or pipe as a line, once it takes long: a search that is refused says but why."""
+        if self._held is None:
+            self._count(self._done, what)
+            return
+        self._waiting.update(Text(f"{self._name}: {what}"))
+        if not self._console.is_interactive and self._elapsed >= PATIENCE_S:
+            self._console.print(Text(f"  {clock_text(self._elapsed)}: {what}"))
 
     def _confirming(self, event: TrialConfirmed) -> None:
         if self._what == TRIALS:
@@ -212,6 +229,8 @@ def _line(event: Event, objectives: Sequence[str]) -> tuple[str, str] | None:
         return _line_of_trial(event.trial)
     if isinstance(event, SamplerFellBack | SensitivityUnmeasured):
         return event.reason, "yellow"
+    if isinstance(event, ClusterRemarked):
+        return event.text, "yellow"
     if isinstance(event, LearningRateFound):
         epochs = f"recoveries of {', '.join(map(str, event.epochs))} epochs, about {event.epoch_s:.2g} s each"
         return f"learning rate {event.rate:g} found on the model in {event.seconds:.0f} s; {epochs}", ""
@@ -219,9 +238,11 @@ def _line(event: Event, objectives: Sequence[str]) -> tuple[str, str] | None:
 
 
 def _line_of_trial(trial: TrialRecord) -> tuple[str, str] | None:
-    """The line of a trial that failed, or of which the bench has something to say."""
+    """The line of a trial that failed or was lost, or of which the bench has something to say."""
     if trial.state is TrialState.FAILED:
         return f"trial {trial.number} failed: {' '.join((trial.reason or '').split())}", "yellow"
+    if trial.state is TrialState.INTERRUPTED:
+        return f"trial {trial.number} is tried again: {trial.reason}", "yellow"
     if remarks := remarks_on_timing(trial.measurements):
         return f"trial {trial.number}: {'; '.join(remarks)}", "yellow"
     return None

@@ -156,7 +156,7 @@ def test_folders_are_rooms_and_not_halls() -> None:
 
 def test_the_import_reader_sees_what_it_should() -> None:
     assert ".spaces.policies.policy" in imported(ROOT / "compression" / "pruning" / "prune.py")
-    assert "ray" in imported(ROOT / "search" / "execution" / "ray_tune.py")
+    assert "ray" in imported(ROOT / "search" / "execution" / "ray_runner.py")
     assert not may_import("studies.store.store", "studies.analysis.front")
     assert not may_import("spaces.space", "workloads.workload")
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from ..core.batch import Batch, mapped, tensors_of
-from .calls import call_with_batches
+from .calls import call_with_batches, note_axes
 from .copies import copied, kept_tensors, unwrapped, wrappers
 from .rewriting.ties import share, tied_layers
 from .samples import InputKinds, plain_input, samples
@@ -31,6 +31,9 @@ def adapted(workload: Workload) -> Workload:
     if _is_called_otherwise(workload, result):
         model = copied(model) if model is workload.model else model
         call_with_batches(model, workload.example_inputs, result, workload.forward, workload.outputs)
+    if workload.dynamic_axes:
+        model = copied(model) if model is workload.model else model
+        note_axes(model, workload.dynamic_axes)
     if _keeps_tensors(model, example):
         model = copied(model)
         model.register_forward_hook(_Detach())

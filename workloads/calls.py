@@ -1,5 +1,5 @@
-"""How a user's model is called with a batch, and its result read. Both are set on the model itself, so that its layers keep their
-names.
+"""How a user's model is called with a batch, its result read, and which axes of its inputs may have other sizes than in the example.
+All of that is set on the model itself, so that its layers keep their names.
 
 With them `model(batch)` is the call for every model, through copies, pickles, tracing and export.
 """
@@ -13,13 +13,19 @@ import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
-from ..core.batch import OUTPUT, Batch
+from ..core.batch import INPUT, OUTPUT, Batch, by_name, from_names
 from ..core.errors import WorkloadError
 
 Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 """What a user's model is called with: `model(x)`, `model(*xs)` or `model(**xs)`."""
+
+DynamicAxes = Mapping[str, Mapping[int, str]]
+"""Input -> axis -> name of its size; a model's only input is called "input". Axes of one name have one size."""
+
+_NOTED = "_slimfront_dynamic_axes"
 
 Forward = Callable[[Any, Any], Any]
 """(model, inputs as the data set gives them) -> outputs, for a model that is called in another way."""
@@ -223,3 +229,85 @@ def _parts(result: Any) -> Iterator[tuple[str | int, Any]]:
         yield from enumerate(result)
     elif dataclasses.is_dataclass(result):
         yield from ((field.name, getattr(result, field.name)) for field in dataclasses.fields(result))
+
+
+# Dynamic axes
+
+
+def axes_problem(axes: object, example: Batch) -> str | None:
+    """What is wrong with the axes that a workload declares, to follow "dynamic_axes"; None where nothing is."""
+    inputs = by_name(example, INPUT)
+    if not isinstance(axes, Mapping):
+        return f"must be a dictionary such as {{{next(iter(inputs))!r}: {{1: 'length'}}}}, not {axes!r}"
+    sizes: dict[str, int] = {}
+    for name, named in axes.items():
+        if name not in inputs:
+            return f"names {name!r}, and the model's inputs are {', '.join(inputs)}"
+        if not isinstance(named, Mapping):
+            return f"[{name!r}] must be a dictionary such as {{1: 'length'}}, not {named!r}"
+        for axis, word in named.items():
+            if (problem := _axis_problem(inputs[name], axis, word)) is not None:
+                return f"[{name!r}] {problem}"
+            size = inputs[name].shape[axis]
+            if sizes.setdefault(word, size) != size:
+                return f"[{name!r}] has {size} for {word!r}, and another input of the example has {sizes[word]}"
+    return None
+
+
+def _axis_problem(tensor: Tensor, axis: object, word: object) -> str | None:
+    if not isinstance(axis, int) or isinstance(axis, bool) or not 1 <= axis < tensor.ndim:
+        return f"must name axes from 1 to {tensor.ndim - 1} (axis 0 counts the samples), not {axis!r}"
+    if not isinstance(word, str) or not word.isidentifier():
+        return f"must give axis {axis} a name such as 'length', not {word!r}"
+    return None
+
+
+def note_axes(model: nn.Module, axes: DynamicAxes) -> None:
+    """Note the axes on a model, in place."""
+    setattr(model, _NOTED, {name: dict(named) for name, named in axes.items() if named})
+
+
+def axes_of(model: nn.Module) -> dict[str, dict[int, str]]:
+    """The axes that were noted on a model; none where none were."""
+    return getattr(model, _NOTED, {})
+
+
+def sizes_of(axes: DynamicAxes, inputs: Batch) -> dict[str, int]:
+    """Name of an axis -> its size in a batch."""
+    named = by_name(inputs, INPUT)
+    return {word: named[name].shape[axis] for name, of_input in axes.items() for axis, word in of_input.items()}
+
+
+def resized(inputs: Batch, axes: DynamicAxes, sizes: Mapping[str, int]) -> Batch:
+    """A batch with its dynamic axes at other sizes: cut off, or continued from their beginning."""
+    named = dict(by_name(inputs, INPUT))
+    for name, of_input in axes.items():
+        for axis, word in of_input.items():
+            places = torch.arange(sizes[word], device=named[name].device) % named[name].shape[axis]
+            named[name] = named[name].index_select(axis, places)
+    return from_names(named, INPUT)
+
+
+@torch.no_grad()
+def output_axes(model: nn.Module, example: Batch) -> tuple[dict[str, dict[int, str]], dict[str, int]]:
+    """Output -> axis -> name of its size, of the axes whose size follows a dynamic one's; and the sizes of all names in the example.
+
+    The model is run at another size of each.
+    """
+    axes, names, found = axes_of(model), names_of_outputs(model), dict[str, dict[int, str]]()
+    inputs = sizes_of(axes, example)
+    sizes, before = dict(inputs), _shapes(model(example), names)
+    for word, size in inputs.items():
+        other = max(1, size // 2) if size > 1 else 2
+        after = _shapes(model(resized(example, axes, {**inputs, word: other})), names)
+        for name in names:
+            for axis, (first, second) in enumerate(zip(before[name], after[name], strict=True)):
+                if first != second:
+                    called = word if first == size else f"{name}_{axis}"
+                    found.setdefault(name, {})[axis] = called
+                    sizes.setdefault(called, first)
+    return found, sizes
+
+
+def _shapes(outputs: Batch, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in zip(names, by_name(outputs, OUTPUT).values(), strict=True)}

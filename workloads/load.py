@@ -89,9 +89,11 @@ def _show_every_layer() -> None:
 
 
 def workload_fingerprint(workload: Workload) -> str:
-    """SHA-256 (hex) of the model's weights and the sizes of the splits: another one when the model or data changed."""
+    """SHA-256 (hex) of the model's weights and the sizes of the splits: another one when the model, its
+    dynamic axes or the data changed."""
     sizes = [len(getattr(workload, split)) for split in SPLITS]
-    return hashlib.sha256(f"{state_digest(workload.model.state_dict())} {sizes}".encode()).hexdigest()
+    axes = f" {workload.dynamic_axes}" if workload.dynamic_axes else ""
+    return hashlib.sha256(f"{state_digest(workload.model.state_dict())} {sizes}{axes}".encode()).hexdigest()
 
 
 @contextmanager
@@ -149,7 +151,7 @@ def _own(reference: str, options: Mapping[str, Any], base: Path) -> Workload:
     if is_file and not os.path.isfile(file):
         raise WorkloadError(f"there is no file {shortened(file, MAX_SENTENCE)}")
     with _importable(file.parent if is_file else base):
-        module = _file_module(file) if is_file else _module(place)
+        module = _file_module(file, base) if is_file else _module(place)
         return _called(_function(module, name), options)
 
 
@@ -177,9 +179,14 @@ def _importable(folder: Path) -> Iterator[None]:
             sys.path.remove(str(folder))
 
 
-def _file_module(file: Path) -> ModuleType:
-    """Run a file as a module of its own, anew each time, under a name that no other file's module has."""
-    name = f"slimfront_workload_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+def _file_module(file: Path, base: Path) -> ModuleType:
+    """Run a file as a module of its own, anew each time, under a name that no other file's module has.
+
+    A copy of the study file's folder on another machine gives it the same name: what is pickled here is found there.
+    """
+    place = os.path.relpath(file, base) if file.is_relative_to(base) else str(file)
+    digest = hashlib.sha256(place.encode() + file.read_bytes()).hexdigest()[:8]
+    name = f"slimfront_workload_{file.stem}_{digest}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise WorkloadError(f"{file} must be a Python file")

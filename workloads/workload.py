@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from ..core.batch import Batch, tensors_of
 from ..core.errors import WorkloadError
 from ..core.interrupts import raise_if_interrupted
-from .calls import Forward, Inputs, batch_of, called, names_of_inputs, picked
+from .calls import DynamicAxes, Forward, Inputs, axes_problem, batch_of, called, names_of_inputs, picked
 from .copies import copied, unwrapped
 from .metrics import METRIC_NAMES, default_loss, flaw_of_metric, misfit
 from .output_kind import OutputKind
@@ -77,6 +77,8 @@ class Workload:
         forward: (model, inputs as the data sets give them) -> outputs, for a model that is called in another way.
         outputs: names of the outputs that artifacts return, such as "logits": keys or fields of what the model returns, and
             "output0", "output1" for positions; all of its tensors where there are none.
+        dynamic_axes: input -> axis -> a name for its size, as in `{"input_ids": {1: "sequence"}}`, of the axes that may have other sizes
+            than in the example ("input" is a model's only one): artifacts take any size there, on runtimes that can.
         name: how reports call it; filled in by the loader.
         base: the folder to which a study's other relative paths refer; filled in by the loader, None is the current one.
         remarks: what the loader changed, each a line for the workload's owner; filled in by the loader.
@@ -94,6 +96,7 @@ class Workload:
     loss: LossFunction | None = None
     forward: Forward | None = None
     outputs: Sequence[str] = ()
+    dynamic_axes: DynamicAxes = field(default_factory=dict)
     name: str = ""
     base: Path | None = None
     remarks: tuple[str, ...] = ()
@@ -186,6 +189,8 @@ def _check_call(workload: Workload) -> None:
         _require(one_sample, f"{where} must be a batch of one sample, shape [1, ...], not {kind_of(tensor)}")
         problem = flaw_of(tensor)
         _require(problem is None, f"{where} {problem}")
+    problem = axes_problem(workload.dynamic_axes, workload.example_input)
+    _require(problem is None, f"dynamic_axes {problem}")
     _require(forward is None or callable(forward), f"forward must be None or a function, not {kind_of(forward)}")
     named = not isinstance(outputs, str) and all(isinstance(name, str) for name in outputs)
     _require(named, f"outputs must be names, such as ['logits'], not {outputs!r}")

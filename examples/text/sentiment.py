@@ -114,6 +114,7 @@ def workload() -> Workload:
         validation=Sentences(range(1, 3), 400),
         test=Sentences(range(1), 1000),
         example_inputs={name: tensor[None] for name, tensor in learning[0][0].items()},
+        dynamic_axes={"input_ids": {1: "tokens"}, "attention_mask": {1: "tokens"}},
         metric="pearson",
     )
 

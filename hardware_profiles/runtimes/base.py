@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -55,11 +55,17 @@ class Artifact:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """An input or output tensor of an artifact; `dtype` is its name in numpy."""
+    """An input or output tensor of an artifact; `dtype` is its name in numpy.
+
+    Attributes:
+        shape: in the example, batch included.
+        axes: axis -> name of its size, of those that may have another.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
+    axes: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ class RuntimeEntry:
         weight_bits, activation_bits: what it can be given; a card that offers more is refused.
         dynamic: whether it takes 8-bit activations that are quantized dynamically.
         dynamic_lstm: whether it has an LSTM on 8-bit integers whose ranges are computed at run time.
+        dynamic_axes: whether an artifact takes inputs of other sizes than the example's along axes that a workload names.
         integer_tables: whether it looks rows up in embeddings' tables of integers.
         weight_groups: whether it takes weights whose inputs have scales by groups.
         activations: the activation grids that it multiplies fastest, as `Scheme.activations` names them; a study's unless its file
@@ -51,6 +52,7 @@ class RuntimeEntry:
     activation_bits: tuple[int, ...] = ACTIVATION_BITS
     dynamic: bool = False
     dynamic_lstm: bool = False
+    dynamic_axes: bool = False
     integer_tables: bool = False
     weight_groups: bool = False
     activations: Activations = "affine"
@@ -75,6 +77,7 @@ _BUILT_IN = {
         "OpenVinoRuntime",
         "slimfront[openvino]",
         dynamic=True,
+        dynamic_axes=True,
         integer_tables=True,
         weight_groups=True,
         activations="signed",
@@ -90,6 +93,7 @@ _BUILT_IN = {
         "OnnxRuntime",
         "slimfront[onnxruntime]",
         dynamic=True,
+        dynamic_axes=True,
         integer_tables=True,
         dynamic_lstm=True,
         weight_groups=True,

@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,7 @@ from ...core.interrupts import take_sigterm
 from ...core.texts import one_line
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # it would go on talking to Ray, which the same signal may have ended
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # verbose=0 is silent only with the old output
+os.environ["RAY_RUNTIME_ENV_IGNORE_GITIGNORE"] = "1"  # it lists weights and data, which workers need
 if os.environ.get("RAY_ADDRESS", "local") in ("", "local"):
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = (
         "0"  # named after where it is the default: listen on loopback only
@@ -39,7 +38,7 @@ ANSWER_SECONDS = 30
 """The seconds to wait for a cluster: one that answers does so within two, Python's start included; on a busy machine within ten."""
 
 LOG = "ray.log"
-"""The log of Ray and Tune in the study's artifacts folder."""
+"""The log of Ray in the study's artifacts folder."""
 
 
 def is_cluster_named() -> bool:
@@ -47,11 +46,13 @@ def is_cluster_named() -> bool:
     return os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
 
 
-def connect(workers: int = 1, log: Path | None = None) -> None:
-    """Join the cluster RAY_ADDRESS names, else start Ray on this machine for `workers`; nothing where that is done.
+def connect(cpus: int = 1, log: Path | None = None, environment: Mapping[str, Any] | None = None) -> None:
+    """Join the cluster RAY_ADDRESS names, else start Ray on this machine; nothing where that is done.
 
     Args:
-        log: where Ray's and Tune's messages in this process go; None keeps them from anywhere.
+        cpus: that a Ray which is started here offers, whatever the machine has.
+        log: where Ray's messages in this process go; None keeps them from anywhere.
+        environment: the runtime environment of what will run on a cluster's nodes.
 
     Raises:
         UserError: nobody answers under RAY_ADDRESS, or the cluster does not let this user in.
@@ -65,14 +66,16 @@ def connect(workers: int = 1, log: Path | None = None) -> None:
         # Without an address Ray would join what it finds on this machine.
         quiet |= {
             "address": "local",
-            "num_cpus": workers,
+            "num_cpus": cpus,
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
         }
+    elif environment is not None:
+        quiet |= {"runtime_env": dict(environment)}
     try:
         ray.init(**quiet)
         _hide_token()
-    except (ConnectionError, RaySystemError, AuthenticationError) as error:
+    except (ConnectionError, RuntimeError, ValueError, RaySystemError, AuthenticationError) as error:
         raise UserError(f"Ray cannot be started or joined: {one_line(str(error))}") from error
     finally:
         log_to(log)  # Ray has taken the handler away
@@ -124,7 +127,7 @@ def _why_no_answer(address: str) -> str | None:
 
 
 def log_to(file: Path | None) -> None:
-    """Have the loggers of Ray and Tune write to `file`, or nowhere, and never to the terminal."""
+    """Have the loggers of Ray write to `file`, or nowhere, and never to the terminal."""
     for name in [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "ray"]:
         logger = logging.getLogger(name)
         logger.handlers.clear()

@@ -27,10 +27,10 @@ from ..optuna.trial_rows import read_trials
 FIRST_SENT = 499
 """Trials in the first answer about a study: a page that has fewer than 500 asks again after five seconds, others after ten."""
 
-MOST_SENT = 2500
+MOST_SENT = 1500
 """Trials in each answer after that."""
 
-MOST_READ = 4000
+MOST_READ = 2500
 """Trials that an answer reads anew from the database, at most; until all are read, the best trials are the best of those."""
 
 NO_CHOICES = {"type": "CategoricalDistribution", "choices": []}

@@ -1,1 +1,1 @@
-"""Where trials run: in a process of this machine or over Ray Tune. May import the driver."""
+"""Where trials run: in a process of this machine or over Ray. May import the driver."""

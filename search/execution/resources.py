@@ -12,4 +12,4 @@ def worker_resources(compute: ComputeSpec, gpus_there: float) -> dict[str, float
         gpus_there: how many GPUs the cluster has: without any, device "auto" asks for none.
     """
     wants_gpu = compute.device == "cuda" or (compute.device == "auto" and gpus_there > 0)
-    return {"cpu": compute.cpus or 1, **({"gpu": compute.gpus} if wants_gpu else {})}
+    return {"CPU": compute.cpus or 1, **({"GPU": compute.gpus} if wants_gpu else {})}

@@ -50,7 +50,7 @@ def _plain_sampler(spec: StudySpec, seed: int) -> BaseSampler | None:
     if spec.sampler == "random":
         return RandomSampler(seed=seed)
     if spec.sampler == "tpe":
-        return TPESampler(seed=seed, multivariate=True, constant_liar=spec.workers > 1, n_startup_trials=10)
+        return TPESampler(seed=seed, multivariate=True, constant_liar=spec.workers not in (0, 1), n_startup_trials=10)
     return None
 
 

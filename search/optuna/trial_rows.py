@@ -17,6 +17,9 @@ from sqlalchemy.orm import Session
 MOST_NAMED = 500
 """Rows of more trials than this are asked for by the range of their ids: SQLite takes only so many values in one statement."""
 
+AT_ONCE = 1000
+"""The rows of so many trials are in memory at once."""
+
 PARTS = (
     models.TrialParamModel, models.TrialValueModel, models.TrialUserAttributeModel,
     models.TrialSystemAttributeModel, models.TrialIntermediateValueModel,
@@ -42,11 +45,14 @@ def read_trial(engine: Engine, trial_id: int) -> FrozenTrial | None:
 
 def _read(engine: Engine, *wanted: ColumnElement[bool], most: int | None = None) -> list[FrozenTrial]:
     columns = models.TrialModel.__table__.c
+    trials: list[FrozenTrial] = []
     with Session(engine) as session:
         rows = session.execute(select(*columns).where(*wanted).order_by(columns.number).limit(most)).all()
-        ids = [row.trial_id for row in rows]
-        parts = [_parts(session, model, ids) for model in PARTS]
-    return [_trial(row, *(part[row.trial_id] for part in parts)) for row in rows]
+        for begin in range(0, len(rows), AT_ONCE):
+            some = rows[begin : begin + AT_ONCE]
+            parts = [_parts(session, model, [row.trial_id for row in some]) for model in PARTS]
+            trials += [_trial(row, *(part[row.trial_id] for part in parts)) for row in some]
+    return trials
 
 
 def _parts(session: Session, model: Any, ids: Sequence[int]) -> dict[int, list[Any]]:
@@ -59,7 +65,7 @@ def _parts(session: Session, model: Any, ids: Sequence[int]) -> dict[int, list[A
         # What lies between in a range belongs to other studies and is left out.
         within = table.c.trial_id.in_(ids) if few else table.c.trial_id.between(min(ids), max(ids))
         columns = [table.c.trial_id, *(column for column in table.c if column.name != "trial_id")]
-        for row in session.execute(select(*columns).where(within).order_by(key)):
+        for row in session.execute(select(*columns).where(within).order_by(key)).all():  # one by one takes far longer
             if row[0] in found:
                 found[row[0]].append(row)
     return found

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import cloudpickle
 
 from ...compression.pruning.criteria import CRITERIA
 from ...compression.recovery.distil import DISTILLERS
@@ -18,12 +15,13 @@ from ...evaluators.registry import added_evaluators, adopt
 from ...spaces.knobs.registry import KNOB_KINDS
 from ...workloads.load import adopt_workload, load_workload
 from ...workloads.workload import Workload
+from .shared_pickle import SharedPickle
 
 REGISTRIES: tuple[Registry[Any], ...] = (CRITERIA, DISTILLERS, KNOB_KINDS)
 
 
-def pickled_workload(workload: Workload) -> bytes:
-    """The workload as bytes; classes and functions of the main script or a notebook are in them by value.
+def pickled_workload(workload: Workload) -> SharedPickle:
+    """The workload, pickled.
 
     Raises:
         WorkloadError: something in it cannot be pickled.
@@ -31,8 +29,8 @@ def pickled_workload(workload: Workload) -> bytes:
     return _pickled(workload, "the workload")
 
 
-def pickled_registrations() -> bytes:
-    """The criteria, distillers, kinds of knobs and evaluators that this program registered itself, as bytes.
+def pickled_registrations() -> SharedPickle:
+    """The criteria, distillers, kinds of knobs and evaluators that this program registered itself, pickled.
 
     Raises:
         UserError: one of them cannot be pickled.
@@ -41,18 +39,23 @@ def pickled_registrations() -> bytes:
     return _pickled((registered, added_evaluators()), "what was registered")
 
 
-def take_registrations(pickled: bytes) -> None:
+def take_registrations(pickled: SharedPickle) -> None:
     """Register here what `pickled_registrations` found in another process, after the workload was loaded: its file's classes are
     there then."""
-    registered, evaluators = pickle.loads(pickled)
+    registered, evaluators = pickled.load()
     for registry, implementations in zip(REGISTRIES, registered, strict=True):
         for name, implementation in implementations.items():
             registry.register(name, implementation, replace=True)
     adopt(evaluators)
 
 
-def loaded_workload(reference: str, options: Mapping[str, Any], base: Path, pickled: bytes | None = None) -> Workload:
+def loaded_workload(
+    reference: str, options: Mapping[str, Any], base: Path, pickled: SharedPickle | None = None, copied: bool = False
+) -> Workload:
     """The workload that `pickled` holds, or else the one that `load_workload` finds; the same in every process.
+
+    Args:
+        copied: whether an object's tensors and arrays are to be copies of those that were pickled.
 
     Raises:
         WorkloadError: it cannot be unpickled or loaded, or breaks its contract.
@@ -60,7 +63,7 @@ def loaded_workload(reference: str, options: Mapping[str, Any], base: Path, pick
     if pickled is None:
         return load_workload(reference, options, base)
     try:
-        workload = pickle.loads(pickled)
+        workload = pickled.load(copied)
     except BaseException as error:  # the user's classes may raise anything
         raise_if_interrupted(error)
         raise WorkloadError(
@@ -69,9 +72,9 @@ def loaded_workload(reference: str, options: Mapping[str, Any], base: Path, pick
     return adopt_workload(workload, reference, base)
 
 
-def _pickled(value: object, what: str) -> bytes:
+def _pickled(value: object, what: str) -> SharedPickle:
     try:
-        return cloudpickle.dumps(value)
+        return SharedPickle.of(value)
     except BaseException as error:  # the user's objects may raise anything
         raise_if_interrupted(error)
         raise WorkloadError(

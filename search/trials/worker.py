@@ -28,6 +28,7 @@ from ...core.measurement import Measurement
 from ...core.metrics import Phase
 from ...core.texts import one_line
 from ...core.threads import usable_threads
+from ...evaluators.accuracy import score
 from ...evaluators.evaluator import Context, LoweredCandidate, Reference
 from ...evaluators.registry import measure
 from ...hardware_profiles.bench.bench import bench_cores, cores_for_workers
@@ -50,6 +51,7 @@ from .artifacts_folder import PROBE_BYTES, storage_problem, unwritable
 from .given_workload import loaded_workload, take_registrations
 from .kept_files import keep, keep_precisions
 from .set_up_check import check_loss, check_scoring
+from .shared_pickle import SharedPickle
 from .trial_log import kept_log, log_traceback
 
 TIMING_SECONDS = 1.0
@@ -89,8 +91,8 @@ class WorkerSetup:
     rungs: RungsSpec | None = None
     checkpoint_s: float | None = None
     compute: ComputeSpec = field(default_factory=ComputeSpec)
-    pickled_workload: bytes | None = None
-    registrations: bytes | None = None
+    pickled_workload: SharedPickle | None = None
+    registrations: SharedPickle | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Stage:
         artifacts: files of the trial so far, kind -> file.
         reason: why the trial failed, else None.
         fault: why the policy is not to blame for a failure and is tried again: "start", no worker can start; "storage", its files
-            cannot be written; "time", the search ran out of time.
+            cannot be written; "time", the search ran out of time; "lost", something else ended its process.
         final: whether no more training follows.
         epochs: of recovery done so far; a fraction of an epoch is a fraction of the training data.
         worker: host name, process id and number of threads; trained weights depend on the threads in their last bits.
@@ -115,7 +117,7 @@ class Stage:
     measurements: Sequence[Measurement] = ()
     artifacts: Mapping[str, Artifact] = field(default_factory=dict)
     reason: str | None = None
-    fault: Literal["start", "storage", "time"] | None = None
+    fault: Literal["start", "storage", "time", "lost"] | None = None
     final: bool = True
     epochs: float = 0
     worker: str = field(default_factory=lambda: f"{platform.node()}:{os.getpid()}, threads {torch.get_num_threads()}")
@@ -154,6 +156,13 @@ class Worker:
         if self._context.bench is not None and self._context.reference is not None:
             self._context.bench.executed_precisions(self._context.reference.artifact.path)
             self._context.bench.ready()
+
+    def try_reference(self) -> None:
+        """Run the uncompressed model's artifact over one batch of validation data; raises what fails."""
+        assert self.setup.reference is not None
+        data = self.workload.validation
+        few = [data[index] for index in range(min(self.setup.target.batch, len(data)))]
+        score(self.setup.reference.artifact, few, self._context)
 
     def check_set_up(self, policy: Policy) -> None:
         """Do with the uncompressed model what a trial of `policy` needs of the user's code: what raises here is no policy's fault."""

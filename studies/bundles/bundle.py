@@ -67,11 +67,12 @@ class QualityPart(_Part):
 
 
 class InputInfo(_Part):
-    """One of the model's inputs, batch included."""
+    """One of the model's inputs, batch included; `axes` has the names of those that may have another size than `shape` says."""
 
     name: Annotated[str, Field(max_length=200)] = INPUT
     shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=16)]
     dtype: Literal["float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"] = "float32"
+    axes: Annotated[dict[str, str], Field(max_length=16)] = {}
 
 
 class Provenance(_Part):

@@ -7,7 +7,7 @@ card.json (schema 1)::
      "baseline": {"measurements": as above}, "reference": what speed-ups are over, as in the JSON of `front`,
      "metric": what `accuracy` is: {"metric", "unit", "higher_is_better", "margin", "outputs"},
      "test_accuracy": as a measurement, or null where the test split was not scored,
-     "target": the target's card, "inputs": [{"name", "shape", "dtype"}], "outputs": the same,
+     "target": the target's card, "inputs": [{"name", "shape", "dtype", "axes": {axis: name}}], "outputs": the same,
      "input", "output": the first of them, all that cards of earlier versions have,
      "provenance": {"created", "study_created", "workload", "workload_options", "workload_fingerprint", "seed",
                     "batch_size", "worker", "machine", "versions"},
@@ -187,7 +187,8 @@ def _notes_of_machine(study: StudyRecord, trial: TrialRecord, target: Target) ->
 
 
 def _tensor(info: TensorInfo) -> dict[str, Any]:
-    return {"name": info.name, "shape": list(info.shape), "dtype": info.dtype}
+    axes = {"axes": {str(axis): name for axis, name in info.axes.items()}} if info.axes else {}
+    return {"name": info.name, "shape": list(info.shape), "dtype": info.dtype, **axes}
 
 
 def _file(card: Mapping[str, Any], stem: str) -> str:
@@ -269,9 +270,8 @@ def _example(card: Mapping[str, Any], loader: Callable[..., Any]) -> str:
         f"inputs = {{  # put yours here\n{given}}}\n"
         f"outputs = run(inputs)  # by name: {made}; copy what you keep, the next call reuses it\n"
     )
-    return (
-        f"```python\nimport numpy as np\n\nArrays = dict[str, np.ndarray]\n\n\n{_PYRIGHT.sub('', source)}\n\n{use}```"
-    )
+    imports = "from typing import Any\n\nimport numpy as np" if "Any" in source else "import numpy as np"
+    return f"```python\n{imports}\n\nArrays = dict[str, np.ndarray]\n\n\n{_PYRIGHT.sub('', source)}\n\n{use}```"
 
 
 def _zeros(tensor: Mapping[str, Any]) -> str:

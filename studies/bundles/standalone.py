@@ -40,6 +40,9 @@ def load_openvino(path: str, threads: int) -> Run:
 
     def run(inputs: Arrays) -> Arrays:
         for name, array in inputs.items():
+            if given[name].shape != array.shape:  # another size along a dynamic axis
+                request.get_tensor(name).shape = array.shape
+                given[name] = request.get_tensor(name).data
             given[name][:] = array  # handing it over at every run takes longer
         results = request.infer(share_outputs=True)
         return {name: np.asarray(results[index]) for index, name in enumerate(made)}

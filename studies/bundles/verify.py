@@ -24,7 +24,7 @@ from ...hardware_profiles.runtimes.onnx.signature import refuse_external_data
 from ...hardware_profiles.runtimes.registry import RUNTIMES
 from ...workloads.workload import describe
 from ..wording import full_text
-from .bundle import Bundle, open_bundle
+from .bundle import Bundle, InputInfo, open_bundle
 from .judge import Judge
 
 ACCURACY_TOLERANCE = 0.05
@@ -140,7 +140,7 @@ def _same_workload(bundle: Bundle, judge: Judge) -> Check:
     example = by_name(judge.workload.example_input, INPUT)
     given = {name: list(tensor.shape[1:]) for name, tensor in example.items()}
     taken = {info.name: info.shape[1:] for info in bundle.card.takes}
-    if given != taken:
+    if not _fits(given, bundle.card.takes):
         raise UserError(
             f"workload {judge.workload.name} has inputs of {_shapes(given)}, the model of {bundle.folder} takes {_shapes(taken)}"
         )
@@ -148,6 +148,18 @@ def _same_workload(bundle: Bundle, judge: Judge) -> Check:
     found = judge.fingerprint[:16]
     same = found == recorded
     return Check("workload", recorded, found if same else f"{found}: other weights or data", "", same or None)
+
+
+def _fits(given: Mapping[str, list[int]], takes: Sequence[InputInfo]) -> bool:
+    """Whether inputs, shapes without the batch, are those of a model, whose dynamic axes take any size."""
+    if given.keys() != {info.name for info in takes} or any(len(given[i.name]) != len(i.shape) - 1 for i in takes):
+        return False
+    sizes = (
+        (info.axes, axis, info.shape[axis], given[info.name][axis - 1])
+        for info in takes
+        for axis in range(1, len(info.shape))
+    )
+    return all(f"{axis}" in axes or size == own for axes, axis, size, own in sizes)
 
 
 def _shapes(inputs: Mapping[str, list[int]]) -> str:

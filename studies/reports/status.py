@@ -70,7 +70,7 @@ class StudyStatus(StudySummary):
     constraints: Sequence[str]
     sampler: str
     seed: int
-    workers: int
+    workers: int | str
     budget: Mapping[str, Any]
     trials_by_state: Mapping[str, int]
     retries: int

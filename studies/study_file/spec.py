@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     JsonValue,
     PlainSerializer,
@@ -24,7 +25,7 @@ from pydantic import (
 
 from ...core.errors import StudyFileError
 from ...core.metrics import METRICS
-from ...core.validation import CountOrNone, Listed, Name, Text, first_problem, suggestion
+from ...core.validation import MAX_COUNT, Listed, Name, Text, first_problem, shortened, suggestion
 from ...spaces.knobs.kind import KnobKind
 from ...spaces.knobs.quantization import FLOATS
 from ...spaces.knobs.recovery import RECOVERY_KIND
@@ -62,6 +63,15 @@ Objectives = Listed[Annotated[str, AfterValidator(_metric)]]
 Constraints = Listed[Annotated[Constraint, PlainValidator(_constraint), PlainSerializer(str)]]
 
 
+def _workers(value: object) -> object:
+    if value == AUTO or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT):
+        return value
+    raise ValueError(f"must be a whole number from 0 to {MAX_COUNT:.0e}, or {AUTO}, not {shortened(value, 40)}")
+
+
+Workers = Annotated[int | Literal["auto"], BeforeValidator(_workers)]
+
+
 class StudySpec(Part):
     """One study as its file describes it, frozen.
 
@@ -74,7 +84,8 @@ class StudySpec(Part):
             accuracy beyond noise; "default", as the runtime computes it by itself; or "float32".
         objectives: 2 to 4 metrics.
         constraints: bounds a trial must keep to be on the front.
-        workers: 0 runs the trials one after the other, without Ray.
+        workers: the most Ray workers; "auto" is as many as the cluster, or this machine, has room for. 0 runs the trials one after
+            the other, without Ray.
         compute: what each worker computes on.
         transfer: the policy sampler also learns from other studies of the same workload in the database.
         rungs: stop recoveries that do not look promising; None lets every trial recover to its end.
@@ -90,7 +101,7 @@ class StudySpec(Part):
     objectives: Objectives
     constraints: Constraints = ()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    workers: CountOrNone = 0
+    workers: Workers = 0
     compute: ComputeSpec = Field(default_factory=ComputeSpec)
     budget: BudgetSpec
     sampler: Literal["policy", "tpe", "nsgaii", "random"] = "policy"
@@ -162,7 +173,7 @@ class StudySpec(Part):
         self,
         *,
         trials: int | None = None,
-        workers: int | None = None,
+        workers: int | str | None = None,
         seed: int | None = None,
         timeout_s: float | None = None,
     ) -> StudySpec:

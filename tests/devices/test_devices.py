@@ -183,10 +183,10 @@ def test_a_gpu_that_is_not_there_is_named(tiny: Workload) -> None:
 @pytest.mark.parametrize(
     ("compute", "gpus_there", "wanted"),
     [
-        ({}, 0, {"cpu": 1}),
-        ({}, 8, {"cpu": 1, "gpu": 1}),
-        ({"device": "cpu"}, 8, {"cpu": 1}),
-        ({"device": "cuda", "gpus": 0.25, "cpus": 4}, 0, {"cpu": 4, "gpu": 0.25}),
+        ({}, 0, {"CPU": 1}),
+        ({}, 8, {"CPU": 1, "GPU": 1}),
+        ({"device": "cpu"}, 8, {"CPU": 1}),
+        ({"device": "cuda", "gpus": 0.25, "cpus": 4}, 0, {"CPU": 4, "GPU": 0.25}),
     ],
 )
 def test_eight_gpus_are_eight_workers(compute: dict[str, object], gpus_there: float, wanted: dict[str, float]) -> None:

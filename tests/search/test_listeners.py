@@ -25,7 +25,7 @@ def run(search: Search, workers: int) -> None:
     if not workers:
         run_local(search, isolated=True)
         return
-    from slimfront.search.execution.ray_tune import RayRunner
+    from slimfront.search.execution.ray_runner import RayRunner
 
     run_trials(search, RayRunner(search, workers))
 

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from ....core.batch import INPUT, OUTPUT, Batch, by_name, from_names, tensors_of
 from ....core.errors import LoweringError
 from ....core.interrupts import raise_if_interrupted
-from ....workloads.calls import names_of_outputs
+from ....workloads.calls import axes_of, names_of_outputs, output_axes
 from ....workloads.workload import describe
 from ..node_names import RECURRENT, WEIGHTED, first_run, layer_of
 from .exporter import OPSET, attention_with_plain_flags
 from .graph_nodes import drop_nodes, drop_unread
+from .signature import note_sizes
 
 
 def export_float(model: nn.Module, example_input: Batch) -> ModelProto:
@@ -37,7 +38,8 @@ def export_float(model: nn.Module, example_input: Batch) -> ModelProto:
         LoweringError: the exporter cannot take the model.
     """
     buffer = io.BytesIO()
-    inputs, outputs = by_name(example_input, INPUT), names_of_outputs(model)
+    inputs, outputs, axes = by_name(example_input, INPUT), names_of_outputs(model), axes_of(model)
+    of_outputs, sizes = output_axes(model.eval(), example_input) if axes else ({}, {})
     with warnings.catch_warnings(), _full_paths(model), attention_with_plain_flags():
         # The exporter announces its own deprecation and constant folding it skips; neither concerns the user.
         warnings.simplefilter("ignore")
@@ -51,11 +53,13 @@ def export_float(model: nn.Module, example_input: Batch) -> ModelProto:
                 opset_version=OPSET,
                 input_names=list(inputs),
                 output_names=outputs,
+                dynamic_axes={**axes, **of_outputs} or None,
             )
         except (torch.onnx.errors.OnnxExporterError, RuntimeError, TypeError, ValueError, AssertionError) as error:
             raise_if_interrupted(error)
             raise LoweringError(f"ONNX export failed: {describe(error)}") from error
-    exported = onnx.load_from_string(buffer.getvalue())
+    exported = ModelProto.FromString(cast("bytes", buffer.getbuffer()))  # a view: `getvalue` would copy all weights
+    del buffer
     for node in exported.graph.node:
         node.name = node.name.replace("//", "/", 1)  # of the model within `_Flat`
     _store_each_constant(exported.graph)
@@ -63,6 +67,8 @@ def export_float(model: nn.Module, example_input: Batch) -> ModelProto:
     _fold_constant_runs(exported.graph)
     _name_weights(exported.graph)
     _fold_norms(exported)
+    if axes:
+        note_sizes(exported, sizes)
     return exported
 
 
@@ -147,7 +153,7 @@ def _constants(graph: GraphProto) -> dict[str, TensorProto]:
 
 def _name_weights(graph: GraphProto) -> None:
     """Give every layer weights of its own, named after it."""
-    constants = {tensor.name: tensor for tensor in graph.initializer}
+    constants, readers = {tensor.name: tensor for tensor in graph.initializer}, _readers(graph)
     names: dict[str | None, str] = {}
     for node in graph.node:
         kinds = ("weight", "bias") if node.op_type in WEIGHTED else ("weight_ih", "weight_hh", "bias")
@@ -157,7 +163,10 @@ def _name_weights(graph: GraphProto) -> None:
         for index, kind in enumerate(kinds, start=1):
             if index < len(node.input) and node.input[index] in constants:
                 read, node.input[index] = node.input[index], f"{name}/{kind}"
-                if node.input[index] not in constants:  # else the layer has run before
+                if readers[read] == 1:
+                    constants[node.input[index]] = constants.pop(read)
+                    constants[node.input[index]].name = node.input[index]
+                elif node.input[index] not in constants:  # else the layer has run before
                     constants[node.input[index]] = _copied(graph, constants[read], node.input[index])
     drop_unread(graph, "Identity")
 

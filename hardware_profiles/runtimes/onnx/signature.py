@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -11,17 +13,29 @@ from google.protobuf.message import DecodeError, Message
 from ....core.errors import UserError
 from ..base import Signature, TensorInfo
 
+SIZES = "slimfront.sizes"
+"""The key of a file's metadata that has the sizes of its dynamic axes in the example, by their names, as JSON."""
+
+
+def note_sizes(model: onnx.ModelProto, sizes: Mapping[str, int]) -> None:
+    """Note the sizes of dynamic axes in the example, which the graph has by name only."""
+    model.metadata_props.add(key=SIZES, value=json.dumps(sizes))
+
 
 def onnx_signature(path: Path) -> Signature:
     """What an ONNX file says of its inputs and outputs."""
-    graph = onnx.load(path, load_external_data=False).graph
-    return Signature(tuple(map(_info, graph.input)), tuple(map(_info, graph.output)))
+    model = onnx.load(path, load_external_data=False)
+    noted = next((each.value for each in model.metadata_props if each.key == SIZES), "{}")
+    info = partial(_info, json.loads(noted))
+    return Signature(tuple(map(info, model.graph.input)), tuple(map(info, model.graph.output)))
 
 
-def _info(value: onnx.ValueInfoProto) -> TensorInfo:
+def _info(sizes: Mapping[str, int], value: onnx.ValueInfoProto) -> TensorInfo:
     kind = value.type.tensor_type
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
-    return TensorInfo(value.name, tuple(axis.dim_value for axis in kind.shape.dim), dtype)
+    names = {place: axis.dim_param for place, axis in enumerate(kind.shape.dim) if axis.dim_param in sizes}
+    shape = (sizes.get(names.get(place, ""), axis.dim_value) for place, axis in enumerate(kind.shape.dim))
+    return TensorInfo(value.name, tuple(shape), dtype, names)
 
 
 def refuse_external_data(path: Path) -> None:

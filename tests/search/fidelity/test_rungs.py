@@ -217,7 +217,7 @@ def test_unpromising_trials_stop_and_are_learned_from(
     )  # fmt: skip
     search = Search(prepare(spec), store, tmp_path / "artifacts")
     if workers:
-        from slimfront.search.execution.ray_tune import RayRunner
+        from slimfront.search.execution.ray_runner import RayRunner
 
         run_trials(search, RayRunner(search, workers))
     else:

@@ -211,8 +211,18 @@ BAD = {
         "flops < 3 appears twice",
     ),
     "negative seed": ("study: small", "study: small\nseed: -1", "seed", "must be at least 0, not -1"),
-    "half a worker": ("study: small", "study: small\nworkers: 1.5", "workers", "must be a whole number, not 1.5"),
-    "workers: yes": ("study: small", "study: small\nworkers: yes", "workers", "must be a whole number, not True"),
+    "half a worker": (
+        "study: small",
+        "study: small\nworkers: 1.5",
+        "workers",
+        "must be a whole number from 0 to 1e+09, or auto, not 1.5",
+    ),
+    "workers: yes": (
+        "study: small",
+        "study: small\nworkers: yes",
+        "workers",
+        "must be a whole number from 0 to 1e+09, or auto, not True",
+    ),
     "trials in words": ("trials: 40", "trials: ten", "budget.trials", "must be a whole number, not 'ten'"),
     "negative trials": ("trials: 40", "trials: -40", "budget.trials", "must be at least 1, not -40"),
     "no trials": ("trials: 40", "trials: 0", "budget.trials", "must be at least 1, not 0"),
@@ -281,7 +291,7 @@ BAD = {
         "study: small",
         f"study: small\nworkers: {'9' * 50}",
         "workers",
-        "must be at most 1e+09",
+        "must be a whole number from 0 to 1e+09, or auto, not 999",
     ),
     "2,000 choices": (
         "weight_bits: [4, 32]",
@@ -418,7 +428,7 @@ def test_replaced_changes_what_is_given_and_keeps_the_rest(make_spec):
     [
         ({"trials": -3}, "command line: budget.trials: must be at least 1, not -3"),
         ({"timeout_s": 0.0}, "command line: budget.timeout_s: must be > 0, not 0.0"),
-        ({"workers": -1}, "command line: workers: must be at least 0, not -1"),
+        ({"workers": -1}, "command line: workers: must be a whole number from 0 to 1e+09, or auto, not -1"),
         ({"seed": 2**32}, "command line: seed: must be < 4.29497e+09, not 4294967296"),
     ],
 )

@@ -1,0 +1,200 @@
+"""Runs a search over Ray: long-lived workers take trials one stage at a time; the driver alone writes."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from ..cluster.cluster import LOG, connect, is_cluster_named, ray  # before anything else of Ray
+
+from ray.exceptions import ActorUnavailableError, ObjectLostError, RayError, RayTaskError  # isort: skip
+
+from ...core.errors import SearchError, WorkerStartError, describe_exception
+from ...core.interrupts import Interrupts
+from ...core.threads import usable_threads
+from ...core.validation import MAX_COUNT
+from ...hardware_profiles.bench.bench import cores_for_workers
+from ...hardware_profiles.profiling.fingerprint import versions
+from ...studies.study_file.spec import StudySpec
+from ..cluster.nodes import Node
+from ..cluster.study_folder import runtime_env
+from ..driver import Search
+from ..trials.artifacts_folder import storing
+from ..trials.worker import Stage
+from .base import raise_fault
+from .crash_report import stage_of_death
+from .ray_slots import Slot, Slots, how_it_died
+from .ray_worker import Answer, Ready
+from .resources import worker_resources
+from .shipment import delivered, unpack
+
+POLL_SECONDS = 0.5
+"""Seconds between looks at interrupts, nodes and the budget while nobody answers."""
+
+PATIENCE_SECONDS = 300
+"""Seconds for which a cluster may have no node with room for a worker."""
+
+
+def join(spec: StudySpec, artifacts: Path, cpus: int = 1) -> None:
+    """Join the cluster that RAY_ADDRESS names, with a copy of the study file's folder on its nodes, or start Ray here.
+
+    Args:
+        artifacts: of the study.
+        cpus: that a Ray which is started here offers.
+
+    Raises:
+        UserError: the cluster cannot be joined, or the folder is too large.
+    """
+    environment = runtime_env(spec.base_folder, artifacts.parent) if is_cluster_named() else None
+    connect(cpus, artifacts / LOG, environment)
+
+
+class RayRunner:
+    """Runs trials in workers on the nodes of the cluster that RAY_ADDRESS names, or of this machine, where Ray is started then.
+
+    Args:
+        workers: the most there may be, or "auto"; as many run as nodes have room for, and nodes may come and go.
+    """
+
+    def __init__(self, search: Search, workers: int | Literal["auto"]) -> None:
+        self._search = search
+        here = usable_threads(cores_for_workers(search.prepared.target))
+        self._most = workers if workers != "auto" else MAX_COUNT if is_cluster_named() else here
+        self._slots: Slots | None = None
+
+    def run(self, search: Search, interrupts: Interrupts) -> None:
+        """As `Runner.run`.
+
+        Raises:
+            SearchError: the cluster has had no room for a worker for `PATIENCE_SECONDS`.
+        """
+        compute = search.spec.compute
+        join(search.spec, search.folder, math.ceil(self._most * (compute.cpus or 1)))
+        resources = worker_resources(compute, ray.cluster_resources().get("GPU", 0))
+        slots = self._slots = Slots(search, self._most, resources)
+        self._last_room = time.monotonic()
+        with storing(search.folder):
+            while slots.running or not search.is_over:
+                interrupts.check()
+                self._hand_out(slots)
+                for slot in slots.answered(POLL_SECONDS):
+                    self._take(slots, slot)
+
+    def close(self) -> None:
+        """Leave the cluster; end it, if it was started here."""
+        if self._slots is not None:
+            self._slots.close()
+        ray.shutdown()
+
+    def _hand_out(self, slots: Slots) -> None:
+        """Give every idle worker a trial, and start workers where there is room, while the budget has work."""
+        if self._search.is_over:
+            return
+        slots.fill()
+        self._require_room(slots)
+        for slot in slots.idle:
+            if (proposal := self._search.propose()) is None:
+                return
+            slot.begin(proposal)
+
+    def _require_room(self, slots: Slots) -> None:
+        now = time.monotonic()
+        if slots.usable:
+            self._last_room = now
+        elif now - self._last_room > PATIENCE_SECONDS:
+            raise SearchError(f"no node of the Ray cluster has had room for a worker for {PATIENCE_SECONDS} s")
+
+    def _take(self, slots: Slots, slot: Slot) -> None:
+        """Do with a worker what its answer asks for."""
+        try:
+            answer: Any = ray.get(slot.answer)
+        except (ActorUnavailableError, ObjectLostError):
+            slot.probe()
+        except RayTaskError as error:
+            if slot.ready is not None:
+                raise
+            self._is_useless(slots, slot, describe_exception(error.cause))
+        except RayError as error:
+            self._died(slots, slot, error)
+        else:
+            self._answered(slots, slot, answer)
+
+    def _answered(self, slots: Slots, slot: Slot, answer: Ready | Answer | str | None) -> None:
+        if answer is None:  # it lives, but what it found is lost
+            slots.drop(slot)
+            self._lost(slot, f"its node {slot.node.name} was out of reach")
+        elif isinstance(answer, str):
+            self._is_useless(slots, slot, answer)
+        elif isinstance(answer, Ready):
+            slots.started(slot, answer)
+            self._compare(slot.node, answer)
+        elif slot.proposal is not None:
+            slot.busy_s += answer.seconds
+            folder = slot.proposal.folder
+            if answer.checkpoints and slot.proposal.checkpoints is not None:
+                unpack(answer.checkpoints, slot.proposal.checkpoints)
+            stage = delivered(answer.stage, answer.files, folder) if slot.is_far else answer.stage
+            self._went_on(slots, slot, stage)
+            if answer.broken is not None:
+                self._is_useless(slots, slot, answer.broken)
+
+    def _compare(self, node: Node, ready: Ready) -> None:
+        """Remark on a node whose packages are other ones than the driver's."""
+        here = versions(self._search.prepared.context.runtime)
+        other = [
+            f"{name} {ready.versions.get(name)} for {here[name]}"
+            for name in here
+            if ready.versions.get(name) != here[name]
+        ]
+        if other:
+            self._search.remarks.cluster(f"node {node.name} has {', '.join(other)} of the driver's")
+
+    def _went_on(self, slots: Slots, slot: Slot, stage: Stage | None) -> None:
+        """Record a stage of a worker's trial, and have it run the next one where that is wanted."""
+        assert slot.proposal is not None
+        number = slot.proposal.number
+        if stage is None:
+            slots.worked(slot.node)
+            self._search.finish(number)
+        elif stage.fault == "storage" and slot.is_far:
+            self._lost(slot, stage.reason or "")
+            slot.rest()
+            self._leave_out(slots, slot.node, stage.reason or "")
+            return
+        elif stage.fault == "lost":
+            self._lost(slot, stage.reason)
+        elif stage.fault is not None:
+            raise_fault(stage)  # else it ran out of the search's time, and is tried again by the next run
+        elif self._search.advance(number, stage):
+            slot.proceed()
+            return
+        slot.rest()
+
+    def _is_useless(self, slots: Slots, slot: Slot, problem: str) -> None:
+        if slots.failed(slot):
+            self._leave_out(slots, slot.node, problem)
+
+    def _leave_out(self, slots: Slots, node: Node, problem: str) -> None:
+        slots.leave_out(node)
+        if not slots.usable:
+            raise WorkerStartError(f"no worker can start: {problem}")
+        self._search.remarks.cluster(f"node {node.name} is left out, as no worker can work there: {problem}")
+
+    def _died(self, slots: Slots, slot: Slot, error: RayError) -> None:
+        if slot.proposal is None and not slots.has_left(slot.node, error):
+            self._is_useless(slots, slot, f"its process {how_it_died(error)}")
+            return
+        slots.drop(slot)
+        if slots.has_left(slot.node, error):
+            self._lost(slot)
+        elif slot.proposal is not None:
+            limit_s = self._search.spec.budget.trial_timeout_s
+            slot.collect()
+            self._went_on(slots, slot, stage_of_death(slot.proposal, limit_s, how_it_died(error), was_killed=True))
+
+    def _lost(self, slot: Slot, reason: str | None = None) -> None:
+        """Have the trial of a worker that cannot go on tried again; where no reason is given, its node is gone."""
+        if slot.proposal is not None:
+            self._search.lose(slot.proposal.number, reason or f"its node {slot.node.name} is gone")

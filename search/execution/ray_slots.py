@@ -1,0 +1,210 @@
+"""The workers of a cluster: one for each slot, started where there is room and replaced when they die."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cached_property
+from typing import Any
+
+from ..cluster.cluster import ray  # before anything else of Ray
+
+from ray.exceptions import RayError  # isort: skip
+
+from ...core.texts import one_line
+from ..cluster.nodes import Node, alive_nodes, driver_node
+from ..driver import Search
+from ..proposals import Proposal
+from .base import worker_setup
+from .ray_worker import RayWorker, Ready
+from .shipment import Shipment, left_behind, sent_with, unpack
+from .worker_process import STARTS
+
+LOOK_SECONDS = 1.0
+"""The least seconds between two looks at which nodes there are."""
+
+
+COLLECT_SECONDS = 30
+"""The seconds that a node has to send what a dead worker left behind; it starts a process for that."""
+
+
+class Slot:
+    """A worker on a node, and the trial that it runs.
+
+    Args:
+        setup, shipment: in Ray's object store; the latter None on the driver's node.
+        sharing: how many workers share the node's cores.
+        resources: what it takes, as Ray calls it.
+
+    Attributes:
+        answer: what it was asked for last; None while it waits for a trial.
+        is_far: whether it cannot read the driver's files.
+        proposal: the trial; None where it has none.
+        ready: what it said when it had everything that trials need; None until then.
+        busy_s: seconds that its trials took of the time since it was ready.
+    """
+
+    def __init__(self, node: Node, setup: Any, shipment: Any, sharing: int, resources: Mapping[str, float]) -> None:
+        self.node, self.is_far = node, shipment is not None
+        self._worker: Any = (
+            ray.remote(RayWorker)
+            .options(
+                num_cpus=resources["CPU"],
+                num_gpus=resources.get("GPU", 0),
+                scheduling_strategy=node.affinity,
+            )
+            .remote()
+        )
+        self.answer: Any = self._worker.start.remote(setup, sharing, shipment)
+        self.proposal: Proposal | None = None
+        self.ready: Ready | None = None
+        self.busy_s = 0.0
+
+    def begin(self, proposal: Proposal) -> None:
+        """Have it run a trial to its first stage."""
+        files = sent_with(proposal) if self.is_far else ({}, {})
+        self.proposal, self.answer = proposal, self._worker.begin.remote(proposal, *files)
+
+    def proceed(self) -> None:
+        """Have it run its trial to the next stage."""
+        self.answer = self._worker.proceed.remote()
+
+    def rest(self) -> None:
+        """Note that its trial has ended."""
+        self.proposal = self.answer = None
+
+    def probe(self) -> None:
+        """Find out whether it lives: Ray knows only that it does not answer."""
+        self.answer = self._worker.ping.remote()
+
+    def close(self) -> Any:
+        """Have it end its bench; returns what answers when that is done."""
+        return self._worker.close.remote()
+
+    def collect(self) -> None:
+        """After its process's death: fetch what its trial wrote for people, where that is on another node."""
+        if self.proposal is None or self.ready is None or self.ready.folder is None:
+            return
+        there = ray.remote(left_behind).options(num_cpus=0, scheduling_strategy=self.node.affinity)
+        with suppress(RayError):  # the node may be gone since; the trial's end is known without
+            unpack(ray.get(there.remote(self.ready.folder), timeout=COLLECT_SECONDS), self.proposal.folder)
+
+    def kill(self) -> None:
+        """End its process."""
+        ray.kill(self._worker)
+
+
+class Slots:
+    """All workers of a search.
+
+    Args:
+        most: how many there may be.
+        resources: what one worker takes, as Ray calls it.
+
+    Attributes:
+        left_out: id -> node on which no worker can start.
+    """
+
+    def __init__(self, search: Search, most: int, resources: Mapping[str, float]) -> None:
+        self._search, self._most, self._resources = search, most, resources
+        self._setup, self._here = ray.put(worker_setup(search, 1)), driver_node()
+        self._slots: list[Slot] = []
+        self._nodes: dict[str, Node] = {}
+        self._looked = float("-inf")
+        self._failures: Counter[str] = Counter()
+        self.left_out: dict[str, Node] = {}
+
+    @property
+    def idle(self) -> list[Slot]:
+        """Those that wait for a trial."""
+        return [slot for slot in self._slots if slot.answer is None]
+
+    @property
+    def running(self) -> list[Slot]:
+        """Those that have a trial."""
+        return [slot for slot in self._slots if slot.proposal is not None]
+
+    @property
+    def usable(self) -> list[Node]:
+        """The nodes that workers run on or could."""
+        return [node for node in self._nodes.values() if node.slots and node.id not in self.left_out]
+
+    def fill(self) -> None:
+        """Start workers where there is room, on the node with most of it first."""
+        if time.monotonic() - self._looked < LOOK_SECONDS:
+            return
+        self._look()
+        for slot in [slot for slot in self.idle if slot.node.id not in self._nodes]:
+            self.drop(slot)
+        taken = Counter(slot.node.id for slot in self._slots)
+        while len(self._slots) < self._most:
+            node = max(self.usable, key=lambda node: node.slots - taken[node.id], default=None)
+            if node is None or taken[node.id] >= node.slots:
+                return
+            shipment = None if node.id == self._here else self._shipment
+            self._slots.append(Slot(node, self._setup, shipment, min(node.slots, self._most), self._resources))
+            taken[node.id] += 1
+
+    def answered(self, patience_s: float) -> list[Slot]:
+        """Those whose answer has come; nothing where none does within so many seconds."""
+        waiting = {slot.answer: slot for slot in self._slots if slot.answer is not None}
+        if not waiting:
+            time.sleep(patience_s)
+            return []
+        ray.wait(list(waiting), timeout=patience_s)
+        ready, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0)
+        return [waiting[answer] for answer in ready]
+
+    def drop(self, slot: Slot) -> None:
+        """Do without a worker; another one is started where there is room."""
+        slot.kill()
+        self._slots.remove(slot)
+        self._looked = float("-inf")
+
+    def started(self, slot: Slot, ready: Ready) -> None:
+        """Note that a worker is ready for trials."""
+        slot.ready, slot.answer = ready, None
+
+    def worked(self, node: Node) -> None:
+        """Note that a trial has come to its end on a node."""
+        self._failures[node.id] = 0
+
+    def failed(self, slot: Slot) -> bool:
+        """Drop a worker that cannot start or run any trial; whether its node is to be left out now, after `STARTS` in a row."""
+        node = slot.node
+        self.drop(slot)
+        self._failures[node.id] += 1
+        return self._failures[node.id] >= STARTS and node.id not in self.left_out
+
+    def leave_out(self, node: Node) -> None:
+        """Start no other worker on a node, and give up those that have no trial there."""
+        self.left_out[node.id] = node
+        for slot in [slot for slot in self._slots if slot.node == node and slot.proposal is None]:
+            self.drop(slot)
+
+    def has_left(self, node: Node, error: RayError) -> bool:
+        """Whether a worker died because its node did, by what Ray says of it."""
+        self._look()
+        return node.id not in self._nodes or "node has died" in str(error)
+
+    def close(self) -> None:
+        """End the workers that do nothing, with their benches; the others end with the connection."""
+        closing = [slot.close() for slot in self.idle]
+        if closing:
+            ray.wait(closing, num_returns=len(closing), timeout=1)
+
+    @cached_property
+    def _shipment(self) -> Any:
+        return ray.put(Shipment.of(self._search))
+
+    def _look(self) -> None:
+        self._nodes, self._looked = alive_nodes(self._resources), time.monotonic()
+
+
+def how_it_died(error: RayError) -> str:
+    """What Ray knows of a worker's death, in its own words without those on actors and their ids."""
+    lines = str(error).splitlines()
+    detail = next((line for line in lines if "exit detail" in line), lines[-1] if lines else "Ray knows no more")
+    return f"died: {one_line(detail, 400)}"
