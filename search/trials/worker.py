@@ -137,6 +137,7 @@ class Worker:
             workload
             or loaded_workload(setup.workload, setup.workload_options, setup.base_folder, setup.pickled_workload),
             setup.compute.device,
+            setup.compute.data_workers,
         )
         if setup.registrations is not None:
             take_registrations(setup.registrations)

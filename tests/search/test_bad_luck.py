@@ -92,7 +92,7 @@ REASONS = {
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("short_timings")
-@pytest.mark.parametrize(("workers", "names"), [(0, list(REASONS)), (1, ["exit", "vanish", "crash"])])
+@pytest.mark.parametrize(("workers", "names"), [(0, list(REASONS)), (1, ["exit", "crash"])])
 def test_whatever_a_trial_does_to_its_process_the_others_are_done(
     workers: int, names: list[str], luck: Luck, store: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -187,6 +187,15 @@ def test_a_policy_that_takes_the_search_down_is_retried_twice(tiny_spec: Spec, s
     another = last.propose()
     assert another is not None
     assert another.policy != first.policy
+    for _ in range(2):  # a node that dies costs its trial's policy nothing, twice
+        last.lose(another.number, "its node is gone")
+        again = last.propose()
+        assert again is not None
+        assert (again.policy, store.trials("tiny")[-1].retry_of) == (another.policy, another.number)
+        another = again
+    last.lose(another.number, "its node is gone")
+    assert store.trials("tiny")[-1].state == "failed"
+    assert store.trials("tiny")[-1].reason == "its node is gone, as were those of 2 tries before"
 
 
 @pytest.mark.slow
