@@ -133,7 +133,7 @@ def prepare(spec: StudySpec, given: Workload | None = None, doing: Doing = unsai
     with naming(spec, "workload"):
         pickled = None if given is None else pickled_workload(given)
         loaded = loaded_workload(spec.workload, spec.workload_options, spec.base_folder, pickled, copied=True)
-        workload = held(placed(loaded, spec.compute.device))
+        workload = held(placed(loaded, spec.compute.device, spec.compute.data_workers))
         workload = replace(workload, remarks=(*workload.remarks, *size_remarks(workload, target)))
     model, example = workload.model.eval(), workload.example_input
     written = spec
