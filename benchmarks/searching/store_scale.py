@@ -141,7 +141,8 @@ def prepared_study(folder: Path, layers: int, sampler: str) -> PreparedStudy:
 
 def fill(search: Search, count: int) -> None:
     """Complete trials with random policies, as the driver would have stored them."""
-    number, generator = len(search.store.trial_summaries("scale")), np.random.default_rng(0)
+    number = len(search.store.trial_summaries("scale"))
+    generator = np.random.default_rng(number)
     for begin in range(number, number + count, CHUNK):
         made = [
             _random_trial(search.prepared, each, generator) for each in range(begin, min(begin + CHUNK, number + count))
