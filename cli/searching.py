@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..core.defaults import DEFAULT_ARTIFACTS, DEFAULT_STORAGE
+from ..core.defaults import DEFAULT_STORAGE
 from .options import (
     Artifacts,
     Format,
@@ -59,7 +59,7 @@ def search(
             help="Time limit for the command in seconds, approximate.",
         ),
     ] = None,
-    artifacts: Artifacts = DEFAULT_ARTIFACTS,
+    artifacts: Artifacts = None,
     format: Format = "table",
 ) -> None:
     """Run a study, or continue it where it stopped.
@@ -108,7 +108,7 @@ def inspect(
     """Show, before a search, what it could compress in a workload and what it could not, and why."""
     from .. import api
 
-    print_result(api.inspect(workload, target), format)
+    print_result(api.inspect(workload, target, progress=err), format)
 
 
 def dashboard(

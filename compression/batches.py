@@ -12,7 +12,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from ..core.batch import INPUT, Batch, by_name, moved, moved_target, repeated
-from ..workloads.workload import MapDataset
+from ..workloads.samples import MapDataset, Reading, Samples
+from .seeded import Numbered, Pairs, Seeded
 
 CALIBRATION_BATCH = 50
 """The number of calibration samples that are run at once."""
@@ -47,16 +48,18 @@ class EpochOrder(Sampler[int]):
     """The samples in an order that follows from a seed and the number of an epoch alone, so that any epoch begins at any sample.
 
     Attributes:
+        epoch: that the next iteration is of.
         generator: as far into the epoch as its beginning; what loads the samples may draw from it.
     """
 
     def __init__(self, samples: int, seed: int) -> None:
-        self._samples, self._seed = samples, seed
+        self._samples, self._seed, self.epoch = samples, seed, 0
         self.generator = torch.Generator()
         self.begin(0)
 
     def begin(self, epoch: int, first: int = 0) -> None:
         """Have the next iteration be that of `epoch`, without its first samples."""
+        self.epoch = epoch
         mixed = np.random.SeedSequence([self._seed, epoch]).generate_state(1)
         self.generator.manual_seed(int(mixed[0]))  # which heeds 32 bits
         order = torch.randperm(self._samples, generator=self.generator)
@@ -92,26 +95,51 @@ class ShuffledBatches:
 
 def labelled_batches(data: MapDataset, batch_size: int, device: torch.device) -> LabelledBatches:
     """All of `data` in order, on `device`."""
-    return LabelledBatches(DataLoader(cast("Dataset", data), batch_size=batch_size), device)
+    return LabelledBatches(_loader(data, batch_size, device), device)
 
 
 def shuffled_batches(data: MapDataset, batch_size: int, device: torch.device, seed: int) -> ShuffledBatches:
     """Full batches of `data` on `device`, shuffled reproducibly."""
     order = EpochOrder(len(data), seed)
-    loader = DataLoader(
-        cast("Dataset", data),
-        batch_size=batch_size,
-        sampler=order,
-        generator=order.generator,
-        drop_last=_fills_a_batch(data, batch_size),
-    )
+    loader = _loader(data, batch_size, device, _fills_a_batch(data, batch_size), order, seed)
     return ShuffledBatches(LabelledBatches(loader, device), order, batch_size)
 
 
 def input_batches(data: MapDataset, batch_size: int, device: torch.device) -> InputBatches:
     """Inputs of `data` on `device`, in order in full batches, shape [batch_size, ...]; in one smaller batch where there are fewer."""
-    loader = DataLoader(cast("Dataset", data), batch_size=batch_size, drop_last=_fills_a_batch(data, batch_size))
+    loader = _loader(data, batch_size, device, _fills_a_batch(data, batch_size))
     return InputBatches(LabelledBatches(loader, device))
+
+
+def _loader(
+    data: MapDataset,
+    batch_size: int,
+    device: torch.device,
+    drop_last: bool = False,
+    order: EpochOrder | None = None,
+    seed: int = 0,
+) -> DataLoader:
+    """A loader that reads as the workload says, into memory from which copies to a GPU need not be waited for."""
+    whole = data.dataset if isinstance(data, Subset) else data
+    samples = whole if isinstance(whole, Samples) else None  # plain tensors have nothing to read ahead, collate or draw
+    reading = samples.reading if samples is not None else Reading()
+    if samples is not None and reading.collate is not None:
+        pairs = cast("MapDataset", Pairs(samples))
+        data = subset(pairs, data.indices) if isinstance(data, Subset) else pairs
+    if samples is not None and order is not None:
+        data = cast("MapDataset", Seeded(data, seed))
+    return DataLoader(
+        cast("Dataset", data),
+        batch_size=batch_size,
+        sampler=order if samples is None or order is None else Numbered(order),
+        generator=None if order is None else order.generator,
+        drop_last=drop_last,
+        collate_fn=samples.batch if samples is not None and reading.collate is not None else None,
+        num_workers=reading.workers,
+        persistent_workers=reading.workers > 0,
+        multiprocessing_context="fork" if reading.workers else None,  # loky's processes have a context without them
+        pin_memory=device.type == "cuda",
+    )
 
 
 def subset(data: MapDataset, indices: Sequence[int]) -> MapDataset:

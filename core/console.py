@@ -1,4 +1,4 @@
-"""Output to a terminal, a pipe or a file, in whatever encoding it has."""
+"""Output to a terminal, a pipe or a file, in whatever encoding it has, and what a long computation is at."""
 
 from __future__ import annotations
 
@@ -6,15 +6,23 @@ import codecs
 import io
 import os
 import sys
+from collections.abc import Callable
 from functools import cache
 
 from rich.console import Console
+
+Doing = Callable[[str], None]
+"""What a long computation calls before each of its parts, with what begins: "proving that groups can be pruned"."""
 
 UNCUT = 10_000
 """The width of pipes and files, so large that no line is broken."""
 
 _PLAIN = {**dict(zip("▁▂▃▄▅▆▇█", "_.:-=+*#", strict=True)), "±": "+-", "…": "..", "—": "-"}
 _PLAIN |= {chr(code): "*" for code in range(0x2800, 0x2900)}  # the spinner of rich is of Braille characters
+
+
+def unsaid(_: str) -> None:
+    """The `Doing` of a caller that shows nothing."""
 
 
 @cache

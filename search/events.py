@@ -1,6 +1,6 @@
 """What happens in a search, as values: the screen, the dashboard and callbacks of a caller listen to these.
 
-An event comes after what it reports is stored. Listeners are called in the driver's main thread, one after the other; what a
+An event comes after what it reports is stored, `Preparing` before what it announces. Listeners are called in the driver's main thread, one after the other; what a
 listener raises ends the search, all that finished being stored.
 """
 
@@ -11,7 +11,19 @@ from dataclasses import dataclass
 
 from ..core.measurement import Measurement
 from ..spaces.policies.policy import Policy
+from ..studies.files.remade import Remade
 from ..studies.store.records import ReferenceRecord, TrialRecord
+
+
+@dataclass(frozen=True)
+class Preparing:
+    """A part of what precedes the first trial begins.
+
+    Attributes:
+        what: it is, in words; nothing is stored of it.
+    """
+
+    what: str
 
 
 @dataclass(frozen=True)
@@ -155,8 +167,17 @@ class TrialConfirmed:
     total: int
 
 
+@dataclass(frozen=True)
+class FilesRemade:
+    """A trial that joined the front late has its files again, which had not been kept."""
+
+    trial: int
+    remade: Remade
+
+
 Event = (
-    ReferenceSettled
+    Preparing
+    | ReferenceSettled
     | LearningRateFound
     | QuietMomentTaken
     | ReferenceNotMeasured
@@ -170,5 +191,6 @@ Event = (
     | SamplerFellBack
     | ClusterRemarked
     | TrialConfirmed
+    | FilesRemade
 )
 Listener = Callable[[Event], None]

@@ -23,8 +23,10 @@ from .driver import Search
 from .events import (
     ClusterRemarked,
     Event,
+    FilesRemade,
     FrontChanged,
     LearningRateFound,
+    Preparing,
     QuietMomentTaken,
     ReferenceNotMeasured,
     ReferenceSettled,
@@ -39,6 +41,9 @@ from .events import (
 
 LINE_INTERVAL_S = 10.0
 """Least time between two lines of progress where there is no terminal."""
+
+PATIENCE_S = 20.0
+"""Seconds of preparation after which its parts are worth a line where there is no terminal."""
 
 TRIALS = "trials"
 """What is counted, until the front is measured again."""
@@ -90,8 +95,8 @@ class SearchProgress:
     def __init__(self, spec: StudySpec, console: Console, started: float | None = None) -> None:
         self._total, self._timeout_s = spec.budget.trials, spec.budget.timeout_s
         self._objectives = spec.objectives
-        self._console = console
-        self._waiting = console.status(Text(f"{spec.study}: opening the study, measuring the uncompressed model"))
+        self._console, self._name = console, spec.study
+        self._waiting = console.status(Text(f"{spec.study}: opening the study"))
         self._held: list[Text] | None = []
         self._started, self._printed = time.monotonic() if started is None else started, float("-inf")
         self._pace = Pace()
@@ -126,6 +131,9 @@ class SearchProgress:
 
     def hear(self, event: Event) -> None:
         """An `events.Listener`."""
+        if isinstance(event, Preparing):
+            self._prepare(event.what)
+            return
         self._open()
         if (line := _line(event, self._objectives)) is not None:
             self.say(*line)
@@ -135,6 +143,15 @@ class SearchProgress:
             self._confirming(event)
         elif not isinstance(event, StageRecorded | TrialStarted):
             self._update()
+
+    def _prepare(self, what: str) -> None:
+        """Show what precedes the first trial; in a file or pipe as a line, once it takes long: a search that is refused says but why."""
+        if self._held is None:
+            self._count(self._done, what)
+            return
+        self._waiting.update(Text(f"{self._name}: {what}"))
+        if not self._console.is_interactive and self._elapsed >= PATIENCE_S:
+            self._console.print(Text(f"  {clock_text(self._elapsed)}: {what}"))
 
     def _confirming(self, event: TrialConfirmed) -> None:
         if self._what == TRIALS:
@@ -211,6 +228,8 @@ def _line(event: Event, objectives: Sequence[str]) -> tuple[str, str] | None:
         return f"trial {event.trial.number} joins the front: {', '.join(figures)}", ""
     if isinstance(event, TrialFinished):
         return _line_of_trial(event.trial)
+    if isinstance(event, FilesRemade):
+        return f"trial {event.trial}: {event.remade.words}", "yellow"
     if isinstance(event, SamplerFellBack | SensitivityUnmeasured):
         return event.reason, "yellow"
     if isinstance(event, ClusterRemarked):

@@ -39,7 +39,9 @@ def adapted(workload: Workload) -> Workload:
         model.register_forward_hook(_Detach())
     remarks += _remarks_on_types(workload.example_input)
     kinds, classes = InputKinds.of(example), number_of_classes(workload)
-    splits = {split: samples(split, getattr(workload, split), kinds, classes) for split in SPLITS}
+    splits = {
+        split: samples(split, getattr(workload, split), kinds, classes, workload.reading(split)) for split in SPLITS
+    }
     remarks += _shared_data(workload)
     return replace(
         workload,
@@ -47,6 +49,8 @@ def adapted(workload: Workload) -> Workload:
         example_inputs=example,
         forward=None,
         outputs=(),
+        collate=None,
+        train_transform=None,
         remarks=tuple(remarks),
         **splits,
     )

@@ -14,16 +14,20 @@ from ..core.errors import WorkloadError
 from ..core.interrupts import raise_if_interrupted
 from ..core.threads import DeviceKind
 from .copies import copied, kept_tensors
-from .workload import Workload, describe
+from .samples import Samples
+from .workload import SPLITS, Workload, describe
 
 
-def placed(workload: Workload, kind: DeviceKind) -> Workload:
-    """`workload`, which was adapted, on the device that a study asks for.
+def placed(workload: Workload, kind: DeviceKind, data_workers: int = 0) -> Workload:
+    """`workload`, which was adapted, on the device that a study asks for, its samples read ahead by so many processes.
 
     Raises:
         WorkloadError: there is no such device here, or the model does not run on it.
     """
-    return on_device(workload, _device(kind, device_of(workload.example_input)))
+    splits = {name: getattr(workload, name) for name in SPLITS if data_workers}
+    ahead = {name: data.read_by(data_workers) for name, data in splits.items() if isinstance(data, Samples)}
+    there = on_device(workload, _device(kind, device_of(workload.example_input)))
+    return replace(there, **ahead) if ahead else there
 
 
 def on_device(workload: Workload, device: torch.device) -> Workload:

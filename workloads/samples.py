@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -70,7 +70,31 @@ class InputKinds:
         return tensor
 
 
-def samples(split: str, dataset: MapDataset, kinds: InputKinds, classes: int | None) -> MapDataset:
+Collate = Callable[[list[Any]], Any]
+"""A list of (input, target) pairs, as a data set gives them -> (inputs [n, ...], targets [n, ...])."""
+
+Transform = Callable[[Any], Any]
+"""A sample's input as a data set gives it -> another one."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the samples of a data set become batches.
+
+    Attributes:
+        collate: makes a batch of samples; None is torch's default collation.
+        transform: changes the input of each sample as it is read.
+        workers: the number of processes that read ahead; 0 reads in between.
+    """
+
+    collate: Collate | None = None
+    transform: Transform | None = None
+    workers: int = 0
+
+
+def samples(
+    split: str, dataset: MapDataset, kinds: InputKinds, classes: int | None, reading: Reading = Reading()
+) -> MapDataset:
     """`dataset` with inputs as tensors, floats in float32, detached from any graph, and integer targets in int64.
 
     Plain tensors are converted once and stay plain tensors; whatever else is read sample by sample, and each sample is
@@ -81,11 +105,13 @@ def samples(split: str, dataset: MapDataset, kinds: InputKinds, classes: int | N
         kinds: the inputs that every sample has.
         classes: the model's, where targets have to be among them.
     """
-    if type(dataset) is TensorDataset and len(dataset.tensors) == 2 and kinds.names is None:
+    is_plain = type(dataset) is TensorDataset and len(dataset.tensors) == 2 and kinds.names is None
+    if is_plain and reading.collate is None and reading.transform is None:
+        assert isinstance(dataset, TensorDataset)
         converted = plain_input(dataset.tensors[0]), plain_target(dataset.tensors[1])
         same = all(own is given for own, given in zip(converted, dataset.tensors, strict=True))
         return cast("MapDataset", dataset if same else TensorDataset(*converted))
-    return Samples(split, dataset, kinds, classes)
+    return Samples(split, dataset, kinds, classes, reading)
 
 
 class Samples:
@@ -95,8 +121,16 @@ class Samples:
         WorkloadError: on reading a sample that cannot be read or breaks the contract; it names split and index.
     """
 
-    def __init__(self, split: str, dataset: MapDataset, kinds: InputKinds, classes: int | None) -> None:
+    def __init__(
+        self, split: str, dataset: MapDataset, kinds: InputKinds, classes: int | None, reading: Reading = Reading()
+    ) -> None:
         self._split, self._dataset, self._kinds, self._classes = split, dataset, kinds, classes
+        self.reading = reading
+
+    def read_by(self, workers: int) -> Samples:
+        """These samples, read ahead by so many processes."""
+        reading = replace(self.reading, workers=workers)
+        return Samples(self._split, self._dataset, self._kinds, self._classes, reading)
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -109,11 +143,58 @@ class Samples:
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         where = f"{self._split}[{index}]"
-        inputs, target = read_pair(self._dataset, index, where)
+        inputs, target = self.pair(index)
+        if self.reading.collate is not None:
+            inputs, target = _first(collated([(inputs, target)], self.reading.collate, where))
         batch = self._kinds.read(inputs, where)
         if self._classes is not None and not is_class(target, self._classes):
             raise WorkloadError(f"{where}'s target {class_range(self._classes)}, not {target!r}")
         return batch, plain_target(target)
+
+    def pair(self, index: int) -> tuple[Any, Any]:
+        """The pair at `index` as the data set gives it, its input transformed; a collation of its own takes these."""
+        where = f"{self._split}[{index}]"
+        inputs, target = read_pair(self._dataset, index, where)
+        return (
+            inputs if self.reading.transform is None else _transformed(inputs, self.reading.transform, where)
+        ), target
+
+    def batch(self, pairs: list[Any]) -> tuple[Batch, Any]:
+        """(inputs [n, ...], targets) of pairs, by the data set's own collation."""
+        assert self.reading.collate is not None, "torch's default collation takes samples, not pairs"
+        inputs, targets = collated(pairs, self.reading.collate, f"a batch of {self._split}")
+        self._kinds.read(_first((inputs, ()))[0], f"a batch of {self._split}, its first sample")
+        given = inputs if self._kinds.names is None else batch_of(inputs, self._kinds.names)
+        return mapped(plain_input, given), plain_target(targets)
+
+
+def collated(pairs: list[Any], collate: Collate, where: str) -> tuple[Any, Any]:
+    """What a workload's own collation makes of pairs.
+
+    Raises:
+        WorkloadError: it fails, or makes something else.
+    """
+    try:
+        made = collate(pairs)
+    except BaseException as error:  # the user's code may raise anything
+        raise_if_interrupted(error)
+        raise WorkloadError(f"{where} cannot be collated: {describe(error)}") from error
+    if not (isinstance(made, (tuple, list)) and len(made) == 2):
+        raise WorkloadError(f"{where}: collate must return (inputs, targets), not {kind_of(made)}")
+    return made[0], made[1]
+
+
+def _transformed(inputs: Any, transform: Transform, where: str) -> Any:
+    try:
+        return transform(inputs)
+    except BaseException as error:  # the user's code may raise anything
+        raise_if_interrupted(error)
+        raise WorkloadError(f"{where}: train_transform raised {describe(error)}") from error
+
+
+def _first(batch: Any) -> Any:
+    """The first sample of a batch, in whatever holds its tensors."""
+    return tree_map(lambda leaf: leaf[0] if isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim else leaf, batch)
 
 
 def read_pair(dataset: MapDataset, index: int, where: str) -> tuple[Any, Any]:

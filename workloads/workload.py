@@ -19,7 +19,19 @@ from .calls import DynamicAxes, Forward, Inputs, axes_problem, batch_of, called,
 from .copies import copied, unwrapped
 from .metrics import METRIC_NAMES, default_loss, flaw_of_metric, misfit
 from .output_kind import OutputKind
-from .samples import InputKinds, MapDataset, class_range, describe, flaw_of, is_class, kind_of, read_pair
+from .samples import (
+    Collate,
+    InputKinds,
+    MapDataset,
+    Reading,
+    Samples,
+    Transform,
+    class_range,
+    describe,
+    flaw_of,
+    is_class,
+    kind_of,
+)
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -84,6 +96,9 @@ class Workload:
         remarks: what the loader changed, each a line for the workload's owner; filled in by the loader.
         output_kinds: of outputs, by their names ("" where the model returns one tensor), what they mean where that is not seen by
             itself, for the damage and for distillation.
+        collate: makes a batch (inputs, targets) of a list of the pairs that the data sets give; None stacks them as torch does.
+        train_transform: applied to the input of each training sample as it is read, such as augmentation; a data set that
+            augments its samples itself needs none.
     """
 
     model: nn.Module
@@ -101,6 +116,12 @@ class Workload:
     base: Path | None = None
     remarks: tuple[str, ...] = ()
     output_kinds: Mapping[str, OutputKind] = field(default_factory=dict)
+    collate: Collate | None = None
+    train_transform: Transform | None = None
+
+    def reading(self, split: str) -> Reading:
+        """How the samples of a split are read."""
+        return Reading(self.collate, self.train_transform if split == "train" else None)
 
     @property
     def example_input(self) -> Batch:
@@ -130,14 +151,16 @@ class Workload:
             several = ", ".join(outputs)
             raise WorkloadError(f"loss must be given: cross-entropy reads one output, and there are {several}")
         for split in SPLITS:
-            _check_split(split, getattr(self, split), InputKinds.of(self.example_input))
+            _check_split(split, getattr(self, split), InputKinds.of(self.example_input), self.reading(split))
             self._check_target(split, outputs)
 
     def _check_target(self, split: str, outputs: Batch) -> None:
         """Hold the first target of a split against what the metric reads."""
         if not isinstance(self.metric, str) or isinstance(outputs, dict):
             return
-        target, classes = read_pair(getattr(self, split), 0, f"{split}[0]")[1], _classes_of(outputs, self.metric)
+        reader = Samples(split, getattr(self, split), InputKinds.of(self.example_input), None, self.reading(split))
+        target = reader[0][1] if self.collate else reader.pair(0)[1]
+        classes = _classes_of(outputs, self.metric)
         if classes is not None:
             _require(is_class(target, classes), f"{split}[0]'s target {class_range(classes)}, not {target!r}")
         problem = misfit(self.metric, outputs, target)
@@ -271,12 +294,11 @@ def _classes_of(outputs: Batch, metric: str) -> int | None:
     return outputs.shape[1] if METRIC_NAMES[metric].reads == "classes" and isinstance(outputs, Tensor) else None
 
 
-def _check_split(split: str, dataset: MapDataset, kinds: InputKinds) -> None:
+def _check_split(split: str, dataset: MapDataset, kinds: InputKinds, reading: Reading) -> None:
     map_style = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
     hint = "; its .dataset is one" if type(dataset) is DataLoader else ""
     if isinstance(dataset, IterableDataset):
         map_style, hint = False, "; list(...) of it is one, where it is finite"
     _require(map_style, f"{split} must be a map-style data set with a length, not {kind_of(dataset)}{hint}")
     _require(len(dataset) > 0, f"{split} is empty; it must hold at least one (input, target) pair")
-    inputs, _ = read_pair(dataset, 0, f"{split}[0]")
-    kinds.read(inputs, f"{split}[0]")
+    _ = Samples(split, dataset, kinds, None, reading)[0]

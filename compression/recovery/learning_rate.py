@@ -10,19 +10,19 @@ import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
 from torch import nn
 
-from ...core.batch import device_of_model
+from ...core.batch import device_of, device_of_model, moved, rows, stacked
 from ...spaces.models.channel_groups import ChannelGroup
 from ...spaces.models.layers import find_layers
 from ...spaces.policies.policy import LayerPolicy, Policy, Recovery
 from ...spaces.policies.pruning import Pruning
 from ...workloads.workload import Workload
-from ..batches import shuffled_batches
+from ..batches import shuffled_batches, subset
 from ..pruning.prune import pruned_copy, reestimate_batch_norm
 from .train import training_step
 
@@ -32,8 +32,18 @@ STEPS = 48
 FEWEST_STEPS = 12
 """Steps of the test of a model so large that more would take longer than `SECONDS`."""
 
-SECONDS = 30.0
+SECONDS = 20.0
 """The seconds that the test aims to take at most."""
+
+FORWARDS_OF_A_STEP = 4
+"""A step and the loss after it take about as long as so many passes of the uncompressed model: two of it, and four of a student of a
+third of its operations, two of them back."""
+
+LEAST_BATCH = 4
+"""The fewest samples of a step: batch-norm needs several."""
+
+LEAST_CALIBRATION = 16
+"""The fewest calibration samples that channels of a slow model are reconstructed from for the test."""
 
 LOSSES_OF_A_STEP = 3
 """A step and the loss after it take about so many times as long as the loss: a step runs a network three times, forward and back."""
@@ -70,14 +80,48 @@ def found_rate(
 ) -> FoundRate:
     """Find a learning rate for recoveries of a workload's model.
 
-    It is tried on the model with half of its channels, or half of its weights where no channel can go.
+    It is tried on the model with half of its channels, or half of its weights where no channel can go. A model so slow that the fewest
+    steps would take longer than `SECONDS` is tried on smaller batches, and the rate grows with the square root of the batch, which keeps
+    the variance of a step (Krizhevsky 2014, arXiv:1404.5997; of Adam: Malladi et al. 2022, arXiv:2205.10287).
     """
     with torch.random.fork_rng():
+        sample_s = _sample_s(workload)
+        tried = batch_within(SECONDS, sample_s, batch_size)
         torch.manual_seed(seed)
         step_s: list[float] = []
-        curve = list(_curve(workload, recovery, _compressed(workload, groups, seed), seed, batch_size, step_s))
-    rate = float(f"{MARGIN * highest_near_least(curve, RANGES[recovery.optimizer][0]):.2g}")
-    return FoundRate(rate, statistics.median(step_s) * math.ceil(len(workload.train) / batch_size))
+        student = _compressed(_shortened(workload, sample_s), groups, seed)
+        curve = list(_curve(workload, recovery, student, seed, tried, step_s))
+    low, high = RANGES[recovery.optimizer]
+    highest = min(high, highest_near_least(curve, low) * math.sqrt(batch_size / tried))
+    rate = float(f"{MARGIN * highest:.2g}")
+    return FoundRate(rate, statistics.median(step_s) * math.ceil(len(workload.train) / tried))
+
+
+@torch.no_grad()
+def _sample_s(workload: Workload) -> float:
+    """Seconds that the uncompressed model takes for one sample in a batch of a few."""
+    few = moved(stacked([workload.train[index][0] for index in range(min(LEAST_BATCH, len(workload.train)))]),
+                device_of(workload.example_input))  # fmt: skip
+    workload.model.eval()(few)  # the first time a model runs takes longer
+    began = time.perf_counter()
+    workload.model(few)
+    return (time.perf_counter() - began) / rows(few)
+
+
+def batch_within(seconds: float, sample_s: float, batch_size: int) -> int:
+    """The samples of a step: `batch_size`, or a power of two of which `FEWEST_STEPS` fit, at least `LEAST_BATCH`."""
+    fitting = seconds / (FEWEST_STEPS * FORWARDS_OF_A_STEP * sample_s)
+    if fitting >= batch_size:
+        return batch_size
+    return min(batch_size, max(LEAST_BATCH, 2 ** int(math.log2(max(fitting, 1)))))
+
+
+def _shortened(workload: Workload, sample_s: float) -> Workload:
+    """The workload with no more calibration samples than its model runs in a fifth of `SECONDS`."""
+    most = max(LEAST_CALIBRATION, int(SECONDS / 5 / sample_s))
+    if most >= len(workload.calibration):
+        return workload
+    return replace(workload, calibration=subset(workload.calibration, range(most)))
 
 
 def _compressed(workload: Workload, groups: Sequence[ChannelGroup], seed: int) -> nn.Module:

@@ -96,12 +96,16 @@ class CrashReport:
         return cls(fatal and fatal[1], _place(main_thread), memory and memory[1], lines)
 
 
-def stage_of_death(proposal: Proposal, trial_timeout_s: float | None, how: str | None) -> Stage:
+def stage_of_death(
+    proposal: Proposal, trial_timeout_s: float | None, how: str | None, was_killed: bool = False
+) -> Stage:
     """The last stage of a trial whose process died.
 
     Args:
         trial_timeout_s: of the study; a trial with another limit was ended because the search ran out of time.
         how: what is known of it where it was started, as in "ended with exit code 3"; None where that killed it at its limit.
+        was_killed: whether something else ended it, unless it left a report: the system short of memory, an operator. The trial is then
+            tried again, and goes on from its checkpoint.
     """
     report = CrashReport.of(proposal.folder)
     if report is not None:
@@ -114,7 +118,9 @@ def stage_of_death(proposal: Proposal, trial_timeout_s: float | None, how: str |
         if proposal.limit_s != trial_timeout_s:
             return Stage("failed", reason="the search ran out of time", fault="time")
         return Stage("failed", reason=f"took longer than trial_timeout_s = {trial_timeout_s:g} s{place}", artifacts=log)
-    return Stage("failed", reason=f"the trial's process {death_text(how, report)}", artifacts=log)
+    is_lost = was_killed and report is None
+    reason = f"the trial's process {death_text(how, report)}"
+    return Stage("failed", reason=reason, artifacts=log, fault="lost" if is_lost else None)
 
 
 def death_text(how: str, report: CrashReport | None) -> str:

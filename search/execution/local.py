@@ -55,8 +55,10 @@ class LocalRunner:
             for stage in stages:
                 interrupts.check()
                 raise_fault(stage)
+                if stage.fault == "lost":
+                    search.lose(proposal.number, stage.reason or "")
                 if stage.fault is not None:
-                    return  # tried again by the next run
+                    return  # else tried again by the next run
                 goes_on = search.advance(proposal.number, stage)
                 interrupts.check()
                 if not goes_on:

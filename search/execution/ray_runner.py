@@ -60,8 +60,9 @@ class RayRunner:
 
     def __init__(self, search: Search, workers: int | Literal["auto"]) -> None:
         self._search = search
-        here = usable_threads(cores_for_workers(search.prepared.target))
-        self._most = workers if workers != "auto" else MAX_COUNT if is_cluster_named() else here
+        self._most = MAX_COUNT if workers == "auto" else workers
+        here, each = usable_threads(cores_for_workers(search.prepared.target)), search.spec.compute.cpus or 1
+        self._cpus = math.ceil(max(here, each) if workers == "auto" else workers * each)
         self._slots: Slots | None = None
 
     def run(self, search: Search, interrupts: Interrupts) -> None:
@@ -70,9 +71,8 @@ class RayRunner:
         Raises:
             SearchError: the cluster has had no room for a worker for `PATIENCE_SECONDS`.
         """
-        compute = search.spec.compute
-        join(search.spec, search.folder, math.ceil(self._most * (compute.cpus or 1)))
-        resources = worker_resources(compute, ray.cluster_resources().get("GPU", 0))
+        join(search.spec, search.folder, self._cpus)
+        resources = worker_resources(search.spec.compute, ray.cluster_resources().get("GPU", 0))
         slots = self._slots = Slots(search, self._most, resources)
         self._last_room = time.monotonic()
         with storing(search.folder):
@@ -163,6 +163,8 @@ class RayRunner:
             slot.rest()
             self._leave_out(slots, slot.node, stage.reason or "")
             return
+        elif stage.fault == "lost":
+            self._lost(slot, stage.reason)
         elif stage.fault is not None:
             raise_fault(stage)  # else it ran out of the search's time, and is tried again by the next run
         elif self._search.advance(number, stage):
@@ -190,7 +192,7 @@ class RayRunner:
         elif slot.proposal is not None:
             limit_s = self._search.spec.budget.trial_timeout_s
             slot.collect()
-            self._went_on(slots, slot, stage_of_death(slot.proposal, limit_s, how_it_died(error)))
+            self._went_on(slots, slot, stage_of_death(slot.proposal, limit_s, how_it_died(error), was_killed=True))
 
     def _lost(self, slot: Slot, reason: str | None = None) -> None:
         """Have the trial of a worker that cannot go on tried again; where no reason is given, its node is gone."""

@@ -26,6 +26,9 @@ STARTS = 3
 KILL_DELAY_S = 30
 """A process ends itself at a trial's time limit; one that has not after so many more seconds is killed."""
 
+KILLED = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP)
+"""Exit codes of a process that something else ended."""
+
 POLL_SECONDS = 0.5
 """Seconds between checks that the process lives: its children may hold the pipe open after its death."""
 
@@ -75,7 +78,8 @@ class WorkerProcess:
             self._end()
             yield stage_of_death(proposal, self._trial_timeout_s, None)
         except (EOFError, OSError):  # the other end is gone
-            yield stage_of_death(proposal, self._trial_timeout_s, self._end())
+            how = self._end()
+            yield stage_of_death(proposal, self._trial_timeout_s, how, was_killed=self._process.exitcode in KILLED)
 
     def _note(self, proposal: Proposal, stage: Stage) -> None:
         """Remember whether the set-up works, and a trial that failed before that was known."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -23,10 +24,15 @@ KnownDamage = Mapping[str, Mapping[Choice, float]]
 """Knob -> choice -> nats that choice does alone."""
 
 
+_COSTS: WeakKeyDictionary[PreparedStudy, AnalyticCost] = WeakKeyDictionary()
+
+
 def cost_of(prepared: PreparedStudy) -> AnalyticCost:
-    """What is counted of the points of a prepared study's space."""
-    model, example = prepared.context.workload.model, prepared.context.workload.example_input
-    return AnalyticCost(prepared.space, all_layers(model, example), model, example)
+    """What is counted of the points of a prepared study's space; the model is traced for it once."""
+    if prepared not in _COSTS:
+        model, example = prepared.context.workload.model, prepared.context.workload.example_input
+        _COSTS[prepared] = AnalyticCost(prepared.space, all_layers(model, example), model, example)
+    return _COSTS[prepared]
 
 
 def space_dimensions(space: Space, known: KnownDamage | None = None) -> list[SearchDimension]:

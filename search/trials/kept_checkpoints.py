@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from shutil import rmtree
 
@@ -19,10 +19,11 @@ class KeptCheckpoints:
 
     Args:
         folder: of the study's artifacts.
+        most_stopped: how many trials that were stopped at a rung keep theirs.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder / "checkpoints"
+    def __init__(self, folder: Path, most_stopped: int = MOST_STOPPED) -> None:
+        self._folder, self._most_stopped = folder / "checkpoints", most_stopped
         self._stopped: dict[int, str] = {}
 
     def of(self, policy: Policy) -> Path:
@@ -30,16 +31,17 @@ class KeptCheckpoints:
         self._stopped = {number: digest for number, digest in self._stopped.items() if digest != policy.digest}
         return self._folder / policy.digest
 
-    def end(self, trial: TrialRecord, next_in_line: Collection[int]) -> None:
+    def end(self, trial: TrialRecord, next_in_line: Callable[[int], Collection[int]]) -> None:
         """Keep or remove those of a trial that has ended.
 
         Args:
-            next_in_line: the stopped trials that may go on first; those of others are removed.
+            next_in_line: so many stopped trials, those that may go on first; asked where there are more.
         """
         if trial.state is TrialState.PRUNED:
             self._stopped[trial.number] = trial.digest
-            for number in self._stopped.keys() - set(next_in_line):
-                self._remove(self._stopped.pop(number))
+            if len(self._stopped) > self._most_stopped:
+                for number in self._stopped.keys() - set(next_in_line(self._most_stopped)):
+                    self._remove(self._stopped.pop(number))
         elif trial.state is not TrialState.INTERRUPTED:
             self._remove(trial.digest)
 

@@ -11,6 +11,7 @@ import torch
 from ...compression.batches import CALIBRATION_BATCH, input_batches
 from ...compression.pruning.proof import proven_groups
 from ...core.batch import device_of
+from ...core.console import Doing, unsaid
 from ...core.threads import usable_threads
 from ...evaluators.evaluator import Context
 from ...hardware_profiles.bench.bench import bench_cores
@@ -44,9 +45,9 @@ from .given_workload import loaded_workload, pickled_workload
 from .shared_pickle import SharedPickle
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PreparedStudy:
-    """A study ready to be searched.
+    """A study ready to be searched; equal to itself alone.
 
     Attributes:
         written: the study as its file has it; `spec` has what its preset fills in.
@@ -115,11 +116,12 @@ class PreparedStudy:
         return machine(), versions(self.context.runtime)
 
 
-def prepare(spec: StudySpec, given: Workload | None = None) -> PreparedStudy:
+def prepare(spec: StudySpec, given: Workload | None = None, doing: Doing = unsaid) -> PreparedStudy:
     """Load what `spec` names and build its space.
 
     Args:
         given: the workload itself, where it is an object of this program that `spec` cannot name.
+        doing: is called with what begins.
 
     Raises:
         UserError: the workload or the target cannot be had, or the space does not fit them.
@@ -127,17 +129,21 @@ def prepare(spec: StudySpec, given: Workload | None = None) -> PreparedStudy:
     target, runtime = target_of(spec)
     threads = usable_threads()
     torch.set_num_threads(threads)
+    doing("loading the workload, and reading its data")
     with naming(spec, "workload"):
         pickled = None if given is None else pickled_workload(given)
         loaded = loaded_workload(spec.workload, spec.workload_options, spec.base_folder, pickled, copied=True)
-        workload = held(placed(loaded, spec.compute.device))
+        workload = held(placed(loaded, spec.compute.device, spec.compute.data_workers))
         workload = replace(workload, remarks=(*workload.remarks, *size_remarks(workload, target)))
     model, example = workload.model.eval(), workload.example_input
     written = spec
     spec = resolved(spec, workload, target)
     types = _floats_searched(spec, target, runtime)
+    doing("finding the model's layers, and counting what each computes")
     layers = find_every_layer(model, example)
+    doing("finding channels that can be removed together, and proving that nothing else changes")
     groups, unprunable = proven_groups(workload)
+    doing("building the space")
     space = _built_space(spec, distinct_choices(spec, types), workload, layers, groups)
     limit_s = spec.budget.trial_timeout_s
     context = Context(workload, target, runtime, threads=threads, metrics=spec.metrics, scoring_limit_s=limit_s)

@@ -41,7 +41,7 @@ from ...spaces.models.channel_groups import ChannelGroup
 from ...spaces.policies.candidate import Candidate
 from ...spaces.policies.policy import Policy
 from ...spaces.policies.resolved import effective_policy
-from ...studies.store.executed import KIND as PRECISIONS
+from ...studies.files.study_files import PRECISIONS
 from ...studies.study_file.constraint import Constraint
 from ...studies.study_file.parts import ComputeSpec, RungsSpec
 from ...workloads.placement import placed
@@ -106,7 +106,7 @@ class Stage:
         artifacts: files of the trial so far, kind -> file.
         reason: why the trial failed, else None.
         fault: why the policy is not to blame for a failure and is tried again: "start", no worker can start; "storage", its files
-            cannot be written; "time", the search ran out of time.
+            cannot be written; "time", the search ran out of time; "lost", something else ended its process.
         final: whether no more training follows.
         epochs: of recovery done so far; a fraction of an epoch is a fraction of the training data.
         worker: host name, process id and number of threads; trained weights depend on the threads in their last bits.
@@ -117,7 +117,7 @@ class Stage:
     measurements: Sequence[Measurement] = ()
     artifacts: Mapping[str, Artifact] = field(default_factory=dict)
     reason: str | None = None
-    fault: Literal["start", "storage", "time"] | None = None
+    fault: Literal["start", "storage", "time", "lost"] | None = None
     final: bool = True
     epochs: float = 0
     worker: str = field(default_factory=lambda: f"{platform.node()}:{os.getpid()}, threads {torch.get_num_threads()}")
@@ -137,6 +137,7 @@ class Worker:
             workload
             or loaded_workload(setup.workload, setup.workload_options, setup.base_folder, setup.pickled_workload),
             setup.compute.device,
+            setup.compute.data_workers,
         )
         if setup.registrations is not None:
             take_registrations(setup.registrations)
@@ -231,8 +232,7 @@ class Worker:
         yield Stage("counted", measurements=counted)
         if self._out_of_bounds(counted):
             return
-        if is_structurally_changed(original, self.setup.groups):
-            reestimate_batch_norm(model, self.workload.calibration)
+        self._reestimate(model, original)
         candidate, artifact = self._lower(policy, model, folder)
         # Before recovery: latency needs no trained weights, and a trial that is too slow ends here.
         timed = measure(LoweredCandidate(candidate, artifact), self._context, "timed")
@@ -244,13 +244,16 @@ class Worker:
             return
         scored = measure(LoweredCandidate(candidate, artifact), self._context, "scored")
         yield Stage("scored", measurements=scored, final=False)
-        marks = self.setup.rungs.marks(policy.recovery.epochs) if self.setup.rungs is not None else ()
+        marks = self._marks(policy)
         for trained, epochs in self._recoveries(original, model, marks, recovered, checkpoints):
             if trained is None:
                 yield Stage("checkpointed", final=False)
                 continue
-            rung = 1 + sum(mark < epochs for mark in marks)
-            yield self._kept("recovered", *self._lower(policy, trained, folder), folder, rung, epochs)
+            yield self._kept("recovered", *self._lower(policy, trained, folder), folder, rung_of(epochs, marks), epochs)
+
+    def _marks(self, policy: Policy) -> Collection[float]:
+        """Epochs after which a recovery is judged before its end."""
+        return self.setup.rungs.marks(policy.recovery.epochs) if self.setup.rungs is not None else ()
 
     def _recoveries(
         self,
@@ -280,6 +283,10 @@ class Worker:
     def _pruned(self, model: nn.Module, policy: Policy) -> nn.Module:
         setup = self.setup
         return pruned_copy(model, self.workload.example_input, policy, setup.groups, self.workload, setup.seed)
+
+    def _reestimate(self, model: nn.Module, original: Policy) -> None:
+        if is_structurally_changed(original, self.setup.groups):
+            reestimate_batch_norm(model, self.workload.calibration)
 
     def _pruned_in_recovery(self, trained: nn.Module, original: Policy, checkpoints: Checkpoints | None) -> nn.Module:
         setup = self.setup
@@ -322,6 +329,11 @@ class Worker:
         if setup.reference is None or setup.target.predict:
             return None
         return timer_of(setup.target, setup.reference.artifact.path, self.workload.example_input, self._bench_cores)
+
+
+def rung_of(epochs: float, marks: Collection[float]) -> int:
+    """The rung that a recovery of so many epochs is at."""
+    return 1 + sum(mark < epochs for mark in marks)
 
 
 def finite(stage: Stage | None) -> Stage | None:

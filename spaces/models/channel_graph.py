@@ -164,14 +164,17 @@ class ChannelGraph:
         Raises:
             CompressionError: a module cannot lose them.
         """
+        self._cut(channels)
+        self.model.train()  # which has modules drop what they kept of calls in evaluation mode, in shapes of before
+        self.model.eval()
+
+    def _cut(self, channels: Mapping[str, Iterable[int]]) -> None:
         losses = self._losses({name: set(gone) for name, gone in channels.items() if name not in self.heads})
         try:
             for dep, own in losses:
                 self._remove(dep, sorted(own))
             for name in self.heads.keys() & channels.keys():
                 self.heads[name].remove(self.model, sorted(channels[name]))
-            self.model.train()  # which has modules drop what they kept of calls in evaluation mode, in shapes of before
-            self.model.eval()
         except Exception as error:  # as in tracing
             raise_if_interrupted(error)
             raise CompressionError(f"Torch-Pruning failed: {first_line(error)}") from error
@@ -201,6 +204,27 @@ class ChannelGraph:
         with restored(changed):
             self.remove(channels)
             yield self.model
+
+    @contextmanager
+    def cut(self, name: str, channels: Iterable[int]) -> Iterator[None]:
+        """As `without`, of one group and to be looked at instead of run: at the cost of the group, whatever the size of the model."""
+        with restored(self.members(name)):
+            self._cut({name: channels})
+            yield
+
+    def members(self, name: str) -> set[nn.Module]:
+        """The modules and operations that change where channels or heads of a group are removed."""
+        if name in self.heads:
+            return {self.model.get_submodule(path) for path in self.heads[name].paths()}
+        targets = (dep.target for dep, _ in self.groups[name])
+        members = (
+            self._owner_of(target.module) if target.type == ops.OPTYPE.PARAMETER else target.module
+            for target in targets
+        )
+        return {member for member in members if isinstance(member, nn.Module)}
+
+    def _owner_of(self, parameter: nn.Parameter) -> nn.Module:
+        return self.model.get_submodule(self._graph._param_to_name[parameter].rpartition(".")[0])
 
     def _remove(self, dep: Any, channels: list[int]) -> None:
         if dep.target.type != ops.OPTYPE.PARAMETER:

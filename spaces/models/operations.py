@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ...core.batch import Batch
-from .layers import Layer, find_every_layer
+from .layers import Layer
 
 OTHERS = "other operations"
 
@@ -43,13 +43,13 @@ class Operation:
     count: int = 1
 
 
-def operations_of(model: nn.Module, example_input: Batch) -> list[Operation]:
+def operations_of(model: nn.Module, example_input: Batch, layers: Sequence[Layer]) -> list[Operation]:
     """Layers in module order, then everything else as one; what a runtime fuses into the operation before it costs nothing.
 
     Element-wise operations, views and batch-norms are such; the model ends in eval mode.
     """
     # Of an embedding's table only the rows that are looked up move.
-    layers = [layer for layer in find_every_layer(model, example_input) if not layer.is_embedding]
+    layers = [layer for layer in layers if not layer.is_embedding]
     others = _Others()
     moved = _run(model.eval(), [layer.name for layer in layers], example_input, others)
     found = [Operation(each.name, _kind(each), each.macs, each.weights, *moved[each.name]) for each in layers]

@@ -10,6 +10,7 @@ from typing import Any
 from ...compression.batches import CALIBRATION_BATCH, input_batches
 from ...compression.pruning.proof import proven_groups
 from ...core.batch import device_of
+from ...core.console import Doing, unsaid
 from ...core.errors import WorkloadError
 from ...core.validation import suggestion
 from ...hardware_profiles.cards.target import Target, load_target
@@ -37,6 +38,7 @@ from .report import Inspection, LayerReport
 from .study_checks import check_space, check_target, naming, resolved, taken_choices, target_of
 from .untouched import why_untouched
 
+LOADING = "loading the workload, and reading its data"
 KEPT_BACK = "space.keep holds it back"
 AS_A_WHOLE = {"layer knobs": "its matrices are one decision, `recurrent_weights`"}
 OF_ITS_OWN = {"layer knobs": "its table is a decision of its own, `embedding_bits`"}
@@ -45,12 +47,13 @@ FEWEST_SAMPLES = 20
 """The number of random images that an inspection uses, the fewest that `workloads.torchvision.data.DataOptions` accepts."""
 
 
-def inspect_reference(reference: str, target: str | None = None) -> Inspection:
+def inspect_reference(reference: str, target: str | None = None, doing: Doing = unsaid) -> Inspection:
     """Inspect a study file's workload, or a workload by its name.
 
     Args:
         reference: a study file, a shipped study, or what `load_workload` takes.
         target: card to judge bits by; a study's own by default.
+        doing: is called with what begins.
 
     Raises:
         UserError: neither a study nor a workload, or the target cannot be had.
@@ -61,41 +64,47 @@ def inspect_reference(reference: str, target: str | None = None) -> Inspection:
         raise WorkloadError(f"{reference!r} is none of {wanted}; {suggestion(reference, known)}")
     card = load_target(target, Path.cwd()) if target else None
     if spec is not None:
-        return _inspect_study(spec, card)
+        return _inspect_study(spec, card, doing)
+    doing(LOADING)
     with working_in(Path.cwd()):
         workload = load_workload(reference, _little_data(reference, {}), Path.cwd())
-        return inspect_workload(held(workload), card)
+        return inspect_workload(held(workload), card, doing=doing)
 
 
-def _inspect_study(spec: StudySpec, card: Target | None) -> Inspection:
+def _inspect_study(spec: StudySpec, card: Target | None, doing: Doing) -> Inspection:
     """Inspect what a study searches; what a search of it would refuse is refused."""
     with working_in(spec.base_folder):
         if card is None:
             card, _ = target_of(spec)
         else:
             check_target(spec, card)
+        doing(LOADING)
         with naming(spec, "workload"):
             options = _little_data(spec.workload, spec.workload_options)
             workload = held(load_workload(spec.workload, options, spec.base_folder))
-        return inspect_workload(workload, card, resolved(spec, workload, card))
+        return inspect_workload(workload, card, resolved(spec, workload, card), doing)
 
 
-def inspect_workload(workload: Workload, target: Target | None = None, spec: StudySpec | None = None) -> Inspection:
+def inspect_workload(
+    workload: Workload, target: Target | None = None, spec: StudySpec | None = None, doing: Doing = unsaid
+) -> Inspection:
     """Inspect a loaded workload, in the space of a study or else of its family's preset."""
     model, example = workload.model.eval(), workload.example_input
     remarks = (
         *workload.remarks,
         *(size_remarks(workload, target) if target else ()),
     )  # first: nothing lowers without it
-    family, float_only = family_of(model, example), why_float_only(workload)
+    family, found = family_of(model, example), _Found.of(workload, doing)
+    doing("capturing the model for quantization")
+    float_only = why_float_only(workload, found.layers)
     choices, scheme = _choices(family, target, spec)
-    found = _Found.of(workload)
     if spec is not None:
         check_space(spec, found.space(choices, scheme))
     if float_only:
         choices = choices.without_quantization()
     space = found.space(choices, scheme)
     macs = macs_by_module(model, example)[""]
+    doing("asking the target what bit-widths run in, and counting what techniques can save")
     return Inspection(
         workload=workload.name,
         family=family,
@@ -110,9 +119,9 @@ def inspect_workload(workload: Workload, target: Target | None = None, spec: Stu
         choices=_searched(choices),
         target=target.name if target else None,
         float_only=float_only,
-        bits={**_bits_on(workload, target, float_only), **floats_on(target)} if target else {},
+        bits={**({} if float_only else bits_on(workload, found.layers, target)), **floats_on(target)} if target else {},
         gains=gains(model, example, space),
-        limits=limits_on(model, example, space.groups, target) if target else None,
+        limits=limits_on(model, example, found.layers, space.groups, target) if target else None,
         remarks=remarks,
     )
 
@@ -129,10 +138,13 @@ class _Found:
     influence: Mapping[str, float]
 
     @classmethod
-    def of(cls, workload: Workload) -> _Found:
+    def of(cls, workload: Workload, doing: Doing) -> _Found:
         model, example = workload.model, workload.example_input
+        doing("finding the model's layers, and counting what each computes")
         layers = find_every_layer(model, example)
+        doing("finding channels that can be removed together, and proving that nothing else changes")
         groups, unprunable = proven_groups(workload)
+        doing("finding blocks that can be removed, and proving it")
         removable, fixed = examine_blocks(model, example)
         batches = input_batches(workload.calibration, CALIBRATION_BATCH, device_of(example))
         influence = block_influence(model, batches, removable) if removable else {}
@@ -164,10 +176,6 @@ def _choices(family: Family, target: Target | None, spec: StudySpec | None) -> t
     if target is not None:
         spec = spec.with_activations(RUNTIMES[target.runtime].activations)
     return spec.with_preset(family, bits).space.choices(), spec.quantization.scheme()
-
-
-def _bits_on(workload: Workload, target: Target, float_only: str | None) -> dict[str, str]:
-    return {} if float_only else bits_on(workload, target)
 
 
 def _operators(choices: SpaceChoices) -> list[str]:

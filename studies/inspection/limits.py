@@ -10,22 +10,27 @@ from ...compression.pruning.prune import pruned_copy
 from ...core.batch import Batch
 from ...hardware_profiles.cards.target import Target
 from ...spaces.models.channel_groups import ChannelGroup
+from ...spaces.models.layers import Layer, find_every_layer
 from ...spaces.models.operations import operations_of
 from ...spaces.policies.policy import Policy
 from ..analysis.roofline import Limits, limits, rooflines
 
 
-def limits_on(model: nn.Module, example_input: Batch, groups: Sequence[ChannelGroup], target: Target) -> Limits | None:
+def limits_on(
+    model: nn.Module, example_input: Batch, layers: Sequence[Layer], groups: Sequence[ChannelGroup], target: Target
+) -> Limits | None:
     """The limits of `model` on a target; None where its card has no measurements that say.
 
     Args:
-        example_input: shape [1, ...]. groups: whose channels half the width takes.
+        example_input: shape [1, ...].
+        layers: the model's, see `find_every_layer`.
+        groups: whose channels half the width takes.
     """
-    whole = rooflines(operations_of(model, example_input), target)
+    whole = rooflines(operations_of(model, example_input, layers), target) if target.measured else {}
     if not whole or not groups:
         return limits(whole, {})
     slim = pruned_copy(model, example_input, Policy(width=0.5), groups)
-    return limits(whole, rooflines(operations_of(slim, example_input), target))
+    return limits(whole, rooflines(operations_of(slim, example_input, find_every_layer(slim, example_input)), target))
 
 
 def limits_text(found: Limits | None, target: Target, latency_ms: float | None = None) -> str:

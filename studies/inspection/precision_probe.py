@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...compression.quantization.quantize import quantize
@@ -16,7 +16,7 @@ from ...hardware_profiles.runtimes.base import get_runtime
 from ...hardware_profiles.runtimes.lowered import lowered
 from ...hardware_profiles.runtimes.registry import RUNTIMES
 from ...spaces.knobs.registry import KNOB_KINDS
-from ...spaces.models.layers import find_every_layer, find_layers
+from ...spaces.models.layers import Layer
 from ...spaces.policies.candidate import Candidate
 from ...spaces.policies.float_precision import DEFAULT
 from ...spaces.policies.layer_policy import BFLOAT16_BITS, FULL_PRECISION
@@ -24,7 +24,7 @@ from ...spaces.policies.policy import LayerPolicy, Policy
 from ...spaces.policies.quantization_scheme import Scheme
 from ...spaces.policies.recurrent_weights import INT8_BITS, RECURRENT_WEIGHTS
 from ...workloads.workload import MapDataset, Workload, describe
-from ..store.executed import BITS
+from ..files.executed import BITS
 
 CONTAINER_BITS = 8
 SAMPLES = 2
@@ -36,38 +36,40 @@ Answer = Mapping[str, str] | str
 """Layer -> the precision it runs in, or the reason why that is not known."""
 
 
-def why_float_only(workload: Workload) -> str | None:
-    """Why no layer of the model can be quantized, on any target, or None where they can."""
+def why_float_only(workload: Workload, layers: Sequence[Layer]) -> str | None:
+    """Why none of the model's `layers` can be quantized, on any target, or None where they can."""
     model, example = workload.model.eval(), workload.example_input
-    layers = {
-        layer.name: LayerPolicy(CONTAINER_BITS) for layer in find_layers(model, example)[:1]
-    }  # one traces as all do
+    first = {layer.name: LayerPolicy(CONTAINER_BITS) for layer in _plain(layers)[:1]}  # one traces as all do
     try:
-        quantize(model, example, Policy(layers=layers), _some(workload))
+        quantize(model, example, Policy(layers=first), _some(workload))
     except Exception as reason:  # tracing may raise anything in a user's model
         raise_if_interrupted(reason)
         return str(reason) if isinstance(reason, TrialError) else describe(reason)
     return None
 
 
-def bits_on(workload: Workload, target: Target) -> dict[str, str]:
-    """ "weight 8" or "activation 4" -> what it gains on `target`.
+def _plain(layers: Sequence[Layer]) -> list[Layer]:
+    return [layer for layer in layers if layer.is_product]
+
+
+def bits_on(workload: Workload, layers: Sequence[Layer], target: Target) -> dict[str, str]:
+    """ "weight 8" or "activation 4" -> what it gains the model's `layers` on `target`.
 
     A card that was measured has been asked already. Widths below 8 share 8-bit containers, so that the narrowest is asked
     for all of them. Where nobody can be asked, or a width cannot be lowered, that is what is said.
     """
-    answers = _of_card(target) if target.measured else _of_runtime(workload, target)
+    answers = _of_card(target) if target.measured else _of_runtime(workload, layers, target)
     said = {}
     for kind, offered in (("weight", target.weight_bits), ("activation", target.activation_bits)):
         for bits in sorted(offered):
             answer = answers if isinstance(answers, str) else answers.get(_pair(kind, bits, target), {})
             said[f"{kind} {bits}"] = "float32, as it is" if bits == FULL_PRECISION else _in_words(bits, answer)
-    return said | recurrent_on(workload, target) | tables_on(workload, target)
+    recurrent = _recurrent_on(workload, [layer for layer in layers if layer.is_recurrent], target)
+    return said | recurrent | _tables_on(layers, target)
 
 
-def recurrent_on(workload: Workload, target: Target) -> dict[str, str]:
-    """ "recurrent int8" or "recurrent dynamic" -> what it gains the model's recurrent layers on `target`; nothing where it has none."""
-    layers = [layer for layer in find_every_layer(workload.model, workload.example_input) if layer.is_recurrent]
+def _recurrent_on(workload: Workload, layers: Sequence[Layer], target: Target) -> dict[str, str]:
+    """ "recurrent int8" or "recurrent dynamic" -> what it gains recurrent `layers` on `target`; nothing where there are none."""
     if _why_not_asked(target):
         return {}
     kind, said = KNOB_KINDS["recurrent_weights"], {}
@@ -80,9 +82,9 @@ def recurrent_on(workload: Workload, target: Target) -> dict[str, str]:
     return said
 
 
-def tables_on(workload: Workload, target: Target) -> dict[str, str]:
-    """ "embedding 8" or "embedding 4" -> what it gains the model's tables on `target`, which nothing multiplies; nothing where it has none."""
-    if not any(layer.is_embedding for layer in find_every_layer(workload.model, workload.example_input)):
+def _tables_on(layers: Sequence[Layer], target: Target) -> dict[str, str]:
+    """ "embedding 8" or "embedding 4" -> what it gains the tables of `layers` on `target`, which nothing multiplies; nothing where it has none."""
+    if not any(layer.is_embedding for layer in layers):
         return {}
     stored = "storage only: rows become floats as they are looked up"
     return {
@@ -150,16 +152,16 @@ def _why_not_asked(target: Target) -> str | None:
     return None
 
 
-def _of_runtime(workload: Workload, target: Target) -> Mapping[Pair, Answer] | str:
+def _of_runtime(workload: Workload, layers: Sequence[Layer], target: Target) -> Mapping[Pair, Answer] | str:
     if why := _why_not_asked(target):
         return why
     widths = [("weight", bits) for bits in target.weight_bits] + [("activation", b) for b in target.activation_bits]
     pairs = {_pair(kind, bits, target) for kind, bits in widths if bits != FULL_PRECISION}
-    layers = [layer.name for layer in find_layers(workload.model, workload.example_input)]
+    names = [layer.name for layer in _plain(layers)]
     # The range that is found soonest.
     scheme = Scheme("min_max", activations=RUNTIMES[target.runtime].activations)
     return {
-        pair: _asked(workload, target, Policy(layers={name: LayerPolicy(*pair) for name in layers}, scheme=scheme))
+        pair: _asked(workload, target, Policy(layers={name: LayerPolicy(*pair) for name in names}, scheme=scheme))
         for pair in sorted(pairs)
     }
 

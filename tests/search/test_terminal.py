@@ -13,7 +13,7 @@ from rich.console import Console
 from slimfront.core.errors import StoreError
 from slimfront.core.measurement import Measurement
 from slimfront.search import terminal
-from slimfront.search.events import SensitivityMeasured, TrialConfirmed, TrialFinished
+from slimfront.search.events import Preparing, SensitivityMeasured, TrialConfirmed, TrialFinished
 from slimfront.search.run import run_search
 from slimfront.search.terminal import Pace, SearchProgress
 from slimfront.spaces.policies.policy import Policy
@@ -108,6 +108,18 @@ def test_lines_are_held_back_until_the_study_is_open(tiny_spec):
         progress.say("at once")
     shown = said.getvalue().splitlines()
     assert shown == ["  channels of fc stay", "  trial 3 failed: ValueError: [3, 8] :x: [bold]", "  at once"]
+
+
+def test_what_precedes_the_first_trial_is_a_line_of_a_file_once_it_takes_long(tiny_spec, monkeypatch):
+    said = io.StringIO()
+    with SearchProgress(tiny_spec(), Console(file=said, width=200)) as progress:
+        progress.hear(Preparing("loading"))
+        monkeypatch.setattr(terminal, "PATIENCE_S", 0.0)
+        progress.say("a remark")
+        progress.hear(Preparing("proving"))
+        assert re.fullmatch(r"  \S+( \w+)?: proving\n", said.getvalue())  # remarks wait until the study is open
+        progress.hear(TrialFinished(failed("ValueError")))
+    assert said.getvalue().splitlines()[1] == "  a remark"
 
 
 def test_the_front_that_is_measured_again_is_counted_for_itself(tiny_spec, monkeypatch):

@@ -31,6 +31,8 @@ def lower(candidate: Candidate, example_input: Batch, batch: int, path: Path) ->
     """
     if any(weight.group_size for weight in candidate.quantization.weights.values()):
         raise LoweringError("LiteRT takes no weights with scales by groups of inputs: leave weight_group_size at 0")
+    if candidate.quantization.embeddings:
+        raise LoweringError("LiteRT looks rows up in tables of floats only: leave embedding_bits at 32")
     static = static_graphs.graph_of(candidate.model, repeated(example_input, batch))
     graph = LiteGraph(static, _grids(static, candidate))
     layers = Layers(graph, candidate)

@@ -34,8 +34,10 @@ def lower(candidate: Candidate, example_input: Batch, batch: int, path: Path) ->
     """Write `candidate` with symmetric int8 grids.
 
     Raises:
-        LoweringError: a grid has its zero elsewhere than in its middle, or the model cannot be exported.
+        LoweringError: a grid has its zero elsewhere than in its middle, a table is on integers, or the model cannot be exported.
     """
+    if candidate.quantization.embeddings:
+        raise LoweringError("TensorRT looks rows up in tables of floats only: leave embedding_bits at 32")
     return lower_to_onnx(replace(candidate, quantization=_signed(candidate.quantization)), example_input, batch, path)
 
 

@@ -58,7 +58,8 @@ def export_float(model: nn.Module, example_input: Batch) -> ModelProto:
         except (torch.onnx.errors.OnnxExporterError, RuntimeError, TypeError, ValueError, AssertionError) as error:
             raise_if_interrupted(error)
             raise LoweringError(f"ONNX export failed: {describe(error)}") from error
-    exported = onnx.load_from_string(buffer.getvalue())
+    exported = ModelProto.FromString(cast("bytes", buffer.getbuffer()))  # a view: `getvalue` would copy all weights
+    del buffer
     for node in exported.graph.node:
         node.name = node.name.replace("//", "/", 1)  # of the model within `_Flat`
     _store_each_constant(exported.graph)
@@ -152,7 +153,7 @@ def _constants(graph: GraphProto) -> dict[str, TensorProto]:
 
 def _name_weights(graph: GraphProto) -> None:
     """Give every layer weights of its own, named after it."""
-    constants = {tensor.name: tensor for tensor in graph.initializer}
+    constants, readers = {tensor.name: tensor for tensor in graph.initializer}, _readers(graph)
     names: dict[str | None, str] = {}
     for node in graph.node:
         kinds = ("weight", "bias") if node.op_type in WEIGHTED else ("weight_ih", "weight_hh", "bias")
@@ -162,7 +163,10 @@ def _name_weights(graph: GraphProto) -> None:
         for index, kind in enumerate(kinds, start=1):
             if index < len(node.input) and node.input[index] in constants:
                 read, node.input[index] = node.input[index], f"{name}/{kind}"
-                if node.input[index] not in constants:  # else the layer has run before
+                if readers[read] == 1:
+                    constants[node.input[index]] = constants.pop(read)
+                    constants[node.input[index]].name = node.input[index]
+                elif node.input[index] not in constants:  # else the layer has run before
                     constants[node.input[index]] = _copied(graph, constants[read], node.input[index])
     drop_unread(graph, "Identity")
 

@@ -41,14 +41,17 @@ class WeightsApart:
 
 
 def weights_apart(model: ModelProto) -> WeightsApart:
-    """Take the weights of layers and the tables that rows are looked up in out of `model`, which is changed."""
+    """The nodes and other constants of `model`, which is changed, and apart from them the weights of layers and the tables that rows are
+    looked up in."""
     graph = model.graph
     names = {node.input[1] for node in graph.node if node.op_type in WEIGHTED}
     tables = {t.name for t in graph.initializer if t.data_type == TensorProto.FLOAT and len(t.dims) == 2}
     names |= tables & {node.input[0] for node in graph.node if node.op_type == "Gather"}
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name in names}
     drop_constants(graph, names)
-    return WeightsApart(model, weights)
+    apart = ModelProto()
+    apart.CopyFrom(model)  # a message keeps the memory of all that was ever in it
+    return WeightsApart(apart, weights)
 
 
 def write(model: ModelProto, weights: Mapping[str, np.ndarray], path: Path) -> None:

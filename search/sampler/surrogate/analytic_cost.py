@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,23 +55,43 @@ def channel_shares(model: nn.Module, example_input: Batch, layers: Sequence[Laye
         example_input: shape [1, ...].
     """
     outputs, inputs = np.zeros((2, len(layers), len(groups)))
-    full = [_shape(model, layer.name) for layer in layers]
-    others, every = np.zeros(len(groups)), _other_parameters(model, layers)
-    buffers, stored = np.zeros(len(groups)), _buffer_bytes(model)
+    others, every = np.zeros(len(groups)), max(1, _other_parameters(model, layers))
+    buffers, stored = np.zeros(len(groups)), max(1, _buffer_bytes(model))
+    shares = Shares(outputs, inputs, others, buffers)
     if not groups:
-        return Shares(outputs, inputs, others, buffers)
+        return shares
     graph = ChannelGraph(copy.deepcopy(model), example_input)
+    rows = {graph.model.get_submodule(layer.name): row for row, layer in enumerate(layers)}
     for column, group in enumerate(groups):
         kept = group.kept(0.5)
         removed = 1 - kept / group.channels
-        with graph.without({group.name: graph.any_channels(group.name, kept)}) as pruned:
-            for row, (layer, before) in enumerate(zip(layers, full, strict=True)):
-                after = _shape(pruned, layer.name)
-                outputs[row, column] = (1 - after[0] / before[0]) / removed
-                inputs[row, column] = (1 - after[1] / before[1]) / removed
-            others[column] = (1 - _other_parameters(pruned, layers) / max(1, every)) / removed
-            buffers[column] = (1 - _buffer_bytes(pruned) / max(1, stored)) / removed
-    return Shares(outputs, inputs, others, buffers)
+        members = graph.members(group.name)
+        before = _counts(members, rows)
+        with graph.cut(group.name, graph.any_channels(group.name, kept)):
+            after = _counts(members, rows)
+        for row, shape in before.shapes.items():
+            outputs[row, column] = (1 - after.shapes[row][0] / shape[0]) / removed
+            inputs[row, column] = (1 - after.shapes[row][1] / shape[1]) / removed
+        others[column] = (before.others - after.others) / every / removed
+        buffers[column] = (before.buffers - after.buffers) / stored / removed
+    return shares
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """What some modules hold: row of a layer -> its shape, other parameters, and bytes stored in addition to parameters."""
+
+    shapes: Mapping[int, tuple[int, ...]]
+    others: int
+    buffers: int
+
+
+def _counts(modules: Collection[nn.Module], rows: Mapping[nn.Module, int]) -> _Counts:
+    shapes = {rows[module]: _shape_of(module) for module in modules if module in rows}
+    parameters = {parameter for module in modules for parameter in module.parameters(recurse=False)}
+    others = sum(parameter.numel() for parameter in parameters) - sum(map(math.prod, shapes.values()))
+    own = (pair for module in modules for pair in stored_as_is(module, dict(module.named_parameters())))
+    return _Counts(shapes, others, sum(tensor.nbytes for path, tensor in own if "." not in path))
 
 
 class AnalyticCost:
@@ -237,7 +257,10 @@ def _buffer_bytes(model: nn.Module) -> int:
 
 def _shape(model: nn.Module, name: str) -> tuple[int, ...]:
     """Of a layer's weight, or of all matrices of a recurrent layer."""
-    layer = model.get_submodule(name)
+    return _shape_of(model.get_submodule(name))
+
+
+def _shape_of(layer: nn.Module) -> tuple[int, ...]:
     if isinstance(layer, RecurrentLayer):
         return matrix_shape(layer)
     weight = layer.weight

@@ -86,6 +86,11 @@ class Heads:
         for path, (dim, places) in self.parameters.items():
             yield Role(path, True, *_numbered(places), dim)
 
+    def paths(self) -> set[str]:
+        """Paths of the modules that change where heads are removed."""
+        owners = (path.rpartition(".")[0] for path in self.parameters)
+        return {*self.made, *self.read, *owners, *(path for path, _ in self.sizes)}
+
     def weights(self, model: nn.Module) -> HeadWeights:
         """What linear layers and convolutions hold of each head."""
         slices = []

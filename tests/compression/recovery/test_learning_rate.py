@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from slimfront.compression.recovery.learning_rate import found_rate, highest_near_least, steps_within
+from slimfront.compression.recovery import learning_rate
+from slimfront.compression.recovery.learning_rate import batch_within, found_rate, highest_near_least, steps_within
 from slimfront.search.study_setup import affordable
 from slimfront.spaces.models.channel_groups import find_channel_groups
 from slimfront.spaces.policies.policy import Recovery
@@ -51,6 +52,15 @@ def test_a_slow_model_is_tried_at_fewer_rates():
     assert steps_within(30.0, 0.01) == 48
     assert steps_within(30.0, 1.0) == 30
     assert steps_within(30.0, 60.0) == 12
+    assert batch_within(20.0, 1e-4, 64) == 64
+    assert batch_within(20.0, 0.02, 64) == 16  # 12 steps of 20 samples fit
+    assert batch_within(20.0, 3.0, 64) == 4
+
+
+def test_the_rate_of_a_slow_model_is_found_on_small_batches_and_is_near_that_of_full_ones(monkeypatch):
+    full = rate_of(task())
+    monkeypatch.setattr(learning_rate, "_sample_s", lambda _: 0.1)
+    assert full / 5 <= rate_of(task()) <= 5 * full
 
 
 def test_a_preset_offers_the_epochs_that_a_runs_time_allows():

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 from slimfront.compression.finite import require_finite
-from slimfront.compression.recovery.train import _EarlyStopping, _has_bfloat16, _optimizer, _schedule, _Training, train
+from slimfront.compression.recovery.early_stopping import EarlyStopping
+from slimfront.compression.recovery.train import _has_bfloat16, _optimizer, _schedule, _Training, train
 from slimfront.core.errors import CompressionError
 from slimfront.spaces.policies.policy import Recovery
 from slimfront.workloads.workload import Workload
@@ -64,13 +65,13 @@ def test_one_cycle_rises_to_its_peak_and_ends_near_zero():
 
 
 def test_early_stopping_waits_and_goes_back_to_the_best_weights():
-    model, stopping = nn.Linear(1, 1), _EarlyStopping(2)
+    model, stopping = nn.Linear(1, 1), EarlyStopping(2)
     ended = []
     for loss in (3.0, 2.0, 2.5, 2.0, 1.0):  # as good as the best is no better
         model.weight.data.fill_(loss)
         ended.append(stopping.is_over(model, loss))
     assert ended == [False, False, False, True, False]
-    stopping = _EarlyStopping(2)
+    stopping = EarlyStopping(2)
     for loss in (3.0, 2.0, 2.5):
         model.weight.data.fill_(loss)
         stopping.is_over(model, loss)
@@ -128,7 +129,7 @@ def test_training_that_diverges_says_so_with_its_learning_rate(workload):
 
 
 def test_early_stopping_ends_a_diverging_training_at_its_last_good_weights():
-    model, stopping = nn.Linear(1, 1), _EarlyStopping(3)
+    model, stopping = nn.Linear(1, 1), EarlyStopping(3)
     assert not stopping.is_over(model, 1.0)
     good = model.weight.item()
     model.weight.data.fill_(math.nan)

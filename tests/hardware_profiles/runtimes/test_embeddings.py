@@ -1,5 +1,7 @@
 """Embeddings in 8 and 4 bits: one decision a table, stored, counted and looked up as the torch model says."""
 
+from importlib import import_module
+
 import onnx
 import pytest
 import torch
@@ -148,6 +150,15 @@ def test_what_is_not_looked_up_by_the_input_has_no_decision(tmp_path) -> None:
     made = make_candidate(candidate.model, ids[:1], Policy(embeddings={"spare": 8}), [(each, 0) for each in ids])
     with pytest.raises(LoweringError, match="spare is not looked up in the exported graph"):
         lower(made, ids[:1], 1, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("module", ["litert.lowering", "nvidia.tensorrt_lowering"])
+def test_runtimes_that_look_up_floats_refuse_integers(module, tmp_path) -> None:
+    if module.startswith("litert"):
+        pytest.importorskip("ai_edge_litert")
+    candidate, ids = candidate_of({"words": 8})
+    with pytest.raises(LoweringError, match="leave embedding_bits at 32"):
+        import_module(f"slimfront.hardware_profiles.runtimes.{module}").lower(candidate, ids[:1], 1, tmp_path / "model")
 
 
 class Tied(nn.Module):

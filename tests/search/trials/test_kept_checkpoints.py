@@ -21,7 +21,7 @@ def trial(number: int, state: TrialState) -> TrialRecord:
 
 
 def test_they_stay_while_their_trial_may_go_on(tmp_path: Path) -> None:
-    kept = KeptCheckpoints(tmp_path)
+    kept = KeptCheckpoints(tmp_path, most_stopped=1)
 
     def begin(number: int) -> None:
         kept.of(POLICIES[number]).mkdir(parents=True, exist_ok=True)
@@ -31,16 +31,18 @@ def test_they_stay_while_their_trial_may_go_on(tmp_path: Path) -> None:
 
     for number in range(5):
         begin(number)
-    kept.end(trial(0, TrialState.COMPLETE), [])
-    kept.end(trial(1, TrialState.INTERRUPTED), [])
-    kept.end(trial(2, TrialState.PRUNED), [2])
+    kept.end(trial(0, TrialState.COMPLETE), lambda _: [])
+    kept.end(trial(1, TrialState.INTERRUPTED), lambda _: [])
+    kept.end(trial(2, TrialState.PRUNED), lambda most: [2][:most])
     assert there() == {1, 2, 3, 4}
     begin(2)  # which goes on after all, as another trial
-    kept.end(trial(3, TrialState.PRUNED), [3])
+    kept.end(trial(3, TrialState.PRUNED), lambda most: [3][:most])
     assert there() == {1, 2, 3, 4}
-    kept.end(trial(4, TrialState.PRUNED), [4])  # 3 is not among the first that may go on any more
+    kept.end(
+        trial(4, TrialState.PRUNED), lambda most: [4, 3][:most]
+    )  # 3 is not among the first that may go on any more
     assert there() == {1, 2, 4}
-    kept.end(trial(2, TrialState.FAILED), [4])
+    kept.end(trial(2, TrialState.FAILED), lambda most: [4, 3][:most])
     assert there() == {1, 4}
     kept.clear()
     assert there() == set()

@@ -11,6 +11,7 @@ from slimfront.core.errors import LoweringError, StudyFileError, WorkloadError
 from slimfront.core.threads import torch_threads
 from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.hardware_profiles.runtimes.onnx.openvino_runtime import computes
+from slimfront.spaces.models.layers import Layer, find_every_layer
 from slimfront.studies.inspection import inspect as inspection
 from slimfront.studies.inspection import precision_probe as kernel_answers
 from slimfront.studies.inspection.inspect import inspect_reference, inspect_workload
@@ -78,18 +79,28 @@ def test_a_model_that_cannot_be_captured_is_searched_without_bits_and_says_why(d
     assert f"none below 32: {found.float_only[:40]}" in printed(found)
 
 
+def layers_of(workload) -> list[Layer]:
+    return find_every_layer(workload.model, workload.example_input)
+
+
 def test_bits_are_what_the_runtime_reports_and_not_what_one_would_guess(digits_workload):
     simulated = load_target("cpu-torch").model_copy(
         update={"weight_bits": [8, 32], "activation_bits": [8, 32], "threads": 7}
     )
     with torch_threads(1):
-        assert bits_on(digits_workload, simulated)["weight 8"] == "storage only: f32 in 16 of 16"
+        assert (
+            bits_on(digits_workload, layers_of(digits_workload), simulated)["weight 8"]
+            == "storage only: f32 in 16 of 16"
+        )
         assert torch.get_num_threads() == 1  # a session of torch's sets the process's
-    compiled = bits_on(digits_workload, load_target("cpu-torch-compile"))
+    compiled = bits_on(digits_workload, layers_of(digits_workload), load_target("cpu-torch-compile"))
     assert compiled["weight 8"].startswith("not asked: every answer takes a compilation")
     assert compiled["weight 32"] == "float32, as it is"
     far = load_target("cpu-torch").model_copy(update={"remote": True})
-    assert bits_on(digits_workload, far)["weight 8"] == "not asked: the target is elsewhere; profile it there"
+    assert (
+        bits_on(digits_workload, layers_of(digits_workload), far)["weight 8"]
+        == "not asked: the target is elsewhere; profile it there"
+    )
 
 
 def test_a_width_that_cannot_be_lowered_leaves_the_other_answers(digits_workload, monkeypatch):
@@ -101,7 +112,7 @@ def test_a_width_that_cannot_be_lowered_leaves_the_other_answers(digits_workload
         return real(workload, target, policy)
 
     monkeypatch.setattr(kernel_answers, "_executed", executed)
-    bits = bits_on(digits_workload, load_target("cpu-openvino"))
+    bits = bits_on(digits_workload, layers_of(digits_workload), load_target("cpu-openvino"))
     assert bits["weight 16"] == "not asked: no such weight"
     assert bits["weight 8"] == "i8 in 16 of 16"
 

@@ -6,6 +6,7 @@ from rich.console import Console
 from slimfront.hardware_profiles.cards.device_card import DeviceCard, Throughput
 from slimfront.hardware_profiles.cards.target import Target, load_target
 from slimfront.spaces.models.channel_groups import find_channel_groups
+from slimfront.spaces.models.layers import find_layers
 from slimfront.studies.inspection.inspect import inspect_workload
 from slimfront.studies.inspection.limits import limits_on, limits_text
 from slimfront.studies.inspection.report import inspection_tables
@@ -37,7 +38,7 @@ def network() -> nn.Sequential:
 
 def test_half_the_channels_and_8_bits_are_counted_on_the_model(network: nn.Sequential, target: Target) -> None:
     example = torch.zeros(1, 400)
-    found = limits_on(network, example, find_channel_groups(network, example)[0], target)
+    found = limits_on(network, example, find_layers(network, example), find_channel_groups(network, example)[0], target)
     assert found is not None
     assert found.now.latency_ms == pytest.approx((64 + 16 + 2) / 1e3)
     assert found.gain("from 8 bits") == pytest.approx(82 / (16 + 4 + 2))
@@ -48,7 +49,7 @@ def test_half_the_channels_and_8_bits_are_counted_on_the_model(network: nn.Seque
 
 def test_where_nothing_was_measured_a_line_says_how_to(network: nn.Sequential) -> None:
     template = load_target("cpu-onnxruntime")
-    assert limits_on(network, torch.zeros(1, 400), [], template) is None
+    assert limits_on(network, torch.zeros(1, 400), [], [], template) is None
     assert limits_text(None, template) == "what bounds it is unknown: `slimfront profile cpu-onnxruntime` measures it"
 
 
