@@ -15,20 +15,26 @@ if TYPE_CHECKING:
 
     from ..studies.bundles.judge import Judge
     from ..studies.bundles.verify import Check
+    from ..studies.files.remade import Remade
     from ..workloads.workload import Workload
 
 
 @dataclass(frozen=True)
 class ExportedBundle:
-    """A trial of a study, written to a folder."""
+    """A trial of a study, written to a folder.
+
+    Attributes:
+        remade: what had to be made again from the trial's policy, since its files were not kept; None where nothing had.
+    """
 
     study: str
     trial: int
     folder: Path
+    remade: Remade | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The document that `slimfront export --format json` prints."""
-        return export_document(self.study, self.trial, self.folder)
+        return export_document(self.study, self.trial, self.folder, self.remade)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.text import Text
 
-from ..core.defaults import DEFAULT_ARTIFACTS, DEFAULT_STORAGE
+from ..core.defaults import DEFAULT_STORAGE
 from ..core.errors import UserError
 from ..studies.study_file.load import load_study, study_named
 from ..studies.study_file.spec import StudySpec
@@ -42,7 +42,7 @@ def search(
     workers: int | Literal["auto"] | None = None,
     seed: int | None = None,
     storage: str = DEFAULT_STORAGE,
-    artifacts: str | Path = DEFAULT_ARTIFACTS,
+    artifacts: str | Path | None = None,
     callbacks: Sequence[Listener] = (),
     progress: bool | Console = True,
     started: float | None = None,
@@ -72,7 +72,8 @@ def search(
         workers: the most Ray workers; "auto" is as many as the cluster, or this machine, has room for. 0 runs without Ray.
         seed: of sampler and recovery.
         storage: a SQLite file, or a URL: `sqlite:///FILE`, `postgresql://USER@HOST/NAME`.
-        artifacts: folder that files of trials are kept in; what workers on other machines find is sent there.
+        artifacts: folder or URL that files of trials are kept in, also of what workers on other machines find; by default what the
+            study file names, or where the study has its files by now, or the folder "slimfront-artifacts" in the current one.
         callbacks: functions that are called with every event of the search, such as `slimfront.search.events.TrialFinished`,
             after what it reports is stored; what one of them raises ends the search.
         progress: whether to show progress on stderr, or the console to show it on.
@@ -104,7 +105,7 @@ def search(
     with console.status(Text(f"{spec.study}: loading PyTorch and the runtimes")):
         from ..search.run import run_search  # takes seconds: it imports torch, optuna and ray
 
-    run_search(spec, storage, Path(artifacts), console, started, workload, tuple(callbacks))
+    run_search(spec, storage, artifacts, console, started, workload, tuple(callbacks))
     return Study.open(storage, spec.study)
 
 

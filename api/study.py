@@ -49,16 +49,19 @@ class Study:
         self.store, self.name = store, name
 
     @classmethod
-    def open(cls, storage: str = DEFAULT_STORAGE, name: str | None = None) -> Study:
+    def open(
+        cls, storage: str = DEFAULT_STORAGE, name: str | None = None, artifacts: str | Path | None = None
+    ) -> Study:
         """The study called `name` in a database; the only one where no name is given.
 
         Args:
             storage: a SQLite file, or a URL: `sqlite:///FILE`, `postgresql://USER@HOST/NAME`.
+            artifacts: folder or URL that its files were moved to, if they were; the database says where they were.
 
         Raises:
             UserError: no such database or study, or several studies and no name.
         """
-        store = Store(storage, create=False)
+        store = Store(storage, create=False, artifacts=None if artifacts is None else str(artifacts))
         if name is None:
             names = [study.name for study in store.studies()]
             if len(names) != 1:
@@ -186,27 +189,33 @@ class Study:
         trial: int | TrialRecord | None = None,
         pick: str | None = None,
         where: str | Sequence[str] = (),
+        workload: Workload | None = None,
     ) -> ExportedBundle:
         """Write one point as a bundle: policy, the artifact that was measured, weights, reference, card and run.py.
+
+        Files that were not kept are made again from the trial's policy, which takes as long as its compression and recovery did.
 
         Args:
             to: folder to write; new or empty, parents are made.
             trial: which; without it `pick` chooses from the front.
             pick: a rule of `Study.pick`, the knee by default.
             where: conditions that the picked point has to meet, as of `Study.pick`.
+            workload: what the study was searched with, where it was given as an object; only to make files again.
 
         Raises:
             UserError: a trial and a rule or conditions given, an unknown rule, nothing to export, or `to` cannot be written.
         """
         if trial is not None and (pick is not None or where):
             raise UserError("give a trial, or a rule and conditions to pick by, not both")
-        from ..studies.bundles.export import export_bundle  # imports torch
+        from ..search.trials.remaking import Remaking  # imports torch
+        from ..studies.bundles.export import export_bundle
 
         number = trial.number if isinstance(trial, TrialRecord) else trial
         if where:
             number = self.pick(pick or "knee", where).number
-        exported = export_bundle(self.store, self.name, Path(to), trial=number, rule=pick or "knee")
-        return ExportedBundle(self.name, exported, Path(to))
+        remaker = Remaking(self.store, self.name, workload)
+        exported = export_bundle(self.store, self.name, Path(to), number, pick or "knee", remaker)
+        return ExportedBundle(self.name, exported.number, Path(to), exported.remade)
 
     def verify(self, bundle: str | Path | ExportedBundle, workload: Workload | None = None) -> Verification:
         """Check a bundle that this study made against its card: files, size, accuracy, paired speed-up.

@@ -9,7 +9,7 @@ import typer
 
 from ..core.defaults import DEFAULT_STORAGE
 from ..core.errors import UserError
-from .options import Format, Storage, StudyName, err, fail, out, print_json, print_result
+from .options import Artifacts, Format, Storage, StudyName, err, fail, out, print_json, print_result
 from .usage import whole_number
 
 
@@ -29,18 +29,24 @@ def export(
     ] = None,
     format: Format = "table",
     storage: Storage = DEFAULT_STORAGE,
+    artifacts: Artifacts = None,
 ) -> None:
-    """Export one point: policy, the artifact that was measured, weights and a card. The knee by default."""
+    """Export one point: policy, the artifact that was measured, weights and a card. The knee by default.
+
+    Files that the study did not keep are made again from the trial's policy.
+    """
     if trial is not None and (pick is not None or where):
         raise UserError("give --trial, or --pick and --where, not both")
     from ..api import Study
 
-    with Study.open(storage, name) as study:
+    with Study.open(storage, name, artifacts) as study, err.status(f"exporting to {to}"):
         exported = study.export(to, trial, pick, where or ())
     if format == "json":
         print_json(exported.to_dict())
     else:
         out.print(f"trial {exported.trial} exported to {to}; read {to / 'card.md'}", highlight=False)
+    if exported.remade is not None:
+        err.print(exported.remade.words, style="yellow", highlight=False)
 
 
 def verify(

@@ -7,7 +7,6 @@ import math
 import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
@@ -54,7 +53,13 @@ Storage = Annotated[
     ),
 ]
 Artifacts = Annotated[
-    Path, typer.Option(envvar="SLIMFRONT_ARTIFACTS", help="Folder that artifacts of trials are kept in.")
+    str | None,
+    typer.Option(
+        envvar="SLIMFRONT_ARTIFACTS",
+        metavar="FOLDER|URL",
+        help="Where files of trials are kept: a folder, or a URL such as s3://BUCKET/PATH. By default where the study file or "
+        "the study in the database says, else ./slimfront-artifacts.",
+    ),
 ]
 StudyName = Annotated[
     str, typer.Argument(metavar="NAME", help="Name of a study in the database.", autocompletion=complete_names)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..core.defaults import DEFAULT_ARTIFACTS, DEFAULT_STORAGE
+from ..core.defaults import DEFAULT_STORAGE
 from .options import (
     Artifacts,
     Format,
@@ -59,7 +59,7 @@ def search(
             help="Time limit for the command in seconds, approximate.",
         ),
     ] = None,
-    artifacts: Artifacts = DEFAULT_ARTIFACTS,
+    artifacts: Artifacts = None,
     format: Format = "table",
 ) -> None:
     """Run a study, or continue it where it stopped.

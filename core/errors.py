@@ -8,8 +8,9 @@ SlimfrontError                 base: one clear line for a person, never a traceb
 │   ├── WorkloadError          a workload that cannot be loaded or breaks its contract
 │   ├── TargetError            a target card, or a runtime that is not installed
 │   ├── PolicyError            a policy that is malformed or does not fit its model
-│   └── StoreError             a database, study or trial that does not exist or is in use
-├── ArtifactsError             the artifacts folder cannot be written to; nothing could be kept of any trial
+│   ├── StoreError             a database, study or trial that does not exist or is in use
+│   └── ArtifactGoneError      a file of a trial that is no longer kept, or not what it was
+├── ArtifactsError             artifacts cannot be kept where they should be; nothing could be kept of any trial
 ├── WorkerStartError           no worker can start; no trial could run
 └── TrialError                 one trial failed; stored as its reason, the search goes on
     ├── CompressionError       the policy could not be applied to the model
@@ -76,8 +77,12 @@ class StoreError(UserError):
     """A database, study or trial does not exist or is in use."""
 
 
+class ArtifactGoneError(UserError):
+    """A file of a trial is no longer kept, or is not what it was."""
+
+
 class ArtifactsError(SlimfrontError):
-    """The artifacts folder cannot be written to: it is full, read-only or not there."""
+    """Artifacts cannot be kept where they should be: it is full, read-only or not there."""
 
 
 class WorkerStartError(SlimfrontError):

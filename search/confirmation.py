@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from ..core.errors import EvaluationError
-from ..core.metrics import is_confirmed
+from ..core.metrics import Phase, is_confirmed
 from ..evaluators.evaluator import LoweredCandidate
 from ..evaluators.registry import measure
 from ..hardware_profiles.runtimes.base import Artifact
+from ..studies.files.study_files import MODEL
 from .driver import Search
-from .events import TrialConfirmed
+from .events import FilesRemade, TrialConfirmed
 from .fidelity.rungs import confirmed_rung
 from .trials.baseline import with_test_scores
 
@@ -21,7 +22,7 @@ SECONDS = 2.0
 def confirm_front(search: Search) -> None:
     """Measure every point of the front again, the very files that export hands out, one after the other.
 
-    New figures may change the front; a trial that joins it is confirmed too.
+    New figures may change the front; a trial that joins it is confirmed too, its files made again where they were not kept.
     """
     plain = search.prepared.context
     with search.prepared.bench(search.reference.artifact) as bench:
@@ -31,8 +32,9 @@ def confirm_front(search: Search) -> None:
         context = replace(plain, bench=bench, reference=reference, timing_seconds=SECONDS)
         while waiting := [point.trial for point in search.front if point.trial not in confirmed]:
             number = waiting[0]
+            artifact, phases = _artifact(search, number)
             try:
-                measured = measure(LoweredCandidate(None, _artifact(search, number)), context, "confirmed")
+                measured = measure(LoweredCandidate(None, artifact), context, *phases)
             except EvaluationError as error:
                 raise EvaluationError(f"trial {number}: {error}") from error
             search.remeasured(number, measured, confirmed_rung(search.spec))
@@ -45,6 +47,11 @@ def _confirmed(search: Search) -> set[int]:
     return {point.trial for point in search.front if is_confirmed(point.measurements)}
 
 
-def _artifact(search: Search, number: int) -> Artifact:
-    paths = {record.kind: record.path for record in search.store.artifacts(search.spec.study, number)}
-    return Artifact.of(Path(paths["model"]))
+def _artifact(search: Search, number: int) -> tuple[Artifact, Sequence[Phase]]:
+    """A point's artifact, and what is to be measured of it: accuracy too, where it is made again and is another file."""
+    if (path := search.files.found(number, MODEL)) is not None:
+        return Artifact.of(path), ("confirmed",)
+    remade = search.kept.make_again(search.prepared, search.store.get_trial(search.spec.study, number))
+    search.tell(FilesRemade(number, remade))
+    phases: Sequence[Phase] = ("scored", "confirmed") if MODEL in remade.differing else ("confirmed",)
+    return Artifact.of(search.files.path(search.files.newest(number)[MODEL])), phases

@@ -20,6 +20,7 @@ from ..hardware_profiles.bench.timer import Timer
 from ..spaces.policies.policy import Policy
 from ..spaces.space import Choice
 from ..studies.analysis.front import Point
+from ..studies.files.study_files import StudyFiles, folder_at_work
 from ..studies.store.records import TrialRecord
 from ..studies.store.store import Store
 from ..studies.store.trial_state import TrialState
@@ -39,7 +40,7 @@ from .study_setup import open_study, quiet_moment, stage_of_baseline, time_budge
 from .transfer import earlier_trials
 from .trials.kept_checkpoints import KeptCheckpoints
 from .trials.prepared_study import PreparedStudy
-from .trials.recovered import RecoveredWeights
+from .trials.trial_files import TrialFiles
 from .trials.worker import Stage
 
 
@@ -49,12 +50,13 @@ class Search:
     Args:
         prepared: what is searched.
         store: open; this process becomes the study's only driver.
-        artifacts: folder that files of trials are kept in.
+        artifacts: absolute folder or URL that files of trials are kept in.
         listeners: hear of every event; `listen` adds more.
         started: `time.monotonic()` when the user gave the command, which the budget of time is counted from; now by default.
 
     Attributes:
         optuna: the Optuna study, for the dashboard's notes and figures.
+        folder, files: local, of logs and files at work; and what is kept of trials and reference, which `kept` decides.
         remarks, checkpoints: what is to be known of how the study is searched; of trials that have not ended for good.
 
     Raises:
@@ -65,14 +67,15 @@ class Search:
         self,
         prepared: PreparedStudy,
         store: Store,
-        artifacts: Path,
+        artifacts: Path | str,
         listeners: Sequence[Listener] = (),
         started: float | None = None,
     ) -> None:
         self.store, self._listeners = store, list(listeners)
-        self.folder = artifacts.resolve() / prepared.spec.study
-        prepared, self.reference = open_study(prepared, store, self.folder / "reference", self.tell)
-        self.prepared, self.spec = prepared, prepared.spec
+        self.files = StudyFiles(store, prepared.spec.study)
+        self.folder = folder_at_work(store, prepared.spec.study, str(artifacts))
+        self.prepared, self.reference = open_study(prepared, store, self.files, str(artifacts), self.folder, self.tell)
+        prepared, self.spec = self.prepared, self.prepared.spec
         self._front = LiveFront(self.spec, store)
         left = time_budget(prepared, self.reference, time.monotonic() if started is None else started)
         self._budget = Budget(self.spec, store, left)
@@ -82,7 +85,7 @@ class Search:
         self.optuna = OptunaStudy(self.spec, prepared.space, store, self._sampler)
         self._books = Bookkeeping(self.spec, store, self.optuna)
         self._running: dict[int, RunningTrial] = {}
-        self._recovered = RecoveredWeights(store, self.spec)
+        self.kept = TrialFiles(self.files, self.folder, self.spec, self._front)
         self._rungs = Rungs(self.spec)
         self.remarks = Remarks(store, self.spec.study, self.tell)
         self.checkpoints = KeptCheckpoints(self.folder)
@@ -154,10 +157,7 @@ class Search:
             self.store.set_worker(self.spec.study, number, stage.worker)
         running.measurements.update({m.name: m for m in stage.measurements})
         self.store.add_measurements(self.spec.study, number, stage.measurements, stage.rung, self.prepared.target.name)
-        for kind, artifact in stage.artifacts.items():
-            self.store.record_artifact(
-                self.spec.study, number, kind, str(artifact.path), artifact.sha256, artifact.bytes
-            )
+        self.kept.put(number, stage.artifacts)
         self.tell(StageRecorded(number, stage.name, stage.rung))
         if stage.reason is not None:
             self.fail(number, stage.reason)
@@ -310,13 +310,12 @@ class Search:
         self._proposals.start(asked)
         self._running[number] = running = RunningTrial(policy, asked.retry_of)
         self.optuna.annotate(number, {"policy": policy.to_json(), "digest": policy.digest})
-        source = self._recovered.of(policy)
-        if source is not None:
+        if (source := self.kept.recovered.of(policy)) is not None:
             running.remark = f"recovered weights of trial {source.trial}"
             self.optuna.annotate(number, {"recovered_weights_of": source.trial})
         self.tell(TrialStarted(number, policy, asked.retry_of))
         limits = self._budget.limit_s, self.spec.budget.trial_memory_gb
-        files = self.folder / f"trial-{number:05d}", source and source.path
+        files = self.kept.folder_of(number), source and source.path
         return Proposal(number, policy, *files, *limits, self.checkpoints.of(policy))
 
     def _end(
@@ -335,6 +334,7 @@ class Search:
         self.tell(TrialFinished(trial))
         if state is TrialState.COMPLETE:
             self._add_point(trial)
+        self.kept.end(number, self._running)
 
     def _continues(self, retry_of: int | None) -> bool:
         """Whether a trial that retries the one of this number goes on where that was stopped."""
@@ -343,7 +343,7 @@ class Search:
     def _charge(self, trial: TrialRecord) -> None:
         """Charge a trial to the budget, and keep what later ones may start from."""
         self._budget.charge(trial, is_free=self._continues(trial.retry_of))
-        self._recovered.offer(trial)
+        self.kept.recovered.offer(trial)
 
     def _add_point(self, trial: TrialRecord) -> None:
         if (change := self._front.put(trial)) is not None:

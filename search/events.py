@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ..core.measurement import Measurement
 from ..spaces.policies.policy import Policy
+from ..studies.files.remade import Remade
 from ..studies.store.records import ReferenceRecord, TrialRecord
 
 
@@ -166,6 +167,14 @@ class TrialConfirmed:
     total: int
 
 
+@dataclass(frozen=True)
+class FilesRemade:
+    """A trial that joined the front late has its files again, which had not been kept."""
+
+    trial: int
+    remade: Remade
+
+
 Event = (
     Preparing
     | ReferenceSettled
@@ -182,5 +191,6 @@ Event = (
     | SamplerFellBack
     | ClusterRemarked
     | TrialConfirmed
+    | FilesRemade
 )
 Listener = Callable[[Event], None]

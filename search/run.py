@@ -30,7 +30,7 @@ from .execution.base import Runner, run_trials
 from .execution.local import LocalRunner
 from .sole_driver import sole_driver
 from .terminal import SearchProgress
-from .trials.artifacts_folder import require_writable
+from .trials.artifacts_folder import artifacts_root, require_writable
 from .trials.prepared_study import PreparedStudy, prepare
 
 
@@ -38,7 +38,7 @@ from .trials.prepared_study import PreparedStudy, prepare
 def run_search(
     spec: StudySpec,
     storage: str,
-    artifacts: Path,
+    artifacts: Path | str | None,
     console: Console,
     started: float | None = None,
     given: Workload | None = None,
@@ -49,6 +49,8 @@ def run_search(
     Meanwhile the current folder is the study file's, as it is in workers: relative paths in the workload's code start there.
 
     Args:
+        artifacts: folder or URL that files of trials are kept in; None leaves it to the study file, to where the study has its
+            files by now, or to the folder for all that name none.
         started: `time.monotonic()` when the user gave the command, which the budget of time is counted from; now by default.
         given: the workload, where it is an object of this program.
         listeners: hear of every event of the search, after the screen.
@@ -59,26 +61,31 @@ def run_search(
         KeyboardInterrupt: Ctrl-C; finished trials are stored.
     """
     started = time.monotonic() if started is None else started
-    url, artifacts = absolute_url(storage), artifacts.resolve()
+    url = absolute_url(storage)
+    root = artifacts_root(spec, artifacts, url)
     hearing: list[Listener] = [_tidy, *listeners]
-    require_writable(artifacts / spec.study)
+    folder = require_writable(root, spec.study)
     with (
         working_in(spec.base_folder),
         SearchProgress(spec, console, started) as progress,
-        _cluster_joined(spec, artifacts),
+        _cluster_joined(spec, folder),
     ):
         hearing.insert(0, progress.hear)
         prepared = prepare(spec, given, lambda what: _announce(what, hearing))
         _remark(prepared, progress)
         with Store(url) as store, sole_driver(store, spec.study):
-            search = Search(prepared, store, artifacts, hearing, started)
+            search = Search(prepared, store, root, hearing, started)
             _describe(search.prepared, progress)
             _run(search, progress)
 
 
 @contextmanager
-def _cluster_joined(spec: StudySpec, artifacts: Path) -> Iterator[None]:
-    """Join the cluster, where one is named, before anything is measured; leave it at the end."""
+def _cluster_joined(spec: StudySpec, folder: Path) -> Iterator[None]:
+    """Join the cluster, where one is named, before anything is measured; leave it at the end.
+
+    Args:
+        folder: of the study's logs.
+    """
     if not spec.workers:
         yield
         return
@@ -86,7 +93,7 @@ def _cluster_joined(spec: StudySpec, artifacts: Path) -> Iterator[None]:
 
     try:
         if is_cluster_named():
-            join(spec, artifacts / spec.study)
+            join(spec, folder)
         yield
     finally:
         ray.shutdown()
@@ -139,6 +146,7 @@ def _run(search: Search, progress: SearchProgress) -> None:
         search.tell(Preparing("starting workers, which load the workload again"))
         run_trials(search, _runner(search))
         confirm_front(search)
+        search.kept.finish()
         search.checkpoints.clear()
     finally:
         publisher.publish(force=True)

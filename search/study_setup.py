@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from ..spaces.knobs.recovery import RECOVERY_KIND
 from ..spaces.policies.candidate import Candidate
 from ..spaces.policies.float_precision import FLOAT32
 from ..spaces.policies.policy import Choice, Policy
-from ..studies.store.executed import KIND as PRECISIONS
+from ..studies.files.study_files import MODEL, PRECISIONS, REFERENCE, StudyFiles
 from ..studies.store.records import QuietMoment, ReferenceRecord, StudyRecord
 from ..studies.store.store import Store
 from ..studies.study_file.parts import AUTO
@@ -56,21 +57,24 @@ BEGAN_BEFORE = "the study began with it, before free deployments were measured"
 """Why a study of an earlier version has its reference, in words."""
 
 
-def open_study(prepared: PreparedStudy, store: Store, folder: Path, tell: Listener) -> tuple[PreparedStudy, Reference]:
+def open_study(
+    prepared: PreparedStudy, store: Store, files: StudyFiles, root: str, folder: Path, tell: Listener
+) -> tuple[PreparedStudy, Reference]:
     """Store a new study, or take up one of that name under the study file as it is now.
 
     The reference of a new study is chosen here, and what that settles of its space; later runs read it back and measure its
     latency again.
 
     Args:
-        folder: that the reference's artifact is in, or will be.
+        files: of the study, which lie at `root` from now on.
+        folder: of the study's files at work, of which the reference's artifact is one.
 
     Returns:
         The study with its space settled, and its reference.
 
     Raises:
-        StoreError: the database holds a study of that name that is not this one, or whose latencies were measured where its
-            target now predicts them, or the other way round.
+        StoreError: the database holds a study of that name that is not this one, whose files are elsewhere, or whose latencies
+            were measured where its target now predicts them, or the other way round.
         StudyFileError: the reference that the study file asks for cannot be had.
         WorkloadError: the uncompressed model cannot be measured; no candidate could be compared with it.
     """
@@ -80,7 +84,8 @@ def open_study(prepared: PreparedStudy, store: Store, folder: Path, tell: Listen
         prepared = _continued(prepared, store)
     _store_study(prepared, store)
     _refuse_mixed_latencies(prepared, baseline)
-    opened = _known(prepared, store, folder, tell) if baseline else _new(prepared, store, folder, tell)
+    files.settle(root)
+    opened = (_known if baseline else _new)(prepared, store, files, folder / REFERENCE, tell)
     tell(Preparing("counting what channels and bits cost"))
     return opened
 
@@ -114,12 +119,15 @@ def _of_before(prepared: PreparedStudy, study: StudyRecord) -> ReferenceRecord:
     return ReferenceRecord(FLOAT32, f"{prepared.target.runtime} {FLOAT32}", BEGAN_BEFORE, moments=(moment,))
 
 
-def _new(prepared: PreparedStudy, store: Store, folder: Path, tell: Listener) -> tuple[PreparedStudy, Reference]:
+def _new(
+    prepared: PreparedStudy, store: Store, files: StudyFiles, folder: Path, tell: Listener
+) -> tuple[PreparedStudy, Reference]:
     spec, workload = prepared.spec, prepared.context.workload
     tell(Preparing("timing and scoring the uncompressed model as its runtime may run it anyway"))
     with _measuring():
         record, paying, artifact = choose_reference(prepared, folder)
         measurements = _measure(prepared, artifact, record)
+    _keep_reference(files, artifact)
     baseline = {measurement.name: measurement for measurement in measurements}
     record = replace(record, moments=(QuietMoment(datetime.now(UTC), baseline["latency_ms"]),))
     offered = paying if spec.space.preset != "none" else paying[:1]
@@ -159,14 +167,33 @@ def affordable(offered: Sequence[Choice], epoch_s: float, timeout_s: float | Non
     return [epochs for epochs in offered if float(epochs) <= fewest or float(epochs) * epoch_s <= within]
 
 
-def _known(prepared: PreparedStudy, store: Store, folder: Path, tell: Listener) -> tuple[PreparedStudy, Reference]:
+def _reference_artifact(prepared: PreparedStudy, files: StudyFiles, folder: Path) -> Path | None:
+    """The reference's artifact in the folder of files at work, from the store where only that has it; None where it is gone."""
+    path, record = folder / f"model{prepared.context.runtime.suffix}", files.newest(None).get(MODEL)
+    if path.is_file() and (record is None or Artifact.of(path).sha256 == record.sha256):
+        return path
+    if record is None or (kept := files.found(None, MODEL)) is None:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copyfile(kept, path))
+
+
+def _keep_reference(files: StudyFiles, artifact: Artifact) -> None:
+    """Have the artifact store hold the reference's artifact, which bundles hand out; the file at work stays."""
+    files.put(None, MODEL, artifact.path, artifact.sha256, artifact.bytes, take=False)
+
+
+def _known(
+    prepared: PreparedStudy, store: Store, files: StudyFiles, folder: Path, tell: Listener
+) -> tuple[PreparedStudy, Reference]:
     context, study = prepared.context, store.get_study(prepared.spec.study)
     _refuse_other_metric(study, quality_of(context.workload.metric, study.baseline["accuracy"].value))
     record = study.reference or _of_before(prepared, study)
     store.put_reference(study.name, record)
     tell(ReferenceSettled(record, is_new=False))
-    path = folder / f"model{context.runtime.suffix}"
-    artifact = Artifact.of(path) if path.is_file() else lower_reference(context, folder, record.precision)
+    path = _reference_artifact(prepared, files, folder)
+    artifact = lower_reference(context, folder, record.precision) if path is None else Artifact.of(path)
+    _keep_reference(files, artifact)
     reference = with_scores(context, artifact, study.baseline["latency_ms"].value, record)
     if prepared.target.predict:
         return prepared, reference
@@ -219,10 +246,10 @@ def stage_of_baseline(
     """What was found of the uncompressed model when the study began, as the stage of a trial with its `policy`."""
     candidate = Candidate(policy, prepared.context.workload.model)
     folder = reference.artifact.path.parent
-    files = keep(candidate, reference.artifact, folder)
+    made = keep(candidate, reference.artifact, folder)
     if (precisions := folder / PRECISIONS_FILE).is_file():  # gone with its folder, or never there in an old study
-        files[PRECISIONS] = Artifact.of(precisions)
-    return Stage("scored", measurements=list(baseline.values()), artifacts=files)
+        made[PRECISIONS] = Artifact.of(precisions)
+    return Stage("scored", measurements=list(baseline.values()), artifacts=made)
 
 
 def time_budget(prepared: PreparedStudy, reference: Reference, started: float) -> TimeBudget:

@@ -23,6 +23,7 @@ from .driver import Search
 from .events import (
     ClusterRemarked,
     Event,
+    FilesRemade,
     FrontChanged,
     LearningRateFound,
     Preparing,
@@ -227,6 +228,8 @@ def _line(event: Event, objectives: Sequence[str]) -> tuple[str, str] | None:
         return f"trial {event.trial.number} joins the front: {', '.join(figures)}", ""
     if isinstance(event, TrialFinished):
         return _line_of_trial(event.trial)
+    if isinstance(event, FilesRemade):
+        return f"trial {event.trial}: {event.remade.words}", "yellow"
     if isinstance(event, SamplerFellBack | SensitivityUnmeasured):
         return event.reason, "yellow"
     if isinstance(event, ClusterRemarked):

@@ -14,7 +14,7 @@ from ..spaces.knobs.registry import KNOB_KINDS
 from ..spaces.policies.float_precision import DEFAULT, FLOAT32, FLOAT_PRECISIONS
 from ..spaces.policies.policy import Policy
 from ..spaces.policies.resolved import as_layer_policies, is_within
-from .store.executed import precision_of, ran_in
+from .files.executed import precision_of, ran_in
 from .store.records import Violation
 
 Row = tuple[str, ...]

@@ -54,11 +54,12 @@ INSIDE = {
     ],
     "evaluators": ["evaluators"],
     "studies": [
-        "studies.study_file",
+        ("studies.study_file", "studies.artifacts"),
         "studies.store.trial_state",
         "studies.store.tables",
         "studies.store.migrations",
         "studies.store",
+        "studies.files",
         ("studies.wording", "studies.terminal"),
         "studies.reference_wording",
         "studies.analysis",

@@ -8,13 +8,13 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import platformdirs
 import torch
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..core.defaults import cache_folder
 from ..core.errors import WorkloadError
 
 logger = logging.getLogger(__name__)
@@ -24,12 +24,6 @@ State = dict[str, Tensor]
 
 DIGEST = "sha256"
 """The key of the file's metadata with the `state_digest` of its tensors."""
-
-
-def cache_folder() -> Path:
-    """The folder in which slimfront keeps files between runs: `SLIMFRONT_CACHE`, or else the user's cache folder."""
-    override = os.environ.get("SLIMFRONT_CACHE")
-    return Path(override).expanduser() if override else platformdirs.user_cache_path("slimfront")
 
 
 def state_digest(state: Mapping[str, object]) -> str:

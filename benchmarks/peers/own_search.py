@@ -16,6 +16,7 @@ import psutil
 import yaml
 from slimfront import Study, search
 from slimfront.hardware_profiles.runtimes.onnx.lowering import PRECISION
+from slimfront.studies.files.study_files import MODEL, StudyFiles
 
 TASKS = Path(__file__).with_name("tasks.py")
 HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
@@ -64,7 +65,8 @@ def points_of(study: Study, started: float) -> list[dict[str, Any]]:
     points = []
     ended = {trial.number: trial.finished for trial in study.store.trials(study.name)}
     for number in study.front()["trial"]:
-        (path,) = (a.path for a in study.store.artifacts(study.name, int(number)) if a.kind == "model")
+        files = StudyFiles(study.store, study.name)
+        path = files.path(files.newest(int(number))[MODEL])
         finished = ended[number]
         if finished is None:
             raise RuntimeError(f"trial {number} is on the front and has not ended")

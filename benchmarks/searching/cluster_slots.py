@@ -238,19 +238,23 @@ def searched(
     }
 
 
-PARTS = {"one": (12, [1], None), "slots": (120, [3, 3, 2], None), "change": (60, [3, 3, 2], 20)}
+PARTS = {"one": (12, None), "slots": (120, None), "change": (60, 20)}
+"""Part -> trials, and the trial after which nodes change."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=PARTS, action="append")
     parser.add_argument("--quick", action="store_true", help="a third of the trials")
+    parser.add_argument(
+        "--nodes", type=int, nargs="+", default=[3, 3, 2], help="slots of each node, other than for one"
+    )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     figures = {}
     for part in arguments.part or PARTS:
-        trials, sizes, change_at = PARTS[part]
-        figures[part] = run(trials // 3 if arguments.quick else trials, sizes, change_at and change_at // (3 if arguments.quick else 1))  # fmt: skip
+        trials, change_at = (number and number // (3 if arguments.quick else 1) for number in PARTS[part])
+        figures[part] = run(trials or 0, [1] if part == "one" else arguments.nodes, change_at)
         print(part, json.dumps(figures[part], indent=2))
     if {"one", "slots"} <= figures.keys():
         print(f"speed-up over one slot: {figures['slots']['trials_per_s'] / figures['one']['trials_per_s']:.2f}")

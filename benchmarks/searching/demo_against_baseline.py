@@ -27,6 +27,7 @@ from slimfront.search.run import run_search
 from slimfront.search.trials.prepared_study import PreparedStudy, prepare
 from slimfront.studies.analysis.front import Point, pareto_front
 from slimfront.studies.analysis.newest_front import objectives_of
+from slimfront.studies.files.study_files import StudyFiles
 from slimfront.studies.store.records import TrialRecord
 from slimfront.studies.store.store import Store
 from slimfront.studies.study_file.load import load_study
@@ -92,7 +93,7 @@ def main() -> None:
 def baseline_of(demo: StudySpec, trials: int) -> StudySpec:
     """The demo's study under TPE; the first trials are the anchors whatever the sampler."""
     document = demo.model_dump(mode="json", exclude_unset=True)
-    document |= {"sampler": "tpe", "sensitivity": False, "budget": {"trials": trials}}
+    document |= {"sampler": "tpe", "sensitivity": False, "keep": "all", "budget": {"trials": trials}}
     return StudySpec.from_document(document, "benchmark", demo.base_folder)
 
 
@@ -104,7 +105,8 @@ def fronts(store: Store, name: str) -> dict[int, list[Member]]:
 
     def member(point: Point) -> Member:
         measured = {metric: measurement.value for metric, measurement in point.measurements.items()}
-        paths = {artifact.kind: Path(artifact.path) for artifact in store.artifacts(name, point.trial)}
+        files = StudyFiles(store, name)
+        paths = {kind: files.path(record) for kind, record in files.newest(point.trial).items()}
         drops = {split: measured[metric] for split, metric in SPLITS.items() if metric in measured}
         return Member(paths["model"], measured["artifact_bytes"] / whole, drops)
 

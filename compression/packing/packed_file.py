@@ -64,7 +64,19 @@ def save_packed(candidate: Candidate, path: Path) -> Path:
     if sizes := {f"{name}.weight": w.group_size for name, w in candidate.quantization.weights.items() if w.group_size}:
         metadata |= {"schema": WITH_GROUPS, "groups": json.dumps(sizes)}
     save_file({**payloads, **grids, **_state(candidate)}, path, metadata)
+    _sort_header(path)
     return path
+
+
+def _sort_header(path: Path) -> None:
+    """Order the keys of the header, which safetensors writes in another order each time: equal weights are equal files."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= length, "the tensors begin where the header ends"
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def packed_bytes(path: Path) -> int:

@@ -60,8 +60,9 @@ class RayRunner:
 
     def __init__(self, search: Search, workers: int | Literal["auto"]) -> None:
         self._search = search
-        here = usable_threads(cores_for_workers(search.prepared.target))
-        self._most = workers if workers != "auto" else MAX_COUNT if is_cluster_named() else here
+        self._most = MAX_COUNT if workers == "auto" else workers
+        here, each = usable_threads(cores_for_workers(search.prepared.target)), search.spec.compute.cpus or 1
+        self._cpus = math.ceil(max(here, each) if workers == "auto" else workers * each)
         self._slots: Slots | None = None
 
     def run(self, search: Search, interrupts: Interrupts) -> None:
@@ -70,9 +71,8 @@ class RayRunner:
         Raises:
             SearchError: the cluster has had no room for a worker for `PATIENCE_SECONDS`.
         """
-        compute = search.spec.compute
-        join(search.spec, search.folder, math.ceil(self._most * (compute.cpus or 1)))
-        resources = worker_resources(compute, ray.cluster_resources().get("GPU", 0))
+        join(search.spec, search.folder, self._cpus)
+        resources = worker_resources(search.spec.compute, ray.cluster_resources().get("GPU", 0))
         slots = self._slots = Slots(search, self._most, resources)
         self._last_room = time.monotonic()
         with storing(search.folder):

@@ -8,8 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ...core.defaults import DEFAULT_ARTIFACTS
 from ...core.errors import ArtifactsError, SlimfrontError
 from ...core.interrupts import raise_if_interrupted
+from ...studies.artifacts.open_store import is_url, new_prefix, open_artifact_store, work_folder
+from ...studies.store.database import is_there
+from ...studies.store.store import Store
+from ...studies.study_file.spec import StudySpec
 
 PROBE_BYTES = 2**16
 """Written to find out whether anything can be; a worker tries as much as the uncompressed model takes."""
@@ -18,14 +23,40 @@ _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _NO_SPACE = (os.strerror(errno.ENOSPC), "os error 28")
 
 
-def require_writable(folder: Path) -> None:
-    """See that files can be written to the artifacts folder, before anything is measured.
+def artifacts_root(spec: StudySpec, given: Path | str | None, url: str) -> str:
+    """The absolute folder or the URL that a study's artifacts are to lie in.
+
+    That is what the user gave, or what the study file names, or where the study has its artifacts by now, or else the folder for
+    all that name none, in the current one.
+
+    Args:
+        url: of the study's database, which need not be there yet.
+    """
+    if given is not None:
+        return str(given) if is_url(str(given)) else str(Path(given).resolve())
+    if spec.artifacts is not None:
+        return spec.artifacts if is_url(spec.artifacts) else str((spec.base_folder / spec.artifacts).resolve())
+    recorded = None
+    if is_there(url):
+        with Store(url, create=False) as store:
+            recorded = store.artifact_place(spec.study) if store.has_study(spec.study) else None
+    return str(DEFAULT_ARTIFACTS.resolve()) if recorded is None else recorded.root
+
+
+def require_writable(root: str, study: str) -> Path:
+    """See that a study's files can be written, before anything is measured; the local folder of its logs and files at work.
 
     Raises:
         ArtifactsError: they cannot.
+        UserError: a URL that cannot be used.
     """
+    prefix = new_prefix(study)
+    folder = work_folder(root, prefix)
     if (problem := why_unwritable(folder)) is not None:
         raise ArtifactsError(unwritable(folder, problem))
+    if is_url(root):
+        open_artifact_store(root, prefix).require_writable()
+    return folder
 
 
 def unwritable(folder: Path, problem: str) -> str:

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from ...compression.packing.packed_file import save_packed
 from ...hardware_profiles.runtimes.base import Artifact
 from ...spaces.policies.candidate import Candidate
+from ...studies.files.study_files import MODEL, PACKED, WEIGHTS
 
 PRECISIONS_FILE = "precisions.json"
 
@@ -27,4 +28,4 @@ def keep(candidate: Candidate, artifact: Artifact, folder: Path) -> dict[str, Ar
     weights = folder / "weights.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in candidate.model.state_dict().items()}, weights)
     packed = save_packed(candidate, folder / "packed.safetensors")
-    return {"model": artifact, "weights": Artifact.of(weights), "packed": Artifact.of(packed)}
+    return {MODEL: artifact, WEIGHTS: Artifact.of(weights), PACKED: Artifact.of(packed)}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ...core.texts import plain_text
 from ...hardware_profiles.runtimes.base import Artifact
-from ...studies.store.trial_log import KIND
+from ...studies.files.trial_log import KIND
 
 FILE = "trial.log"
 

@@ -41,7 +41,7 @@ from ...spaces.models.channel_groups import ChannelGroup
 from ...spaces.policies.candidate import Candidate
 from ...spaces.policies.policy import Policy
 from ...spaces.policies.resolved import effective_policy
-from ...studies.store.executed import KIND as PRECISIONS
+from ...studies.files.study_files import PRECISIONS
 from ...studies.study_file.constraint import Constraint
 from ...studies.study_file.parts import ComputeSpec, RungsSpec
 from ...workloads.placement import placed
@@ -232,8 +232,7 @@ class Worker:
         yield Stage("counted", measurements=counted)
         if self._out_of_bounds(counted):
             return
-        if is_structurally_changed(original, self.setup.groups):
-            reestimate_batch_norm(model, self.workload.calibration)
+        self._reestimate(model, original)
         candidate, artifact = self._lower(policy, model, folder)
         # Before recovery: latency needs no trained weights, and a trial that is too slow ends here.
         timed = measure(LoweredCandidate(candidate, artifact), self._context, "timed")
@@ -245,13 +244,16 @@ class Worker:
             return
         scored = measure(LoweredCandidate(candidate, artifact), self._context, "scored")
         yield Stage("scored", measurements=scored, final=False)
-        marks = self.setup.rungs.marks(policy.recovery.epochs) if self.setup.rungs is not None else ()
+        marks = self._marks(policy)
         for trained, epochs in self._recoveries(original, model, marks, recovered, checkpoints):
             if trained is None:
                 yield Stage("checkpointed", final=False)
                 continue
-            rung = 1 + sum(mark < epochs for mark in marks)
-            yield self._kept("recovered", *self._lower(policy, trained, folder), folder, rung, epochs)
+            yield self._kept("recovered", *self._lower(policy, trained, folder), folder, rung_of(epochs, marks), epochs)
+
+    def _marks(self, policy: Policy) -> Collection[float]:
+        """Epochs after which a recovery is judged before its end."""
+        return self.setup.rungs.marks(policy.recovery.epochs) if self.setup.rungs is not None else ()
 
     def _recoveries(
         self,
@@ -281,6 +283,10 @@ class Worker:
     def _pruned(self, model: nn.Module, policy: Policy) -> nn.Module:
         setup = self.setup
         return pruned_copy(model, self.workload.example_input, policy, setup.groups, self.workload, setup.seed)
+
+    def _reestimate(self, model: nn.Module, original: Policy) -> None:
+        if is_structurally_changed(original, self.setup.groups):
+            reestimate_batch_norm(model, self.workload.calibration)
 
     def _pruned_in_recovery(self, trained: nn.Module, original: Policy, checkpoints: Checkpoints | None) -> nn.Module:
         setup = self.setup
@@ -323,6 +329,11 @@ class Worker:
         if setup.reference is None or setup.target.predict:
             return None
         return timer_of(setup.target, setup.reference.artifact.path, self.workload.example_input, self._bench_cores)
+
+
+def rung_of(epochs: float, marks: Collection[float]) -> int:
+    """The rung that a recovery of so many epochs is at."""
+    return 1 + sum(mark < epochs for mark in marks)
 
 
 def finite(stage: Stage | None) -> Stage | None:

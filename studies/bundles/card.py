@@ -31,8 +31,8 @@ from ...hardware_profiles.runtimes.base import Signature, TensorInfo
 from ...hardware_profiles.runtimes.registry import RUNTIMES
 from ...spaces.policies.policy import Policy
 from ..analysis.significance import is_lucky
+from ..files.executed import storage_only
 from ..reference_wording import reference_document
-from ..store.executed import storage_only
 from ..store.records import StudyRecord, TrialRecord
 from ..wording import (
     bounds_text,

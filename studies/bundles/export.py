@@ -6,31 +6,51 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from ...core.errors import UserError
+from ...core.errors import ArtifactGoneError, UserError
 from ...hardware_profiles.cards.target import load_target
 from ...hardware_profiles.runtimes.base import get_runtime
 from ..analysis.newest_front import front_points, objectives_of, why_no_front
 from ..analysis.selection import pick
-from ..store.executed import executed_precisions
+from ..files.executed import executed_precisions
+from ..files.remade import Remade, file_digest
+from ..files.study_files import MODEL, PACKED, WEIGHTS, StudyFiles
 from ..store.records import ArtifactRecord, StudyRecord, TrialRecord
 from ..store.store import Store
 from ..store.trial_state import TrialState
 from .card import card_document, card_page
 from .run_script import run_script
 
-BUNDLED = ("model", "weights")
-"""Kinds of a trial's artifacts that are bundled, under their own names."""
-
-PACKED = "packed"
-"""Bundled too where the trial has it; older ones have not."""
-
-REFERENCE = Path("..", "reference")
-"""Where the uncompressed model's artifact lies, from the folder of a trial, called as the trial's."""
+BUNDLED = (MODEL, WEIGHTS)
+"""Kinds of a trial's artifacts that are bundled, under their own names; `PACKED` too where the trial has it, as older ones have not."""
 
 
-def export_bundle(store: Store, name: str, to: Path, trial: int | None, rule: str) -> int:
+class Remaker(Protocol):
+    """Makes files again that were not kept."""
+
+    def trial(self, trial: TrialRecord, folder: Path) -> Mapping[str, Path]:
+        """The files of a trial by kind, compressed from its policy again into `folder`."""
+        ...
+
+    def reference(self, folder: Path) -> Path:
+        """The reference's artifact, written into `folder`."""
+        ...
+
+
+@dataclass(frozen=True)
+class ExportedTrial:
+    """Which trial was exported, and what of it had to be made again; None where nothing had."""
+
+    number: int
+    remade: Remade | None
+
+
+def export_bundle(
+    store: Store, name: str, to: Path, trial: int | None, rule: str, remaker: Remaker | None = None
+) -> ExportedTrial:
     """Write a trial's bundle: the very artifact that was measured, its policy, weights, reference, card and run.py.
 
     The folder appears as a whole or not at all.
@@ -38,9 +58,7 @@ def export_bundle(store: Store, name: str, to: Path, trial: int | None, rule: st
     Args:
         to: folder to write; new or empty, parents are made.
         trial: its number; None leaves the choice to `rule`, one of `picks.RULES`, over the front.
-
-    Returns:
-        the trial's number.
+        remaker: makes files again that were not kept; without, they are missing.
 
     Raises:
         UserError: no such study, trial, front or rule; a trial without an artifact; a file that is gone or is not the one
@@ -49,10 +67,13 @@ def export_bundle(store: Store, name: str, to: Path, trial: int | None, rule: st
     folder = _free_folder(to)
     study = store.get_study(name)
     record = store.get_trial(name, _picked(store, study, rule) if trial is None else trial)
-    _write(
-        folder, to, _contents(study, record, _artifacts(store, record), executed_precisions(store, name, record.number))
-    )
-    return record.number
+    files = StudyFiles(store, name)
+    with tempfile.TemporaryDirectory(prefix="slimfront-export-") as scratch:
+        source = _Source(study, record, files, _artifacts(files, record), remaker, Path(scratch))
+        paths, remade = source.trial_files()
+        contents = _contents(source, paths, remade, executed_precisions(store, name, record.number))
+    _write(folder, to, contents)
+    return ExportedTrial(record.number, remade)
 
 
 def _free_folder(to: Path) -> Path:
@@ -76,29 +97,84 @@ def _picked(store: Store, study: StudyRecord, rule: str) -> int:
 _BROKEN = {TrialState.FAILED: "failed", TrialState.INTERRUPTED: "was interrupted"}
 
 
-def _artifacts(store: Store, trial: TrialRecord) -> dict[str, ArtifactRecord]:
+def _artifacts(files: StudyFiles, trial: TrialRecord) -> dict[str, ArtifactRecord]:
     """The trial's newest file of each kind in `BUNDLED`, and the packed one if there is one."""
     if trial.state == "running":
         raise UserError(f"trial {trial.number} is still running; there is nothing to export yet")
     if not trial.state.has_result:
         raise UserError(f"trial {trial.number} {_BROKEN[trial.state]} and cannot be exported: {trial.reason}")
-    found = {artifact.kind: artifact for artifact in store.artifacts(trial.study, trial.number)}
+    found = files.newest(trial.number)
     missing = [kind for kind in BUNDLED if kind not in found]
     if missing:
         raise UserError(f"trial {trial.number} kept no {missing[0]} to export; it ended {trial.account}")
     return {kind: found[kind] for kind in (*BUNDLED, PACKED) if kind in found}
 
 
+@dataclass(frozen=True)
+class _Source:
+    """Where the files of a bundle come from.
+
+    Attributes:
+        artifacts: the records of the trial's files, by kind.
+        scratch: folder for what is made again.
+    """
+
+    study: StudyRecord
+    trial: TrialRecord
+    files: StudyFiles
+    artifacts: Mapping[str, ArtifactRecord]
+    remaker: Remaker | None
+    scratch: Path
+
+    def trial_files(self) -> tuple[dict[str, Path], Remade | None]:
+        """The trial's files by kind, each either what was measured or made again."""
+        try:
+            return {kind: self._as_measured(kind, record) for kind, record in self.artifacts.items()}, None
+        except ArtifactGoneError:
+            if self.remaker is None:
+                raise
+        made = self.remaker.trial(self.trial, self.scratch / "trial")
+        paths = {kind: made[kind] for kind in self.artifacts}
+        return paths, Remade.of(paths, self.artifacts)
+
+    def reference(self) -> Path:
+        """The reference's artifact, of the size that was measured."""
+        try:
+            path = self.files.reference(self.artifacts[MODEL])
+        except ArtifactGoneError as error:
+            if self.remaker is None:
+                raise ArtifactGoneError(f"the uncompressed model's artifact cannot be read: {error}") from error
+            path = self.remaker.reference(self.scratch / "reference")
+        return self._of_the_size_measured(path)
+
+    def _of_the_size_measured(self, path: Path) -> Path:
+        found, recorded = path.stat().st_size, self.study.baseline["artifact_bytes"].value
+        if found != recorded:
+            raise UserError(
+                f"{path} is not the uncompressed model that was measured: {found} bytes, not {recorded:.0f}"
+            )
+        return path
+
+    def _as_measured(self, kind: str, record: ArtifactRecord) -> Path:
+        """A file that still is what was measured."""
+        what = f"trial {self.trial.number}'s {kind}"
+        try:
+            path = self.files.path(record)
+        except ArtifactGoneError as error:
+            raise ArtifactGoneError(f"{what} cannot be read: {error}") from error
+        if file_digest(path) != record.sha256:
+            raise UserError(f"{what} {path} is not the file that was measured: its sha256 changed")
+        return path
+
+
 def _contents(
-    study: StudyRecord, trial: TrialRecord, artifacts: Mapping[str, ArtifactRecord], executed: Mapping[str, str]
+    source: _Source, paths: Mapping[str, Path], remade: Remade | None, executed: Mapping[str, str]
 ) -> dict[str, bytes]:
-    """Every file of the bundle by name, all read and checked before anything is written."""
+    """Every file of the bundle by name, all read before anything is written."""
+    study, trial, model = source.study, source.trial, paths[MODEL]
     contents = {"policy.json": f"{trial.policy_json}\n".encode()}
-    contents |= {
-        f"{kind}{Path(record.path).suffix}": _as_recorded(trial.number, record) for kind, record in artifacts.items()
-    }
-    model = Path(artifacts["model"].path)
-    contents[f"reference{model.suffix}"] = _reference(study, model.parent / REFERENCE / model.name)
+    contents |= {f"{kind}{path.suffix}": path.read_bytes() for kind, path in paths.items()}
+    contents[f"reference{model.suffix}"] = source.reference().read_bytes()
     target = load_target(study.spec.target, study.spec.base_folder)
     if (script := run_script(target.runtime)) is not None:
         contents["run.py"] = script.encode()
@@ -108,43 +184,14 @@ def _contents(
         target,
         get_runtime(target.runtime).signature(model),
         executed,
-        artifacts["model"].made_at,
-        {name: {"sha256": _sha256(content), "bytes": len(content)} for name, content in contents.items()},
+        source.artifacts[MODEL].made_at,
+        {name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in contents.items()},
     )
+    if remade is not None:
+        card["notes"].append(remade.words)
     contents["card.json"] = f"{json.dumps(card, indent=2, ensure_ascii=False)}\n".encode()
     contents["card.md"] = card_page(card, trial.policy).encode()
     return contents
-
-
-def _as_recorded(number: int, record: ArtifactRecord) -> bytes:
-    """The content of a file that still is what was measured."""
-    content = _read(f"trial {number}'s {record.kind}", Path(record.path))
-    if _sha256(content) != record.sha256:
-        raise UserError(
-            f"trial {number}'s {record.kind} {record.path} is not the file that was measured: its sha256 changed"
-        )
-    return content
-
-
-def _reference(study: StudyRecord, path: Path) -> bytes:
-    content = _read("the uncompressed model's artifact", path.resolve())
-    recorded = study.baseline["artifact_bytes"].value
-    if len(content) != recorded:
-        raise UserError(
-            f"{path.resolve()} is not the uncompressed model that was measured: {len(content)} bytes, not {recorded:.0f}"
-        )
-    return content
-
-
-def _read(what: str, path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{what} cannot be read: {path}: {(error.strerror or str(error)).lower()}") from error
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def _write(folder: Path, to: Path, contents: Mapping[str, bytes]) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...core.errors import UserError
+from ...core.errors import ArtifactGoneError, UserError
 from ...hardware_profiles.runtimes.base import Artifact
 from ...workloads.load import adopt_workload, load_workload, workload_fingerprint
 from ...workloads.workload import Workload
+from ..files.study_files import MODEL, StudyFiles
+from ..store.records import ArtifactRecord
 from ..store.store import Store
 from ..study_file.load import study_named
 from ..study_file.spec import StudySpec
 from .bundle import Bundle
-from .export import REFERENCE
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,13 @@ def judge_of_study(store: Store, name: str, bundle: Bundle, workload: Workload |
     """
     number, listed = bundle.card.trial, bundle.listed(bundle.artifact("model"))
     spec = store.get_study(name).spec
-    made = {artifact.kind: artifact for artifact in store.artifacts(name, number)}
-    if "model" not in made or made["model"].sha256 != listed:
+    files = StudyFiles(store, name)
+    made = files.newest(number)
+    if MODEL not in made or made[MODEL].sha256 != listed:
         raise UserError(
             f"study {name} did not make {bundle.folder}: trial {number}'s model there is another; give the workload instead"
         )
-    model = Path(made["model"].path)
-    made_here = frozenset([listed, *_digest(model.parent / REFERENCE / model.name)])
+    made_here = frozenset([listed, *_reference_digest(files, made[MODEL])])
     if workload is not None:
         return _judged_by(adopt_workload(workload, spec.workload, spec.base_folder), made_here)
     return _judge(spec, made_here)
@@ -73,5 +74,9 @@ def _judged_by(workload: Workload, made_here: frozenset[str] = frozenset()) -> J
     return Judge(workload, workload_fingerprint(workload), made_here)
 
 
-def _digest(path: Path) -> list[str]:
-    return [Artifact.of(path).sha256] if path.is_file() else []
+def _reference_digest(files: StudyFiles, model: ArtifactRecord) -> list[str]:
+    """The digest of the reference's artifact, as long as it is kept."""
+    try:
+        return [Artifact.of(files.reference(model)).sha256]
+    except ArtifactGoneError:
+        return []

@@ -24,7 +24,7 @@ from ...spaces.policies.policy import LayerPolicy, Policy
 from ...spaces.policies.quantization_scheme import Scheme
 from ...spaces.policies.recurrent_weights import INT8_BITS, RECURRENT_WEIGHTS
 from ...workloads.workload import MapDataset, Workload, describe
-from ..store.executed import BITS
+from ..files.executed import BITS
 
 CONTAINER_BITS = 8
 SAMPLES = 2

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..analysis.newest_front import front_points, objectives_of
+from ..files.executed import executed_precisions
+from ..files.remade import Remade
+from ..files.trial_log import last_lines
 from ..reference_wording import reference_document, reference_name
-from ..store.executed import executed_precisions
 from ..store.records import MeasurementRecord
 from ..store.store import Store
-from ..store.trial_log import last_lines
 from .front_table import front_document
 
 if TYPE_CHECKING:
@@ -63,10 +64,11 @@ def trial_document(store: Store, name: str, number: int) -> dict[str, Any]:
     }
 
 
-def export_document(name: str, trial: int, folder: Path) -> dict[str, Any]:
-    """What was exported, and its files."""
+def export_document(name: str, trial: int, folder: Path, remade: Remade | None) -> dict[str, Any]:
+    """What was exported, its files, and the kinds of those that were made again, with those that came out differently."""
     files = sorted(file.name for file in folder.iterdir())
-    return {"study": name, "trial": trial, "bundle": str(folder), "files": files}
+    again = None if remade is None else {"kinds": list(remade.kinds), "differing": list(remade.differing)}
+    return {"study": name, "trial": trial, "bundle": str(folder), "files": files, "remade": again}
 
 
 def checks_document(bundle: Path, checks: Sequence[Check]) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from ..analysis.newest_front import front_points, objectives_of, why_no_front
 from ..analysis.selection import pick
 from ..analysis.significance import doubts
 from ..analysis.verdict import verdict
+from ..files.executed import executed_precisions
+from ..files.trial_log import last_lines
 from ..reference_wording import has_other_precision, quality_text, reference_text, remark_text
-from ..store.executed import executed_precisions
 from ..store.records import MeasurementRecord, StudyRecord, TrialRecord
 from ..store.store import Store
-from ..store.trial_log import last_lines
 from ..terminal import Fitting, add_row, commands, facts, rows_table, words
 from ..wording import (
     bounds_text,

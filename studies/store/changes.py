@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from ...core.errors import StoreError
 from ..study_file.spec import StudySpec, incompatible_changes
 from . import tables
 from .queries import ended_trials, find_study, find_trial, find_trials, front_records
-from .records import ArtifactRecord, Violation
+from .records import Violation
 from .rows import violation_values
 from .trial_state import TrialState
 
@@ -66,15 +65,6 @@ def end_trial(session: Session, study: str, number: int, end: TrialEnd) -> None:
     trial.state, trial.reason, trial.finished = end.state.value, end.reason, tables.now()
     trial.rung, trial.driver_died = end.rung, end.driver_died
     trial.violations = violation_values(end.violations)
-
-
-def put_artifact(session: Session, study: str, number: int, record: ArtifactRecord) -> None:
-    """Note a file of a trial, in place of one noted before at the same path."""
-    trial = find_trial(session, study, number)
-    row = session.scalar(select(tables.Artifact).filter_by(trial_id=trial.id, path=record.path))
-    row = row or tables.Artifact(trial_id=trial.id, path=record.path)
-    row.kind, row.sha256, row.bytes, row.made_at = record.kind, record.sha256, record.bytes, record.made_at
-    session.add(row)
 
 
 def add_front(session: Session, study: str, members: Sequence[int], hypervolume: float) -> bool:

@@ -77,6 +77,16 @@ def absolute_url(url: str) -> str:
     return parsed.render_as_string(hide_password=False)
 
 
+def is_there(url: str) -> bool:
+    """Whether there is a database to open; a server's is taken to be there.
+
+    Raises:
+        StoreError: as `database_url`.
+    """
+    parsed = database_url(url)
+    return parsed.get_backend_name() != "sqlite" or Path(str(parsed.database)).exists()
+
+
 class Database:
     """An open, migrated database.
 
@@ -94,7 +104,7 @@ class Database:
         self.guards: list[Callable[[Connection], None]] = []
         """Called within every write, before anything is written; they raise where this process may no longer write."""
         self._secrets = _secrets(self.url)
-        if not create and self.url.get_backend_name() == "sqlite" and not Path(str(self.url.database)).exists():
+        if not create and not is_there(url):
             raise StoreError(f"{self.name}: no such database; `slimfront search` makes one")
         engine = self._engine()
         if engine.dialect.name == "sqlite":

@@ -15,7 +15,6 @@ from ...core.measurement import Measurement
 from ...core.validation import suggestion
 from . import tables
 from .records import (
-    ArtifactRecord,
     FrontRecord,
     FrontSize,
     MeasurementRecord,
@@ -210,13 +209,6 @@ def sensitivity_records(session: Session, study: str) -> list[SensitivityRecord]
     """What single choices of a study were found to damage, oldest first."""
     wanted = select(tables.Sensitivity).filter_by(study_id=find_study(session, study).id)
     return [sensitivity_of(row) for row in session.scalars(wanted.order_by(tables.Sensitivity.id))]
-
-
-def artifact_records(session: Session, study: str, number: int) -> list[ArtifactRecord]:
-    """A trial's files, oldest first."""
-    wanted = select(tables.Artifact).filter_by(trial_id=find_trial(session, study, number).id)
-    rows = session.scalars(wanted.order_by(tables.Artifact.id))
-    return [ArtifactRecord(row.kind, row.path, row.sha256, row.bytes, row.made_at) for row in rows]
 
 
 def target_records(session: Session) -> list[TargetRecord]:

@@ -217,14 +217,30 @@ class SensitivityRecord:
 
 
 @dataclass(frozen=True)
+class ArtifactPlace:
+    """Where a study's files lie: in an artifact store of its own, `prefix`, within a folder or URL that several may share."""
+
+    root: str
+    prefix: str
+
+
+@dataclass(frozen=True)
 class ArtifactRecord:
-    """A file of a trial; `path` is as it was recorded."""
+    """A file of a trial, or of a study's reference.
+
+    Attributes:
+        path: the file's name; without a `key`, as in studies of before, the path it was recorded with.
+        key: where it lies in the study's artifact store.
+        removed_at: when it was let go; None while it is kept.
+    """
 
     kind: str
     path: str
     sha256: str
     bytes: int
     made_at: datetime
+    key: str | None = None
+    removed_at: datetime | None = None
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from ...core.errors import StoreError
 from ...core.measurement import Measurement
 from ...spaces.policies.policy import Policy
 from . import tables
-from .changes import TrialEnd, add_front, end_trial, put_artifact
+from .artifact_rows import ArtifactRows
+from .changes import TrialEnd, add_front, end_trial
 from .database import Database
 from .lease import Lease
 from .queries import (
-    artifact_records,
     ended_trials,
     find_study,
     find_trial,
@@ -34,7 +34,6 @@ from .queries import (
 )
 from .records import (
     FREE_DIGESTS,
-    ArtifactRecord,
     FrontRecord,
     FrontSize,
     MeasurementRecord,
@@ -49,7 +48,7 @@ from .study_rows import StudyRows
 from .trial_state import TrialState
 
 
-class Store(StudyRows):
+class Store(StudyRows, ArtifactRows):
     """Everything slimfront knows of its studies.
 
     Ownership: one process, the search's driver, writes to a study; any number of processes read it meanwhile. A store
@@ -60,13 +59,16 @@ class Store(StudyRows):
     Args:
         url: `sqlite:///FILE` or `postgresql://USER@HOST/NAME`; Optuna's tables may lie in the same database.
         create: create the SQLite file if it does not exist.
+        artifacts: folder or URL to look for artifacts in before the place that each study has them by its row; such as where they
+            were moved.
 
     Raises:
         StoreError: from every method, when the database cannot be opened or is locked, or a study is not in it.
     """
 
-    def __init__(self, url: str = DEFAULT_STORAGE, *, create: bool = True) -> None:
+    def __init__(self, url: str = DEFAULT_STORAGE, *, create: bool = True, artifacts: str | None = None) -> None:
         super().__init__(Database(url, create=create))
+        self.artifacts_root = artifacts
 
     def __enter__(self) -> Store:
         return self
@@ -224,22 +226,6 @@ class Store(StudyRows):
         """Trial -> `measurement_history`, of all trials that were measured."""
         with self._database.reading() as session:
             return measurement_histories(session, find_study(session, study).id)
-
-    # Artifacts
-
-    def record_artifact(self, study: str, number: int, kind: str, path: str, sha256: str, size: int) -> None:
-        """Note a file of a trial; one noted before at the same path is replaced.
-
-        Args:
-            size: in bytes.
-        """
-        with self._database.writing() as session:
-            put_artifact(session, study, number, ArtifactRecord(kind, path, sha256, size, tables.now()))
-
-    def artifacts(self, study: str, number: int) -> list[ArtifactRecord]:
-        """The trial's files, oldest first."""
-        with self._database.reading() as session:
-            return artifact_records(session, study, number)
 
     # Fronts
 

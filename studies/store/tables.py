@@ -30,7 +30,7 @@ from .trial_state import TrialState
 
 PREFIX = "slimfront_"
 VERSION_TABLE = "slimfront_alembic_version"
-REVISION = "0007"
+REVISION = "0008"
 """The newest migration, which these models describe; revisions are zero-padded and so sort as text."""
 
 STATES = tuple(state.value for state in TrialState)
@@ -88,6 +88,8 @@ class Study(Base):
     Attributes:
         quality: what its `accuracy` is, the fields of `metrics.Quality`; NULL before that is measured, and of studies
             of before there was another than a fraction.
+        artifacts_root: folder or URL of artifacts as the last search had it, a folder within the one of a SQLite file relative to
+            that; `artifacts_prefix` is the study's own part of it. NULL of studies of before files lay by content.
     """
 
     __tablename__ = "slimfront_study"
@@ -101,6 +103,8 @@ class Study(Base):
     remark: Mapped[str | None] = mapped_column(PlainText)
     created: Mapped[datetime] = mapped_column(default=now)
     quality: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    artifacts_root: Mapped[str | None] = mapped_column(Text)
+    artifacts_prefix: Mapped[str | None] = mapped_column(String(255))
 
 
 class Reference(Base):
@@ -201,16 +205,27 @@ class FrontMember(Base):
 
 
 class Artifact(Base):
+    """A file of a trial; without a trial it belongs to the study's reference.
+
+    Attributes:
+        path: the file's name, unique within its trial; of rows without a `key` the path it was recorded with.
+        key: where the file lies in the study's artifact store; several rows may share one.
+        removed_at: when it was let go; the row stays, so that what is made again can be held against it.
+    """
+
     __tablename__ = "slimfront_artifact"
-    __table_args__ = (UniqueConstraint("trial_id", "path"),)
+    __table_args__ = (UniqueConstraint("trial_id", "path"), Index(None, "study_id", "key"))
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    trial_id: Mapped[int] = mapped_column(ForeignKey(Trial.id))
+    study_id: Mapped[int] = mapped_column(ForeignKey(Study.id))
+    trial_id: Mapped[int | None] = mapped_column(ForeignKey(Trial.id))
     kind: Mapped[str] = mapped_column(String(64))
     path: Mapped[str] = mapped_column(String(1024))
     sha256: Mapped[str] = mapped_column(String(64))
     bytes: Mapped[int] = mapped_column(BigInteger)
+    key: Mapped[str | None] = mapped_column(String(128))
     made_at: Mapped[datetime] = mapped_column(default=now)
+    removed_at: Mapped[datetime | None]
 
 
 class Lease(Base):

@@ -59,6 +59,9 @@ def _constraint(value: object) -> Constraint:
     return value if isinstance(value, Constraint) else Constraint.parse(value, METRICS.searchable)
 
 
+Keep = Literal["front", "all", "none"]
+"""Which trials keep their files: those on the front, all, or none once the front is confirmed."""
+
 Objectives = Listed[Annotated[str, AfterValidator(_metric)]]
 Constraints = Listed[Annotated[Constraint, PlainValidator(_constraint), PlainSerializer(str)]]
 
@@ -90,6 +93,8 @@ class StudySpec(Part):
         transfer: the policy sampler also learns from other studies of the same workload in the database.
         rungs: stop recoveries that do not look promising; None lets every trial recover to its end.
         reuse_recovered: a policy that differs from a finished one in bits only takes its recovered weights over.
+        artifacts: folder, from the study file's on, or URL that files of trials are kept in; None leaves it to the command.
+        keep: which trials keep their files; those of the others can be made again from their policies.
         sensitivity: measure what single choices damage before the first trial, and start from the policies that suggests.
     """
 
@@ -109,6 +114,8 @@ class StudySpec(Part):
     sensitivity: bool = True
     rungs: RungsSpec | None = None
     reuse_recovered: bool = False
+    artifacts: Text | None = None
+    keep: Keep = "front"
     space: SpaceSpec = Field(default_factory=lambda: SpaceSpec(preset="auto"))
     recovery: RecoverySpec = Field(default_factory=RecoverySpec)
     quantization: QuantizationSpec = Field(default_factory=QuantizationSpec)
@@ -233,8 +240,8 @@ class StudySpec(Part):
         }
         if changes["recovery"].learning_rate == AUTO:
             changes["recovery"] = changes["recovery"].model_copy(update={"learning_rate": begun.recovery.learning_rate})
-        if "reference" not in self.model_fields_set:
-            changes["reference"] = begun.reference
+        for key in {"reference", "keep"} - self.model_fields_set:
+            changes[key] = getattr(begun, key)
         changes["quantization"] = self.with_activations(begun.quantization.scheme().activations).quantization
         return self._with(changes)
 
@@ -271,7 +278,7 @@ class StudySpec(Part):
         document = json.loads(text)
         if document["schema"] != SCHEMA:
             raise StudyFileError("database", "schema", f"must be {SCHEMA}, not {document['schema']!r}")
-        study = {"reference": "float32", **document["study"]}  # before there was a choice
+        study = {"reference": "float32", "keep": "all", **document["study"]}  # before there was a choice
         spec = cls.from_document(study, "database", Path(document["base_folder"]))
         spec._file = document["file"]
         return spec

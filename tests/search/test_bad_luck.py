@@ -24,9 +24,9 @@ from slimfront.search.proposals import Proposal
 from slimfront.search.trials.artifacts_folder import require_writable, storage_problem, storing
 from slimfront.search.trials.prepared_study import prepare
 from slimfront.spaces.policies.policy import Policy
+from slimfront.studies.files.trial_log import last_lines
 from slimfront.studies.store.records import INTERRUPTED, ORPHANED
 from slimfront.studies.store.store import Store
-from slimfront.studies.store.trial_log import last_lines
 from slimfront.studies.study_file.spec import StudySpec
 
 HERE = Path(__file__).parent
@@ -243,6 +243,30 @@ def test_a_crash_report_names_the_users_own_line(tmp_path: Path) -> None:
         stage_of_death(proposal, 0.2, "died").reason == "took longer than trial_timeout_s = 0.2 s (in task.py:5 metric)"
     )
     assert stage_of_death(proposal, 5, "died").fault == "time"
+
+
+def test_a_process_that_takes_too_much_memory_says_how_much_and_where(tmp_path: Path) -> None:
+    script = tmp_path / "task.py"
+    script.write_text(
+        "import sys, time\nimport numpy, psutil\nfrom pathlib import Path\n"
+        "from slimfront.search.execution.crash_report import crash_reported\n"
+        "from slimfront.search.execution.memory_limit import GB, memory_bytes\n"
+        "def metric():\n    held = numpy.ones(3 * 10**8, numpy.uint8)\n    time.sleep(60)\n"
+        "with crash_reported(Path(sys.argv[1]), None, memory_bytes(psutil.Process()) / GB + 0.2):\n    metric()\n"
+    )
+    ended = subprocess.run([sys.executable, str(script), str(tmp_path)], check=False, timeout=120)
+    assert ended.returncode == 1
+    died = stage_of_death(Proposal(1, Policy(), tmp_path), None, "ended with exit code 1", was_killed=False)
+    assert re.fullmatch(
+        r"took more memory than trial_memory_gb allows: [\d.]+ GB of [\d.]+ GB \(in task.py:[78] metric\)", died.reason
+    )
+    assert died.fault is None
+    assert "task.py" in (tmp_path / "trial.log").read_text()
+
+
+def test_a_process_that_something_else_killed_has_its_trial_tried_again(tmp_path: Path) -> None:
+    died = stage_of_death(Proposal(1, Policy(), tmp_path), 5, exit_text(-signal.SIGKILL), was_killed=True)
+    assert (died.fault, died.reason) == ("lost", "the trial's process was killed by SIGKILL; was memory short?")
 
 
 def test_an_exit_is_known_by_its_code_or_signal() -> None:

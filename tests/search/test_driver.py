@@ -24,9 +24,10 @@ from slimfront.search.sole_driver import sole_driver
 from slimfront.search.trials.prepared_study import PreparedStudy, prepare
 from slimfront.search.trials.worker import Stage
 from slimfront.studies.analysis.front import Objective, Point, dominates
+from slimfront.studies.files.executed import executed_precisions
+from slimfront.studies.files.study_files import StudyFiles
 from slimfront.studies.reports.notes import study_note
 from slimfront.studies.reports.report import status_report
-from slimfront.studies.store.executed import executed_precisions
 from slimfront.studies.store.records import INTERRUPTED
 from slimfront.studies.store.store import Store
 from slimfront.studies.study_file.spec import StudySpec
@@ -59,13 +60,18 @@ def test_a_search_stores_every_number_with_its_origin(tiny_spec: Spec, store: St
     assert [trial.state for trial in trials] == ["complete"] * 4
     assert trials[0].policy.is_uncompressed
     names = {"accuracy", "accuracy_drop", "flops", "bops", "parameters", "artifact_bytes", "latency_ms", "speedup"}
+    files = StudyFiles(store, "tiny")
     for trial in trials:
         assert names <= set(trial.measurements)
         for record in store.measurement_history("tiny", trial.number):
             assert record.target == "cpu-openvino"
             assert record.measurement.low <= record.measurement.value <= record.measurement.high
-        model = next(a for a in store.artifacts("tiny", trial.number) if a.kind == "model")
-        assert Path(model.path).stat().st_size == model.bytes == trial.measurements["artifact_bytes"].value
+        model = files.newest(trial.number)["model"]
+        assert model.bytes == trial.measurements["artifact_bytes"].value
+        if trial.number in {point.trial for point in search.front}:
+            assert files.path(model).stat().st_size == model.bytes
+        else:
+            assert model.removed_at is not None
     assert store.current_front("tiny").members == tuple(sorted(point.trial for point in search.front))
     assert optuna_states(store) == ["COMPLETE"] * 4
 

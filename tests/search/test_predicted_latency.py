@@ -19,8 +19,8 @@ from slimfront.search.run import run_search
 from slimfront.search.trials.prepared_study import prepare
 from slimfront.studies.bundles.export import export_bundle
 from slimfront.studies.bundles.verify import verify_bundle
+from slimfront.studies.files.executed import executed_precisions
 from slimfront.studies.reports.report import front_table
-from slimfront.studies.store.executed import executed_precisions
 from slimfront.studies.store.store import Store
 
 pytestmark = pytest.mark.slow

@@ -17,9 +17,9 @@ from slimfront.search.proposals import Proposal
 from slimfront.search.run import run_search
 from slimfront.search.trials.prepared_study import prepare
 from slimfront.search.trials.worker import Stage
+from slimfront.studies.files.trial_log import last_lines
 from slimfront.studies.store.records import ORPHANED
 from slimfront.studies.store.store import Store
-from slimfront.studies.store.trial_log import last_lines
 from slimfront.studies.study_file.spec import StudySpec
 from sqlalchemy import Connection, Engine, event
 

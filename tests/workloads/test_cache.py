@@ -4,8 +4,9 @@ import sys
 
 import pytest
 import torch
+from slimfront.core.defaults import cache_folder
 from slimfront.core.errors import WorkloadError
-from slimfront.workloads.cache import cache_folder, state_digest, trained_once
+from slimfront.workloads.cache import state_digest, trained_once
 from torch import nn
 
 

@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, Dataset, Subset, random_split
 from torchvision import datasets
 from torchvision.transforms import v2
 
+from ...core.defaults import cache_folder
 from ...core.errors import WorkloadError
-from ..cache import cache_folder
 from ..workload import describe
 
 logger = logging.getLogger(__name__)

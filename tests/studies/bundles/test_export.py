@@ -102,7 +102,7 @@ class Study:
         return folder
 
     def export(self, to: Path, trial: int | None = None, rule: str = "knee") -> int:
-        return export_bundle(self.store, "demo", to, trial, rule)
+        return export_bundle(self.store, "demo", to, trial, rule).number
 
 
 @pytest.fixture

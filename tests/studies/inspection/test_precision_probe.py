@@ -2,7 +2,7 @@
 
 import pytest
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
-from slimfront.studies.store.executed import precision_of, ran_in, storage_only
+from slimfront.studies.files.executed import precision_of, ran_in, storage_only
 from slimfront.studies.wording import layer_rows
 
 

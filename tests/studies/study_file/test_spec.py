@@ -119,7 +119,12 @@ BAD = {
         "worklod",
         "unknown key; did you mean workload?",
     ),
-    "unknown key, nothing near": ("study: small", "study: small\nzzz: 1", "zzz", "unknown key; known are budget,"),
+    "unknown key, nothing near": (
+        "study: small",
+        "study: small\nzzz: 1",
+        "zzz",
+        "unknown key; known are artifacts, budget,",
+    ),
     "unknown key in a part": (
         "weight_bits",
         "wieght_bits",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ...core.texts import plain_text
-from .store import Store
+from ..store.store import Store
+from .study_files import StudyFiles
 
 KIND = "log"
 """Kind of the file of a failed trial that holds its log."""
@@ -19,10 +18,9 @@ MOST_BYTES = 2**16
 
 def last_lines(store: Store, study: str, trial: int) -> list[str]:
     """The last lines of a trial's log, as any terminal shows them; none where it did not fail or the file is gone."""
-    for artifact in reversed(store.artifacts(study, trial)):
-        if artifact.kind == KIND and (path := Path(artifact.path)).is_file():
-            with path.open("rb") as file:
-                file.seek(max(0, path.stat().st_size - MOST_BYTES))
-                text = file.read().decode(errors="replace")
-            return [plain_text(line) for line in text.splitlines()[-LAST_LINES:]]
-    return []
+    if (path := StudyFiles(store, study).found(trial, KIND)) is None:
+        return []
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - MOST_BYTES))
+        text = file.read().decode(errors="replace")
+    return [plain_text(line) for line in text.splitlines()[-LAST_LINES:]]

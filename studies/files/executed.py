@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
 from ...spaces.policies.policy import LayerPolicy, Policy
 from ...spaces.policies.resolved import as_layer_policies
-from .store import Store
-
-KIND = "precisions"
-"""Kind of the trial's file that a worker writes with its first timing: layer -> precision, as JSON."""
+from ..store.store import Store
+from .study_files import PRECISIONS, StudyFiles
 
 BITS = {"f32": 32, "f16": 16, "bf16": 16, "i8": 8, "i4": 4, "u4": 4}
 """What runtimes call their precisions -> bits of an operand."""
@@ -19,10 +16,8 @@ BITS = {"f32": 32, "f16": 16, "bf16": 16, "i8": 8, "i4": 4, "u4": 4}
 
 def executed_precisions(store: Store, study: str, trial: int) -> dict[str, str]:
     """Layer -> precision by the runtime's own report; empty where the trial was not timed or the file is gone."""
-    for artifact in reversed(store.artifacts(study, trial)):
-        if artifact.kind == KIND and (path := Path(artifact.path)).is_file():
-            return json.loads(path.read_text(encoding="utf-8"))
-    return {}
+    path = StudyFiles(store, study).found(trial, PRECISIONS)
+    return {} if path is None else json.loads(path.read_text(encoding="utf-8"))
 
 
 def ran_in(layer: LayerPolicy, precision: str | None) -> str:
