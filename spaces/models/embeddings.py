@@ -103,8 +103,7 @@ class _Lookups(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
-        read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        follows = any(id(tensor) in self._following for tensor in read)
+        follows = any(id(leaf) in self._following for leaf in tree_leaves((args, kwargs)))
         if func is torch.ops.aten.embedding.default and follows and (name := self._tables.get(id(args[0]))):
             self.found.add(name)
         if follows and func.__name__.partition(".")[0] not in MADE_OF_SHAPES:
