@@ -34,6 +34,9 @@ from slimfront.hardware_profiles.cards.latency_table import LatencyTable
 from slimfront.hardware_profiles.cards.target import load_target
 
 SLEEP_S = 2.0
+TOKEN = secrets.token_hex(32)
+"""One for all clusters: Ray reads it once a process."""
+
 NET = '''
 """A small network whose weights are read by a relative path, and whose trials sleep."""
 import os, time
@@ -160,7 +163,7 @@ class Nodes:
 def cluster(hidden: Path, sizes: list[int]) -> Iterator[tuple[Nodes, list[subprocess.Popen[bytes]]]]:
     """A head without slots and nodes of these sizes, with a token of its own."""
     os.environ |= {
-        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0",
         "SLOTS_DRIVER": str(os.getpid()), "SLOTS_SLEEP": str(SLEEP_S),
     }  # fmt: skip
     nodes = Nodes(hidden)
