@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test fast lint format docs site clean
+.PHONY: demo test fast gpu lint format docs site clean
 
 demo: $(INSTALLED)  ## search the built-in study; everything lands in demo/
 	mkdir -p demo
@@ -20,6 +20,11 @@ test: $(INSTALLED)  ## every test, the slow ones too
 
 fast: $(INSTALLED)  ## the tests that take seconds
 	$(TOGETHER) -m "not slow and not serial"
+
+gpu: $(INSTALLED)  ## the tests of GPUs and a page of figures of one; ends with an error where there is none
+	$(BIN)/python benchmarks/measuring/gpu.py --require
+	$(BIN)/python -m pytest -rs tests/devices tests/hardware_profiles/runtimes
+	$(BIN)/python benchmarks/measuring/gpu.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

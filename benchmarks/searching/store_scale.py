@@ -3,8 +3,8 @@
 Trials are driven through the real `Search`, its database and its sampler; only what a worker would measure is made up, from the
 policy: damages that add up, and a latency that follows the bits and channels. Random policies take the study to each checkpoint,
 in both sets of tables as the driver writes them, but many to a statement; there the study is opened anew, and the sampler proposes
-a window of trials, which are timed. `--storage` is a folder for SQLite, or the URL of an empty PostgreSQL database; `postgresql`
-starts a server for the occasion. `--quick` takes under two minutes.
+a window of trials, which are timed. `--storage` is a folder for SQLite, or the URL of a PostgreSQL database; a study that lies there
+is continued. `--quick` takes under two minutes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import argparse
 import io
 import json
 import resource
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -112,14 +111,14 @@ def figures_at(mark: int, folder: Path, url: str, options: argparse.Namespace) -
     with opened(folder, url, options.layers, options.sampler) as (search, resume):
         knobs = len(search.prepared.space.knobs)
         trial(search)  # fits the surrogate from scratch
-        timed = [proposed_and_ended(search) for _ in range(WINDOW)]
+        timed = 1e3 * np.mean([proposed_and_ended(search) for _ in range(WINDOW)], axis=0)
     with Store(url) as store:
         shown = {name: seconds(lambda call=call: show_quietly(call)) for name, call in readers(store).items()}
         shown |= dashboard_seconds(store)
     return {
         "trials": mark, "knobs": knobs,
-        "ask_ms": 1e3 * statistics.median(ask for ask, _ in timed), "tell_ms": 1e3 * statistics.median(tell for _, tell in timed),
-        "resume_s": resume, **{f"{name}_s": value for name, value in shown.items()},
+        **dict(zip(("ask_ms", "ask_cpu_ms", "tell_ms", "tell_cpu_ms"), timed.tolist(), strict=True)),
+        "resume_s": resume[0], "resume_cpu_s": resume[1], **{f"{name}_s": value for name, value in shown.items()},
         "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }  # fmt: skip
 
@@ -129,9 +128,9 @@ def opened(folder: Path, url: str, layers: int, sampler: str):
     """A search of the study, and how long it took to resume, without loading the model and timing the reference."""
     prepared = prepared_study(folder, layers, sampler)
     with Store(url) as store, sole_driver(store, "scale"):
-        before = time.perf_counter()
+        before = clock()
         search = Search(prepared, store, folder / "artifacts")
-        yield search, time.perf_counter() - before
+        yield search, (clock() - before).tolist()
 
 
 def prepared_study(folder: Path, layers: int, sampler: str) -> PreparedStudy:
@@ -142,7 +141,8 @@ def prepared_study(folder: Path, layers: int, sampler: str) -> PreparedStudy:
 
 def fill(search: Search, count: int) -> None:
     """Complete trials with random policies, as the driver would have stored them."""
-    number, generator = len(search.store.trial_summaries("scale")), np.random.default_rng(count)
+    number = len(search.store.trial_summaries("scale"))
+    generator = np.random.default_rng(number)
     for begin in range(number, number + count, CHUNK):
         made = [
             _random_trial(search.prepared, each, generator) for each in range(begin, min(begin + CHUNK, number + count))
@@ -227,17 +227,22 @@ def trial(search: Search) -> None:
     proposed_and_ended(search)
 
 
-def proposed_and_ended(search: Search) -> tuple[float, float]:
-    """Seconds that proposing and starting a trial takes, and that storing its figures and ending it takes."""
-    start = time.perf_counter()
+def proposed_and_ended(search: Search) -> np.ndarray:
+    """Seconds that proposing and starting a trial takes, and that storing its figures and ending it takes, each by both clocks."""
+    start = clock()
     proposal = search.propose()
     assert proposal is not None
-    asked = time.perf_counter()
+    asked = clock()
     made = made_up(search.prepared, proposal.policy, proposal.number)
-    began = time.perf_counter()
+    began = clock()
     search.record(proposal.number, Stage("scored", measurements=made))
     search.finish(proposal.number)
-    return asked - start, time.perf_counter() - began
+    return np.concatenate([asked - start, clock() - began])
+
+
+def clock() -> np.ndarray:
+    """Seconds by the wall and of this process: the latter leave out what other programs take."""
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def made_up(prepared: PreparedStudy, policy: Policy, number: int) -> list[Measurement]:

@@ -83,6 +83,14 @@ def test_compression_makes_the_same_candidate_on_another_device(
     assert_same(here, there)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+@pytest.mark.parametrize("chosen", POLICIES, ids=lambda chosen: "+".join(chosen.recovery.steps))
+def test_compression_runs_on_a_gpu(tiny: Workload, chosen: Policy) -> None:
+    made = compressed(placed(tiny, "cuda"), chosen)
+    assert device_of_model(made.model).type == "cuda"
+    assert all(value.isfinite().all() for value in made.model.state_dict().values())
+
+
 class Reader(nn.Module):
     """A recurrent network that classifies by its last state."""
 
