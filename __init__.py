@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .api import (
         Audit,
+        Collection,
         ExportedBundle,
         Profile,
         Profiles,
@@ -20,9 +21,12 @@ if TYPE_CHECKING:
         Verification,
         compress,
         dashboard,
+        delete,
+        gc,
         inspect,
         profile,
         profiles,
+        rename,
         search,
         studies,
         verify,
@@ -43,6 +47,7 @@ else:
 
 __all__ = [
     "Audit",
+    "Collection",
     "ExportedBundle",
     "OutputKind",
     "Policy",
@@ -60,12 +65,15 @@ __all__ = [
     "__version__",
     "compress",
     "dashboard",
+    "delete",
+    "gc",
     "inspect",
     "load_study",
     "profile",
     "profiles",
     "register_criterion",
     "register_distiller",
+    "rename",
     "search",
     "studies",
     "verify",
@@ -73,6 +81,7 @@ __all__ = [
 
 _HOMES = {
     "Audit": ".api",
+    "Collection": ".api",
     "ExportedBundle": ".api",
     "OutputKind": ".workloads.output_kind",
     "Policy": ".spaces.policies.policy",
@@ -89,12 +98,15 @@ _HOMES = {
     "Workload": ".workloads.workload",
     "compress": ".api",
     "dashboard": ".api",
+    "delete": ".api",
+    "gc": ".api",
     "inspect": ".api",
     "load_study": ".studies.study_file.load",
     "profile": ".api",
     "profiles": ".api",
     "register_criterion": ".compression.pruning.criteria",
     "register_distiller": ".compression.recovery.distil",
+    "rename": ".api",
     "verify": ".api",
 }
 

@@ -10,6 +10,7 @@
 | `slimfront verify` | `slimfront.verify(bundle, ...)`, or `Study.verify(bundle)` |
 | `slimfront profile`, `profiles` | `slimfront.profile(target)`, `slimfront.profiles(storage)` |
 | `slimfront dashboard` | `slimfront.dashboard(storage)` |
+| `slimfront gc`, `delete`, `rename` | `slimfront.gc(name)`, `slimfront.delete(name)`, `slimfront.rename(old, new)` |
 """
 
 from .audits import Audit
@@ -22,9 +23,11 @@ from .searching import search
 from .shown import Report
 from .study import Study
 from .targets import Profile, Profiles, profile, profiles
+from .upkeep import Collection, delete, gc, rename
 
 __all__ = [
     "Audit",
+    "Collection",
     "ExportedBundle",
     "Profile",
     "Profiles",
@@ -34,9 +37,12 @@ __all__ = [
     "Verification",
     "compress",
     "dashboard",
+    "delete",
+    "gc",
     "inspect",
     "profile",
     "profiles",
+    "rename",
     "search",
     "studies",
     "verify",

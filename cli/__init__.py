@@ -19,6 +19,7 @@ from .options import fail, out
 from .reading import audit, front, show, status, studies
 from .searching import INTERRUPTED, dashboard, inspect, search
 from .targets import profile, profiles
+from .upkeep import delete, gc, rename
 from .usage import USAGE_ERROR, usage_problem
 
 app = typer.Typer(
@@ -84,6 +85,7 @@ def _options(
 
 for command in (
     search, inspect, studies, status, show, front, audit, export, verify, profile, profiles, dashboard,
+    gc, delete, rename,
 ):  # fmt: skip
     app.command()(command)
 

@@ -43,6 +43,9 @@ EXAMPLES = {
     "profile": "slimfront profile cpu-openvino --out my-machine.yaml",
     "profiles": "slimfront profiles --format json",
     "dashboard": "slimfront dashboard digits-demo --port 9000",
+    "gc": "slimfront gc digits-demo --keep front --dry-run",
+    "delete": "slimfront delete digits-demo --yes",
+    "rename": "slimfront rename digits-demo digits-july",
 }
 """Command -> one call of it."""
 

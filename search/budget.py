@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..core.metrics import is_confirmed
+from ..hardware_profiles.runtimes.base import Artifact
 from ..studies.analysis.budget_rules import has_begun, is_paid, ran
 from ..studies.analysis.convergence import stalled
 from ..studies.analysis.front import Point
@@ -15,6 +17,7 @@ from ..studies.store.store import Store
 from ..studies.store.trial_state import TrialState
 from ..studies.study_file.spec import StudySpec
 from .time_budget import TimeBudget
+from .trials.artifacts_folder import DiskSpace
 
 MAX_ANCHORS = 12
 """Anchors that are tried first, at most."""
@@ -31,10 +34,15 @@ class Budget:
         charged: trials of the study that were charged: those that ended, without interrupted ones and without those that
             continue one charged before.
         stopped_because: why the search cannot go on; None while it can.
+        disk: the space for files of trials.
+
+    Args:
+        folder: of files at work. reference: the uncompressed model's artifact, by whose size trials are judged.
     """
 
-    def __init__(self, spec: StudySpec, store: Store, time: TimeBudget) -> None:
+    def __init__(self, spec: StudySpec, store: Store, time: TimeBudget, folder: Path, reference: Artifact) -> None:
         self._spec, self._store, self._time = spec, store, time
+        self.disk = DiskSpace.of(folder, reference)
         self._durations: list[float] = []
         self._failed: list[TrialRecord] = []
         self._begun = False
@@ -63,9 +71,13 @@ class Budget:
             self.stopped_because = f"the first {FIRST_FAILURES} trials all failed, {count} of them: {reason}"
 
     def is_spent(self, running: int) -> bool:
-        """Whether no new policy is to be tried while `running` trials run: the trials or the patience are spent."""
+        """Whether no new policy is to be tried while `running` trials run: the trials or the patience are spent, or the disk is full."""
         trials = self._spec.budget.trials
-        return (trials is not None and self.charged + running >= trials) or self._has_converged
+        if (trials is not None and self.charged + running >= trials) or self._has_converged:
+            return True
+        if (problem := self.disk.problem(running)) is not None:
+            self.stopped_because = problem
+        return problem is not None
 
     def is_time_spent(self, front: Sequence[Point]) -> bool:
         """Whether no trial is to be started any more, so that the front can still be confirmed in time."""

@@ -78,7 +78,7 @@ class Search:
         prepared, self.spec = self.prepared, self.prepared.spec
         self._front = LiveFront(self.spec, store)
         left = time_budget(prepared, self.reference, time.monotonic() if started is None else started)
-        self._budget = Budget(self.spec, store, left)
+        self.budget = Budget(self.spec, store, left, self.folder, self.reference.artifact)
         self._sensitivity = Sensitivity(store, prepared, left.for_sensitivity, self.tell)
         self._learned = not self._sensitivity.missing
         self._proposals = Proposals(prepared.space, self.spec.seed, self.tell)
@@ -216,24 +216,24 @@ class Search:
     @property
     def stopped_because(self) -> str | None:
         """Why the search cannot go on; None while it can."""
-        return self._budget.stopped_because
+        return self.budget.stopped_because
 
     @property
     def is_over(self) -> bool:
         """Whether the budget is spent, counting trials that still run, and no stopped trial would go on now."""
-        if self.stopped_because is not None or self._budget.is_time_spent(self.front):
+        if self.stopped_because is not None or self.budget.is_time_spent(self.front):
             return True
         return self._is_spent and self._rungs.promoted() is None
 
     @property
     def _is_spent(self) -> bool:
         """Whether no new policy is to be tried: the budget is spent, or the space exhausted."""
-        return self._proposals.is_exhausted or self._budget.is_spent(len(self._running))
+        return self._proposals.is_exhausted or self.budget.is_spent(len(self._running))
 
     @property
     def finished(self) -> int:
         """How many trials of the study its budget has paid for."""
-        return self._budget.charged
+        return self.budget.charged
 
     @property
     def front(self) -> list[Point]:
@@ -288,7 +288,7 @@ class Search:
         self._books.repair()
         trials = self.store.trials(self.spec.study)
         self._front.reload(trials)
-        paid = self._budget.resume(trials)
+        paid = self.budget.resume(trials)
         history = self.store.measurement_histories(self.spec.study) if self.spec.rungs is not None else {}
         for trial in paid:
             self._charge(trial)
@@ -314,7 +314,7 @@ class Search:
             running.remark = f"recovered weights of trial {source.trial}"
             self.optuna.annotate(number, {"recovered_weights_of": source.trial})
         self.tell(TrialStarted(number, policy, asked.retry_of))
-        limits = self._budget.limit_s, self.spec.budget.trial_memory_gb
+        limits = self.budget.limit_s, self.spec.budget.trial_memory_gb
         files = self.kept.folder_of(number), source and source.path
         return Proposal(number, policy, *files, *limits, self.checkpoints.of(policy))
 
@@ -342,7 +342,7 @@ class Search:
 
     def _charge(self, trial: TrialRecord) -> None:
         """Charge a trial to the budget, and keep what later ones may start from."""
-        self._budget.charge(trial, is_free=self._continues(trial.retry_of))
+        self.budget.charge(trial, is_free=self._continues(trial.retry_of))
         self.kept.recovered.offer(trial)
 
     def _add_point(self, trial: TrialRecord) -> None:

@@ -76,6 +76,7 @@ def run_search(
         with Store(url) as store, sole_driver(store, spec.study):
             search = Search(prepared, store, root, hearing, started)
             _describe(search.prepared, progress)
+            progress.say(search.budget.disk.forecast(search.spec.keep, search.spec.budget.trials), "dim")
             _run(search, progress)
 
 

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 PUBLIC = [
     "Audit",
+    "Collection",
     "ExportedBundle",
     "OutputKind",
     "Policy",
@@ -33,12 +34,15 @@ PUBLIC = [
     "__version__",
     "compress",
     "dashboard",
+    "delete",
+    "gc",
     "inspect",
     "load_study",
     "profile",
     "profiles",
     "register_criterion",
     "register_distiller",
+    "rename",
     "search",
     "studies",
     "verify",

@@ -76,7 +76,7 @@ INSIDE = {
         "search.sampler.study_terms",
         ("search.optuna", "search.fidelity"),
         "search",
-        "search.execution",
+        ("search.execution", "search.upkeep"),
         "search.dashboard",
         "search.terminal",
         "search.run",

@@ -4,7 +4,7 @@
 
 The cost: seconds to save and to load, and the file's size, for two optimizers. What is lost: a process that recovers a small network is
 killed (SIGKILL) at random steps and started anew until it comes to its end; its weights are compared bit for bit with those of a process
-that nothing disturbed, and the steps of all processes are counted. `--quick` kills three times, otherwise twelve.
+that nothing disturbed, and the steps of all processes are counted. `--quick` kills twice, otherwise twelve times.
 """
 
 import argparse
@@ -117,12 +117,12 @@ def killed(times: int, folder: Path) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="kill three times")
+    parser.add_argument("--quick", action="store_true", help="kill twice")
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         costs = {optimizer: cost(optimizer, Path(name)) for optimizer in OPTIMIZERS}
-        found = killed(3 if arguments.quick else 12, Path(name))
+        found = killed(2 if arguments.quick else 12, Path(name))
     for optimizer, figures in costs.items():
         print(f"{optimizer}: saved in {figures['save_s']:.2f} s, loaded in {figures['load_s']:.2f} s, "
               f"{figures['megabytes']:.0f} MB")  # fmt: skip

@@ -6,18 +6,27 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from ...core.defaults import DEFAULT_ARTIFACTS
 from ...core.errors import ArtifactsError, SlimfrontError
 from ...core.interrupts import raise_if_interrupted
+from ...hardware_profiles.runtimes.base import Artifact
+from ...studies.artifacts.folder_store import free_bytes
 from ...studies.artifacts.open_store import is_url, new_prefix, open_artifact_store, work_folder
 from ...studies.store.database import is_there
 from ...studies.store.store import Store
-from ...studies.study_file.spec import StudySpec
+from ...studies.study_file.spec import Keep, StudySpec
 
 PROBE_BYTES = 2**16
 """Written to find out whether anything can be; a worker tries as much as the uncompressed model takes."""
+
+FILES_OF_A_TRIAL = 3
+"""Artifact, weights and packed weights."""
+
+SPARE_BYTES = 2**20
+"""Left for the database, which usually lies on the same disk."""
 
 _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _NO_SPACE = (os.strerror(errno.ENOSPC), "os error 28")
@@ -93,6 +102,50 @@ def why_unwritable(folder: Path, size: int = PROBE_BYTES) -> str | None:
 def _remove(probe: Path) -> None:
     with suppress(OSError):  # it was never created; the caller reports why
         probe.unlink()
+
+
+@dataclass(frozen=True)
+class DiskSpace:
+    """Whether the disk that trials make their files on takes another trial.
+
+    Attributes:
+        folder: of files at work, on the same disk as the artifact store where that is a folder.
+        trial_bytes: what a trial's files take at most: artifact, weights and packed weights, each taken to be as large as the
+            uncompressed model's artifact.
+    """
+
+    folder: Path
+    trial_bytes: int
+
+    @classmethod
+    def of(cls, folder: Path, reference: Artifact) -> DiskSpace:
+        """Judge trials by the artifact of the uncompressed model."""
+        return cls(folder, FILES_OF_A_TRIAL * reference.bytes)
+
+    def problem(self, running: int) -> str | None:
+        """Why no trial is to begin next to those that run; None where one may."""
+        free, needed = free_bytes(self.folder), (running + 1) * self.trial_bytes + SPARE_BYTES
+        if free >= needed:
+            return None
+        return (
+            f"the disk of {self.folder} is nearly full: {_size(free)} are free, and another trial may need "
+            f"{_size(needed)}; make room, and the same command continues"
+        )
+
+    def forecast(self, keep: Keep, trials: int | None) -> str:
+        """What a search will need on disk, in words."""
+        kept = {"front": "the trials on the front", "none": "none in the end"}.get(keep, "all trials")
+        most = f", at most {_size(trials * self.trial_bytes)} for {trials} trials" if keep == "all" and trials else ""
+        return (
+            f"disk: files of a trial take up to {_size(self.trial_bytes)}, kept are those of {kept}{most}; "
+            f"{_size(free_bytes(self.folder))} are free"
+        )
+
+
+def _size(count: float) -> str:
+    """Bytes in the unit that suits them."""
+    unit, by = next(((unit, by) for unit, by in (("GB", 1e9), ("MB", 1e6)) if count >= by), ("kB", 1e3))
+    return f"{count / by:,.1f} {unit}"
 
 
 @contextmanager

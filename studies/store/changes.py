@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from ...core.errors import StoreError
@@ -83,3 +84,15 @@ def add_front(session: Session, study: str, members: Sequence[int], hypervolume:
     session.flush()
     session.add_all(tables.FrontMember(front_id=front.id, trial_id=trial.id) for trial in trials)
     return True
+
+
+def delete_rows(session: Session, study: tables.Study) -> None:
+    """Delete a study's row and every row that belongs to it."""
+    fronts = select(tables.Front.id).filter_by(study_id=study.id)
+    session.execute(delete(tables.FrontMember).where(tables.FrontMember.front_id.in_(fronts)))
+    belonging = (
+        tables.Front, tables.Artifact, tables.MeasurementRow, tables.Sensitivity, tables.Reference, tables.Trial,
+    )  # fmt: skip
+    for table in belonging:
+        session.execute(delete(table).filter_by(study_id=study.id))
+    session.delete(study)

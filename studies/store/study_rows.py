@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from ...core.errors import StoreError
@@ -14,7 +14,7 @@ from ...core.measurement import Measurement
 from ...core.metrics import Quality
 from ..study_file.spec import StudySpec
 from . import tables
-from .changes import change_spec
+from .changes import change_spec, delete_rows
 from .database import Database
 from .queries import baseline_rows, find_study, study_record
 from .records import ReferenceRecord, StudyRecord
@@ -135,6 +135,30 @@ class StudyRows:
             session.merge(reference_row(reference, row.id))
             if latency is not None:
                 rescale(session, row, latency, also)
+
+    def delete_study(self, name: str) -> None:
+        """Delete a study with all that is stored of it."""
+        with self._database.writing() as session:
+            delete_rows(session, find_study(session, name))
+
+    def rename_study(self, old: str, new: str, also: Callable[[Session, str, str], None] = lambda *_: None) -> None:
+        """Give a study another name, all or nothing.
+
+        Args:
+            also: renames what others keep of the study in this database.
+
+        Raises:
+            StoreError: there is a study of the new name.
+            StudyFileError: the new name is none that a study file may have.
+        """
+        with self._database.writing() as session:
+            row = find_study(session, old)
+            if session.scalar(select(tables.Study.id).filter_by(name=new)) is not None:
+                raise StoreError(f"{self._database.name}: study {new!r} already exists")
+            row.spec = StudySpec.from_json(row.spec).renamed(new).to_json()
+            row.name = new
+            session.execute(update(tables.Sensitivity).filter_by(source=old).values(source=new))
+            also(session, old, new)
 
     def set_remark(self, study: str, remark: str | None) -> None:
         """Store the remark of a study, a sentence about how it is searched; replaces the one before."""

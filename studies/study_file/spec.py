@@ -196,6 +196,16 @@ class StudySpec(Part):
         spec._file = self._file
         return spec
 
+    def renamed(self, name: str) -> StudySpec:
+        """This spec under another name.
+
+        Raises:
+            StudyFileError: a name that no study file may have.
+        """
+        spec = self.from_document({**self.model_dump(mode="json"), "study": name}, "new name", self.base_folder)
+        spec._file = self._file
+        return spec
+
     def with_preset(self, family: Family, bits: Mapping[str, Collection[Any]]) -> StudySpec:
         """This spec with everything its preset leaves to a family written out; itself where there is no preset.
 

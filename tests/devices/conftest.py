@@ -24,17 +24,31 @@ def one_thread() -> Iterator[None]:
         yield
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Make the device before the first test runs: torch counts a process's devices at its first backward pass, and never again."""
+    if any(SOURCE.parent in item.path.parents for item in items) and _can_build():
+        _make_device()
+
+
 @pytest.fixture(scope="session")
 def device() -> torch.device:
-    """The device, which takes a compiler some seconds the first time; a process has it to its end."""
-    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where ninja is, if it came by pip
-    if shutil.which("c++") is None or shutil.which("ninja") is None:
+    """The device; a process has it to its end."""
+    if not _can_build():
         pytest.skip("a device for tests is built by c++ and ninja, and one of them is missing")
+    return torch.device("host", 0)
+
+
+def _can_build() -> bool:
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where ninja is, if it came by pip
+    return shutil.which("c++") is not None and shutil.which("ninja") is not None
+
+
+def _make_device() -> None:
+    """Build the device, which takes a compiler some seconds the first time, and have torch know it."""
     torch.utils.rename_privateuse1_backend("host")
     torch._register_device_module("host", _module())
     cpp_extension.load("slimfront_host_device", [str(SOURCE)], is_python_module=False, extra_cflags=["-O0"])
     torch.utils.generate_methods_for_privateuse1_backend()
-    return torch.device("host", 0)
 
 
 def _module() -> types.ModuleType:
