@@ -128,18 +128,24 @@ class DiskSpace:
         if free >= needed:
             return None
         return (
-            f"the disk of {self.folder} is nearly full: {free / 1e6:.1f} MB are free, and another trial may need "
-            f"{needed / 1e6:.1f} MB; make room, and the same command continues"
+            f"the disk of {self.folder} is nearly full: {_size(free)} are free, and another trial may need "
+            f"{_size(needed)}; make room, and the same command continues"
         )
 
     def forecast(self, keep: Keep, trials: int | None) -> str:
         """What a search will need on disk, in words."""
-        each, free = self.trial_bytes / 1e6, free_bytes(self.folder) / 1e9
         kept = {"front": "the trials on the front", "none": "none in the end"}.get(keep, "all trials")
-        most = f", at most {trials * each:,.0f} MB for {trials} trials" if keep == "all" and trials else ""
+        most = f", at most {_size(trials * self.trial_bytes)} for {trials} trials" if keep == "all" and trials else ""
         return (
-            f"disk: files of a trial take up to {each:,.1f} MB, kept are those of {kept}{most}; {free:,.1f} GB are free"
+            f"disk: files of a trial take up to {_size(self.trial_bytes)}, kept are those of {kept}{most}; "
+            f"{_size(free_bytes(self.folder))} are free"
         )
+
+
+def _size(count: float) -> str:
+    """Bytes in the unit that suits them."""
+    unit, by = next(((unit, by) for unit, by in (("GB", 1e9), ("MB", 1e6)) if count >= by), ("kB", 1e3))
+    return f"{count / by:,.1f} {unit}"
 
 
 @contextmanager
