@@ -34,6 +34,9 @@ from slimfront.hardware_profiles.cards.latency_table import LatencyTable
 from slimfront.hardware_profiles.cards.target import load_target
 
 SLEEP_S = 2.0
+TOKEN = secrets.token_hex(32)
+"""One for all clusters: Ray reads it once a process."""
+
 NET = '''
 """A small network whose weights are read by a relative path, and whose trials sleep."""
 import os, time
@@ -59,17 +62,26 @@ def data(count, seed):
     return TensorDataset(images, classes)
 
 
-def metric(outputs, targets):
-    if not IN_DRIVER:
-        time.sleep(float(os.environ["SLOTS_SLEEP"]))
-    return float((outputs.argmax(1) == targets).float().mean())
+class Slow:
+    """Samples whose first one takes seconds to read, in workers: a metric may be called many times, for its interval."""
+
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        if index == 0 and not IN_DRIVER:
+            time.sleep(float(os.environ["SLOTS_SLEEP"]))
+        return self.samples[index]
 
 
 def workload():
     model = net()
     model.load_state_dict(torch.load("model.pt"))
     assert (Path(__file__).parent / "model.pt").samefile("model.pt")
-    return Workload(model.eval(), data(64, 0), data(32, 1), data(32, 2), data(32, 3), data(1, 0).tensors[0], metric=metric)
+    return Workload(model.eval(), data(64, 0), data(32, 1), Slow(data(32, 2)), data(32, 3), data(1, 0).tensors[0])
 '''
 
 
@@ -151,7 +163,7 @@ class Nodes:
 def cluster(hidden: Path, sizes: list[int]) -> Iterator[tuple[Nodes, list[subprocess.Popen[bytes]]]]:
     """A head without slots and nodes of these sizes, with a token of its own."""
     os.environ |= {
-        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0",
         "SLOTS_DRIVER": str(os.getpid()), "SLOTS_SLEEP": str(SLEEP_S),
     }  # fmt: skip
     nodes = Nodes(hidden)

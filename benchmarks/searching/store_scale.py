@@ -110,6 +110,8 @@ def figures_at(mark: int, folder: Path, url: str, options: argparse.Namespace) -
         fill(search, mark - len(search.store.trial_summaries("scale")))
     with opened(folder, url, options.layers, options.sampler) as (search, resume):
         knobs = len(search.prepared.space.knobs)
+        while search._proposals.has_first:  # anchors, which the sampler does not propose
+            trial(search)
         trial(search)  # fits the surrogate from scratch
         timed = 1e3 * np.mean([proposed_and_ended(search) for _ in range(WINDOW)], axis=0)
     with Store(url) as store:
