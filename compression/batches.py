@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from ..core.batch import INPUT, Batch, by_name, moved, moved_target, repeated
-from ..workloads.samples import MapDataset, Reading, Samples
+from ..workloads.samples import MapDataset, Samples
 from .seeded import Numbered, Pairs, Seeded
 
 CALIBRATION_BATCH = 50
@@ -121,25 +121,31 @@ def _loader(
 ) -> DataLoader:
     """A loader that reads as the workload says, into memory from which copies to a GPU need not be waited for."""
     whole = data.dataset if isinstance(data, Subset) else data
-    samples = whole if isinstance(whole, Samples) else None  # plain tensors have nothing to read ahead, collate or draw
-    reading = samples.reading if samples is not None else Reading()
-    if samples is not None and reading.collate is not None:
-        pairs = cast("MapDataset", Pairs(samples))
-        data = subset(pairs, data.indices) if isinstance(data, Subset) else pairs
-    if samples is not None and order is not None:
-        data = cast("MapDataset", Seeded(data, seed))
+    # Plain tensors have nothing to read ahead, collate or draw.
+    reading = _reading(data, whole, order, seed) if isinstance(whole, Samples) else {"dataset": data, "sampler": order}
     return DataLoader(
-        cast("Dataset", data),
+        **reading,
         batch_size=batch_size,
-        sampler=order if samples is None or order is None else Numbered(order),
         generator=None if order is None else order.generator,
         drop_last=drop_last,
-        collate_fn=samples.batch if samples is not None and reading.collate is not None else None,
-        num_workers=reading.workers,
-        persistent_workers=reading.workers > 0,
-        multiprocessing_context="fork" if reading.workers else None,  # loky's processes have a context without them
         pin_memory=device.type == "cuda",
     )
+
+
+def _reading(data: MapDataset, samples: Samples, order: EpochOrder | None, seed: int) -> dict[str, Any]:
+    """The arguments of a loader that say how `data`, all or a part of `samples`, are read."""
+    reading, collate = samples.reading, None
+    if reading.collate is not None:
+        pairs, collate = cast("MapDataset", Pairs(samples)), samples.batch
+        data = subset(pairs, data.indices) if isinstance(data, Subset) else pairs
+    return {
+        "dataset": data if order is None else Seeded(data, seed),
+        "sampler": None if order is None else Numbered(order),
+        "collate_fn": collate,
+        "num_workers": reading.workers,
+        "persistent_workers": reading.workers > 0,
+        "multiprocessing_context": "fork" if reading.workers else None,  # loky's processes have a context without them
+    }
 
 
 def subset(data: MapDataset, indices: Sequence[int]) -> MapDataset:

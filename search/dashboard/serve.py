@@ -110,13 +110,16 @@ def dashboard_of(store: Store, storage: RDBStorage) -> App:
 
 def feasible_front(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> list[FrozenTrial]:
     """The trials that meet their constraints and that no other such trial dominates."""
-    complete = (trial for trial in trials if trial.state == TrialState.COMPLETE)
-    feasible = [trial for trial in complete if all(excess <= 0 for excess in trial.constraints.values())]
+    feasible = [trial for trial in trials if _is_feasible(trial)]
     if not feasible:
         return []
     signs = [-1 if direction == StudyDirection.MAXIMIZE else 1 for direction in directions]
     kept = moocore.is_nondominated(np.array([trial.values for trial in feasible]) * signs, keep_weakly=True)
     return [trial for trial, keep in zip(feasible, kept, strict=True) if keep]
+
+
+def _is_feasible(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.COMPLETE and all(excess <= 0 for excess in trial.constraints.values())
 
 
 class _Server(ThreadingMixIn, WSGIServer):

@@ -110,17 +110,22 @@ def stage_of_death(
     report = CrashReport.of(proposal.folder)
     if report is not None:
         append(proposal.folder, report.text)
-    place, log = report.place if report is not None else "", kept_log(proposal.folder)
-    if report is not None and report.memory is not None:
-        reason = f"took more memory than trial_memory_gb allows: {report.memory}{place}"
-        return Stage("failed", reason=reason, artifacts=log)
+    log = kept_log(proposal.folder)
     if how is None or (report is not None and report.fatal is None):
-        if proposal.limit_s != trial_timeout_s:
+        if (report is None or report.memory is None) and proposal.limit_s != trial_timeout_s:
             return Stage("failed", reason="the search ran out of time", fault="time")
-        return Stage("failed", reason=f"took longer than trial_timeout_s = {trial_timeout_s:g} s{place}", artifacts=log)
+        return Stage("failed", reason=_limit_text(report, trial_timeout_s), artifacts=log)
     is_lost = was_killed and report is None
     reason = f"the trial's process {death_text(how, report)}"
     return Stage("failed", reason=reason, artifacts=log, fault="lost" if is_lost else None)
+
+
+def _limit_text(report: CrashReport | None, trial_timeout_s: float | None) -> str:
+    """Which limit of a trial its process was ended at, and where it was."""
+    if report is not None and report.memory is not None:
+        return f"took more memory than trial_memory_gb allows: {report.memory}{report.place}"
+    place = report.place if report is not None else ""
+    return f"took longer than trial_timeout_s = {trial_timeout_s:g} s{place}"
 
 
 def death_text(how: str, report: CrashReport | None) -> str:

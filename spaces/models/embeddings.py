@@ -103,9 +103,13 @@ class _Lookups(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
-        follows = any(id(leaf) in self._following for leaf in tree_leaves((args, kwargs)))
-        if func is torch.ops.aten.embedding.default and follows and (name := self._tables.get(id(args[0]))):
-            self.found.add(name)
-        if follows and func.__name__.partition(".")[0] not in MADE_OF_SHAPES:
-            self._following |= {id(leaf): leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor)}
+        if any(id(leaf) in self._following for leaf in tree_leaves((args, kwargs))):
+            self._follow(func, args, made)
         return made
+
+    def _follow(self, func: Any, args: Sequence[Any], made: Any) -> None:
+        """Note what an operation that reads something of the input's values makes, and the table that it looks up."""
+        if func is torch.ops.aten.embedding.default and (name := self._tables.get(id(args[0]))):
+            self.found.add(name)
+        if func.__name__.partition(".")[0] not in MADE_OF_SHAPES:
+            self._following |= {id(leaf): leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor)}

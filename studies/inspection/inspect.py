@@ -119,11 +119,18 @@ def inspect_workload(
         choices=_searched(choices),
         target=target.name if target else None,
         float_only=float_only,
-        bits={**({} if float_only else bits_on(workload, found.layers, target)), **floats_on(target)} if target else {},
+        bits=_bits_on(workload, found.layers if not float_only else [], target),
         gains=gains(model, example, space),
         limits=limits_on(model, example, found.layers, space.groups, target) if target else None,
         remarks=remarks,
     )
+
+
+def _bits_on(workload: Workload, layers: Sequence[Layer], target: Target | None) -> dict[str, str]:
+    """What bits, and types of floats, are good for on a target; of bits nothing where no layer is quantized."""
+    if target is None:
+        return {}
+    return {**(bits_on(workload, layers, target) if layers else {}), **floats_on(target)}
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def _why_derived(model: nn.Module, example_input: Batch, runs: Mapping[str, int]
 
 
 def _why_untouched(module: nn.Module, runs: int) -> str | None:
-    owned = [key for key, weight in module.named_parameters(recurse=False) if _dimensions(weight) > 1]
+    owned = _matrices(module)
     if not owned:
         return None
     kind = type(module).__name__
@@ -71,6 +71,11 @@ def _why_untouched(module: nn.Module, runs: int) -> str | None:
     if isinstance(module, nn.MultiheadAttention):
         return "an attention that reads several inputs, takes masks or hides from hooks has no layers of its own"
     return f"{', '.join(owned)} of {kind}: only convolutions (Conv1d to Conv3d), linear layers and embeddings are compressed"
+
+
+def _matrices(module: nn.Module) -> list[str]:
+    """The names of the parameters of its own that are more than a number per channel."""
+    return [key for key, weight in module.named_parameters(recurse=False) if _dimensions(weight) > 1]
 
 
 def _dimensions(weight: Tensor) -> int:

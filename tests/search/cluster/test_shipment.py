@@ -15,6 +15,8 @@ from slimfront.search.execution.base import worker_setup
 from slimfront.search.execution.ray_worker import Ready
 from slimfront.search.execution.shipment import Shipment, delivered, own_folder, sent_with
 from slimfront.search.trials.prepared_study import prepare
+from slimfront.studies.files.remade import file_digest
+from slimfront.studies.files.study_files import StudyFiles
 from slimfront.studies.store.store import Store
 from slimfront.studies.study_file.spec import StudySpec
 from slimfront.workloads.load import working_in
@@ -72,8 +74,9 @@ def test_a_worker_without_the_drivers_files_does_a_trial_of_a_workload_with_rela
         (trial,) = store.trials(spec.study)
         assert (trial.state, answer.broken) == ("complete", None)
         for artifact in store.artifacts(spec.study, trial.number):
-            assert Path(artifact.path).parent == proposal.folder
-            assert Path(artifact.path).is_file()
+            path = StudyFiles(store, spec.study).found(trial.number, artifact.kind)
+            assert path is not None
+            assert file_digest(path) == artifact.sha256
         worker.close()
         assert not ready.folder.exists()
 
