@@ -65,6 +65,8 @@ def test_it_opens_and_shows_what_it_showed(store: Store, expected: dict[str, Any
     assert (found.pop("reference")["precision"], found.pop("verdict")) == ("float32", None)
     states, counts = found.pop("trials_by_state"), before.pop("trials_by_state")
     assert found.pop("reasons")[0]["trials"] == before.pop("reasons")[0]["trials"] == 15
+    limits = {key: found["budget"].pop(key) for key in found["budget"].keys() - before["budget"].keys()}
+    assert limits == {"trial_memory_gb": None, "checkpoint_s": 120}
     assert found == before
     assert states["pruned"] == states["stopped"] == counts["stopped"]
     assert states["failed"] + states["interrupted"] == counts["failed"]

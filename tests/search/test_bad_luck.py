@@ -276,13 +276,13 @@ def test_an_exit_is_known_by_its_code_or_signal() -> None:
 
 
 def test_an_artifacts_folder_is_tried_before_anything_is_measured(tmp_path: Path) -> None:
-    require_writable(tmp_path / "new" / "study")
+    assert require_writable(f"{tmp_path}/new", "study") == tmp_path / "new" / "study"
     assert list((tmp_path / "new" / "study").iterdir()) == []
     (tmp_path / "file").touch()
     with pytest.raises(
         ArtifactsError, match=f"{tmp_path}/file/study: artifacts cannot be written here: Not a directory"
     ):
-        require_writable(tmp_path / "file" / "study")
+        require_writable(f"{tmp_path}/file", "study")
 
 
 def test_what_a_library_makes_of_a_full_disk_is_seen_through(tmp_path: Path) -> None:

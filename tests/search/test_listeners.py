@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 from slimfront.search.driver import Search
-from slimfront.search.events import Event, FrontChanged, ReferenceSettled, StageRecorded, TrialFinished, TrialStarted
+from slimfront.search.events import (
+    Event,
+    FrontChanged,
+    Preparing,
+    ReferenceSettled,
+    StageRecorded,
+    TrialFinished,
+    TrialStarted,
+)
 from slimfront.search.execution.base import run_trials
 from slimfront.search.execution.local import run_local
 from slimfront.search.trials.prepared_study import prepare
@@ -47,7 +55,7 @@ def test_a_listener_that_raises_ends_the_search_and_loses_nothing(
             run(Search(prepared, store, tmp_path / "artifacts", [listen]), workers)
         assert not store.running_trials("tiny")
         assert [trial.state for trial in store.trials("tiny")].count("complete") == 3
-        settled, first, *_ = heard
+        settled, first, *_ = (event for event in heard if not isinstance(event, Preparing))
         assert isinstance(settled, ReferenceSettled)
         assert isinstance(first, TrialStarted)
         assert first.policy.is_uncompressed

@@ -19,7 +19,7 @@ from slimfront.hardware_profiles.runtimes.onnx.openvino_runtime import OpenVinoR
 from slimfront.search import study_setup
 from slimfront.search.confirmation import confirm_front
 from slimfront.search.driver import Search
-from slimfront.search.events import Event, QuietMomentTaken, ReferenceNotMeasured, ReferenceSettled
+from slimfront.search.events import Event, Preparing, QuietMomentTaken, ReferenceNotMeasured, ReferenceSettled
 from slimfront.search.execution.local import run_local
 from slimfront.search.trials.prepared_study import prepare
 from slimfront.spaces.policies.policy import Policy
@@ -56,7 +56,12 @@ def one_precision(monkeypatch: pytest.MonkeyPatch) -> None:
 def opened(store: Store, tmp_path: Path) -> Callable[[StudySpec], tuple[Search, list[Event]]]:
     def open_(spec: StudySpec) -> tuple[Search, list[Event]]:
         heard: list[Event] = []
-        return Search(prepare(spec), store, tmp_path / "artifacts", [heard.append]), heard
+
+        def listen(event: Event) -> None:
+            if not isinstance(event, Preparing):
+                heard.append(event)
+
+        return Search(prepare(spec), store, tmp_path / "artifacts", [listen]), heard
 
     return open_
 
