@@ -122,7 +122,8 @@ class SharedValues(nn.Module):
         held = weight.detach()
         if self.training:
             self.values = self._moved(held)
-        return weight + (self.values[nearest(held, self.values)] - held)
+        # In this order what is added is 0, and the result is the value itself, to its last bit.
+        return (weight - held) + self.values[nearest(held, self.values)]
 
     def _moved(self, weight: Tensor) -> Tensor:
         if self.layer.codebook != "k_means":

@@ -132,7 +132,9 @@ def test_a_trial_and_the_sensitivity_find_the_same_on_another_device(
 ) -> None:
     found = []
     for where in (torch.device("cpu"), device):
-        monkeypatch.setattr(prepared_study, "loaded_workload", lambda *_, where=where: on_device(tiny, where))
+        monkeypatch.setattr(
+            prepared_study, "loaded_workload", lambda *_, where=where, **_options: on_device(tiny, where)
+        )
         prepared = prepare(spec())
         folder = tmp_path / where.type
         artifact = lower_reference(prepared.context, folder)
