@@ -80,7 +80,7 @@ def test_import_loads_nothing_heavy() -> None:
 
 def test_every_command_has_a_pair_of_its_name() -> None:
     commands = {command.callback.__name__ for command in app.registered_commands if command.callback}
-    assert len(commands) == 12
+    assert len(commands) == 15
     for name in commands:
         pair = getattr(api, name, None) or getattr(slimfront.Study, name)
         assert inspect.isfunction(pair), name

@@ -76,8 +76,8 @@ class StudyFiles:
         place = ArtifactPlace(root, before.prefix if before is not None else new_prefix(self.study))
         if before is not None and before.root != root and _is_there(before) and not _is_there(place):
             raise StoreError(
-                f"the artifacts of study {self.study!r} are in {before.root}; move them to {root}, or go on with "
-                f"--artifacts {before.root}"
+                f"the artifacts of study {self.study!r} are in {before.root}; move them to {root}, or go on with the "
+                "former as its folder of artifacts"
             )
         if place != before:
             self._store.set_artifact_place(self.study, place)
