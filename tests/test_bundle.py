@@ -41,10 +41,10 @@ reference first. Measured: 7.0 alone, 8.4 with a neighbour at the same memory. W
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory):
-    """A digits study of seven trials, searched and confirmed."""
+    """A digits study of five trials, searched and confirmed."""
     folder = tmp_path_factory.mktemp("bundle")
     url = f"sqlite:///{folder / 'study.db'}"
-    run_search(load_study("digits-demo").replaced(trials=7, workers=0), url, folder / "artifacts", Console(quiet=True))
+    run_search(load_study("digits-demo").replaced(trials=5, workers=0), url, folder / "artifacts", Console(quiet=True))
     with Store(url) as store:
         yield store
 
@@ -76,6 +76,7 @@ def test_every_front_point_reproduces_its_card(searched: Store, digits_workload:
 
 
 @pytest.mark.slow
+@pytest.mark.serial  # with the study that the test before it needs the machine for
 def test_verify_finds_what_was_changed(searched: Store, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     export_bundle(searched, "digits-demo", bundle, trial=None, rule="knee")
