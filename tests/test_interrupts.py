@@ -75,8 +75,8 @@ def test_a_second_interrupt_goes_through_at_once() -> None:
     assert done == ["first"]
 
 
-def test_the_interrupt_goes_to_whoever_had_it_before() -> None:
-    """Ray Tune has a handler of its own, which raises nothing."""
+def test_the_interrupt_goes_to_the_handler_that_was_there_before() -> None:
+    """A program that searches may have one of its own, which raises nothing."""
     received = []
 
     def handler(number: int, frame: FrameType | None) -> None:

@@ -229,24 +229,35 @@ def searched(
     run_search(load_study(str(study)), url, folder / "artifacts", Console(stderr=True), listeners=[hear])
     with Store(url) as store:
         found = store.trials("slots")
+    return {**report(slots, changed), **counts(found), "remarks": remarks}
+
+
+def report(slots: list[Any], changed: list[float]) -> dict[str, Any]:
+    """How busy each slot was from its first trial to the end of its last, and when a new node began."""
     worked = [slot for slot in slots if slot.trials]
-    complete = [trial for trial in found if trial.state == "complete"]
     seconds = max(slot.until for slot in worked) - min(slot.since for slot in worked)
     shares = [slot.busy_s / (slot.until - slot.since) for slot in worked]
     newest = [slot.since - changed[0] for slot in worked if changed and slot.made > changed[0]]
+    trials = sum(slot.trials for slot in worked)
     return {
         "slots": len(worked),
-        "trials": sum(slot.trials for slot in worked),
+        "trials": trials,
         "seconds": seconds,
-        "trials_per_s": sum(slot.trials for slot in worked) / seconds,
+        "trials_per_s": trials / seconds,
         "least_busy": min(shares),
         "median_busy": statistics.median(shares),
-        "distinct_policies_complete": len({trial.digest for trial in complete}),
-        "complete": len(complete),
-        "failed": sum(trial.state == "failed" for trial in found),
-        "tried_again": sum(trial.retry_of is not None for trial in found),
         "new_node_at_work_after_s": min(newest) if newest else None,
-        "remarks": remarks,
+    }
+
+
+def counts(trials: list[Any]) -> dict[str, int]:
+    """What became of the trials."""
+    complete = [trial.digest for trial in trials if trial.state == "complete"]
+    return {
+        "distinct_policies_complete": len(set(complete)),
+        "complete": len(complete),
+        "failed": sum(trial.state == "failed" for trial in trials),
+        "tried_again": sum(trial.retry_of is not None for trial in trials),
     }
 
 

@@ -15,8 +15,6 @@ from ...core.hooks import removed_after
 from ...spaces.models.channel_graph import ChannelGraph
 from ...spaces.models.recurrent import RecurrentLayer, is_single_layer
 
-Gone = Mapping[nn.Parameter, set[int]]
-
 
 def columns_gone(graph: ChannelGraph, lost: Mapping[str, Sequence[int]]) -> dict[nn.Parameter, set[int]]:
     """Matrix of a recurrent layer -> its columns that read channels `lost` of groups."""

@@ -90,7 +90,8 @@ class Checkpoint:
         except Exception as error:  # of a disk that failed, or not one of ours
             logger.warning("%s cannot be read, the training begins anew: %s", self._path, error)
             return None
-        if (made_by := saved.get("made_by")) != MADE_BY:
+        made_by = saved.get("made_by") if isinstance(saved, dict) else "something else"
+        if made_by != MADE_BY:
             logger.warning("%s was made by %s, the training begins anew with %s", self._path, made_by, MADE_BY)
             return None
         return saved

@@ -137,3 +137,5 @@ def log_to(file: Path | None) -> None:
     handler = logging.FileHandler(file, encoding="utf-8") if file is not None else logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger("ray").addHandler(handler)
+    # `ray.init` takes that away, and Python prints the warnings that no handler takes.
+    logging.getLogger("ray._private").addHandler(logging.NullHandler())

@@ -119,8 +119,7 @@ def _there(actor_or_task: Any, target: Target) -> Any:
             f"target {target.name} is remote, and no node of the Ray cluster advertises it; start Ray there with "
             f"--resources '{{\"{resource}\": 1}}' and name the cluster in RAY_ADDRESS"
         )
-    # "DEFAULT" leaves the placement group that Tune runs a worker in, whose node another one is.
-    return actor_or_task.options(num_cpus=0, resources={resource: SHARE}, scheduling_strategy="DEFAULT")
+    return actor_or_task.options(num_cpus=0, resources={resource: SHARE})
 
 
 def _answer(reference: Any, name: str, seconds: float) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 from ...core.errors import ArtifactsError, WorkerStartError
@@ -11,7 +12,8 @@ from ...hardware_profiles.bench.bench import cores_for_workers
 from ..driver import Search
 from ..trials.artifacts_folder import storing
 from ..trials.given_workload import pickled_registrations
-from ..trials.worker import Stage, WorkerSetup
+from ..trials.worker import Stage
+from ..trials.worker_setup import WorkerSetup
 
 LOG = "workers.log"
 """What workers print, in the study's artifacts folder."""
@@ -62,22 +64,12 @@ def worker_setup(search: Search, workers: int) -> WorkerSetup:
     prepared, spec = search.prepared, search.spec
     threads = usable_threads(cores_for_workers(prepared.target)) // workers if workers else prepared.context.threads
     threads = int(spec.compute.cpus or threads)
-    return WorkerSetup(
-        workload=spec.workload,
-        workload_options=spec.workload_options,
-        base_folder=spec.base_folder,
-        target=prepared.target,
-        groups=prepared.groups,
-        seed=spec.seed,
-        batch_size=spec.recovery.batch_size,
+    return replace(
+        WorkerSetup.of(prepared, max(1, threads)),
         constraints=spec.constraints,
         reference=search.reference,
         kept_off_bench=workers > 0,
-        threads=max(1, threads),
-        metrics=spec.metrics,
-        rungs=spec.rungs,
         checkpoint_s=spec.budget.checkpoint_s,
-        compute=spec.compute,
         pickled_workload=prepared.pickled_workload,
         registrations=pickled_registrations(),
     )

@@ -17,7 +17,8 @@ from ...hardware_profiles.runtimes.base import get_runtime
 from ...workloads.load import settle_in
 from ..proposals import Proposal
 from ..trials.artifacts_folder import unwritable, why_unwritable
-from ..trials.worker import Stage, Worker, WorkerSetup
+from ..trials.worker import Stage, Worker
+from ..trials.worker_setup import WorkerSetup
 from .crash_report import crash_reported
 from .shipment import Files, Shipment, files_of, is_saved, own_folder, packed, unpack
 

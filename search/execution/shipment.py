@@ -19,7 +19,8 @@ from ...workloads.workload import SPLITS, Workload
 from ..driver import Search
 from ..proposals import Proposal
 from ..trials.shared_pickle import SharedPickle
-from ..trials.worker import Stage, WorkerSetup
+from ..trials.worker import Stage
+from ..trials.worker_setup import WorkerSetup
 
 Files = Mapping[str, np.ndarray]
 """Relative path -> content, bytes [n]: arrays lie in Ray's object store once a node."""

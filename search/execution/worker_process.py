@@ -16,7 +16,8 @@ from loky.backend import get_context
 from ...core.errors import WorkerStartError
 from ..proposals import Proposal
 from ..trials.trial_log import FILE as TRIAL_LOG
-from ..trials.worker import Stage, WorkerSetup
+from ..trials.worker import Stage
+from ..trials.worker_setup import WorkerSetup
 from .crash_report import exit_text, stage_of_death
 from .worker_child import Check, serve
 

@@ -23,7 +23,8 @@ from .baseline import lower_reference
 from .kept_files import keep
 from .prepared_study import PreparedStudy, prepare
 from .recovered import RecoveredWeights
-from .worker import Worker, WorkerSetup, rung_of
+from .worker import Worker, rung_of
+from .worker_setup import WorkerSetup
 
 _THREADS = re.compile(r", threads (\d+)$")
 
@@ -67,22 +68,9 @@ def make_again(
     Args:
         recovered: what it may start from, as it may have done.
     """
-    spec, threads = prepared.spec, torch.get_num_threads()
+    threads, noted = torch.get_num_threads(), _THREADS.search(trial.worker or "")
     source = recovered.of(trial.policy) if trial.state is not TrialState.PRUNED else None
-    noted = _THREADS.search(trial.worker or "")
-    setup = WorkerSetup(
-        workload=spec.workload,
-        workload_options=spec.workload_options,
-        base_folder=spec.base_folder,
-        target=prepared.target,
-        groups=prepared.groups,
-        seed=spec.seed,
-        batch_size=spec.recovery.batch_size,
-        threads=int(noted[1]) if noted else prepared.context.threads,
-        metrics=spec.metrics,
-        rungs=spec.rungs,
-        compute=spec.compute,
-    )
+    setup = WorkerSetup.of(prepared, int(noted[1]) if noted else prepared.context.threads)
     try:
         return _Remaker(setup, prepared.context.workload).made(trial, folder, source and source.path)
     finally:

@@ -29,21 +29,17 @@ from ...core.metrics import Phase
 from ...core.texts import one_line
 from ...core.threads import usable_threads
 from ...evaluators.accuracy import score
-from ...evaluators.evaluator import Context, LoweredCandidate, Reference
+from ...evaluators.evaluator import Context, LoweredCandidate
 from ...evaluators.registry import measure
 from ...hardware_profiles.bench.bench import bench_cores, cores_for_workers
 from ...hardware_profiles.bench.timer import Timer
-from ...hardware_profiles.cards.target import Target
 from ...hardware_profiles.profiling.fingerprint import require_fit
 from ...hardware_profiles.runtimes.base import Artifact, get_runtime
 from ...hardware_profiles.runtimes.lowered import lowered
-from ...spaces.models.channel_groups import ChannelGroup
 from ...spaces.policies.candidate import Candidate
 from ...spaces.policies.policy import Policy
 from ...spaces.policies.resolved import effective_policy
 from ...studies.files.study_files import PRECISIONS
-from ...studies.study_file.constraint import Constraint
-from ...studies.study_file.parts import ComputeSpec, RungsSpec
 from ...workloads.placement import placed
 from ...workloads.workload import Workload
 from ..cluster.timers import timer_of
@@ -51,48 +47,10 @@ from .artifacts_folder import PROBE_BYTES, storage_problem, unwritable
 from .given_workload import loaded_workload, take_registrations
 from .kept_files import keep, keep_precisions
 from .set_up_check import check_loss, check_scoring
-from .shared_pickle import SharedPickle
 from .trial_log import kept_log, log_traceback
+from .worker_setup import WorkerSetup
 
 TIMING_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class WorkerSetup:
-    """What a worker receives once, at its start; plain values that can be sent to other processes.
-
-    Attributes:
-        workload, workload_options, base_folder: what `load_workload` takes.
-        groups: the model's channel groups, found once by the driver.
-        reference: the uncompressed model, measured once by the driver; None until it is measured.
-        constraints: a trial ends early where one on size or latency is violated.
-        kept_off_bench: whether this worker leaves the bench's cores free.
-        threads: for training and scoring; fewer where the worker has fewer cores.
-        metrics: the ones that the study names; some are measured only on request.
-        rungs: when a recovery is judged before its end.
-        checkpoint_s: seconds after which a recovery is saved again; None saves none.
-        compute: the device that models are on, and what reads their data.
-        pickled_workload: the workload, if it is an object of the searching program.
-        registrations: what that program registered, made by `pickled_registrations`.
-    """
-
-    workload: str
-    workload_options: Mapping[str, object]
-    base_folder: Path
-    target: Target
-    groups: Sequence[ChannelGroup]
-    seed: int
-    batch_size: int
-    constraints: Sequence[Constraint] = ()
-    reference: Reference | None = None
-    kept_off_bench: bool = False
-    threads: int = 1
-    metrics: Sequence[str] = ()
-    rungs: RungsSpec | None = None
-    checkpoint_s: float | None = None
-    compute: ComputeSpec = field(default_factory=ComputeSpec)
-    pickled_workload: SharedPickle | None = None
-    registrations: SharedPickle | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from ...core.batch import INPUT, Batch, by_name, largest_difference, moved, repeated, tensors_of
+from ...compression.batches import arrays_of
+from ...core.batch import Batch, largest_difference, moved, repeated, tensors_of
 from ...core.errors import LoweringError, WorkloadError
 from ...core.interrupts import raise_if_interrupted
 from ...hardware_profiles.cards.target import Target
@@ -82,7 +83,7 @@ def _other_sizes(workload: Workload) -> Iterator[dict[str, int]]:
 
 def _require_same(expected: Batch, inputs: Batch, session: Session, which: str) -> None:
     try:
-        made = session.run({name: tensor.cpu().numpy() for name, tensor in by_name(inputs, INPUT).items()})
+        made = session.run(arrays_of(inputs))
     except Exception as error:  # a runtime raises anything over a shape that was folded into its graph
         raise_if_interrupted(error)
         raise WorkloadError(f"dynamic_axes: {which} does not run: {describe(error)}") from error

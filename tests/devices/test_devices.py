@@ -22,7 +22,8 @@ from slimfront.search.execution.resources import worker_resources
 from slimfront.search.trials import prepared_study
 from slimfront.search.trials.baseline import lower_reference, with_scores
 from slimfront.search.trials.prepared_study import prepare
-from slimfront.search.trials.worker import Worker, WorkerSetup
+from slimfront.search.trials.worker import Worker
+from slimfront.search.trials.worker_setup import WorkerSetup
 from slimfront.spaces.policies.candidate import Candidate
 from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
 from slimfront.spaces.policies.pruning import Pruning

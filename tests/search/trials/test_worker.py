@@ -14,7 +14,8 @@ from slimfront.core.threads import torch_threads, usable_threads
 from slimfront.hardware_profiles.bench.bench import bench_cores, cores_for_workers
 from slimfront.hardware_profiles.cards.device_card import DeviceCard
 from slimfront.hardware_profiles.cards.target import Target, load_target
-from slimfront.search.trials.worker import Stage, Worker, WorkerSetup, finite
+from slimfront.search.trials.worker import Stage, Worker, finite
+from slimfront.search.trials.worker_setup import WorkerSetup
 from slimfront.spaces.policies.policy import Policy
 
 TINY = Path(__file__).parents[1] / "tiny_workload.py"

@@ -79,7 +79,7 @@ def test_two_trials_with_equal_bytes_share_one_object_until_the_last_lets_go(fil
     assert objects(files) == 2
     assert files.remove(0) == 0
     assert objects(files) == 2
-    assert files.path(files.newest(0)["model"]).read_bytes() == b"equal", "it is there, whoever keeps it"
+    assert files.path(files.newest(0)["model"]).read_bytes() == b"equal", "the other trial keeps it"
     assert files.remove(1) == 10
     assert objects(files) == 0
     with pytest.raises(ArtifactGoneError, match=r"model.onnx is not kept since 20"):
