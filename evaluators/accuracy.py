@@ -127,7 +127,7 @@ class ConfirmedAccuracy(Evaluator):
             context.reference and context.reference.test, "test accuracy needs a reference's test scores"
         )
         try:
-            scores = score(artifact, context.workload.test, context)
+            scores = lowered.test or score(artifact, context.workload.test, context)
             return accuracy_measurements(scores, reference, context, prefix="test_")
         except BaseException as error:  # the user's metric may raise anything
             raise_if_interrupted(error)

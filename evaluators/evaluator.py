@@ -83,11 +83,13 @@ class LoweredCandidate:
         candidate: the compressed model; None in the confirmation, which has the files alone.
         artifact: what the runtime loads; None in the phase "counted".
         packed: the packed file; None until the trial's files are kept.
+        test: its scores on the test split, where they are known; else the confirmation makes them.
     """
 
     candidate: Candidate | None
     artifact: Artifact | None = None
     packed: Path | None = None
+    test: Scores | None = None
 
 
 class Evaluator(ABC):

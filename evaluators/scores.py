@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils import _pytree as pytree
@@ -67,6 +68,16 @@ class Scores:
         drop = self.sign * (theirs.value - ours.value)
         interval = percentile_interval(drop, self.sign * (theirs.resampled - ours.resampled))
         return drop + 0.0, *interval, f"paired-{ours.method}"
+
+
+def joined_scores(parts: Sequence[Scores]) -> Scores:
+    """The scores of a split from those of its consecutive parts; a metric that counts no hits has one part."""
+    if len(parts) == 1:
+        return parts[0]
+    hits = np.concatenate([part.metric.hits for part in parts if part.metric.hits is not None])
+    damage = [part.damage for part in parts if part.damage is not None]
+    metric = replace(parts[0].metric, value=float(hits.mean()), hits=hits)
+    return Scores(len(hits), metric, parts[0].sign, damage=torch.cat(damage) if damage else None)
 
 
 class Scoring:

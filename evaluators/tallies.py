@@ -74,9 +74,14 @@ class Tally(Protocol):
         ...
 
 
+def counts_hits(metric: Any) -> bool:
+    """Whether a workload's metric says of each sample alone whether it is right, so that parts of a split can be scored apart."""
+    return isinstance(metric, str) and metric in TOP_K
+
+
 def tally_of(metric: Any, samples: int) -> Tally:
     """What keeps what `metric`, a workload's, needs of so many samples."""
-    if metric in TOP_K:
+    if counts_hits(metric):
         return Hits(TOP_K[metric], samples)
     if isinstance(metric, str) or is_torchmetric(metric):
         return States(metric, samples)

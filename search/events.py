@@ -168,6 +168,14 @@ class TrialConfirmed:
 
 
 @dataclass(frozen=True)
+class TrialUnconfirmed:
+    """A point of the front could not be measured again at the end of the search, for a reason; its row has it too."""
+
+    trial: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class FilesRemade:
     """A trial that joined the front late has its files again, which had not been kept."""
 
@@ -191,6 +199,7 @@ Event = (
     | SamplerFellBack
     | ClusterRemarked
     | TrialConfirmed
+    | TrialUnconfirmed
     | FilesRemade
 )
 Listener = Callable[[Event], None]

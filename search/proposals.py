@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..spaces.policies.policy import Policy
 from ..spaces.space import Choice, Space
@@ -15,6 +16,9 @@ from .bookkeeping import MOST_RETRIES
 from .events import DuplicateProposed, Listener
 from .optuna.study import OptunaStudy
 from .sampler.untried import Untried
+
+if TYPE_CHECKING:
+    from .trials.worker import Stage, Worker
 
 RETRY_OF = "retry_of"
 """Attribute of an Optuna trial that repeats the policy of another: the other's number."""
@@ -39,6 +43,14 @@ class Proposal:
     limit_s: float | None = None
     memory_gb: float | None = None
     checkpoints: Path | None = None
+
+    def stages(self, worker: Worker) -> Iterator[Stage]:
+        """Run the trial, stage by stage."""
+        return worker.run(self.policy, self.folder, self.recovered, self.checkpoints)
+
+    def left_s(self, spent_s: float) -> float | None:
+        """The seconds for its other stages when the first have taken so many."""
+        return None if self.limit_s is None else self.limit_s - spent_s
 
 
 @dataclass(frozen=True)

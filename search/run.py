@@ -6,7 +6,7 @@ import ctypes
 import gc
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -22,11 +22,11 @@ from ..studies.store.store import Store
 from ..studies.study_file.spec import StudySpec
 from ..workloads.load import working_in
 from ..workloads.workload import Workload
-from .confirmation import confirm_front
+from .confirmation.confirm import confirm_front
 from .dashboard.serve import Publisher
 from .driver import Search
 from .events import Event, Listener, Preparing
-from .execution.base import Runner, run_trials
+from .execution.base import Runner, try_trials
 from .execution.local import LocalRunner
 from .sole_driver import sole_driver
 from .terminal import SearchProgress
@@ -145,8 +145,9 @@ def _run(search: Search, progress: SearchProgress) -> None:
     _warn_of_saturation(search, progress)
     try:
         search.tell(Preparing("starting workers, which load the workload again"))
-        run_trials(search, _runner(search))
-        confirm_front(search)
+        with closing(_runner(search)) as runner:
+            try_trials(search, runner)
+            confirm_front(search, runner)
         search.kept.finish()
         search.checkpoints.clear()
     finally:

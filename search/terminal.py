@@ -37,6 +37,7 @@ from .events import (
     TrialConfirmed,
     TrialFinished,
     TrialStarted,
+    TrialUnconfirmed,
 )
 
 LINE_INTERVAL_S = 10.0
@@ -228,6 +229,8 @@ def _line(event: Event, objectives: Sequence[str]) -> tuple[str, str] | None:
         return f"trial {event.trial.number} joins the front: {', '.join(figures)}", ""
     if isinstance(event, TrialFinished):
         return _line_of_trial(event.trial)
+    if isinstance(event, TrialUnconfirmed):
+        return f"trial {event.trial} is not confirmed: {event.reason}", "yellow"
     if isinstance(event, FilesRemade):
         return f"trial {event.trial}: {event.remade.words}", "yellow"
     if isinstance(event, SamplerFellBack | SensitivityUnmeasured):

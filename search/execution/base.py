@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from typing import Protocol
 
@@ -9,7 +10,9 @@ from ...core.errors import ArtifactsError, WorkerStartError
 from ...core.interrupts import Interrupts
 from ...core.threads import usable_threads
 from ...hardware_profiles.bench.bench import cores_for_workers
+from ..confirmation.scoring_task import ScoringTask
 from ..driver import Search
+from ..proposals import Proposal
 from ..trials.artifacts_folder import storing
 from ..trials.given_workload import pickled_registrations
 from ..trials.worker import Stage
@@ -19,18 +22,50 @@ LOG = "workers.log"
 """What workers print, in the study's artifacts folder."""
 
 
-class Runner(Protocol):
-    """Runs the trials that a search proposes, on workers of its own.
+Task = Proposal | ScoringTask
+"""What a worker runs, stage by stage."""
 
-    Each proposal of `Search.propose` is run stage by stage, and each stage handed to `Search.advance`, which records it and
-    decides whether the next one is wanted. `Search.finish` follows the last stage of a trial that was not ended by then.
+
+class Work(Protocol):
+    """The source of tasks, which hears of each stage: a search with its trials, or the scoring of its front.
+
+    Attributes:
+        is_over: whether there is no other task, counting those that run.
     """
 
-    def run(self, search: Search, interrupts: Interrupts) -> None:
-        """Run trials until the search proposes none.
+    @property
+    def is_over(self) -> bool: ...
+
+    def propose(self) -> Task | None:
+        """The next task; None where there is none now."""
+        ...
+
+    def advance(self, number: int, stage: Stage) -> bool:
+        """Take a stage of a task; whether the next one is wanted. One that is not has ended."""
+        ...
+
+    def finish(self, number: int) -> None:
+        """End a task whose stages have all been taken, unless it has ended."""
+        ...
+
+    def lose(self, number: int, reason: str) -> None:
+        """End a task whose worker is gone for a reason that is not the task's: it is handed out again."""
+        ...
+
+
+class Runner(Protocol):
+    """Runs tasks on workers of its own, which live until it is closed."""
+
+    @property
+    def slots(self) -> int:
+        """How many tasks can run at once."""
+        ...
+
+    def run(self, work: Work, interrupts: Interrupts) -> None:
+        """Run tasks until there is none left.
 
         Raises:
-            KeyboardInterrupt: the run was interrupted; trials that run are left to be closed.
+            KeyboardInterrupt: the run was interrupted; tasks that run are left to be closed.
             ArtifactsError: the artifacts folder cannot be written to.
             WorkerStartError: no worker can start.
         """
@@ -42,6 +77,12 @@ class Runner(Protocol):
 
 
 def run_trials(search: Search, runner: Runner) -> None:
+    """As `try_trials`, and end the workers."""
+    with closing(runner):
+        try_trials(search, runner)
+
+
+def try_trials(search: Search, runner: Runner) -> None:
     """Run the trials of a search to its end or to an interrupt, which closes those that run as interrupted.
 
     Raises:
@@ -53,10 +94,7 @@ def run_trials(search: Search, runner: Runner) -> None:
                 search.try_uncompressed()
             runner.run(search, interrupts)
     finally:
-        try:
-            search.interrupt()  # before the workers end: what interrupts this process may have ended them
-        finally:
-            runner.close()
+        search.interrupt()  # before the workers end: what interrupts this process may have ended them
 
 
 def worker_setup(search: Search, workers: int) -> WorkerSetup:

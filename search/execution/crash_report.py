@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TextIO
 
 from ...core.time_limit import Frame, place_text
-from ..proposals import Proposal
 from ..trials.trial_log import append, kept_log, printed_to_log
 from ..trials.worker import Stage
+from .base import Task
 from .memory_limit import MEMORY, memory_limited
 
 FILE = "crash.txt"
@@ -96,23 +96,21 @@ class CrashReport:
         return cls(fatal and fatal[1], _place(main_thread), memory and memory[1], lines)
 
 
-def stage_of_death(
-    proposal: Proposal, trial_timeout_s: float | None, how: str | None, was_killed: bool = False
-) -> Stage:
-    """The last stage of a trial whose process died.
+def stage_of_death(task: Task, trial_timeout_s: float | None, how: str | None, was_killed: bool = False) -> Stage:
+    """The last stage of a task whose process died.
 
     Args:
-        trial_timeout_s: of the study; a trial with another limit was ended because the search ran out of time.
+        trial_timeout_s: of the study; a task with another limit was ended because the search ran out of time.
         how: what is known of it where it was started, as in "ended with exit code 3"; None where that killed it at its limit.
         was_killed: whether something else ended it, unless it left a report: the system short of memory, an operator. The trial is then
             tried again, and goes on from its checkpoint.
     """
-    report = CrashReport.of(proposal.folder)
+    report = CrashReport.of(task.folder)
     if report is not None:
-        append(proposal.folder, report.text)
-    log = kept_log(proposal.folder)
+        append(task.folder, report.text)
+    log = kept_log(task.folder)
     if how is None or (report is not None and report.fatal is None):
-        if (report is None or report.memory is None) and proposal.limit_s != trial_timeout_s:
+        if (report is None or report.memory is None) and task.limit_s != trial_timeout_s:
             return Stage("failed", reason="the search ran out of time", fault="time")
         return Stage("failed", reason=_limit_text(report, trial_timeout_s), artifacts=log)
     is_lost = was_killed and report is None

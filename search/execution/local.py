@@ -8,15 +8,14 @@ from typing import Protocol
 
 from ...core.interrupts import Interrupts
 from ..driver import Search
-from ..proposals import Proposal
 from ..trials.artifacts_folder import storing
 from ..trials.worker import Stage, Worker
-from .base import LOG, raise_fault, run_trials, worker_setup
+from .base import LOG, Task, Work, raise_fault, run_trials, worker_setup
 from .worker_process import WorkerProcess
 
 
 class _TrialWorker(Protocol):
-    def run(self, proposal: Proposal) -> Generator[Stage, None, None]: ...
+    def run(self, task: Task) -> Generator[Stage, None, None]: ...
 
     def close(self) -> None: ...
 
@@ -27,43 +26,45 @@ class _InProcess:
     def __init__(self, search: Search) -> None:
         self._worker = Worker(worker_setup(search, 0), search.prepared.context.workload)
 
-    def run(self, proposal: Proposal) -> Generator[Stage, None, None]:
-        yield from self._worker.run(proposal.policy, proposal.folder, proposal.recovered, proposal.checkpoints)
+    def run(self, task: Task) -> Generator[Stage, None, None]:
+        yield from task.stages(self._worker)
 
     def close(self) -> None:
         self._worker.close()
 
 
 class LocalRunner:
-    """Runs trials one after the other, in a process of their own or in this one."""
+    """Runs tasks one after the other, in a process of their own or in this one."""
+
+    slots = 1
 
     def __init__(self, search: Search, isolated: bool) -> None:
-        self._worker = _worker_of(search, isolated)
+        self._worker, self._folder = _worker_of(search, isolated), search.folder
 
-    def run(self, search: Search, interrupts: Interrupts) -> None:
+    def run(self, work: Work, interrupts: Interrupts) -> None:
         """As `Runner.run`."""
-        with storing(search.folder):
-            while proposal := search.propose():
-                self._run_trial(search, proposal, interrupts)
+        with storing(self._folder):
+            while task := work.propose():
+                self._run_task(work, task, interrupts)
 
     def close(self) -> None:
         """End the worker."""
         self._worker.close()
 
-    def _run_trial(self, search: Search, proposal: Proposal, interrupts: Interrupts) -> None:
-        with closing(self._worker.run(proposal)) as stages:
+    def _run_task(self, work: Work, task: Task, interrupts: Interrupts) -> None:
+        with closing(self._worker.run(task)) as stages:
             for stage in stages:
                 interrupts.check()
                 raise_fault(stage)
                 if stage.fault == "lost":
-                    search.lose(proposal.number, stage.reason or "")
+                    work.lose(task.number, stage.reason or "")
                 if stage.fault is not None:
                     return  # else tried again by the next run
-                goes_on = search.advance(proposal.number, stage)
+                goes_on = work.advance(task.number, stage)
                 interrupts.check()
                 if not goes_on:
                     return
-        search.finish(proposal.number)
+        work.finish(task.number)
 
 
 def run_local(search: Search, isolated: bool = False) -> None:

@@ -21,9 +21,10 @@ from ...studies.study_file.spec import StudySpec
 from ..cluster.nodes import Node
 from ..cluster.study_folder import runtime_env
 from ..driver import Search
+from ..proposals import Proposal
 from ..trials.artifacts_folder import storing
 from ..trials.worker import Stage
-from .base import raise_fault
+from .base import Task, Work, raise_fault
 from .crash_report import stage_of_death
 from .ray_slots import Slot, Slots, how_it_died
 from .ray_worker import Answer, Ready
@@ -65,22 +66,35 @@ class RayRunner:
         self._cpus = math.ceil(max(here, each) if workers == "auto" else workers * each)
         self._slots: Slots | None = None
 
-    def run(self, search: Search, interrupts: Interrupts) -> None:
+    @property
+    def slots(self) -> int:
+        """As `Runner.slots`; joins the cluster."""
+        return max(1, self._joined.room)
+
+    def run(self, work: Work, interrupts: Interrupts) -> None:
         """As `Runner.run`.
 
         Raises:
             SearchError: the cluster has had no room for a worker for `PATIENCE_SECONDS`.
         """
-        join(search.spec, search.folder, self._cpus)
-        resources = worker_resources(search.spec.compute, ray.cluster_resources().get("GPU", 0))
-        slots = self._slots = Slots(search, self._most, resources)
+        self._work, slots = work, self._joined
         self._last_room = time.monotonic()
-        with storing(search.folder):
-            while slots.running or not search.is_over:
+        with storing(self._search.folder):
+            while slots.running or not work.is_over:
                 interrupts.check()
                 self._hand_out(slots)
                 for slot in slots.answered(POLL_SECONDS):
                     self._take(slots, slot)
+
+    @property
+    def _joined(self) -> Slots:
+        """The slots of the cluster, which is joined once."""
+        if self._slots is None:
+            search = self._search
+            join(search.spec, search.folder, self._cpus)
+            resources = worker_resources(search.spec.compute, ray.cluster_resources().get("GPU", 0))
+            self._slots = Slots(search, self._most, resources)
+        return self._slots
 
     def close(self) -> None:
         """Leave the cluster; end it, if it was started here."""
@@ -89,15 +103,15 @@ class RayRunner:
         ray.shutdown()
 
     def _hand_out(self, slots: Slots) -> None:
-        """Give every idle worker a trial, and start workers where there is room, while the budget has work."""
-        if self._search.is_over:
+        """Give every idle worker a task, and start workers where there is room, while there is work."""
+        if self._work.is_over:
             return
         slots.fill()
         self._require_room(slots)
         for slot in slots.idle:
-            if (proposal := self._search.propose()) is None:
+            if (task := self._work.propose()) is None:
                 return
-            slot.begin(proposal)
+            slot.begin(task)
 
     def _require_room(self, slots: Slots) -> None:
         now = time.monotonic()
@@ -130,13 +144,9 @@ class RayRunner:
         elif isinstance(answer, Ready):
             slots.started(slot, answer)
             self._compare(slot.node, answer)
-        elif slot.proposal is not None:
+        elif slot.task is not None:
             slot.busy_s += answer.seconds
-            folder = slot.proposal.folder
-            if answer.checkpoints and slot.proposal.checkpoints is not None:
-                unpack(answer.checkpoints, slot.proposal.checkpoints)
-            stage = delivered(answer.stage, answer.files, folder) if slot.is_far else answer.stage
-            self._went_on(slots, slot, stage)
+            self._went_on(slots, slot, _stage_of(answer, slot.task) if slot.is_far else answer.stage)
             if answer.broken is not None:
                 self._is_useless(slots, slot, answer.broken)
 
@@ -152,12 +162,12 @@ class RayRunner:
             self._search.remarks.cluster(f"node {node.name} has {', '.join(other)} of the driver's")
 
     def _went_on(self, slots: Slots, slot: Slot, stage: Stage | None) -> None:
-        """Record a stage of a worker's trial, and have it run the next one where that is wanted."""
-        assert slot.proposal is not None
-        number = slot.proposal.number
+        """Hand in a stage of a worker's task, and have it run the next one where that is wanted."""
+        assert slot.task is not None
+        number = slot.task.number
         if stage is None:
             slots.worked(slot.node)
-            self._search.finish(number)
+            self._work.finish(number)
         elif stage.fault == "storage" and slot.is_far:
             self._lost(slot, stage.reason or "")
             slot.rest()
@@ -167,7 +177,7 @@ class RayRunner:
             self._lost(slot, stage.reason)
         elif stage.fault is not None:
             raise_fault(stage)  # else it ran out of the search's time, and is tried again by the next run
-        elif self._search.advance(number, stage):
+        elif self._work.advance(number, stage):
             slot.proceed()
             return
         slot.rest()
@@ -183,18 +193,25 @@ class RayRunner:
         self._search.remarks.cluster(f"node {node.name} is left out, as no worker can work there: {problem}")
 
     def _died(self, slots: Slots, slot: Slot, error: RayError) -> None:
-        if slot.proposal is None and not slots.has_left(slot.node, error):
+        if slot.task is None and not slots.has_left(slot.node, error):
             self._is_useless(slots, slot, f"its process {how_it_died(error)}")
             return
         slots.drop(slot)
         if slots.has_left(slot.node, error):
             self._lost(slot)
-        elif slot.proposal is not None:
+        elif slot.task is not None:
             limit_s = self._search.spec.budget.trial_timeout_s
             slot.collect()
-            self._went_on(slots, slot, stage_of_death(slot.proposal, limit_s, how_it_died(error), was_killed=True))
+            self._went_on(slots, slot, stage_of_death(slot.task, limit_s, how_it_died(error), was_killed=True))
 
     def _lost(self, slot: Slot, reason: str | None = None) -> None:
-        """Have the trial of a worker that cannot go on tried again; where no reason is given, its node is gone."""
-        if slot.proposal is not None:
-            self._search.lose(slot.proposal.number, reason or f"its node {slot.node.name} is gone")
+        """Have the task of a worker that cannot go on tried again; where no reason is given, its node is gone."""
+        if slot.task is not None:
+            self._work.lose(slot.task.number, reason or f"its node {slot.node.name} is gone")
+
+
+def _stage_of(answer: Answer, task: Task) -> Stage | None:
+    """The stage of a far worker's answer, whose files are on this machine now."""
+    if answer.checkpoints and isinstance(task, Proposal) and task.checkpoints is not None:
+        unpack(answer.checkpoints, task.checkpoints)
+    return delivered(answer.stage, answer.files, task.folder)

@@ -16,8 +16,7 @@ from ray.exceptions import RayError  # isort: skip
 from ...core.texts import one_line
 from ..cluster.nodes import Node, alive_nodes, driver_node
 from ..driver import Search
-from ..proposals import Proposal
-from .base import worker_setup
+from .base import Task, worker_setup
 from .ray_worker import RayWorker, Ready
 from .shipment import Shipment, left_behind, sent_with, unpack
 from .worker_process import STARTS
@@ -31,7 +30,7 @@ COLLECT_SECONDS = 30
 
 
 class Slot:
-    """A worker on a node, and the trial that it runs.
+    """A worker on a node, and the task that it runs: a trial, mostly.
 
     Args:
         setup, shipment: in Ray's object store; the latter None on the driver's node.
@@ -39,9 +38,9 @@ class Slot:
         resources: what it takes, as Ray calls it.
 
     Attributes:
-        answer: what it was asked for last; None while it waits for a trial.
+        answer: what it was asked for last; None while it waits for a task.
         is_far: whether it cannot read the driver's files.
-        proposal: the trial; None where it has none.
+        task: None where it has none.
         ready: what it said when it had everything that trials need; None until then.
         busy_s: seconds that its trials took of the time since it was ready.
     """
@@ -58,22 +57,22 @@ class Slot:
             .remote()
         )
         self.answer: Any = self._worker.start.remote(setup, sharing, shipment)
-        self.proposal: Proposal | None = None
+        self.task: Task | None = None
         self.ready: Ready | None = None
         self.busy_s = 0.0
 
-    def begin(self, proposal: Proposal) -> None:
-        """Have it run a trial to its first stage."""
-        files = sent_with(proposal) if self.is_far else ({}, {})
-        self.proposal, self.answer = proposal, self._worker.begin.remote(proposal, *files)
+    def begin(self, task: Task) -> None:
+        """Have it run a task to its first stage."""
+        files = sent_with(task) if self.is_far else ({}, {})
+        self.task, self.answer = task, self._worker.begin.remote(task, *files)
 
     def proceed(self) -> None:
-        """Have it run its trial to the next stage."""
+        """Have it run its task to the next stage."""
         self.answer = self._worker.proceed.remote()
 
     def rest(self) -> None:
-        """Note that its trial has ended."""
-        self.proposal = self.answer = None
+        """Note that its task has ended."""
+        self.task = self.answer = None
 
     def probe(self) -> None:
         """Find out whether it lives: Ray knows only that it does not answer."""
@@ -85,11 +84,11 @@ class Slot:
 
     def collect(self) -> None:
         """After its process's death: fetch what its trial wrote for people, where that is on another node."""
-        if self.proposal is None or self.ready is None or self.ready.folder is None:
+        if self.task is None or self.ready is None or self.ready.folder is None:
             return
         there = ray.remote(left_behind).options(num_cpus=0, scheduling_strategy=self.node.affinity)
         with suppress(RayError):  # the node may be gone since; the trial's end is known without
-            unpack(ray.get(there.remote(self.ready.folder), timeout=COLLECT_SECONDS), self.proposal.folder)
+            unpack(ray.get(there.remote(self.ready.folder), timeout=COLLECT_SECONDS), self.task.folder)
 
     def kill(self) -> None:
         """End its process."""
@@ -118,13 +117,19 @@ class Slots:
 
     @property
     def idle(self) -> list[Slot]:
-        """Those that wait for a trial."""
+        """Those that wait for a task."""
         return [slot for slot in self._slots if slot.answer is None]
 
     @property
     def running(self) -> list[Slot]:
-        """Those that have a trial."""
-        return [slot for slot in self._slots if slot.proposal is not None]
+        """Those that have a task."""
+        return [slot for slot in self._slots if slot.task is not None]
+
+    @property
+    def room(self) -> int:
+        """How many workers there can be now."""
+        self._look()
+        return min(self._most, sum(node.slots for node in self.usable))
 
     @property
     def usable(self) -> list[Node]:
@@ -181,7 +186,7 @@ class Slots:
     def leave_out(self, node: Node) -> None:
         """Start no other worker on a node, and give up those that have no trial there."""
         self.left_out[node.id] = node
-        for slot in [slot for slot in self._slots if slot.node == node and slot.proposal is None]:
+        for slot in [slot for slot in self._slots if slot.node == node and slot.task is None]:
             self.drop(slot)
 
     def has_left(self, node: Node, error: RayError) -> bool:

@@ -19,8 +19,9 @@ from ..proposals import Proposal
 from ..trials.artifacts_folder import unwritable, why_unwritable
 from ..trials.worker import Stage, Worker
 from ..trials.worker_setup import WorkerSetup
+from .base import Task
 from .crash_report import crash_reported
-from .shipment import Files, Shipment, files_of, is_saved, own_folder, packed, unpack
+from .shipment import Files, Shipment, arrived, files_of, own_folder, saved_by
 
 
 @dataclass(frozen=True)
@@ -86,36 +87,33 @@ class RayWorker:
         except BaseException as error:  # the user's code may raise anything
             return describe_exception(error)
 
-    def begin(self, proposal: Proposal, recovered: Files, checkpoints: Files) -> Answer:
-        """The first stage of a trial; one that had not come to its end is given up.
+    def begin(self, task: Task, files: Files, checkpoints: Files) -> Answer:
+        """The first stage of a task; one that had not come to its end is given up.
 
         Args:
-            recovered, checkpoints: the files that the proposal names, for a worker that cannot read the driver's.
+            files, checkpoints: what the task names, for a worker that cannot read the driver's files.
         """
-        self._proposal = here = self._here(proposal, recovered, checkpoints)
-        self._left = here.limit_s
-        self._stages = self._worker.run(here.policy, here.folder, here.recovered, here.checkpoints)
+        self._task = task if self._folder is None else arrived(task, files, checkpoints, self._folder)
+        self._spent_s = 0.0
+        self._stages = self._task.stages(self._worker)
         return self.proceed()
 
     def proceed(self) -> Answer:
-        """The next stage of the trial."""
-        began = time.monotonic()
-        proposal = self._proposal
-        with crash_reported(proposal.folder, self._left, proposal.memory_gb):
+        """The next stage of the task."""
+        began, task = time.monotonic(), self._task
+        with crash_reported(task.folder, task.left_s(self._spent_s), task.memory_gb):
             stage = next(self._stages, None)
         is_far = self._folder is not None
-        files = files_of(stage, proposal.folder) if is_far else {}
-        saved = packed(proposal.checkpoints) if is_far and proposal.checkpoints and is_saved(stage) else {}
+        files = files_of(stage, task.folder) if is_far else {}
         seconds = time.monotonic() - began
-        if self._left is not None:
-            self._left -= seconds
-        return Answer(stage, files, seconds, saved, self._why_broken(stage))
+        self._spent_s += seconds
+        return Answer(stage, files, seconds, saved_by(task, stage) if is_far else {}, self._why_broken(stage))
 
     def _why_broken(self, stage: Stage | None) -> str | None:
         """As `Answer.broken`: policies may be bad, or what this worker has is."""
-        if self._works or stage is None or stage.fault is not None:
+        proposal = self._task
+        if self._works or stage is None or stage.fault is not None or not isinstance(proposal, Proposal):
             return None
-        proposal = self._proposal
         if stage.name == "failed":
             with crash_reported(proposal.folder, proposal.limit_s, proposal.memory_gb):
                 try:
@@ -133,18 +131,6 @@ class RayWorker:
         self._worker.close()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)  # the next worker here tries again
-
-    def _here(self, proposal: Proposal, recovered: Files, checkpoints: Files) -> Proposal:
-        """The proposal with its files in this worker's own folder, where it has one; those of the trial before go."""
-        if self._folder is None:
-            return proposal
-        trials = self._folder / "trials"
-        shutil.rmtree(trials, ignore_errors=True)  # it is not there before the first
-        unpack(recovered, trials)
-        file = trials / proposal.recovered.name if proposal.recovered is not None else None
-        shutil.rmtree(saved := self._folder / "checkpoints", ignore_errors=True)  # as above
-        unpack(checkpoints, saved)
-        return replace(proposal, folder=trials / proposal.folder.name, recovered=file, checkpoints=saved)
 
     def _try_out(self, setup: WorkerSetup) -> None:
         """Run the reference's artifact over a batch of data, and write a file as large.

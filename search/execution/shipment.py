@@ -16,11 +16,13 @@ from ...core.errors import WorkloadError
 from ...evaluators.evaluator import Reference
 from ...hardware_profiles.runtimes.base import Artifact
 from ...workloads.workload import SPLITS, Workload
+from ..confirmation.scoring_task import ScoringTask
 from ..driver import Search
 from ..proposals import Proposal
 from ..trials.shared_pickle import SharedPickle
 from ..trials.worker import Stage
 from ..trials.worker_setup import WorkerSetup
+from .base import Task
 
 Files = Mapping[str, np.ndarray]
 """Relative path -> content, bytes [n]: arrays lie in Ray's object store once a node."""
@@ -102,11 +104,34 @@ def unpack(files: Files, folder: Path) -> None:
         written.replace(path)
 
 
-def sent_with(proposal: Proposal) -> tuple[Files, Files]:
-    """The file of recovered weights that a trial starts from, and its checkpoints."""
-    recovered, saved = proposal.recovered, proposal.checkpoints
+def sent_with(task: Task) -> tuple[Files, Files]:
+    """The file of recovered weights that a trial starts from, and its checkpoints; or the artifacts that are to be scored."""
+    if isinstance(task, ScoringTask):
+        return {_name_of(trial, path): np.fromfile(path, np.uint8) for trial, path in task.artifacts.items()}, {}
+    recovered, saved = task.recovered, task.checkpoints
     weights = {} if recovered is None else {recovered.name: np.fromfile(recovered, np.uint8)}
     return weights, packed(saved) if saved is not None else {}
+
+
+def arrived(task: Task, files: Files, checkpoints: Files, folder: Path) -> Task:
+    """A task with what `sent_with` found in a worker's own folder; the files of the task before go."""
+    for name in ("trials", "checkpoints"):
+        shutil.rmtree(folder / name, ignore_errors=True)  # they are not there before the first
+    here = folder / "trials"
+    unpack(files, here)
+    own = here / task.folder.name
+    if isinstance(task, ScoringTask):
+        artifacts = {trial: here / _name_of(trial, path) for trial, path in task.artifacts.items()}
+        return replace(task, folder=own, artifacts=artifacts)
+    unpack(checkpoints, saved := folder / "checkpoints")
+    weights = here / task.recovered.name if task.recovered is not None else None
+    return replace(task, folder=own, recovered=weights, checkpoints=saved)
+
+
+def saved_by(task: Task, stage: Stage | None) -> Files:
+    """The checkpoints of a trial whose recovery was saved at a stage, and goes on; else none."""
+    saved = task.checkpoints if isinstance(task, Proposal) else None
+    return packed(saved) if saved is not None and is_saved(stage) else {}
 
 
 def files_of(stage: Stage | None, folder: Path) -> Files:
@@ -140,6 +165,10 @@ def delivered(stage: Stage | None, files: Files, folder: Path) -> Stage | None:
 
 def _texts(folder: Path) -> list[Path]:
     return [path for pattern in ("*.txt", "*.log") for path in folder.glob(pattern)]
+
+
+def _name_of(trial: int, artifact: Path) -> str:
+    return f"artifacts/{trial}/{artifact.name}"
 
 
 def _relative(reference: str, base: Path) -> str:

@@ -18,6 +18,7 @@ from ...core.interrupts import ignore_interrupts
 if TYPE_CHECKING:
     from ..proposals import Proposal
     from ..trials.worker import Worker
+    from .base import Task
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Check:
 
 
 def serve(connection: Connection, log: Path, driver: int) -> None:
-    """Answer a `WorkerSetup` with None or why no worker could start, each proposal with its stages and None, and each `Check` with
+    """Answer a `WorkerSetup` with None or why no worker could start, each task with its stages and None, and each `Check` with
     None or what failed.
 
     After a stage it waits to hear whether the next one is wanted.
@@ -79,17 +80,15 @@ def _failure(worker: Worker, failed: Proposal) -> str | None:
     return None
 
 
-def _run(worker: Worker, proposal: Proposal, connection: Connection) -> None:
+def _run(worker: Worker, task: Task, connection: Connection) -> None:
     from .crash_report import crash_reported
 
-    stages = worker.run(proposal.policy, proposal.folder, proposal.recovered, proposal.checkpoints)
-    left = proposal.limit_s
+    stages, spent_s = task.stages(worker), 0.0
     while True:
         began = time.monotonic()
-        with crash_reported(proposal.folder, left, proposal.memory_gb):
+        with crash_reported(task.folder, task.left_s(spent_s), task.memory_gb):
             stage = next(stages, None)
-        if left is not None:
-            left -= time.monotonic() - began
+        spent_s += time.monotonic() - began
         connection.send(stage)
         if stage is None or not connection.recv():
             return

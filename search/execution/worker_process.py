@@ -18,6 +18,7 @@ from ..proposals import Proposal
 from ..trials.trial_log import FILE as TRIAL_LOG
 from ..trials.worker import Stage
 from ..trials.worker_setup import WorkerSetup
+from .base import Task
 from .crash_report import exit_text, stage_of_death
 from .worker_child import Check, serve
 
@@ -35,7 +36,7 @@ POLL_SECONDS = 0.5
 
 
 class WorkerProcess:
-    """Runs trials one after the other in one long-lived process, replaced when a trial ended it.
+    """Runs tasks one after the other in one long-lived process, replaced when a task ended it.
 
     Where a trial fails before any has come to its end, policies may be bad or the set-up is: before it runs another, the process has to
     score the uncompressed model, which every worker that is any use can. So a policy that its runtime refuses ends no search, and a
@@ -52,8 +53,8 @@ class WorkerProcess:
         self._failed: Proposal | None = None
         self._start()  # takes seconds, so it begins before the first trial is ready
 
-    def run(self, proposal: Proposal) -> Generator[Stage, None, None]:
-        """The stages of a trial, the next one begun when it is asked for; a process that dies is a "failed" stage.
+    def run(self, task: Task) -> Generator[Stage, None, None]:
+        """The stages of a task, the next one begun when it is asked for; a process that dies is a "failed" stage.
 
         Raises:
             WorkerStartError: no process could start, or none in which the uncompressed model can be scored.
@@ -61,15 +62,15 @@ class WorkerProcess:
         self._require_started()
         if self._failed is not None:
             self._require_working(self._failed)
-        with closing(self._stages(proposal)) as stages:
+        with closing(self._stages(task)) as stages:
             for stage in stages:
-                self._note(proposal, stage)
+                self._note(task, stage)
                 yield stage
 
-    def _stages(self, proposal: Proposal) -> Generator[Stage, None, None]:
+    def _stages(self, task: Task) -> Generator[Stage, None, None]:
         try:
-            self._connection.send(proposal)
-            while (stage := self._receive(proposal.limit_s)) is not None:
+            self._connection.send(task)
+            while (stage := self._receive(task.limit_s)) is not None:
                 yield stage
                 self._connection.send(True)
         except GeneratorExit:
@@ -77,17 +78,17 @@ class WorkerProcess:
                 self._connection.send(False)
         except TimeoutError:
             self._end()
-            yield stage_of_death(proposal, self._trial_timeout_s, None)
+            yield stage_of_death(task, self._trial_timeout_s, None)
         except (EOFError, OSError):  # the other end is gone
             how = self._end()
-            yield stage_of_death(proposal, self._trial_timeout_s, how, was_killed=self._process.exitcode in KILLED)
+            yield stage_of_death(task, self._trial_timeout_s, how, was_killed=self._process.exitcode in KILLED)
 
-    def _note(self, proposal: Proposal, stage: Stage) -> None:
+    def _note(self, task: Task, stage: Stage) -> None:
         """Remember whether the set-up works, and a trial that failed before that was known."""
-        if stage.name in ("scored", "recovered") and stage.final:
+        if stage.name in ("scored", "recovered", "confirmed") and stage.final:
             self._works, self._failed = True, None
-        elif stage.name == "failed" and stage.fault is None and not self._works:
-            self._failed = proposal
+        elif stage.name == "failed" and stage.fault is None and not self._works and isinstance(task, Proposal):
+            self._failed = task
 
     def close(self) -> None:
         """End the process, and its bench with it."""

@@ -6,7 +6,7 @@ import math
 import os
 import platform
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from shutil import rmtree
@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from ...compression.batches import subset
 from ...compression.compress import pruned_in_recovery
 from ...compression.finite import require_finite
 from ...compression.pruning.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
@@ -31,6 +32,7 @@ from ...core.threads import usable_threads
 from ...evaluators.accuracy import score
 from ...evaluators.evaluator import Context, LoweredCandidate
 from ...evaluators.registry import measure
+from ...evaluators.scores import Scores
 from ...hardware_profiles.bench.bench import bench_cores, cores_for_workers
 from ...hardware_profiles.bench.timer import Timer
 from ...hardware_profiles.profiling.fingerprint import require_fit
@@ -43,6 +45,7 @@ from ...studies.files.study_files import PRECISIONS
 from ...workloads.placement import placed
 from ...workloads.workload import Workload
 from ..cluster.timers import timer_of
+from ..confirmation.scoring_task import ScoringTask
 from .artifacts_folder import PROBE_BYTES, storage_problem, unwritable
 from .given_workload import loaded_workload, take_registrations
 from .kept_files import keep, keep_precisions
@@ -67,6 +70,7 @@ class Stage:
             cannot be written; "time", the search ran out of time; "lost", something else ended its process.
         final: whether no more training follows.
         epochs: of recovery done so far; a fraction of an epoch is a fraction of the training data.
+        scores: on a part of the test split, at the end of a search; else None.
         worker: host name, process id and number of threads; trained weights depend on the threads in their last bits.
     """
 
@@ -78,6 +82,7 @@ class Stage:
     fault: Literal["start", "storage", "time", "lost"] | None = None
     final: bool = True
     epochs: float = 0
+    scores: Scores | None = None
     worker: str = field(default_factory=lambda: f"{platform.node()}:{os.getpid()}, threads {torch.get_num_threads()}")
 
 
@@ -143,7 +148,13 @@ class Worker:
         Raises:
             KeyboardInterrupt: Ctrl-C, even if the user's code turned it into another exception.
         """
-        stages = self._stages(policy, folder, recovered, self._checkpoints(checkpoints))
+        yield from self._guarded(self._stages(policy, folder, recovered, self._checkpoints(checkpoints)), folder)
+
+    def confirm(self, task: ScoringTask) -> Iterator[Stage]:
+        """Score the reference and the artifacts of a task, one a stage; an exception becomes a last stage named "failed", as in `run`."""
+        yield from self._guarded(self._confirmed(task), task.folder)
+
+    def _guarded(self, stages: Generator[Stage], folder: Path) -> Iterator[Stage]:
         try:
             while (stage := self._next(stages, folder)) is not None:
                 yield stage
@@ -171,6 +182,14 @@ class Worker:
         own_words = isinstance(error, (TrialError, TargetError, WorkloadError))
         reason = one_line(str(error)) if own_words else describe_exception(error)
         return Stage("failed", reason=reason, artifacts=kept_log(folder))
+
+    def _confirmed(self, task: ScoringTask) -> Generator[Stage]:
+        assert self.setup.reference is not None
+        part = subset(self.workload.test, range(task.start, task.stop))
+        reference = score(self.setup.reference.artifact, part, self._context, keep=task.folder / "outputs")
+        yield Stage("confirmed", scores=replace(reference, kept=None))
+        for path in task.artifacts.values():
+            yield Stage("confirmed", scores=score(Artifact.of(path), part, self._context, reference=reference))
 
     def close(self) -> None:
         """End the bench's process."""

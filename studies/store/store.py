@@ -182,6 +182,11 @@ class Store(StudyRows, ArtifactRows):
         with self._database.writing() as session:
             end_trial(session, study, number, end)
 
+    def set_reason(self, study: str, number: int, reason: str | None) -> None:
+        """Change what a trial that has ended says of itself."""
+        with self._database.writing() as session:
+            find_trial(session, study, number).reason = reason
+
     def get_trial(self, study: str, number: int) -> TrialRecord:
         """The trial of that number."""
         with self._database.reading() as session:

@@ -14,7 +14,6 @@ from slimfront.core.measurement import Measurement
 from slimfront.core.metrics import METRICS
 from slimfront.hardware_profiles.cards.target import card_text, load_target
 from slimfront.hardware_profiles.profiling.fingerprint import machine
-from slimfront.search.confirmation import confirm_front
 from slimfront.search.driver import Search
 from slimfront.search.execution.local import run_local
 from slimfront.search.optuna.policy_sampler import PolicySampler
@@ -305,17 +304,6 @@ def test_a_second_driver_is_refused_by_name(store: Store) -> None:
         pass
     with sole_driver(store, "tiny"):
         pass
-
-
-def test_the_front_is_confirmed_on_the_test_split(tiny_spec: Spec, store: Store, tmp_path: Path) -> None:
-    spec = tiny_spec(objectives=["accuracy_drop", "latency_ms", "packed_bytes"])
-    confirm_front(searched(prepare(spec), store, tmp_path))
-    front = store.front_trials("tiny")
-    assert front
-    for trial in front:
-        assert {"test_accuracy", "test_accuracy_drop"} <= set(trial.measurements)
-        speedups = [r for r in store.measurement_history("tiny", trial.number) if r.measurement.name == "speedup"]
-        assert [record.rung for record in speedups] == [0, 2]
 
 
 @pytest.mark.parametrize("flags", [["avx2"], ["avx2", "avx_vnni"]])

@@ -17,7 +17,7 @@ from slimfront.hardware_profiles.bench.bench import Bench
 from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.hardware_profiles.runtimes.onnx.openvino_runtime import OpenVinoRuntime
 from slimfront.search import study_setup
-from slimfront.search.confirmation import confirm_front
+from slimfront.search.confirmation.confirm import confirm_front
 from slimfront.search.driver import Search
 from slimfront.search.events import Event, Preparing, QuietMomentTaken, ReferenceNotMeasured, ReferenceSettled
 from slimfront.search.execution.local import run_local

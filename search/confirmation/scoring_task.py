@@ -1,0 +1,41 @@
+"""What a worker is asked for at the end of a search: to score artifacts on a part of the test split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..trials.worker import Stage, Worker
+
+
+@dataclass(frozen=True)
+class ScoringTask:
+    """Artifacts of trials to score on a part of the test split, next to the reference, whose outputs are kept only meanwhile.
+
+    Attributes:
+        number: of the task.
+        start, stop: the samples of the part.
+        artifacts: number of the trial -> its artifact.
+        folder: for what the worker prints, and for the reference's outputs; the caller removes it.
+        limit_s: seconds after which scoring one of the artifacts is given up.
+        memory_gb: as of a `Proposal`.
+    """
+
+    number: int
+    start: int
+    stop: int
+    artifacts: Mapping[int, Path]
+    folder: Path
+    limit_s: float | None = None
+    memory_gb: float | None = None
+
+    def stages(self, worker: Worker) -> Iterator[Stage]:
+        """Run it: a stage for the reference, then one for each artifact in order."""
+        return worker.confirm(self)
+
+    def left_s(self, spent_s: float) -> float | None:
+        """The seconds for the next artifact."""
+        return self.limit_s
