@@ -55,7 +55,7 @@ def test_all_slots_score_the_front_and_one_that_breaks_costs_its_own_point_alone
     tiny_spec: Callable[..., StudySpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(split_scoring, "FEWEST_SAMPLES", 10)
-    spec = tiny_spec(objectives=["accuracy_drop", "packed_bytes"], sensitivity=False)
+    spec = tiny_spec(objectives=["kl", "packed_bytes"], sensitivity=False)
     with Store(f"sqlite:///{tmp_path / 'study.db'}") as store:
         search = Search(prepare(spec), store, tmp_path / "artifacts")
         run_local(search)
