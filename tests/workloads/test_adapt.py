@@ -187,8 +187,10 @@ def test_a_model_that_writes_into_its_inputs_leaves_the_data_as_they_are(change)
     model, inputs = Normalising(change).eval(), INPUTS.clone()
     plain = adapted(workload(model, inputs))
     outputs = plain.model(plain.train.tensors[0])
-    assert plain.train.tensors[0].equal(INPUTS) and inputs.equal(INPUTS)
-    assert outputs.equal(model(INPUTS.clone())) and outputs.equal(plain.model(plain.train.tensors[0]))
+    assert plain.train.tensors[0].equal(INPUTS)
+    assert inputs.equal(INPUTS)
+    assert outputs.equal(model(INPUTS.clone()))
+    assert outputs.equal(plain.model(plain.train.tensors[0]))
     assert any("in place" in remark for remark in plain.remarks)
 
 
