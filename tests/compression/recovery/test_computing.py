@@ -76,9 +76,10 @@ def test_float16_trains_with_a_scaler_that_checkpoints_hold(
         if len(saved) == 3:
             raise Ended
 
-    with monkeypatch.context() as patched, pytest.raises(Ended):
+    with monkeypatch.context() as patched:
         patched.setattr(Checkpoint, "save", end_at_third)
-        trained(checkpoint=checkpoint, optimizer=optimizer, mixed_precision=True)
+        with pytest.raises(Ended):
+            trained(checkpoint=checkpoint, optimizer=optimizer, mixed_precision=True)
     assert saved[-1]["scale"] > 1
     assert gap(trained(checkpoint=checkpoint, optimizer=optimizer, mixed_precision=True), half) == 0
 
