@@ -1,4 +1,4 @@
-"""Self-attention with its projections as layers of their own, and heads that can be pruned.
+"""Attention with its projections as layers of their own, and heads that can be pruned.
 
 `nn.MultiheadAttention` and torchvision's window attention read the weights of their projections without calling them as
 layers, so that nothing there could be quantized or pruned. `explicit_attention` rewrites them with the same numbers.
@@ -7,9 +7,9 @@ layers, so that nothing there could be quantized or pruned. `explicit_attention`
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,10 @@ from ..core.batch import Batch, largest_difference
 
 TOLERANCE = 1e-3
 """The largest difference, relative to the largest output, between the two forms of a model that rounding may cause."""
+
+
+ARGUMENTS = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask")
+"""The first arguments of `nn.MultiheadAttention`, in order."""
 
 
 class SelfAttention(nn.Module):
@@ -62,15 +66,15 @@ class SelfAttention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, None]:
-        """The attended `query`, shape as it is, and no weights.
+        """The attended `query`, shape as it is, and no weights; `is_causal` says something of `attn_mask`, which is read itself.
 
         Raises:
-            NotImplementedError: asked for more than the attention of one input on itself.
+            NotImplementedError: asked for the attention of one input on another.
         """
-        if key_padding_mask is not None or attn_mask is not None or is_causal or key is not value:
-            raise NotImplementedError("attention was traced on one input without masks, and only that was kept")
+        if key is not value or (key is not None and key is not query):
+            raise NotImplementedError("attention was traced on one input, and only that was kept")
         tokens = query if self.batch_first else query.transpose(0, 1)
-        attended = self.attend(tokens)
+        attended = self.attend(tokens, added_to_scores(attn_mask, key_padding_mask, tokens))
         return (attended if self.batch_first else attended.transpose(0, 1)), None
 
     def attend(self, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -92,6 +96,85 @@ class SelfAttention(nn.Module):
         self.out_proj.weight = nn.Parameter(self.out_proj.weight.detach()[:, columns])
         self.in_proj.out_features, self.out_proj.in_features = len(rows), len(columns)
         self.num_heads = len(kept)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention whose queries, keys and values are made of inputs of their own, called as `nn.MultiheadAttention` is.
+
+    Attributes:
+        q_proj, k_proj, v_proj: [.., width of the input] -> [.., num_heads x head_width].
+        out_proj: [.., num_heads x head_width] -> [.., width].
+        batch_first: inputs are [batch, tokens, width], else [tokens, batch, width].
+    """
+
+    in_proj_bias = None  # makes `nn.TransformerEncoderLayer` call this module instead of its own kernel
+
+    def __init__(self, original: nn.MultiheadAttention) -> None:
+        """The same attention as `original`."""
+        super().__init__()
+        self.num_heads, self.head_width = original.num_heads, original.head_dim
+        self.dropout, self.batch_first = original.dropout, original.batch_first
+        one = original._qkv_same_embed_dim
+        separate = (original.q_proj_weight, original.k_proj_weight, original.v_proj_weight)
+        weights = original.in_proj_weight.chunk(3) if one else separate
+        biases = [None] * 3 if original.in_proj_bias is None else original.in_proj_bias.chunk(3)
+        self.q_proj, self.k_proj, self.v_proj = (
+            _linear(weight, bias) for weight, bias in zip(weights, biases, strict=True)
+        )
+        self.out_proj = _linear(original.out_proj.weight, original.out_proj.bias)
+        self.train(original.training)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, None]:
+        """The attended `query`, shape as it is, and no weights; `is_causal` says something of `attn_mask`, which is read itself."""
+        inputs = (query, key, value)
+        if not self.batch_first:
+            query, key, value = (each.transpose(0, 1) for each in inputs)
+        made = (self.q_proj(query), self.k_proj(key), self.v_proj(value))
+        heads = [each.unflatten(-1, (self.num_heads, self.head_width)).transpose(1, 2) for each in made]
+        bias, dropout = added_to_scores(attn_mask, key_padding_mask, query), self.dropout if self.training else 0.0
+        attended = functional.scaled_dot_product_attention(*heads, attn_mask=bias, dropout_p=dropout)
+        attended = self.out_proj(attended.transpose(1, 2).flatten(2))
+        return (attended if self.batch_first else attended.transpose(0, 1)), None
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear layer with these numbers."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
+    layer.weight = nn.Parameter(weight.detach().clone())
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().clone())
+    return layer
+
+
+def added_to_scores(attn_mask: Tensor | None, key_padding_mask: Tensor | None, like: Tensor) -> Tensor | None:
+    """Both masks of an attention as what is added to its scores: minus infinity where a truth hides a key; None without masks.
+
+    Args:
+        attn_mask: shape [queries, keys].
+        key_padding_mask: shape [batch, keys].
+    """
+    biases = []
+    if attn_mask is not None:
+        biases.append(_as_bias(attn_mask, like))
+    if key_padding_mask is not None:
+        biases.append(_as_bias(key_padding_mask, like)[:, None, None, :])
+    return sum(biases[1:], biases[0]) if biases else None
+
+
+def _as_bias(mask: Tensor, like: Tensor) -> Tensor:
+    if mask.dtype != torch.bool:
+        return mask.to(like.dtype)
+    return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, float("-inf"))
 
 
 class WindowAttention(SelfAttention):
@@ -153,48 +236,52 @@ class WindowAttention(SelfAttention):
 
 
 def explicit_attention(model: nn.Module, example_input: Batch) -> nn.Module:
-    """A copy of `model` with its self-attention as `SelfAttention`; the model itself where none can be written so.
+    """A copy of `model` with its attention as `SelfAttention` and `CrossAttention`; the model itself where none can be written so.
 
-    Only attention of one input on itself, without masks, is: anything else is left as it is.
+    Attention whose weights are read, with a mask for each head, or with keys of its own is left as it is.
 
     Args:
         example_input: shape [1, ...]; shows how each attention is called, and that the copy computes the same.
     """
-    plain = _called_plainly(model, example_input)
-    names = [name for name, module in model.named_modules() if name in plain or type(module) is ShiftedWindowAttention]
-    if not names:
+    forms: dict[str, Any] = dict(_forms(model, example_input))
+    forms |= {name: WindowAttention for name, m in model.named_modules() if type(m) is ShiftedWindowAttention}
+    if not forms:
         return model
-    explicit = copy.deepcopy(model)
-    for name in names:
-        original = explicit.get_submodule(name)
-        if isinstance(original, nn.MultiheadAttention):
-            explicit.set_submodule(name, SelfAttention.of(original))
-        elif isinstance(original, ShiftedWindowAttention):
-            explicit.set_submodule(name, WindowAttention(original))
-    return explicit if _computes_the_same(model, explicit, example_input) else model
+    explicit = _rewritten(model, forms)
+    if _computes_the_same(model, explicit, example_input):
+        return explicit
+    # The weights of some may be read: those alone are left.
+    alone = {name: form for name, form in forms.items() if _is_same_with(model, {name: form}, example_input)}
+    return _rewritten(model, alone) if alone and _is_same_with(model, alone, example_input) else model
+
+
+def _rewritten(model: nn.Module, forms: Mapping[str, Any]) -> nn.Module:
+    """A copy of a model with some modules in other forms."""
+    copied = copy.deepcopy(model)
+    for name, form in forms.items():
+        copied.set_submodule(name, form(copied.get_submodule(name)))
+    return copied
+
+
+def _is_same_with(model: nn.Module, forms: Mapping[str, Any], example_input: Batch) -> bool:
+    return _computes_the_same(model, _rewritten(model, forms), example_input)
 
 
 @torch.no_grad()
-def _called_plainly(model: nn.Module, example_input: Batch) -> set[str]:
-    """`nn.MultiheadAttention` modules that only ever attend one batch to itself, without masks or extra keys."""
-    plain: dict[str, bool] = {}
+def _forms(model: nn.Module, example_input: Batch) -> dict[str, Any]:
+    """`nn.MultiheadAttention` modules that can be written with explicit layers, by path, and what makes the form of each."""
+    calls: dict[str, list[dict[str, Any]]] = {}
 
     def watch(name: str, module: nn.MultiheadAttention):
-        own = module._qkv_same_embed_dim and module.bias_k is None and not module.add_zero_attn
-
         def hook(_module: nn.Module, args: tuple, options: dict) -> None:
-            query, key, value = args if len(args) == 3 else [None] * 3
-            masks = [options.get("attn_mask"), options.get("key_padding_mask"), options.get("is_causal")]
-            one = query is key is value and query is not None and query.ndim == 3
-            plain[name] = (
-                plain.get(name, True) and own and one and not any(m is not None and m is not False for m in masks)
-            )
+            calls.setdefault(name, []).append(dict(zip(ARGUMENTS, args, strict=False)) | options)
 
         return module.register_forward_pre_hook(hook, with_kwargs=True)
 
-    hooks = [watch(name, m) for name, m in model.named_modules() if type(m) is nn.MultiheadAttention]
-    if not hooks:
-        return set()
+    attentions = {name: m for name, m in model.named_modules() if type(m) is nn.MultiheadAttention}
+    if not attentions:
+        return {}
+    hooks = [watch(name, module) for name, module in attentions.items()]
     training = model.training
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # it would not call the modules at all
@@ -205,7 +292,21 @@ def _called_plainly(model: nn.Module, example_input: Batch) -> set[str]:
         model.train(training)
         for hook in hooks:
             hook.remove()
-    return {name for name, one in plain.items() if one}
+    found = {name: _form(attentions[name], own) for name, own in calls.items()}
+    return {name: form for name, form in found.items() if form is not None}
+
+
+def _form(module: nn.MultiheadAttention, calls: Iterable[Mapping[str, Any]]) -> Any:
+    """What makes the explicit form of an attention that is called like this; None where none computes the same."""
+    one_input = module._qkv_same_embed_dim
+    for call in calls:
+        query, mask = call["query"], call.get("attn_mask")
+        if query.ndim != 3 or (mask is not None and mask.ndim != 2):
+            return None
+        one_input = one_input and query is call["key"] is call["value"]
+    if module.bias_k is not None or module.add_zero_attn:
+        return None
+    return SelfAttention.of if one_input else CrossAttention
 
 
 @torch.no_grad()

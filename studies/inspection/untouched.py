@@ -18,6 +18,11 @@ PARAMETRIZED = ".parametrizations."
 
 NEVER_CALLED = "it is never called as a layer"
 
+ATTENTION = (
+    "an attention whose weights are read too, that has a mask for each head, inputs without an axis of samples, or keys of its own "
+    "(add_bias_kv, add_zero_attn) has no layers that could be compressed"
+)
+
 
 def why_untouched(model: nn.Module, example_input: Batch) -> dict[str, str]:
     """Every module with a matrix or kernel of its own that `spaces.models.layers.find_every_layer` leaves out -> the reason, in module order.
@@ -69,7 +74,7 @@ def _why_untouched(module: nn.Module, runs: int) -> str | None:
     if isinstance(module, nn.RNNCellBase):
         return f"an nn.{kind} is one step of a loop in forward; nn.{kind.removesuffix('Cell')} runs all steps and is compressed"
     if isinstance(module, nn.MultiheadAttention):
-        return "an attention that reads several inputs, takes masks or hides from hooks has no layers of its own"
+        return ATTENTION
     return f"{', '.join(owned)} of {kind}: only convolutions (Conv1d to Conv3d), linear layers and embeddings are compressed"
 
 

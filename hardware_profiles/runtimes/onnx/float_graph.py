@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from functools import cache
+from itertools import count
 from typing import cast
 
 import numpy as np
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from ....core.batch import INPUT, OUTPUT, Batch, by_name, from_names, tensors_of
 from ....core.errors import LoweringError
 from ....core.interrupts import raise_if_interrupted
-from ....workloads.calls import axes_of, names_of_outputs, output_axes
+from ....workloads.calls import DynamicAxes, axes_of, names_of_outputs, output_axes
 from ....workloads.workload import describe
 from ..node_names import RECURRENT, WEIGHTED, first_run, layer_of
 from .exporter import OPSET, attention_with_plain_flags
@@ -62,6 +63,7 @@ def export_float(model: nn.Module, example_input: Batch) -> ModelProto:
     del buffer
     for node in exported.graph.node:
         node.name = node.name.replace("//", "/", 1)  # of the model within `_Flat`
+    _declare_every(exported.graph, inputs, axes)
     _store_each_constant(exported.graph)
     _name_layers(exported.graph, {path for path, _ in model.named_modules()})
     _fold_constant_runs(exported.graph)
@@ -70,6 +72,16 @@ def export_float(model: nn.Module, example_input: Batch) -> ModelProto:
     if axes:
         note_sizes(exported, sizes)
     return exported
+
+
+def _declare_every(graph: GraphProto, inputs: Mapping[str, Tensor], axes: DynamicAxes) -> None:
+    """Have a graph take every input of its model: the exporter leaves out those that no node reads."""
+    read = {value.name: value for value in graph.input}
+    for name, tensor in inputs.items():
+        if name not in read:
+            shape = [axes.get(name, {}).get(place, size) for place, size in enumerate(tensor.shape)]
+            kind = helper.np_dtype_to_tensor_dtype(tensor.numpy().dtype)
+            graph.input.append(helper.make_tensor_value_info(name, kind, shape))
 
 
 class _Flat(nn.Module):
@@ -152,7 +164,7 @@ def _constants(graph: GraphProto) -> dict[str, TensorProto]:
 
 
 def _name_weights(graph: GraphProto) -> None:
-    """Give every layer weights of its own, named after it."""
+    """Give every layer weights of its own, named after it; of a module that multiplies by several weights, each has a name."""
     constants, readers = {tensor.name: tensor for tensor in graph.initializer}, _readers(graph)
     names: dict[str | None, str] = {}
     for node in graph.node:
@@ -162,13 +174,26 @@ def _name_weights(graph: GraphProto) -> None:
         name = names.setdefault(layer_of(node.name), first_run(node.name))
         for index, kind in enumerate(kinds, start=1):
             if index < len(node.input) and node.input[index] in constants:
-                read, node.input[index] = node.input[index], f"{name}/{kind}"
-                if readers[read] == 1:
-                    constants[node.input[index]] = constants.pop(read)
-                    constants[node.input[index]].name = node.input[index]
-                elif node.input[index] not in constants:  # else the layer has run before
-                    constants[node.input[index]] = _copied(graph, constants[read], node.input[index])
+                read = node.input[index]
+                node.input[index] = own = _free_name(constants, f"{name}/{kind}", read)
+                if own == read:
+                    continue
+                if readers[read] == 1 and own not in constants:
+                    constants[own] = constants.pop(read)
+                    constants[own].name = own
+                elif own not in constants:  # else the layer has run before
+                    constants[own] = _copied(graph, constants[read], own)
     drop_unread(graph, "Identity")
+
+
+def _free_name(constants: Mapping[str, TensorProto], name: str, read: str) -> str:
+    """The first of `name`, "name/1", "name/2" that no constant has, or that an equal one has."""
+    numbered = (f"{name}/{number}" if number else name for number in count())
+    return next(own for own in numbered if own not in constants or _equal(constants[own], constants[read]))
+
+
+def _equal(first: TensorProto, second: TensorProto) -> bool:
+    return first.dims == second.dims and first.raw_data == second.raw_data
 
 
 def _fold_norms(model: ModelProto) -> None:

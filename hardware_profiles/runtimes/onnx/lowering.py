@@ -26,6 +26,7 @@ from .passes.embedding_tables import write_embeddings
 from .passes.fuse_parallel_linears import fuse_parallel_linears
 from .passes.grids import insert_grids
 from .passes.integer_products import write_integer_products
+from .passes.kept_axes import keep_reduced_axes
 from .passes.recurrent_nodes import write_recurrent_weights
 from .passes.weight_groups import write_groups
 
@@ -57,6 +58,7 @@ def lower(
     group_kernels: Collection[int] = (),
     signed_grids: bool = False,
     dynamic_lstm: bool = False,
+    kept_axes: bool = False,
 ) -> Path:
     """Write `candidate` as an ONNX file with inputs and outputs of shape [batch, ...], a single one called "input", or "output".
 
@@ -75,6 +77,7 @@ def lower(
         signed_grids: write activation grids with zero in their middle on signed integers, for a runtime that multiplies
             those faster than unsigned ones with a zero point.
         dynamic_lstm: write LSTMs on dynamic integers as the operator of ONNX Runtime that computes them.
+        kept_axes: write reductions among quantized layers so that they keep their axes, for a runtime that computes others wrongly.
 
     Raises:
         LoweringError: the model cannot be exported, or a quantized layer is not found in the exported graph.
@@ -89,6 +92,8 @@ def lower(
     write_recurrent_weights(lowered, recurrent, candidate.policy.recurrent if recurrent else {}, dynamic_lstm)
     write_embeddings(lowered, candidate.quantization.embeddings)
     _write_dynamic(lowered, candidate, integer_products)
+    if kept_axes and candidate.quantization.inputs:
+        keep_reduced_axes(model.graph)
     if integer_biases:
         write_integer_biases(model, candidate.quantization)
     if folded_weights:

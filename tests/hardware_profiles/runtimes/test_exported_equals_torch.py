@@ -51,6 +51,17 @@ class Bag(nn.Module):
         return self.bag((x > 0).long().flatten(1))
 
 
+class Attending(nn.Module):
+    """Attention with a key of its own, whose two products are of one module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2, add_bias_kv=True, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x[:, 0], x[:, 1], x[:, 2])[0]
+
+
 class Numbered(nn.Module):
     """Counts the numbers above zero along the last axis."""
 
@@ -59,6 +70,7 @@ class Numbered(nn.Module):
 
 
 NETWORKS = {
+    "attention with a key of its own": Attending(),
     "sums of truths": Numbered(),
     "read in a loop": Bag(),
     "axes from behind": nn.Sequential(NormOfChannels(8), nn.GroupNorm(4, 8)),

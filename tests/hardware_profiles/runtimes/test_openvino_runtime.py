@@ -70,6 +70,39 @@ def test_why_snippets_are_switched_off(scaled, needs_exact_products):
     assert np.abs(compiled({0: samples})[0] - expected).max() > np.ptp(expected)
 
 
+class Averaged(nn.Module):
+    """[n, 10] to [n, 3]: two linear layers over five tokens each, and what a reduction makes of them between."""
+
+    shape = (10,)
+
+    def __init__(self, reduction) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.before, self.after, self.reduction = nn.Linear(2, 16), nn.Linear(16, 3), reduction
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.reduction(self.before(x.unflatten(1, (5, 2)))))
+
+
+@pytest.mark.parametrize(
+    "reduction",
+    [lambda x: x.mean(1), lambda x: x.sum(1), lambda x: x.amax(1), lambda x: x.mean((1,), keepdim=True)[:, 0]],
+    ids=["mean", "sum", "maximum", "kept"],
+)
+def test_a_reduction_over_tokens_between_quantized_linear_layers_is_right(
+    reduction, candidate, tmp_path, needs_exact_products
+):
+    needs_exact_products("openvino")
+    made = candidate(Averaged(reduction).eval(), dict.fromkeys(("before", "after"), LayerPolicy(8, 8)))
+    target = load_target("cpu-openvino").model_copy(update={"batch": 4})
+    artifact = OpenVinoRuntime().lower(made, torch.zeros(1, 10), target, tmp_path / "model.onnx")
+    samples = torch.linspace(-1, 1, 40).reshape(4, 10)
+    with torch.no_grad():
+        expected = made.model(samples).numpy()
+    found = OpenVinoRuntime().load(artifact.path, target).run({"input": samples.numpy()})["output"]
+    assert np.abs(found - expected).max() < 0.05 * np.ptp(expected)
+
+
 HALF = LayerPolicy(16, 16)
 LIMIT = "ONEDNN_MAX_CPU_ISA"
 """Environment variable: the most of the processor's instructions that oneDNN, and so OpenVINO, uses."""

@@ -1,7 +1,7 @@
 """Why weights are none that a policy may touch."""
 
 import torch
-from slimfront.studies.inspection.untouched import why_untouched
+from slimfront.studies.inspection.untouched import ATTENTION, why_untouched
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
@@ -48,12 +48,11 @@ class Many(nn.Module):
 def test_every_other_weight_has_its_reason():
     reasons = why_untouched(Many(), torch.zeros(1, 4, 8))
     compressed = "only convolutions (Conv1d to Conv3d), linear layers and embeddings are compressed"
-    attends = "an attention that reads several inputs, takes masks or hides from hooks has no layers of its own"
     assert reasons == {
         "Many": f"position of Many: {compressed}",
         "table": "it is never called as a layer",
         "up": f"weight of ConvTranspose1d: {compressed}",
-        "attention": attends,
+        "attention": ATTENTION,
         "attention.out_proj": "it is never called as a layer",
         "norm": f"weight, bias of LayerNorm: {compressed}",
         "own": "Scaled computes something else than its base class nn.Linear, which could be compressed",
