@@ -44,6 +44,8 @@ class Proposal:
     memory_gb: float | None = None
     checkpoints: Path | None = None
 
+    what = "the trial"
+
     def stages(self, worker: Worker) -> Iterator[Stage]:
         """Run the trial, stage by stage."""
         return worker.run(self.policy, self.folder, self.recovered, self.checkpoints)

@@ -32,6 +32,8 @@ class ScoringTask:
     limit_s: float | None = None
     memory_gb: float | None = None
 
+    what = "the scoring"
+
     def stages(self, worker: Worker) -> Iterator[Stage]:
         """Run it: a stage for the reference, then one for each artifact in order."""
         return worker.confirm(self)

@@ -114,7 +114,7 @@ def stage_of_death(task: Task, trial_timeout_s: float | None, how: str | None, w
             return Stage("failed", reason="the search ran out of time", fault="time")
         return Stage("failed", reason=_limit_text(report, trial_timeout_s), artifacts=log)
     is_lost = was_killed and report is None
-    reason = f"the trial's process {death_text(how, report)}"
+    reason = f"{task.what}'s process {death_text(how, report)}"
     return Stage("failed", reason=reason, artifacts=log, fault="lost" if is_lost else None)
 
 
