@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from typing import Any, cast
 
 import numpy as np
@@ -57,13 +57,13 @@ class EpochOrder(Sampler[int]):
         self.generator = torch.Generator()
         self.begin(0)
 
-    def begin(self, epoch: int, first: int = 0) -> None:
-        """Have the next iteration be that of `epoch`, without its first samples."""
+    def begin(self, epoch: int, first: int = 0, end: int | None = None) -> None:
+        """Have the next iteration be that of `epoch`, from its sample `first` to before `end`, the last one included by default."""
         self.epoch = epoch
         mixed = np.random.SeedSequence([self._seed, epoch]).generate_state(1)
         self.generator.manual_seed(int(mixed[0]))  # which heeds 32 bits
         order = torch.randperm(self._samples, generator=self.generator)
-        self._left: list[int] = order[first:].tolist()
+        self._left: list[int] = order[first:end].tolist()
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._left)
@@ -74,22 +74,29 @@ class EpochOrder(Sampler[int]):
 
 @dataclass(frozen=True)
 class ShuffledBatches:
-    """Full batches of a data set on a device, in another order in each epoch, without end."""
+    """Full batches of a data set on a device, in another order in each epoch, without end.
+
+    Attributes:
+        per_step: batches that make one step of an optimizer; those of an epoch that are too few for another step are left out.
+    """
 
     batches: LabelledBatches
     order: EpochOrder
     batch_size: int
+    per_step: int = 1
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
-        return len(self.batches)
+        """Steps of an epoch; one where its batches are too few for that."""
+        return max(1, len(self.batches) // self.per_step)
 
-    def after(self, steps: int = 0) -> Iterator[tuple[Any, ...]]:
-        """Those that follow the first so many, which are not read."""
-        first = steps % len(self)
+    def after(self, steps: int = 0) -> Iterator[list[tuple[Any, ...]]]:
+        """The batches of each step that follows the first so many, which are not read."""
+        first, samples = steps % len(self), self.per_step * self.batch_size
         for epoch in count(steps // len(self)):
-            self.order.begin(epoch, first * self.batch_size)
-            yield from self.batches
+            self.order.begin(epoch, first * samples, len(self) * samples)
+            batches = iter(self.batches)
+            while step := list(islice(batches, self.per_step)):
+                yield step
             first = 0
 
 
@@ -98,11 +105,13 @@ def labelled_batches(data: MapDataset, batch_size: int, device: torch.device) ->
     return LabelledBatches(_loader(data, batch_size, device), device)
 
 
-def shuffled_batches(data: MapDataset, batch_size: int, device: torch.device, seed: int) -> ShuffledBatches:
+def shuffled_batches(
+    data: MapDataset, batch_size: int, device: torch.device, seed: int, per_step: int = 1
+) -> ShuffledBatches:
     """Full batches of `data` on `device`, shuffled reproducibly."""
     order = EpochOrder(len(data), seed)
     loader = _loader(data, batch_size, device, _fills_a_batch(data, batch_size), order, seed)
-    return ShuffledBatches(LabelledBatches(loader, device), order, batch_size)
+    return ShuffledBatches(LabelledBatches(loader, device), order, batch_size, per_step)
 
 
 def input_batches(data: MapDataset, batch_size: int, device: torch.device) -> InputBatches:

@@ -60,7 +60,10 @@ def pruned_in_recovery(
         return pruned_copy(model, workload.example_input, policy, groups, workload, seed)
 
     def train_an_epoch(pruned: nn.Module, current: Policy) -> None:
-        one = replace(current, recovery=replace(current.recovery, epochs=1, steps=("prune", "train")))
+        one = replace(
+            current,
+            recovery=replace(current.recovery, epochs=min(1, current.recovery.epochs), steps=("prune", "train")),
+        )
         recover(pruned, workload, one, seed, batch_size, checkpoints=checkpoints)
 
     return gradually_pruned(replace(workload, model=model), policy, groups, train_an_epoch, seed)

@@ -47,7 +47,7 @@ class LearningRateFound:
 
     rate: float
     epoch_s: float
-    epochs: Sequence[int]
+    epochs: Sequence[float]
     seconds: float
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..compression.recovery.learning_rate import found_rate
 from ..compression.recovery.outputs import output_kinds
+from ..compression.recovery.train import steps_of_an_epoch
 from ..core.errors import StoreError, StudyFileError, WorkloadError, describe_exception
 from ..core.interrupts import raise_if_interrupted
 from ..core.measurement import Measurement
@@ -40,6 +41,12 @@ from .trials.free_deployments import choose_reference
 from .trials.kept_files import PRECISIONS_FILE, keep, keep_precisions
 from .trials.prepared_study import PreparedStudy
 from .trials.worker import Stage
+
+FRACTIONS = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
+"""Parts of an epoch that a preset may offer, where a whole one takes too much of a run's time."""
+
+LEAST_STEPS = 50
+"""Steps of the optimizer that a part of an epoch has at least, to be worth its evaluation."""
 
 CONFIRMING_SECONDS = 3.0
 """Seconds that timing a point of the front again takes at the end, with the loading of its artifact."""
@@ -154,16 +161,28 @@ def _with_rate(prepared: PreparedStudy, spec: StudySpec, tell: Listener) -> Stud
         raise WorkloadError(f"no learning rate can be found: {describe_exception(error)}") from error
     spec = spec.with_learning_rate(found.rate)
     if RECOVERY_KIND not in prepared.written.space.model_fields_set:
-        spec = spec.with_epochs(affordable(spec.space.offered(RECOVERY_KIND), found.epoch_s, spec.budget.timeout_s))
-    epochs = [int(epochs) for epochs in spec.space.offered(RECOVERY_KIND)]
+        steps = steps_of_an_epoch(workload, recovery.settings(), recovery.batch_size)
+        offered = affordable(spec.space.offered(RECOVERY_KIND), found.epoch_s, spec.budget.timeout_s, steps)
+        spec = spec.with_epochs(offered)
+    epochs = [float(epochs) for epochs in spec.space.offered(RECOVERY_KIND)]
     tell(LearningRateFound(found.rate, found.epoch_s, epochs, time.monotonic() - began))
     return spec
 
 
-def affordable(offered: Sequence[Choice], epoch_s: float, timeout_s: float | None) -> list[Choice]:
-    """The epochs of recovery that take no more than `RECOVERY_SHARE` of a run's seconds, and the fewest that train at all."""
+def affordable(offered: Sequence[Choice], epoch_s: float, timeout_s: float | None, steps: int) -> list[Choice]:
+    """The epochs of recovery that take no more than `RECOVERY_SHARE` of a run's seconds.
+
+    The fewest that train at all stay where an epoch takes no more; else one of `FRACTIONS` replaces them: the largest that does not, or
+    the smallest that has `LEAST_STEPS`. They also stay where an epoch has fewer steps than that.
+
+    Args:
+        steps: of an epoch.
+    """
     within = math.inf if timeout_s is None else RECOVERY_SHARE * timeout_s
     fewest = min(float(epochs) for epochs in offered if epochs)
+    parts = [part for part in FRACTIONS if part * steps >= LEAST_STEPS]
+    if epoch_s > within and parts:
+        return [0, next((part for part in parts if part * epoch_s <= within), parts[-1])]
     return [epochs for epochs in offered if float(epochs) <= fewest or float(epochs) * epoch_s <= within]
 
 

@@ -235,7 +235,7 @@ def _line(event: Event, objectives: Sequence[str]) -> tuple[str, str] | None:
     if isinstance(event, ClusterRemarked):
         return event.text, "yellow"
     if isinstance(event, LearningRateFound):
-        epochs = f"recoveries of {', '.join(map(str, event.epochs))} epochs, about {event.epoch_s:.2g} s each"
+        epochs = f"recoveries of {', '.join(f'{epochs:g}' for epochs in event.epochs)} epochs, about {event.epoch_s:.2g} s each"
         return f"learning rate {event.rate:g} found on the model in {event.seconds:.0f} s; {epochs}", ""
     return _line_of_reference(event)
 

@@ -157,7 +157,7 @@ def recovery_text(policy: Policy) -> str:
     if not recovery.epochs:
         return f"{', '.join(recovery.steps)}, without training"
     return (
-        f"{recovery.epochs} epochs at learning rate {recovery.learning_rate:g}, "
+        f"{recovery.epochs:g} epochs at learning rate {recovery.learning_rate:g}, "
         f"distilled at temperature {recovery.temperature:g} with alpha {recovery.alpha:g}"
     )
 

@@ -81,7 +81,7 @@ def found_rate(
     """Find a learning rate for recoveries of a workload's model.
 
     It is tried on the model with half of its channels, or half of its weights where no channel can go. A model so slow that the fewest
-    steps would take longer than `SECONDS` is tried on smaller batches, and the rate grows with the square root of the batch, which keeps
+    steps would take longer than `SECONDS` is tried on smaller batches, and the rate grows with the square root of the batch of a step, which keeps
     the variance of a step (Krizhevsky 2014, arXiv:1404.5997; of Adam: Malladi et al. 2022, arXiv:2205.10287).
     """
     with torch.random.fork_rng():
@@ -92,7 +92,7 @@ def found_rate(
         student = _compressed(_shortened(workload, sample_s), groups, seed)
         curve = list(_curve(workload, recovery, student, seed, tried, step_s))
     low, high = RANGES[recovery.optimizer]
-    highest = min(high, highest_near_least(curve, low) * math.sqrt(batch_size / tried))
+    highest = min(high, highest_near_least(curve, low) * math.sqrt(recovery.accumulate * batch_size / tried))
     rate = float(f"{MARGIN * highest:.2g}")
     return FoundRate(rate, statistics.median(step_s) * math.ceil(len(workload.train) / tried))
 
@@ -141,7 +141,7 @@ def _curve(
     """(rate, loss after a step at this rate), the first at rate 0; the seconds of each step are added to `step_s`."""
     step, loss = training_step(student, workload, recovery, batch_size)
     batches = shuffled_batches(workload.train, batch_size, device_of_model(student), seed).after()
-    probe = next(batches)
+    (probe,) = next(batches)
     student.train()
     start = loss(probe)
     yield 0.0, start
@@ -149,7 +149,7 @@ def _curve(
     loss(probe)  # again: the first time a model runs takes longer
     steps = steps_within(SECONDS, LOSSES_OF_A_STEP * (time.perf_counter() - began))
     low, high = RANGES[recovery.optimizer]
-    for index, batch in enumerate(islice(batches, steps)):
+    for index, (batch,) in enumerate(islice(batches, steps)):
         rate = low * (high / low) ** (index / (steps - 1))
         began = time.perf_counter()
         step(batch, rate)

@@ -109,8 +109,8 @@ class _Pipeline:
         self.batch_size, self._is_pruned = batch_size, False
         self.grids: dict[str, QuantParams] | None = None
         trained = [step for step in policy.recovery.steps if step in ("train", *SPARSIFYING)]
-        epochs, trainings = policy.recovery.epochs, len(trained)
-        self._trainings = iter([(seed + i, epochs // trainings + (i < epochs % trainings)) for i in range(trainings)])
+        shares = _shares(policy.recovery.epochs, len(trained))
+        self._trainings = iter([(seed + index, epochs) for index, epochs in enumerate(shares)])
 
     def prune(self, prune: Prune | None) -> None:
         """Prune the model, or take it as pruned where `prune` is None."""
@@ -148,8 +148,8 @@ def recover_by_rungs(
     marks: Collection[float],
     checkpoints: Checkpoints | None = None,
 ) -> Iterator[tuple[nn.Module | None, float]]:
-    """`recovering` for pipelines that prune and then train, as a generator that also yields the model after the epochs in `marks`; a
-    mark below 1 is that fraction of the training data.
+    """`recovering` for pipelines that prune and then train, as a generator that also yields the model after the epochs in `marks`, of
+    which the last may be a part.
 
     Training then continues under the schedule of the whole recovery: the last model is the one that `recover` makes. One that is taken up
     from a checkpoint yields no models from before that.
@@ -167,6 +167,13 @@ def recover_by_rungs(
         elif checkpoints is not None and checkpoints.take_new():
             yield None, done
     yield student, epochs
+
+
+def _shares(epochs: float, trainings: int) -> list[float]:
+    """The epochs of each training of a pipeline: whole ones where there are only such, the first ones having more."""
+    if isinstance(epochs, int):
+        return [epochs // trainings + (index < epochs % trainings) for index in range(trainings)]
+    return [epochs / trainings] * trainings
 
 
 def _masks(model: nn.Module, policy: Policy) -> Masks:

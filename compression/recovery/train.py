@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import LRScheduler
 
 from ...core.batch import Batch, device_of_model, mapped, rows
 from ...core.errors import CompressionError
@@ -19,12 +19,14 @@ from ...workloads.workload import MapDataset, Workload
 from ..batches import labelled_batches, shuffled_batches, subset
 from ..finite import not_finite
 from .checkpoint import Checkpoint, Place, RandomNumbers, Stateful
+from .computing import Computing, compiled, wants_compiling
 from .distil import Views, get_distiller, imitation_loss
 from .early_stopping import EarlyStopping
 from .feature_taps import projections, tapped_modules, tapping
 from .outputs import output_kinds
+from .schedules import learning_rate_shares, optimizer_of, schedule_of
 from .sparsify import AfterStep
-from .synthetic import synthetic_inputs
+from .synthetic import SAMPLES, synthetic_inputs
 from .teachers import Teacher
 
 HELD_OUT = 10
@@ -43,7 +45,7 @@ def train(
     student: nn.Module,
     workload: Workload,
     recovery: Recovery,
-    epochs: int,
+    epochs: float,
     seed: int,
     batch_size: int,
     masks: Masks = (),
@@ -62,7 +64,7 @@ def training(
     student: nn.Module,
     workload: Workload,
     recovery: Recovery,
-    epochs: int,
+    epochs: float,
     seed: int,
     batch_size: int,
     masks: Masks = (),
@@ -70,11 +72,11 @@ def training(
     after_step: AfterStep | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> Iterator[float]:
-    """`train` as a generator: yields the number of epochs done after each, and whenever that was saved. In between the student is in
+    """`train` as a generator: yields the number of epochs done after each, at the end, and whenever that was saved. In between the student is in
     eval mode and must not be changed; random numbers drawn in between do not affect training.
 
     Args:
-        looks: epochs after which to save a checkpoint; after fractions of the first one it yields too.
+        looks: epochs, or parts of them, after which to save a checkpoint and to yield.
         after_step: changes the weights after each step of the optimizer.
         checkpoint: where training is saved as it goes on, and taken up where it was saved; the weights are those of a training that was
             not interrupted, bit for bit on a CPU.
@@ -101,18 +103,25 @@ def training_step(
     """(a function that trains `student` on a batch at a learning rate, one that says the loss on a batch without training)."""
     parts = _Training(student, workload, recovery, batch_size, ())
     parameters = parts._parameters()
-    optimizer = _optimizer(parameters, recovery)
+    optimizer = optimizer_of(parameters, recovery)
 
     def step(batch: Sequence[Tensor], rate: float) -> None:
         for group in optimizer.param_groups:
             group["lr"] = rate
-        parts._update(batch, parameters, optimizer)
+        parts._update([batch], parameters, optimizer)
 
     @torch.no_grad()
     def loss(batch: Sequence[Tensor]) -> float:
         return float(parts._loss(*batch))
 
     return step, loss
+
+
+def steps_of_an_epoch(workload: Workload, recovery: Recovery, batch_size: int) -> int:
+    """How many steps of the optimizer a pass over the training data has."""
+    samples = SAMPLES if recovery.data == "synthetic" else len(workload.train)
+    samples -= samples // HELD_OUT if recovery.patience else 0
+    return max(1, samples // batch_size // recovery.accumulate)
 
 
 def _data(workload: Workload, recovery: Recovery, seed: int) -> tuple[MapDataset, MapDataset | None]:
@@ -159,7 +168,8 @@ class _Training:
         self.projections = self._projections(example).to(self.device)
         # In mutual learning (Zhang et al. 2018, arXiv:1706.00384) a peer starts elsewhere and both imitate one another.
         self.peer = _shaken(student) if recovery.mutual else None
-        self.autocast = recovery.mixed_precision and _has_bfloat16(self.device)
+        self.computing = Computing(student, example, recovery)
+        self.forward: Callable[[Batch], Batch] = student
 
     @torch.no_grad()
     def _projections(self, example: Batch) -> nn.ModuleList:
@@ -173,50 +183,62 @@ class _Training:
         self,
         data: MapDataset,
         held_out: MapDataset | None,
-        epochs: int,
+        epochs: float,
         seed: int,
         looks: Collection[float],
         checkpoint: Checkpoint | None,
     ) -> Iterator[float]:
-        """Yields how many epochs are done, after each, at `looks` into the first, and whenever that was saved.
+        """Yields how many epochs are done, after each and at the end, at `looks`, and whenever that was saved.
 
         What is saved is the state right after a step; what follows that step, such as the end of an epoch, is done again.
         """
-        batches = shuffled_batches(self.teacher.annotated(data), self.batch_size, self.device, seed)
-        steps, parameters = epochs * len(batches), self._parameters()
-        optimizer = _optimizer(parameters, self.recovery)
-        schedule = _schedule(optimizer, self.recovery, steps)
+        annotated, per_step = self.teacher.annotated(data), self.recovery.accumulate
+        batches = shuffled_batches(annotated, self.batch_size, self.device, seed, per_step)
+        steps, parameters = max(1, round(epochs * len(batches))), self._parameters()
+        optimizer = optimizer_of(parameters, self.recovery)
+        self._compile(steps)
+        schedule = schedule_of(optimizer, self.recovery, steps)
         shares = learning_rate_shares(self.recovery, steps) if self.after_step else []
         stopping = EarlyStopping(self.recovery.patience)
         saved_at = {math.ceil(look * len(batches)): look for look in looks}
-        stops = saved_at | {epoch * len(batches): epoch for epoch in range(1, epochs + 1)}
+        stops = saved_at | {epoch * len(batches): epoch for epoch in range(1, int(epochs) + 1)} | {steps: epochs}
         place = Place(checkpoint, self._parts(optimizer, schedule, stopping), saved_at)
         stream = batches.after(place.steps)
         while not place.is_over:
             if place.steps:
-                is_epoch = place.steps % len(batches) == 0
+                is_epoch = place.steps % len(batches) == 0 or place.steps == steps
                 if is_epoch and held_out is not None and stopping.is_over(self.student, self._held_out_loss(held_out)):
                     break  # at once where it diverged: an epoch before it may have been good
                 yield stops.get(place.steps, place.steps / len(batches))
             if place.steps == steps:
                 break
             self.student.train()
-            for batch in stream:
-                self._update(batch, parameters, optimizer)
+            for step in stream:
+                self._update(step, parameters, optimizer)
                 if self.after_step:
                     self.after_step(shares[place.steps])
-                schedule.step()
+                self.computing.step_rate(schedule)
                 if place.step() or place.steps in stops:
                     break
         if not place.is_over:
             stopping.restore(self.student)
             place.finish("student")
 
+    def _compile(self, steps: int) -> None:
+        """Compile the student's forward pass if a training of so many steps is to be, and nothing looks into it."""
+        if not wants_compiling(self.recovery, self.device, steps):
+            return
+        if self.distiller.tap is None:
+            self.forward = compiled(self.student, self.recovery)
+        else:
+            logger.warning("training is not compiled: the distiller %s looks into the model", self.recovery.distiller)
+
     def _parts(
         self, optimizer: torch.optim.Optimizer, schedule: LRScheduler, stopping: EarlyStopping
     ) -> dict[str, Stateful]:
         """By name, all that training changes."""
         parts = {"optimizer": optimizer, "schedule": schedule, "stopping": stopping, "random": RandomNumbers()}
+        parts["scaler"] = self.computing.scaler
         learners = {"student": self.student, "projections": self.projections, "peer": self.peer}
         others = {**learners, "after_step": self.after_step}
         return {**parts, **{name: part for name, part in others.items() if part is not None}}
@@ -227,23 +249,25 @@ class _Training:
         return [parameter for learner in learners for parameter in learner.parameters()]
 
     def _update(
-        self, batch: Sequence[Tensor], parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer
+        self, batches: Sequence[Sequence[Tensor]], parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer
     ) -> None:
-        """One step of gradient descent; masked weights stay zero."""
-        loss = self._loss(*batch)
+        """One step of gradient descent on the mean loss of batches; masked weights stay zero."""
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        for batch in batches:
+            self.computing.scaler.scale(self._loss(*batch) / len(batches)).backward()
         if self.recovery.optimizer != "sgd" or self.recovery.steps.count("quantize"):
             # Without batch-norm, or once it is folded, a large step is not undone by the next one.
+            self.computing.scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(parameters, MAX_NORM)
-        optimizer.step()
+        self.computing.step(optimizer)
         self._mask()
 
     def _loss(self, inputs: Batch, targets: Any, *said: Tensor) -> Tensor:
-        guidance = said or self.teacher(inputs)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+        inputs, computing = self.computing.laid_out(inputs), self.computing
+        with computing.autocast():
+            guidance = said or [computing.in_float32(view) for view in self.teacher(inputs)]
             with tapping(self.student, self.modules, self.distiller.tap) as views:
-                outputs = self.student(inputs)
+                outputs = self.forward(inputs)
             peer = self.peer(inputs) if self.peer else None
         outputs = mapped(Tensor.float, outputs)
         loss = self._imitation([outputs, *views], guidance, targets)
@@ -280,35 +304,6 @@ class _Training:
             weight.mul_(mask)
 
 
-def _optimizer(parameters: list[nn.Parameter], recovery: Recovery) -> torch.optim.Optimizer:
-    rate = recovery.learning_rate
-    if recovery.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, rate, weight_decay=0.01)
-    if recovery.optimizer == "adafactor":
-        return torch.optim.Adafactor(parameters, rate)
-    return torch.optim.SGD(parameters, rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
-
-
-def _schedule(optimizer: torch.optim.Optimizer, recovery: Recovery, steps: int) -> LRScheduler:
-    if recovery.schedule == "one_cycle":
-        has_momentum = recovery.optimizer != "adafactor"
-        return OneCycleLR(optimizer, recovery.learning_rate, total_steps=steps, cycle_momentum=has_momentum)
-    if recovery.schedule == "cosine":
-        return CosineAnnealingLR(optimizer, steps)
-    return LambdaLR(optimizer, lambda _step: 1.0)
-
-
-def learning_rate_shares(recovery: Recovery, steps: int) -> list[float]:
-    """The learning rate of each of so many steps of an optimizer, as a share of their sum."""
-    optimizer = _optimizer([nn.Parameter(torch.zeros(()))], recovery)
-    schedule, rates = _schedule(optimizer, recovery, steps), []
-    for _ in range(steps):
-        rates.append(float(schedule.get_last_lr()[0]))
-        optimizer.step()
-        schedule.step()
-    return [rate / sum(rates) for rate in rates]
-
-
 @torch.no_grad()
 def _shaken(student: nn.Module) -> nn.Module:
     """A copy with a tenth of each tensor's deviation of noise added to its weights."""
@@ -317,11 +312,3 @@ def _shaken(student: nn.Module) -> nn.Module:
         if parameter.numel() > 1:
             parameter.add_(torch.randn_like(parameter) * parameter.std() * 0.1)
     return peer.train()
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    """Whether the machine multiplies bfloat16 matrices itself; said where it does not and float32 is used."""
-    supported = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
-    if not supported:
-        logger.warning("mixed precision left out: this machine has no bfloat16 arithmetic; training in float32")
-    return supported

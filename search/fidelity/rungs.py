@@ -105,9 +105,9 @@ def _known_at(history: Sequence[MeasurementRecord], rung: int) -> dict[str, floa
     return {r.measurement.name: r.measurement.value for r in history if r.rung <= rung}
 
 
-def stopped_text(stage: Stage, decision: HalvingDecision, epochs: int) -> str:
+def stopped_text(stage: Stage, decision: HalvingDecision, epochs: float) -> str:
     """Why a trial whose recovery would have taken `epochs` was stopped after `stage`."""
-    trained = f"{stage.epochs:g} of {epochs} epochs"
+    trained = f"{stage.epochs:g} of {epochs:g} epochs"
     return f"stopped at rung {stage.rung}, {trained}: place {decision.place} of {decision.of}, {decision.kept} go on"
 
 

@@ -47,7 +47,7 @@ def space_dimensions(space: Space, known: KnownDamage | None = None) -> list[Sea
 def learned_dimensions(prepared: PreparedStudy, known: KnownDamage | None = None) -> list[SearchDimension]:
     """`space_dimensions` with every recovery that rungs may stop a trial after, also where the space offers but one."""
     dimensions, rungs = space_dimensions(prepared.space, known), prepared.spec.rungs
-    offered = [int(epochs) for epochs in prepared.space.choices[RECOVERY_KIND]]
+    offered = [float(epochs) for epochs in prepared.space.choices[RECOVERY_KIND]]
     if rungs is None or offered == [0]:
         return dimensions
     marks = {mark for epochs in offered for mark in rungs.marks(epochs)}

@@ -32,6 +32,7 @@ from ...studies.inspection.study_checks import (
     check_space,
     distinct_choices,
     float_types,
+    in_epochs,
     naming,
     resolved,
     target_of,
@@ -50,7 +51,7 @@ class PreparedStudy:
     """A study ready to be searched; equal to itself alone.
 
     Attributes:
-        written: the study as its file has it; `spec` has what its preset fills in.
+        written: the study as its file has it, its recoveries in epochs; `spec` has what its preset fills in.
         context: workload, target and runtime; without bench and reference, which need measuring first.
         groups: channel groups that can be pruned; `unprunable` maps the others to the reason.
         pickled_workload: the workload as it was given, where that was an object of the program that searches; else None.
@@ -136,8 +137,8 @@ def prepare(spec: StudySpec, given: Workload | None = None, doing: Doing = unsai
         workload = held(placed(loaded, spec.compute.device, spec.compute.data_workers))
         workload = replace(workload, remarks=(*workload.remarks, *size_remarks(workload, target)))
     model, example = workload.model.eval(), workload.example_input
-    written = spec
-    spec = resolved(spec, workload, target)
+    written = in_epochs(spec, workload)
+    spec = resolved(written, workload, target)
     types = _floats_searched(spec, target, runtime)
     doing("finding the model's layers, and counting what each computes")
     layers = find_every_layer(model, example)

@@ -17,6 +17,16 @@ def rounded(value: float) -> float:
     return round(float(value), DECIMALS)
 
 
+EPOCH_DECIMALS = 9
+"""Epochs are rounded to so many decimals, which tell single batches of large data sets apart."""
+
+
+def epochs_of(value: float) -> float:
+    """Epochs as policies hold them: an `int` where they are whole."""
+    found = round(value, EPOCH_DECIMALS)
+    return int(found) if found == int(found) else found
+
+
 def is_number(value: object) -> TypeGuard[float]:
     """Whether `value` is a finite number; true and false are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -28,7 +28,7 @@ class PolicyDraft:
 
     recovery: Recovery = field(default_factory=Recovery)
     scheme: Scheme = field(default_factory=Scheme)
-    epochs: int = 0
+    epochs: float = 0
     width: float = 1.0
     channels: dict[str, float] = field(default_factory=dict)
     layers: defaultdict[str, dict[str, Any]] = field(default_factory=lambda: defaultdict(dict))

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from ...core.validation import CountOrNone, Listed, Ordered, Text
-from .checks import is_number, is_whole, require, rounded
+from ...core.validation import Count, CountOrNone, Listed, Ordered, Text
+from .checks import epochs_of, is_number, is_whole, require, rounded
 
 RecoveryStep = Literal[
     "prune", "quantize", "train", "lasso", "slimming", "admm", "equalize", "adaround", "correct_bias", "awq", "gptq"
@@ -23,7 +23,19 @@ POST_TRAINING: tuple[RecoveryStep, ...] = ("equalize", "adaround", "correct_bias
 TrainingData = Literal["train", "unlabelled", "synthetic"]
 Schedule = Literal["one_cycle", "cosine", "constant"]
 Optimizer = Literal["sgd", "adamw", "adafactor"]
+AUTO = "auto"
+"""What is decided by the machine that trains."""
+
 Positive = Annotated[float, Field(gt=0)]
+
+
+def _wanted(value: object) -> object:
+    if isinstance(value, bool) or value == AUTO:
+        return value
+    raise ValueError(f"must be true, false or {AUTO}, not {value!r}")
+
+
+Wanted = Annotated[bool | Literal["auto"], BeforeValidator(_wanted)]
 _NAMES: Mapping[str, tuple[str, ...]] = {
     "steps": get_args(RecoveryStep),
     "data": get_args(TrainingData),
@@ -38,7 +50,7 @@ class Recovery:
     arXiv:1503.02531).
 
     Attributes:
-        epochs: passes over the training split; 0 turns recovery off, and the other fields have no effect.
+        epochs: passes over the training split, of which the last may be a part; 0 turns recovery off, and the other fields have no effect.
         learning_rate: the highest of its schedule.
         temperature: of the softened targets.
         alpha: weight of the distillation term in [0, 1]; 1 - alpha goes to the workload's own loss.
@@ -57,10 +69,13 @@ class Recovery:
         patience: training ends after so many epochs without a lower loss on a tenth of the training data held out of it,
             with the best weights; 0 trains to the end.
         mixed_precision: train in bfloat16 where the machine computes in it.
+        accumulate: batches whose gradients make one step of the optimizer, as if they were one batch.
+        channels_last: images are kept with their channels last in memory; "auto" does so on a GPU in mixed precision.
+        compile: training is compiled by `torch.compile`; "auto" does so on a GPU where there are steps enough to make up for the time it takes.
         penalty: strength of the steps of `SPARSIFYING`; 1 takes weights that nothing else moves to the policy's sparsity.
     """
 
-    epochs: int = 0
+    epochs: float = 0
     learning_rate: Positive = 0.01
     temperature: Positive = 4.0
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.7
@@ -74,13 +89,16 @@ class Recovery:
     patience: CountOrNone = 0
     mixed_precision: bool = False
     penalty: Positive = 1.0
+    accumulate: Count = 1
+    channels_last: Wanted = AUTO
+    compile: Wanted = False
 
     def __post_init__(self) -> None:
         self._check_pipeline()
         require(
-            is_whole(self.epochs) and self.epochs >= 0,
-            f"recovery epochs must be a whole number >= 0, not {self.epochs!r}",
+            is_number(self.epochs) and self.epochs >= 0, f"recovery epochs must be a number >= 0, not {self.epochs!r}"
         )
+        object.__setattr__(self, "epochs", epochs_of(self.epochs))
         for name in ("learning_rate", "temperature", "alpha", "penalty"):
             value = getattr(self, name)
             require(is_number(value), f"recovery {name} must be a number, not {value!r}")
@@ -103,6 +121,12 @@ class Recovery:
         require(all(isinstance(name, str) for name in (self.distiller, *self.teachers)), "recovery: names must be text")
         for name in ("mutual", "mixed_precision"):
             require(isinstance(getattr(self, name), bool), f"recovery {name} must be true or false")
+        for name in ("channels_last", "compile"):
+            value = getattr(self, name)
+            require(
+                value in (True, False, AUTO) and not is_number(value), f"recovery {name} must be true, false or auto"
+            )
+        require(is_whole(self.accumulate) and self.accumulate >= 1, "recovery accumulate must be a whole number >= 1")
         require(is_whole(self.patience) and self.patience >= 0, "recovery patience must be a whole number >= 0")
 
     def _check_order(self) -> None:

@@ -35,7 +35,7 @@ from .limits import limits_on
 from .other_sizes import size_remarks
 from .precision_probe import bits_on, floats_on, why_float_only
 from .report import Inspection, LayerReport
-from .study_checks import check_space, check_target, naming, resolved, taken_choices, target_of
+from .study_checks import check_space, check_target, in_epochs, naming, resolved, taken_choices, target_of
 from .untouched import why_untouched
 
 LOADING = "loading the workload, and reading its data"
@@ -82,7 +82,7 @@ def _inspect_study(spec: StudySpec, card: Target | None, doing: Doing) -> Inspec
         with naming(spec, "workload"):
             options = _little_data(spec.workload, spec.workload_options)
             workload = held(load_workload(spec.workload, options, spec.base_folder))
-        return inspect_workload(workload, card, resolved(spec, workload, card), doing)
+        return inspect_workload(workload, card, resolved(in_epochs(spec, workload), workload, card), doing)
 
 
 def inspect_workload(

@@ -12,6 +12,7 @@ from ...compression.pruning.criteria import get_criterion
 from ...compression.recovery.distil import get_distiller
 from ...compression.recovery.feature_taps import tapped_modules
 from ...compression.recovery.teachers import Teacher
+from ...compression.recovery.train import steps_of_an_epoch
 from ...core.errors import CompressionError, EvaluationError, PolicyError, StudyFileError, TargetError, WorkloadError
 from ...evaluators.registry import require_available
 from ...hardware_profiles.cards.target import Target, load_target
@@ -114,6 +115,11 @@ def resolved(spec: StudySpec, workload: Workload, target: Target) -> StudySpec:
         with naming(spec, f"space.criterion.{index}"):
             get_criterion(str(name))
     return spec
+
+
+def in_epochs(spec: StudySpec, workload: Workload) -> StudySpec:
+    """The study with recoveries measured in epochs of the workload's training data, where its file has them in steps."""
+    return spec.in_epochs(steps_of_an_epoch(workload, spec.recovery.settings(), spec.recovery.batch_size))
 
 
 def check_direction(spec: StudySpec, workload: Workload) -> None:

@@ -78,7 +78,7 @@ class RecoverySpec(Part):
     batch_size: Count = 64
     learning_rate: Annotated[Literal["auto"] | Positive, BeforeValidator(_rate)] = 0.01
 
-    def settings(self, epochs: int = 1) -> Recovery:
+    def settings(self, epochs: float = 1) -> Recovery:
         """The recovery of a policy that is trained for so many epochs; with the default's learning rate until one is found for "auto"."""
         open_keys = {"learning_rate"} if self.learning_rate == AUTO else set()
         return Recovery(epochs, **self.model_dump(exclude={"batch_size", *open_keys}))
@@ -145,7 +145,7 @@ class RungsSpec(Part):
             raise ValueError("fractions of the recovery rise and end with 1, as in [0, 0.25, 1]")
         return self
 
-    def marks(self, epochs: int) -> tuple[float, ...]:
+    def marks(self, epochs: float) -> tuple[float, ...]:
         """Epochs, or a part of the first, after which a recovery of so many is looked at, the whole one left out."""
         wanted = (fraction * epochs for fraction in self.recovery)
         found = (mark if mark < 1 else round(mark) for mark in wanted)

@@ -7,10 +7,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from pydantic.fields import FieldInfo
 
-from ...core.validation import Listed, Text
+from ...core.validation import CountOrNone, Listed, Text
 from ...spaces.choices import SpaceChoices
 from ...spaces.knobs.kind import Granularity, KnobKind
+from ...spaces.knobs.recovery import RECOVERY_KIND
 from ...spaces.knobs.registry import KNOB_KINDS
+from ...spaces.policies.checks import epochs_of
 from ...spaces.policies.layer_policy import BFLOAT16_BITS
 from ...spaces.policies.policy import Choice
 from .parts import Part, add_fields
@@ -25,11 +27,13 @@ class SpaceSpec(Part):
         preset: a family of `spaces.presets` whose choices hold where none are given, "auto" for the model's own, or "none".
         granularity: how many layers share one knob for weight bits, activation bits and weight sparsity.
         keep: `fnmatch` patterns of layers left at full precision and density, their channels never removed.
+        recovery_steps: steps of the optimizer in place of `recovery_epochs`, which they are turned into once the data are known.
     """
 
     preset: Literal["none", "auto", "cnn", "transformer", "recurrent"] = "none"
     granularity: Granularity = "layer"
     keep: Listed[Text] = ()
+    recovery_steps: Annotated[Listed[CountOrNone], Field(min_length=1)] | None = None
 
     def offered(self, key: str) -> tuple[Choice, ...]:
         """What is offered under the key of a kind of knob."""
@@ -51,9 +55,21 @@ class SpaceSpec(Part):
         return self
 
     @model_validator(mode="after")
+    def _one_length(self) -> SpaceSpec:
+        if self.recovery_steps is not None and RECOVERY_KIND in self.model_fields_set:
+            raise ValueError(f"give {RECOVERY_KIND} or recovery_steps, not both")
+        return self
+
+    def in_epochs(self, steps_of_an_epoch: int) -> SpaceSpec:
+        """This space with `recovery_steps` as the epochs that they are."""
+        epochs = tuple(epochs_of(steps / steps_of_an_epoch) for steps in self.recovery_steps or ())
+        return self.model_copy(update={RECOVERY_KIND: epochs, "recovery_steps": None}) if epochs else self
+
+    @model_validator(mode="after")
     def _not_empty(self) -> SpaceSpec:
         keys = [kind.key for kind in KNOB_KINDS.values()]
-        if self.preset == "none" and all(len(self.offered(key)) == 1 for key in keys):
+        offered = [*(self.offered(key) for key in keys), self.recovery_steps or (0,)]
+        if self.preset == "none" and all(len(choices) == 1 for choices in offered):
             raise ValueError(f"empty space: give at least one of {', '.join(keys)} more than one choice")
         return self
 

@@ -223,6 +223,10 @@ class StudySpec(Part):
             changes["reuse_recovered"] = True  # or the same training under other bits takes half of a search's time
         return self._with(changes)
 
+    def in_epochs(self, steps_of_an_epoch: int) -> StudySpec:
+        """This spec with recoveries measured in epochs, where its file has them in steps of the optimizer."""
+        return self._with({"space": self.space.in_epochs(steps_of_an_epoch)})
+
     def with_activations(self, kind: Activations) -> StudySpec:
         """This spec with activation grids of this kind, unless its file names another."""
         if "activations" in self.quantization.model_fields_set:

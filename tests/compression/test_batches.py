@@ -18,7 +18,7 @@ def order(data, seed: int, first: int = 0, epochs: int = 1) -> list[int]:
     """The samples of the batches from number `first` on."""
     batches = shuffled_batches(data, 4, HOST, seed)
     steps = epochs * len(batches) - first
-    return [int(value) for inputs, _ in islice(batches.after(first), steps) for value in inputs]
+    return [int(value) for ((inputs, _),) in islice(batches.after(first), steps) for value in inputs]
 
 
 def test_batches_come_in_order_and_hold_every_sample():
@@ -67,4 +67,19 @@ def test_shuffling_leaves_the_global_random_state_alone():
 def test_training_and_statistics_see_full_batches_where_there_are_any(count, sizes):
     assert [len(inputs) for inputs in input_batches(numbers(count), 4, HOST)] == sizes
     batches = shuffled_batches(numbers(count), 4, HOST, 0)
-    assert [len(inputs) for inputs, _ in islice(batches.after(), len(batches))] == sizes
+    assert [len(inputs) for ((inputs, _),) in islice(batches.after(), len(batches))] == sizes
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(24, [[4, 4], [4, 4], [4, 4]]), (22, [[4, 4], [4, 4]]), (6, [[4]])])
+def test_a_step_of_several_batches_reads_the_samples_of_one_batch_of_their_size(count: int, sizes: list[list[int]]):
+    several, one = shuffled_batches(numbers(count), 4, HOST, 0, 2), shuffled_batches(numbers(count), 8, HOST, 0)
+    steps = list(islice(several.after(), 2 * len(several)))
+    assert [[len(inputs) for inputs, _ in step] for step in steps] == 2 * sizes
+    whole = [batch for (batch,) in islice(one.after(), len(steps))] if count >= 8 else []
+    assert all(
+        torch.equal(torch.cat([inputs for inputs, _ in step]), batch[0])
+        for step, batch in zip(steps, whole, strict=False)
+    )
+    assert [step[0][0].tolist() for step in islice(several.after(3), 2)] == [
+        step[0][0].tolist() for step in islice(several.after(), 3, 5)
+    ]

@@ -42,7 +42,7 @@ def workload(**settings: Any) -> Workload:
 
 def rows_of(task: Workload, epochs: int = 2, first: int = 0) -> torch.Tensor:
     batches = shuffled_batches(task.train, 5, HOST, 3)
-    return torch.cat([inputs for inputs, _ in islice(batches.after(first), epochs * len(batches) - first)])
+    return torch.cat([inputs for ((inputs, _),) in islice(batches.after(first), epochs * len(batches) - first)])
 
 
 def test_weights_are_the_same_with_and_without_processes_that_read_ahead() -> None:
@@ -95,7 +95,7 @@ def test_a_workloads_own_collation_makes_samples_and_batches(workers: int) -> No
     assert inputs.tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1], [1, 0, 0]]
     assert targets.tolist() == [0, 1, 0, 1]
     shuffled = islice(shuffled_batches(task.train, 5, HOST, 0).after(), 4)
-    assert [len(batch) for batch, _ in shuffled] == [5, 5, 5, 5]
+    assert [len(batch) for ((batch, _),) in shuffled] == [5, 5, 5, 5]
 
 
 @pytest.mark.parametrize(

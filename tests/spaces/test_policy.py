@@ -151,7 +151,10 @@ BAD = {
         '{"schema":1,"layers":{"a":{"sparsity":"4:8"}}}',
         'sparsity must be a number in [0, 1), "2:4" or a threshold',
     ),
-    "half an epoch": ('{"schema":1,"recovery":{"epochs":0.5}}', "recovery epochs must be a whole number >= 0, not 0.5"),
+    "less than no epoch": (
+        '{"schema":1,"recovery":{"epochs":-0.5}}',
+        "recovery epochs must be a number >= 0, not -0.5",
+    ),
     "no learning": ('{"schema":1,"recovery":{"epochs":1,"learning_rate":0}}', "recovery learning_rate must be > 0"),
     "no temperature": ('{"schema":1,"recovery":{"epochs":1,"temperature":0}}', "recovery temperature must be > 0"),
     "alpha 2": ('{"schema":1,"recovery":{"epochs":1,"alpha":2}}', "recovery alpha must lie in [0, 1], not 2"),

@@ -64,10 +64,17 @@ def test_the_rate_of_a_slow_model_is_found_on_small_batches_and_is_near_that_of_
 
 
 def test_a_preset_offers_the_epochs_that_a_runs_time_allows():
-    assert affordable((0, 1, 10), 1.0, None) == [0, 1, 10]
-    assert affordable((0, 1, 10), 6.0, 600.0) == [0, 1, 10]  # 15 % of 600 s are 90 s
-    assert affordable((0, 1, 10), 10.0, 600.0) == [0, 1]
-    assert affordable((0, 6), 1000.0, 60.0) == [0, 6]  # the fewest stay, however long they take
+    assert affordable((0, 1, 10), 1.0, None, 100) == [0, 1, 10]
+    assert affordable((0, 1, 10), 6.0, 600.0, 100) == [0, 1, 10]  # 15 % of 600 s are 90 s
+    assert affordable((0, 1, 10), 10.0, 600.0, 100) == [0, 1]
+    assert affordable((0, 6), 80.0, 600.0, 100) == [0, 6]  # the fewest stay where an epoch fits
+
+
+def test_a_preset_offers_a_part_of_an_epoch_that_takes_too_long():
+    assert affordable((0, 1, 10), 4000.0, 3600.0, 20_000) == [0, 0.1]  # 15 % of 3600 s are 540 s
+    assert affordable((0, 6), 4000.0, 600.0, 20_000) == [0, 0.02]
+    assert affordable((0, 6), 1e6, 600.0, 20_000) == [0, 0.005]  # 100 steps, and 0.002 would be 40
+    assert affordable((0, 6), 4000.0, 600.0, 20) == [0, 6]  # no part has steps enough
 
 
 def spec_of(**recovery) -> StudySpec:

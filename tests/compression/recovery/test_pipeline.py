@@ -109,6 +109,7 @@ def test_fake_quantization_is_what_the_grids_say():
         {"schedule": "constant"},
         {"optimizer": "adamw"},
         {"patience": 1},
+        {"accumulate": 2},
     ],
     ids=lambda settings: (
         "-".join(map(str, *settings.values())) if "steps" in settings and len(settings) == 1 else str(settings)
@@ -163,6 +164,9 @@ def test_settings_at_their_defaults_are_not_written():
         ({"steps": ("prune",)}, r"'train' is there 0 times"),
         ({"data": "tests"}, r"'tests' is not one of train, unlabelled, synthetic"),
         ({"patience": -1}, r"patience must be a whole number >= 0"),
+        ({"accumulate": 0}, r"accumulate must be a whole number >= 1"),
+        ({"compile": 1}, r"compile must be true, false or auto"),
+        ({"channels_last": "no"}, r"channels_last must be true, false or auto"),
     ],
 )
 def test_a_wrong_pipeline_is_reported_in_one_line(settings, problem):

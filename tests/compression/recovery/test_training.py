@@ -7,8 +7,10 @@ import math
 import pytest
 import torch
 from slimfront.compression.finite import require_finite
+from slimfront.compression.recovery.computing import precision_of
 from slimfront.compression.recovery.early_stopping import EarlyStopping
-from slimfront.compression.recovery.train import _has_bfloat16, _optimizer, _schedule, _Training, train
+from slimfront.compression.recovery.schedules import optimizer_of, schedule_of
+from slimfront.compression.recovery.train import _Training, train
 from slimfront.core.errors import CompressionError
 from slimfront.spaces.policies.policy import Recovery
 from slimfront.workloads.workload import Workload
@@ -41,8 +43,8 @@ def workload() -> Workload:
 )
 def test_learning_rates_by_hand(schedule, rates):
     recovery = Recovery(1, 0.1, schedule=schedule)
-    optimizer = _optimizer(list(network().parameters()), recovery)
-    following = _schedule(optimizer, recovery, 4)
+    optimizer = optimizer_of(list(network().parameters()), recovery)
+    following = schedule_of(optimizer, recovery, 4)
     found = []
     for _ in rates:
         found.append(optimizer.param_groups[0]["lr"])
@@ -52,8 +54,8 @@ def test_learning_rates_by_hand(schedule, rates):
 
 
 def test_one_cycle_rises_to_its_peak_and_ends_near_zero():
-    optimizer = _optimizer(list(network().parameters()), Recovery(1, 0.1))
-    following, found = _schedule(optimizer, Recovery(1, 0.1), 100), []
+    optimizer = optimizer_of(list(network().parameters()), Recovery(1, 0.1))
+    following, found = schedule_of(optimizer, Recovery(1, 0.1), 100), []
     for _ in range(100):
         found.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
@@ -105,7 +107,7 @@ def trained(workload: Workload, **settings) -> nn.Module:
 def test_mixed_precision_is_bfloat16_where_the_machine_has_it_and_else_left_out_with_a_word(workload, caplog):
     with caplog.at_level(logging.WARNING):
         mixed = trained(workload, mixed_precision=True)
-    has = _has_bfloat16(torch.device("cpu"))
+    has = precision_of(torch.device("cpu")) is not None
     assert ("mixed precision left out" in caplog.text) != has
     assert torch.equal(mixed[1].weight, trained(workload)[1].weight) != has
 
@@ -114,7 +116,7 @@ def test_in_mixed_precision_the_loss_is_that_of_a_forward_pass_in_bfloat16(workl
     training = _Training(network(1), workload, Recovery(1, alpha=0.0), 16, ())
     inputs, targets = (tensor[:16] for tensor in workload.train.tensors)
     exact = training._loss(inputs, targets).item()
-    training.autocast = True
+    training.computing.precision = torch.bfloat16
     half = copy.deepcopy(training.student).bfloat16()
     expected = functional.cross_entropy(half(inputs.bfloat16()).float(), targets).item()
     assert training._loss(inputs, targets).item() == pytest.approx(expected, rel=1e-3)
