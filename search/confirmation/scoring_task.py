@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol, TypeVar
 
-if TYPE_CHECKING:
-    from ..trials.worker import Stage, Worker
+S_co = TypeVar("S_co", covariant=True)
+
+
+class Confirming(Protocol[S_co]):
+    """A worker as its tasks see it; `trials.worker.Worker` is one."""
+
+    def confirm(self, task: ScoringTask) -> Iterator[S_co]:
+        """Score what the task names, a stage at a time."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class ScoringTask:
 
     what = "the scoring"
 
-    def stages(self, worker: Worker) -> Iterator[Stage]:
+    def stages(self, worker: Confirming[S_co]) -> Iterator[S_co]:
         """Run it: a stage for the reference, then one for each artifact in order."""
         return worker.confirm(self)
 
