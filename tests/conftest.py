@@ -21,6 +21,9 @@ _databases = itertools.count()
 TIMING_SECONDS = 0.2
 """The most seconds of a timing where only what is done with the figure is tested."""
 
+LONGEST = ("test_tutorial.py", "test_cli.py", "test_generated_models.py")
+"""Files that take minutes each: one that began last would keep one process busy long after the other has ended."""
+
 hypothesis.settings.register_profile("slimfront", deadline=None)  # a shared machine may pause for seconds
 hypothesis.settings.load_profile("slimfront")
 
@@ -47,9 +50,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first, so that processes that share the files end together."""
+    """The longest files come first, then others with slow tests, so that processes that share the files end together."""
     slow = {item.path for item in items if "slow" in item.keywords}
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: (item.path.name not in LONGEST, item.path not in slow))
 
 
 @contextmanager

@@ -37,6 +37,10 @@ def adapted(workload: Workload) -> Workload:
     if _keeps_tensors(model, example):
         model = copied(model)
         model.register_forward_hook(_Detach())
+    if _changes_inputs(model, example):
+        model = copied(model)
+        model.register_forward_pre_hook(_OwnInputs())
+        remarks.append("forward changes its inputs in place: it computes on a copy of them")
     remarks += _remarks_on_types(workload.example_input)
     kinds, classes = InputKinds.of(example), number_of_classes(workload)
     splits = {
@@ -137,12 +141,27 @@ class _Detach:
                 place[key] = value.detach()
 
 
+class _OwnInputs:
+    """A forward pre-hook that hands a model a copy of its inputs: data, and what a teacher reads too, stay as they are."""
+
+    def __call__(self, _model: nn.Module, inputs: tuple[Batch, ...]) -> tuple[Batch, ...]:
+        return tuple(mapped(torch.clone, batch) for batch in inputs)
+
+
+@torch.no_grad()
+def _changes_inputs(model: nn.Module, example: Batch) -> bool:
+    """Whether forward writes into its inputs, be it the values that are there already."""
+    inputs = mapped(torch.clone, example)
+    copied(model).eval()(inputs)
+    return any(tensor._version for tensor in tensors_of(inputs))
+
+
 @torch.no_grad()
 def _keeps_tensors(model: nn.Module, example: Batch) -> bool:
     """Whether forward leaves a tensor in an attribute, which has its graph with it where gradients are recorded."""
     probe = copied(model).eval()
     before = [id(kept) for _, _, kept in kept_tensors(probe)]
-    probe(example)
+    probe(mapped(torch.clone, example))
     return before != [id(kept) for _, _, kept in kept_tensors(probe)]
 
 

@@ -238,5 +238,5 @@ def _called(function: Callable[..., object], options: Mapping[str, Any]) -> Work
         raise_if_interrupted(error)
         raise WorkloadError(f"it raised {describe(error)}") from error
     if not isinstance(workload, Workload):
-        raise WorkloadError(f"it must return a slimfront.workloads.workload.Workload, not {type(workload).__name__}")
+        raise WorkloadError(f"it must return a slimfront.Workload, not {type(workload).__name__}")
     return workload

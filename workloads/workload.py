@@ -8,8 +8,10 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map  # the maps of trees in torch.utils.pytree are of another kind of tree
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..core.batch import Batch, tensors_of
@@ -31,6 +33,7 @@ from .samples import (
     flaw_of,
     is_class,
     kind_of,
+    tensor_of,
 )
 
 if TYPE_CHECKING:
@@ -80,7 +83,7 @@ class Workload:
         calibration: quantization ranges and batch-norm statistics come from this.
         validation: the search's accuracy is measured on this.
         test: scored once, at the end of a search and on export.
-        example_inputs: one batch of one sample: a tensor [1, ...], a tuple of such or a dictionary of such, of any types. The model
+        example_inputs: one batch of one sample: a tensor or array [1, ...], a tuple of such or a mapping of such, of any types. The model
             is called `model(x)`, `model(*xs)` or `model(**xs)`; data sets give (inputs, target) pairs of the same structure.
             Fixes shapes for tracing. Also taken as `example_input`.
         metric: a name of `METRIC_NAMES`, a `torchmetrics.Metric`, or a function of all (outputs, targets), higher is better unless it
@@ -118,6 +121,9 @@ class Workload:
     output_kinds: Mapping[str, OutputKind] = field(default_factory=dict)
     collate: Collate | None = None
     train_transform: Transform | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "example_inputs", _as_tensors(self.example_inputs))
 
     def reading(self, split: str) -> Reading:
         """How the samples of a split are read."""
@@ -172,6 +178,15 @@ def number_of_classes(workload: Workload) -> int | None:
     if not isinstance(workload.metric, str):
         return None
     return _classes_of(picked(example_result(workload), workload.outputs), workload.metric)
+
+
+def _as_tensors(example: Any) -> Any:
+    """Example inputs with arrays as tensors, and any mapping, such as what a tokenizer returns, as a dictionary."""
+    if isinstance(example, Mapping):
+        return {name: _as_tensors(value) for name, value in example.items()}
+    if type(example) in (tuple, list):
+        return type(example)(map(_as_tensors, example))
+    return tensor_of(example) if isinstance(example, np.ndarray) else example
 
 
 def _require(condition: bool, problem: str) -> None:
@@ -243,7 +258,7 @@ def example_result(workload: Workload) -> Any:
         raise WorkloadError(f"model cannot be copied (copy.deepcopy): {describe(error)}") from error
     try:
         with torch.inference_mode():
-            return called(own.eval(), example, workload.forward)
+            return called(own.eval(), tree_map(_cloned, example), workload.forward)
     except BaseException as error:  # the user's code may raise anything
         raise_if_interrupted(error)
         floats = {tensor.dtype for _, tensor in _named(example) if tensor.is_floating_point()}
@@ -252,6 +267,11 @@ def example_result(workload: Workload) -> Any:
         raise WorkloadError(
             f"model does not run on example_inputs {kind_of(example)}: {describe(error)}{hint}"
         ) from error
+
+
+def _cloned(value: Any) -> Any:
+    """A tensor's copy, which the user's forward may change; anything else itself."""
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _checked_outputs(workload: Workload, result: Any) -> Batch:

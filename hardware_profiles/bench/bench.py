@@ -86,7 +86,8 @@ class Bench:
     def time(self, candidate: Path, seconds: float = 2.0, quiet_reference_ms: float = math.inf) -> PairedTiming:
         """Time `candidate` against the reference for at most about `seconds`; a quiet machine takes a quarter of them.
 
-        A busy machine is waited for, and what is far too uncertain is timed again: see `quiet` and `paired_timing`.
+        A busy machine is waited for, and what is far too uncertain is timed again, unless `SLIMFRONT_BENCH_WAIT_S` is 0: see `quiet`
+        and `paired_timing`.
 
         Args:
             quiet_reference_ms: the reference's latency on this machine when it was quiet, where that is known.
@@ -222,7 +223,8 @@ def _time_pair(candidate: str, seconds: float, quiet_reference_s: float) -> Pair
         _state.wait()
         calm_s = min(_state.calm_reference_s, quiet_reference_s)
         before = CoreState.of(_state.cores)
-        timing = paired_timing(_runner(session), _runner(_state.reference), seconds, calm_s, _state.wait)
+        settle = _state.wait if _state.wait.is_patient else None
+        timing = paired_timing(_runner(session), _runner(_state.reference), seconds, calm_s, settle)
         conditions = Conditions(before, CoreState.of(_state.cores), _state.wait.taken())
         ended = time.time()
     _state.calm_reference_s = min(_state.calm_reference_s, timing.reference_ms / 1e3)

@@ -16,7 +16,7 @@ LOOK_SECONDS = 0.1
 """The seconds of one look: ten ticks of the clock that Linux counts a core's time in."""
 
 WAIT_SECONDS = float(os.environ.get("SLIMFRONT_BENCH_WAIT_S", "3"))
-"""The most seconds that one timing waits for a quiet machine; 0 never waits."""
+"""The most seconds that one timing waits for a quiet machine; 0 never waits, and times nothing again."""
 
 
 class QuietWait:
@@ -32,6 +32,11 @@ class QuietWait:
     def __init__(self, busy: Callable[[float], float], limit: float = WAIT_SECONDS) -> None:
         self._busy, self._most, self._limit = busy, limit, limit
         self._waited_s = 0.0
+
+    @property
+    def is_patient(self) -> bool:
+        """Whether it may ever wait."""
+        return self._most >= LOOK_SECONDS
 
     def taken(self) -> float:
         """Seconds waited since this was last asked."""

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import kendalltau, spearmanr
 
 from ...core.errors import UserError
 from ...core.metrics import METRICS
@@ -80,6 +79,8 @@ def _audit(proxy: str, trials: Sequence[TrialRecord]) -> ProxyAudit:
     n = len(trials)
     if len(set(counts)) < 2 or len(set(latencies)) < 2:
         return ProxyAudit(proxy, n, math.nan, math.nan, math.nan, math.nan, None)
+    from scipy.stats import kendalltau, spearmanr  # only here: importing it takes a second
+
     # Both results are named tuples of statistic and p-value, which SciPy does not annotate.
     spearman, kendall = (float(np.asarray(rank(counts, latencies))[0]) for rank in (spearmanr, kendalltau))
     return ProxyAudit(proxy, n, spearman, *rank_correlation_interval(spearman, n), kendall, _misled(proxy, trials))

@@ -26,20 +26,27 @@ from sqlalchemy import text
 REFUSED = "study 'tiny' is being searched by another process"
 
 DRIVER = """
-import sys, time
+import signal, sys, time
 from slimfront.core.errors import StoreError
 from slimfront.search.sole_driver import sole_driver
 from slimfront.studies.store import lease
 from slimfront.studies.store.store import Store
 
-lease.EXPIRES_S, lease.HEARTBEAT_S = 1.5, 0.3
+def renew(held, renewing=lease.Lease.renew):
+    renewing(held)
+    print("renewed", flush=True)
+    sys.stdin.readline()
+
+lease.Lease.renew, lease.HEARTBEAT_S = renew, 0.1
+signal.signal(signal.SIGINT, signal.default_int_handler)
 try:
     with Store(sys.argv[1]) as store, sole_driver(store, "tiny"):
         print("driving", flush=True)
-        time.sleep(60)
+        time.sleep(600)
 except StoreError as error:
     sys.exit(str(error))
 """
+"""Drives the study given by its database's URL, and renews its lease at once, and again for every line on stdin: never while a test looks."""
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -56,18 +63,15 @@ def store(url: str) -> Iterator[Store]:
         yield store
 
 
-@pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leases that expire while a test can wait for it."""
-    monkeypatch.setattr(lease, "EXPIRES_S", 1.0)
-    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.2)
-
-
 @contextmanager
 def another_driver(url: str) -> Iterator[subprocess.Popen[str]]:
     """A process of its own that drives the study."""
     process = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", DRIVER, url],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         assert process.stdout is not None
@@ -82,6 +86,13 @@ def take_over(store: Store, study: str = "tiny") -> None:
     """Have another process own the study, as if its lease had expired."""
     with store._database.unguarded() as session:
         session.execute(text("UPDATE slimfront_lease SET owner = 'elsewhere 1 2 3' WHERE study = :s"), {"s": study})
+
+
+def expires(store: Store, sooner_s: float = 0) -> float:
+    """Unix time at which the lease of the study ends, brought forward by so many seconds."""
+    with store._database.unguarded() as session:
+        session.execute(text("UPDATE slimfront_lease SET expires = expires - :s"), {"s": sooner_s})
+        return session.scalar(text("SELECT expires FROM slimfront_lease")) or 0.0
 
 
 def test_names_that_a_short_hash_mixes_up_are_two_studies(store: Store):
@@ -128,31 +139,33 @@ def test_the_next_driver_need_not_wait_for_one_that_was_killed(url: str, store: 
             pass
 
 
-@pytest.mark.usefixtures("short")
 def test_a_driver_that_slept_is_taken_over_and_then_stops(url: str, store: Store):
     with another_driver(url) as other:
-        time.sleep(2)  # longer than a lease lasts: heartbeats keep it
+        assert other.stdin is not None
+        assert other.stdout is not None
+        first = expires(store)
+        assert other.stdout.readline() == "renewed\n"
+        assert expires(store) > first
         with pytest.raises(StoreError, match=REFUSED), sole_driver(store, "tiny"):
             pass
         os.kill(other.pid, signal.SIGSTOP)
-        time.sleep(1.8)
+        expires(store, sooner_s=lease.EXPIRES_S + 1)
         with sole_driver(store, "tiny"):
             os.kill(other.pid, signal.SIGCONT)
-            _, said = other.communicate(timeout=20)
+            _, said = other.communicate("\n", timeout=120)
     assert said == (
-        "study 'tiny' was taken over by another process while this one gave no sign of life for 1.5 s; "
+        "study 'tiny' was taken over by another process while this one gave no sign of life for 60 s; "
         "this one stops, the other continues\n"
     )
     assert other.returncode == 1
 
 
-def test_a_process_elsewhere_keeps_its_lease_until_it_expires(store: Store, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(lease, "EXPIRES_S", 1.0)
+def test_a_process_elsewhere_keeps_its_lease_until_it_expires(store: Store):
     store.lease("tiny").take()
     take_over(store)
     with pytest.raises(StoreError, match=r"process 1 on elsewhere"):
         store.lease("tiny").take()
-    time.sleep(1.1)
+    expires(store, sooner_s=lease.EXPIRES_S + 1)
     store.lease("tiny").take()
 
 

@@ -2,10 +2,12 @@
 
 import copy
 from collections import Counter
+from types import MappingProxyType
 
 import numpy as np
 import pytest
 import torch
+from slimfront.core.batch import tensors_of
 from slimfront.workloads.adapt import adapted
 from slimfront.workloads.workload import Workload
 from torch import nn
@@ -166,3 +168,33 @@ def test_splits_that_are_one_data_set_are_named():
         Workload(net(), data, TensorDataset(INPUTS, TARGETS), data, TensorDataset(INPUTS, TARGETS), INPUTS[:1])
     )
     assert own.remarks == ("train, validation are one data set: accuracies measured on it are not of unseen samples",)
+
+
+class Normalising(nn.Module):
+    """Centres its input where it lies, as preprocessing in forward often does."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.inner, self.change = net(), change
+
+    def forward(self, inputs):
+        self.change(inputs)
+        return self.inner(inputs)
+
+
+@pytest.mark.parametrize("change", [lambda x: x.sub_(0.5), lambda x: x.clamp_(-100, 100)], ids=["moved", "same values"])
+def test_a_model_that_writes_into_its_inputs_leaves_the_data_as_they_are(change):
+    model, inputs = Normalising(change).eval(), INPUTS.clone()
+    plain = adapted(workload(model, inputs))
+    outputs = plain.model(plain.train.tensors[0])
+    assert plain.train.tensors[0].equal(INPUTS)
+    assert inputs.equal(INPUTS)
+    assert outputs.equal(model(INPUTS.clone()))
+    assert outputs.equal(plain.model(plain.train.tensors[0]))
+    assert any("in place" in remark for remark in plain.remarks)
+
+
+@pytest.mark.parametrize("given", [INPUTS[:1].numpy(), MappingProxyType({"x": INPUTS[:1]}), (INPUTS[:1].numpy(),)])
+def test_example_inputs_are_taken_as_data_sets_and_tokenizers_give_them(given):
+    own = Workload(net(), *[TensorDataset(INPUTS, TARGETS)] * 4, example_inputs=given)
+    assert all(tensor.equal(INPUTS[:1]) for tensor in tensors_of(own.example_input))

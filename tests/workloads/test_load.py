@@ -139,7 +139,7 @@ WRONG_TURNS = {
     "wrong type": (
         "code/own.py:nothing",
         {},
-        "it must return a slimfront.workloads.workload.Workload, not NoneType",
+        "it must return a slimfront.Workload, not NoneType",
     ),
     "broken contract": ("code/own.py:mine", {"samples": 0}, "train is empty"),
 }
