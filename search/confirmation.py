@@ -43,14 +43,15 @@ def confirm_front(search: Search) -> None:
 
 
 def _confirmed(search: Search) -> set[int]:
-    """Points an earlier run of the study confirmed."""
-    return {point.trial for point in search.front if is_confirmed(point.measurements)}
+    """Points an earlier run of the study confirmed, and whose files are there if the study keeps any."""
+    confirmed = {point.trial for point in search.front if is_confirmed(point.measurements)}
+    return {number for number in confirmed if search.spec.keep == "none" or search.kept.take_back(number)}
 
 
 def _artifact(search: Search, number: int) -> tuple[Artifact, Sequence[Phase]]:
     """A point's artifact, and what is to be measured of it: accuracy too, where it is made again and is another file."""
-    if (path := search.files.found(number, MODEL)) is not None:
-        return Artifact.of(path), ("confirmed",)
+    if search.kept.take_back(number):
+        return Artifact.of(search.files.path(search.files.newest(number)[MODEL])), ("confirmed",)
     remade = search.kept.make_again(search.prepared, search.store.get_trial(search.spec.study, number))
     search.tell(FilesRemade(number, remade))
     phases: Sequence[Phase] = ("scored", "confirmed") if MODEL in remade.differing else ("confirmed",)
