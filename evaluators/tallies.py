@@ -242,7 +242,12 @@ class Whole:
         outputs, targets = self._outputs, self._targets
         if chosen is not None:
             outputs, targets = (pytree.tree_map(lambda t: t[chosen], tree) for tree in (outputs, targets))
-        return float(self._function(outputs, targets))
+        score: Any = self._function(outputs, targets)
+        try:
+            return float(score)
+        except (TypeError, ValueError, RuntimeError) as error:
+            kind = f"{type(score).__name__} {list(getattr(score, 'shape', ''))}".removesuffix(" []")
+            raise EvaluationError(f"the workload's metric must return one number, not {kind}") from error
 
 
 def rows(tree: Tree, start: int, stop: int) -> Tree:

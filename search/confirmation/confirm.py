@@ -63,7 +63,7 @@ class _Confirmation:
 
     def run(self) -> None:
         """Confirm points until none of the front waits."""
-        self.confirmed = {point.trial for point in self.search.front if is_confirmed(point.measurements)}
+        self.confirmed = self._confirmed_before()
         while waiting := self._waiting:
             artifacts = {number: self._artifact(number) for number in waiting}
             scoring = self._scored({number: artifact for number, (artifact, _) in artifacts.items()})
@@ -74,6 +74,12 @@ class _Confirmation:
                     self._measure(number, artifact, phases, scoring)
         if self.problems and not self.confirmed:
             raise SearchError(f"no point of the front could be confirmed: trial {min(self.problems)}: {self._first}")
+
+    def _confirmed_before(self) -> set[int]:
+        """Points an earlier run of the study confirmed, and whose files are there if the study keeps any."""
+        search = self.search
+        confirmed = {point.trial for point in search.front if is_confirmed(point.measurements)}
+        return {number for number in confirmed if search.spec.keep == "none" or search.kept.take_back(number)}
 
     @property
     def _first(self) -> str:
@@ -139,8 +145,8 @@ class _Confirmation:
     def _artifact(self, number: int) -> tuple[Artifact, Sequence[Phase]]:
         """A point's artifact, and what is to be measured of it: accuracy too, where it is made again and is another file."""
         search = self.search
-        if (path := search.files.found(number, MODEL)) is not None:
-            return Artifact.of(path), ("confirmed",)
+        if search.kept.take_back(number):
+            return Artifact.of(search.files.path(search.files.newest(number)[MODEL])), ("confirmed",)
         remade = search.kept.make_again(search.prepared, search.store.get_trial(search.spec.study, number))
         search.tell(FilesRemade(number, remade))
         phases: Sequence[Phase] = ("scored", "confirmed") if MODEL in remade.differing else ("confirmed",)

@@ -11,7 +11,7 @@ from typing import Protocol
 from ...hardware_profiles.runtimes.base import Artifact
 from ...studies.analysis.front import Point
 from ...studies.files.remade import Remade
-from ...studies.files.study_files import HEAVY, WEIGHTS, StudyFiles
+from ...studies.files.study_files import HEAVY, MODEL, WEIGHTS, StudyFiles
 from ...studies.store.records import TrialRecord
 from ...studies.study_file.spec import StudySpec
 from .prepared_study import PreparedStudy
@@ -73,6 +73,19 @@ class TrialFiles:
         serving = self._serving()
         for number in self._held.keys() - {*self._on_front(), *running}:
             self._remove(number, {WEIGHTS} if number in serving else set())
+
+    def take_back(self, number: int) -> bool:
+        """Keep a trial's files again that were let go, where another trial has the very same; whether its model is there then.
+
+        Without this they would go with the other trial's.
+        """
+        newest = self._files.newest(number)
+        there = {kind: self._files.found(number, kind) for kind in newest}
+        for kind, record in newest.items():
+            if record.removed_at is not None and (path := there[kind]) is not None:
+                self._files.put(number, kind, path, record.sha256, record.bytes, take=False)
+                self._held[number].add(kind)
+        return there.get(MODEL) is not None
 
     def make_again(self, prepared: PreparedStudy, trial: TrialRecord) -> Remade:
         """Have a trial that has ended have its files again, made from its policy."""

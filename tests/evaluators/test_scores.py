@@ -152,3 +152,9 @@ def test_intervals_hold_their_value_whatever_the_samples(hits, random):
 def test_a_metric_that_is_no_finite_number_is_reported(wrong):
     with pytest.raises(EvaluationError, match=rf"^the workload's metric returned {wrong}$"):
         scored(torch.zeros(2, 1), torch.zeros(2), lambda outputs, targets: wrong)
+
+
+@pytest.mark.parametrize(("wrong", "kind"), [(torch.zeros(2), r"Tensor \[2\]"), (None, "NoneType"), ("0.9x", "str")])
+def test_a_metric_that_returns_no_number_is_reported_as_such(wrong, kind):
+    with pytest.raises(EvaluationError, match=rf"^the workload's metric must return one number, not {kind}$"):
+        scored(torch.zeros(2, 1), torch.zeros(2), lambda outputs, targets: wrong)

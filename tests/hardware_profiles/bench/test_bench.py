@@ -327,13 +327,14 @@ def test_a_real_artifact_is_as_fast_as_itself_and_a_larger_one_slower(card, make
         runtime = get_runtime(target.runtime)
     except TargetError as reason:  # no GPU, or no package for it
         pytest.skip(str(reason))
-    for name, width in (("small", 16), ("large", 64)):
+    for name, width in (("small", 4), ("large", 64)):
         network = type(make_network("residual"))(width).eval()
         example = torch.zeros(1, *network.shape)
         paths[name] = runtime.lower(candidate(network, {}), example, target, tmp_path / f"{name}{runtime.suffix}").path
     batch = {"input": inputs(network.shape, 1, 0).numpy()}
     with Bench(target, paths["small"], batch, bench_cores(1)) as real:
-        assert real.time(paths["small"], 0.5).speedup == pytest.approx(1, abs=0.2)
+        # Half a microsecond between two sessions of one file would be more than this.
+        assert any(real.time(paths["small"], 0.5).speedup == pytest.approx(1, abs=0.04) for _ in range(4))
         assert real.time(paths["large"], 0.5).speedup < 0.7
 
 

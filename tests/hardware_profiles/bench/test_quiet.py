@@ -62,8 +62,11 @@ def test_a_quiet_moment_restores_the_patience(monkeypatch):
 
 def test_no_limit_no_look(monkeypatch):
     machine = Machine(monkeypatch, busy_until=float("inf"))
-    QuietWait(machine.busy, limit=0)()
+    wait = QuietWait(machine.busy, limit=0)
+    wait()
     assert machine.now == 0
+    assert not wait.is_patient
+    assert QuietWait(machine.busy, limit=1).is_patient
 
 
 def stat(*cores: tuple[int, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from slimfront.core.errors import StoreError, StudyFileError
@@ -9,6 +10,7 @@ from slimfront.core.measurement import Measurement
 from slimfront.hardware_profiles.runtimes.base import Artifact
 from slimfront.search.sole_driver import sole_driver
 from slimfront.search.trials.artifacts_folder import DiskSpace
+from slimfront.search.trials.trial_files import TrialFiles
 from slimfront.search.upkeep.collect import collect
 from slimfront.search.upkeep.whole_studies import delete, rename
 from slimfront.spaces.policies.policy import Policy
@@ -67,6 +69,21 @@ def test_what_is_collected_is_what_no_row_names_and_what_the_study_does_not_keep
     assert files.found(0, "precisions") is not None
     assert [path.name for path in half.iterdir()] == ["trial.log"]
     assert collect(store, "tiny").files == 0, "a second time there is nothing"
+
+
+def test_files_that_another_trial_has_too_are_taken_back_and_outlive_it(store: Store, tmp_path: Path) -> None:
+    files, front = StudyFiles(store, "tiny"), SimpleNamespace(points=[SimpleNamespace(trial=1)])
+    for number in (0, 1):
+        put(files, tmp_path, number, "model", b"of 0 and 1")
+    kept = TrialFiles(files, tmp_path, store.get_study("tiny").spec, front)
+    kept.end(2, [])
+    assert held(store) == [1]
+    front.points = [SimpleNamespace(trial=0)]  # as where one more timing makes 0 the better
+    assert kept.take_back(0)
+    assert not kept.take_back(2), "what 2 had nobody else has"
+    kept.finish()
+    assert held(store) == [0]
+    assert files.path(files.newest(0)["model"]).read_bytes() == b"of 0 and 1"
 
 
 def test_a_study_that_keeps_all_loses_only_what_is_lost_already(store: Store) -> None:

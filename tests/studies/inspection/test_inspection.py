@@ -146,13 +146,20 @@ def workload():
 '''
 
 
-def test_an_encoder_with_a_padding_mask_is_inspected_and_each_reason_printed_once(tmp_path, monkeypatch):
+def test_an_encoder_with_a_padding_mask_is_inspected(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.backends.mha, "_is_fastpath_enabled", True)
     (tmp_path / "own.py").write_text(MASKED)
     found = inspect_workload(load_workload("own.py:workload", base=tmp_path))
     assert {"encoder.layers.0.linear1", "encoder.layers.1.linear1"} <= {group.name for group in found.groups}
+    assert not found.skipped
+
+
+def test_a_reason_that_several_modules_share_is_printed_once(tmp_path):
+    own_keys = "\n        for layer in self.encoder.layers:\n            layer.self_attn = nn.MultiheadAttention(16, 2, batch_first=True, add_bias_kv=True)\n        self.fc ="
+    (tmp_path / "own.py").write_text(MASKED.replace("\n        self.fc =", own_keys))
+    found = inspect_workload(load_workload("own.py:workload", base=tmp_path))
     assert len([name for name in found.skipped if name.endswith("self_attn")]) == 2
-    assert printed(found).count("an attention that reads several inputs") == 1
+    assert printed(found).count("an attention whose weights are read too") == 1
     assert "encoder.layers.*.self_attn (2)" in printed(found)
 
 
