@@ -202,7 +202,7 @@ def _set_up(target_json: str, reference: str, inputs: Mapping[str, np.ndarray], 
     os.sched_setaffinity(0, cores)  # before the runtime starts its threads, which inherit it
     target = Target.model_validate_json(target_json)
     inputs = {
-        name: np.require(values, requirements="CW") for name, values in inputs.items()
+        name: np.require(values, requirements=["C", "W"]) for name, values in inputs.items()
     }  # else each run copies them
     with _alone():  # another bench may be timing on these cores
         wait = QuietWait(partial(busy_share, cores))

@@ -157,8 +157,12 @@ def shared_core() -> openvino.Core:
     loaded first would seem 13 % faster than itself at 8 us; so the first is one that nobody runs.
     """
     core, x = openvino.Core(), ops.parameter([1], np.float32)
-    core.compile_model(openvino.Model([ops.relu(x)], [x]), "CPU", ONE_STREAM | {"INFERENCE_NUM_THREADS": 1})
+    core.compile_model(_model(x, ops.relu(x)), "CPU", ONE_STREAM | {"INFERENCE_NUM_THREADS": 1})
     return core
+
+
+def _model(parameter: openvino.Node, result: openvino.Node) -> openvino.Model:
+    return openvino.Model([result], [parameter])  # pyright: ignore[reportGeneralTypeIssues]  # the stub has two classes
 
 
 def computes(precision: FloatPrecision) -> bool:
@@ -178,9 +182,8 @@ def taken_for(precision: FloatPrecision) -> FloatType | None:
         return None  # it would be emulated, which takes fifty times as long
     vector = ops.parameter([1, 16], np.float32)
     product = ops.matmul(vector, np.ones((16, 16), np.float32), False, False)
-    model = openvino.Model([product], [vector])  # pyright: ignore[reportGeneralTypeIssues]  # the stub has two classes
     try:
-        compiled = core.compile_model(model, "CPU", _hinted(precision))
+        compiled = core.compile_model(_model(vector, product), "CPU", _hinted(precision))
     except RuntimeError:
         return None
     types = {_information(operation, "runtimePrecision") for operation in _weighted(compiled)}
