@@ -179,11 +179,16 @@ def affordable(offered: Sequence[Choice], epoch_s: float, timeout_s: float | Non
         steps: of an epoch.
     """
     within = math.inf if timeout_s is None else RECOVERY_SHARE * timeout_s
-    fewest = min(float(epochs) for epochs in offered if epochs)
+    if epoch_s > within and (part := _part_of_an_epoch(within / epoch_s, steps)) is not None:
+        return [0, part]
+    most = max(within / epoch_s, min(float(epochs) for epochs in offered if epochs))
+    return [epochs for epochs in offered if float(epochs) <= most]
+
+
+def _part_of_an_epoch(most: float, steps: int) -> float | None:
+    """The largest of `FRACTIONS` that is at most `most`, else the smallest, of those with `LEAST_STEPS` of an epoch's `steps`."""
     parts = [part for part in FRACTIONS if part * steps >= LEAST_STEPS]
-    if epoch_s > within and parts:
-        return [0, next((part for part in parts if part * epoch_s <= within), parts[-1])]
-    return [epochs for epochs in offered if float(epochs) <= fewest or float(epochs) * epoch_s <= within]
+    return next((part for part in parts if part <= most), parts[-1]) if parts else None
 
 
 def _reference_artifact(prepared: PreparedStudy, files: StudyFiles, folder: Path) -> Path | None:

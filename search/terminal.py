@@ -237,10 +237,13 @@ def _line(event: Event, objectives: Sequence[str]) -> tuple[str, str] | None:
         return event.reason, "yellow"
     if isinstance(event, ClusterRemarked):
         return event.text, "yellow"
-    if isinstance(event, LearningRateFound):
-        epochs = f"recoveries of {', '.join(f'{epochs:g}' for epochs in event.epochs)} epochs, about {event.epoch_s:.2g} s each"
-        return f"learning rate {event.rate:g} found on the model in {event.seconds:.0f} s; {epochs}", ""
-    return _line_of_reference(event)
+    return _line_of_learning_rate(event) if isinstance(event, LearningRateFound) else _line_of_reference(event)
+
+
+def _line_of_learning_rate(event: LearningRateFound) -> tuple[str, str]:
+    offered = ", ".join(f"{epochs:g}" for epochs in event.epochs)
+    found = f"learning rate {event.rate:g} found on the model in {event.seconds:.0f} s"
+    return f"{found}; recoveries of {offered} epochs, about {event.epoch_s:.2g} s each", ""
 
 
 def _line_of_trial(trial: TrialRecord) -> tuple[str, str] | None:

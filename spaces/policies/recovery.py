@@ -119,6 +119,10 @@ class Recovery:
                 require(part in known, f"recovery {name}: {part!r} is not one of {', '.join(known)}")
         self._check_order()
         require(all(isinstance(name, str) for name in (self.distiller, *self.teachers)), "recovery: names must be text")
+        require(is_whole(self.patience) and self.patience >= 0, "recovery patience must be a whole number >= 0")
+        self._check_computing()
+
+    def _check_computing(self) -> None:
         for name in ("mutual", "mixed_precision"):
             require(isinstance(getattr(self, name), bool), f"recovery {name} must be true or false")
         for name in ("channels_last", "compile"):
@@ -127,7 +131,6 @@ class Recovery:
                 value in (True, False, AUTO) and not is_number(value), f"recovery {name} must be true, false or auto"
             )
         require(is_whole(self.accumulate) and self.accumulate >= 1, "recovery accumulate must be a whole number >= 1")
-        require(is_whole(self.patience) and self.patience >= 0, "recovery patience must be a whole number >= 0")
 
     def _check_order(self) -> None:
         """Require each step as often, and in such an order, as `steps` allows."""

@@ -176,14 +176,18 @@ def _name_weights(graph: GraphProto) -> None:
             if index < len(node.input) and node.input[index] in constants:
                 read = node.input[index]
                 node.input[index] = own = _free_name(constants, f"{name}/{kind}", read)
-                if own == read:
-                    continue
-                if readers[read] == 1 and own not in constants:
-                    constants[own] = constants.pop(read)
-                    constants[own].name = own
-                elif own not in constants:  # else the layer has run before
-                    constants[own] = _copied(graph, constants[read], own)
+                if own not in constants:  # else it is named so, or the layer has run before
+                    constants[own] = _own(graph, constants, read, own, is_shared=readers[read] > 1)
     drop_unread(graph, "Identity")
+
+
+def _own(graph: GraphProto, constants: dict[str, TensorProto], read: str, own: str, is_shared: bool) -> TensorProto:
+    """The constant `read` under the name `own`: itself, or a copy where others read it too."""
+    if is_shared:
+        return _copied(graph, constants[read], own)
+    renamed = constants.pop(read)
+    renamed.name = own
+    return renamed
 
 
 def _free_name(constants: Mapping[str, TensorProto], name: str, read: str) -> str:
