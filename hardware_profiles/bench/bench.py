@@ -201,9 +201,8 @@ def _set_up(target_json: str, reference: str, inputs: Mapping[str, np.ndarray], 
     Thread(target=end_with, args=(parent,), daemon=True).start()
     os.sched_setaffinity(0, cores)  # before the runtime starts its threads, which inherit it
     target = Target.model_validate_json(target_json)
-    inputs = {
-        name: np.require(values, requirements=["C", "W"]) for name, values in inputs.items()
-    }  # else each run copies them
+    # Others would be copied at each run.
+    inputs = {name: np.require(values, requirements=["C", "W"]) for name, values in inputs.items()}
     with _alone():  # another bench may be timing on these cores
         wait = QuietWait(partial(busy_share, cores))
         _state = _State(target, load_streams(Path(reference), target), inputs, cores, wait)

@@ -73,17 +73,14 @@ class _Confirmation:
                 elif number in self._waiting:  # still on the front
                     self._measure(number, artifact, phases, scoring)
         if self.problems and not self.confirmed:
-            raise SearchError(f"no point of the front could be confirmed: trial {min(self.problems)}: {self._first}")
+            number, problem = min(self.problems.items())
+            raise SearchError(f"no point of the front could be confirmed: trial {number}: {problem}")
 
     def _confirmed_before(self) -> set[int]:
         """Points an earlier run of the study confirmed, and whose files are there if the study keeps any."""
         search = self.search
         confirmed = {point.trial for point in search.front if is_confirmed(point.measurements)}
         return {number for number in confirmed if search.spec.keep == "none" or search.kept.take_back(number)}
-
-    @property
-    def _first(self) -> str:
-        return self.problems[min(self.problems)]
 
     @property
     def _waiting(self) -> list[int]:
