@@ -38,6 +38,7 @@ from .sampler.study_terms import greedy_policies
 from .sensitivity import Sensitivity, known_damage
 from .study_setup import open_study, quiet_moment, stage_of_baseline, time_budget
 from .transfer import earlier_trials
+from .trials.baseline import Measuring, measuring_here
 from .trials.kept_checkpoints import KeptCheckpoints
 from .trials.prepared_study import PreparedStudy
 from .trials.trial_files import TrialFiles
@@ -53,6 +54,7 @@ class Search:
         artifacts: absolute folder or URL that files of trials are kept in.
         listeners: hear of every event; `listen` adds more.
         started: `time.monotonic()` when the user gave the command, which the budget of time is counted from; now by default.
+        measuring: runs what is found of the uncompressed model; in this process by default.
 
     Attributes:
         optuna: the Optuna study, for the dashboard's notes and figures.
@@ -70,11 +72,13 @@ class Search:
         artifacts: Path | str,
         listeners: Sequence[Listener] = (),
         started: float | None = None,
+        measuring: Measuring | None = None,
     ) -> None:
         self.store, self._listeners = store, list(listeners)
         self.files = StudyFiles(store, prepared.spec.study)
         self.folder = folder_at_work(store, prepared.spec.study, str(artifacts))
-        self.prepared, self.reference = open_study(prepared, store, self.files, str(artifacts), self.folder, self.tell)
+        opening = self.files, str(artifacts), self.folder, self.tell, measuring or measuring_here(prepared.context)
+        self.prepared, self.reference = open_study(prepared, store, *opening)
         prepared, self.spec = self.prepared, self.prepared.spec
         self._front = LiveFront(self.spec, store)
         left = time_budget(prepared, self.reference, time.monotonic() if started is None else started)
@@ -200,7 +204,7 @@ class Search:
             return
         measurements = self._running.pop(number).measurements
         trial = self._books.close(number, TrialState.INTERRUPTED, reason, measurements)
-        self._proposals.retry(trial, self._continues(trial.retry_of))
+        self._proposals.lose(trial, is_queued=not self._rungs.give_back(trial.retry_of))
         self.tell(TrialFinished(trial))
 
     @uninterrupted()
@@ -293,7 +297,7 @@ class Search:
         for trial in paid:
             self._charge(trial)
             self._rungs.resume(trial, history.get(trial.number, ()))
-        self._proposals.resume(trials, paid, self._continues)
+        self._proposals.resume(trials, paid, self._rungs.is_stopped)
         self._proposals.add([*self.prepared.space.anchors()[:MAX_ANCHORS], *(self._path() if self._learned else [])])
         self._proposals.drop(self.optuna.waiting())  # a driver that was killed had them enqueued
         self._front.save()
@@ -336,13 +340,9 @@ class Search:
             self._add_point(trial)
         self.kept.end(number, self._running)
 
-    def _continues(self, retry_of: int | None) -> bool:
-        """Whether a trial that retries the one of this number goes on where that was stopped."""
-        return self._rungs.passed(retry_of) >= 0
-
     def _charge(self, trial: TrialRecord) -> None:
         """Charge a trial to the budget, and keep what later ones may start from."""
-        self.budget.charge(trial, is_free=self._continues(trial.retry_of))
+        self.budget.charge(trial, is_free=self._rungs.is_stopped(trial.retry_of))
         self.kept.recovered.offer(trial)
 
     def _add_point(self, trial: TrialRecord) -> None:

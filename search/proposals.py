@@ -146,15 +146,11 @@ class Proposals:
         """How often a policy's trial was lost in this run."""
         return self._lost[policy.digest]
 
-    def retry(self, lost: TrialRecord, continued: bool) -> None:
-        """Queue the policy of a lost trial before all others.
-
-        Args:
-            continued: whether that trial continued the training of another, which the new one then does.
-        """
-        self._lost[lost.digest] += 1
-        retry_of = lost.retry_of if continued else lost.number
-        self._first.appendleft((self._space.parameters(lost.policy), {RETRY_OF: retry_of}))
+    def lose(self, trial: TrialRecord, is_queued: bool) -> None:
+        """Count that a trial was lost, and queue its policy before all others, unless it comes again by itself."""
+        self._lost[trial.digest] += 1
+        if is_queued:
+            self._first.appendleft((self._space.parameters(trial.policy), {RETRY_OF: trial.number}))
 
     def forget(self, trial: TrialRecord) -> None:
         """Mark the policy of a trial as untried: it ended without a result."""

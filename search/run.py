@@ -7,6 +7,7 @@ import gc
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from ..core.errors import SearchError
 from ..core.interrupts import sigterm_interrupts
 from ..hardware_profiles.profiling.fingerprint import saturates
 from ..studies.analysis.verdict import verdict
+from ..studies.files.study_files import REFERENCE
 from ..studies.inspection.limits import limits_on, limits_text
 from ..studies.reports.progress import reason_rows, states_text
 from ..studies.store.database import absolute_url
@@ -27,7 +29,8 @@ from .dashboard.serve import Publisher
 from .driver import Search
 from .events import Event, Listener, Preparing
 from .execution.base import Runner, try_trials
-from .execution.local import LocalRunner
+from .execution.local import LocalRunner, measuring_process
+from .execution.worker_process import WorkerProcess
 from .sole_driver import sole_driver
 from .terminal import SearchProgress
 from .trials.artifacts_folder import artifacts_root, require_writable
@@ -73,11 +76,16 @@ def run_search(
         hearing.insert(0, progress.hear)
         prepared = prepare(spec, given, lambda what: _announce(what, hearing))
         _remark(prepared, progress)
-        with Store(url) as store, sole_driver(store, spec.study):
-            search = Search(prepared, store, root, hearing, started)
+        with (
+            Store(url) as store,
+            sole_driver(store, spec.study),
+            closing(measuring_process(prepared, folder)) as process,
+        ):
+            measuring = partial(process.measured, folder=folder / REFERENCE, memory_gb=spec.budget.trial_memory_gb)
+            search = Search(prepared, store, root, hearing, started, measuring)
             _describe(search.prepared, progress)
             progress.say(search.budget.disk.forecast(search.spec.keep, search.spec.budget.trials), "dim")
-            _run(search, progress)
+            _run(search, progress, process)
 
 
 @contextmanager
@@ -136,8 +144,12 @@ def _describe(prepared: PreparedStudy, progress: SearchProgress) -> None:
         )
 
 
-def _run(search: Search, progress: SearchProgress) -> None:
-    """Run a search to its confirmed front, its page on the dashboard kept up to date."""
+def _run(search: Search, progress: SearchProgress, process: WorkerProcess) -> None:
+    """Run a search to its confirmed front, its page on the dashboard kept up to date.
+
+    Args:
+        process: that has measured the uncompressed model.
+    """
     publisher = Publisher(search)
     search.listen(publisher.hear)
     progress.follow(search)
@@ -145,7 +157,7 @@ def _run(search: Search, progress: SearchProgress) -> None:
     _warn_of_saturation(search, progress)
     try:
         search.tell(Preparing("starting workers, which load the workload again"))
-        with closing(_runner(search)) as runner:
+        with closing(_runner(search, process)) as runner:
             try_trials(search, runner)
             confirm_front(search, runner)
         search.kept.finish()
@@ -166,9 +178,10 @@ def _limits(search: Search) -> str:
     return limits_text(found, prepared.target, search.reference.latency_ms)
 
 
-def _runner(search: Search) -> Runner:
+def _runner(search: Search, process: WorkerProcess) -> Runner:
     if not search.spec.workers:
-        return LocalRunner(search, isolated=True)
+        return LocalRunner(search, True, process)
+    process.close()
     from .execution.ray_runner import RayRunner  # only here: importing ray takes a second
 
     return RayRunner(search, search.spec.workers)

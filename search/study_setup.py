@@ -5,27 +5,26 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from ..compression.recovery.learning_rate import found_rate
+from ..compression.recovery.learning_rate import FoundRate, found_rate
 from ..compression.recovery.outputs import output_kinds
 from ..compression.recovery.train import steps_of_an_epoch
-from ..core.errors import StoreError, StudyFileError, WorkloadError, describe_exception
-from ..core.interrupts import raise_if_interrupted
+from ..core.errors import StoreError
 from ..core.measurement import Measurement
 from ..core.metrics import FRACTION, Quality
-from ..evaluators.evaluator import Reference
+from ..evaluators.evaluator import Context, Reference
 from ..hardware_profiles.bench.timer import Timer
 from ..hardware_profiles.runtimes.base import Artifact
 from ..spaces.knobs.recovery import RECOVERY_KIND
+from ..spaces.models.channel_groups import ChannelGroup
 from ..spaces.policies.candidate import Candidate
 from ..spaces.policies.float_precision import FLOAT32
-from ..spaces.policies.policy import Choice, Policy
+from ..spaces.policies.policy import Choice, Policy, Recovery
 from ..studies.files.study_files import MODEL, PRECISIONS, REFERENCE, StudyFiles
 from ..studies.store.records import QuietMoment, ReferenceRecord, StudyRecord
 from ..studies.store.store import Store
@@ -36,9 +35,9 @@ from ..workloads.metrics import quality_of
 from .events import LearningRateFound, Listener, Preparing, QuietMomentTaken, ReferenceNotMeasured, ReferenceSettled
 from .optuna.rescaled_trials import rescale_trials
 from .time_budget import TimeBudget
-from .trials.baseline import QUIET_SECONDS, lower_reference, measure_reference, with_scores
+from .trials.baseline import QUIET_SECONDS, Measuring, lower_reference, measure_reference, with_scores
 from .trials.free_deployments import choose_reference
-from .trials.kept_files import PRECISIONS_FILE, keep, keep_precisions
+from .trials.kept_files import PRECISIONS_FILE, keep
 from .trials.prepared_study import PreparedStudy
 from .trials.worker import Stage
 
@@ -65,7 +64,13 @@ BEGAN_BEFORE = "the study began with it, before free deployments were measured"
 
 
 def open_study(
-    prepared: PreparedStudy, store: Store, files: StudyFiles, root: str, folder: Path, tell: Listener
+    prepared: PreparedStudy,
+    store: Store,
+    files: StudyFiles,
+    root: str,
+    folder: Path,
+    tell: Listener,
+    measuring: Measuring,
 ) -> tuple[PreparedStudy, Reference]:
     """Store a new study, or take up one of that name under the study file as it is now.
 
@@ -75,6 +80,7 @@ def open_study(
     Args:
         files: of the study, which lie at `root` from now on.
         folder: of the study's files at work, of which the reference's artifact is one.
+        measuring: runs what the user's code takes part in.
 
     Returns:
         The study with its space settled, and its reference.
@@ -83,7 +89,7 @@ def open_study(
         StoreError: the database holds a study of that name that is not this one, whose files are elsewhere, or whose latencies
             were measured where its target now predicts them, or the other way round.
         StudyFileError: the reference that the study file asks for cannot be had.
-        WorkloadError: the uncompressed model cannot be measured; no candidate could be compared with it.
+        WorkloadError, SearchError: the uncompressed model cannot be measured; no candidate could be compared with it.
     """
     name = prepared.spec.study
     baseline = store.get_study(name).baseline if store.has_study(name) else {}
@@ -92,7 +98,7 @@ def open_study(
     _store_study(prepared, store)
     _refuse_mixed_latencies(prepared, baseline)
     files.settle(root)
-    opened = (_known if baseline else _new)(prepared, store, files, folder / REFERENCE, tell)
+    opened = (_known if baseline else _new)(prepared, store, files, folder / REFERENCE, tell, measuring)
     tell(Preparing("counting what channels and bits cost"))
     return opened
 
@@ -127,38 +133,38 @@ def _of_before(prepared: PreparedStudy, study: StudyRecord) -> ReferenceRecord:
 
 
 def _new(
-    prepared: PreparedStudy, store: Store, files: StudyFiles, folder: Path, tell: Listener
+    prepared: PreparedStudy, store: Store, files: StudyFiles, folder: Path, tell: Listener, measuring: Measuring
 ) -> tuple[PreparedStudy, Reference]:
     spec, workload = prepared.spec, prepared.context.workload
     tell(Preparing("timing and scoring the uncompressed model as its runtime may run it anyway"))
-    with _measuring():
-        record, paying, artifact = choose_reference(prepared, folder)
-        measurements = _measure(prepared, artifact, record)
+    record, paying, artifact = choose_reference(prepared, folder, measuring)
+    measurements = measuring(partial(measure_reference, artifact=artifact, reference=record))
     _keep_reference(files, artifact)
     baseline = {measurement.name: measurement for measurement in measurements}
     record = replace(record, moments=(QuietMoment(datetime.now(UTC), baseline["latency_ms"]),))
     offered = paying if spec.space.preset != "none" else paying[:1]
-    spec = _with_rate(prepared, spec.with_float_precisions(offered), tell)
+    spec = _with_rate(prepared, spec.with_float_precisions(offered), tell, measuring)
     prepared = prepared.settled(spec, record.precision)
     quality = quality_of(workload.metric, baseline["accuracy"].value)
     quality = replace(quality, outputs=output_kinds(workload).words)
     store.set_baseline(spec.study, measurements, prepared.target.name, record, prepared.spec, quality)
     tell(ReferenceSettled(record, is_new=True))
-    return prepared, with_scores(prepared.context, artifact, baseline["latency_ms"].value, record)
+    return prepared, _scored(artifact, baseline["latency_ms"].value, record, measuring)
 
 
-def _with_rate(prepared: PreparedStudy, spec: StudySpec, tell: Listener) -> StudySpec:
+def _scored(artifact: Artifact, latency_ms: float, record: ReferenceRecord, measuring: Measuring) -> Reference:
+    return measuring(partial(with_scores, artifact=artifact, latency_ms=latency_ms, record=record))
+
+
+def _with_rate(prepared: PreparedStudy, spec: StudySpec, tell: Listener, measuring: Measuring) -> StudySpec:
     """The spec with a learning rate found on the model, where it leaves that open and trains anything; and of the epochs that a
     preset offers, those that its time allows."""
     if spec.recovery.learning_rate != AUTO or not any(spec.space.offered(RECOVERY_KIND)):
         return spec
     recovery, workload, began = spec.recovery, prepared.context.workload, time.monotonic()
     tell(Preparing("trying learning rates on the model with half of its channels"))
-    try:
-        found = found_rate(workload, recovery.settings(), prepared.groups, spec.seed, recovery.batch_size)
-    except BaseException as error:  # the workload's data or loss may raise anything
-        raise_if_interrupted(error)
-        raise WorkloadError(f"no learning rate can be found: {describe_exception(error)}") from error
+    settings = recovery.settings(), prepared.groups, spec.seed, recovery.batch_size
+    found = measuring(partial(_rate_found, settings=settings), "no learning rate can be found")
     spec = spec.with_learning_rate(found.rate)
     if RECOVERY_KIND not in prepared.written.space.model_fields_set:
         steps = steps_of_an_epoch(workload, recovery.settings(), recovery.batch_size)
@@ -167,6 +173,10 @@ def _with_rate(prepared: PreparedStudy, spec: StudySpec, tell: Listener) -> Stud
     epochs = [float(epochs) for epochs in spec.space.offered(RECOVERY_KIND)]
     tell(LearningRateFound(found.rate, found.epoch_s, epochs, time.monotonic() - began))
     return spec
+
+
+def _rate_found(context: Context, settings: tuple[Recovery, Sequence[ChannelGroup], int, int]) -> FoundRate:
+    return found_rate(context.workload, *settings)
 
 
 def affordable(offered: Sequence[Choice], epoch_s: float, timeout_s: float | None, steps: int) -> list[Choice]:
@@ -208,7 +218,7 @@ def _keep_reference(files: StudyFiles, artifact: Artifact) -> None:
 
 
 def _known(
-    prepared: PreparedStudy, store: Store, files: StudyFiles, folder: Path, tell: Listener
+    prepared: PreparedStudy, store: Store, files: StudyFiles, folder: Path, tell: Listener, measuring: Measuring
 ) -> tuple[PreparedStudy, Reference]:
     context, study = prepared.context, store.get_study(prepared.spec.study)
     _refuse_other_metric(study, quality_of(context.workload.metric, study.baseline["accuracy"].value))
@@ -216,9 +226,10 @@ def _known(
     store.put_reference(study.name, record)
     tell(ReferenceSettled(record, is_new=False))
     path = _reference_artifact(prepared, files, folder)
-    artifact = lower_reference(context, folder, record.precision) if path is None else Artifact.of(path)
+    lower = partial(lower_reference, folder=folder, precision=record.precision)
+    artifact = measuring(lower) if path is None else Artifact.of(path)
     _keep_reference(files, artifact)
-    reference = with_scores(context, artifact, study.baseline["latency_ms"].value, record)
+    reference = _scored(artifact, study.baseline["latency_ms"].value, record, measuring)
     if prepared.target.predict:
         return prepared, reference
     with prepared.bench(artifact) as bench:
@@ -281,26 +292,6 @@ def time_budget(prepared: PreparedStudy, reference: Reference, started: float) -
     workload = prepared.context.workload
     scoring = reference.scoring_seconds * len(workload.test) / len(workload.validation)
     return TimeBudget(prepared.spec.budget.timeout_s, started, CONFIRMING_SECONDS + scoring)
-
-
-@contextmanager
-def _measuring() -> Iterator[None]:
-    """Have what a user's metric or loss raises, which may be anything, say that it was the uncompressed model's."""
-    try:
-        yield
-    except StudyFileError:
-        raise
-    except BaseException as error:
-        raise_if_interrupted(error)
-        raise WorkloadError(f"the uncompressed model cannot be measured: {describe_exception(error)}") from error
-
-
-def _measure(prepared: PreparedStudy, artifact: Artifact, record: ReferenceRecord) -> list[Measurement]:
-    with prepared.bench(artifact) as bench:
-        measurements = measure_reference(prepared.context, artifact, bench, record)
-        if not prepared.target.predict:  # this machine's are not the target's
-            keep_precisions(bench.executed_precisions(artifact.path), artifact.path.parent)
-        return measurements
 
 
 def _refuse_other_metric(study: StudyRecord, now: Quality) -> None:

@@ -15,6 +15,7 @@ from ..driver import Search
 from ..proposals import Proposal
 from ..trials.artifacts_folder import storing
 from ..trials.given_workload import pickled_registrations
+from ..trials.prepared_study import PreparedStudy
 from ..trials.worker import Stage
 from ..trials.worker_setup import WorkerSetup
 
@@ -97,19 +98,27 @@ def try_trials(search: Search, runner: Runner) -> None:
         search.interrupt()  # before the workers end: what interrupts this process may have ended them
 
 
+def measuring_setup(prepared: PreparedStudy) -> WorkerSetup:
+    """What a process needs that measures the uncompressed model."""
+    return replace(
+        WorkerSetup.of(prepared, prepared.context.threads),
+        pickled_workload=prepared.pickled_workload,
+        registrations=pickled_registrations(),
+    )
+
+
 def worker_setup(search: Search, workers: int) -> WorkerSetup:
     """What workers need; with `workers` > 0 they leave the bench's cores free and share the others."""
     prepared, spec = search.prepared, search.spec
     threads = usable_threads(cores_for_workers(prepared.target)) // workers if workers else prepared.context.threads
     threads = int(spec.compute.cpus or threads)
     return replace(
-        WorkerSetup.of(prepared, max(1, threads)),
+        measuring_setup(prepared),
+        threads=max(1, threads),
         constraints=spec.constraints,
         reference=search.reference,
         kept_off_bench=workers > 0,
         checkpoint_s=spec.budget.checkpoint_s,
-        pickled_workload=prepared.pickled_workload,
-        registrations=pickled_registrations(),
     )
 
 

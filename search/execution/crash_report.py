@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from ...core.time_limit import Frame, place_text
 from ..trials.trial_log import append, kept_log, printed_to_log
 from ..trials.worker import Stage
-from .base import Task
 from .memory_limit import MEMORY, memory_limited
 
 FILE = "crash.txt"
@@ -96,7 +95,26 @@ class CrashReport:
         return cls(fatal and fatal[1], _place(main_thread), memory and memory[1], lines)
 
 
-def stage_of_death(task: Task, trial_timeout_s: float | None, how: str | None, was_killed: bool = False) -> Stage:
+class Limited(Protocol):
+    """What a process runs within limits, a task for example.
+
+    Attributes:
+        folder: for its log.
+        limit_s: seconds; None without.
+        what: how messages call it.
+    """
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def limit_s(self) -> float | None: ...
+
+    @property
+    def what(self) -> str: ...
+
+
+def stage_of_death(task: Limited, trial_timeout_s: float | None, how: str | None, was_killed: bool = False) -> Stage:
     """The last stage of a task whose process died.
 
     Args:

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import closing
-from typing import Protocol
+from pathlib import Path
 
 from ...core.interrupts import Interrupts
 from ..driver import Search
 from ..trials.artifacts_folder import storing
+from ..trials.prepared_study import PreparedStudy
 from ..trials.worker import Stage, Worker
-from .base import LOG, Task, Work, raise_fault, run_trials, worker_setup
+from .base import LOG, Task, Work, measuring_setup, raise_fault, run_trials, worker_setup
 from .worker_process import WorkerProcess
-
-
-class _TrialWorker(Protocol):
-    def run(self, task: Task) -> Generator[Stage, None, None]: ...
-
-    def close(self) -> None: ...
 
 
 class _InProcess:
@@ -34,12 +29,18 @@ class _InProcess:
 
 
 class LocalRunner:
-    """Runs tasks one after the other, in a process of their own or in this one."""
+    """Runs tasks one after the other, in a process of their own or in this one.
+
+    Args:
+        isolated: whether in one of their own.
+        process: that has measured the uncompressed model, and goes on with trials; another one is started without.
+    """
 
     slots = 1
 
-    def __init__(self, search: Search, isolated: bool) -> None:
-        self._worker, self._folder = _worker_of(search, isolated), search.folder
+    def __init__(self, search: Search, isolated: bool, process: WorkerProcess | None = None) -> None:
+        self._worker = _worker_of(search, process) if isolated else _InProcess(search)
+        self._folder = search.folder
 
     def run(self, work: Work, interrupts: Interrupts) -> None:
         """As `Runner.run`."""
@@ -83,7 +84,18 @@ def run_local(search: Search, isolated: bool = False) -> None:
     run_trials(search, LocalRunner(search, isolated))
 
 
-def _worker_of(search: Search, isolated: bool) -> _TrialWorker:
-    if not isolated:
-        return _InProcess(search)
-    return WorkerProcess(worker_setup(search, 0), search.folder / LOG, search.spec.budget.trial_timeout_s)
+def measuring_process(prepared: PreparedStudy, folder: Path) -> WorkerProcess:
+    """A process for measuring the uncompressed model, and for trials after it.
+
+    Args:
+        folder: of the study's files at work.
+    """
+    return WorkerProcess(measuring_setup(prepared), folder / LOG, prepared.spec.budget.trial_timeout_s)
+
+
+def _worker_of(search: Search, process: WorkerProcess | None) -> WorkerProcess:
+    setup = worker_setup(search, 0)
+    if process is None:
+        return WorkerProcess(setup, search.folder / LOG, search.spec.budget.trial_timeout_s)
+    process.renew(setup)
+    return process

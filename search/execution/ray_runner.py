@@ -37,6 +37,9 @@ POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 300
 """Seconds for which a cluster may have no node with room for a worker."""
 
+HELD_SECONDS = 10
+"""Seconds for which workers wait for what other Ray jobs hold, before that is said."""
+
 
 def join(spec: StudySpec, artifacts: Path, cpus: int = 1) -> None:
     """Join the cluster that RAY_ADDRESS names, with a copy of the study file's folder on its nodes, or start Ray here.
@@ -78,7 +81,8 @@ class RayRunner:
             SearchError: the cluster has had no room for a worker for `PATIENCE_SECONDS`.
         """
         self._work, slots = work, self._joined
-        self._last_room = time.monotonic()
+        self._last_room = self._last_full = time.monotonic()
+        self._has_told = False
         with storing(self._search.folder):
             while slots.running or not work.is_over:
                 interrupts.check()
@@ -115,10 +119,22 @@ class RayRunner:
 
     def _require_room(self, slots: Slots) -> None:
         now = time.monotonic()
+        if not slots.waiting:
+            self._last_full = now
+        elif now - self._last_full > HELD_SECONDS:
+            self._tell_once(slots.waiting_text())
         if slots.usable:
             self._last_room = now
         elif now - self._last_room > PATIENCE_SECONDS:
             raise SearchError(f"no node of the Ray cluster has had room for a worker for {PATIENCE_SECONDS} s")
+        elif now - self._last_room > HELD_SECONDS:
+            self._tell_once(f"{slots.too_small_text()}; the search waits {PATIENCE_SECONDS} s for one to join")
+
+    def _tell_once(self, remark: str) -> None:
+        """Say why workers wait, the first time they do."""
+        if not self._has_told:
+            self._has_told = True
+            self._search.remarks.cluster(remark)
 
     def _take(self, slots: Slots, slot: Slot) -> None:
         """Do with a worker what its answer asks for."""

@@ -14,6 +14,7 @@ from ..cluster.cluster import ray  # before anything else of Ray
 from ray.exceptions import RayError  # isort: skip
 
 from ...core.texts import one_line
+from ...studies.wording import count_text
 from ..cluster.nodes import Node, alive_nodes, driver_node
 from ..driver import Search
 from .base import Task, worker_setup
@@ -111,6 +112,8 @@ class Slots:
         self._setup, self._here = ray.put(worker_setup(search, 1)), driver_node()
         self._slots: list[Slot] = []
         self._nodes: dict[str, Node] = {}
+        self._taken: Counter[str] = Counter()
+        self._free: Counter[str] = Counter()
         self._looked = float("-inf")
         self._failures: Counter[str] = Counter()
         self.left_out: dict[str, Node] = {}
@@ -136,6 +139,30 @@ class Slots:
         """The nodes that workers run on or could."""
         return [node for node in self._nodes.values() if node.slots and node.id not in self.left_out]
 
+    @property
+    def waiting(self) -> int:
+        """How many more workers there would be if nothing else ran on the nodes."""
+        held = sum(max(0, node.slots - self._taken[node.id] - self._free[node.id]) for node in self.usable)
+        return min(held, self._most - len(self._slots))
+
+    def waiting_text(self) -> str:
+        """Which workers wait for what other Ray jobs hold, and what to do about it."""
+        names = [node.name for node in self.usable if node.slots > self._taken[node.id] + self._free[node.id]]
+        number = len(self._slots)
+        advice = f"--workers {number} asks for no more than there is now" if number else "until then no trial runs"
+        return (
+            f"{count_text(self.waiting, 'worker')} more could start where other Ray jobs hold the {self._needs}: on node "
+            f"{', '.join(names)}; they start when that is free ('ray status' lists what is taken); {advice}"
+        )
+
+    def too_small_text(self) -> str:
+        """That no node can take a worker, whatever runs on it."""
+        return f"no node of the Ray cluster has the {self._needs} that one worker takes (compute: in the study file)"
+
+    @property
+    def _needs(self) -> str:
+        return " and ".join(f"{amount:g} {name}" for name, amount in self._resources.items() if amount)
+
     def fill(self) -> None:
         """Start workers where there is room, on the node with most of it first."""
         if time.monotonic() - self._looked < LOOK_SECONDS:
@@ -143,14 +170,19 @@ class Slots:
         self._look()
         for slot in [slot for slot in self.idle if slot.node.id not in self._nodes]:
             self.drop(slot)
-        taken = Counter(slot.node.id for slot in self._slots)
+        self._taken = Counter(slot.node.id for slot in self._slots)
         while len(self._slots) < self._most:
-            node = max(self.usable, key=lambda node: node.slots - taken[node.id], default=None)
-            if node is None or taken[node.id] >= node.slots:
+            node = max(self.usable, key=self._room_on, default=None)
+            if node is None or self._room_on(node) <= 0:
                 return
             shipment = None if node.id == self._here else self._shipment
             self._slots.append(Slot(node, self._setup, shipment, min(node.slots, self._most), self._resources))
-            taken[node.id] += 1
+            self._taken[node.id] += 1
+            self._free[node.id] -= 1
+
+    def _room_on(self, node: Node) -> int:
+        """How many workers can start on a node now: as long as another Ray job holds its processors, none are queued for them."""
+        return min(node.slots - self._taken[node.id], self._free[node.id])
 
     def answered(self, patience_s: float) -> list[Slot]:
         """Those whose answer has come; nothing where none does within so many seconds."""
@@ -206,6 +238,7 @@ class Slots:
 
     def _look(self) -> None:
         self._nodes, self._looked = alive_nodes(self._resources), time.monotonic()
+        self._free = Counter({node.id: node.free for node in self._nodes.values()})
 
 
 def how_it_died(error: RayError) -> str:

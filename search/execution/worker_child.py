@@ -6,18 +6,21 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...core.errors import describe_exception
 from ...core.interrupts import ignore_interrupts
 
 if TYPE_CHECKING:
+    from ...evaluators.evaluator import Context
     from ..proposals import Proposal
     from ..trials.worker import Worker
+    from ..trials.worker_setup import WorkerSetup
     from .base import Task
 
 
@@ -28,9 +31,34 @@ class Check:
     failed: Proposal
 
 
+@dataclass(frozen=True)
+class Measure:
+    """Asks for what `measure` returns of the workload on its target, before there is a reference.
+
+    Attributes:
+        folder: for its log. memory_gb: as of a `Proposal`.
+        scoring_limit_s: the study's `trial_timeout_s`.
+    """
+
+    measure: Callable[[Context], Any]
+    folder: Path
+    scoring_limit_s: float | None
+    memory_gb: float | None
+
+    limit_s = None
+    what = "the measurement"
+
+
+@dataclass(frozen=True)
+class Renew:
+    """Has the worker go on under another setup with the workload that it has; answered as a start is."""
+
+    setup: WorkerSetup
+
+
 def serve(connection: Connection, log: Path, driver: int) -> None:
-    """Answer a `WorkerSetup` with None or why no worker could start, each task with its stages and None, and each `Check` with
-    None or what failed.
+    """Answer a `WorkerSetup` with None or why no worker could start, each task with its stages and None, each `Check` with None or
+    what failed, each `Measure` with what was found and what failed, one of which is None, and each `Renew` with None.
 
     After a stage it waits to hear whether the next one is wanted.
 
@@ -49,6 +77,11 @@ def serve(connection: Connection, log: Path, driver: int) -> None:
     while (request := connection.recv()) is not None:
         if isinstance(request, Check):
             connection.send(_failure(worker, request.failed))
+        elif isinstance(request, Measure):
+            connection.send(_measured(worker, request))
+        elif isinstance(request, Renew):
+            worker = _renewed(worker, request.setup)
+            connection.send(None)
         else:
             _run(worker, request, connection)
     worker.close()
@@ -65,6 +98,26 @@ def _started(connection: Connection, driver: int) -> Worker:
     worker = Worker(setup)
     worker.warm_up()
     return worker
+
+
+def _renewed(worker: Worker, setup: WorkerSetup) -> Worker:
+    from ..trials.worker import Worker
+
+    renewed = Worker(setup, worker.workload)
+    renewed.warm_up()
+    return renewed
+
+
+def _measured(worker: Worker, request: Measure) -> tuple[Any, str | None]:
+    from ..trials.trial_log import log_traceback
+    from .crash_report import crash_reported
+
+    with crash_reported(request.folder, None, request.memory_gb):
+        try:
+            return worker.measured(request.measure, request.scoring_limit_s), None
+        except BaseException as error:  # as above
+            log_traceback(request.folder, error)
+            return None, describe_exception(error)
 
 
 def _failure(worker: Worker, failed: Proposal) -> str | None:

@@ -5,22 +5,26 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from loky.backend import get_context
 
-from ...core.errors import WorkerStartError
+from ...core.errors import SearchError, WorkerStartError, WorkloadError
+from ...evaluators.evaluator import Context
 from ..proposals import Proposal
+from ..trials.baseline import UNMEASURED
 from ..trials.trial_log import FILE as TRIAL_LOG
 from ..trials.worker import Stage
 from ..trials.worker_setup import WorkerSetup
 from .base import Task
 from .crash_report import exit_text, stage_of_death
-from .worker_child import Check, serve
+from .worker_child import Check, Measure, Renew, serve
+
+T = TypeVar("T")
 
 STARTS = 3
 """Failed starts in a row after which the search gives up."""
@@ -66,6 +70,35 @@ class WorkerProcess:
             for stage in stages:
                 self._note(task, stage)
                 yield stage
+
+    def measured(
+        self,
+        measure: Callable[[Context], T],
+        problem: str = UNMEASURED,
+        *,
+        folder: Path,
+        memory_gb: float | None = None,
+    ) -> T:
+        """As `Measuring`; what it prints, and the traceback of what it raises, are in a log in `folder`."""
+        self._require_started()
+        request = Measure(measure, folder, self._trial_timeout_s, memory_gb)
+        try:
+            self._connection.send(request)
+            found, failure = self._receive(None)
+        except (EOFError, OSError):  # the other end is gone
+            died = stage_of_death(request, self._trial_timeout_s, self._end()).reason
+            raise SearchError(f"{problem}: {died}; what it printed is in {folder / TRIAL_LOG}") from None
+        if failure is not None:
+            raise WorkloadError(f"{problem}: {failure}; its traceback is in {folder / TRIAL_LOG}")
+        return found
+
+    def renew(self, setup: WorkerSetup) -> None:
+        """Run trials under another setup from now on, with the workload that the process has loaded."""
+        self._setup = setup
+        if self._is_ready and self._process.is_alive():
+            with suppress(OSError):  # it has died just now, and is started again
+                self._connection.send(Renew(setup))
+            self._is_ready = False
 
     def _stages(self, task: Task) -> Generator[Stage, None, None]:
         try:

@@ -30,6 +30,7 @@ class Rungs:
         self._came: dict[int, list[int]] = defaultdict(list)
         self._stopped: dict[int, int] = {}
         self._taken_up: set[int] = set()
+        self._given_back: list[int] = []
 
     def decision(
         self, number: int, stage: Stage, measured: Mapping[str, Measurement], retry_of: int | None = None
@@ -56,7 +57,10 @@ class Rungs:
         return self._stopped.get(number, -1) if number is not None else -1
 
     def promoted(self) -> int | None:
-        """The best trial, of the highest rung, that was stopped where it would go on now; None without any."""
+        """The best trial, of the highest rung, that was stopped where it would go on now, after those that went on and were lost;
+        None without any."""
+        if self._given_back:
+            return self._given_back[0]
         for rung in sorted(self._came, reverse=True):
             assert self._halving is not None  # nothing comes without it
             for number in self._stopped_of(rung, self._halving.best(rung)):
@@ -78,6 +82,20 @@ class Rungs:
     def take_up(self, number: int) -> None:
         """Note that a stopped trial goes on after all."""
         self._taken_up.add(number)
+        self._given_back = [each for each in self._given_back if each != number]
+
+    def is_stopped(self, number: int | None) -> bool:
+        """Whether a trial was stopped, so that one that retries it goes on where it was."""
+        return self.passed(number) >= 0
+
+    def give_back(self, number: int | None) -> bool:
+        """Have a stopped trial go on again, whatever has come since, as the trial in which it went on was lost; false where it was not
+        stopped."""
+        if number is None or not self.is_stopped(number):
+            return False
+        self._taken_up.discard(number)
+        self._given_back.append(number)
+        return True
 
     def resume(self, trial: TrialRecord, history: Sequence[MeasurementRecord]) -> None:
         """Note what a trial of an earlier run had at each rung it was at."""

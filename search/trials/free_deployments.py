@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ...core.errors import EvaluationError, LoweringError, StudyFileError, UserError
@@ -18,12 +19,12 @@ from ...spaces.knobs.quantization import FLOATS
 from ...spaces.policies.float_precision import FLOAT32, FloatPrecision
 from ...studies.analysis.free_deployments import choose, paying
 from ...studies.store.records import FreeDeployment, ReferenceRecord
-from .baseline import QUIET_SECONDS, lower_reference
+from .baseline import QUIET_SECONDS, Measuring, bench_of, lower_reference
 from .prepared_study import PreparedStudy
 
 
 def choose_reference(
-    prepared: PreparedStudy, folder: Path
+    prepared: PreparedStudy, folder: Path, measuring: Measuring
 ) -> tuple[ReferenceRecord, tuple[FloatPrecision, ...], Artifact]:
     """Measure the free deployments, and choose the study's reference among them.
 
@@ -31,25 +32,27 @@ def choose_reference(
 
     Args:
         folder: that the artifact of the chosen one is written to.
+        measuring: runs what the user's code takes part in.
 
     Returns:
         The reference, the float precisions that pay for candidates, and the reference's artifact.
 
     Raises:
         StudyFileError: the study file asks for one that the target does not have.
+        WorkloadError, SearchError: as `Measuring`.
     """
-    context, spec = prepared.context, prepared.spec
-    deployments = _deployments(prepared)
+    spec, deployments = prepared.spec, _deployments(prepared)
     if len(deployments) > 1:
-        deployments = _measured(prepared, deployments, folder)
+        deployments = measuring(partial(_measured, deployments=deployments, folder=folder))
     try:
         chosen, reason = choose(deployments, spec.reference)
     except UserError as error:
         raise StudyFileError(spec.file, "reference", str(error)) from error
     kind = " default:" if chosen.is_default else ""
-    name = f"{context.target.runtime}{kind} {chosen.computes_in}"
+    name = f"{prepared.target.runtime}{kind} {chosen.computes_in}"
     record = ReferenceRecord(chosen.precision, name, reason, tuple(deployments))
-    return record, paying(deployments, chosen), _kept(context, folder, chosen.precision)
+    artifact = measuring(partial(_kept, folder=folder, precision=chosen.precision))
+    return record, paying(deployments, chosen), artifact
 
 
 def _deployments(prepared: PreparedStudy) -> list[FreeDeployment]:
@@ -65,13 +68,12 @@ def _deployments(prepared: PreparedStudy) -> list[FreeDeployment]:
     return [each for each in found if each.precision == FLOAT32 or (wanted == "default" and each.is_default)]
 
 
-def _measured(prepared: PreparedStudy, deployments: list[FreeDeployment], folder: Path) -> list[FreeDeployment]:
+def _measured(context: Context, deployments: list[FreeDeployment], folder: Path) -> list[FreeDeployment]:
     """The deployments with their figures, each timed side by side with float32."""
-    context = prepared.context
     folder.mkdir(parents=True, exist_ok=True)
     plain = lower_reference(context, _folder(folder, FLOAT32))
     scores = score(plain, context.workload.validation, context)
-    with prepared.bench(plain) as bench:
+    with bench_of(context, plain) as bench:
         return [
             replace(each, figures=_of_float32(scores, context))
             if each.precision == FLOAT32

@@ -14,7 +14,6 @@ from ...core.batch import device_of
 from ...core.console import Doing, unsaid
 from ...core.threads import usable_threads
 from ...evaluators.evaluator import Context
-from ...hardware_profiles.bench.bench import bench_cores
 from ...hardware_profiles.bench.timer import Timer
 from ...hardware_profiles.cards.target import Target
 from ...hardware_profiles.profiling.fingerprint import machine, versions
@@ -41,7 +40,7 @@ from ...studies.study_file.spec import StudySpec
 from ...workloads.contract import held
 from ...workloads.placement import placed
 from ...workloads.workload import Workload
-from ..cluster.timers import timer_of
+from .baseline import bench_of
 from .given_workload import loaded_workload, pickled_workload
 from .shared_pickle import SharedPickle
 
@@ -73,8 +72,7 @@ class PreparedStudy:
 
     def bench(self, reference: Artifact) -> Timer:
         """A timer of this target, its reference the uncompressed model's artifact."""
-        example = self.context.workload.example_input
-        return timer_of(self.target, reference.path, example, bench_cores(self.target.threads))
+        return bench_of(self.context, reference)
 
     def float_precisions(self) -> tuple[tuple[FloatPrecision, ...], str]:
         """The precisions in which the target computes a whole model's floats differently, its default first, and what that is.

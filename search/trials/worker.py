@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from shutil import rmtree
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -52,6 +52,8 @@ from .kept_files import keep, keep_precisions
 from .set_up_check import check_loss, check_scoring
 from .trial_log import kept_log, log_traceback
 from .worker_setup import WorkerSetup
+
+T = TypeVar("T")
 
 TIMING_SECONDS = 1.0
 
@@ -127,6 +129,10 @@ class Worker:
         data = self.workload.validation
         few = [data[index] for index in range(min(self.setup.target.batch, len(data)))]
         score(self.setup.reference.artifact, few, self._context)
+
+    def measured(self, measure: Callable[[Context], T], scoring_limit_s: float | None) -> T:
+        """What `measure` returns of the workload on its target."""
+        return measure(replace(self._context, scoring_limit_s=scoring_limit_s))
 
     def check_set_up(self, policy: Policy) -> None:
         """Do with the uncompressed model what a trial of `policy` needs of the user's code: what raises here is no policy's fault."""

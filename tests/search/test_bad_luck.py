@@ -9,23 +9,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
 from loky.backend import get_context
-from slimfront.core.errors import ArtifactsError, UserError, WorkerStartError
+from slimfront.core.errors import ArtifactsError, SearchError, UserError, WorkerStartError, WorkloadError
 from slimfront.search.driver import Search
 from slimfront.search.execution.base import run_trials, worker_setup
 from slimfront.search.execution.crash_report import CrashReport, exit_text, stage_of_death
-from slimfront.search.execution.local import run_local
+from slimfront.search.execution.local import measuring_process, run_local
 from slimfront.search.execution.worker_child import serve
 from slimfront.search.execution.worker_process import WorkerProcess
 from slimfront.search.proposals import Proposal
 from slimfront.search.trials.artifacts_folder import require_writable, storage_problem, storing
+from slimfront.search.trials.baseline import lower_reference, measuring_here, with_scores
 from slimfront.search.trials.prepared_study import prepare
 from slimfront.spaces.policies.policy import Policy
 from slimfront.studies.files.trial_log import last_lines
-from slimfront.studies.store.records import INTERRUPTED, ORPHANED
+from slimfront.studies.store.records import INTERRUPTED, ORPHANED, ReferenceRecord
 from slimfront.studies.store.store import Store
 from slimfront.studies.study_file.spec import StudySpec
 
@@ -88,6 +91,25 @@ REASONS = {
     "hang_in_c": rf"took longer than trial_timeout_s = {LIMIT} s \(in unlucky_workload.py:\d+ ",
 }
 """Luck -> what the reason of its trial begins with."""
+
+
+def test_what_ends_the_process_that_measures_the_reference_is_one_line(luck: Luck, tmp_path: Path) -> None:
+    prepared = prepare(luck("crash", "whim"))
+    artifact = lower_reference(prepared.context, tmp_path / "reference")
+    score = partial(with_scores, artifact=artifact, latency_ms=1.0, record=ReferenceRecord("float32", "", ""))
+    with closing(measuring_process(prepared, tmp_path)) as process:
+        begin = "the uncompressed model cannot be measured: "
+        died = r"the measurement's process was killed by SIGSEGV: Segmentation fault \(in unlucky_workload.py:\d+ .*trial.log"
+        with pytest.raises(SearchError, match=begin + died):
+            process.measured(score, folder=tmp_path / "first")
+        assert "unlucky_workload.py" in (tmp_path / "first" / "trial.log").read_text()
+        with pytest.raises(
+            WorkloadError, match=rf"{begin}Whim: why not; its traceback is in {tmp_path}/second/trial.log"
+        ):
+            process.measured(score, folder=tmp_path / "second")
+        assert "unlucky_workload.py" in (tmp_path / "second" / "trial.log").read_text()
+        found = process.measured(score, folder=tmp_path / "third")  # in the process of the second
+    assert found.validation.value == measuring_here(prepared.context)(score).validation.value
 
 
 @pytest.mark.slow

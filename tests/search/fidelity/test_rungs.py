@@ -100,6 +100,10 @@ def test_who_was_stopped_goes_on_once_it_is_among_the_best(tiny_spec: Spec) -> N
     rungs.take_up(2)
     assert rungs.promoted() is None
     assert rungs.next_in_line(8) == [3, 4]
+    rungs.give_back(2)
+    assert (rungs.promoted(), rungs.next_in_line(8)) == (2, [2, 3, 4])
+    rungs.take_up(2)
+    assert rungs.promoted() is None
     assert rungs.decision(5, Stage("scored", 0, final=False), measured(0.7), retry_of=2) is None  # it was there before
     assert rungs.decision(5, Stage("recovered", 1, final=False), measured(0.4), retry_of=2).of == 1
 
@@ -232,6 +236,38 @@ def test_unpromising_trials_stop_and_are_learned_from(
     assert Search(search.prepared, store, tmp_path / "artifacts").is_over  # also when it is opened again
     for trial in again:
         assert store.get_trial("tiny", trial.retry_of).state == "pruned"
+
+
+@pytest.mark.usefixtures("short_timings")
+def test_a_trial_that_goes_on_when_the_budget_is_spent_is_not_lost_with_its_worker(
+    tiny_spec: Spec, store: Store, tmp_path: Path
+) -> None:
+    rungs = {"recovery": [0, 0.5, 1], "reduction": 2}
+    spec = tiny_spec(space=SPACE, objectives=["kl", "bops"], budget={"trials": 5}, rungs=rungs, sensitivity=False)
+    search = Search(prepare(spec), store, tmp_path / "artifacts")
+    tried = []
+    for kl in (
+        0.5,
+        0.6,
+        0.7,
+        0.8,
+        0.9,
+    ):  # the third of five is the last that goes on, and was stopped when it was the third of three
+        proposal = search.propose()
+        tried.append(proposal.policy.digest)
+        if search.advance(proposal.number, Stage("scored", 0, list(measured(kl).values()), final=False)):
+            search.finish(proposal.number)
+    assert search.finished == 5
+    again = search.propose()
+    assert again.policy.digest == tried[2]
+    assert search.propose() is None
+    search.lose(again.number, "its node is gone")
+    assert not search.is_over
+    once_more = search.propose()
+    assert (once_more.policy.digest, once_more.number != again.number) == (tried[2], True)
+    search.record(once_more.number, Stage("recovered", 2, list(measured(0.1).values())))
+    search.finish(once_more.number)
+    assert (search.is_over, search.finished) == (True, 5)
 
 
 @pytest.mark.slow

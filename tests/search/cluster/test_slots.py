@@ -1,0 +1,86 @@
+"""Which workers start where, and which wait for what other Ray jobs hold."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from slimfront.search.execution import ray_slots
+from slimfront.search.execution.ray_slots import Slots
+
+
+class FakeSlot:
+    answer = task = ready = None
+
+    def __init__(self, node: Any, *_: object) -> None:
+        self.node = node
+
+    def kill(self) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def slots(monkeypatch: pytest.MonkeyPatch):
+    """Makes the slots of a cluster: name of each node -> how many slots it has, and how many are free now; it may change."""
+    from slimfront.search.cluster import nodes
+
+    def made(cluster: dict[str, tuple[int, int]], most: int = 99, resources: dict[str, float] | None = None) -> Slots:
+        there = {
+            name: {"NodeID": name, "NodeManagerHostname": name, "NodeManagerAddress": "::1", "Alive": True}
+            for name in cluster
+        }
+        scale = resources or {"CPU": 1}
+        alive = lambda: [{**node, "Resources": {"CPU": cluster[name][0]}} for name, node in there.items()]  # noqa: E731
+        free = lambda: {name: {"CPU": cluster[name][1]} for name in cluster}  # noqa: E731
+        monkeypatch.setattr(nodes, "ray", SimpleNamespace(nodes=alive))
+        monkeypatch.setattr(nodes, "available_resources_per_node", free)
+        monkeypatch.setattr(ray_slots, "Slot", FakeSlot)
+        monkeypatch.setattr(ray_slots, "worker_setup", lambda *_: None)
+        monkeypatch.setattr(ray_slots, "driver_node", lambda: "a")
+        monkeypatch.setattr(ray_slots, "ray", SimpleNamespace(put=lambda _: None))
+        monkeypatch.setattr(Slots, "_shipment", None)
+        monkeypatch.setattr(ray_slots, "LOOK_SECONDS", 0.0)
+        return Slots(SimpleNamespace(), most, scale)  # pyright: ignore[reportArgumentType]
+
+    return made
+
+
+def test_workers_start_where_there_is_room_and_the_others_wait(slots) -> None:
+    cluster = {"a": (4, 4), "b": (4, 1)}
+    made = slots(cluster)
+    made.fill()
+    assert [slot.node.id for slot in made.idle].count("a") == 4
+    assert [slot.node.id for slot in made.idle].count("b") == 1
+    assert made.waiting == 3
+    text = made.waiting_text()
+    assert text.startswith("3 workers more could start where other Ray jobs hold the 1 CPU: on node b (::1, b)")
+    assert "--workers 5 asks for no more" in text
+    cluster |= {"a": (4, 0), "b": (4, 3)}
+    made.fill()
+    assert (len(made.idle), made.waiting) == (8, 0)
+
+
+def test_no_more_workers_wait_than_are_wanted(slots) -> None:
+    made = slots({"a": (4, 1)}, most=2)
+    made.fill()
+    assert (len(made.idle), made.waiting) == (1, 1)
+    assert slots({"a": (4, 4)}, most=2).waiting == 0
+
+
+def test_a_cluster_that_others_hold_whole_says_that_no_trial_runs(slots) -> None:
+    made = slots({"a": (2, 0)})
+    made.fill()
+    assert (made.idle, made.waiting) == ([], 2)
+    assert "until then no trial runs" in made.waiting_text()
+
+
+def test_parts_of_a_device_are_counted_as_ray_counts_them(slots) -> None:
+    made = slots({"a": (1, 1)}, resources={"CPU": 0.2})
+    made.fill()
+    assert len(made.idle) == 5
+    too_small = slots({"a": (2, 2)}, resources={"CPU": 4, "GPU": 1})
+    assert too_small.room == 0
+    assert too_small.too_small_text().startswith(
+        "no node of the Ray cluster has the 4 CPU and 1 GPU that one worker takes"
+    )
