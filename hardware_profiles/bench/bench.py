@@ -30,7 +30,7 @@ from ..runtimes.base import BindingSession, Session, get_runtime
 from .conditions import Conditions, CoreState
 from .energy import EnergyMeter, energy_meter
 from .load_time import load_seconds
-from .loads import affordable_loads
+from .loads import LOADING_SHARE, affordable_loads
 from .lock import POLL_SECONDS, bench_lock
 from .paired_timing import Loads, PairedTiming, Run, paired_timing, reference_timing, warm_up
 from .peak_memory import peak_growth
@@ -223,26 +223,28 @@ def end_with(parent: int) -> None:
 def _time_pair(candidate: str, seconds: float, quiet_reference_s: float) -> PairedTiming:
     with _alone():
         began = time.time()
-        loads = _loaded(Path(candidate), seconds)
+        candidates, references, left = _loaded(Path(candidate), seconds)
         _state.wait()
         calm_s = min(_state.calm_reference_s, quiet_reference_s)
         before = CoreState.of(_state.cores)
         settle = _state.wait if _state.wait.is_patient else None
-        timing = paired_timing(*loads, seconds, calm_s, settle)
+        timing = paired_timing(candidates, references, left, calm_s, settle)
         conditions = Conditions(before, CoreState.of(_state.cores), _state.wait.taken())
         ended = time.time()
     _state.calm_reference_s = min(_state.calm_reference_s, timing.reference_ms / 1e3)
     return replace(timing, began=began, ended=ended, conditions=conditions)
 
 
-def _loaded(candidate: Path, seconds: float) -> tuple[Loads, Loads]:
-    """Runs of several loads of a candidate and as many of the reference; of one each where loading takes long."""
+def _loaded(candidate: Path, seconds: float) -> tuple[Loads, Loads, float]:
+    """Runs of several loads of a candidate and as many of the reference, and the seconds left: of one each where loading takes long."""
     start = time.perf_counter()
     candidates, references = [load_streams(candidate, _state.target)], [_state.reference]
-    for _ in range(affordable_loads(time.perf_counter() - start, seconds) - 1):
+    loaded = time.perf_counter()
+    for _ in range(affordable_loads(loaded - start, seconds) - 1):
         candidates.append(load_streams(candidate, _state.target))
         references.append(load_streams(_state.reference_file, _state.target))
-    return [*map(_runner, candidates)], [*map(_runner, references)]
+    left = max(seconds - (time.perf_counter() - loaded), seconds * (1 - LOADING_SHARE))
+    return [*map(_runner, candidates)], [*map(_runner, references)], left
 
 
 def _time_reference(seconds: float) -> tuple[float, float, float, int]:

@@ -15,8 +15,8 @@ from ...core.statistics import NORMAL_QUANTILE
 LOADS = 3
 """The most loads of a file that one timing alternates between."""
 
-LOADING_SHARE = 0.15
-"""The share of a timing's seconds that the loads beyond the first may take."""
+LOADING_SHARE = 0.25
+"""The share of a timing's seconds that the loads beyond the first may take; its pairs have the rest."""
 
 LOADING_SPREAD = 0.01
 """The relative standard deviation between loads that is expected of a file; `benchmarks/measuring/latency_truth.py` measures

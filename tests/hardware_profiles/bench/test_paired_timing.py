@@ -286,11 +286,11 @@ def test_every_load_meets_every_other_and_counts_alike(clock):
 
 
 @pytest.mark.parametrize(
-    ("load_s", "seconds", "loads"), [(0.01, 1.0, 3), (0.05, 1.0, 2), (0.05, 2.0, 3), (0.2, 2.0, 1)]
+    ("load_s", "seconds", "loads"), [(0.01, 1.0, 3), (0.09, 1.0, 2), (0.09, 2.0, 3), (0.3, 2.0, 1)]
 )
 def test_a_file_is_loaded_again_where_that_is_cheap(load_s, seconds, loads):
     assert affordable_loads(load_s, seconds) == loads
-    assert 2 * (loads - 1) * load_s <= 0.15 * seconds
+    assert 2 * (loads - 1) * load_s <= 0.25 * seconds
 
 
 def test_warming_up_ends_when_runs_get_no_faster(clock):
