@@ -26,12 +26,13 @@ from ...core.errors import EvaluationError
 from ...core.threads import torch_threads
 from ..cards.target import Target
 from ..profiling.fingerprint import require_cores
-from ..runtimes.base import DeviceSession, Session, get_runtime
+from ..runtimes.base import BindingSession, Session, get_runtime
 from .conditions import Conditions, CoreState
 from .energy import EnergyMeter, energy_meter
 from .load_time import load_seconds
+from .loads import LOADING_SHARE, affordable_loads
 from .lock import POLL_SECONDS, bench_lock
-from .paired_timing import PairedTiming, paired_timing, reference_timing, warm_up
+from .paired_timing import Loads, PairedTiming, Run, paired_timing, reference_timing, warm_up
 from .peak_memory import peak_growth
 from .quiet import QuietWait, busy_share
 from .streams import load_streams
@@ -182,9 +183,10 @@ class Bench:
 
 @dataclass
 class _State:
-    """`calm_reference_s` is the fastest time of the reference in this process."""
+    """`reference` is the load of `reference_file` that stays; `calm_reference_s` is its fastest time in this process."""
 
     target: Target
+    reference_file: Path
     reference: Session
     inputs: Mapping[str, np.ndarray]
     cores: list[int]
@@ -205,7 +207,7 @@ def _set_up(target_json: str, reference: str, inputs: Mapping[str, np.ndarray], 
     inputs = {name: np.require(values, requirements=["C", "W"]) for name, values in inputs.items()}
     with _alone():  # another bench may be timing on these cores
         wait = QuietWait(partial(busy_share, cores))
-        _state = _State(target, load_streams(Path(reference), target), inputs, cores, wait)
+        _state = _State(target, Path(reference), load_streams(Path(reference), target), inputs, cores, wait)
 
 
 def end_with(parent: int) -> None:
@@ -221,22 +223,34 @@ def end_with(parent: int) -> None:
 def _time_pair(candidate: str, seconds: float, quiet_reference_s: float) -> PairedTiming:
     with _alone():
         began = time.time()
-        session = load_streams(Path(candidate), _state.target)
+        candidates, references, left = _loaded(Path(candidate), seconds)
         _state.wait()
         calm_s = min(_state.calm_reference_s, quiet_reference_s)
         before = CoreState.of(_state.cores)
         settle = _state.wait if _state.wait.is_patient else None
-        timing = paired_timing(_runner(session), _runner(_state.reference), seconds, calm_s, settle)
+        timing = paired_timing(candidates, references, left, calm_s, settle)
         conditions = Conditions(before, CoreState.of(_state.cores), _state.wait.taken())
         ended = time.time()
     _state.calm_reference_s = min(_state.calm_reference_s, timing.reference_ms / 1e3)
     return replace(timing, began=began, ended=ended, conditions=conditions)
 
 
+def _loaded(candidate: Path, seconds: float) -> tuple[Loads, Loads, float]:
+    """Runs of several loads of a candidate and as many of the reference, and the seconds left: of one each where loading takes long."""
+    start = time.perf_counter()
+    candidates, references = [load_streams(candidate, _state.target)], [_state.reference]
+    loaded = time.perf_counter()
+    for _ in range(affordable_loads(loaded - start, seconds) - 1):
+        candidates.append(load_streams(candidate, _state.target))
+        references.append(load_streams(_state.reference_file, _state.target))
+    left = max(seconds - (time.perf_counter() - loaded), seconds * (1 - LOADING_SHARE))
+    return [*map(_runner, candidates)], [*map(_runner, references)], left
+
+
 def _time_reference(seconds: float) -> tuple[float, float, float, int]:
     with _alone():
         _state.wait()
-        median, low, high, blocks = reference_timing(_runner(_state.reference), seconds)
+        median, low, high, blocks = reference_timing([_runner(_state.reference)], seconds)
     _state.calm_reference_s = min(_state.calm_reference_s, median)
     return median * 1e3, low * 1e3, high * 1e3, blocks
 
@@ -274,7 +288,7 @@ def _energy(candidate: str, seconds: float, repeats: int) -> tuple[str, list[flo
         return meter.name, [_joules_of_a_run(run, seconds, meter) for _ in range(repeats)]
 
 
-def _joules_of_a_run(run: Callable[[], object], seconds: float, meter: EnergyMeter) -> float:
+def _joules_of_a_run(run: Run, seconds: float, meter: EnergyMeter) -> float:
     deadline = time.perf_counter() + seconds
     before, runs = meter.joules(), 0
     while runs == 0 or time.perf_counter() < deadline:
@@ -283,9 +297,9 @@ def _joules_of_a_run(run: Callable[[], object], seconds: float, meter: EnergyMet
     return (meter.joules() - before) / runs
 
 
-def _runner(session: Session) -> Callable[[], object]:
-    if isinstance(session, DeviceSession):
-        return session.on_device(_state.inputs)
+def _runner(session: Session) -> Run:
+    if isinstance(session, BindingSession):
+        return session.bound(_state.inputs)
     return lambda: session.run(_state.inputs)
 
 
