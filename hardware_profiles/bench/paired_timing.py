@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from scipy.stats import t
+from scipy.special import stdtrit
 
 from ...core.statistics import moving_block_indices, quantile_interval
 from .conditions import UNNOTED, Conditions
@@ -257,7 +257,7 @@ def calm_interval(pairs: np.ndarray) -> tuple[float, float, float]:
     count = len(pairs)
     drawn = moving_block_indices(count, min(4, count))
     ratio = float(calm_ratio(pairs))
-    half = float(t.ppf(0.975, max(_calm_count(count) - 1, 1)) * np.log(calm_ratio(pairs[drawn])).std())
+    half = float(stdtrit(max(_calm_count(count) - 1, 1), 0.975) * np.log(calm_ratio(pairs[drawn])).std())
     return ratio, ratio * math.exp(-half), ratio * math.exp(half)
 
 
