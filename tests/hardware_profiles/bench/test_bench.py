@@ -25,8 +25,8 @@ import torch
 from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
-from slimfront.core.machine import turns
 from slimfront.core.errors import EvaluationError, LoweringError, TargetError
+from slimfront.core.machine import turns
 from slimfront.hardware_profiles.bench import lock as bench_lock
 from slimfront.hardware_profiles.bench.bench import Bench, bench_cores, worker_cores
 from slimfront.hardware_profiles.cards.target import load_target, shipped_targets
