@@ -49,7 +49,14 @@ def handed_over(request: openvino.InferRequest) -> Run:
 
 def plain(path: str, **hints: str) -> openvino.InferRequest:
     """A file as OpenVINO runs it."""
-    return openvino.Core().compile_model(path, "CPU", {"INFERENCE_NUM_THREADS": 1, **hints}).create_infer_request()
+    try:
+        compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_NUM_THREADS": 1, **hints})
+    except RuntimeError:
+        if hints or "ONEDNN_MAX_CPU_ISA" not in os.environ:
+            raise
+        # It takes bfloat16 because the processor has it, although the limited kernels do not; a processor without takes float32.
+        return plain(path, INFERENCE_PRECISION_HINT="f32")
+    return compiled.create_infer_request()
 
 
 def bundled(script: Any) -> openvino.InferRequest:

@@ -11,8 +11,9 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ from .conditions import Conditions, CoreState
 from .energy import EnergyMeter, energy_meter
 from .load_time import load_seconds
 from .loads import LOADING_SHARE, affordable_loads
-from .lock import POLL_SECONDS, bench_lock
+from .lock import alone
 from .paired_timing import Loads, PairedTiming, Run, paired_timing, reference_timing, warm_up
 from .peak_memory import peak_growth
 from .quiet import QuietWait, busy_share
@@ -205,7 +206,7 @@ def _set_up(target_json: str, reference: str, inputs: Mapping[str, np.ndarray], 
     target = Target.model_validate_json(target_json)
     # Others would be copied at each run.
     inputs = {name: np.require(values, requirements=["C", "W"]) for name, values in inputs.items()}
-    with _alone():  # another bench may be timing on these cores
+    with _alone(target):  # another bench may be timing on these cores
         wait = QuietWait(partial(busy_share, cores))
         _state = _State(target, Path(reference), load_streams(Path(reference), target), inputs, cores, wait)
 
@@ -221,7 +222,7 @@ def end_with(parent: int) -> None:
 
 
 def _time_pair(candidate: str, seconds: float, quiet_reference_s: float) -> PairedTiming:
-    with _alone():
+    with _alone(_state.target):
         began = time.time()
         candidates, references, left = _loaded(Path(candidate), seconds)
         _state.wait()
@@ -248,7 +249,7 @@ def _loaded(candidate: Path, seconds: float) -> tuple[Loads, Loads, float]:
 
 
 def _time_reference(seconds: float) -> tuple[float, float, float, int]:
-    with _alone():
+    with _alone(_state.target):
         _state.wait()
         median, low, high, blocks = reference_timing([_runner(_state.reference)], seconds)
     _state.calm_reference_s = min(_state.calm_reference_s, median)
@@ -263,7 +264,7 @@ def _peak_memory(target_json: str, candidate: str, inputs: Mapping[str, np.ndarr
     def load_and_run() -> None:
         load_streams(Path(candidate), target).run(inputs)
 
-    with _alone():
+    with _alone(target):
         return peak_growth(load_and_run)
 
 
@@ -275,14 +276,14 @@ def _load_seconds(target_json: str, candidate: str, inputs: Mapping[str, np.ndar
     def load_and_run() -> None:
         load_streams(Path(candidate), target).run(inputs)
 
-    with _alone():
+    with _alone(target):
         QuietWait(partial(busy_share, cores))()
         return load_seconds(Path(candidate), load_and_run)
 
 
 def _energy(candidate: str, seconds: float, repeats: int) -> tuple[str, list[float]]:
     meter = energy_meter(_state.target.runtime)
-    with _alone():
+    with _alone(_state.target):
         run = _runner(load_streams(Path(candidate), _state.target))
         warm_up(run, seconds)
         return meter.name, [_joules_of_a_run(run, seconds, meter) for _ in range(repeats)]
@@ -303,15 +304,13 @@ def _runner(session: Session) -> Run:
     return lambda: session.run(_state.inputs)
 
 
-class _alone:
+@contextmanager
+def _alone(target: Target) -> Iterator[None]:
     """Hold the machine's bench, with the garbage collector off."""
-
-    def __enter__(self) -> None:
-        self._lock = bench_lock()
-        self._lock.acquire(poll_interval=POLL_SECONDS)
+    with alone(target.runtime):
         gc.collect()
         gc.disable()
-
-    def __exit__(self, *_: object) -> None:
-        gc.enable()
-        self._lock.release()
+        try:
+            yield
+        finally:
+            gc.enable()
