@@ -7,16 +7,19 @@ layers, so that nothing there could be quantized or pruned. `explicit_attention`
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 from ..core.batch import Batch, largest_difference
+
+if TYPE_CHECKING:
+    from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 TOLERANCE = 1e-3
 """The largest difference, relative to the largest output, between the two forms of a model that rounding may cause."""
@@ -244,7 +247,10 @@ def explicit_attention(model: nn.Module, example_input: Batch) -> nn.Module:
         example_input: shape [1, ...]; shows how each attention is called, and that the copy computes the same.
     """
     forms: dict[str, Any] = dict(_forms(model, example_input))
-    forms |= {name: WindowAttention for name, m in model.named_modules() if type(m) is ShiftedWindowAttention}
+    if swin := sys.modules.get(
+        "torchvision.models.swin_transformer"
+    ):  # a model of it has imported it, which takes seconds
+        forms |= {name: WindowAttention for name, m in model.named_modules() if type(m) is swin.ShiftedWindowAttention}
     if not forms:
         return model
     explicit = _rewritten(model, forms)

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ...core.batch import Batch, device_of_model, mapped, rows
 from ...core.errors import CompressionError
+from ...core.machine.turns import gpu_shared
 from ...spaces.policies.policy import Recovery
 from ...workloads.workload import MapDataset, Workload
 from ..batches import labelled_batches, shuffled_batches, subset
@@ -214,7 +215,8 @@ class _Training:
                 break
             self.student.train()
             for step in stream:
-                self._update(step, parameters, optimizer)
+                with gpu_shared(str(self.device)):  # a step, which nobody else's timing there overlaps
+                    self._update(step, parameters, optimizer)
                 if self.after_step:
                     self.after_step(shares[place.steps])
                 self.computing.step_rate(schedule)
