@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ...core.batch import Batch, device_of_model, mapped, rows
 from ...core.errors import CompressionError
 from ...core.machine.turns import gpu_shared
+from ...core.texts import epochs_text
 from ...spaces.policies.policy import Recovery
 from ...workloads.workload import MapDataset, Workload
 from ..batches import labelled_batches, shuffled_batches, subset
@@ -139,7 +140,7 @@ def _data(workload: Workload, recovery: Recovery, seed: int) -> tuple[MapDataset
 def _require_finite(student: nn.Module, recovery: Recovery, epochs: float) -> None:
     if (name := not_finite(student)) is not None:
         raise CompressionError(
-            f"training diverged: {name} is not finite after {epochs:g} epochs at learning_rate {recovery.learning_rate:g}; "
+            f"training diverged: {name} is not finite after {epochs_text(epochs)} at learning_rate {recovery.learning_rate:g}; "
             "a lower recovery.learning_rate, or the optimizer adamw, which clips gradients, may not"
         )
 
