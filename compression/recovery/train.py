@@ -14,6 +14,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ...core.batch import Batch, device_of_model, mapped, rows
 from ...core.errors import CompressionError
+from ...core.machine.turns import gpu_shared
+from ...core.texts import epochs_text
 from ...spaces.policies.policy import Recovery
 from ...workloads.workload import MapDataset, Workload
 from ..batches import labelled_batches, shuffled_batches, subset
@@ -138,7 +140,7 @@ def _data(workload: Workload, recovery: Recovery, seed: int) -> tuple[MapDataset
 def _require_finite(student: nn.Module, recovery: Recovery, epochs: float) -> None:
     if (name := not_finite(student)) is not None:
         raise CompressionError(
-            f"training diverged: {name} is not finite after {epochs:g} epochs at learning_rate {recovery.learning_rate:g}; "
+            f"training diverged: {name} is not finite after {epochs_text(epochs)} at learning_rate {recovery.learning_rate:g}; "
             "a lower recovery.learning_rate, or the optimizer adamw, which clips gradients, may not"
         )
 
@@ -214,7 +216,8 @@ class _Training:
                 break
             self.student.train()
             for step in stream:
-                self._update(step, parameters, optimizer)
+                with gpu_shared(str(self.device)):  # a step, which nobody else's timing there overlaps
+                    self._update(step, parameters, optimizer)
                 if self.after_step:
                     self.after_step(shares[place.steps])
                 self.computing.step_rate(schedule)
