@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from ..core.batch import INPUT, Batch, by_name, moved, moved_target, repeated
 from ..workloads.samples import MapDataset, Samples
-from .seeded import Numbered, Pairs, Seeded
+from .seeded import Identified, Numbered, Pairs, Seeded
 
 CALIBRATION_BATCH = 50
 """The number of calibration samples that are run at once."""
@@ -21,17 +21,23 @@ CALIBRATION_BATCH = 50
 
 @dataclass(frozen=True)
 class LabelledBatches:
-    """Batches of a data set on a device: (inputs, targets, whatever else its samples have). May be iterated several times."""
+    """Batches of a data set on a device: (inputs, targets, whatever else its samples have). May be iterated several times.
+
+    Attributes:
+        identified: whether what else they have is their places, which stay in the processor's memory.
+    """
 
     loader: DataLoader
     device: torch.device
+    identified: bool = False
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        for inputs, *others in self.loader:
-            yield moved(inputs, self.device), *(moved_target(other, self.device) for other in others)
+        for inputs, targets, *others in self.loader:
+            kept = others if self.identified else [moved_target(other, self.device) for other in others]
+            yield moved(inputs, self.device), moved_target(targets, self.device), *kept
 
 
 @dataclass(frozen=True)
@@ -106,12 +112,22 @@ def labelled_batches(data: MapDataset, batch_size: int, device: torch.device) ->
 
 
 def shuffled_batches(
-    data: MapDataset, batch_size: int, device: torch.device, seed: int, per_step: int = 1
+    data: MapDataset, batch_size: int, device: torch.device, seed: int, per_step: int = 1, identified: bool = False
 ) -> ShuffledBatches:
-    """Full batches of `data` on `device`, shuffled reproducibly."""
+    """Full batches of `data` on `device`, shuffled reproducibly.
+
+    Args:
+        identified: whether to add (index, checksum) of each sample, shape [batch_size, 2]; of data that `is_identifiable`.
+    """
     order = EpochOrder(len(data), seed)
-    loader = _loader(data, batch_size, device, _fills_a_batch(data, batch_size), order, seed)
-    return ShuffledBatches(LabelledBatches(loader, device), order, batch_size, per_step)
+    loader = _loader(data, batch_size, device, _fills_a_batch(data, batch_size), order, seed, identified)
+    return ShuffledBatches(LabelledBatches(loader, device, identified), order, batch_size, per_step)
+
+
+def is_identifiable(data: MapDataset) -> bool:
+    """Whether samples are read one by one, and become inputs before they become a batch."""
+    whole = data.dataset if isinstance(data, Subset) else data
+    return isinstance(whole, Samples) and whole.reading.collate is None
 
 
 def input_batches(data: MapDataset, batch_size: int, device: torch.device) -> InputBatches:
@@ -127,11 +143,14 @@ def _loader(
     drop_last: bool = False,
     order: EpochOrder | None = None,
     seed: int = 0,
+    identified: bool = False,
 ) -> DataLoader:
     """A loader that reads as the workload says, into memory from which copies to a GPU need not be waited for."""
     whole = data.dataset if isinstance(data, Subset) else data
     # Plain tensors have nothing to read ahead, collate or draw.
-    reading = _reading(data, whole, order, seed) if isinstance(whole, Samples) else {"dataset": data, "sampler": order}
+    reading: dict[str, Any] = {"dataset": data, "sampler": order}
+    if isinstance(whole, Samples):
+        reading = _reading(Identified(data) if identified else data, whole, order, seed)
     return DataLoader(
         **reading,
         batch_size=batch_size,

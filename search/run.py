@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ..compression.recovery.stored_teacher import most_bytes
 from ..core.errors import SearchError
 from ..core.interrupts import sigterm_interrupts
 from ..hardware_profiles.profiling.fingerprint import saturates
@@ -76,8 +77,14 @@ def run_search(
         with Store(url) as store, sole_driver(store, spec.study):
             search = Search(prepared, store, root, hearing, started)
             _describe(search.prepared, progress)
-            progress.say(search.budget.disk.forecast(search.spec.keep, search.spec.budget.trials), "dim")
+            progress.say(_disk_needed(search), "dim")
             _run(search, progress)
+
+
+def _disk_needed(search: Search) -> str:
+    spec = search.spec
+    teacher_bytes = most_bytes(search.prepared.context.workload, spec.recovery.settings())
+    return search.budget.disk.forecast(spec.keep, spec.budget.trials, teacher_bytes)
 
 
 @contextmanager

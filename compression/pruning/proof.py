@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...core.batch import Batch, largest_difference, taken
+from ...core.batch import Batch, largest_difference, rows, taken
 from ...core.hooks import removed_after
 from ...core.interrupts import raise_if_interrupted
 from ...spaces.models.attention.heads import Role
@@ -32,6 +32,9 @@ from .masked_units import masked_units
 TOLERANCE = 1e-3
 """The largest difference of a layer's input, relative to its largest value, that rounding may cause: kernels of other widths sum
 in another order."""
+
+MOST_READ = 2**28
+"""Bytes of modules' inputs that a proof keeps, to compare them with those of the pruned model."""
 
 MISPLACED = (
     "with channels removed, {reader} does not read what it read of the others: channels change places or numbers on the way "
@@ -63,6 +66,7 @@ def prove_groups(
     """
     if not groups:
         return [], {}
+    inputs = taken(inputs, slice(_fitting(model, inputs)))
     prover = _Prover(model, ChannelGraph(copy.deepcopy(model), taken(inputs, slice(1))), inputs)
     reasons = prover.refuted(groups)
     # Two groups that fail only apart, as where one layer divides the channels of both, pass together; and channels at random may be
@@ -70,6 +74,20 @@ def prove_groups(
     for part in (groups[::2], groups[1::2]):
         reasons |= prover.refuted([group for group in part if group.name not in reasons], first=True)
     return [group for group in groups if group.name not in reasons], reasons
+
+
+@torch.no_grad()
+def _fitting(model: nn.Module, inputs: Batch) -> int:
+    """How many samples a proof compares: as many as there are, or, at least one, as `MOST_READ` holds what modules read of."""
+    sizes: list[int] = []
+
+    def note(_module: nn.Module, read: tuple[Any, ...]) -> None:
+        sizes.extend(each.nbytes for each in read[:1] if isinstance(each, Tensor))
+
+    hooks = [module.register_forward_pre_hook(note) for module in model.modules() if not [*module.children()]]
+    with removed_after(hooks):
+        model(taken(inputs, slice(1)))
+    return max(1, min(rows(inputs), MOST_READ // max(1, sum(sizes))))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,9 @@ import torch
 MADE_BY = f"format 1, torch {torch.__version__}"
 """What reads a checkpoint that it has made itself: states of optimizers and schedules are of one version."""
 
+SHARED = "teacher"
+"""The name of the folder next to the recoveries' own that holds what they share: outputs of their teacher."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -58,6 +61,11 @@ class Checkpoint:
     def __init__(self, path: Path, every_s: float) -> None:
         self._path, self._every_s = path, every_s
         self._saved, self.is_new = time.monotonic(), False
+
+    @property
+    def shared(self) -> Path:
+        """A folder for what the recoveries of a study have in common."""
+        return self._path.parent.parent / SHARED
 
     @property
     def is_due(self) -> bool:

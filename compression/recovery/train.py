@@ -16,7 +16,7 @@ from ...core.batch import Batch, device_of_model, mapped, rows
 from ...core.errors import CompressionError
 from ...spaces.policies.policy import Recovery
 from ...workloads.workload import MapDataset, Workload
-from ..batches import labelled_batches, shuffled_batches, subset
+from ..batches import ShuffledBatches, labelled_batches, shuffled_batches, subset
 from ..finite import not_finite
 from .checkpoint import Checkpoint, Place, RandomNumbers, Stateful
 from .computing import Computing, compiled, wants_compiling
@@ -26,6 +26,7 @@ from .feature_taps import projections, tapped_modules, tapping
 from .outputs import output_kinds
 from .schedules import learning_rate_shares, optimizer_of, schedule_of
 from .sparsify import AfterStep
+from .stored_teacher import StoredTeacher, stored_teacher
 from .synthetic import SAMPLES, synthetic_inputs
 from .teachers import Teacher
 
@@ -159,10 +160,12 @@ class _Training:
         self.student, self.workload, self.recovery = student, workload, recovery
         self.batch_size, self.masks = batch_size, masks
         self.reads_labels = recovery.data == "train"
+        self.imitates = recovery.alpha > 0 or not self.reads_labels
         self.device = device_of_model(student)
         self.kinds = output_kinds(workload)
         self.distiller = get_distiller(recovery.distiller, recovery.temperature, self.kinds)
         self.teacher = Teacher(workload, recovery.teachers, self.distiller.tap, self.kinds)
+        self.stored: StoredTeacher | None = None
         example = workload.example_input
         self.modules = tapped_modules(student, example, self.distiller.tap)
         self.projections = self._projections(example).to(self.device)
@@ -192,8 +195,7 @@ class _Training:
 
         What is saved is the state right after a step; what follows that step, such as the end of an epoch, is done again.
         """
-        annotated, per_step = self.teacher.annotated(data), self.recovery.accumulate
-        batches = shuffled_batches(annotated, self.batch_size, self.device, seed, per_step)
+        batches = self._batches(data, seed, checkpoint)
         steps, parameters = max(1, round(epochs * len(batches))), self._parameters()
         optimizer = optimizer_of(parameters, self.recovery)
         self._compile(steps)
@@ -223,6 +225,14 @@ class _Training:
         if not place.is_over:
             stopping.restore(self.student)
             place.finish("student")
+
+    def _batches(self, data: MapDataset, seed: int, checkpoint: Checkpoint | None) -> ShuffledBatches:
+        """Batches with what the teacher said of them, or with their places where that is stored."""
+        if self.imitates:
+            self.stored = stored_teacher(self.teacher, self.workload, data, self.recovery, checkpoint and checkpoint.shared)
+            data = data if self.stored is not None else self.teacher.annotated(data)
+        per_step, is_stored = self.recovery.accumulate, self.stored is not None
+        return shuffled_batches(data, self.batch_size, self.device, seed, per_step, is_stored)
 
     def _compile(self, steps: int) -> None:
         """Compile the student's forward pass if a training of so many steps is to be, and nothing looks into it."""
@@ -265,13 +275,23 @@ class _Training:
     def _loss(self, inputs: Batch, targets: Any, *said: Tensor) -> Tensor:
         inputs, computing = self.computing.laid_out(inputs), self.computing
         with computing.autocast():
-            guidance = said or [computing.in_float32(view) for view in self.teacher(inputs)]
+            guidance = self._guidance(inputs, said)
             with tapping(self.student, self.modules, self.distiller.tap) as views:
                 outputs = self.forward(inputs)
             peer = self.peer(inputs) if self.peer else None
         outputs = mapped(Tensor.float, outputs)
         loss = self._imitation([outputs, *views], guidance, targets)
         return loss if peer is None else loss + self._mutual(outputs, mapped(Tensor.float, peer), targets)
+
+    def _guidance(self, inputs: Batch, said: Sequence[Tensor] = ()) -> Views:
+        """What the teacher makes of inputs; nothing where it has no part in the loss.
+
+        Args:
+            said: that, or the places of the samples where it is stored.
+        """
+        if said:
+            return [self.stored(inputs, *said)] if self.stored is not None else said
+        return [self.computing.in_float32(view) for view in self.teacher(inputs)] if self.imitates else ()
 
     def _mutual(self, outputs: Batch, peer: Batch, targets: Any) -> Tensor:
         """What the student and its peer learn of one another, and the peer of the labels."""
@@ -281,6 +301,8 @@ class _Training:
         return loss + self.workload.loss_function(peer, targets) if self.reads_labels else loss
 
     def _imitation(self, views: Views, guidance: Views, targets: Any) -> Tensor:
+        if not self.imitates:
+            return self.workload.loss_function(views[0], targets)
         imitation = self.distiller.loss(views, guidance, self.projections)
         if not self.reads_labels:
             return imitation
@@ -292,7 +314,7 @@ class _Training:
         self.student.eval()
         losses = []
         for inputs, targets in labelled_batches(data, self.batch_size, self.device):
-            guidance = self.teacher(inputs)
+            guidance = self._guidance(inputs)
             with tapping(self.student, self.modules, self.distiller.tap) as views:
                 outputs = self.student(inputs)
             losses.append(float(self._imitation([outputs, *views], guidance, targets)) * rows(inputs))
