@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import time
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from rich.console import Console
 from ..compression.recovery.stored_teacher import most_bytes
 from ..core.errors import SearchError
 from ..core.interrupts import sigterm_interrupts
+from ..core.threads import give_back
 from ..hardware_profiles.profiling.fingerprint import saturates
 from ..studies.analysis.verdict import verdict
 from ..studies.inspection.limits import limits_on, limits_text
@@ -113,12 +113,10 @@ def _announce(what: str, listeners: Sequence[Listener]) -> None:
 
 
 def _tidy(event: Event) -> None:
-    """Give back to the system what a part of the preparation freed, before the next one: of ResNet-152's export, whose weights are
-    0.24 GB, glibc keeps 0.57 GB."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if isinstance(event, Preparing) and trim is not None:
+    """Give back to the system what a part of the preparation freed, before the next one."""
+    if isinstance(event, Preparing):
         gc.collect()
-        trim(0)
+        give_back()
 
 
 def _remark(prepared: PreparedStudy, progress: SearchProgress) -> None:

@@ -99,7 +99,9 @@ def ratios(read: str, samples: int, pixels: int, turns: int) -> dict[str, float]
     for _ in range(turns + 1):
         found.append({name: seconds(run, task.model) for name, run in runs.items()})
     return {
-        f"{own} | {other}": statistics.median(turn[f"loop: {other}"] / turn[own] for turn in found[1:])  # the first warms up
+        f"{own} | {other}": statistics.median(
+            turn[f"loop: {other}"] / turn[own] for turn in found[1:]
+        )  # the first warms up
         for own, other in COMPARED
     }
 

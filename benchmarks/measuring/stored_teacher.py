@@ -71,10 +71,7 @@ def speed(samples: int, pixels: int, turns: int) -> dict[str, float]:
     first, later = [], []
     for turn in range(turns + 1):  # the first warms up
         with tempfile.TemporaryDirectory() as folder:
-            without, storing, reading = (
-                epoch_s(task, slim(), place)
-                for place in (None, Path(folder), Path(folder))
-            )
+            without, storing, reading = (epoch_s(task, slim(), place) for place in (None, Path(folder), Path(folder)))
             size = sum(file.stat().st_size for file in Path(folder, "teacher").glob("*.records"))
         if turn:
             first.append(without / storing)

@@ -27,6 +27,7 @@ from ...spaces.models.failures import first_line
 from ...spaces.models.recurrent import is_recurrent
 from ...workloads.contract import few_inputs
 from ...workloads.workload import Workload
+from ..activations import bytes_read
 from .masked_units import masked_units
 
 TOLERANCE = 1e-3
@@ -76,18 +77,9 @@ def prove_groups(
     return [group for group in groups if group.name not in reasons], reasons
 
 
-@torch.no_grad()
 def _fitting(model: nn.Module, inputs: Batch) -> int:
     """How many samples a proof compares: as many as there are, or, at least one, as `MOST_READ` holds what modules read of."""
-    sizes: list[int] = []
-
-    def note(_module: nn.Module, read: tuple[Any, ...]) -> None:
-        sizes.extend(each.nbytes for each in read[:1] if isinstance(each, Tensor))
-
-    hooks = [module.register_forward_pre_hook(note) for module in model.modules() if not [*module.children()]]
-    with removed_after(hooks):
-        model(taken(inputs, slice(1)))
-    return max(1, min(rows(inputs), MOST_READ // max(1, sum(sizes))))
+    return max(1, min(rows(inputs), MOST_READ // max(1, bytes_read(model, taken(inputs, slice(1))))))
 
 
 @dataclass(frozen=True)

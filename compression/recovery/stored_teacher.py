@@ -213,7 +213,11 @@ def _why_not_stored(teacher: Teacher, data: MapDataset) -> str | None:
         return "the distiller looks into the model"
     if ONLY not in teacher.kinds.by_name or teacher.kinds.by_name[ONLY].class_axis is None:
         return "they are not one output of classes"
-    return None if is_identifiable(data) else "the data are plain tensors, of which they are kept in memory, or collated by a function"
+    return (
+        None
+        if is_identifiable(data)
+        else "the data are plain tensors, of which they are kept in memory, or collated by a function"
+    )
 
 
 def _if_it_fits(file: Path | None, size: int) -> Path | None:

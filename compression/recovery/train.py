@@ -229,7 +229,9 @@ class _Training:
     def _batches(self, data: MapDataset, seed: int, checkpoint: Checkpoint | None) -> ShuffledBatches:
         """Batches with what the teacher said of them, or with their places where that is stored."""
         if self.imitates:
-            self.stored = stored_teacher(self.teacher, self.workload, data, self.recovery, checkpoint and checkpoint.shared)
+            self.stored = stored_teacher(
+                self.teacher, self.workload, data, self.recovery, checkpoint and checkpoint.shared
+            )
             data = data if self.stored is not None else self.teacher.annotated(data)
         per_step, is_stored = self.recovery.accumulate, self.stored is not None
         return shuffled_batches(data, self.batch_size, self.device, seed, per_step, is_stored)

@@ -122,7 +122,13 @@ def traced(
 
     # Nothing is differentiated: what the graph would hold for that, all activations of a pass, is dropped.
     nothing_saved = torch.autograd.graph.saved_tensors_hooks(lambda _: None, _not_saved)
-    with trainable(model), torch.enable_grad(), units_alone(recurrent), _walks_of_any_length(_widest(model)), nothing_saved:
+    with (
+        trainable(model),
+        torch.enable_grad(),
+        units_alone(recurrent),
+        _walks_of_any_length(_widest(model)),
+        nothing_saved,
+    ):
         graph.build_dependency(model, example_input, forward_fn=forward, customized_pruners=kinds, verbose=False)
         groups = _groups(graph, tuple(roots))
         return graph, [group for group in groups if group[0].dep.target.module not in inside]
