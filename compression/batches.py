@@ -12,7 +12,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from ..core.batch import INPUT, Batch, by_name, moved, moved_target, repeated
+from ..core.errors import CompressionError
 from ..workloads.samples import MapDataset, Samples
+from .ranks import Ranks
 from .seeded import Identified, Numbered, Pairs, Seeded
 
 CALIBRATION_BATCH = 50
@@ -51,15 +53,17 @@ class InputBatches(Iterable[Batch]):
 
 
 class EpochOrder(Sampler[int]):
-    """The samples in an order that follows from a seed and the number of an epoch alone, so that any epoch begins at any sample.
+    """The samples in an order that follows from a seed and the number of an epoch alone, so that any epoch begins at any sample; of
+    several ranks each has its share of every batch.
 
     Attributes:
         epoch: that the next iteration is of.
         generator: as far into the epoch as its beginning; what loads the samples may draw from it.
     """
 
-    def __init__(self, samples: int, seed: int) -> None:
+    def __init__(self, samples: int, seed: int, batch_size: int = 1, ranks: Ranks = Ranks()) -> None:
         self._samples, self._seed, self.epoch = samples, seed, 0
+        self._batch_size, self._ranks = batch_size, ranks
         self.generator = torch.Generator()
         self.begin(0)
 
@@ -69,13 +73,14 @@ class EpochOrder(Sampler[int]):
         mixed = np.random.SeedSequence([self._seed, epoch]).generate_state(1)
         self.generator.manual_seed(int(mixed[0]))  # which heeds 32 bits
         order = torch.randperm(self._samples, generator=self.generator)
-        self._left: list[int] = order[first:end].tolist()
+        self._left: list[int] = self._ranks.share(order[first:end].tolist(), self._batch_size)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._left)
 
     def __len__(self) -> int:
-        return self._samples
+        ranks, size = self._ranks, self._batch_size
+        return self._samples if ranks.is_alone else self._samples // size * (size // ranks.count)
 
 
 @dataclass(frozen=True)
@@ -114,13 +119,20 @@ def labelled_batches(data: MapDataset, batch_size: int, device: torch.device) ->
 def shuffled_batches(
     data: MapDataset, batch_size: int, device: torch.device, seed: int, per_step: int = 1, identified: bool = False
 ) -> ShuffledBatches:
-    """Full batches of `data` on `device`, shuffled reproducibly.
+    """Full batches of `data` on `device`, shuffled reproducibly; this rank's shares of them.
 
     Args:
+        batch_size: of all ranks together.
         identified: whether to add (index, checksum) of each sample, shape [batch_size, 2]; of data that `is_identifiable`.
     """
-    order = EpochOrder(len(data), seed)
-    loader = _loader(data, batch_size, device, _fills_a_batch(data, batch_size), order, seed, identified)
+    ranks = Ranks.here()
+    if batch_size % ranks.count or (len(data) < batch_size and not ranks.is_alone):
+        raise CompressionError(
+            f"{ranks.count} GPUs cannot share a batch of {batch_size} of {len(data)} samples equally"
+        )
+    order = EpochOrder(len(data), seed, batch_size, ranks)
+    drops = _fills_a_batch(data, batch_size)
+    loader = _loader(data, batch_size // ranks.count, device, drops, order, seed, identified)
     return ShuffledBatches(LabelledBatches(loader, device, identified), order, batch_size, per_step)
 
 

@@ -18,6 +18,7 @@ from ...spaces.policies.policy import Recovery
 from ...workloads.workload import MapDataset, Workload
 from ..batches import ShuffledBatches, labelled_batches, shuffled_batches, subset
 from ..finite import not_finite
+from ..ranks import Ranks, averaged_once
 from .checkpoint import Checkpoint, Place, RandomNumbers, Stateful
 from .computing import Computing, compiled, wants_compiling
 from .distil import Views, get_distiller, imitation_loss
@@ -173,6 +174,8 @@ class _Training:
         self.peer = _shaken(student) if recovery.mutual else None
         self.computing = Computing(student, example, recovery)
         self.forward: Callable[[Batch], Batch] = student
+        self.ranks = Ranks.here()
+        self.loss: Callable[..., Tensor] = self._loss
 
     @torch.no_grad()
     def _projections(self, example: Batch) -> nn.ModuleList:
@@ -206,22 +209,25 @@ class _Training:
         stops = saved_at | {epoch * len(batches): epoch for epoch in range(1, int(epochs) + 1)} | {steps: epochs}
         place = Place(checkpoint, self._parts(optimizer, schedule, stopping), saved_at)
         stream = batches.after(place.steps)
+        self.loss = self.ranks.averaging(self._loss, self._learners(), self.recovery.accumulate)
         while not place.is_over:
             if place.steps:
                 is_epoch = place.steps % len(batches) == 0 or place.steps == steps
-                if is_epoch and held_out is not None and stopping.is_over(self.student, self._held_out_loss(held_out)):
+                if is_epoch and held_out and stopping.is_over(self.student, self._held_out_loss(held_out)):
                     break  # at once where it diverged: an epoch before it may have been good
                 yield stops.get(place.steps, place.steps / len(batches))
             if place.steps == steps:
                 break
             self.student.train()
             for step in stream:
+                self.ranks.seed_step(seed, place.steps)
                 self._update(step, parameters, optimizer)
                 if self.after_step:
                     self.after_step(shares[place.steps])
                 self.computing.step_rate(schedule)
                 if place.step() or place.steps in stops:
                     break
+        self.loss = self._loss  # another training of the same weights averages by itself
         if not place.is_over:
             stopping.restore(self.student)
             place.finish("student")
@@ -240,10 +246,12 @@ class _Training:
         """Compile the student's forward pass if a training of so many steps is to be, and nothing looks into it."""
         if not wants_compiling(self.recovery, self.device, steps):
             return
-        if self.distiller.tap is None:
-            self.forward = compiled(self.student, self.recovery)
-        else:
+        if self.distiller.tap is not None:
             logger.warning("training is not compiled: the distiller %s looks into the model", self.recovery.distiller)
+        elif not self.ranks.is_alone:
+            logger.warning("training is not compiled: its batch-norms are those of several GPUs")
+        else:
+            self.forward = compiled(self.student, self.recovery)
 
     def _parts(
         self, optimizer: torch.optim.Optimizer, schedule: LRScheduler, stopping: EarlyStopping
@@ -257,16 +265,19 @@ class _Training:
 
     def _parameters(self) -> list[nn.Parameter]:
         """Those of the student, and of what is trained with it."""
-        learners = [self.student, self.projections, *([self.peer] if self.peer else [])]
-        return [parameter for learner in learners for parameter in learner.parameters()]
+        return [parameter for learner in self._learners() for parameter in learner.parameters()]
+
+    def _learners(self) -> list[nn.Module]:
+        return [self.student, self.projections, *([self.peer] if self.peer else [])]
 
     def _update(
         self, batches: Sequence[Sequence[Tensor]], parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer
     ) -> None:
         """One step of gradient descent on the mean loss of batches; masked weights stay zero."""
         optimizer.zero_grad(set_to_none=True)
-        for batch in batches:
-            self.computing.scaler.scale(self._loss(*batch) / len(batches)).backward()
+        for number, batch in enumerate(batches, 1):
+            with averaged_once(self.loss, number == len(batches)):
+                self.computing.scaler.scale(self.loss(*batch) / len(batches)).backward()
         if self.recovery.optimizer != "sgd" or self.recovery.steps.count("quantize"):
             # Without batch-norm, or once it is folded, a large step is not undone by the next one.
             self.computing.scaler.unscale_(optimizer)
@@ -276,7 +287,7 @@ class _Training:
 
     def _loss(self, inputs: Batch, targets: Any, *said: Tensor) -> Tensor:
         inputs, computing = self.computing.laid_out(inputs), self.computing
-        with computing.autocast():
+        with computing.autocast(), self.ranks.whole_batches(self._learners()):
             guidance = self._guidance(inputs, said)
             with tapping(self.student, self.modules, self.distiller.tap) as views:
                 outputs = self.forward(inputs)
@@ -320,7 +331,7 @@ class _Training:
             with tapping(self.student, self.modules, self.distiller.tap) as views:
                 outputs = self.student(inputs)
             losses.append(float(self._imitation([outputs, *views], guidance, targets)) * rows(inputs))
-        return sum(losses) / len(data)
+        return self.ranks.agreed(sum(losses) / len(data))
 
     @torch.no_grad()
     def _mask(self) -> None:
