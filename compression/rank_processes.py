@@ -11,6 +11,7 @@ import os
 import pickle
 import signal
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -27,6 +28,9 @@ from torch import nn
 
 from ..core.errors import CompressionError, describe_exception
 from ..core.interrupts import end_with, ignore_interrupts
+
+MOMENT_S = 0.1
+"""Seconds from the first failure within which a process that was killed is gone; those that fail of it are not."""
 
 Made = Iterator[tuple[nn.Module | None, float]]
 """Models with the epochs that they were trained for; None for the model whenever the training was saved."""
@@ -100,20 +104,25 @@ class RankProcesses:
         """
         while True:
             wait([*self._connections, *(process.sentinel for process in self._processes)], POLL_S)
-            messages = self._messages()
-            failed = {rank: str(message) for rank, message in messages.items() if isinstance(message, _Failure)}
-            if problems := self._dead(bool(failed)) or failed:  # where one died, all others lose their connection to it
-                rank, reason = min(problems.items())
+            if (problem := self._problem(messages := self._messages())) is not None:
+                rank, reason = problem
                 raise CompressionError(f"process {rank + 1} of the {self._count} that train together failed: {reason}")
             if 0 in messages:
                 return None if messages[0] is None else pickle.loads(messages[0])
 
-    def _dead(self, is_likely: bool) -> dict[int, str]:
-        """Rank -> how its process ended, if it did before its work; where that is likely, they have a moment to."""
-        if is_likely:
-            wait([process.sentinel for process in self._processes], 2 * POLL_S)
+    def _problem(self, messages: dict[int, Any]) -> tuple[int, str] | None:
+        """The rank that failed first, and why: all others lose their connection to it, and fail too."""
+        failed = {rank: found for rank, found in messages.items() if isinstance(found, _Failure)}
+        if failed:  # perhaps because a process died, which says nothing and is gone by now
+            wait([process.sentinel for process in self._processes], MOMENT_S)
         codes = {rank: process.exitcode for rank, process in enumerate(self._processes)}
-        return {rank: f"it ended with exit code {code}" for rank, code in codes.items() if code}
+        if any(codes.values()):  # those that failed of themselves said so before they ended
+            failed |= {rank: found for rank, found in self._messages().items() if isinstance(found, _Failure)}
+        if dead := {rank: code for rank, code in codes.items() if code and rank not in failed}:
+            return min((rank, f"it ended with exit code {code}") for rank, code in dead.items())
+        return min(
+            ((rank, found.reason) for rank, found in failed.items()), key=lambda of: failed[of[0]].at, default=None
+        )
 
     def _messages(self) -> dict[int, Any]:
         found = {}
@@ -132,8 +141,11 @@ class RankProcesses:
             process.join()
 
 
-class _Failure(str):
-    """Why a rank failed."""
+class _Failure(NamedTuple):
+    """Why a rank failed, and when, by the clock that processes of a machine share."""
+
+    reason: str
+    at: float
 
 
 def _serve(connection: Connection, task: _Task, parent: int) -> None:
@@ -150,8 +162,9 @@ def _serve(connection: Connection, task: _Task, parent: int) -> None:
         if task.rank == 0:
             connection.send(None)
     except BaseException as error:  # the user's code may raise anything
+        failure = _Failure(describe_exception(error), time.monotonic())
         traceback.print_exc()
-        connection.send(_Failure(describe_exception(error)))
+        connection.send(failure)
 
 
 def _join(task: _Task) -> None:

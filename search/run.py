@@ -198,8 +198,8 @@ def _warn_of_a_noisy_machine(search: Search, progress: SearchProgress) -> None:
     against_itself = search.store.get_study(search.spec.study).baseline["speedup"]
     if not against_itself.low <= 1 <= against_itself.high:
         progress.say(
-            f"the uncompressed model measured {against_itself.value:.3f}x as fast as itself: this machine was busy, or one load of "
-            "its file is slower than another; latencies of this study carry that error",
+            f"the uncompressed model measured {against_itself.value:.3f}x as fast as itself: this machine was busy "
+            "or its clock moved; latencies of this study carry that error",
             "yellow",
         )
 

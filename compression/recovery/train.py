@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -14,10 +13,13 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ...core.batch import Batch, device_of_model, mapped, rows
 from ...core.errors import CompressionError
+from ...core.machine.turns import gpu_shared
+from ...core.texts import epochs_text
 from ...spaces.policies.policy import Recovery
 from ...workloads.workload import MapDataset, Workload
 from ..batches import ShuffledBatches, labelled_batches, shuffled_batches, subset
 from ..finite import not_finite
+from ..gradients import shaken_copy
 from ..ranks import Ranks, averaged_once
 from .checkpoint import Checkpoint, Place, RandomNumbers, Stateful
 from .computing import Computing, compiled, wants_compiling
@@ -140,7 +142,7 @@ def _data(workload: Workload, recovery: Recovery, seed: int) -> tuple[MapDataset
 def _require_finite(student: nn.Module, recovery: Recovery, epochs: float) -> None:
     if (name := not_finite(student)) is not None:
         raise CompressionError(
-            f"training diverged: {name} is not finite after {epochs:g} epochs at learning_rate {recovery.learning_rate:g}; "
+            f"training diverged: {name} is not finite after {epochs_text(epochs)} at learning_rate {recovery.learning_rate:g}; "
             "a lower recovery.learning_rate, or the optimizer adamw, which clips gradients, may not"
         )
 
@@ -171,7 +173,7 @@ class _Training:
         self.modules = tapped_modules(student, example, self.distiller.tap)
         self.projections = self._projections(example).to(self.device)
         # In mutual learning (Zhang et al. 2018, arXiv:1706.00384) a peer starts elsewhere and both imitate one another.
-        self.peer = _shaken(student) if recovery.mutual else None
+        self.peer = shaken_copy(student) if recovery.mutual else None
         self.computing = Computing(student, example, recovery)
         self.forward: Callable[[Batch], Batch] = student
         self.ranks = Ranks.here()
@@ -221,7 +223,8 @@ class _Training:
             self.student.train()
             for step in stream:
                 self.ranks.seed_step(seed, place.steps)
-                self._update(step, parameters, optimizer)
+                with gpu_shared(str(self.device)):  # a step, which nobody else's timing there overlaps
+                    self._update(step, parameters, optimizer)
                 if self.after_step:
                     self.after_step(shares[place.steps])
                 self.computing.step_rate(schedule)
@@ -239,8 +242,8 @@ class _Training:
                 self.teacher, self.workload, data, self.recovery, checkpoint and checkpoint.shared
             )
             data = data if self.stored is not None else self.teacher.annotated(data)
-        per_step, is_stored = self.recovery.accumulate, self.stored is not None
-        return shuffled_batches(data, self.batch_size, self.device, seed, per_step, is_stored)
+        settings = seed, self.recovery.accumulate, self.stored is not None
+        return shuffled_batches(data, self.batch_size, self.device, *settings)
 
     def _compile(self, steps: int) -> None:
         """Compile the student's forward pass if a training of so many steps is to be, and nothing looks into it."""
@@ -257,8 +260,8 @@ class _Training:
         self, optimizer: torch.optim.Optimizer, schedule: LRScheduler, stopping: EarlyStopping
     ) -> dict[str, Stateful]:
         """By name, all that training changes."""
-        parts = {"optimizer": optimizer, "schedule": schedule, "stopping": stopping, "random": RandomNumbers()}
-        parts["scaler"] = self.computing.scaler
+        parts = {"optimizer": optimizer, "schedule": schedule, "stopping": stopping, "random": RandomNumbers(),
+                 "scaler": self.computing.scaler}  # fmt: skip
         learners = {"student": self.student, "projections": self.projections, "peer": self.peer}
         others = {**learners, "after_step": self.after_step}
         return {**parts, **{name: part for name, part in others.items() if part is not None}}
@@ -337,13 +340,3 @@ class _Training:
     def _mask(self) -> None:
         for weight, mask in self.masks:
             weight.mul_(mask)
-
-
-@torch.no_grad()
-def _shaken(student: nn.Module) -> nn.Module:
-    """A copy with a tenth of each tensor's deviation of noise added to its weights."""
-    peer = copy.deepcopy(student)
-    for parameter in peer.parameters():
-        if parameter.numel() > 1:
-            parameter.add_(torch.randn_like(parameter) * parameter.std() * 0.1)
-    return peer.train()

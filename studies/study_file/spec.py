@@ -319,7 +319,8 @@ def incompatible_changes(old: StudySpec, new: StudySpec) -> list[str]:
     changes = []
     for key in _FIXED:
         if isinstance(getattr(new, key), Part):
-            changes += [f"{key}.{part}" for part in after[key] if after[key][part] != before[key][part]]
+            changed = [part for part in after[key] if after[key][part] != before[key][part]]
+            changes += [f"{key}.{new.space.key_given(part) if key == 'space' else part}" for part in changed]
         elif after[key] != before[key]:
             changes.append(key)
     return changes
