@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,6 +74,7 @@ def prove_groups(
     # the same ones after a flip, which the first ones are not.
     for part in (groups[::2], groups[1::2]):
         reasons |= prover.refuted([group for group in part if group.name not in reasons], first=True)
+    reasons |= prover.hidden([group for group in groups if group.name not in reasons])
     return [group for group in groups if group.name not in reasons], reasons
 
 
@@ -117,6 +118,19 @@ class _Prover:
         # The failing groups are known; the others were given correct inputs, and are tried again without them.
         return found | self.refuted([group for group in groups if group.name not in found], first)
 
+    def hidden(self, groups: Sequence[ChannelGroup]) -> dict[str, str]:
+        """{group: reason} of those that change the outputs where no reader's input is corrected.
+
+        A reader may compute otherwise from fewer channels, as one that standardises its weight in every pass does, and the correct
+        inputs of the next reader hide that.
+        """
+        if not groups or self._one_pass(groups, False, corrects=False)[1]:
+            return {}
+        if len(groups) == 1:
+            return {groups[0].name: MISPLACED.format(reader="the model's output")}
+        middle = len(groups) // 2
+        return self.hidden(groups[:middle]) | self.hidden(groups[middle:])
+
     def _bisected(self, groups: Sequence[ChannelGroup], first: bool, reason: str) -> dict[str, str]:
         """{group: reason} of those that fail, where no single one was found to; `reason` is that of all `groups` together."""
         if len(groups) == 1:
@@ -126,8 +140,14 @@ class _Prover:
         return apart or {group.name: f"not together with {halves[1][0].name}: {reason}" for group in halves[0]}
 
     @torch.no_grad()
-    def _one_pass(self, groups: Sequence[ChannelGroup], first: bool) -> tuple[dict[str, str], bool]:
-        """{group: reason} of those whose readers read other values, and whether the outputs are the same."""
+    def _one_pass(
+        self, groups: Sequence[ChannelGroup], first: bool, corrects: bool = True
+    ) -> tuple[dict[str, str], bool]:
+        """{group: reason} of those whose readers read other values, and whether the outputs are the same.
+
+        Args:
+            corrects: whether readers continue with the values that they should have read; only then are they compared.
+        """
         graph, model = self.graph, self.model
         losses = {
             group.name: _Loss.of(group, graph.partitions(group.name), first, graph.normalises_parts(group.name))
@@ -137,7 +157,7 @@ class _Prover:
         with masked_units(model, plan.copies), _doubled(model, plan), _masked(model, plan) as read:
             expected = model(self.inputs)
         lost = {name: loss.lost for name, loss in losses.items()}
-        with graph.without(lost) as pruned, _corrected(pruned, plan, read) as failed:
+        with graph.without(lost) as pruned, _corrected(pruned, plan, read) if corrects else nullcontext({}) as failed:
             found = pruned(self.inputs)
         reasons = {name: MISPLACED.format(reader=reader) for name, reader in failed.items()}
         return reasons, largest_difference(expected, found) <= TOLERANCE
