@@ -52,6 +52,27 @@ def test_batch_norm_activations_and_residual_additions_are_fused_into_integer_co
     assert not set(kinds) & {"Eltwise", "Relu", "ReLU", "Math", "BatchNormInference", "ScaleShift"}, kinds
 
 
+class Permuted(nn.Module):
+    """Channels in another order, by their numbers."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.order: Tensor
+        self.register_buffer("order", torch.arange(channels).roll(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, self.order]
+
+
+def test_channels_that_change_places_by_number_meet_the_right_weights(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), Permuted(8), nn.Conv2d(8, 4, 3)).eval()
+    images, target = torch.randn(1, 3, 8, 8), load_target("cpu-openvino")
+    artifact = OpenVinoRuntime().lower(Candidate(Policy(), model), images, target, tmp_path / "model.onnx")
+    found = OpenVinoRuntime().load(artifact.path, target).run({"input": images.numpy()})["output"]
+    np.testing.assert_allclose(found, model(images).detach().numpy(), atol=1e-5)
+
+
 def test_a_multiplication_between_quantized_linear_layers_is_right_at_small_batches(scaled, needs_exact_products):
     needs_exact_products("openvino")
     path, target, samples, expected = scaled
