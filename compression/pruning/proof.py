@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...core.batch import Batch, largest_difference, taken
+from ...core.batch import Batch, largest_difference, rows, taken
 from ...core.hooks import removed_after
 from ...core.interrupts import raise_if_interrupted
 from ...spaces.models.attention.heads import Role
@@ -27,11 +27,15 @@ from ...spaces.models.failures import first_line
 from ...spaces.models.recurrent import is_recurrent
 from ...workloads.contract import few_inputs
 from ...workloads.workload import Workload
+from ..activations import bytes_read
 from .masked_units import masked_units
 
 TOLERANCE = 1e-3
 """The largest difference of a layer's input, relative to its largest value, that rounding may cause: kernels of other widths sum
 in another order."""
+
+MOST_READ = 2**28
+"""Bytes of modules' inputs that a proof keeps, to compare them with those of the pruned model."""
 
 MISPLACED = (
     "with channels removed, {reader} does not read what it read of the others: channels change places or numbers on the way "
@@ -63,6 +67,7 @@ def prove_groups(
     """
     if not groups:
         return [], {}
+    inputs = taken(inputs, slice(_fitting(model, inputs)))
     prover = _Prover(model, ChannelGraph(copy.deepcopy(model), taken(inputs, slice(1))), inputs)
     reasons = prover.refuted(groups)
     # Two groups that fail only apart, as where one layer divides the channels of both, pass together; and channels at random may be
@@ -71,6 +76,11 @@ def prove_groups(
         reasons |= prover.refuted([group for group in part if group.name not in reasons], first=True)
     reasons |= prover.hidden([group for group in groups if group.name not in reasons])
     return [group for group in groups if group.name not in reasons], reasons
+
+
+def _fitting(model: nn.Module, inputs: Batch) -> int:
+    """How many samples a proof compares: as many as there are, or, at least one, as `MOST_READ` holds what modules read of."""
+    return max(1, min(rows(inputs), MOST_READ // max(1, bytes_read(model, taken(inputs, slice(1))))))
 
 
 @dataclass(frozen=True)

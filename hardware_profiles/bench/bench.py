@@ -24,6 +24,7 @@ from loky import ProcessPoolExecutor
 from loky.process_executor import TerminatedWorkerError
 
 from ...core.errors import EvaluationError
+from ...core.interrupts import end_with
 from ...core.threads import torch_threads
 from ..cards.target import Target
 from ..profiling.fingerprint import require_cores
@@ -209,16 +210,6 @@ def _set_up(target_json: str, reference: str, inputs: Mapping[str, np.ndarray], 
     with _alone(target):  # another bench may be timing on these cores
         wait = QuietWait(partial(busy_share, cores))
         _state = _State(target, Path(reference), load_streams(Path(reference), target), inputs, cores, wait)
-
-
-def end_with(parent: int) -> None:
-    """End this process, which releases the machine, when `parent` was killed and could not end it.
-
-    It may have been killed before this process had started.
-    """
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
 
 
 def _time_pair(candidate: str, seconds: float, quiet_reference_s: float) -> PairedTiming:
