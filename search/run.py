@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import time
 from collections.abc import Iterator, Sequence
@@ -12,8 +11,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ..compression.recovery.stored_teacher import most_bytes
 from ..core.errors import SearchError
 from ..core.interrupts import sigterm_interrupts
+from ..core.threads import give_back
 from ..hardware_profiles.profiling.fingerprint import saturates
 from ..studies.analysis.verdict import verdict
 from ..studies.files.study_files import REFERENCE
@@ -84,8 +85,14 @@ def run_search(
             measuring = partial(process.measured, folder=folder / REFERENCE, memory_gb=spec.budget.trial_memory_gb)
             search = Search(prepared, store, root, hearing, started, measuring)
             _describe(search.prepared, progress)
-            progress.say(search.budget.disk.forecast(search.spec.keep, search.spec.budget.trials), "dim")
+            progress.say(_disk_needed(search), "dim")
             _run(search, progress, process)
+
+
+def _disk_needed(search: Search) -> str:
+    spec = search.spec
+    teacher_bytes = most_bytes(search.prepared.context.workload, spec.recovery.settings())
+    return search.budget.disk.forecast(spec.keep, spec.budget.trials, teacher_bytes)
 
 
 @contextmanager
@@ -114,12 +121,10 @@ def _announce(what: str, listeners: Sequence[Listener]) -> None:
 
 
 def _tidy(event: Event) -> None:
-    """Give back to the system what a part of the preparation freed, before the next one: of ResNet-152's export, whose weights are
-    0.24 GB, glibc keeps 0.57 GB."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if isinstance(event, Preparing) and trim is not None:
+    """Give back to the system what a part of the preparation freed, before the next one."""
+    if isinstance(event, Preparing):
         gc.collect()
-        trim(0)
+        give_back()
 
 
 def _remark(prepared: PreparedStudy, progress: SearchProgress) -> None:
@@ -206,8 +211,8 @@ def _warn_of_a_noisy_machine(search: Search, progress: SearchProgress) -> None:
     against_itself = search.store.get_study(search.spec.study).baseline["speedup"]
     if not against_itself.low <= 1 <= against_itself.high:
         progress.say(
-            f"the uncompressed model measured {against_itself.value:.3f}x as fast as itself: this machine was busy, or one load of "
-            "its file is slower than another; latencies of this study carry that error",
+            f"the uncompressed model measured {against_itself.value:.3f}x as fast as itself: this machine was busy "
+            "or its clock moved; latencies of this study carry that error",
             "yellow",
         )
 

@@ -176,6 +176,14 @@ def test_the_command_line_starts_without_the_heavy_libraries() -> None:
     assert result.stdout.strip() == "[]"
 
 
+def test_a_worker_starts_without_libraries_that_few_trials_need() -> None:
+    """Each takes a second of every worker's start, on every machine of a cluster."""
+    libraries = ("sklearn", "scipy.stats", "torchvision", "timm", "transformers", "optuna", "ray")
+    code = f"import sys, slimfront.search.trials.worker; print([m for m in {libraries} if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
 @pytest.mark.serial
 def test_help_is_there_at_once() -> None:
     """Half a second on a quiet machine; three times that, and the best of five, next to other work."""

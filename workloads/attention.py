@@ -7,16 +7,19 @@ layers, so that nothing there could be quantized or pruned. `explicit_attention`
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 from ..core.batch import Batch, largest_difference
+
+if TYPE_CHECKING:
+    from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 TOLERANCE = 1e-3
 """The largest difference, relative to the largest output, between the two forms of a model that rounding may cause."""
@@ -119,9 +122,9 @@ class CrossAttention(nn.Module):
         weights = original.in_proj_weight.chunk(3) if one else separate
         biases = [None] * 3 if original.in_proj_bias is None else original.in_proj_bias.chunk(3)
         self.q_proj, self.k_proj, self.v_proj = (
-            _linear(weight, bias) for weight, bias in zip(weights, biases, strict=True)
+            linear_of(weight, bias) for weight, bias in zip(weights, biases, strict=True)
         )
-        self.out_proj = _linear(original.out_proj.weight, original.out_proj.bias)
+        self.out_proj = linear_of(original.out_proj.weight, original.out_proj.bias)
         self.train(original.training)
 
     def forward(
@@ -147,13 +150,13 @@ class CrossAttention(nn.Module):
         return (attended if self.batch_first else attended.transpose(0, 1)), None
 
 
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A linear layer with these numbers."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
+def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear layer with a copy of these numbers, in evaluation mode."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
     layer.weight = nn.Parameter(weight.detach().clone())
     if bias is not None:
         layer.bias = nn.Parameter(bias.detach().clone())
-    return layer
+    return layer.eval()
 
 
 def added_to_scores(attn_mask: Tensor | None, key_padding_mask: Tensor | None, like: Tensor) -> Tensor | None:
@@ -244,7 +247,10 @@ def explicit_attention(model: nn.Module, example_input: Batch) -> nn.Module:
         example_input: shape [1, ...]; shows how each attention is called, and that the copy computes the same.
     """
     forms: dict[str, Any] = dict(_forms(model, example_input))
-    forms |= {name: WindowAttention for name, m in model.named_modules() if type(m) is ShiftedWindowAttention}
+    if swin := sys.modules.get(
+        "torchvision.models.swin_transformer"
+    ):  # a model of it has imported it, which takes seconds
+        forms |= {name: WindowAttention for name, m in model.named_modules() if type(m) is swin.ShiftedWindowAttention}
     if not forms:
         return model
     explicit = _rewritten(model, forms)

@@ -13,7 +13,6 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils._pytree import tree_map  # the maps of trees in torch.utils.pytree are of another kind of tree
 from torch.utils.data import TensorDataset
-from torchvision.transforms.functional import pil_to_tensor
 
 from ..core.batch import Batch, from_names, mapped, shapes_of
 from ..core.errors import WorkloadError, describe_exception
@@ -222,7 +221,11 @@ def tensor_of(value: Any) -> Any:
         return torch.from_numpy(np.array(value))  # copied: torch takes no array that may not be written
     if isinstance(value, (bool, int, float)):
         return torch.tensor(value)
-    return pil_to_tensor(value) if isinstance(value, Image) else value
+    if isinstance(value, Image):
+        from torchvision.transforms.functional import pil_to_tensor  # only here: importing it takes two seconds
+
+        return pil_to_tensor(value)
+    return value
 
 
 def plain_input(inputs: Tensor) -> Tensor:
@@ -251,7 +254,8 @@ def _plain_leaf(target: Any) -> Any:
 
 def flaw_of(values: Tensor) -> str | None:
     """What is wrong with values that have to be finite; None where nothing is."""
-    if not values.is_floating_point() or bool(values.isfinite().all()):
+    # A sum with NaN or an infinity in it is not finite, and takes a fortieth of the time; one that is only too large is looked into.
+    if not values.is_floating_point() or bool(values.sum().isfinite()) or bool(values.isfinite().all()):
         return None
     what = "NaN" if bool(values.isnan().any()) else "an infinity"
     return f"holds {what}; repair it (torch.nan_to_num) or leave the sample out"

@@ -1,16 +1,20 @@
 """Whether someone else measures what a bundle's card says: its speed-up and its milliseconds.
 
-    python benchmarks/measuring/strangers_timing.py
+    python benchmarks/measuring/strangers_timing.py [NETWORK ...]
 
 Three networks of its own making (a residual CNN at 64 pixels, a ResNet-20 and a small Vision Transformer at 32) are exported by
 plain `torch.onnx.export`, searched for a few trials, and the fastest point is exported as a bundle. Then, in processes that
 import nothing of slimfront:
 
 1. `strangers_clock.py` times the plain file as OpenVINO runs it, and in forced float32, in turns with the bundle: its ratios are
-   held against the card's `speedup` (what the user would have otherwise) and `speedup_float32`.
+   held against the card's `speedup` (what the user would have otherwise) and `speedup_float32`. Its ratio of runs that also copy
+   their input in and take their output out, which costs both files the same, is printed next to them.
 2. OpenVINO's `benchmark_app` times the bundle's model: its median is held against the card's `latency_ms`.
 
-Weights are random and labels are what the model says: a timing needs no more. `--quick` takes the ResNet-20 only, for less time.
+A stranger loads each file once, and one load is a little faster than another. So every process of the clock loads each several
+times, the median load of all is what the card is held against, and the spread between loads is printed: the luck of a stranger.
+
+`ONEDNN_MAX_CPU_ISA=AVX2` stands in for a processor without 16-bit units. Weights are random and labels are what the model says: a timing needs no more. `--quick` takes the ResNet-20 only, for less time.
 """
 
 import argparse
@@ -24,6 +28,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -39,6 +44,9 @@ HERE = Path(__file__).parent
 SPEEDUP_BAR, LATENCY_BAR = 0.05, 0.1
 """How far a card may be from the stranger's ratio, and from the milliseconds of OpenVINO's tool."""
 
+LOADS = 3
+"""How often each process of the stranger's clock loads each file."""
+
 SPACE = {
     "preset": "none",
     "granularity": "model",
@@ -50,13 +58,28 @@ SPACE = {
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of a card, and what a stranger measured."""
+    """One figure of a card with its interval, and what a stranger measured.
+
+    Attributes:
+        luck: the relative standard deviation of what strangers who load once would have measured.
+    """
 
     network: str
     figure: str
     card: float
+    low: float
+    high: float
     stranger: float
+    luck: float
     limit: float | None
+
+    @classmethod
+    def of(
+        cls, network: str, figure: str, card: dict[str, float], strangers: list[float], limit: float | None
+    ) -> "Row":
+        """A figure of a card against those of several strangers."""
+        luck = float(np.log(strangers).std(ddof=1))
+        return cls(network, figure, card["value"], card["low"], card["high"], statistics.median(strangers), luck, limit)
 
     @property
     def off(self) -> float:
@@ -158,15 +181,30 @@ def compared(name: str, folder: Path, seconds: float, turns: int) -> list[Row]:
         storage=str(folder / "study.db"), artifacts=folder / "artifacts",
     )  # fmt: skip
     study.export(folder / "bundle", pick="fastest")
+    return rows_of(name, folder, seconds, turns)
+
+
+def rows_of(name: str, folder: Path, seconds: float, turns: int) -> list[Row]:
+    """The card of the bundle in `folder`, and what strangers measure of it."""
     card = json.loads((folder / "bundle" / "card.json").read_text())["measurements"]
     clock = [strangers_clock(folder, seconds) for _ in range(turns)]
-    ratio = {way: statistics.median(turn[way] / turn["bundle"] for turn in clock) for way in ("default", "float32")}
-    tool_ms = statistics.median(benchmark_app(folder / "bundle") for _ in range(turns))
+    tool_ms = [benchmark_app(folder / "bundle") for _ in range(turns)]
+    over = "speedup, over the file as it comes"
+    handed = [ratio for turn in clock for ratio in ratios(turn, "default, handed over", "bundle, handed over")]
     return [
-        Row(name, "speedup, over the file as it comes", card["speedup"]["value"], ratio["default"], SPEEDUP_BAR),
-        Row(name, "speedup_float32", card["speedup_float32"]["value"], ratio["float32"], SPEEDUP_BAR),
-        Row(name, "latency_ms, by benchmark_app", card["latency_ms"]["value"], tool_ms, LATENCY_BAR),
-    ]
+        Row.of(name, over, card["speedup"], [r for turn in clock for r in ratios(turn, "default")], SPEEDUP_BAR),
+        Row.of(name, f"{over}, inputs handed over", card["speedup"], handed, None),
+        Row.of(
+            name, "speedup_float32", card["speedup_float32"], [r for turn in clock for r in ratios(turn, "float32")],
+            SPEEDUP_BAR,
+        ),
+        Row.of(name, "latency_ms, by benchmark_app", card["latency_ms"], tool_ms, LATENCY_BAR),
+    ]  # fmt: skip
+
+
+def ratios(turn: dict[str, list[float]], way: str, bundle: str = "bundle") -> list[float]:
+    """How many times as fast each load of the bundle is as the load of the plain file next to it."""
+    return [plain / own for plain, own in zip(turn[way], turn[bundle], strict=True)]
 
 
 def workload(model: nn.Module, size: int) -> Workload:
@@ -180,9 +218,16 @@ def workload(model: nn.Module, size: int) -> Workload:
     return Workload(model, images(64), images(32), images(64), images(32), torch.randn(1, 3, size, size))
 
 
-def strangers_clock(folder: Path, seconds: float) -> dict[str, float]:
-    """Milliseconds of the plain file, of the same in float32 and of the bundle, by a process without slimfront."""
-    command = [sys.executable, HERE / "strangers_clock.py", folder / "plain.onnx", folder / "bundle", str(seconds)]
+def strangers_clock(folder: Path, seconds: float) -> dict[str, list[float]]:
+    """Milliseconds of every load of the plain file, of the same in float32 and of the bundle, by a process without slimfront."""
+    command = [
+        sys.executable,
+        HERE / "strangers_clock.py",
+        folder / "plain.onnx",
+        folder / "bundle",
+        str(seconds),
+        str(LOADS),
+    ]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
 
@@ -218,13 +263,15 @@ def asked_precision(model: Path) -> list[str]:
 
 
 def show(rows: list[Row]) -> None:
-    table = Table("network", "figure", "card", "stranger", "off", "limit", "")
+    table = Table("network", "figure", "card", "stranger", "luck of a load", "off", "limit", "")
     for row in rows:
         verdict = "" if row.holds is None else "holds" if row.holds else "[red]broken[/red]"
         limit = "" if row.limit is None else f"{row.limit:.0%}"
+        card = f"{row.card:.3f} [{row.low:.3f}, {row.high:.3f}]"
         table.add_row(
-            row.network, row.figure, f"{row.card:.3f}", f"{row.stranger:.3f}", f"{row.off:+.1%}", limit, verdict
-        )
+            row.network, row.figure, card.replace("[", r"\["), f"{row.stranger:.3f}", f"{row.luck:.1%}", f"{row.off:+.1%}",
+            limit, verdict,
+        )  # fmt: skip
     console.print(table)
 
 

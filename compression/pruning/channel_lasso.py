@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.linear_model import lars_path_gram
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -58,6 +57,8 @@ def path_scores(gram: Tensor, kept: int) -> Tensor:
     Args:
         gram: products of the channels' contributions, shape [channels, channels]; their sum is what the weights shall reproduce.
     """
+    from sklearn.linear_model import lars_path_gram  # only here: importing it takes a second
+
     used = gram.diagonal() > 0
     own = gram[used][:, used].numpy()
     path = lars_path_gram(own.sum(1), own, n_samples=1, method="lasso", max_iter=8 * len(own))[2]

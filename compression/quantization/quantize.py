@@ -16,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 from torchao.quantization.pt2e.observer import ObserverBase
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 from torchao.quantization.pt2e.quantizer import (
@@ -84,8 +85,9 @@ def _of_layers(model: nn.Module, example_input: Batch, policy: Policy, calibrati
     _require_linear(model, [name for name, layer in wanted.items() if layer.is_dynamic])
     batch_size = min(CALIBRATION_BATCH, len(calibration))
     with capturing():
-        exported = _export(model, repeated(example_input, batch_size))
+        exported = captured(model, repeated(example_input, batch_size))
         norms = _folded(exported.graph)
+        _spell_out_norms(exported)
         prepared = prepare_pt2e(exported, PolicyQuantizer(wanted, policy.scheme))
     with torch.no_grad():
         for batch in input_batches(calibration, batch_size, device_of_model(model)):
@@ -140,18 +142,12 @@ def _folded(graph: fx.Graph) -> dict[str, str]:
     return {module_path(cast("fx.Node", norm.args[0])): module_path(norm) for norm in norms if is_folded(norm)}
 
 
-def _export(model: nn.Module, inputs: Batch) -> fx.GraphModule:
-    exported = captured(model, inputs)
-    _spell_out_norms(exported)
-    return exported
-
-
 def _spell_out_norms(exported: fx.GraphModule) -> None:
-    """Write every batch-norm that lowering does not fold as a multiplication and an addition, or, where it has no statistics of its
-    own, as an operation that PT2E does not know.
+    """Fold every batch-norm that lowering folds. Write the others as a multiplication and an addition, or, where one has no statistics
+    of its own, as an operation that PT2E does not know.
 
-    PT2E would also fold one into a layer that something else reads, whose numbers it then changes, or for want of statistics fail,
-    and spends a minute on each graph that keeps one.
+    PT2E sweeps the whole graph for each one that it folds. It would also fold one into a layer that something else reads, whose
+    numbers it then changes, or for want of statistics fail, and spends a minute on each graph that keeps one.
     """
     graph = exported.graph
     for index, norm in enumerate(graph.find_nodes(op="call_function", target=aten.batch_norm.default)):
@@ -159,6 +155,7 @@ def _spell_out_norms(exported: fx.GraphModule) -> None:
             _compute_statistics(graph, norm)
             continue
         if is_folded(norm):
+            _fold(exported, norm, index)
             continue
         scale, shift = scale_and_shift(exported, norm)
         exported.register_buffer(f"norm{index}_scale", scale)
@@ -169,7 +166,33 @@ def _spell_out_norms(exported: fx.GraphModule) -> None:
         scaled.meta, shifted.meta = dict(norm.meta), dict(norm.meta)
         norm.replace_all_uses_with(shifted)
         graph.erase_node(norm)
+    graph.eliminate_dead_code()
     exported.recompile()
+
+
+def _values(exported: fx.GraphModule, node: object) -> Tensor | None:
+    return None if node is None else torch.from_numpy(constant(exported, cast("fx.Node", node)))
+
+
+def _fold(exported: fx.GraphModule, norm: fx.Node, index: int) -> None:
+    """Have the layer before a batch-norm compute what the batch-norm makes of its output."""
+    layer = cast("fx.Node", norm.args[0])
+    fuse = fuse_linear_bn_weights if layer.target is aten.linear.default else fuse_conv_bn_weights
+    gamma, beta, mean, variance = (_values(exported, node) for node in norm.args[1:5])
+    weight, own_bias = (_values(exported, node) for node in (*layer.args, None)[1:3])
+    if weight is None or mean is None or variance is None:
+        raise CompressionError(f"{norm.name} keeps no statistics, or {layer.name} has no weights")
+    gamma = torch.ones_like(mean) if gamma is None else gamma
+    beta = torch.zeros_like(mean) if beta is None else beta
+    weight, bias = fuse(weight, own_bias, mean, variance, cast("float", norm.args[7]), gamma, beta)
+    for kind, values in (("weight", weight), ("bias", bias)):
+        exported.register_parameter(f"norm{index}_{kind}", values)
+    with exported.graph.inserting_before(layer):
+        folded = [exported.graph.get_attr(f"norm{index}_{kind}") for kind in ("weight", "bias")]
+    folded[0].meta = dict(cast("fx.Node", layer.args[1]).meta)
+    layer.args = (layer.args[0], *folded, *layer.args[3:])
+    norm.replace_all_uses_with(layer)
+    exported.graph.erase_node(norm)
 
 
 def _compute_statistics(graph: fx.Graph, norm: fx.Node) -> None:
@@ -195,11 +218,12 @@ class PolicyQuantizer(Quantizer):
         additions = set(residual_additions(model.graph))
         # In a module that runs again, the path does not identify an addition.
         again = {module_path(node) for node in additions if runs_again(node)}
+        on_integers: dict[fx.Node, bool] = {}
         first: dict[str, fx.Node] = {}
         for node in model.graph.nodes:
             if node.target in WEIGHTED and (layer := self.layers.get(module_path(node))):
                 _annotate(node, _layer_specs(node, layer, first.setdefault(module_path(node), node), self.scheme))
-            elif node in additions and module_path(node) not in again and self._on_integers(node):
+            elif node in additions and self._on_integers(node, on_integers) and module_path(node) not in again:
                 _annotate(node, {operand: activation_spec(CONTAINER_BITS, self.scheme) for operand in node.args[:2]})
         return model
 
@@ -208,14 +232,24 @@ class PolicyQuantizer(Quantizer):
         if missing := self.layers.keys() - known:
             raise CompressionError(f"layer {min(missing)!r} is not in the exported graph")
 
-    def _on_integers(self, addition: fx.Node) -> bool:
-        """Whether every layer that feeds `addition` computes on integers, and nothing is scaled on the way."""
-        feeding = set().union(*(_feeding_layers(operand) for operand in addition.args[:2]))
-        return "alpha" not in addition.kwargs and all(map(self._is_integer, feeding))
+    def _on_integers(self, addition: fx.Node, known: dict[fx.Node, bool]) -> bool:
+        """Whether every layer that feeds `addition` computes on integers, and nothing is scaled on the way; `known` of those before it."""
+        return "alpha" not in addition.kwargs and all(self._is_integer(each, known) for each in addition.args[:2])
 
-    def _is_integer(self, name: str) -> bool:
-        layer = self.layers.get(name, LayerPolicy())
-        return layer.has_weight_grid and layer.has_activation_grid
+    def _is_integer(self, node: object, known: dict[fx.Node, bool]) -> bool:
+        """Whether `node`'s value comes from layers on integers alone, looking through what runtimes fuse."""
+        if not isinstance(node, fx.Node) or node.op != "call_function":
+            return False
+        if node not in known:
+            known[node] = self._comes_from_integers(node, known)
+        return known[node]
+
+    def _comes_from_integers(self, node: fx.Node, known: dict[fx.Node, bool]) -> bool:
+        if node.target in WEIGHTED:
+            layer = self.layers.get(module_path(node), LayerPolicy())
+            return layer.has_weight_grid and layer.has_activation_grid
+        operands = node.args[:2] if node.target in ADDITIONS else node.args[:1]
+        return node.target in TRANSPARENT and all(self._is_integer(operand, known) for operand in operands)
 
 
 def weight_spec(bits: int, scheme: Scheme = Scheme()) -> QuantizationSpec:
@@ -246,18 +280,6 @@ def _layer_specs(
 
 def _annotate(node: fx.Node, specs: dict) -> None:
     node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(input_qspec_map=specs, _annotated=True)
-
-
-def _feeding_layers(node: object) -> set[str]:
-    """Layers that `node`'s value comes from, looking through what runtimes fuse; {""} where something else feeds it."""
-    if not isinstance(node, fx.Node) or node.op != "call_function":
-        return {""}
-    if node.target in WEIGHTED:
-        return {module_path(node)}
-    if node.target in TRANSPARENT:
-        operands = node.args[:2] if node.target in ADDITIONS else node.args[:1]
-        return set().union(*(_feeding_layers(operand) for operand in operands))
-    return {""}
 
 
 def _read(prepared: fx.GraphModule, wanted: Mapping[str, LayerPolicy]) -> Quantization:

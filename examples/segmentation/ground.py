@@ -55,7 +55,7 @@ class Convolutions(nn.Sequential):
 class UNet(nn.Module):
     """Maps [n, 1, h, w] to logits [n, 3, h, w], h and w multiples of 8 (Ronneberger et al. 2015, arXiv:1505.04597)."""
 
-    def __init__(self, width: int = 16) -> None:
+    def __init__(self, width: int = 24) -> None:
         super().__init__()
         widths = [width, 2 * width, 4 * width, 8 * width]
         self.down = nn.ModuleList(map(Convolutions, [1, *widths[:-1]], widths))
@@ -79,14 +79,14 @@ def workload() -> Workload:
     """The trained network and its data, as study.yaml names it."""
     model = UNet()
     model.load_state_dict(torch.load(CHECKPOINT, weights_only=True))
-    train, calibration = pictures("train", 300, 0), pictures("calibration", 64, 1)
+    train, calibration = pictures("train", 160, 0), pictures("calibration", 64, 1)
     validation, test = pictures("validation", 100, 2), pictures("test", 100, 3)
     return Workload(model.eval(), train, calibration, validation, test, train[0][0][None], metric="miou")
 
 
-def train(epochs: int = 5) -> nn.Module:
+def train(epochs: int = 4) -> nn.Module:
     torch.manual_seed(0)
-    model, loader = UNet(), DataLoader(pictures("train", 300, 0), batch_size=8, shuffle=True)
+    model, loader = UNet(), DataLoader(pictures("train", 160, 0), batch_size=8, shuffle=True)
     optimizer = torch.optim.Adam(model.parameters(), 5e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, epochs * len(loader))
     for _ in range(epochs):

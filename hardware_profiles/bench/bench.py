@@ -11,8 +11,9 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,15 +24,17 @@ from loky import ProcessPoolExecutor
 from loky.process_executor import TerminatedWorkerError
 
 from ...core.errors import EvaluationError
+from ...core.interrupts import end_with
 from ...core.threads import torch_threads
 from ..cards.target import Target
 from ..profiling.fingerprint import require_cores
-from ..runtimes.base import DeviceSession, Session, get_runtime
+from ..runtimes.base import BindingSession, Session, get_runtime
 from .conditions import Conditions, CoreState
 from .energy import EnergyMeter, energy_meter
 from .load_time import load_seconds
-from .lock import POLL_SECONDS, bench_lock
-from .paired_timing import PairedTiming, paired_timing, reference_timing, warm_up
+from .loads import LOADING_SHARE, LOADS
+from .lock import alone
+from .paired_timing import Loads, PairedTiming, Run, paired_timing, reference_timing, warm_up
 from .peak_memory import peak_growth
 from .quiet import QuietWait, busy_share
 from .streams import load_streams
@@ -182,9 +185,10 @@ class Bench:
 
 @dataclass
 class _State:
-    """`calm_reference_s` is the fastest time of the reference in this process."""
+    """`reference` is the load of `reference_file` that stays; `calm_reference_s` is its fastest time in this process."""
 
     target: Target
+    reference_file: Path
     reference: Session
     inputs: Mapping[str, np.ndarray]
     cores: list[int]
@@ -203,40 +207,44 @@ def _set_up(target_json: str, reference: str, inputs: Mapping[str, np.ndarray], 
     target = Target.model_validate_json(target_json)
     # Others would be copied at each run.
     inputs = {name: np.require(values, requirements=["C", "W"]) for name, values in inputs.items()}
-    with _alone():  # another bench may be timing on these cores
+    with _alone(target):  # another bench may be timing on these cores
         wait = QuietWait(partial(busy_share, cores))
-        _state = _State(target, load_streams(Path(reference), target), inputs, cores, wait)
-
-
-def end_with(parent: int) -> None:
-    """End this process, which releases the machine, when `parent` was killed and could not end it.
-
-    It may have been killed before this process had started.
-    """
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+        _state = _State(target, Path(reference), load_streams(Path(reference), target), inputs, cores, wait)
 
 
 def _time_pair(candidate: str, seconds: float, quiet_reference_s: float) -> PairedTiming:
-    with _alone():
+    with _alone(_state.target):
         began = time.time()
-        session = load_streams(Path(candidate), _state.target)
+        candidates, references, left = _loaded(Path(candidate), seconds)
         _state.wait()
         calm_s = min(_state.calm_reference_s, quiet_reference_s)
         before = CoreState.of(_state.cores)
         settle = _state.wait if _state.wait.is_patient else None
-        timing = paired_timing(_runner(session), _runner(_state.reference), seconds, calm_s, settle)
+        timing = paired_timing(candidates, references, left, calm_s, settle)
         conditions = Conditions(before, CoreState.of(_state.cores), _state.wait.taken())
         ended = time.time()
     _state.calm_reference_s = min(_state.calm_reference_s, timing.reference_ms / 1e3)
     return replace(timing, began=began, ended=ended, conditions=conditions)
 
 
+def _loaded(candidate: Path, seconds: float) -> tuple[Loads, Loads, float]:
+    """Runs of several loads of a candidate and as many of the reference, and the seconds left: of one each where loading takes long."""
+    start = time.perf_counter()
+    candidates, references = [load_streams(candidate, _state.target)], [_state.reference]
+    now = loaded = time.perf_counter()
+    both_s = 2 * (loaded - start)
+    while len(candidates) < LOADS and now - loaded + both_s <= LOADING_SHARE * seconds:
+        candidates.append(load_streams(candidate, _state.target))
+        references.append(load_streams(_state.reference_file, _state.target))
+        before, now = now, time.perf_counter()
+        both_s = now - before
+    return [*map(_runner, candidates)], [*map(_runner, references)], seconds - (now - loaded)
+
+
 def _time_reference(seconds: float) -> tuple[float, float, float, int]:
-    with _alone():
+    with _alone(_state.target):
         _state.wait()
-        median, low, high, blocks = reference_timing(_runner(_state.reference), seconds)
+        median, low, high, blocks = reference_timing([_runner(_state.reference)], seconds)
     _state.calm_reference_s = min(_state.calm_reference_s, median)
     return median * 1e3, low * 1e3, high * 1e3, blocks
 
@@ -249,7 +257,7 @@ def _peak_memory(target_json: str, candidate: str, inputs: Mapping[str, np.ndarr
     def load_and_run() -> None:
         load_streams(Path(candidate), target).run(inputs)
 
-    with _alone():
+    with _alone(target):
         return peak_growth(load_and_run)
 
 
@@ -261,20 +269,20 @@ def _load_seconds(target_json: str, candidate: str, inputs: Mapping[str, np.ndar
     def load_and_run() -> None:
         load_streams(Path(candidate), target).run(inputs)
 
-    with _alone():
+    with _alone(target):
         QuietWait(partial(busy_share, cores))()
         return load_seconds(Path(candidate), load_and_run)
 
 
 def _energy(candidate: str, seconds: float, repeats: int) -> tuple[str, list[float]]:
     meter = energy_meter(_state.target.runtime)
-    with _alone():
+    with _alone(_state.target):
         run = _runner(load_streams(Path(candidate), _state.target))
         warm_up(run, seconds)
         return meter.name, [_joules_of_a_run(run, seconds, meter) for _ in range(repeats)]
 
 
-def _joules_of_a_run(run: Callable[[], object], seconds: float, meter: EnergyMeter) -> float:
+def _joules_of_a_run(run: Run, seconds: float, meter: EnergyMeter) -> float:
     deadline = time.perf_counter() + seconds
     before, runs = meter.joules(), 0
     while runs == 0 or time.perf_counter() < deadline:
@@ -283,21 +291,19 @@ def _joules_of_a_run(run: Callable[[], object], seconds: float, meter: EnergyMet
     return (meter.joules() - before) / runs
 
 
-def _runner(session: Session) -> Callable[[], object]:
-    if isinstance(session, DeviceSession):
-        return session.on_device(_state.inputs)
+def _runner(session: Session) -> Run:
+    if isinstance(session, BindingSession):
+        return session.bound(_state.inputs)
     return lambda: session.run(_state.inputs)
 
 
-class _alone:
+@contextmanager
+def _alone(target: Target) -> Iterator[None]:
     """Hold the machine's bench, with the garbage collector off."""
-
-    def __enter__(self) -> None:
-        self._lock = bench_lock()
-        self._lock.acquire(poll_interval=POLL_SECONDS)
+    with alone(target.runtime):
         gc.collect()
         gc.disable()
-
-    def __exit__(self, *_: object) -> None:
-        gc.enable()
-        self._lock.release()
+        try:
+            yield
+        finally:
+            gc.enable()

@@ -1,18 +1,17 @@
-"""The lock of the machine's one bench: its holder is the only one that times, and work that would disturb a timing waits for it."""
+"""Who times: the holder of the machine's one bench, which has a GPU that it times on to itself."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager
 
 from filelock import FileLock
 
+from ...core.machine.turns import gpu_shared, gpu_to_itself, lock_file
 from ..runtimes.registry import RUNTIMES
 
-LOCK_FILE = Path(os.environ.get("SLIMFRONT_BENCH_LOCK", "/tmp/slimfront-bench.lock"))
-"""The lock file is the same for all users of a machine, whatever their TMPDIR; the kernel releases an flock when its holder dies."""
+LOCK_FILE = lock_file()
+"""The kernel releases an flock when its holder dies."""
 
 POLL_SECONDS = 0.01
 """The seconds between two attempts to take the bench; a process that polls less often is overtaken by those that poll more."""
@@ -24,13 +23,21 @@ def bench_lock() -> FileLock:
 
 
 @contextmanager
-def alone_on_gpu(runtime: str) -> Iterator[None]:
-    """Hold the bench while untimed work runs on a GPU, which has no cores to keep that work away from.
+def alone(runtime: str) -> Iterator[None]:
+    """Hold the machine's bench, and the GPU where `runtime` computes on one."""
+    with bench_lock().acquire(poll_interval=POLL_SECONDS), alone_on_gpu(runtime):
+        yield
 
-    For runtimes that compute elsewhere there is nothing to wait for.
-    """
-    if not RUNTIMES[runtime].gpu:
-        yield
-        return
-    with bench_lock().acquire(poll_interval=POLL_SECONDS):
-        yield
+
+def alone_on_gpu(runtime: str) -> AbstractContextManager[None]:
+    """Keep all others off the GPU of a runtime that times kernels while it compiles; nothing happens for one that computes elsewhere."""
+    return gpu_to_itself(_device(runtime))
+
+
+def sharing_gpu(runtime: str) -> AbstractContextManager[None]:
+    """Keep off the GPU of a runtime while somebody times there: it has no cores to keep untimed work away from."""
+    return gpu_shared(_device(runtime))
+
+
+def _device(runtime: str) -> str:
+    return "cuda" if RUNTIMES[runtime].gpu else "cpu"

@@ -7,6 +7,9 @@ the fastest third: the estimate for the undisturbed machine. Pairs are added unt
 time budget ends. Where it is far too wide then, more are added once the machine is quiet; one that is still too wide is
 flagged as noisy.
 
+Either side may be several loads of its file, of which each pair takes the next so that every load of one meets every load of
+the other; what they differ by is part of the interval, see `loads`.
+
 A neighbour that needs the memory slows a model that needs it too, often the reference, and not one that fits the caches:
 the ratio of two disturbed times is wrong by up to the whole disturbance, and pairs that are all disturbed agree on it. The
 reference's quiet time shows how far it is disturbed, and the interval is widened by that much.
@@ -22,10 +25,11 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from scipy.stats import t
+from scipy.special import stdtrit
 
-from ...core.statistics import NORMAL_QUANTILE, moving_block_indices, quantile_interval
+from ...core.statistics import moving_block_indices, quantile_interval
 from .conditions import UNNOTED, Conditions
+from .loads import levelled, widened
 
 BLOCK_SECONDS = 0.01
 """The duration of one block of inferences in seconds, long enough for one undisturbed run."""
@@ -44,14 +48,10 @@ CALM_SHARE = 1 / 3
 """The share of the pairs, the fastest, from which the speed-up is computed."""
 
 RELATIVE_HALF_WIDTH = 0.015
-"""Pairs are added until the 95 % interval of the speed-up is within this much of it on either side."""
+"""Pairs are added until they leave the speed-up uncertain by no more than this to either side, at 95 % confidence."""
 
 WARM_UP_SHARE = 0.2
 """The share of the time budget that warming up one of the two may take."""
-
-LOADING_SPREAD = 0.006
-"""The relative standard deviation between loads of one artifact on a quiet machine, which more pairs do not reduce;
-`benchmarks/measuring/latency_truth.py` measures the coverage of intervals that include it."""
 
 DISTURBED = 0.05
 """A reference that is slower than its quiet time by more than this (in logarithms) shows a machine that is busy with other work."""
@@ -60,12 +60,15 @@ RETIMES = 2
 """How often an uncertain figure is timed again, for as many seconds as at first."""
 
 UNCERTAIN_HALF_WIDTH = 0.03
-"""A figure is timed again where its interval reaches farther than this to either side, or it has fewer than `MIN_PAIRS`."""
+"""A figure is timed again where its pairs leave more than this uncertain to either side, or are fewer than `MIN_PAIRS`."""
 
 IN_VAIN = 0.9
-"""A figure whose interval is not narrowed to this share of its width is not timed once more."""
+"""A figure whose `half_width` does not shrink to this share of what it was is not timed once more."""
 
 Run = Callable[[], object]
+
+Loads = Sequence[Run]
+"""Runs of one file, each of a load of its own."""
 
 Pair = tuple[list[float], list[float]]
 """Seconds of the single runs of a candidate's block and of the reference's block next to it."""
@@ -98,9 +101,11 @@ class PairedTiming:
     Attributes:
         speedup, low, high: reference / candidate on the quiet machine, and its 95 % interval; of a machine that was disturbed
             all the time it holds what both an undisturbed and a doubly disturbed candidate would have.
+        half_width: how far the interval reaches to the wider side, relative, without what loads differ by, which no more pairs
+            would narrow.
         candidate_ms, reference_ms: medians of the blocks of the calmest pairs; as noisy as the machine was.
         pairs: how many pairs.
-        noisy: the interval stayed wider than `RELATIVE_HALF_WIDTH`, or there were fewer than `MIN_PAIRS`.
+        noisy: `half_width` stayed above `RELATIVE_HALF_WIDTH`, or there were fewer than `MIN_PAIRS`.
         percentiles: 50, 90, 99 -> that percentile of the candidate's single runs, disturbances and all.
         runs: how many single runs the percentiles are of.
         began, ended: Unix time while the bench was held for it; 0 where it was not made on a bench.
@@ -112,6 +117,7 @@ class PairedTiming:
     high: float
     candidate_ms: float
     reference_ms: float
+    half_width: float
     pairs: int
     noisy: bool
     percentiles: dict[int, Percentile]
@@ -129,27 +135,21 @@ class PairedTiming:
         return self.low if self.is_uncertain else self.speedup
 
     @property
-    def spread(self) -> float:
-        """Width of the interval, as a difference of logarithms."""
-        return math.log(self.high / self.low)
-
-    @property
     def is_uncertain(self) -> bool:
         """Whether it is so noisy that it has to be timed again before it counts in full."""
-        wide = max(self.high / self.speedup, self.speedup / self.low) - 1 > UNCERTAIN_HALF_WIDTH
-        return wide or self.pairs < MIN_PAIRS
+        return self.half_width > UNCERTAIN_HALF_WIDTH or self.pairs < MIN_PAIRS
 
 
 def paired_timing(
-    candidate: Run,
-    reference: Run,
+    candidate: Loads,
+    reference: Loads,
     seconds: float,
     calm_reference_s: float = math.inf,
     settle: Callable[[], object] | None = None,
 ) -> PairedTiming:
-    """Time two callables alternately for about `seconds`, warming up included; see the module's description.
+    """Time loads of two files alternately for about `seconds`, warming up included; see the module's description.
 
-    However slow they are, each is warmed up by two runs and timed in two blocks.
+    However slow they are, each side is warmed up by two runs and timed in two blocks.
 
     Args:
         calm_reference_s: the quiet time of the reference on this machine, by which a disturbed machine is recognised.
@@ -157,55 +157,72 @@ def paired_timing(
             most `RETIMES` times. All pairs are kept, of which the calmest count.
     """
     blocks: list[Pair] = []
-    timing = _more_pairs(blocks, candidate, reference, seconds, calm_reference_s)
+    sides = candidate, reference
+    timing = _more_pairs(blocks, sides, seconds, calm_reference_s)
     for _ in range(RETIMES):
         if settle is None or not timing.is_uncertain:
             break
         settle()
-        before, timing = timing, _more_pairs(blocks, candidate, reference, seconds, calm_reference_s)
-        if timing.spread > IN_VAIN * before.spread:
+        before, timing = timing, _more_pairs(blocks, sides, seconds, calm_reference_s)
+        if timing.half_width > IN_VAIN * before.half_width:
             break
     return timing
 
 
 def _more_pairs(
-    blocks: list[Pair], candidate: Run, reference: Run, seconds: float, calm_reference_s: float
+    blocks: list[Pair], sides: tuple[Loads, Loads], seconds: float, calm_reference_s: float
 ) -> PairedTiming:
     """Add pairs to `blocks` until they are enough, or the time is over; what all of them say."""
     deadline = time.perf_counter() + seconds
-    runs = candidate, reference
-    counts = [_runs_in_block(warm_up(run, seconds * WARM_UP_SHARE), seconds) for run in runs]
+    counts = [_runs_in_block(_warmed(loads, seconds * WARM_UP_SHARE), seconds) for loads in sides]
+    of_a_side = len(sides[0]), len(sides[1])
     while True:
         for order in ((0, 1), (1, 0)):  # A B then B A: a drift of the machine favours neither side
-            pair = {which: _block(runs[which], counts[which]) for which in order}
+            chosen = _loads_of_pair(len(blocks), of_a_side)
+            pair = {which: _block(sides[which][chosen[which]], counts[which]) for which in order}
             blocks.append((pair[0], pair[1]))
         over = time.perf_counter() >= deadline or len(blocks) >= MAX_PAIRS
         if over or len(blocks) % PAIRS_BETWEEN_LOOKS == 0:
-            timing = _summarise(blocks, calm_reference_s)
+            timing = _summarise(blocks, of_a_side, calm_reference_s)
             if over or not timing.noisy:
                 return timing
 
 
-def reference_timing(run: Run, seconds: float) -> tuple[float, float, float, int]:
-    """Median of the calmest blocks of one run in seconds, its 95 % interval, and how many blocks they are.
+def _loads_of_pair(index: int, of_a_side: tuple[int, int]) -> tuple[int, int]:
+    """Which load of the candidate and which of the reference a pair is of; every one meets every other in turn."""
+    candidates, references = of_a_side
+    return index % candidates, index // candidates % references
+
+
+def reference_timing(reference: Loads, seconds: float) -> tuple[float, float, float, int]:
+    """Median of the calmest blocks of one file's loads in seconds, its 95 % interval, and how many blocks they are.
 
     The interval holds how much one load of a file differs from the next.
     """
-    blocks = sorted(fastest_blocks(run, seconds))
-    calm = blocks[: _calm_count(len(blocks))]
-    low, high = quantile_interval(calm)
-    spread = math.exp(NORMAL_QUANTILE * LOADING_SPREAD)
-    return statistics.median(calm), low / spread, high * spread, len(calm)
+    fastest = fastest_blocks(reference, seconds)
+    level, variance = levelled(np.array(fastest), np.arange(len(fastest)) % len(reference), CALM_SHARE)
+    calm = sorted(level.tolist())[: _calm_count(len(level))]
+    median = statistics.median(calm)
+    return median, *widened(median, *quantile_interval(calm), variance), len(calm)
 
 
-def fastest_blocks(run: Run, seconds: float) -> list[float]:
-    """Seconds of the fastest run of each block that fits into `seconds`, warming up included; two blocks at least."""
+def fastest_blocks(loads: Loads, seconds: float) -> list[float]:
+    """Seconds of the fastest run of each block that fits into `seconds`, of the loads in turn; two blocks at least."""
     deadline = time.perf_counter() + seconds
-    count = _runs_in_block(warm_up(run, seconds * WARM_UP_SHARE), seconds)
+    count = _runs_in_block(_warmed(loads, seconds * WARM_UP_SHARE), seconds)
     fastest: list[float] = []
     while len(fastest) < 2 or (time.perf_counter() < deadline and len(fastest) < MAX_PAIRS):
-        fastest.append(min(_block(run, count)))
+        fastest.append(min(_block(loads[len(fastest) % len(loads)], count)))
     return fastest
+
+
+def _warmed(loads: Loads, seconds: float) -> float:
+    """Warm up the first load, and the others by the two runs that find their kernels; returns seconds of a run."""
+    first, *others = loads
+    run_s = warm_up(first, seconds)
+    for run in others:
+        _block(run, 2)
+    return run_s
 
 
 def warm_up(run: Run, seconds: float) -> float:
@@ -235,38 +252,53 @@ def calm_interval(pairs: np.ndarray) -> tuple[float, float, float]:
     """`calm_ratio` of pairs, shape [pairs, 2], with its 95 % interval.
 
     Neighbouring pairs are correlated, because a disturbance outlasts a pair: they are resampled in blocks (moving-block
-    bootstrap). The variation between two loads of an artifact is added.
+    bootstrap).
     """
     count = len(pairs)
     drawn = moving_block_indices(count, min(4, count))
     ratio = float(calm_ratio(pairs))
-    sampling = float(t.ppf(0.975, max(_calm_count(count) - 1, 1)) * np.log(calm_ratio(pairs[drawn])).std())
-    half = math.hypot(sampling, NORMAL_QUANTILE * LOADING_SPREAD)
+    half = float(stdtrit(max(_calm_count(count) - 1, 1), 0.975) * np.log(calm_ratio(pairs[drawn])).std())
     return ratio, ratio * math.exp(-half), ratio * math.exp(half)
 
 
-def _summarise(blocks: Sequence[Pair], calm_reference_s: float) -> PairedTiming:
-    pairs = np.array([(min(candidate), min(reference)) for candidate, reference in blocks])
+def _summarise(blocks: Sequence[Pair], of_a_side: tuple[int, int], calm_reference_s: float) -> PairedTiming:
+    pairs, variance = _levelled_pairs(blocks, of_a_side)
     candidate_s, reference_s = np.median(pairs[_calmest(pairs)], axis=0)
     slowdown = math.log(reference_s) - math.log(calm_reference_s)
     ratio, low, high = calm_interval(pairs)
-    if slowdown > DISTURBED:
-        # On the quiet machine the candidate is no slower than it ever was here: a disturbance only ever makes it slower.
-        seen = min(ratio, calm_reference_s / pairs[:, 0].min()) * math.exp(-NORMAL_QUANTILE * LOADING_SPREAD)
-        low, high = max(low * math.exp(-slowdown), seen), high * math.exp(slowdown)
+    # On the quiet machine the candidate is no slower than it ever was here: a disturbance only ever makes it slower.
+    seen = min(ratio, calm_reference_s / pairs[:, 0].min())
+    by_pairs, (low, high) = (
+        _disturbed(*widened(ratio, low, high, more), widened(seen, seen, seen, more)[0], slowdown)
+        for more in (0.0, variance)
+    )
+    half_width = max(by_pairs[1] / ratio, ratio / by_pairs[0]) - 1
     single = [seconds * 1e3 for candidate, _ in blocks for seconds in candidate]
-    wide = max(high / ratio, ratio / low) - 1 > RELATIVE_HALF_WIDTH
     return PairedTiming(
         speedup=ratio,
         low=low,
         high=high,
         candidate_ms=float(candidate_s) * 1e3,
         reference_ms=float(reference_s) * 1e3,
+        half_width=half_width,
         pairs=len(pairs),
-        noisy=wide or len(pairs) < MIN_PAIRS,
+        noisy=half_width > RELATIVE_HALF_WIDTH or len(pairs) < MIN_PAIRS,
         percentiles={percent: _percentile(single, percent) for percent in (50, 90, 99)},
         runs=len(single),
     )
+
+
+def _disturbed(low: float, high: float, seen: float, slowdown: float) -> tuple[float, float]:
+    """An interval where the reference was slower than on the quiet machine by `slowdown`, a logarithm."""
+    return (max(low * math.exp(-slowdown), seen), high * math.exp(slowdown)) if slowdown > DISTURBED else (low, high)
+
+
+def _levelled_pairs(blocks: Sequence[Pair], of_a_side: tuple[int, int]) -> tuple[np.ndarray, float]:
+    """Seconds of (candidate, reference), shape [pairs, 2], without what loads differ by, and the variance which that leaves."""
+    fastest = np.array([(min(candidate), min(reference)) for candidate, reference in blocks])
+    loads = np.array([_loads_of_pair(index, of_a_side) for index in range(len(blocks))])
+    sides = [levelled(fastest[:, side], loads[:, side], CALM_SHARE) for side in (0, 1)]
+    return np.stack([seconds for seconds, _ in sides], axis=1), sum(variance for _, variance in sides)
 
 
 def _percentile(samples: Sequence[float], percent: int) -> Percentile:

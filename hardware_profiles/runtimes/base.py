@@ -90,11 +90,11 @@ class Session(Protocol):
 
 
 @runtime_checkable
-class DeviceSession(Protocol):
-    """A session on a device with memory and a clock of its own."""
+class BindingSession(Protocol):
+    """A session that can run one batch again and again without handing it over."""
 
-    def on_device(self, inputs: Mapping[str, np.ndarray]) -> Callable[[], object]:
-        """Runs of one batch, copied there beforehand; a `paired_timing.SelfTimed`."""
+    def bound(self, inputs: Mapping[str, np.ndarray]) -> Callable[[], object]:
+        """Runs of one batch, which is where the runtime reads it; a `paired_timing.SelfTimed` on a device with a clock of its own."""
         ...
 
 

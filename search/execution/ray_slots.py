@@ -151,7 +151,7 @@ class Slots:
         number = len(self._slots)
         advice = f"--workers {number} asks for no more than there is now" if number else "until then no trial runs"
         return (
-            f"{count_text(self.waiting, 'worker')} more could start where other Ray jobs hold the {self._needs}: on node "
+            f"{count_text(self.waiting, 'more worker')} could start where other Ray jobs hold the {self._needs}: on node "
             f"{', '.join(names)}; they start when that is free ('ray status' lists what is taken); {advice}"
         )
 

@@ -14,7 +14,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import describe_exception
-from ...core.interrupts import ignore_interrupts
+from ...core.interrupts import end_with, ignore_interrupts
 
 if TYPE_CHECKING:
     from ...evaluators.evaluator import Context
@@ -88,7 +88,6 @@ def serve(connection: Connection, log: Path, driver: int) -> None:
 
 
 def _started(connection: Connection, driver: int) -> Worker:
-    from ...hardware_profiles.bench.bench import end_with
     from ...workloads.load import settle_in
     from ..trials.worker import Worker
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import norm, qmc
+from scipy.special import ndtri
 
 from .surrogate.surrogate import History
 
@@ -19,8 +19,10 @@ SHORTLIST = {2: 900, 3: 300, 4: 100}
 
 def normal_draws(count: int, dimensions: int, seed: int) -> np.ndarray:
     """Standard normal draws [count, dimensions], quasi-random, the same for all candidates; a power of two is best."""
+    from scipy.stats import qmc  # only here: importing it takes a second
+
     uniform = qmc.Sobol(dimensions, seed=seed).random(count)  # type: ignore[call-arg]  # `rng`, new in SciPy 1.15, draws others
-    return norm.ppf(np.clip(uniform, 1e-6, 1 - 1e-6))
+    return ndtri(np.clip(uniform, 1e-6, 1 - 1e-6))
 
 
 def expected_improvement(draws: np.ndarray, front: np.ndarray, reference: np.ndarray) -> np.ndarray:

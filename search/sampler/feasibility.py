@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
-from scipy.stats import norm
+from scipy.special import ndtr
 
 SHARED = 10.0
 """The single choices of a policy explain this variance of the latent figure, all knobs together."""
@@ -41,7 +41,7 @@ class Feasibility:
     def __call__(self, codes: np.ndarray) -> np.ndarray:
         """Probability [n], of one where nothing failed nearby, that policies of codes [n, knobs] come to their end."""
         latent = 1 + self._kernel(codes) @ self._weights
-        return np.clip(norm.cdf(CERTAINTY * latent) / norm.cdf(CERTAINTY), LEAST, 1.0)
+        return np.clip(ndtr(CERTAINTY * latent) / ndtr(CERTAINTY), LEAST, 1.0)
 
     def _kernel(self, codes: np.ndarray) -> np.ndarray:
         """Covariance [m, n] of codes [m, knobs] with those it was fitted to."""

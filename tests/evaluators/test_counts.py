@@ -125,7 +125,7 @@ def test_artifact_bytes_are_those_of_the_file(context, lower):
 def test_latency_from_a_timing_by_hand():
     percentiles = {50: Percentile(7.5, 7, 8), 90: Percentile(9, 8.5, 9.5), 99: Percentile(12, 10, 20)}
     timing = PairedTiming(
-        2.0, 1.96, 2.05, 7.0, reference_ms=14.0, pairs=48, noisy=True, percentiles=percentiles, runs=99
+        2.0, 1.96, 2.05, 7.0, reference_ms=14.0, half_width=0.02, pairs=48, noisy=True, percentiles=percentiles, runs=99
     )
     target = load_target("cpu-onnxruntime").model_copy(update={"batch": 5, "threads": 4, "streams": 2})
     speedup, latency, throughput, *runs = latency_measurements(timing, 10.0, target)
@@ -146,7 +146,7 @@ def test_latency_from_a_timing_by_hand():
 
 def test_an_uncertain_figure_counts_as_its_worse_end_and_says_why():
     before, after = CoreState(3000, 60.0, 0), CoreState(2400, 95.0, 2)
-    timing = PairedTiming(16.0, 3.3, 38.8, 0.1, 0.4, 8, True, {}, 99, conditions=Conditions(before, after, 9.8))
+    timing = PairedTiming(16.0, 3.3, 38.8, 0.1, 0.4, 3.8, 8, True, {}, 99, conditions=Conditions(before, after, 9.8))
     speedup, latency, throughput = latency_measurements(timing, 9.9, load_target("cpu-onnxruntime"))
     assert (speedup.value, speedup.low, speedup.high) == (3.3, 3.3, 38.8)
     assert (latency.value, throughput.value) == (pytest.approx(3), pytest.approx(1e3 / 3))
@@ -168,7 +168,7 @@ def test_another_machines_quiet_time_does_not_make_this_one_disturbed(context, w
     class Asked:
         def time(self, path: Path, seconds: float, quiet_reference_ms: float) -> PairedTiming:
             asked.append(quiet_reference_ms)
-            return PairedTiming(2.0, 1.99, 2.01, 0.5, 1.0, 24, False, {}, 99)
+            return PairedTiming(2.0, 1.99, 2.01, 0.5, 1.0, 0.005, 24, False, {}, 99)
 
     artifact = Artifact(Path("model.onnx"), 1)
     reference = Reference(artifact, 0.5, was_timed_here=was_timed_here)

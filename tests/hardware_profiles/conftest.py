@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 from slimfront.compression.folding import fold_norms
-from slimfront.compression.quantization.quantize import PolicyQuantizer, _export, prepare_pt2e, quantize
+from slimfront.compression.quantization.captured import captured
+from slimfront.compression.quantization.quantize import PolicyQuantizer, _spell_out_norms, prepare_pt2e, quantize
 from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.hardware_profiles.runtimes.base import get_runtime
 from slimfront.hardware_profiles.runtimes.registry import RUNTIMES
@@ -321,7 +322,9 @@ def _converted_graph(candidate: Candidate, inputs: Tensor, calibration: Tensor) 
     model = _in_bfloat16(candidate)
     if not layers:
         return model
-    prepared = prepare_pt2e(_export(model, inputs), PolicyQuantizer(layers, candidate.policy.scheme))
+    exported = captured(model, inputs)
+    _spell_out_norms(exported)
+    prepared = prepare_pt2e(exported, PolicyQuantizer(layers, candidate.policy.scheme))
     with torch.no_grad():
         for batch in calibration.split(len(inputs)):
             prepared(batch)

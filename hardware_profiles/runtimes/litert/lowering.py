@@ -13,7 +13,7 @@ from ....core.errors import LoweringError
 from ....spaces.policies.candidate import Candidate, QuantParams
 from ..node_names import RECURRENT
 from ..onnx.graph_cache import GraphCache
-from ..onnx.graph_nodes import addition_node, layer_nodes
+from ..onnx.graph_nodes import addition_nodes, nodes_of_layers
 from ..onnx.static_graph import StaticGraph, export_static
 from .graph import LiteGraph
 from .layers import Layers
@@ -56,12 +56,10 @@ def lower(candidate: Candidate, example_input: Batch, batch: int, path: Path) ->
 
 def _grids(static: StaticGraph, candidate: Candidate) -> dict[tuple[str, int], QuantParams]:
     """(first output of a node, operand) -> the grid it reads that operand on."""
-    quantization = candidate.quantization
-    found = {
-        (node.output[0], 0): grid
-        for name, grid in quantization.inputs.items()
-        for node in layer_nodes(static.graph, name)
-    }
+    quantization, graph = candidate.quantization, static.graph
+    runs = nodes_of_layers(graph, quantization.inputs)
+    added = addition_nodes(graph, {(path, index) for path, index, _ in quantization.additions})
+    found = {(node.output[0], 0): grid for name, grid in quantization.inputs.items() for node in runs[name]}
     for (path, index, operand), grid in quantization.additions.items():
-        found[addition_node(static.graph, path, index).output[0], operand] = grid
+        found[added[path, index].output[0], operand] = grid
     return found

@@ -147,10 +147,10 @@ class TensorRtSession:
         return tensor
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        self.on_device(inputs)()
+        self.bound(inputs)()
         return {name: tensor.cpu().numpy() for name, tensor in self._made.items()}
 
-    def on_device(self, inputs: Mapping[str, np.ndarray]) -> CudaRun:
+    def bound(self, inputs: Mapping[str, np.ndarray]) -> CudaRun:
         """Runs of one batch that is copied to the GPU beforehand."""
         for name, values in inputs.items():
             self._given[name].copy_(torch.from_numpy(values))

@@ -61,7 +61,7 @@ class TorchCudaSession(TorchSession):
         self._set_rounding()
         return super().run(inputs)
 
-    def on_device(self, inputs: Mapping[str, np.ndarray]) -> CudaRun:
+    def bound(self, inputs: Mapping[str, np.ndarray]) -> CudaRun:
         """Runs of one batch that is copied to the GPU beforehand."""
         given = self._given(inputs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable
 
 from onnx import GraphProto, NodeProto
@@ -13,32 +14,38 @@ PASSED_ON = ("Identity", "Cast", "Dropout")
 """Operations that pass the model's input on unchanged."""
 
 
-def layer_nodes(graph: GraphProto, layer: str) -> list[NodeProto]:
-    """The nodes that compute `layer` (dotted module path), one for each time it runs; they read one weight.
+def nodes_of_layers(graph: GraphProto, layers: Iterable[str]) -> dict[str, list[NodeProto]]:
+    """Layer (dotted module path) -> the nodes that compute it, one for each time it runs; they read one weight.
 
     Raises:
         LoweringError: there is none, or they do not share their weight.
     """
-    found = [n for n in graph.node if n.op_type in WEIGHTED and layer_of(n.name) == layer]
-    weights = len({node.input[1] for node in found})
-    if weights != 1:
-        raise LoweringError(f"layer {layer} has {weights} weights in the exported graph instead of one")
+    runs: dict[str | None, list[NodeProto]] = defaultdict(list)
+    for node in graph.node:
+        if node.op_type in WEIGHTED:
+            runs[layer_of(node.name)].append(node)
+    found = {layer: runs.get(layer, []) for layer in layers}
+    for layer, nodes in found.items():
+        if (weights := len({node.input[1] for node in nodes})) != 1:
+            raise LoweringError(f"layer {layer} has {weights} weights in the exported graph instead of one")
     return found
 
 
-def addition_node(graph: GraphProto, path: str, index: int) -> NodeProto:
-    """The `index`-th addition of two computed tensors in the module `path`.
+def addition_nodes(graph: GraphProto, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], NodeProto]:
+    """(module path, i) -> the i-th addition of two computed tensors in that module.
 
     Raises:
         LoweringError: there is none.
     """
-    computed = _computed(graph)
-    found = [
-        n for n in graph.node if n.op_type == "Add" and module_of_node(n.name) == path and computed.issuperset(n.input)
-    ]
-    if index >= len(found):
-        raise LoweringError(f"addition {index} of {path or 'the model'} is not in the exported graph")
-    return found[index]
+    computed = _computed(graph) if places else set()
+    found: dict[str, list[NodeProto]] = defaultdict(list)
+    for node in graph.node:
+        if node.op_type == "Add" and computed.issuperset(node.input):
+            found[module_of_node(node.name)].append(node)
+    for path, index in places:
+        if index >= len(found[path]):
+            raise LoweringError(f"addition {index} of {path or 'the model'} is not in the exported graph")
+    return {(path, index): found[path][index] for path, index in places}
 
 
 def _computed(graph: GraphProto) -> set[str]:

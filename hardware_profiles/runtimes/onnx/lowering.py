@@ -19,7 +19,7 @@ from ....spaces.policies.float_precision import BFLOAT16, DEFAULT, FLOAT32, Floa
 from ..node_names import WEIGHTED, layer_of
 from .float_graph import export_float
 from .graph_cache import GraphCache
-from .graph_nodes import layer_nodes
+from .graph_nodes import nodes_of_layers
 from .onnx_file import WeightsApart, weights_apart, write
 from .passes.bfloat16_casts import insert_bfloat16
 from .passes.embedding_tables import write_embeddings
@@ -27,6 +27,7 @@ from .passes.fuse_parallel_linears import fuse_parallel_linears
 from .passes.grids import insert_grids
 from .passes.integer_products import write_integer_products
 from .passes.kept_axes import keep_reduced_axes
+from .passes.permutations import spell_out_permutations
 from .passes.recurrent_nodes import write_recurrent_weights
 from .passes.weight_groups import write_groups
 
@@ -59,6 +60,7 @@ def lower(
     signed_grids: bool = False,
     dynamic_lstm: bool = False,
     kept_axes: bool = False,
+    spelt_permutations: bool = False,
 ) -> Path:
     """Write `candidate` as an ONNX file with inputs and outputs of shape [batch, ...], a single one called "input", or "output".
 
@@ -78,6 +80,7 @@ def lower(
             those faster than unsigned ones with a zero point.
         dynamic_lstm: write LSTMs on dynamic integers as the operator of ONNX Runtime that computes them.
         kept_axes: write reductions among quantized layers so that they keep their axes, for a runtime that computes others wrongly.
+        spelt_permutations: write permutations of channels by their numbers so that the runtime does not fold them, which it does wrongly.
 
     Raises:
         LoweringError: the model cannot be exported, or a quantized layer is not found in the exported graph.
@@ -94,6 +97,8 @@ def lower(
     _write_dynamic(lowered, candidate, integer_products)
     if kept_axes and candidate.quantization.inputs:
         keep_reduced_axes(model.graph)
+    if spelt_permutations:
+        spell_out_permutations(model.graph)
     if integer_biases:
         write_integer_biases(model, candidate.quantization)
     if folded_weights:
@@ -108,7 +113,7 @@ def lower(
 
 def _write_groups(lowered: WeightsApart, quantization: Quantization, kernels: Collection[int]) -> None:
     grouped = {name: weight for name, weight in quantization.weights.items() if weight.group_size}
-    write_groups(lowered, grouped, {name: layer_nodes(lowered.model.graph, name) for name in grouped}, kernels)
+    write_groups(lowered, grouped, nodes_of_layers(lowered.model.graph, grouped), kernels)
 
 
 def _write_dynamic(lowered: WeightsApart, candidate: Candidate, integer_products: bool) -> None:
@@ -116,7 +121,7 @@ def _write_dynamic(lowered: WeightsApart, candidate: Candidate, integer_products
     graph = lowered.model.graph
     dynamic = [name for name, layer in candidate.policy.layers.items() if layer.is_dynamic]
     if integer_products:
-        write_integer_products(lowered, [node for name in dynamic for node in layer_nodes(graph, name)])
+        write_integer_products(lowered, [node for runs in nodes_of_layers(graph, dynamic).values() for node in runs])
     elif dynamic:
         lowered.model.metadata_props.add(key=DYNAMIC, value="true")
 
@@ -132,7 +137,7 @@ def _insert_bfloat16(lowered: WeightsApart, candidate: Candidate) -> None:
     if not (weights := candidate.quantization.bfloat16):
         return
     policy = candidate.policy
-    nodes = {name: layer_nodes(lowered.model.graph, name) for name in weights}
+    nodes = nodes_of_layers(lowered.model.graph, weights)
     insert_bfloat16(lowered, weights, nodes, {name for name in weights if policy.layer(name).is_bfloat16})
 
 
@@ -161,8 +166,8 @@ def spell_out_weights(lowered: WeightsApart, layers: Iterable[str]) -> None:
     graph = lowered.model.graph
     makers = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    for name in layers:
-        dequantize = makers[layer_nodes(graph, name)[0].input[1]]
+    for first, *_ in nodes_of_layers(graph, layers).values():
+        dequantize = makers[first.input[1]]
         integers, scale, zero_point = dequantize.input
         shape = [-1 if axis == dequantize.attribute[0].i else 1 for axis in range(lowered.weights[integers].ndim)]
         steps = numpy_helper.to_array(constants[scale]).reshape(shape)
@@ -184,9 +189,10 @@ def write_integer_biases(model: ModelProto, quantization: Quantization) -> None:
     graph = model.graph
     readers = {name: node for node in graph.node for name in node.input}
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    for name in sorted(quantization.inputs.keys() & quantization.weights.keys()):
+    both = sorted(quantization.inputs.keys() & quantization.weights.keys())
+    for name, nodes in nodes_of_layers(graph, both).items():
         scale = quantization.inputs[name].scale * quantization.weights[name].grid.scale
-        for number, node in enumerate(layer_nodes(graph, name)):
+        for number, node in enumerate(nodes):
             if (adder := _bias_adder(node, readers)) is None:
                 continue
             biases = [i for i, tensor in enumerate(adder.input) if _is_bias(constants.get(tensor), scale)]

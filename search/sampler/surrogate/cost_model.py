@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.special import logsumexp, softmax
-from sklearn.linear_model import BayesianRidge
 
 from ..dimensions import SearchDimension
 
@@ -36,6 +35,8 @@ class AdditiveModel:
 
     def fit(self, codes: np.ndarray, counted: np.ndarray, values: np.ndarray) -> None:
         """Fit to codes [n, knobs], counted figures [n, any] and values [n]."""
+        from sklearn.linear_model import BayesianRidge  # only here: importing it takes a second
+
         self._centre, self._scale = counted.mean(axis=0), np.maximum(counted.std(axis=0), 1e-9)
         trusts = TRUST if counted.shape[1] else TRUST[:1]
         fits = [BayesianRidge(compute_score=True).fit(self._features(codes, counted, t), values) for t in trusts]

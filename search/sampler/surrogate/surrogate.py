@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
-from sklearn.isotonic import IsotonicRegression
 
 from ..dimensions import SearchDimension
 from .cost_model import AdditiveModel, CostModel
 from .damage_model import FLOOR, NOISE, StructuredMean
 from .damage_posterior import GRID, DamagePosterior
+
+if TYPE_CHECKING:
+    from sklearn.isotonic import IsotonicRegression
 
 Role = Literal["quality", "measured"] | int
 """How an objective is known: "quality" follows the damage, "measured" is learned from the choices, and a number is the
@@ -192,6 +194,8 @@ class Surrogate:
         return np.stack(columns, axis=1)
 
     def _fit_quality(self, history: History, known: np.ndarray) -> None:
+        from sklearn.isotonic import IsotonicRegression  # only here: importing it takes a second
+
         self._quality: dict[int, IsotonicRegression] = {}
         for index in (index for index, role in enumerate(self.roles) if role == "quality"):
             values = history.values[:, index]

@@ -26,6 +26,7 @@ from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 from slimfront.core.errors import EvaluationError, LoweringError, TargetError
+from slimfront.core.machine import turns
 from slimfront.hardware_profiles.bench import lock as bench_lock
 from slimfront.hardware_profiles.bench.bench import Bench, bench_cores, worker_cores
 from slimfront.hardware_profiles.cards.target import load_target, shipped_targets
@@ -372,10 +373,19 @@ def test_everyone_on_a_machine_has_one_lock_whatever_their_folder_for_temporary_
     assert path(SLIMFRONT_BENCH_LOCK="/elsewhere") == "/elsewhere\n"
 
 
-def test_work_on_a_gpu_waits_for_the_bench_and_other_work_does_not(tmp_path, monkeypatch):
+def test_a_bench_of_a_gpu_has_the_machine_and_that_gpu_and_other_work_waits_for_no_other_bench(tmp_path, monkeypatch):
+    """Torch is asked for the UUID alone, and stood in for."""
     monkeypatch.setattr(bench_lock, "LOCK_FILE", tmp_path / "lock")
+    monkeypatch.setenv("SLIMFRONT_BENCH_LOCK", str(tmp_path / "lock"))
+    monkeypatch.setattr(turns, "_uuid", lambda device: "GPU-a")
     other = FileLock(tmp_path / "lock")
-    with bench_lock.alone_on_gpu("torch-cuda"), pytest.raises(TimeoutError):
+    with bench_lock.alone("torch-cuda"):
+        with pytest.raises(TimeoutError):
+            other.acquire(timeout=0)
+        assert turns._is_wanted(tmp_path / "lock.GPU-a.waiting")
+    with bench_lock.alone("openvino"), pytest.raises(TimeoutError):
         other.acquire(timeout=0)
-    with bench_lock.alone_on_gpu("openvino"), other.acquire(timeout=0):
-        pass
+    assert not turns._is_wanted(tmp_path / "lock.GPU-a.waiting")
+    for untimed in (bench_lock.sharing_gpu, bench_lock.alone_on_gpu):
+        with untimed("torch-cuda"), other.acquire(timeout=0):
+            pass

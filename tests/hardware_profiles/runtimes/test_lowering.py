@@ -15,7 +15,7 @@ from slimfront.compression.quantization.quantize import quantize
 from slimfront.core.errors import LoweringError
 from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.hardware_profiles.runtimes.base import get_runtime
-from slimfront.hardware_profiles.runtimes.onnx.graph_nodes import layer_nodes
+from slimfront.hardware_profiles.runtimes.onnx.graph_nodes import nodes_of_layers
 from slimfront.hardware_profiles.runtimes.onnx.lowering import lower
 from slimfront.spaces.models.layers import find_layers
 from slimfront.spaces.policies.candidate import Candidate, Quantization, QuantizedWeight, QuantParams
@@ -76,7 +76,7 @@ def test_weights_are_stored_as_eight_bit_integers_of_the_candidate(make_network,
     model = lowered(made)
     stored = constants(model)
     for name, weight in made.quantization.weights.items():
-        own = f"{layer_nodes(model.graph, name)[0].name}/weight"
+        own = f"{nodes_of_layers(model.graph, [name])[name][0].name}/weight"
         assert stored[f"{own}.q"].dtype == np.int8
         np.testing.assert_array_equal(stored[f"{own}.q"], weight.integers)
         np.testing.assert_array_equal(stored[f"{own}.scale"], weight.grid.scale)
@@ -88,7 +88,7 @@ def test_a_linear_layer_over_tokens_is_stored_transposed(make_network, candidate
     network = make_network("tokens")
     made = candidate(network, everywhere(network, 8, 8))
     model = lowered(made)
-    node = layer_nodes(model.graph, "embed")[0]
+    node = nodes_of_layers(model.graph, ["embed"])["embed"][0]
     (dequantize,) = [other for other in model.graph.node if node.input[1] in other.output]
     assert node.op_type == "MatMul"
     assert dequantize.attribute[0].i == 1  # the axis of the output channels
@@ -136,7 +136,7 @@ def test_half_weights_are_the_rounded_ones_and_cast_back(make_network, candidate
     stored = constants(model)[cast.input[0]]
     assert stored.dtype == ml_dtypes.bfloat16
     np.testing.assert_array_equal(stored.astype(np.float32), network.conv2.weight.detach().bfloat16().float().numpy())
-    assert layer_nodes(model.graph, "conv2")[0].input[1] == cast.output[0]
+    assert nodes_of_layers(model.graph, ["conv2"])["conv2"][0].input[1] == cast.output[0]
 
 
 class Shared(nn.Module):
@@ -158,12 +158,12 @@ def test_readers_of_one_tensor_share_its_pair_where_their_grids_agree(candidate,
     model = Shared().eval()
     same = lowered(candidate(model, everywhere(model, 8, 8)))
     assert len(operations(same, "QuantizeLinear")) == 1
-    sources = {layer_nodes(same.graph, name)[0].input[0] for name in ("first", "second", "third")}
+    sources = {nodes_of_layers(same.graph, [name])[name][0].input[0] for name in ("first", "second", "third")}
     assert len(sources) == 1
     layers = {"first": LayerPolicy(8, 8), "second": LayerPolicy(8, 4), "third": LayerPolicy(8, 8)}
     mixed = lowered(candidate(model, layers))
     assert len(operations(mixed, "QuantizeLinear")) == 2
-    inputs = {name: layer_nodes(mixed.graph, name)[0].input[0] for name in layers}
+    inputs = {name: nodes_of_layers(mixed.graph, [name])[name][0].input[0] for name in layers}
     assert inputs["first"] == inputs["third"] != inputs["second"]
 
 
@@ -205,8 +205,8 @@ def test_a_float_weight_can_read_its_grid_through_a_bound(candidate, tmp_path):
     written = onnx.load(path)
     onnx.checker.check_model(written, full_check=True)
     (clip,) = operations(written, "Clip")
-    assert layer_nodes(written.graph, "first")[0].input[0] == clip.output[0]
-    assert "DequantizeLinear" in layer_nodes(written.graph, "second")[0].input[0]
+    assert nodes_of_layers(written.graph, ["first"])["first"][0].input[0] == clip.output[0]
+    assert "DequantizeLinear" in nodes_of_layers(written.graph, ["second"])["second"][0].input[0]
 
 
 def test_only_residual_additions_get_pairs(make_network, candidate, lowered):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from slimfront.hardware_profiles.runtimes.node_names import WEIGHTED, layer_of, module_of_node
 from slimfront.hardware_profiles.runtimes.onnx.float_graph import export_float
-from slimfront.hardware_profiles.runtimes.onnx.graph_nodes import layer_nodes
+from slimfront.hardware_profiles.runtimes.onnx.graph_nodes import nodes_of_layers
 from slimfront.spaces.models.layers import find_layers
 from torch import Tensor, nn
 
@@ -61,7 +61,7 @@ def test_every_layer_of_any_tree_of_modules_is_found(children):
     names = [layer.name for layer in find_layers(model, example)]
     assert sorted(names) == sorted(name for name, module in model.named_modules() if type(module) is nn.Conv2d)
     for name in names:
-        node = layer_nodes(graph, name)[0]
+        node = nodes_of_layers(graph, [name])[name][0]
         assert module_of_node(node.name) == layer_of(node.name) == name
         assert node.input[1] == f"{node.name}/weight"
 

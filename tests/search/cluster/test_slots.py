@@ -54,7 +54,7 @@ def test_workers_start_where_there_is_room_and_the_others_wait(slots) -> None:
     assert [slot.node.id for slot in made.idle].count("b") == 1
     assert made.waiting == 3
     text = made.waiting_text()
-    assert text.startswith("3 workers more could start where other Ray jobs hold the 1 CPU: on node b (::1, b)")
+    assert text.startswith("3 more workers could start where other Ray jobs hold the 1 CPU: on node b (::1, b)")
     assert "--workers 5 asks for no more" in text
     cluster |= {"a": (4, 0), "b": (4, 3)}
     made.fill()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, helper, numpy_helper
 
 from .....core.errors import LoweringError
 from .....spaces.policies.candidate import Quantization, QuantizedWeight, QuantParams
-from ..graph_nodes import addition_node, layer_nodes, set_nodes
+from ..graph_nodes import addition_nodes, nodes_of_layers, set_nodes
 from ..onnx_file import WeightsApart
 
 
@@ -21,20 +21,20 @@ def insert_grids(
     """
     graph = lowered.model.graph
     inserter = _Inserter(lowered)
+    per_channel = {name: weight for name, weight in quantization.weights.items() if not weight.group_size}
+    runs = nodes_of_layers(graph, quantization.inputs.keys() | per_channel.keys())
+    added = addition_nodes(graph, {(path, index) for path, index, _ in quantization.additions})
     operands = [
         (node, 0, grid, bound_float_layers and name not in quantization.weights)
         for name, grid in quantization.inputs.items()
-        for node in layer_nodes(graph, name)
+        for node in runs[name]
     ]
     additions = quantization.additions.items()
-    operands += [
-        (addition_node(graph, path, index), operand, grid, False) for (path, index, operand), grid in additions
-    ]
+    operands += [(added[path, index], operand, grid, False) for (path, index, operand), grid in additions]
     for node, operand, grid, bounded in operands:
         inserter.quantize_input(node, operand, _signed(grid) if signed_grids else grid, bounded)
-    for name, weight in quantization.weights.items():
-        if not weight.group_size:
-            inserter.quantize_weight(layer_nodes(graph, name), weight)
+    for name, weight in per_channel.items():
+        inserter.quantize_weight(runs[name], weight)
     inserter.finish()
 
 
@@ -51,6 +51,7 @@ class _Inserter:
 
     def __init__(self, lowered: WeightsApart) -> None:
         self.lowered, self.graph = lowered, lowered.model.graph
+        self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
         self.before: dict[int, list[NodeProto]] = {}
         self.pairs: dict[tuple, str] = {}
         self.producer = {output: index for index, node in enumerate(self.graph.node) for output in node.output}
@@ -108,7 +109,8 @@ class _Inserter:
         for run in nodes:
             run.input[1] = made
         if weight.bias is not None and len(node.input) > 2:
-            bias = _initializer(self.graph, node.input[2])
+            if (bias := self.constants.get(node.input[2])) is None:
+                raise LoweringError(f"weight {node.input[2]} is not a constant of the exported graph")
             bias.CopyFrom(numpy_helper.from_array(weight.bias.astype(np.float32), bias.name))
 
     def finish(self) -> None:
@@ -139,10 +141,3 @@ def check_same(name: str, values: np.ndarray, integers: np.ndarray, scale: np.nd
     step = scale.reshape([-1 if dimension == axis else 1 for dimension in range(values.ndim)])
     if (np.abs(values - integers * step) > 0.51 * step).any():
         raise LoweringError(f"{name}: the exported weight is not the one that was quantized")
-
-
-def _initializer(graph: GraphProto, name: str) -> TensorProto:
-    for tensor in graph.initializer:
-        if tensor.name == name:
-            return tensor
-    raise LoweringError(f"weight {name} is not a constant of the exported graph")

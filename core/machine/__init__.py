@@ -1,0 +1,1 @@
+"""The machine that a process shares with others."""
