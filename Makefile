@@ -30,7 +30,7 @@ gpu: $(INSTALLED)  ## the tests of GPUs and a page of figures of one; ends with 
 	$(BIN)/python benchmarks/measuring/gpu.py
 
 lint: $(INSTALLED)
-	$(MAKE) --jobs=2 --output-sync types style site
+	$(MAKE) --jobs=2 types style site
 
 style: $(INSTALLED)
 	$(BIN)/ruff check .

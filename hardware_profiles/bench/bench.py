@@ -32,7 +32,7 @@ from ..runtimes.base import BindingSession, Session, get_runtime
 from .conditions import Conditions, CoreState
 from .energy import EnergyMeter, energy_meter
 from .load_time import load_seconds
-from .loads import LOADING_SHARE, affordable_loads
+from .loads import LOADING_SHARE, LOADS
 from .lock import alone
 from .paired_timing import Loads, PairedTiming, Run, paired_timing, reference_timing, warm_up
 from .peak_memory import peak_growth
@@ -231,12 +231,14 @@ def _loaded(candidate: Path, seconds: float) -> tuple[Loads, Loads, float]:
     """Runs of several loads of a candidate and as many of the reference, and the seconds left: of one each where loading takes long."""
     start = time.perf_counter()
     candidates, references = [load_streams(candidate, _state.target)], [_state.reference]
-    loaded = time.perf_counter()
-    for _ in range(affordable_loads(loaded - start, seconds) - 1):
+    now = loaded = time.perf_counter()
+    both_s = 2 * (loaded - start)
+    while len(candidates) < LOADS and now - loaded + both_s <= LOADING_SHARE * seconds:
         candidates.append(load_streams(candidate, _state.target))
         references.append(load_streams(_state.reference_file, _state.target))
-    left = max(seconds - (time.perf_counter() - loaded), seconds * (1 - LOADING_SHARE))
-    return [*map(_runner, candidates)], [*map(_runner, references)], left
+        before, now = now, time.perf_counter()
+        both_s = now - before
+    return [*map(_runner, candidates)], [*map(_runner, references)], seconds - (now - loaded)
 
 
 def _time_reference(seconds: float) -> tuple[float, float, float, int]:

@@ -27,7 +27,10 @@ def _permutes(node: NodeProto, constants: Mapping[str, TensorProto]) -> bool:
     if node.op_type != "Gather" or (stored := constants.get(node.input[1])) is None:
         return False
     order = numpy_helper.to_array(stored)
-    if order.ndim != 1 or sorted(order % len(order)) != list(range(len(order))):
+    if order.ndim != 1:
+        return False
+    order = np.where(order < 0, order + len(order), order)
+    if sorted(order) != list(range(len(order))):
         return False
     return bool((order[order] != np.arange(len(order))).any())
 
