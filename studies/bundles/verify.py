@@ -34,8 +34,8 @@ SPEEDUP_TOLERANCE = 0.1
 SECONDS = 2.0
 PACKED = "packed.safetensors"
 
-OpenTimer = Callable[[Target, Path, Batch, Sequence[int]], Timer]
-"""(target, reference, example inputs, cores of a bench on this machine) -> what times artifacts of that target."""
+OpenTimer = Callable[[Target, Path, Batch, Sequence[int], Mapping[str, Mapping[int, str]]], Timer]
+"""(target, reference, example inputs, cores of a bench on this machine, dynamic axes) -> what times artifacts of that target."""
 
 
 @dataclass(frozen=True)
