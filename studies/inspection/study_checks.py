@@ -147,7 +147,7 @@ def check_shapes(spec: StudySpec, workload: Workload, target: Target) -> None:
         return
     problem = shapes_problem(target.shapes, [*sizes_of(workload.dynamic_axes, workload.example_input)])
     if not RUNTIMES[target.runtime].dynamic_axes:
-        problem = f"needs dynamic axes, which runtime {target.runtime} has not"
+        problem = f"needs dynamic axes, and runtime {target.runtime} has none"
     if problem is not None:
         key, said = ("shapes", problem) if spec.shapes else ("target", f"its card's shapes: {problem}")
         raise StudyFileError(spec.file, key, said)
