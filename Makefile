@@ -4,7 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test fast gpu lint format docs site clean
+# Where this is set, as in many containers, every process that a test starts would compile the package again.
+export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: demo test fast gpu lint style types format docs site clean
 
 demo: $(INSTALLED)  ## search the built-in study; everything lands in demo/
 	mkdir -p demo
@@ -27,10 +30,14 @@ gpu: $(INSTALLED)  ## the tests of GPUs and a page of figures of one; ends with 
 	$(BIN)/python benchmarks/measuring/gpu.py
 
 lint: $(INSTALLED)
+	$(MAKE) --jobs=2 types style site
+
+style: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -12,8 +12,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from ..core.batch import INPUT, Batch, by_name, moved, moved_target, repeated
+from ..core.errors import CompressionError
 from ..workloads.samples import MapDataset, Samples
-from .seeded import Numbered, Pairs, Seeded
+from .ranks import Ranks
+from .seeded import Identified, Numbered, Pairs, Seeded
 
 CALIBRATION_BATCH = 50
 """The number of calibration samples that are run at once."""
@@ -21,17 +23,23 @@ CALIBRATION_BATCH = 50
 
 @dataclass(frozen=True)
 class LabelledBatches:
-    """Batches of a data set on a device: (inputs, targets, whatever else its samples have). May be iterated several times."""
+    """Batches of a data set on a device: (inputs, targets, whatever else its samples have). May be iterated several times.
+
+    Attributes:
+        identified: whether what else they have is their places, which stay in the processor's memory.
+    """
 
     loader: DataLoader
     device: torch.device
+    identified: bool = False
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        for inputs, *others in self.loader:
-            yield moved(inputs, self.device), *(moved_target(other, self.device) for other in others)
+        for inputs, targets, *others in self.loader:
+            kept = others if self.identified else [moved_target(other, self.device) for other in others]
+            yield moved(inputs, self.device), moved_target(targets, self.device), *kept
 
 
 @dataclass(frozen=True)
@@ -45,15 +53,17 @@ class InputBatches(Iterable[Batch]):
 
 
 class EpochOrder(Sampler[int]):
-    """The samples in an order that follows from a seed and the number of an epoch alone, so that any epoch begins at any sample.
+    """The samples in an order that follows from a seed and the number of an epoch alone, so that any epoch begins at any sample; of
+    several ranks each has its share of every batch.
 
     Attributes:
         epoch: that the next iteration is of.
         generator: as far into the epoch as its beginning; what loads the samples may draw from it.
     """
 
-    def __init__(self, samples: int, seed: int) -> None:
+    def __init__(self, samples: int, seed: int, batch_size: int = 1, ranks: Ranks = Ranks()) -> None:
         self._samples, self._seed, self.epoch = samples, seed, 0
+        self._batch_size, self._ranks = batch_size, ranks
         self.generator = torch.Generator()
         self.begin(0)
 
@@ -63,13 +73,14 @@ class EpochOrder(Sampler[int]):
         mixed = np.random.SeedSequence([self._seed, epoch]).generate_state(1)
         self.generator.manual_seed(int(mixed[0]))  # which heeds 32 bits
         order = torch.randperm(self._samples, generator=self.generator)
-        self._left: list[int] = order[first:end].tolist()
+        self._left: list[int] = self._ranks.share(order[first:end].tolist(), self._batch_size)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._left)
 
     def __len__(self) -> int:
-        return self._samples
+        ranks, size = self._ranks, self._batch_size
+        return self._samples if ranks.is_alone else self._samples // size * (size // ranks.count)
 
 
 @dataclass(frozen=True)
@@ -106,12 +117,29 @@ def labelled_batches(data: MapDataset, batch_size: int, device: torch.device) ->
 
 
 def shuffled_batches(
-    data: MapDataset, batch_size: int, device: torch.device, seed: int, per_step: int = 1
+    data: MapDataset, batch_size: int, device: torch.device, seed: int, per_step: int = 1, identified: bool = False
 ) -> ShuffledBatches:
-    """Full batches of `data` on `device`, shuffled reproducibly."""
-    order = EpochOrder(len(data), seed)
-    loader = _loader(data, batch_size, device, _fills_a_batch(data, batch_size), order, seed)
-    return ShuffledBatches(LabelledBatches(loader, device), order, batch_size, per_step)
+    """Full batches of `data` on `device`, shuffled reproducibly; this rank's shares of them.
+
+    Args:
+        batch_size: of all ranks together.
+        identified: whether to add (index, checksum) of each sample, shape [batch_size, 2]; of data that `is_identifiable`.
+    """
+    ranks = Ranks.here()
+    if batch_size % ranks.count or (len(data) < batch_size and not ranks.is_alone):
+        raise CompressionError(
+            f"{ranks.count} GPUs cannot share a batch of {batch_size} of {len(data)} samples equally"
+        )
+    order = EpochOrder(len(data), seed, batch_size, ranks)
+    drops = _fills_a_batch(data, batch_size)
+    loader = _loader(data, batch_size // ranks.count, device, drops, order, seed, identified)
+    return ShuffledBatches(LabelledBatches(loader, device, identified), order, batch_size, per_step)
+
+
+def is_identifiable(data: MapDataset) -> bool:
+    """Whether samples are read one by one, and become inputs before they become a batch."""
+    whole = data.dataset if isinstance(data, Subset) else data
+    return isinstance(whole, Samples) and whole.reading.collate is None
 
 
 def input_batches(data: MapDataset, batch_size: int, device: torch.device) -> InputBatches:
@@ -127,11 +155,14 @@ def _loader(
     drop_last: bool = False,
     order: EpochOrder | None = None,
     seed: int = 0,
+    identified: bool = False,
 ) -> DataLoader:
     """A loader that reads as the workload says, into memory from which copies to a GPU need not be waited for."""
     whole = data.dataset if isinstance(data, Subset) else data
     # Plain tensors have nothing to read ahead, collate or draw.
-    reading = _reading(data, whole, order, seed) if isinstance(whole, Samples) else {"dataset": data, "sampler": order}
+    reading: dict[str, Any] = {"dataset": data, "sampler": order}
+    if isinstance(whole, Samples):
+        reading = _reading(Identified(data) if identified else data, whole, order, seed)
     return DataLoader(
         **reading,
         batch_size=batch_size,

@@ -20,6 +20,16 @@ def trainable_copy(model: nn.Module) -> nn.Module:
     return model
 
 
+@torch.no_grad()
+def shaken_copy(student: nn.Module) -> nn.Module:
+    """A copy with a tenth of each tensor's deviation of noise added to its weights."""
+    peer = copy.deepcopy(student)
+    for parameter in peer.parameters():
+        if parameter.numel() > 1:
+            parameter.add_(torch.randn_like(parameter) * parameter.std() * 0.1)
+    return peer.train()
+
+
 def accumulate_gradients(model: nn.Module, workload: Workload, batch_size: int = 50) -> None:
     """Leave in every parameter's `grad` the sum over calibration batches of the mean loss's gradient; in eval mode.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+from ..core.batch import tensors_of
 from ..workloads.samples import MapDataset, Samples
 
 
@@ -49,9 +51,34 @@ class Seeded:
         return len(self._data)
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[Any, ...]:
-        index, epoch = place
-        with _drawing_from(self._seed, epoch, index):
-            return self._data[index]
+        return self.__getitems__([place])[0]
+
+    def __getitems__(self, places: Sequence[tuple[int, int]]) -> list[tuple[Any, ...]]:
+        """The samples at several places, as loaders of torch read a batch: the generators are put back once, which takes
+        longer than seeding them."""
+        with _generators_kept():
+            return [self._drawn(index, epoch) for index, epoch in places]
+
+    def _drawn(self, index: int, epoch: int) -> tuple[Any, ...]:
+        _seed_generators(self._seed, epoch, index)
+        return self._data[index]
+
+
+class Identified:
+    """A data set whose samples have their place as well: (index, checksum of the inputs), shape [2]."""
+
+    def __init__(self, data: MapDataset) -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        inputs, target, *_ = self._data[index]
+        checksum = 0
+        for tensor in tensors_of(inputs):
+            checksum = zlib.crc32(tensor.contiguous().numpy(), checksum)
+        return inputs, target, torch.tensor([index, checksum])
 
 
 class Pairs:
@@ -68,16 +95,20 @@ class Pairs:
 
 
 @contextmanager
-def _drawing_from(*numbers: int) -> Iterator[None]:
-    """Random numbers that follow from `numbers` inside; afterwards those that would have come without."""
+def _generators_kept() -> Iterator[None]:
+    """Random numbers afterwards are those that would have come without the block."""
     state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)  # of the processor alone: what a GPU draws is the training's
     try:
         yield
     finally:
         random.setstate(state[0])
         np.random.set_state(state[1])
         torch.set_rng_state(state[2])
+
+
+def _seed_generators(*numbers: int) -> None:
+    """Have the generators of torch, numpy and Python draw what follows from `numbers`."""
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)  # of the processor alone: what a GPU draws is the training's

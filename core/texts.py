@@ -31,6 +31,15 @@ def plain_text(text: str, limit: int = MOST_CHARACTERS) -> str:
     return escaped[: max(0, limit - len(cut))] + cut
 
 
+def epochs_text(epochs: float) -> str:
+    """A number of epochs in words.
+
+    >>> epochs_text(1.0), epochs_text(0.5)
+    ('1 epoch', '0.5 epochs')
+    """
+    return f"{epochs:g} epoch{'' if epochs == 1 else 's'}"
+
+
 def one_line(text: str, limit: int = MOST_CHARACTERS) -> str:
     """`plain_text` with every run of white space turned into one space."""
     return plain_text(" ".join(text.split()), limit)

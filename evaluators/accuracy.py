@@ -17,6 +17,7 @@ from ..core.interrupts import raise_if_interrupted
 from ..core.measurement import Measurement
 from ..core.metrics import METRICS, metrics_named
 from ..core.statistics import NORMAL_QUANTILE
+from ..core.threads import give_back
 from ..core.time_limit import time_limited
 from ..hardware_profiles.bench.lock import sharing_gpu
 from ..hardware_profiles.runtimes.base import Artifact
@@ -56,6 +57,7 @@ def score(
         batches = _run(artifact, data, context, agreement)
         scores = Scoring(context.workload, len(data), keep, reference, has_losses).scores(batches)
     torch.set_num_threads(context.threads)  # of the process, which a session of torch's sets to its own
+    give_back()  # of the session, before the torch model is copied
     if agreement is not None:
         agreement.require()
     return scores

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import time
 from collections.abc import Iterator, Sequence
@@ -11,8 +10,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ..compression.recovery.stored_teacher import most_bytes
 from ..core.errors import SearchError
 from ..core.interrupts import sigterm_interrupts
+from ..core.threads import give_back
 from ..hardware_profiles.profiling.fingerprint import saturates
 from ..studies.analysis.verdict import verdict
 from ..studies.inspection.limits import limits_on, limits_text
@@ -76,8 +77,14 @@ def run_search(
         with Store(url) as store, sole_driver(store, spec.study):
             search = Search(prepared, store, root, hearing, started)
             _describe(search.prepared, progress)
-            progress.say(search.budget.disk.forecast(search.spec.keep, search.spec.budget.trials), "dim")
+            progress.say(_disk_needed(search), "dim")
             _run(search, progress)
+
+
+def _disk_needed(search: Search) -> str:
+    spec = search.spec
+    teacher_bytes = most_bytes(search.prepared.context.workload, spec.recovery.settings())
+    return search.budget.disk.forecast(spec.keep, spec.budget.trials, teacher_bytes)
 
 
 @contextmanager
@@ -106,12 +113,10 @@ def _announce(what: str, listeners: Sequence[Listener]) -> None:
 
 
 def _tidy(event: Event) -> None:
-    """Give back to the system what a part of the preparation freed, before the next one: of ResNet-152's export, whose weights are
-    0.24 GB, glibc keeps 0.57 GB."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if isinstance(event, Preparing) and trim is not None:
+    """Give back to the system what a part of the preparation freed, before the next one."""
+    if isinstance(event, Preparing):
         gc.collect()
-        trim(0)
+        give_back()
 
 
 def _remark(prepared: PreparedStudy, progress: SearchProgress) -> None:

@@ -205,8 +205,10 @@ class SearchProgress:
 
     @property
     def _times(self) -> str:
-        """Time passed, and left: at the pace of trials, or until the timeout, which is the most it can be."""
+        """Time passed, and until the last trial ends: at the pace of trials, or until the timeout, which is the most it can be."""
         parts = [clock_text(self._elapsed)]
+        if self._total and self._done >= self._total:
+            return parts[0]
         paced = self._pace.left(self._total - self._done) if self._total else None
         most = None if self._timeout_s is None else max(0.0, self._timeout_s - self._elapsed)
         if paced is not None:
@@ -232,7 +234,8 @@ def _line(event: Event, objectives: Sequence[str]) -> tuple[str, str] | None:
     if isinstance(event, TrialUnconfirmed):
         return f"trial {event.trial} is not confirmed: {event.reason}", "yellow"
     if isinstance(event, FilesRemade):
-        return f"trial {event.trial}: {event.remade.words}", "yellow"
+        words = event.remade.words
+        return f"trial {event.trial}: {words[0].lower()}{words[1:]}", "yellow"
     if isinstance(event, SamplerFellBack | SensitivityUnmeasured):
         return event.reason, "yellow"
     if isinstance(event, ClusterRemarked):

@@ -34,7 +34,8 @@ class Preset:
 
 def _preset(recovery: Mapping[str, Any], **space: Any) -> Preset:
     bits = {"granularity": "block", "weight_bits": (4, 8, 32), "activation_bits": (8, 32)}
-    channels = {"channel_reduction": ("reconstruct",)}  # keeps the most before recovery, in every family
+    # reconstruction keeps the most before recovery; runtimes gain from four channels of sixteen over eight
+    channels = {"channel_reduction": ("reconstruct",), "channel_multiple": (4,)}
     tables = {"embedding_bits": (4, 8, 32)}  # of models that look words or users up, in every family too
     return Preset(MappingProxyType({**bits, **channels, **tables, **space}), MappingProxyType(recovery))
 

@@ -35,6 +35,7 @@ class Space:
 
     Attributes:
         knobs: in the order of their names.
+        groups: those that can lose channels, by the smallest `channel_multiple` offered.
     """
 
     def __init__(
@@ -50,7 +51,9 @@ class Space:
     ) -> None:
         self.choices, self.recovery, self.scheme, self.usual = choices, recovery, scheme, dict(usual)
         self.layers = [layer for layer in layers if not self._is_kept(layer.name)]
-        self.groups = [group for group in groups if not any(map(self._is_kept, group.layers))]
+        self.channel_multiple = int(min(choices["channel_multiple"]))
+        held = [group for group in groups if not any(map(self._is_kept, group.layers))]
+        self.groups = [group for group in held if group.can_lose(self.channel_multiple)]
         self.blocks, self.ranking = self._not_kept(blocks), self._not_kept(ranking)
         self._decided = _numbered(list(self._decisions()))
         self.knobs = [knob for knob in self._decided if len(knob.choices) > 1]

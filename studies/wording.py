@@ -9,6 +9,7 @@ from rich.filesize import decimal
 
 from ..core.measurement import Measurement
 from ..core.metrics import METRICS, OF_QUALITY, metric_of
+from ..core.texts import epochs_text
 from ..spaces.knobs.kind import Knob, LayerKind
 from ..spaces.knobs.registry import KNOB_KINDS
 from ..spaces.policies.float_precision import DEFAULT, FLOAT32, FLOAT_PRECISIONS
@@ -158,7 +159,7 @@ def recovery_text(policy: Policy) -> str:
     if not recovery.epochs:
         return f"{', '.join(recovery.steps)}, without training"
     return (
-        f"{recovery.epochs:g} epochs at learning rate {recovery.learning_rate:g}, "
+        f"{epochs_text(recovery.epochs)} at learning rate {recovery.learning_rate:g}, "
         f"distilled at temperature {recovery.temperature:g} with alpha {recovery.alpha:g}"
     )
 

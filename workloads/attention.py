@@ -122,9 +122,9 @@ class CrossAttention(nn.Module):
         weights = original.in_proj_weight.chunk(3) if one else separate
         biases = [None] * 3 if original.in_proj_bias is None else original.in_proj_bias.chunk(3)
         self.q_proj, self.k_proj, self.v_proj = (
-            _linear(weight, bias) for weight, bias in zip(weights, biases, strict=True)
+            linear_of(weight, bias) for weight, bias in zip(weights, biases, strict=True)
         )
-        self.out_proj = _linear(original.out_proj.weight, original.out_proj.bias)
+        self.out_proj = linear_of(original.out_proj.weight, original.out_proj.bias)
         self.train(original.training)
 
     def forward(
@@ -150,13 +150,13 @@ class CrossAttention(nn.Module):
         return (attended if self.batch_first else attended.transpose(0, 1)), None
 
 
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A linear layer with these numbers."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
+def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear layer with a copy of these numbers, in evaluation mode."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
     layer.weight = nn.Parameter(weight.detach().clone())
     if bias is not None:
         layer.bias = nn.Parameter(bias.detach().clone())
-    return layer
+    return layer.eval()
 
 
 def added_to_scores(attn_mask: Tensor | None, key_padding_mask: Tensor | None, like: Tensor) -> Tensor | None:

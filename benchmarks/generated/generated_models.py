@@ -15,6 +15,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 
 import torch
 from grammar import network
@@ -24,17 +25,17 @@ QUANTIZED = 10
 """One network in so many is quantized too."""
 
 
-def judged(seed: int, runtime: str, quantized: int) -> Found:
+def judged(seed: int, runtimes: Sequence[str], quantized: int) -> Found:
     chance = random.Random(seed)
     model, inputs = network(chance)
-    return judge(model, inputs, chance, seed % quantized == 0, runtime)
+    return judge(model, inputs, chance, seed % quantized == 0, runtimes)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0, help="of the first one")
-    parser.add_argument("--runtime", default="onnxruntime")
+    parser.add_argument("--runtimes", nargs="+", default=["onnxruntime", "openvino"], help="on which artifacts run")
     parser.add_argument("--quantized", type=int, default=QUANTIZED, help="one in so many is quantized")
     parser.add_argument("--show", type=int, default=10, help="tracebacks to print")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after")
@@ -48,7 +49,7 @@ def main() -> None:
             break
         models += 1
         try:
-            found = judged(seed, options.runtime, options.quantized)
+            found = judged(seed, options.runtimes, options.quantized)
         except Exception as error:  # of whatever kind, it is what this looks for
             failed += 1
             wrong[f"{type(error).__name__}: {error}"[:100]] += 1
@@ -62,7 +63,7 @@ def main() -> None:
             continue
         groups, lost = groups + found.groups, lost + found.lost
         refused.update(found.refused)
-        not_lowered.update([found.not_lowered] if found.not_lowered else [])
+        not_lowered.update(found.not_lowered)
     print(
         f"{models:,} models in {time.monotonic() - begun:.0f} s: {groups:,} groups proven, of which {lost:,} lost channels; "
         f"{refused.total():,} refused; {not_lowered.total():,} models not lowered; {failed:,} wrong"

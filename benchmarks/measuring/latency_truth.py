@@ -114,7 +114,7 @@ def neighboured(name: str, reference: Path, candidate: Path, inputs: np.ndarray,
     """Timings of the quiet machine, and those of a bench that has never seen it without a neighbour that hammers memory."""
 
     def timings(count: int, quiet_ms: float = math.inf) -> tuple[float, list[PairedTiming]]:
-        with Bench(load_target("cpu-openvino"), reference, inputs, bench_cores(1)) as bench:
+        with Bench(load_target("cpu-openvino"), reference, {"input": inputs}, bench_cores(1)) as bench:
             if quiet_ms == math.inf:
                 quiet_ms = bench.time_reference(1)[0]
             return quiet_ms, [bench.time(candidate, 2, quiet_ms) for _ in range(count)]
@@ -171,7 +171,7 @@ def compare(tool: str, paths: dict[str, Path]) -> dict[str, tuple[float, float]]
     """
     theirs = {kind: benchmark_app(tool, path) for kind, path in paths.items()}
     inputs = np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)
-    with Bench(load_target("cpu-openvino"), paths["fp32"], inputs, bench_cores(1)) as bench:
+    with Bench(load_target("cpu-openvino"), paths["fp32"], {"input": inputs}, bench_cores(1)) as bench:
         reference_ms = bench.time_reference(1)[0]
         return {kind: (reference_ms / bench.time(path, 1).speedup, theirs[kind]) for kind, path in paths.items()}
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...core.batch import Batch, largest_difference, taken
+from ...core.batch import Batch, largest_difference, rows, taken
 from ...core.hooks import removed_after
 from ...core.interrupts import raise_if_interrupted
 from ...spaces.models.attention.heads import Role
@@ -27,11 +27,15 @@ from ...spaces.models.failures import first_line
 from ...spaces.models.recurrent import is_recurrent
 from ...workloads.contract import few_inputs
 from ...workloads.workload import Workload
+from ..activations import bytes_read
 from .masked_units import masked_units
 
 TOLERANCE = 1e-3
 """The largest difference of a layer's input, relative to its largest value, that rounding may cause: kernels of other widths sum
 in another order."""
+
+MOST_READ = 2**28
+"""Bytes of modules' inputs that a proof keeps, to compare them with those of the pruned model."""
 
 MISPLACED = (
     "with channels removed, {reader} does not read what it read of the others: channels change places or numbers on the way "
@@ -63,13 +67,20 @@ def prove_groups(
     """
     if not groups:
         return [], {}
+    inputs = taken(inputs, slice(_fitting(model, inputs)))
     prover = _Prover(model, ChannelGraph(copy.deepcopy(model), taken(inputs, slice(1))), inputs)
     reasons = prover.refuted(groups)
     # Two groups that fail only apart, as where one layer divides the channels of both, pass together; and channels at random may be
     # the same ones after a flip, which the first ones are not.
     for part in (groups[::2], groups[1::2]):
         reasons |= prover.refuted([group for group in part if group.name not in reasons], first=True)
+    reasons |= prover.hidden([group for group in groups if group.name not in reasons])
     return [group for group in groups if group.name not in reasons], reasons
+
+
+def _fitting(model: nn.Module, inputs: Batch) -> int:
+    """How many samples a proof compares: as many as there are, or, at least one, as `MOST_READ` holds what modules read of."""
+    return max(1, min(rows(inputs), MOST_READ // max(1, bytes_read(model, taken(inputs, slice(1))))))
 
 
 @dataclass(frozen=True)
@@ -107,6 +118,19 @@ class _Prover:
         # The failing groups are known; the others were given correct inputs, and are tried again without them.
         return found | self.refuted([group for group in groups if group.name not in found], first)
 
+    def hidden(self, groups: Sequence[ChannelGroup]) -> dict[str, str]:
+        """{group: reason} of those that change the outputs where no reader's input is corrected.
+
+        A reader may compute otherwise from fewer channels, as one that standardises its weight in every pass does, and the correct
+        inputs of the next reader hide that.
+        """
+        if not groups or self._one_pass(groups, False, corrects=False)[1]:
+            return {}
+        if len(groups) == 1:
+            return {groups[0].name: MISPLACED.format(reader="the model's output")}
+        middle = len(groups) // 2
+        return self.hidden(groups[:middle]) | self.hidden(groups[middle:])
+
     def _bisected(self, groups: Sequence[ChannelGroup], first: bool, reason: str) -> dict[str, str]:
         """{group: reason} of those that fail, where no single one was found to; `reason` is that of all `groups` together."""
         if len(groups) == 1:
@@ -116,8 +140,14 @@ class _Prover:
         return apart or {group.name: f"not together with {halves[1][0].name}: {reason}" for group in halves[0]}
 
     @torch.no_grad()
-    def _one_pass(self, groups: Sequence[ChannelGroup], first: bool) -> tuple[dict[str, str], bool]:
-        """{group: reason} of those whose readers read other values, and whether the outputs are the same."""
+    def _one_pass(
+        self, groups: Sequence[ChannelGroup], first: bool, corrects: bool = True
+    ) -> tuple[dict[str, str], bool]:
+        """{group: reason} of those whose readers read other values, and whether the outputs are the same.
+
+        Args:
+            corrects: whether readers continue with the values that they should have read; only then are they compared.
+        """
         graph, model = self.graph, self.model
         losses = {
             group.name: _Loss.of(group, graph.partitions(group.name), first, graph.normalises_parts(group.name))
@@ -127,7 +157,7 @@ class _Prover:
         with masked_units(model, plan.copies), _doubled(model, plan), _masked(model, plan) as read:
             expected = model(self.inputs)
         lost = {name: loss.lost for name, loss in losses.items()}
-        with graph.without(lost) as pruned, _corrected(pruned, plan, read) as failed:
+        with graph.without(lost) as pruned, _corrected(pruned, plan, read) if corrects else nullcontext({}) as failed:
             found = pruned(self.inputs)
         reasons = {name: MISPLACED.format(reader=reader) for name, reader in failed.items()}
         return reasons, largest_difference(expected, found) <= TOLERANCE

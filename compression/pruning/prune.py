@@ -37,7 +37,7 @@ def kept_channels(policy: Policy, groups: Sequence[ChannelGroup]) -> dict[str, i
     unknown = set(policy.channels) - {group.name for group in groups}
     if unknown:
         raise CompressionError(f"no channel group {sorted(unknown)[0]!r} in the model")
-    kept = {group.name: group.kept(policy.kept_fraction(group.name)) for group in groups}
+    kept = {group.name: group.kept(policy.kept_fraction(group.name), policy.pruning.multiple) for group in groups}
     return {group.name: kept[group.name] for group in groups if kept[group.name] < group.channels}
 
 

@@ -170,15 +170,21 @@ def _spell_out_norms(exported: fx.GraphModule) -> None:
     exported.recompile()
 
 
+def _values(exported: fx.GraphModule, node: object) -> Tensor | None:
+    return None if node is None else torch.from_numpy(constant(exported, cast("fx.Node", node)))
+
+
 def _fold(exported: fx.GraphModule, norm: fx.Node, index: int) -> None:
     """Have the layer before a batch-norm compute what the batch-norm makes of its output."""
     layer = cast("fx.Node", norm.args[0])
     fuse = fuse_linear_bn_weights if layer.target is aten.linear.default else fuse_conv_bn_weights
-    own = [None if node is None else torch.from_numpy(constant(exported, node)) for node in (*layer.args, None)[1:3]]
-    gamma, beta, mean, variance = (
-        None if node is None else torch.from_numpy(constant(exported, node)) for node in norm.args[1:5]
-    )
-    weight, bias = fuse(*own, mean, variance, norm.args[7], gamma, beta)
+    gamma, beta, mean, variance = (_values(exported, node) for node in norm.args[1:5])
+    weight, own_bias = (_values(exported, node) for node in (*layer.args, None)[1:3])
+    if weight is None or mean is None or variance is None:
+        raise CompressionError(f"{norm.name} keeps no statistics, or {layer.name} has no weights")
+    gamma = torch.ones_like(mean) if gamma is None else gamma
+    beta = torch.zeros_like(mean) if beta is None else beta
+    weight, bias = fuse(weight, own_bias, mean, variance, cast("float", norm.args[7]), gamma, beta)
     for kind, values in (("weight", weight), ("bias", bias)):
         exported.register_parameter(f"norm{index}_{kind}", values)
     with exported.graph.inserting_before(layer):

@@ -14,8 +14,13 @@ from typing import Any, Protocol
 
 import torch
 
+from ..ranks import Ranks
+
 MADE_BY = f"format 1, torch {torch.__version__}"
 """What reads a checkpoint that it has made itself: states of optimizers and schedules are of one version."""
+
+SHARED = "teacher"
+"""The name of the folder next to the recoveries' own that holds what they share: outputs of their teacher."""
 
 logger = logging.getLogger(__name__)
 
@@ -60,12 +65,19 @@ class Checkpoint:
         self._saved, self.is_new = time.monotonic(), False
 
     @property
+    def shared(self) -> Path:
+        """A folder for what the recoveries of a study have in common."""
+        return self._path.parent.parent / SHARED
+
+    @property
     def is_due(self) -> bool:
         """Whether it is time to save again."""
         return time.monotonic() - self._saved >= self._every_s
 
     def save(self, parts: Mapping[str, Stateful], **place: Any) -> None:
-        """Replace what was saved by the state that these parts are in, and the place in the training."""
+        """Replace what was saved by the state that these parts are in, and the place in the training; of several ranks the first does."""
+        if Ranks.here().rank:
+            return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         written = self._path.with_suffix(".new")
         states = {name: part.state_dict() for name, part in parts.items()}

@@ -16,12 +16,13 @@ from itertools import islice
 import torch
 from torch import nn
 
-from ...core.batch import device_of, device_of_model, moved, rows, stacked
+from ...core.batch import HOST, device_of, device_of_model, moved, rows, stacked
 from ...spaces.models.channel_groups import ChannelGroup
 from ...spaces.models.layers import find_layers
 from ...spaces.policies.policy import LayerPolicy, Policy, Recovery
 from ...spaces.policies.pruning import Pruning
 from ...workloads.workload import Workload
+from ..activations import bytes_read
 from ..batches import shuffled_batches, subset
 from ..pruning.prune import pruned_copy, reestimate_batch_norm
 from .train import training_step
@@ -38,6 +39,10 @@ SECONDS = 20.0
 FORWARDS_OF_A_STEP = 4
 """A step and the loss after it take about as long as so many passes of the uncompressed model: two of it, and four of a student of a
 third of its operations, two of them back."""
+
+MOST_READ = 2**29
+"""Bytes of modules' inputs in the uncompressed model, of which a student with half of the channels keeps half for its gradients, that a
+batch of the test takes on a processor; a step holds a few times as much."""
 
 LEAST_BATCH = 4
 """The fewest samples of a step: batch-norm needs several."""
@@ -81,12 +86,12 @@ def found_rate(
     """Find a learning rate for recoveries of a workload's model.
 
     It is tried on the model with half of its channels, or half of its weights where no channel can go. A model so slow that the fewest
-    steps would take longer than `SECONDS` is tried on smaller batches, and the rate grows with the square root of the batch of a step, which keeps
+    steps would take longer than `SECONDS`, or whose batch is larger than `MOST_READ`, is tried on smaller batches, and the rate grows with the square root of the batch of a step, which keeps
     the variance of a step (Krizhevsky 2014, arXiv:1404.5997; of Adam: Malladi et al. 2022, arXiv:2205.10287).
     """
     with torch.random.fork_rng():
         sample_s = _sample_s(workload)
-        tried = batch_within(SECONDS, sample_s, batch_size)
+        tried = min(batch_within(SECONDS, sample_s, batch_size), _fitting(workload) or batch_size)
         torch.manual_seed(seed)
         step_s: list[float] = []
         student = _compressed(_shortened(workload, sample_s), groups, seed)
@@ -106,6 +111,13 @@ def _sample_s(workload: Workload) -> float:
     began = time.perf_counter()
     workload.model(few)
     return (time.perf_counter() - began) / rows(few)
+
+
+def _fitting(workload: Workload) -> int | None:
+    """The samples of a step that `MOST_READ` allows, at least `LEAST_BATCH`; None on a GPU, whose memory is for training."""
+    if device_of(workload.example_input) != HOST:
+        return None
+    return max(LEAST_BATCH, MOST_READ // max(1, bytes_read(workload.model.eval(), workload.example_input)))
 
 
 def batch_within(seconds: float, sample_s: float, batch_size: int) -> int:

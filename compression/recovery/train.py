@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -15,10 +14,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from ...core.batch import Batch, device_of_model, mapped, rows
 from ...core.errors import CompressionError
 from ...core.machine.turns import gpu_shared
+from ...core.texts import epochs_text
 from ...spaces.policies.policy import Recovery
 from ...workloads.workload import MapDataset, Workload
-from ..batches import labelled_batches, shuffled_batches, subset
+from ..batches import ShuffledBatches, labelled_batches, shuffled_batches, subset
 from ..finite import not_finite
+from ..gradients import shaken_copy
+from ..ranks import Ranks, averaged_once
 from .checkpoint import Checkpoint, Place, RandomNumbers, Stateful
 from .computing import Computing, compiled, wants_compiling
 from .distil import Views, get_distiller, imitation_loss
@@ -27,6 +29,7 @@ from .feature_taps import projections, tapped_modules, tapping
 from .outputs import output_kinds
 from .schedules import learning_rate_shares, optimizer_of, schedule_of
 from .sparsify import AfterStep
+from .stored_teacher import StoredTeacher, stored_teacher
 from .synthetic import SAMPLES, synthetic_inputs
 from .teachers import Teacher
 
@@ -139,7 +142,7 @@ def _data(workload: Workload, recovery: Recovery, seed: int) -> tuple[MapDataset
 def _require_finite(student: nn.Module, recovery: Recovery, epochs: float) -> None:
     if (name := not_finite(student)) is not None:
         raise CompressionError(
-            f"training diverged: {name} is not finite after {epochs:g} epochs at learning_rate {recovery.learning_rate:g}; "
+            f"training diverged: {name} is not finite after {epochs_text(epochs)} at learning_rate {recovery.learning_rate:g}; "
             "a lower recovery.learning_rate, or the optimizer adamw, which clips gradients, may not"
         )
 
@@ -160,17 +163,21 @@ class _Training:
         self.student, self.workload, self.recovery = student, workload, recovery
         self.batch_size, self.masks = batch_size, masks
         self.reads_labels = recovery.data == "train"
+        self.imitates = recovery.alpha > 0 or not self.reads_labels
         self.device = device_of_model(student)
         self.kinds = output_kinds(workload)
         self.distiller = get_distiller(recovery.distiller, recovery.temperature, self.kinds)
         self.teacher = Teacher(workload, recovery.teachers, self.distiller.tap, self.kinds)
+        self.stored: StoredTeacher | None = None
         example = workload.example_input
         self.modules = tapped_modules(student, example, self.distiller.tap)
         self.projections = self._projections(example).to(self.device)
         # In mutual learning (Zhang et al. 2018, arXiv:1706.00384) a peer starts elsewhere and both imitate one another.
-        self.peer = _shaken(student) if recovery.mutual else None
+        self.peer = shaken_copy(student) if recovery.mutual else None
         self.computing = Computing(student, example, recovery)
         self.forward: Callable[[Batch], Batch] = student
+        self.ranks = Ranks.here()
+        self.loss: Callable[..., Tensor] = self._loss
 
     @torch.no_grad()
     def _projections(self, example: Batch) -> nn.ModuleList:
@@ -193,8 +200,7 @@ class _Training:
 
         What is saved is the state right after a step; what follows that step, such as the end of an epoch, is done again.
         """
-        annotated, per_step = self.teacher.annotated(data), self.recovery.accumulate
-        batches = shuffled_batches(annotated, self.batch_size, self.device, seed, per_step)
+        batches = self._batches(data, seed, checkpoint)
         steps, parameters = max(1, round(epochs * len(batches))), self._parameters()
         optimizer = optimizer_of(parameters, self.recovery)
         self._compile(steps)
@@ -205,16 +211,18 @@ class _Training:
         stops = saved_at | {epoch * len(batches): epoch for epoch in range(1, int(epochs) + 1)} | {steps: epochs}
         place = Place(checkpoint, self._parts(optimizer, schedule, stopping), saved_at)
         stream = batches.after(place.steps)
+        self.loss = self.ranks.averaging(self._loss, self._learners(), self.recovery.accumulate)
         while not place.is_over:
             if place.steps:
                 is_epoch = place.steps % len(batches) == 0 or place.steps == steps
-                if is_epoch and held_out is not None and stopping.is_over(self.student, self._held_out_loss(held_out)):
+                if is_epoch and held_out and stopping.is_over(self.student, self._held_out_loss(held_out)):
                     break  # at once where it diverged: an epoch before it may have been good
                 yield stops.get(place.steps, place.steps / len(batches))
             if place.steps == steps:
                 break
             self.student.train()
             for step in stream:
+                self.ranks.seed_step(seed, place.steps)
                 with gpu_shared(str(self.device)):  # a step, which nobody else's timing there overlaps
                     self._update(step, parameters, optimizer)
                 if self.after_step:
@@ -222,41 +230,57 @@ class _Training:
                 self.computing.step_rate(schedule)
                 if place.step() or place.steps in stops:
                     break
+        self.loss = self._loss  # another training of the same weights averages by itself
         if not place.is_over:
             stopping.restore(self.student)
             place.finish("student")
+
+    def _batches(self, data: MapDataset, seed: int, checkpoint: Checkpoint | None) -> ShuffledBatches:
+        """Batches with what the teacher said of them, or with their places where that is stored."""
+        if self.imitates:
+            self.stored = stored_teacher(
+                self.teacher, self.workload, data, self.recovery, checkpoint and checkpoint.shared
+            )
+            data = data if self.stored is not None else self.teacher.annotated(data)
+        settings = seed, self.recovery.accumulate, self.stored is not None
+        return shuffled_batches(data, self.batch_size, self.device, *settings)
 
     def _compile(self, steps: int) -> None:
         """Compile the student's forward pass if a training of so many steps is to be, and nothing looks into it."""
         if not wants_compiling(self.recovery, self.device, steps):
             return
-        if self.distiller.tap is None:
-            self.forward = compiled(self.student, self.recovery)
-        else:
+        if self.distiller.tap is not None:
             logger.warning("training is not compiled: the distiller %s looks into the model", self.recovery.distiller)
+        elif not self.ranks.is_alone:
+            logger.warning("training is not compiled: its batch-norms are those of several GPUs")
+        else:
+            self.forward = compiled(self.student, self.recovery)
 
     def _parts(
         self, optimizer: torch.optim.Optimizer, schedule: LRScheduler, stopping: EarlyStopping
     ) -> dict[str, Stateful]:
         """By name, all that training changes."""
-        parts = {"optimizer": optimizer, "schedule": schedule, "stopping": stopping, "random": RandomNumbers()}
-        parts["scaler"] = self.computing.scaler
+        parts = {"optimizer": optimizer, "schedule": schedule, "stopping": stopping, "random": RandomNumbers(),
+                 "scaler": self.computing.scaler}  # fmt: skip
         learners = {"student": self.student, "projections": self.projections, "peer": self.peer}
         others = {**learners, "after_step": self.after_step}
         return {**parts, **{name: part for name, part in others.items() if part is not None}}
 
     def _parameters(self) -> list[nn.Parameter]:
         """Those of the student, and of what is trained with it."""
-        learners = [self.student, self.projections, *([self.peer] if self.peer else [])]
-        return [parameter for learner in learners for parameter in learner.parameters()]
+        return [parameter for learner in self._learners() for parameter in learner.parameters()]
+
+    def _learners(self) -> list[nn.Module]:
+        return [self.student, self.projections, *([self.peer] if self.peer else [])]
 
     def _update(
         self, batches: Sequence[Sequence[Tensor]], parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer
     ) -> None:
         """One step of gradient descent on the mean loss of batches; masked weights stay zero."""
         optimizer.zero_grad(set_to_none=True)
-        for batch in batches:
-            self.computing.scaler.scale(self._loss(*batch) / len(batches)).backward()
+        for number, batch in enumerate(batches, 1):
+            with averaged_once(self.loss, number == len(batches)):
+                self.computing.scaler.scale(self.loss(*batch) / len(batches)).backward()
         if self.recovery.optimizer != "sgd" or self.recovery.steps.count("quantize"):
             # Without batch-norm, or once it is folded, a large step is not undone by the next one.
             self.computing.scaler.unscale_(optimizer)
@@ -266,14 +290,24 @@ class _Training:
 
     def _loss(self, inputs: Batch, targets: Any, *said: Tensor) -> Tensor:
         inputs, computing = self.computing.laid_out(inputs), self.computing
-        with computing.autocast():
-            guidance = said or [computing.in_float32(view) for view in self.teacher(inputs)]
+        with computing.autocast(), self.ranks.whole_batches(self._learners()):
+            guidance = self._guidance(inputs, said)
             with tapping(self.student, self.modules, self.distiller.tap) as views:
                 outputs = self.forward(inputs)
             peer = self.peer(inputs) if self.peer else None
         outputs = mapped(Tensor.float, outputs)
         loss = self._imitation([outputs, *views], guidance, targets)
         return loss if peer is None else loss + self._mutual(outputs, mapped(Tensor.float, peer), targets)
+
+    def _guidance(self, inputs: Batch, said: Sequence[Tensor] = ()) -> Views:
+        """What the teacher makes of inputs; nothing where it has no part in the loss.
+
+        Args:
+            said: that, or the places of the samples where it is stored.
+        """
+        if said:
+            return [self.stored(inputs, *said)] if self.stored is not None else said
+        return [self.computing.in_float32(view) for view in self.teacher(inputs)] if self.imitates else ()
 
     def _mutual(self, outputs: Batch, peer: Batch, targets: Any) -> Tensor:
         """What the student and its peer learn of one another, and the peer of the labels."""
@@ -283,6 +317,8 @@ class _Training:
         return loss + self.workload.loss_function(peer, targets) if self.reads_labels else loss
 
     def _imitation(self, views: Views, guidance: Views, targets: Any) -> Tensor:
+        if not self.imitates:
+            return self.workload.loss_function(views[0], targets)
         imitation = self.distiller.loss(views, guidance, self.projections)
         if not self.reads_labels:
             return imitation
@@ -294,23 +330,13 @@ class _Training:
         self.student.eval()
         losses = []
         for inputs, targets in labelled_batches(data, self.batch_size, self.device):
-            guidance = self.teacher(inputs)
+            guidance = self._guidance(inputs)
             with tapping(self.student, self.modules, self.distiller.tap) as views:
                 outputs = self.student(inputs)
             losses.append(float(self._imitation([outputs, *views], guidance, targets)) * rows(inputs))
-        return sum(losses) / len(data)
+        return self.ranks.agreed(sum(losses) / len(data))
 
     @torch.no_grad()
     def _mask(self) -> None:
         for weight, mask in self.masks:
             weight.mul_(mask)
-
-
-@torch.no_grad()
-def _shaken(student: nn.Module) -> nn.Module:
-    """A copy with a tenth of each tensor's deviation of noise added to its weights."""
-    peer = copy.deepcopy(student)
-    for parameter in peer.parameters():
-        if parameter.numel() > 1:
-            parameter.add_(torch.randn_like(parameter) * parameter.std() * 0.1)
-    return peer.train()

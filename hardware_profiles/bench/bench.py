@@ -24,6 +24,7 @@ from loky import ProcessPoolExecutor
 from loky.process_executor import TerminatedWorkerError
 
 from ...core.errors import EvaluationError
+from ...core.interrupts import end_with
 from ...core.threads import torch_threads
 from ..cards.target import Target
 from ..profiling.fingerprint import require_cores
@@ -31,7 +32,7 @@ from ..runtimes.base import BindingSession, Session, get_runtime
 from .conditions import Conditions, CoreState
 from .energy import EnergyMeter, energy_meter
 from .load_time import load_seconds
-from .loads import LOADING_SHARE, affordable_loads
+from .loads import LOADING_SHARE, LOADS
 from .lock import alone
 from .paired_timing import Loads, PairedTiming, Run, fastest_blocks, paired_timing, reference_timing, warm_up
 from .peak_memory import peak_growth
@@ -241,16 +242,6 @@ def _own(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: np.require(values, requirements=["C", "W"]) for name, values in inputs.items()}
 
 
-def end_with(parent: int) -> None:
-    """End this process, which releases the machine, when `parent` was killed and could not end it.
-
-    It may have been killed before this process had started.
-    """
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
 def _time_pair(candidate: str, seconds: float, quiet_reference_s: float) -> PairedTiming:
     with _alone(_state.target):
         began = time.time()
@@ -295,12 +286,14 @@ def _loaded(candidate: Path, seconds: float) -> tuple[list[Session], list[Sessio
     """Several loads of a candidate and as many of the reference, and the seconds left: one each where loading takes long."""
     start = time.perf_counter()
     candidates, references = [load_streams(candidate, _state.target)], [_state.reference]
-    loaded = time.perf_counter()
-    for _ in range(affordable_loads(loaded - start, seconds) - 1):
+    now = loaded = time.perf_counter()
+    both_s = 2 * (loaded - start)
+    while len(candidates) < LOADS and now - loaded + both_s <= LOADING_SHARE * seconds:
         candidates.append(load_streams(candidate, _state.target))
         references.append(load_streams(_state.reference_file, _state.target))
-    left = max(seconds - (time.perf_counter() - loaded), seconds * (1 - LOADING_SHARE))
-    return candidates, references, left
+        before, now = now, time.perf_counter()
+        both_s = now - before
+    return candidates, references, seconds - (now - loaded)
 
 
 def _time_reference(seconds: float) -> tuple[float, float, float, int]:

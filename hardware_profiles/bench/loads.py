@@ -18,17 +18,12 @@ LOADS = 3
 LOADING_SHARE = 0.25
 """The share of a timing's seconds that the loads beyond the first may take; its pairs have the rest."""
 
-LOADING_SPREAD = 0.01
+LOADING_SPREAD = 0.013
 """The relative standard deviation between loads that is expected of a file; `benchmarks/measuring/latency_truth.py` measures
 the coverage of intervals that include it."""
 
-EXPECTED_LOADS = 4
+EXPECTED_LOADS = 2
 """The number of loads that `LOADING_SPREAD` weighs as much as, against the loads that were timed."""
-
-
-def affordable_loads(load_s: float, seconds: float) -> int:
-    """The number of loads of each of two files for a timing of `seconds`, where one takes `load_s` and the reference is loaded."""
-    return 1 + min(LOADS - 1, int(LOADING_SHARE * seconds / (2 * load_s)))
 
 
 def levelled(seconds: np.ndarray, loads: np.ndarray, calm_share: float) -> tuple[np.ndarray, float]:

@@ -13,7 +13,7 @@ from threading import Thread
 from typing import TYPE_CHECKING
 
 from ...core.errors import describe_exception
-from ...core.interrupts import ignore_interrupts
+from ...core.interrupts import end_with, ignore_interrupts
 
 if TYPE_CHECKING:
     from ..proposals import Proposal
@@ -55,7 +55,6 @@ def serve(connection: Connection, log: Path, driver: int) -> None:
 
 
 def _started(connection: Connection, driver: int) -> Worker:
-    from ...hardware_profiles.bench.bench import end_with
     from ...workloads.load import settle_in
     from ..trials.worker import Worker
 

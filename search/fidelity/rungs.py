@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from ...core.measurement import Measurement
 from ...core.metrics import is_quality
+from ...core.texts import epochs_text
 from ...studies.analysis.front import Objective
 from ...studies.store.records import MeasurementRecord, TrialRecord
 from ...studies.store.trial_state import TrialState
@@ -107,7 +108,7 @@ def _known_at(history: Sequence[MeasurementRecord], rung: int) -> dict[str, floa
 
 def stopped_text(stage: Stage, decision: HalvingDecision, epochs: float) -> str:
     """Why a trial whose recovery would have taken `epochs` was stopped after `stage`."""
-    trained = f"{stage.epochs:g} of {epochs:g} epochs"
+    trained = f"{stage.epochs:g} of {epochs_text(epochs)}"
     return f"stopped at rung {stage.rung}, {trained}: place {decision.place} of {decision.of}, {decision.kept} go on"
 
 

@@ -132,12 +132,17 @@ class DiskSpace:
             f"{_size(needed)}; make room, and the same command continues"
         )
 
-    def forecast(self, keep: Keep, trials: int | None) -> str:
-        """What a search will need on disk, in words."""
+    def forecast(self, keep: Keep, trials: int | None, teacher_bytes: int = 0) -> str:
+        """What a search will need on disk, in words.
+
+        Args:
+            teacher_bytes: the most that stored outputs of the teacher take.
+        """
         kept = {"front": "the trials on the front", "none": "none in the end"}.get(keep, "all trials")
         most = f", at most {_size(trials * self.trial_bytes)} for {trials} trials" if keep == "all" and trials else ""
+        teacher = f"the teacher's outputs take up to {_size(teacher_bytes)}; " if teacher_bytes else ""
         return (
-            f"disk: files of a trial take up to {_size(self.trial_bytes)}, kept are those of {kept}{most}; "
+            f"disk: files of a trial take up to {_size(self.trial_bytes)}, kept are those of {kept}{most}; {teacher}"
             f"{_size(free_bytes(self.folder))} are free"
         )
 

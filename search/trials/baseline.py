@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ...compression.packing.packed_file import save_packed
 from ...core.measurement import Measurement
+from ...core.threads import give_back
 from ...evaluators.accuracy import score
 from ...evaluators.evaluator import Context, LoweredCandidate, Reference
 from ...evaluators.registry import measure
@@ -35,7 +36,9 @@ def lower_reference(context: Context, folder: Path, precision: FloatPrecision = 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"model{context.runtime.suffix}"
     candidate = uncompressed(context, precision)
-    return lowered(context.runtime, candidate, context.workload.example_input, context.target, path)
+    artifact = lowered(context.runtime, candidate, context.workload.example_input, context.target, path)
+    give_back()
+    return artifact
 
 
 def measure_reference(

@@ -13,6 +13,9 @@ from ...studies.store.trial_state import TrialState
 MOST_STOPPED = 8
 """The most trials stopped at a rung whose checkpoints are kept; another one that goes on after all is trained from its beginning."""
 
+FOLDER = "checkpoints"
+"""The name of their folder."""
+
 
 class KeptCheckpoints:
     """Checkpoints by policy: whichever trial runs a policy again finds what an earlier one saved.
@@ -23,7 +26,7 @@ class KeptCheckpoints:
     """
 
     def __init__(self, folder: Path, most_stopped: int = MOST_STOPPED) -> None:
-        self._folder, self._most_stopped = folder / "checkpoints", most_stopped
+        self._folder, self._most_stopped = folder / FOLDER, most_stopped
         self._stopped: dict[int, str] = {}
 
     def of(self, policy: Policy) -> Path:

@@ -7,22 +7,18 @@ import os
 import platform
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from shutil import rmtree
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from ...compression.batches import subset
-from ...compression.compress import pruned_in_recovery
 from ...compression.finite import require_finite
 from ...compression.pruning.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
 from ...compression.quantization.candidates import make_candidate
 from ...compression.recovery.checkpoint import Checkpoints
-from ...compression.recovery.recover import recover_by_rungs, recovering
 from ...core.errors import EvaluationError, TargetError, TrialError, WorkloadError, describe_exception
 from ...core.interrupts import raise_if_interrupted
 from ...core.measurement import Measurement
@@ -42,14 +38,13 @@ from ...spaces.policies.candidate import Candidate
 from ...spaces.policies.policy import Policy
 from ...spaces.policies.resolved import effective_policy
 from ...studies.files.study_files import PRECISIONS
-from ...workloads.placement import placed
 from ...workloads.workload import Workload
 from ..cluster.timers import timer_of
 from ..confirmation.scoring_task import ScoringTask
 from .artifacts_folder import PROBE_BYTES, storage_problem, unwritable
-from .given_workload import loaded_workload, take_registrations
 from .kept_files import keep, keep_precisions
 from .set_up_check import check_loss, check_scoring
+from .training.recoveries import Recoveries
 from .trial_log import kept_log, log_traceback
 from .worker_setup import WorkerSetup
 
@@ -96,14 +91,8 @@ class Worker:
         threads = min(setup.threads, usable_threads())  # it may run on a smaller machine than the driver
         torch.set_num_threads(threads)
         self.setup = setup
-        self.workload = placed(
-            workload
-            or loaded_workload(setup.workload, setup.workload_options, setup.base_folder, setup.pickled_workload),
-            setup.compute.device,
-            setup.compute.data_workers,
-        )
-        if setup.registrations is not None:
-            take_registrations(setup.registrations)
+        self._training = Recoveries.of(setup, workload)
+        self.workload = self._training.workload
         self._context = Context(
             workload=self.workload,
             target=setup.target,
@@ -240,22 +229,8 @@ class Worker:
         recovered: Path | None,
         checkpoints: Checkpoints | None,
     ) -> Iterator[tuple[nn.Module | None, float]]:
-        """The model and the epochs so far at each rung, without rungs only at the end of recovery; None for the model whenever it was
-        saved."""
-        recovery, setup = original.recovery, self.setup
-        if recovered is not None:
-            model.load_state_dict(load_file(recovered))
-            yield model, recovery.epochs
-            return
-        if original.pruning.steps > 1 and recovery.steps[0] == "prune":
-            model = self._pruned_in_recovery(self.workload.model, original, checkpoints)
-        if setup.rungs is None:
-            prune = partial(self._pruned_in_recovery, original=original, checkpoints=checkpoints)
-            settings = setup.seed, setup.batch_size, prune, setup.groups, checkpoints
-            yield from ((trained, recovery.epochs) for trained in recovering(model, self.workload, original, *settings))
-            return
-        settings = setup.seed, setup.batch_size, marks, checkpoints
-        yield from recover_by_rungs(model, self.workload, original, *settings)
+        """As `Recoveries.run`."""
+        return self._training.run(original, model, marks, recovered, checkpoints)
 
     def _pruned(self, model: nn.Module, policy: Policy) -> nn.Module:
         setup = self.setup
@@ -264,11 +239,6 @@ class Worker:
     def _reestimate(self, model: nn.Module, original: Policy) -> None:
         if is_structurally_changed(original, self.setup.groups):
             reestimate_batch_norm(model, self.workload.calibration)
-
-    def _pruned_in_recovery(self, trained: nn.Module, original: Policy, checkpoints: Checkpoints | None) -> nn.Module:
-        setup = self.setup
-        settings = setup.groups, setup.seed, setup.batch_size, checkpoints
-        return pruned_in_recovery(trained, self.workload, original, *settings)
 
     def _kept(
         self,

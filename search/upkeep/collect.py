@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from ...compression.recovery.checkpoint import SHARED
 from ...studies.analysis.newest_front import front_points
 from ...studies.artifacts.artifact_store import StoredObject
 from ...studies.artifacts.open_store import work_folder
@@ -15,6 +17,7 @@ from ...studies.files.study_files import StudyFiles
 from ...studies.store.store import Store
 from ...studies.study_file.spec import Keep
 from ..sole_driver import sole_driver
+from ..trials.kept_checkpoints import FOLDER
 
 Unwanted = Mapping[int, set[str]]
 """Trial -> the kinds of its files that the study does not keep."""
@@ -89,12 +92,13 @@ def _sizes_of_before(store: Store, study: str, unwanted: Unwanted) -> list[int]:
 
 
 def _leftovers(store: Store, files: StudyFiles) -> list[Path]:
-    """What trials made that have ended, and that was not put into the store."""
+    """What trials made that have ended, and that was not put into the store; and stored outputs of the teacher."""
     if files.place is None:
         return []
     folder = work_folder(files.place.root, files.place.prefix)
     recorded = {Path(record.path) for _, record in store.kept_artifacts(files.study) if record.key is None}
-    found = (path for path in folder.glob("trial-*/*") if path.suffix != LOG_SUFFIX and path not in recorded)
+    made = chain(folder.glob("trial-*/*"), folder.glob(f"{FOLDER}/{SHARED}/*"))
+    found = (path for path in made if path.suffix != LOG_SUFFIX and path not in recorded)
     return [path for path in found if path.is_file() and not path.is_symlink()]
 
 

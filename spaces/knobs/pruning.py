@@ -10,7 +10,7 @@ from pydantic import PlainValidator
 
 from ...core.validation import Count, Text, one_of
 from ..policies.policy import Choice
-from ..policies.pruning import REDUCTIONS, SCOPES
+from ..policies.pruning import MULTIPLES, REDUCTIONS, SCOPES
 from ..policies.sparsity import Sparsity, threshold_of, zeros_in
 from .kind import KnobKind, LayerKind, PruningKind
 from .structure import removed_damage
@@ -87,5 +87,14 @@ KINDS: tuple[KnobKind, ...] = (
         meaning="`drop`, `merge` into the most similar channel kept, `reconstruct` from all kept by least squares, or `lasso`: "
         "the same, of channels chosen by LASSO.",
         label="reduction",
+    ),
+    PruningKind(
+        name="multiple",
+        key="channel_multiple",
+        type=Annotated[int, one_of(MULTIPLES)],
+        neutral=8,
+        meaning="Layers keep a multiple of this many channels, and at least one of it: 4, 8, 16 or 32.",
+        unit="channels",
+        label="channel multiple",
     ),
 )

@@ -27,8 +27,9 @@ from .recurrent import RECURRENT_KINDS
 MAKERS = {**LAYER_KINDS, **RECURRENT_KINDS}
 """Kinds of modules that make channels which can be removed."""
 
-CHANNEL_MULTIPLE = 8
-"""Kept channels are rounded to a multiple of this: vector registers and int8 kernels work in blocks of channels."""
+FINEST_MULTIPLE = 4
+"""The smallest number that kept channels can be rounded to a multiple of: vector registers and int8 kernels work in blocks of
+channels, and fewer than this are not worth a layer."""
 
 SHUFFLED = (
     "a view with more dimensions takes its channels apart, as a channel shuffle does; if it makes the queries, keys and values"
@@ -51,22 +52,45 @@ class ChannelGroup:
         name: root layer, dotted module path; of heads, the attention's path.
         channels: channels (output features, heads) of the uncompressed model.
         layers: members that lose output channels, the root first.
-        multiple: kept channels are rounded to it; a grouped convolution loses as many channels in each of its groups.
+        parts: in how many equal parts they are taken apart, as by a grouped convolution, which loses as many in each.
         unit: what is counted.
     """
 
     name: str
     channels: int
     layers: tuple[str, ...]
-    multiple: int = CHANNEL_MULTIPLE
+    parts: int = 1
     unit: Literal["channel", "head"] = "channel"
 
-    def kept(self, fraction: float) -> int:
-        """Channels left when `fraction` in (0, 1] of them is kept: all, or rounded to `multiple`, at least one multiple."""
+    def kept(self, fraction: float, multiple: int) -> int:
+        """Channels left when `fraction` in (0, 1] of them is kept: all, or rounded to a multiple, at least one of it.
+
+        Args:
+            multiple: what a policy rounds to; see `rounded_to`.
+        """
         if fraction >= 1:
             return self.channels
-        multiple = min(self.multiple, self.channels)
+        multiple = min(self.rounded_to(multiple), self.channels)
         return min(self.channels, max(multiple, round(self.channels * fraction / multiple) * multiple))
+
+    def rounded_to(self, multiple: int) -> int:
+        """What kept channels are rounded to where a policy says `multiple`: heads to 1, and of several parts as much of it as
+        leaves them anything to lose."""
+        if self.unit == "head":
+            return 1
+        if self.parts == 1:
+            return multiple
+        multiples = [math.lcm(block, self.parts) for block in (multiple, 4, 2, 1) if block <= multiple]
+        return next((each for each in multiples if each < self.channels), multiples[0])
+
+    def can_lose(self, multiple: int) -> bool:
+        """Whether a policy that rounds to `multiple` can take any channels."""
+        return self.channels > self.rounded_to(multiple)
+
+    def why_whole(self, multiple: int) -> str:
+        """Why it can lose none where a policy rounds to `multiple`."""
+        few = f"its {self.channels} {self.unit}s are too few to lose any"
+        return f"{few}: a multiple of {self.rounded_to(multiple)} is kept"
 
 
 def find_channel_groups(model: nn.Module, example_input: Batch) -> tuple[list[ChannelGroup], dict[str, str]]:
@@ -104,9 +128,8 @@ def _why_fixed(group: ChannelGroup, outputs: set[str], graph: ChannelGraph) -> s
         return f"the weight of {name} is computed from other parameters in every pass; {HOW_TO_UNPARAMETRIZE}"
     if module := graph.divided(group.name):
         return DIVIDED.format(module=module)
-    if group.channels <= group.multiple:
-        few = f"its {group.channels} {group.unit}s are too few to lose any"
-        return f"{few}: a multiple of {group.multiple} is kept"
+    if not group.can_lose(FINEST_MULTIPLE):
+        return group.why_whole(FINEST_MULTIPLE)
     return None
 
 
@@ -126,7 +149,7 @@ class _Halves:
     @torch.no_grad()
     def why_unsafe(self, groups: list[ChannelGroup]) -> str | None:
         """Why pruning these groups to half breaks the model, or None where it does not."""
-        lost = {group.name: self.graph.any_channels(group.name, group.kept(0.5)) for group in groups}
+        lost = {group.name: self.graph.any_channels(group.name, group.kept(0.5, FINEST_MULTIPLE)) for group in groups}
         try:
             with self.graph.without(lost) as pruned:
                 found = pruned(self.example_input)
@@ -164,7 +187,7 @@ def _all_groups(graph: ChannelGraph) -> list[ChannelGroup]:
         channels = out_channels(graph.model.get_submodule(name))
         if makers and channels > 1:
             layers = tuple(dict.fromkeys(makers))
-            groups.append(ChannelGroup(name, channels, layers, _multiple(channels, graph.partitions(name))))
+            groups.append(ChannelGroup(name, channels, layers, graph.partitions(name)))
     order = {name: index for index, name in enumerate(graph.names.values())}
     return sorted([*groups, *_head_groups(graph)], key=lambda group: order[group.name])
 
@@ -173,7 +196,7 @@ def _head_groups(graph: ChannelGraph) -> Iterator[ChannelGroup]:
     paths = [path for module, path in graph.names.items() if type(module) in LAYER_KINDS]
     for name, heads in graph.heads.items():
         layers = tuple(path for path in paths if path in heads.made)
-        yield ChannelGroup(name, heads.num_heads, layers, multiple=1, unit="head")
+        yield ChannelGroup(name, heads.num_heads, layers, unit="head")
 
 
 def _untraced(groups: list[ChannelGroup], graph: ChannelGraph) -> list[str]:
@@ -185,14 +208,6 @@ def _untraced(groups: list[ChannelGroup], graph: ChannelGraph) -> list[str]:
         if type(module) in LAYER_KINDS and out_channels(module) > 1
         and name not in followed
     ]  # fmt: skip
-
-
-def _multiple(channels: int, partitions: int) -> int:
-    """What kept channels are rounded to: as much of `CHANNEL_MULTIPLE` as leaves several parts anything to lose."""
-    if partitions == 1:
-        return CHANNEL_MULTIPLE
-    multiples = [math.lcm(blocks, partitions) for blocks in (CHANNEL_MULTIPLE, 4, 2, 1)]
-    return next((multiple for multiple in multiples if multiple < channels), multiples[0])
 
 
 @torch.no_grad()

@@ -120,10 +120,22 @@ def traced(
         with outputs_as_called(recurrent), _cut(model, attentions, made), every_output(model):
             return model(example_input), *made
 
-    with trainable(model), torch.enable_grad(), units_alone(recurrent), _walks_of_any_length(_widest(model)):
+    # Nothing is differentiated: what the graph would hold for that, all activations of a pass, is dropped.
+    nothing_saved = torch.autograd.graph.saved_tensors_hooks(lambda _: None, _not_saved)
+    with (
+        trainable(model),
+        torch.enable_grad(),
+        units_alone(recurrent),
+        _walks_of_any_length(_widest(model)),
+        nothing_saved,
+    ):
         graph.build_dependency(model, example_input, forward_fn=forward, customized_pruners=kinds, verbose=False)
         groups = _groups(graph, tuple(roots))
         return graph, [group for group in groups if group[0].dep.target.module not in inside]
+
+
+def _not_saved(_: None) -> Tensor:
+    raise AssertionError("a graph of dependencies is never differentiated")
 
 
 def _groups(graph: DependencyGraph, kinds: tuple[type[nn.Module], ...]) -> Iterator[Group]:

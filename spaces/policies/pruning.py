@@ -10,6 +10,7 @@ from ...core.validation import shortened
 
 SCOPES = ("layer", "global")
 REDUCTIONS = ("drop", "merge", "reconstruct", "lasso")
+MULTIPLES = (4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Pruning:
         reduction: "drop" removes channels; "merge" adds the weights that read a removed channel to those that read the most similar
             one kept; "reconstruct" to those of all that are kept, by least squares on the calibration data; "lasso" does so too, after the
             LASSO, not the criterion, has chosen the channels on that data (He et al. 2017, arXiv:1707.06168).
+        multiple: the number of channels that a layer keeps is rounded to a multiple of this, of which it keeps at least one.
 
     Raises:
         PolicyError: a setting is unknown or out of range.
@@ -34,14 +36,15 @@ class Pruning:
     scope: str = "layer"
     steps: int = 1
     reduction: str = "drop"
+    multiple: int = 8
 
     def __post_init__(self) -> None:
         if not isinstance(self.criterion, str) or not self.criterion:
             raise PolicyError(f"pruning criterion must be a name, not {shortened(repr(self.criterion))}")
-        for name, known in (("scope", SCOPES), ("reduction", REDUCTIONS)):
-            if getattr(self, name) not in known:
+        for name, known in (("scope", SCOPES), ("reduction", REDUCTIONS), ("multiple", MULTIPLES)):
+            if getattr(self, name) not in known or isinstance(getattr(self, name), (bool, float)):
                 raise PolicyError(
-                    f"pruning {name} must be one of {', '.join(known)}, not {shortened(repr(getattr(self, name)))}"
+                    f"pruning {name} must be one of {', '.join(map(str, known))}, not {shortened(repr(getattr(self, name)))}"
                 )
         if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
             raise PolicyError(f"pruning steps must be a whole number >= 1, not {shortened(repr(self.steps))}")
@@ -54,6 +57,7 @@ class Pruning:
             self.scope if weights else default.scope,
             self.steps if anything and trained else default.steps,
             self.reduction if channels else default.reduction,
+            self.multiple if channels else default.multiple,
         )
 
     def changes(self) -> dict[str, Any]:

@@ -72,6 +72,8 @@ class Recovery:
         accumulate: batches whose gradients make one step of the optimizer, as if they were one batch.
         channels_last: images are kept with their channels last in memory; "auto" does so on a GPU in mixed precision.
         compile: training is compiled by `torch.compile`; "auto" does so on a GPU where there are steps enough to make up for the time it takes.
+        stored_teacher: of the teacher's outputs the largest logits are stored in float16, and learned from in every epoch and trial, where training
+            data are the same every time they are read; elsewhere the teacher runs.
         penalty: strength of the steps of `SPARSIFYING`; 1 takes weights that nothing else moves to the policy's sparsity.
     """
 
@@ -92,6 +94,7 @@ class Recovery:
     accumulate: Count = 1
     channels_last: Wanted = AUTO
     compile: Wanted = False
+    stored_teacher: bool = False
 
     def __post_init__(self) -> None:
         self._check_pipeline()
@@ -123,7 +126,7 @@ class Recovery:
         self._check_computing()
 
     def _check_computing(self) -> None:
-        for name in ("mutual", "mixed_precision"):
+        for name in ("mutual", "mixed_precision", "stored_teacher"):
             require(isinstance(getattr(self, name), bool), f"recovery {name} must be true or false")
         for name in ("channels_last", "compile"):
             value = getattr(self, name)

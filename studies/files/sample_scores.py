@@ -29,9 +29,9 @@ def keep_samples(files: StudyFiles, number: int | None, scores: Scores, folder: 
         folder: for the file before it is in the study's store.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    metric, tensors = scores.metric, {"resampled": torch.from_numpy(scores.metric.resampled)}
+    metric, tensors = scores.metric, {"resampled": torch.tensor(scores.metric.resampled)}
     if metric.hits is not None:
-        tensors["hits"] = torch.from_numpy(metric.hits).to(torch.uint8)
+        tensors["hits"] = torch.tensor(metric.hits, dtype=torch.uint8)
     if scores.damage is not None:
         tensors["damage"] = scores.damage.float()
     said = {"n": str(scores.n), "value": repr(metric.value), "method": metric.method, "sign": str(scores.sign)}

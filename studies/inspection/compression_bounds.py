@@ -18,6 +18,7 @@ from ...spaces.knobs.kind import Knob, LayerKind
 from ...spaces.knobs.registry import KNOB_KINDS
 from ...spaces.models.layers import layer_at, macs_by_module
 from ...spaces.policies.policy import Choice, Policy
+from ...spaces.policies.pruning import Pruning
 from ...spaces.space import Space
 
 TOGETHER = "all together"
@@ -53,7 +54,9 @@ def gains(model: nn.Module, example_input: Batch, space: Space) -> list[Gain]:
     def count(policy: Policy) -> dict[str, float]:
         kept = tuple(kept_channels(policy, space.groups).items())
         if kept not in models:
-            slim = pruned_copy(model, example_input, Policy(width=policy.width, channels=policy.channels), space.groups)
+            pruning = Pruning(multiple=policy.pruning.multiple)
+            structure = Policy(width=policy.width, channels=policy.channels, pruning=pruning)
+            slim = pruned_copy(model, example_input, structure, space.groups)
             models[kept] = slim, macs_by_module(slim, example_input)
         return counts_of(*models[kept], policy)
 

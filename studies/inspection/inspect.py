@@ -34,7 +34,7 @@ from .compression_bounds import gains
 from .limits import limits_on
 from .other_sizes import size_remarks
 from .precision_probe import bits_on, floats_on, why_float_only
-from .report import Inspection, LayerReport
+from .report import GroupReport, Inspection, LayerReport
 from .study_checks import check_space, check_target, in_epochs, naming, resolved, taken_choices, target_of
 from .untouched import why_untouched
 
@@ -112,7 +112,7 @@ def inspect_workload(
         macs=macs,
         layers=found.layer_reports(space, macs, _operators(choices) if spec else OPERATORS),
         skipped=why_untouched(model, example),
-        groups=space.groups,
+        groups=[_group(group, space.channel_multiple) for group in space.groups],
         unprunable={**found.unprunable, **found.groups_kept_back(space)},
         blocks={name: found.influence[name] for name in space.blocks},
         fixed_blocks={**found.fixed_blocks, **found.blocks_kept_back(space)},
@@ -169,7 +169,12 @@ class _Found:
         ]
 
     def groups_kept_back(self, space: Space) -> dict[str, str]:
-        return {group.name: KEPT_BACK for group in self.groups if group not in space.groups}
+        multiple = space.channel_multiple
+        return {
+            group.name: KEPT_BACK if group.can_lose(multiple) else group.why_whole(multiple)
+            for group in self.groups
+            if group not in space.groups
+        }
 
     def blocks_kept_back(self, space: Space) -> dict[str, str]:
         return {name: KEPT_BACK for name in self.blocks if name not in space.blocks}
@@ -202,6 +207,10 @@ def _little_data(workload: str, options: Mapping[str, Any]) -> Mapping[str, Any]
     if not workload.startswith(TORCHVISION) or "data" in options:
         return options
     return {**options, "data": {"name": "random", "samples": FEWEST_SAMPLES}}
+
+
+def _group(group: ChannelGroup, multiple: int) -> GroupReport:
+    return GroupReport(group.name, group.channels, group.layers, group.rounded_to(multiple), group.unit)
 
 
 def _layer(layer: Layer, macs: int, group: str, operators: Sequence[str], kept_back: bool) -> LayerReport:

@@ -15,6 +15,9 @@ from ...spaces.models.operations import operations_of
 from ...spaces.policies.policy import Policy
 from ..analysis.roofline import Limits, limits, rooflines
 
+ALIKE = 1.1
+"""The share of the measured time up to which a least time counts as all of it: both have errors."""
+
 
 def limits_on(
     model: nn.Module, example_input: Batch, layers: Sequence[Layer], groups: Sequence[ChannelGroup], target: Target
@@ -41,5 +44,13 @@ def limits_text(found: Limits | None, target: Target, latency_ms: float | None =
     """
     if found is None:
         return f"what bounds it is unknown: `slimfront profile {target.name}` measures it"
-    explained = "" if latency_ms is None else f"; that is {found.now.latency_ms / latency_ms:.0%} of what was measured"
-    return f"{found}{explained}"
+    if latency_ms is None:
+        return str(found)
+    share = found.now.latency_ms / latency_ms
+    if share <= ALIKE:
+        return f"{found}; that is {min(share, 1):.0%} of what was measured"
+    # Rates that a busy machine reached, or other shapes, are no bounds.
+    return (
+        f"{found}; it was measured to take {1 / share:.0%} of that, so that its limits are not tight: on a quiet machine "
+        f"`slimfront profile {target.name}` measures them anew"
+    )

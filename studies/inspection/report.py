@@ -11,7 +11,6 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ...core.metrics import METRICS
-from ...spaces.models.channel_groups import ChannelGroup
 from ..analysis.roofline import Limits
 from ..terminal import Shown, facts, rows_table, words
 from ..wording import count_text, short_text
@@ -39,6 +38,17 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class GroupReport:
+    """A channel group, or heads; `multiple` is what kept ones are rounded to a multiple of, the rest as in `ChannelGroup`."""
+
+    name: str
+    channels: int
+    layers: tuple[str, ...]
+    multiple: int
+    unit: str
+
+
+@dataclass(frozen=True)
 class Inspection(Shown):
     """The result of an inspection.
 
@@ -63,7 +73,7 @@ class Inspection(Shown):
     macs: int
     layers: Sequence[LayerReport]
     skipped: Mapping[str, str]
-    groups: Sequence[ChannelGroup]
+    groups: Sequence[GroupReport]
     unprunable: Mapping[str, str]
     blocks: Mapping[str, float]
     fixed_blocks: Mapping[str, str]
@@ -126,7 +136,7 @@ def _layers(layers: Iterable[LayerReport]) -> RenderableType:
     return rows_table(header, rows)
 
 
-def _groups(groups: Iterable[ChannelGroup]) -> RenderableType:
+def _groups(groups: Iterable[GroupReport]) -> RenderableType:
     header = ("group", "channels>", "unit", "kept in multiples of>", "layers that lose them")
     rows = ((g.name, str(g.channels), g.unit, str(g.multiple), ", ".join(g.layers)) for g in groups)
     return rows_table(header, rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from ...core.batch import Batch
 from ...spaces.models.embeddings import tables_of, why_no_table
@@ -21,6 +22,11 @@ NEVER_CALLED = "it is never called as a layer"
 ATTENTION = (
     "an attention whose weights are read too, that has a mask for each head, inputs without an axis of samples, or keys of its own "
     "(add_bias_kv, add_zero_attn) has no layers that could be compressed"
+)
+
+TRANSPOSED = (
+    "stays in float: ONNX Runtime has no kernel for it on integers, and OpenVINO's takes only inputs whose grid has its zero at integer 0, "
+    "which policies do not choose; it loses channels only together with other layers"
 )
 
 
@@ -75,6 +81,8 @@ def _why_untouched(module: nn.Module, runs: int) -> str | None:
         return f"an nn.{kind} is one step of a loop in forward; nn.{kind.removesuffix('Cell')} runs all steps and is compressed"
     if isinstance(module, nn.MultiheadAttention):
         return ATTENTION
+    if isinstance(module, _ConvTransposeNd):
+        return f"nn.{kind} {TRANSPOSED}"
     return f"{', '.join(owned)} of {kind}: only convolutions (Conv1d to Conv3d), linear layers and embeddings are compressed"
 
 

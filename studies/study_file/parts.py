@@ -110,7 +110,7 @@ class ComputeSpec(Part):
     Attributes:
         device: where models are trained, calibrated and compared: "auto" is a CUDA GPU where there is one, and else where the
             workload's own model is.
-        gpus: of a worker; below 1, several workers share one.
+        gpus: of a worker; below 1, several workers share one, and above, its recoveries are trained on all of them.
         cpus: of a worker, and its threads; None shares the machine's cores among the workers.
         data_workers: processes that read a worker's data ahead, where samples are read one by one; 0 reads them in between.
     """

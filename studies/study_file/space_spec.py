@@ -65,6 +65,11 @@ class SpaceSpec(Part):
         epochs = tuple(epochs_of(steps / steps_of_an_epoch) for steps in self.recovery_steps or ())
         return self.model_copy(update={RECOVERY_KIND: epochs, "recovery_steps": None}) if epochs else self
 
+    def key_given(self, key: str) -> str:
+        """The key whose value in the study file became that of `key`: `recovery_steps` may have become epochs."""
+        is_turned = self.recovery_steps is None and "recovery_steps" in self.model_fields_set
+        return "recovery_steps" if key == RECOVERY_KIND and is_turned else key
+
     @model_validator(mode="after")
     def _not_empty(self) -> SpaceSpec:
         keys = [kind.key for kind in KNOB_KINDS.values()]

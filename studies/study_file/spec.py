@@ -148,6 +148,13 @@ class StudySpec(Part):
             )
         return self
 
+    @model_validator(mode="after")
+    def _shared_batches(self) -> StudySpec:
+        gpus, batch_size = self.compute.gpus, self.recovery.batch_size
+        if gpus > 1 and batch_size % gpus:
+            raise ValueError(f"compute.gpus: {gpus:g} GPUs cannot share recovery.batch_size {batch_size} equally")
+        return self
+
     @field_validator("objectives")
     @classmethod
     def _two_to_four(cls, objectives: tuple[str, ...]) -> tuple[str, ...]:
@@ -315,7 +322,8 @@ def incompatible_changes(old: StudySpec, new: StudySpec) -> list[str]:
     changes = []
     for key in _FIXED:
         if isinstance(getattr(new, key), Part):
-            changes += [f"{key}.{part}" for part in after[key] if after[key][part] != before[key][part]]
+            changed = [part for part in after[key] if after[key][part] != before[key][part]]
+            changes += [f"{key}.{new.space.key_given(part) if key == 'space' else part}" for part in changed]
         elif after[key] != before[key]:
             changes.append(key)
     return changes

@@ -14,6 +14,7 @@ from slimfront.core.errors import CompressionError
 from slimfront.spaces.models import channel_groups
 from slimfront.spaces.models.channel_graph import ChannelGraph
 from slimfront.spaces.models.channel_groups import ChannelGroup, find_channel_groups
+from slimfront.spaces.policies.pruning import MULTIPLES
 from slimfront.workloads.attention import SelfAttention
 from slimfront.workloads.builtin.digits_rnn import GRU, LSTM, RecurrentLayer
 from torch import Tensor, nn
@@ -104,7 +105,7 @@ def test_a_group_that_would_change_the_output_shape_is_left_out():
 
     groups, reasons = find_channel_groups(Branches(), IMAGE)
     assert [group.name for group in groups] == ["conv1", "conv2", "head"]
-    assert reasons == {"fc": "changes the output shape from [1, 13] to [1, 11]"}
+    assert reasons == {"fc": "changes the output shape from [1, 13] to [1, 7]"}
 
 
 @pytest.mark.parametrize("last", [nn.ReLU(), nn.Softmax(dim=1), nn.Sigmoid()], ids=["relu", "softmax", "sigmoid"])
@@ -128,10 +129,12 @@ def test_an_unsafe_group_is_named_with_its_reason_and_the_rest_kept():
 
 
 def test_a_group_too_narrow_to_lose_channels_is_left_out():
-    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 2))
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     groups, reasons = find_channel_groups(model, torch.zeros(1, 4))
     assert [group.name for group in groups] == ["2"]
-    assert reasons["0"] == "its 8 channels are too few to lose any: a multiple of 8 is kept"
+    assert reasons["0"] == "its 4 channels are too few to lose any: a multiple of 4 is kept"
+    assert groups[0].can_lose(4)
+    assert not groups[0].can_lose(8)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +145,7 @@ def test_a_group_too_narrow_to_lose_channels_is_left_out():
 def test_grouped_convolutions_lose_whole_groups(channels, groups, multiple):
     model = Grouped(channels, groups).eval()
     found, _ = find_channel_groups(model, IMAGE)
-    assert {group.multiple for group in found} == {multiple}
+    assert {group.rounded_to(8) for group in found} == {multiple}
     for group in found:
         for kept in range(multiple, channels, multiple):
             slim = copy.deepcopy(model)
@@ -154,32 +157,35 @@ def test_grouped_convolutions_lose_whole_groups(channels, groups, multiple):
 def test_a_group_norm_keeps_its_groups_whole():
     model = nn.Sequential(nn.Conv2d(3, 48, 3), nn.GroupNorm(12, 48), nn.ReLU(), nn.Conv2d(48, 2, 1))
     groups, _ = find_channel_groups(model, IMAGE)
-    assert [(group.name, group.multiple) for group in groups] == [("0", 24)]
+    assert [(group.name, group.rounded_to(8)) for group in groups] == [("0", 24)]
 
 
 @pytest.mark.parametrize(
-    ("channels", "fraction", "kept"),
+    ("channels", "fraction", "multiple", "kept"),
     [
-        (64, 0.5, 32),
-        (64, 0.7, 48),  # 44.8: five and six multiples of 8 are 40 and 48
-        (64, 0.01, 8),
-        (64, 1.0, 64),
-        (24, 0.5, 16),  # 12 is halfway between 8 and 16; Python rounds to the even multiple
-        (10, 0.9, 8),
-        (10, 1.0, 10),
-        (20, 1.0, 20),
-        (4, 0.25, 4),
+        (64, 0.5, 8, 32),
+        (64, 0.7, 8, 48),  # 44.8: five and six multiples of 8 are 40 and 48
+        (64, 0.7, 4, 44),
+        (64, 0.01, 8, 8),
+        (64, 1.0, 8, 64),
+        (24, 0.5, 8, 16),  # 12 is halfway between 8 and 16; Python rounds to the even multiple
+        (16, 0.75, 4, 12),
+        (16, 0.25, 4, 4),
+        (10, 0.9, 8, 8),
+        (10, 1.0, 8, 10),
+        (20, 1.0, 8, 20),
+        (4, 0.25, 4, 4),
     ],
 )
-def test_kept_channels_by_hand(channels, fraction, kept):
-    assert ChannelGroup("g", channels, ("g",)).kept(fraction) == kept
+def test_kept_channels_by_hand(channels, fraction, multiple, kept):
+    assert ChannelGroup("g", channels, ("g",)).kept(fraction, multiple) == kept
 
 
-@given(st.integers(2, 300), st.floats(0.001, 1), st.floats(0.001, 1), st.sampled_from([8, 16, 24]))
+@given(st.integers(2, 300), st.floats(0.001, 1), st.floats(0.001, 1), st.sampled_from(MULTIPLES))
 def test_kept_channels_grow_with_the_fraction(channels, first, second, multiple):
-    group = ChannelGroup("g", channels, ("g",), multiple)
-    fewer, more = group.kept(min(first, second)), group.kept(max(first, second))
-    assert 1 <= fewer <= more <= group.kept(1.0) == channels
+    group = ChannelGroup("g", channels, ("g",))
+    fewer, more = group.kept(min(first, second), multiple), group.kept(max(first, second), multiple)
+    assert 1 <= fewer <= more <= group.kept(1.0, multiple) == channels
     assert fewer % multiple == 0 or fewer == channels
 
 

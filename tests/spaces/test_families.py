@@ -61,5 +61,5 @@ def test_a_models_family(build, family):
 def test_a_preset_can_leave_everything_as_it_is(preset):
     choices, neutral = SpaceChoices(**preset.space), SpaceChoices()
     for key in preset.space:
-        if key not in ("granularity", "channel_reduction"):
+        if key not in ("granularity", "channel_reduction", "channel_multiple"):
             assert neutral[key][0] in choices[key]

@@ -35,6 +35,7 @@ OFFERED = {
     "sparsity_scope": ("layer", "global"),
     "pruning_steps": (1, 4),
     "channel_reduction": ("drop", "merge"),
+    "channel_multiple": (8, 4),
     "removed_blocks": (0, 1),
     "operators": ("dense", "separable", "rank=0.5"),
     "codebooks": ("uniform", "k_means"),

@@ -259,6 +259,7 @@ STRUCTURAL = SpaceChoices(
     sparsity_scope=("layer", "global"),
     pruning_steps=(1, 4),
     channel_reduction=("drop", "merge"),
+    channel_multiple=(8, 4),
     removed_blocks=(0, 1),
     operators=("dense", "separable", "groups=4", "rank=0.5"),
     depth=(1.0, 0.5),
@@ -273,12 +274,13 @@ def test_structural_knobs_come_last_and_only_where_they_fit():
         Layer("fc", "linear", "", 80, 1, True, (10, 8)),
     ]
     knobs = Space(layers, GROUPS, STRUCTURAL, blocks=("a",), ranking=("b", "a")).knobs
-    offered = {knob.name.split(".", 1)[1]: knob.choices for knob in knobs[-9:]}
+    offered = {knob.name.split(".", 1)[1]: knob.choices for knob in knobs[-10:]}
     assert offered == {
         "pruning.criterion": ("l1", "taylor"),
         "pruning.scope": ("layer", "global"),
         "pruning.steps": (1, 4),
         "pruning.reduction": ("drop", "merge"),
+        "pruning.multiple": (8, 4),
         "a.removed": (0, 1),
         "a.conv.operator": ("dense", "separable", "groups=4", "rank=0.5"),
         "a.point.operator": ("dense", "rank=0.5"),

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..attention import linear_of
+
 TOLERANCE = 1e-4
 """The largest difference, relative to the largest output, between two computations of the same that rounding may cause."""
 
@@ -44,12 +46,17 @@ def _owned(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 def _largest_matrix(module: nn.Module) -> int:
     """Elements of the largest matrix that the module, or a linear layer in it, has; 0 where anything in it is no matrix."""
-    inside = [part for part in module.modules() if part is not module and [*part.parameters(recurse=False)]]
+    inside = _weighted_parts(module)
     own = [parameter for parameter in module.parameters(recurse=False) if parameter.ndim > 1]
     matrices = own + [part.weight for part in inside if isinstance(part, nn.Linear)]
     if len(matrices) < len(own) + len(inside) or any(matrix.ndim > 2 for matrix in matrices):
         return 0
     return max((matrix.numel() for matrix in matrices), default=0)
+
+
+def _weighted_parts(module: nn.Module) -> list[nn.Module]:
+    """The modules inside a module that have parameters of their own."""
+    return [part for part in module.modules() if part is not module and [*part.parameters(recurse=False)]]
 
 
 @torch.no_grad()
@@ -68,7 +75,7 @@ def as_linear(module: nn.Module, read: Tensor) -> nn.Linear | None:
     weight, bias = (_exact(module, values) for values in matrix)
     found = [functional.linear(tensor, weight, bias) for tensor in (read, loud)]
     same = all(_close(own, other) for own, other in zip(expected, found, strict=True))
-    return _linear(weight, bias) if same else None
+    return linear_of(weight, bias if bool(bias.any()) else None) if same else None
 
 
 def _matrix(module: nn.Module, read: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -90,16 +97,6 @@ def _exact(module: nn.Module, values: Tensor) -> Tensor:
             if own.shape == values.shape and _close(own, values):
                 return own.detach().clone(memory_format=torch.contiguous_format)
     return values
-
-
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    outputs, inputs = weight.shape
-    biased = bool(bias.any())
-    layer = nn.Linear(inputs, outputs, bias=biased, device="meta")
-    layer.weight = nn.Parameter(weight)
-    if biased:
-        layer.bias = nn.Parameter(bias)
-    return layer.eval()
 
 
 def _close(first: Tensor, second: Tensor) -> bool:

@@ -1,4 +1,5 @@
-"""What the TorchScript exporter does not know by itself: RMSNorm, differences of neighbours, sums of truths, axes from behind, and traced flags."""
+"""What the TorchScript exporter does not know by itself: RMSNorm, differences of neighbours, sums of truths, axes from behind, transposed
+matrices, traced flags, and heads of queries that share keys and values."""
 
 from __future__ import annotations
 
@@ -79,15 +80,29 @@ def _movedim(graph: Any, tensor: Any, source: Tensor, destination: Tensor) -> An
 register_custom_op_symbolic("aten::movedim", _movedim, OPSET)
 
 
+def _transposed_matrices(graph: Any, tensor: Any) -> Any:
+    """`tensor.mT`: the last two axes change places."""
+    rank = symbolic_helper._get_tensor_rank(tensor)
+    assert rank is not None, "the exporter knows no rank"
+    return graph.op("Transpose", tensor, perm_i=[*range(rank - 2), rank - 1, rank - 2])
+
+
+register_custom_op_symbolic("aten::mT", _transposed_matrices, OPSET)
+
+
 @contextmanager
 def attention_with_plain_flags() -> Iterator[None]:
-    """Have attention take flags that tracing has made tensors of, such as `is_causal=length > 1`."""
+    """Have attention take flags that tracing has made tensors of, such as `is_causal=length > 1`, and repeat keys and values that several
+    heads share, which the exporter cannot."""
     original = functional.scaled_dot_product_attention
 
-    def attention(*args: Any, **options: Any) -> Tensor:
+    def attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any) -> Tensor:
         if isinstance(options.get("is_causal"), Tensor):
             options["is_causal"] = bool(options["is_causal"])
-        return original(*args, **options)
+        if options.pop("enable_gqa", False):
+            heads = int(query.shape[-3])
+            key, value = (each.repeat_interleave(heads // int(each.shape[-3]), -3) for each in (key, value))
+        return original(query, key, value, *args, **options)
 
     functional.scaled_dot_product_attention = attention
     try:

@@ -113,11 +113,16 @@ def _full_paths(model: nn.Module) -> Iterator[None]:
 
 def _name_layers(graph: GraphProto, modules: Set[str]) -> None:
     """Name what a layer computes when it runs again "…/layer/Gemm/3", where the exporter writes "…/layer_3/Gemm"."""
+    taken: set[str] = set()
     for node in graph.node:
         scope, _, path = node.name.rpartition("/")[0].rpartition("/")
         layer, _, run = path.rpartition("_")
+        own = f"{scope}/{layer}/{node.op_type}/{run}"
+        if own in taken:  # of a module that multiplies several times in each run, as a cell of a recurrent network
+            continue
         if node.op_type in (*WEIGHTED, *RECURRENT) and path not in modules and layer in modules and run.isdigit():
-            node.name = f"{scope}/{layer}/{node.op_type}/{run}"
+            node.name = own
+            taken.add(own)
 
 
 def _store_each_constant(graph: GraphProto) -> None:

@@ -27,6 +27,7 @@ from .passes.fuse_parallel_linears import fuse_parallel_linears
 from .passes.grids import insert_grids
 from .passes.integer_products import write_integer_products
 from .passes.kept_axes import keep_reduced_axes
+from .passes.permutations import spell_out_permutations
 from .passes.recurrent_nodes import write_recurrent_weights
 from .passes.weight_groups import write_groups
 
@@ -59,6 +60,7 @@ def lower(
     signed_grids: bool = False,
     dynamic_lstm: bool = False,
     kept_axes: bool = False,
+    spelt_permutations: bool = False,
 ) -> Path:
     """Write `candidate` as an ONNX file with inputs and outputs of shape [batch, ...], a single one called "input", or "output".
 
@@ -78,6 +80,7 @@ def lower(
             those faster than unsigned ones with a zero point.
         dynamic_lstm: write LSTMs on dynamic integers as the operator of ONNX Runtime that computes them.
         kept_axes: write reductions among quantized layers so that they keep their axes, for a runtime that computes others wrongly.
+        spelt_permutations: write permutations of channels by their numbers so that the runtime does not fold them, which it does wrongly.
 
     Raises:
         LoweringError: the model cannot be exported, or a quantized layer is not found in the exported graph.
@@ -94,6 +97,8 @@ def lower(
     _write_dynamic(lowered, candidate, integer_products)
     if kept_axes and candidate.quantization.inputs:
         keep_reduced_axes(model.graph)
+    if spelt_permutations:
+        spell_out_permutations(model.graph)
     if integer_biases:
         write_integer_biases(model, candidate.quantization)
     if folded_weights:

@@ -67,7 +67,7 @@ class OpenVinoRuntime:
         return Artifact.of(
             lower(
                 candidate, example_input, target.batch, path,
-                fused_linears=True, group_kernels=GROUPED_BITS, signed_grids=True, kept_axes=True,
+                fused_linears=True, group_kernels=GROUPED_BITS, signed_grids=True, kept_axes=True, spelt_permutations=True,
             )
         )  # fmt: skip
 

@@ -15,7 +15,7 @@ from ....core.batch import Batch
 from ....evaluators.counts import COUNTED, bops, flops, packed, parameters
 from ....spaces.knobs.quantization import FLOATS
 from ....spaces.models.channel_graph import ChannelGraph
-from ....spaces.models.channel_groups import ChannelGroup
+from ....spaces.models.channel_groups import FINEST_MULTIPLE, ChannelGroup
 from ....spaces.models.layers import Layer, macs_by_module
 from ....spaces.models.recurrent import RecurrentLayer, matrix_shape
 from ....spaces.policies.float_precision import FLOAT32
@@ -63,7 +63,7 @@ def channel_shares(model: nn.Module, example_input: Batch, layers: Sequence[Laye
     graph = ChannelGraph(copy.deepcopy(model), example_input)
     rows = {graph.model.get_submodule(layer.name): row for row, layer in enumerate(layers)}
     for column, group in enumerate(groups):
-        kept = group.kept(0.5)
+        kept = group.kept(0.5, FINEST_MULTIPLE)
         removed = 1 - kept / group.channels
         members = graph.members(group.name)
         before = _counts(members, rows)
@@ -165,7 +165,9 @@ class AnalyticCost:
 
     def keys(self, codes: np.ndarray) -> list[bytes]:
         """What distinguishes points: those of equal channels, bits, masks and recovery are one model."""
-        others = [index for index, knob in enumerate(self._space.knobs) if knob.kind not in ("width", "channels")]
+        others = [
+            index for index, knob in enumerate(self._space.knobs) if knob.kind not in ("width", "channels", "multiple")
+        ]
         rows = np.hstack([np.round(self._kept(codes), 6), codes[:, others]])
         return [row.tobytes() for row in rows]
 
@@ -174,12 +176,15 @@ class AnalyticCost:
         knobs = {(knob.kind, knob.governs): index for index, knob in enumerate(self._space.knobs)}
         self._width_knob = knobs.get(("width", ()))
         self._channel_knobs = [knobs.get(("channels", (group.name,))) for group in self._space.groups]
+        self._multiple_knob = knobs.get(("multiple", ()))
         # A decision with one choice is not a knob: what the space fixes is read from one of its policies.
         fixed = self._space.uniform({})
         widths = self._choices(self._width_knob, fixed.width)
+        multiples = self._choices(self._multiple_knob, self._space.channel_multiple)
         self._kept_tables = [
-            np.array([[group.kept(width * (1 - removed)) / group.channels
-                       for removed in self._choices(knob, fixed.channels.get(group.name, 0.0))] for width in widths])
+            np.array([[[group.kept(width * (1 - removed), multiple) / group.channels
+                        for removed in self._choices(knob, fixed.channels.get(group.name, 0.0))] for width in widths]
+                      for multiple in multiples])
             for group, knob in zip(self._space.groups, self._channel_knobs, strict=True)
         ]  # fmt: skip
         self._float_knob = knobs.get((FLOATS.name, ()))
@@ -226,9 +231,9 @@ class AnalyticCost:
     def _kept(self, codes: np.ndarray) -> np.ndarray:
         """Fraction of channels kept [n, groups]."""
         none = np.zeros(len(codes), dtype=int)
-        width = none if self._width_knob is None else codes[:, self._width_knob]
+        width, multiple = (none if knob is None else codes[:, knob] for knob in (self._width_knob, self._multiple_knob))
         columns = [
-            table[width, none if knob is None else codes[:, knob]]
+            table[multiple, width, none if knob is None else codes[:, knob]]
             for table, knob in zip(self._kept_tables, self._channel_knobs, strict=True)
         ]
         return np.stack(columns, axis=1) if columns else np.zeros((len(codes), 0))

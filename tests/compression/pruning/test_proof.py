@@ -48,6 +48,13 @@ class AcrossChannels(nn.Module):
         return x * self.conv(x.mean((2, 3)).unsqueeze(1)).squeeze(1)[:, :, None, None].sigmoid()
 
 
+class Standardised(nn.Conv2d):
+    """Takes the mean of its weight off in every pass, which is another one of fewer channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)
+
+
 class Excite(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -94,6 +101,16 @@ def test_channels_that_change_places_or_depend_on_one_another_are_left_whole(mod
     assert [group.name for group in groups] == ["second"], "what comes after is proven all the same"
     assert set(reasons) == {group.name for group in offered} - {"second"}
     assert all(reason.startswith("with channels removed, ") for reason in reasons.values())
+
+
+def test_a_layer_that_computes_otherwise_from_fewer_channels_is_not_hidden_by_the_readers_after_it():
+    head = (nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 5))
+    model = nn.Sequential(nn.Conv2d(3, 32, 1), Standardised(32, 16, 3), nn.Conv2d(16, 16, 3), *head).eval()
+    offered, _ = find_channel_groups(model, IMAGES[:1])
+    assert "0" in {group.name for group in offered}
+    groups, reasons = prove_groups(model, IMAGES, offered)
+    assert "0" not in {group.name for group in groups}
+    assert reasons["0"].startswith("with channels removed, the model's output does not read")
 
 
 RIGHT = {

@@ -11,7 +11,7 @@ from slimfront.compression.recovery.train import steps_of_an_epoch, train, train
 from slimfront.core.errors import PolicyError, StudyFileError
 from slimfront.spaces.policies.policy import Policy, Recovery
 from slimfront.studies.study_file.parts import RungsSpec
-from slimfront.studies.study_file.spec import StudySpec
+from slimfront.studies.study_file.spec import StudySpec, incompatible_changes
 from slimfront.workloads.workload import Workload
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
@@ -108,7 +108,10 @@ def test_steps_of_a_study_file_are_parts_of_an_epoch_of_its_data(workload: Workl
         in_epochs = spec.in_epochs(per_epoch)
         offered = in_epochs.space.choices()["recovery_epochs"]
         assert [round(epochs * steps) for epochs in offered] == [0, 5, 40]
-        assert StudySpec.from_json(in_epochs.to_json()).space.choices()["recovery_epochs"] == offered
+        begun = StudySpec.from_json(in_epochs.to_json())
+        assert begun.space.choices()["recovery_epochs"] == offered
+        other = spec_of(recovery=settings, space={"recovery_steps": [0, 5]}).in_epochs(per_epoch)
+        assert incompatible_changes(begun, other) == ["space.recovery_steps"]
 
 
 @pytest.mark.parametrize(

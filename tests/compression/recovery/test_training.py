@@ -125,7 +125,7 @@ def test_in_mixed_precision_the_loss_is_that_of_a_forward_pass_in_bfloat16(workl
 
 def test_training_that_diverges_says_so_with_its_learning_rate(workload):
     with pytest.raises(
-        CompressionError, match=r"^training diverged: \S+ is not finite after 1 epochs at learning_rate 1e\+20"
+        CompressionError, match=r"^training diverged: \S+ is not finite after 1 epoch at learning_rate 1e\+20"
     ):
         train(network(1), workload, Recovery(2, 1e20, schedule="constant"), 2, seed=0, batch_size=16)
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from slimfront.hardware_profiles.bench import bench
 from slimfront.hardware_profiles.bench import paired_timing as module
-from slimfront.hardware_profiles.bench.loads import LOADING_SPREAD, affordable_loads
+from slimfront.hardware_profiles.bench.loads import LOADING_SPREAD
 from slimfront.hardware_profiles.bench.paired_timing import (
     PAIRS_BETWEEN_LOOKS,
     PairedTiming,
@@ -80,10 +83,10 @@ def test_a_steady_machine_by_hand(clock):
     timing = paired_timing(clock.taking(0.5), clock.taking(1.5), 1.0)
     assert timing.speedup == pytest.approx(3)
     assert (timing.candidate_ms, timing.reference_ms) == (pytest.approx(0.5), pytest.approx(1.5))
-    # No spread but what is expected to differ between loads of each side: 1.96 x 1 % x the square root of 2.
+    # No spread but what is expected to differ between loads of each side: 1.96 x 1.3 % x the square root of 2.
     assert (timing.low, timing.high) == (
-        pytest.approx(3 * math.exp(-0.02772), rel=1e-4),
-        pytest.approx(3 * math.exp(0.02772), rel=1e-4),
+        pytest.approx(3 * math.exp(-0.036034), rel=1e-4),
+        pytest.approx(3 * math.exp(0.036034), rel=1e-4),
     )
     assert timing.half_width == pytest.approx(0, abs=1e-9)
     assert (timing.pairs, timing.noisy) == (PAIRS_BETWEEN_LOOKS, False)
@@ -182,7 +185,9 @@ def test_the_fastest_run_of_a_disturbed_candidate_bounds_its_interval(clock):
     blocks = itertools.count()
     candidate = lambda: 0.5 if 60 < next(blocks) < 80 else 2.0  # noqa: E731
     timing = paired_timing(clock.taking(candidate), clock.taking(8), 2.0, calm_reference_s=0.002)
-    assert timing.low == pytest.approx(4, rel=0.03)  # 2 ms of the quiet reference over 0.5, less what loads differ by
+    assert timing.low == pytest.approx(
+        4 * math.exp(-0.036034)
+    )  # 2 ms of the quiet reference over 0.5, less what loads differ by
 
 
 def busy_until(clock: Clock, end: float, generator: np.random.Generator) -> tuple[Callable, Callable]:
@@ -237,7 +242,7 @@ def test_the_reference_alone_is_its_calmest_blocks(clock):
     median, low, high, blocks = reference_timing([clock.taking(slow)], 2.0)
     assert median == pytest.approx(0.23e-3)
     assert low < median < high
-    assert high / low == pytest.approx(math.exp(2 * 0.0196), rel=1e-3)  # what differs between loads
+    assert high / low == pytest.approx(math.exp(2 * 0.02548), rel=1e-3)  # what differs between loads
     assert blocks >= module.MIN_PAIRS // 2
 
 
@@ -286,11 +291,26 @@ def test_every_load_meets_every_other_and_counts_alike(clock):
 
 
 @pytest.mark.parametrize(
-    ("load_s", "seconds", "loads"), [(0.01, 1.0, 3), (0.09, 1.0, 2), (0.09, 2.0, 3), (0.3, 2.0, 1)]
+    ("candidate_s", "reference_s", "seconds", "loads"),
+    [(0.01, 0.01, 1.0, 3), (0.09, 0.03, 1.0, 3), (0.09, 0.09, 1.0, 2), (0.09, 0.09, 2.0, 3), (0.3, 0.3, 2.0, 1)],
 )
-def test_a_file_is_loaded_again_where_that_is_cheap(load_s, seconds, loads):
-    assert affordable_loads(load_s, seconds) == loads
-    assert 2 * (loads - 1) * load_s <= 0.25 * seconds
+def test_files_are_loaded_again_where_that_is_cheap_and_the_timing_gives_the_time(
+    candidate_s, reference_s, seconds, loads, clock, monkeypatch
+):
+    def load(file: Path, target: object) -> object:
+        clock.now += candidate_s if file.name == "candidate" else reference_s
+        return object()
+
+    monkeypatch.setattr(bench, "time", clock)
+    monkeypatch.setattr(bench, "load_streams", load)
+    monkeypatch.setattr(bench, "_runner", lambda session: session)
+    state = SimpleNamespace(target=None, reference="kept", reference_file=Path("reference"))
+    monkeypatch.setattr(bench, "_state", state, raising=False)
+    candidates, references, left = bench._loaded(Path("candidate"), seconds)
+    assert (len(candidates), len(references), references[0]) == (loads, loads, "kept")
+    assert len({*candidates, *references}) == 2 * loads
+    assert left == pytest.approx(seconds - (loads - 1) * (candidate_s + reference_s))
+    assert left >= 0.75 * seconds
 
 
 def test_warming_up_ends_when_runs_get_no_faster(clock):

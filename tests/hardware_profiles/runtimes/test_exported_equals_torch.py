@@ -62,6 +62,24 @@ class Attending(nn.Module):
         return self.attention(x[:, 0], x[:, 1], x[:, 2])[0]
 
 
+class Shared(nn.Module):
+    """Heads of queries that share keys and values, by the flag of torch; a transposed matrix in front, which `mT` makes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.scaled_dot_product_attention(x.mT, x[:, :4], x[:, 4:], enable_gqa=True)
+
+
+class Stepped(nn.Module):
+    """A cell of a recurrent network, which multiplies twice in each of its runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cell(x[:, 1, 1], self.cell(x[:, 0, 0]))
+
+
 class Numbered(nn.Module):
     """Counts the numbers above zero along the last axis."""
 
@@ -72,6 +90,8 @@ class Numbered(nn.Module):
 NETWORKS = {
     "attention with a key of its own": Attending(),
     "sums of truths": Numbered(),
+    "heads that share keys": Shared(),
+    "a cell that runs twice": Stepped(),
     "read in a loop": Bag(),
     "axes from behind": nn.Sequential(NormOfChannels(8), nn.GroupNorm(4, 8)),
     "one of two runs": Twice(),

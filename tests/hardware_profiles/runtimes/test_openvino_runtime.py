@@ -52,6 +52,34 @@ def test_batch_norm_activations_and_residual_additions_are_fused_into_integer_co
     assert not set(kinds) & {"Eltwise", "Relu", "ReLU", "Math", "BatchNormInference", "ScaleShift"}, kinds
 
 
+class Permuted(nn.Module):
+    """Channels by their numbers."""
+
+    def __init__(self, order: Tensor) -> None:
+        super().__init__()
+        self.order: Tensor
+        self.register_buffer("order", order)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, self.order]
+
+
+ORDERS = {
+    "moved": torch.arange(8).roll(3), "from behind": torch.arange(8).roll(3) - 8, "some": torch.tensor([5, 3, 4]), "one": torch.tensor([1]),
+    "flipped": torch.arange(8).flip(0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS.keys())
+def test_channels_that_are_read_by_number_meet_the_right_weights(order, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), Permuted(order), nn.Conv2d(len(order), 4, 3)).eval()
+    images, target = torch.randn(1, 3, 8, 8), load_target("cpu-openvino")
+    artifact = OpenVinoRuntime().lower(Candidate(Policy(), model), images, target, tmp_path / "model.onnx")
+    found = OpenVinoRuntime().load(artifact.path, target).run({"input": images.numpy()})["output"]
+    np.testing.assert_allclose(found, model(images).detach().numpy(), atol=1e-5)
+
+
 def test_a_multiplication_between_quantized_linear_layers_is_right_at_small_batches(scaled, needs_exact_products):
     needs_exact_products("openvino")
     path, target, samples, expected = scaled

@@ -127,3 +127,13 @@ def test_a_trial_begins_only_where_the_disk_takes_it(tmp_path: Path, monkeypatch
     assert problem is not None
     assert "8.0 MB are free, and another trial may need 10.0 MB; make room" in problem
     assert "at most 30.0 MB for 10 trials; 8.0 MB are free" in disk.forecast("all", 10)
+    assert "the teacher's outputs take up to 2.0 MB; 8.0 MB are free" in disk.forecast("front", 10, 2_000_000)
+
+
+def test_stored_outputs_of_a_teacher_are_collected(store: Store, tmp_path: Path) -> None:
+    before = collect(store, "tiny")
+    stored = tmp_path / "artifacts" / "tiny" / "checkpoints" / "teacher" / "a.records"
+    stored.parent.mkdir(parents=True)
+    stored.write_bytes(bytes(1000))
+    found = collect(store, "tiny", before.keep)
+    assert (found.files, found.bytes, stored.parent.exists()) == (1, 1000, False)

@@ -174,7 +174,7 @@ def test_the_command_prints_tables_and_json():
         runner.invoke(app, ["inspect", "digits", "--target", "cpu-openvino", "--format", "json"]).stdout
     )
     assert reported["target"] == "cpu-openvino"
-    assert reported["groups"][0]["multiple"] == 8
+    assert reported["groups"][0]["multiple"] == 4
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,9 @@ def test_half_the_channels_and_8_bits_are_counted_on_the_model(network: nn.Seque
     assert found.gain("at half the channels") == pytest.approx(82 / (32 + 8 + 2))
     assert found.gain("from both") == pytest.approx(82 / (8 + 2 + 2))
     assert limits_text(found, target, 0.1).endswith("; that is 82% of what was measured")
+    beaten = limits_text(found, target, 0.041)  # which no bound would let it be
+    assert "measured to take 50% of that" in beaten
+    assert "of what was measured" not in beaten
 
 
 def test_where_nothing_was_measured_a_line_says_how_to(network: nn.Sequential) -> None:

@@ -1,7 +1,7 @@
 """Why weights are none that a policy may touch."""
 
 import torch
-from slimfront.studies.inspection.untouched import ATTENTION, why_untouched
+from slimfront.studies.inspection.untouched import ATTENTION, TRANSPOSED, why_untouched
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
@@ -51,7 +51,7 @@ def test_every_other_weight_has_its_reason():
     assert reasons == {
         "Many": f"position of Many: {compressed}",
         "table": "it is never called as a layer",
-        "up": f"weight of ConvTranspose1d: {compressed}",
+        "up": f"nn.ConvTranspose1d {TRANSPOSED}",
         "attention": ATTENTION,
         "attention.out_proj": "it is never called as a layer",
         "norm": f"weight, bias of LayerNorm: {compressed}",

@@ -52,7 +52,6 @@ def seconds(call) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.serial
 def test_the_front_of_ten_thousand_trials_is_read_in_a_moment(store, make_spec, capsys):
     objectives = [Objective.of("latency_ms"), Objective.of("flops")]
     store.create_study(make_spec(), "f", {}, {})
@@ -76,7 +75,6 @@ def test_the_front_of_ten_thousand_trials_is_read_in_a_moment(store, make_spec, 
 
 
 @pytest.mark.slow
-@pytest.mark.serial
 def test_lists_of_a_thousand_trials_of_sixty_knobs_are_there_at_once(store, make_spec, capsys):
     layers = {f"blocks.{i}.conv": LayerPolicy(weight_bits=4, activation_bits=8, sparsity=0.5) for i in range(20)}
     store.create_study(make_spec(), "f", {}, {})

@@ -40,6 +40,7 @@ SPACES = {
     "gradually": ({**HALF, "pruning_steps": [1, 4], "recovery_epochs": [4]}, {"pruning": {"steps": 4}}),
     "merged": ({**HALF, "channel_reduction": ["drop", "merge"]}, {"pruning": {"reduction": "merge"}}),
     "reconstructed": ({**HALF, "channel_reduction": ["reconstruct"]}, {"pruning": {"reduction": "reconstruct"}}),
+    "in fours": ({**HALF, "channel_multiple": [8, 4]}, {"pruning": {"multiple": 4}}),
     "chosen by LASSO": ({**HALF, "channel_reduction": ["lasso"]}, {"pruning": {"reduction": "lasso"}}),
     "a block": ({"removed_blocks": [0, 1]}, {"removed_blocks": ["second"]}),
     "depth": ({"depth": [1.0, 0.5]}, {"removed_blocks": ["first"]}),
