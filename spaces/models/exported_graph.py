@@ -74,7 +74,10 @@ def is_folded(norm: fx.Node) -> bool:
         return False
     if layer.target is aten.linear.default and (layer.meta["val"].ndim > 2 or norm.args[1] is None):
         return False
-    return layer.target in WEIGHTED and len(layer.users) == 1 and len(cast("fx.Node", layer.args[1]).users) == 1
+    if layer.target not in WEIGHTED or len(layer.users) > 1:
+        return False
+    stored = [cast("fx.Node", node) for node in layer.args[1:3] if node is not None]  # else computed in every pass
+    return len(stored[0].users) == 1 and all(node.op == "get_attr" for node in stored)
 
 
 def scale_and_shift(exported: fx.GraphModule, norm: fx.Node) -> tuple[Tensor, Tensor]:

@@ -287,6 +287,25 @@ class ReadTwice(nn.Module):
         return (x + self.conv2(self.norm(x).relu())).mean((2, 3))
 
 
+class Computed(nn.Module):
+    """A batch-norm after a convolution whose weight every pass computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(-1, 1, 216).view(8, 3, 3, 3))
+        self.norm, self.fc = nn.BatchNorm2d(8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = nn.functional.conv2d(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True))
+        return self.fc(self.norm(made).mean((2, 3)))
+
+
+def test_a_batch_norm_after_a_computed_weight_is_left_where_it_is():
+    samples = [(sample, 0) for sample in torch.randn(4, 3, 8, 8)]
+    found = quantize(Computed().eval(), torch.zeros(1, 3, 8, 8), Policy(layers={"fc": LayerPolicy(8, 8)}), samples)
+    assert found.weights.keys() == found.inputs.keys() == {"fc"}
+
+
 @pytest.mark.parametrize(
     ("model", "shape", "layer"),
     [(NormedTokens(), (8, 6), "fc1"), (Unweighted(), (6,), "fc1"), (ReadTwice(), (3, 8, 8), "conv1")],
