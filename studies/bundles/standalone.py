@@ -260,8 +260,9 @@ def made_up(inputs: list[dict[str, Any]], sizes: dict[str, int]) -> Arrays:
     """
     draw, arrays = np.random.default_rng(0), {}
     for each in inputs:
-        axes = each.get("axes", {})
-        shape = [sizes.get(axes.get(str(axis), ""), size) for axis, size in enumerate(each["shape"])]
+        shape: list[int] = list(each["shape"])
+        for axis, name in each.get("axes", {}).items():
+            shape[int(axis)] = sizes.get(name, shape[int(axis)])
         is_float = each["dtype"].startswith("float")
         arrays[each["name"]] = (draw.standard_normal(shape) if is_float else np.ones(shape)).astype(each["dtype"])
     return arrays
