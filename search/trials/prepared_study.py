@@ -73,8 +73,8 @@ class PreparedStudy:
 
     def bench(self, reference: Artifact) -> Timer:
         """A timer of this target, its reference the uncompressed model's artifact."""
-        example = self.context.workload.example_input
-        return timer_of(self.target, reference.path, example, bench_cores(self.target.threads))
+        example, axes = self.context.workload.example_input, self.context.workload.dynamic_axes
+        return timer_of(self.target, reference.path, example, bench_cores(self.target.threads), axes)
 
     def float_precisions(self) -> tuple[tuple[FloatPrecision, ...], str]:
         """The precisions in which the target computes a whole model's floats differently, its default first, and what that is.
