@@ -29,4 +29,5 @@ def fold_norms(model: nn.Module, folded: Mapping[str, str]) -> None:
     for name, norm_name in folded.items():
         layer: Any = model.get_submodule(name)
         layer.weight, layer.bias = folded_parameters(model, name, norm_name)
+    for norm_name in {*folded.values()}:  # one may follow several layers
         model.set_submodule(norm_name, nn.Identity())

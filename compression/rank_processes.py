@@ -51,7 +51,7 @@ class _Task(NamedTuple):
     """
 
     rank: int
-    count: int
+    ranks: int
     device: str
     folder: Path
     work: bytes
@@ -172,11 +172,11 @@ def _join(task: _Task) -> None:
     if on_gpu:
         torch.cuda.set_device(task.rank)
     else:
-        torch.set_num_threads(max(1, torch.get_num_threads() // task.count))
+        torch.set_num_threads(max(1, torch.get_num_threads() // task.ranks))
     torch.distributed.init_process_group(
         "nccl" if on_gpu else "gloo",
         init_method=(task.folder / "meeting").as_uri(),
         rank=task.rank,
-        world_size=task.count,
+        world_size=task.ranks,
         timeout=LONGEST,
     )

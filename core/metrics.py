@@ -133,6 +133,16 @@ OF_QUALITY = ("accuracy", "accuracy_drop", "test_accuracy", "test_accuracy_drop"
 """The names of the metrics whose unit and margin are those of a study's `Quality`."""
 
 
+def at_shape(metric: str, shape: str) -> str:
+    """The name of a metric's figure at one of several shapes, as in "latency_ms[sequence=128]"; objectives name the mean only."""
+    return f"{metric}[{shape}]"
+
+
+def metric_of(measurement: str) -> str:
+    """The metric that a measurement is of, at whatever shape."""
+    return measurement.partition("[")[0]
+
+
 def is_quality(name: str) -> bool:
     """Whether a metric judges the outputs on the search-validation split."""
     return name in METRICS and METRICS[name].role == "quality" and METRICS[name].is_searchable

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from ..core.measurement import Measurement
-from ..core.metrics import METRICS, metrics_named
+from ..core.metrics import METRICS, at_shape, metric_of, metrics_named
 from ..hardware_profiles.bench.paired_timing import PairedTiming
 from ..hardware_profiles.bench.timer import Timer
 from ..hardware_profiles.cards.target import Target
@@ -62,13 +62,24 @@ def _of_the_reference(artifact: Artifact, bench: Timer, context: Context) -> lis
 def latency_measurements(timing: PairedTiming, reference_ms: float, target: Target) -> list[Measurement]:
     """`speedup`, and what follows: `latency_ms` = the reference's quiet latency / speed-up, `throughput`, percentiles.
 
-    Of an uncertain timing their values are the worse ends of their intervals.
+    Of an uncertain timing their values are the worse ends of their intervals. Of several shapes they are of the weighted mean, which
+    figures at each follow.
     """
     counted = timing.conservative_speedup
     speedup = _paired("speedup", counted, timing.low, timing.high, PAIRED, timing)
     low, high = reference_ms / timing.high, reference_ms / timing.low
     latency = _paired("latency_ms", reference_ms / counted, low, high, f"{PAIRED} x quiet reference", timing)
-    return [speedup, latency, throughput(latency, target), *_percentiles(timing)]
+    return [speedup, latency, throughput(latency, target), *_percentiles(timing), *_of_shapes(timing, reference_ms)]
+
+
+def _of_shapes(timing: PairedTiming, reference_ms: float) -> Iterator[Measurement]:
+    """Speed-up and milliseconds at each of several shapes, in the scale in which the reference's weighted mean is `reference_ms`."""
+    for each in timing.shapes:
+        own, own_ms = each.timing, reference_ms * each.timing.reference_ms / timing.reference_ms
+        counted, how = own.conservative_speedup, f"{PAIRED}, weight {each.weight:g} in the mean"
+        yield _paired(at_shape("speedup", each.shape), counted, own.low, own.high, how, own)
+        low, high = own_ms / own.high, own_ms / own.low
+        yield _paired(at_shape("latency_ms", each.shape), own_ms / counted, low, high, f"{how} x quiet reference", own)
 
 
 def remarks_on_timing(measurements: Mapping[str, Measurement]) -> list[str]:
@@ -118,7 +129,7 @@ def _paired(name: str, value: float, low: float, high: float, how: str, timing: 
     reading = timing.conditions.reading
     remarks = [*timing.conditions.remarks, *([UNCERTAIN_REMARK] if timing.is_uncertain else [])]
     method = "; ".join([f"{how} at {reading}" if reading else how, *remarks])
-    return Measurement(name, value, low, high, METRICS[name].unit, timing.pairs, method, timing.noisy)
+    return Measurement(name, value, low, high, METRICS[metric_of(name)].unit, timing.pairs, method, timing.noisy)
 
 
 def _percentiles(timing: PairedTiming) -> list[Measurement]:

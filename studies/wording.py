@@ -8,7 +8,7 @@ from datetime import datetime
 from rich.filesize import decimal
 
 from ..core.measurement import Measurement
-from ..core.metrics import METRICS, OF_QUALITY
+from ..core.metrics import METRICS, OF_QUALITY, metric_of
 from ..core.texts import epochs_text
 from ..spaces.knobs.kind import Knob, LayerKind
 from ..spaces.knobs.registry import KNOB_KINDS
@@ -110,8 +110,9 @@ def predicted_text(measurements: Iterable[Measurement]) -> str | None:
 
 
 def in_order(measurements: Mapping[str, Measurement]) -> list[Measurement]:
-    """Measurements as `METRICS` lists them."""
-    return [measurements[name] for name in METRICS if name in measurements]
+    """Measurements as `METRICS` lists them, after each those of the same metric at single shapes."""
+    own_first = sorted(measurements, key=lambda name: name not in METRICS)  # the sort is stable
+    return [measurements[name] for metric in METRICS for name in own_first if metric_of(name) == metric]
 
 
 def layer_rows(policy: Policy, executed: Mapping[str, str] | None = None) -> list[Row]:

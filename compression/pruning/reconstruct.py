@@ -8,7 +8,7 @@ combination of all channels and would have to be computed from all of them; the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from .reconstruct_units import columns_gone, grams_of_columns
 
 WIDEST = 8192
 """The most inputs of a reader whose moments fit into memory; channels of wider readers are dropped, not reconstructed."""
+
+MOST_GRAMS = 2**29
+"""Bytes of products of channels that are summed at once: of all layers of EfficientNetV2-M together they take 1.9 GB."""
 
 LEAST_EIGENVALUE = 1e-9
 """Directions below this share of the largest eigenvalue are ignored, such as channels that are always 0."""
@@ -36,17 +39,39 @@ def reconstruct_channels(graph: ChannelGraph, lost: Mapping[str, Sequence[int]],
         batches: inputs of the model, shape [batch, ...].
     """
     gone, columns = _gone(graph, lost), columns_gone(graph, lost)
-    batches = list(batches) if columns else batches  # they are read twice
+    parts = [*_parts(gone)]
+    batches = list(batches) if columns or len(parts) > 1 else batches  # they are read several times
     grams = grams_of_columns(graph.model, batches) if columns else {}
-    for reader, moments in moments_of(graph.model, gone, batches, "read").items():
-        weight = reader.weight
-        removed = sorted(gone[reader])
-        kept = sorted(set(range(weight.shape[1])) - gone[reader])
-        share = combination(moments.gram, kept, removed).to(weight.dtype)
-        weight[:, kept] += torch.einsum("oi...,ki->ok...", weight[:, removed], share)
+    shares: dict[WeightedLayer, Tensor] = {}
+    for readers in parts:  # all of the model as it is
+        for reader, moments in moments_of(graph.model, readers, batches, "read").items():
+            removed, kept = _split(reader, gone[reader])
+            shares[reader] = combination(moments.gram, kept, removed).to(reader.weight.dtype)
+    for reader, share in shares.items():
+        removed, kept = _split(reader, gone[reader])
+        reader.weight[:, kept] += torch.einsum("oi...,ki->ok...", reader.weight[:, removed], share)
     for weight, numbers in columns.items():
         removed, kept = sorted(numbers), sorted(set(range(weight.shape[1])) - numbers)
         weight[:, kept] += weight[:, removed] @ combination(grams[weight], kept, removed).to(weight.dtype).T
+
+
+def _parts(readers: Iterable[WeightedLayer]) -> Iterator[list[WeightedLayer]]:
+    """The readers in parts of which `MOST_GRAMS` holds the sums, of each part one pass over the data."""
+    part, size = [], 0
+    for reader in readers:
+        own = 8 * reader.weight.shape[1] ** 2
+        if part and size + own > MOST_GRAMS:
+            yield part
+            part, size = [], 0
+        part.append(reader)
+        size += own
+    if part:
+        yield part
+
+
+def _split(reader: WeightedLayer, gone: Set[int]) -> tuple[list[int], list[int]]:
+    """The channels that a reader loses, and those that it keeps."""
+    return sorted(gone), sorted(set(range(reader.weight.shape[1])) - gone)
 
 
 def combination(gram: Tensor, kept: Sequence[int], removed: Sequence[int]) -> Tensor:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -34,10 +34,14 @@ from .energy import EnergyMeter, energy_meter
 from .load_time import load_seconds
 from .loads import LOADING_SHARE, LOADS
 from .lock import alone
-from .paired_timing import Loads, PairedTiming, Run, paired_timing, reference_timing, warm_up
+from .paired_timing import Loads, PairedTiming, Run, fastest_blocks, paired_timing, reference_timing, warm_up
 from .peak_memory import peak_growth
 from .quiet import QuietWait, busy_share
+from .shaped_batches import ShapedBatch, mean_timing, weighted_mean
 from .streams import load_streams
+
+PARTS_SECONDS = 0.05
+"""Seconds that the reference runs at each of several shapes, to see what part of their mean each is."""
 
 
 def bench_cores(threads: int) -> list[int]:
@@ -62,16 +66,25 @@ class Bench:
     Args:
         target: where artifacts run.
         reference: the uncompressed model's artifact.
-        inputs: one batch by name, each [batch, ...].
+        inputs: one batch by name, each [batch, ...]; memory, loading and energy are measured with it, and latency.
         cores: to pin to, from `bench_cores`.
+        shaped: batches of other shapes, of whose latencies the weighted mean counts; none for that of `inputs`.
 
     Raises:
         TargetError: the target has more threads than there are cores, which would spin waiting for each other.
     """
 
-    def __init__(self, target: Target, reference: Path, inputs: Mapping[str, np.ndarray], cores: Sequence[int]) -> None:
+    def __init__(
+        self,
+        target: Target,
+        reference: Path,
+        inputs: Mapping[str, np.ndarray],
+        cores: Sequence[int],
+        shaped: Sequence[ShapedBatch] = (),
+    ) -> None:
         require_cores(target, cores)
         self._setup = (target.model_dump_json(), str(reference), inputs, list(cores), os.getpid())
+        self._shaped = shaped or (ShapedBatch("", 1.0, inputs),)
         self._process: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Bench:
@@ -83,11 +96,13 @@ class Bench:
     def start(self) -> None:
         """Start the bench's process in the background; otherwise the first timing waits for it."""
         if self._process is None:
-            self._process = ProcessPoolExecutor(max_workers=1, timeout=None, initializer=_set_up, initargs=self._setup)
+            self._process = ProcessPoolExecutor(
+                max_workers=1, timeout=None, initializer=_set_up, initargs=(*self._setup, self._shaped)
+            )
             self._process.submit(os.getpid)  # processes start with the first task
 
     def time(self, candidate: Path, seconds: float = 2.0, quiet_reference_ms: float = math.inf) -> PairedTiming:
-        """Time `candidate` against the reference for at most about `seconds`; a quiet machine takes a quarter of them.
+        """Time `candidate` against the reference for at most about `seconds` at each shape; a quiet machine takes a quarter of them.
 
         A busy machine is waited for, and what is far too uncertain is timed again, unless `SLIMFRONT_BENCH_WAIT_S` is 0: see `quiet`
         and `paired_timing`.
@@ -185,31 +200,46 @@ class Bench:
 
 @dataclass
 class _State:
-    """`reference` is the load of `reference_file` that stays; `calm_reference_s` is its fastest time in this process."""
+    """`reference` is the load of `reference_file` that stays; `calm_reference_s` are its fastest times in this process, of each batch,
+    and `parts` what each is of their mean."""
 
     target: Target
     reference_file: Path
     reference: Session
     inputs: Mapping[str, np.ndarray]
+    batches: Sequence[ShapedBatch]
     cores: list[int]
     wait: QuietWait
-    calm_reference_s: float = math.inf
+    calm_reference_s: list[float]
+    parts: list[float] = field(default_factory=list)
 
 
 _state: _State
 
 
-def _set_up(target_json: str, reference: str, inputs: Mapping[str, np.ndarray], cores: list[int], parent: int) -> None:
+def _set_up(
+    target_json: str,
+    reference: str,
+    inputs: Mapping[str, np.ndarray],
+    cores: list[int],
+    parent: int,
+    shaped: Sequence[ShapedBatch],
+) -> None:
     global _state
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle; it ends this process
     Thread(target=end_with, args=(parent,), daemon=True).start()
     os.sched_setaffinity(0, cores)  # before the runtime starts its threads, which inherit it
     target = Target.model_validate_json(target_json)
-    # Others would be copied at each run.
-    inputs = {name: np.require(values, requirements=["C", "W"]) for name, values in inputs.items()}
+    batches = [replace(batch, inputs=_own(batch.inputs)) for batch in shaped]
     with _alone(target):  # another bench may be timing on these cores
         wait = QuietWait(partial(busy_share, cores))
-        _state = _State(target, Path(reference), load_streams(Path(reference), target), inputs, cores, wait)
+        session, calm_s = load_streams(Path(reference), target), [math.inf] * len(batches)
+        _state = _State(target, Path(reference), session, _own(inputs), batches, cores, wait, calm_s)
+
+
+def _own(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays as runtimes read them where they are; others would be copied at each run."""
+    return {name: np.require(values, requirements=["C", "W"]) for name, values in inputs.items()}
 
 
 def _time_pair(candidate: str, seconds: float, quiet_reference_s: float) -> PairedTiming:
@@ -217,18 +247,43 @@ def _time_pair(candidate: str, seconds: float, quiet_reference_s: float) -> Pair
         began = time.time()
         candidates, references, left = _loaded(Path(candidate), seconds)
         _state.wait()
-        calm_s = min(_state.calm_reference_s, quiet_reference_s)
+        calm_s = _calm_references(quiet_reference_s)
         before = CoreState.of(_state.cores)
         settle = _state.wait if _state.wait.is_patient else None
-        timing = paired_timing(candidates, references, left, calm_s, settle)
+        timings = [
+            paired_timing(_runners(candidates, batch), _runners(references, batch), left, calm, settle)
+            for batch, calm in zip(_state.batches, calm_s, strict=True)
+        ]
         conditions = Conditions(before, CoreState.of(_state.cores), _state.wait.taken())
         ended = time.time()
-    _state.calm_reference_s = min(_state.calm_reference_s, timing.reference_ms / 1e3)
-    return replace(timing, began=began, ended=ended, conditions=conditions)
+    _note_calm([timing.reference_ms / 1e3 for timing in timings])
+    return replace(mean_timing(timings, _state.batches), began=began, ended=ended, conditions=conditions)
 
 
-def _loaded(candidate: Path, seconds: float) -> tuple[Loads, Loads, float]:
-    """Runs of several loads of a candidate and as many of the reference, and the seconds left: of one each where loading takes long."""
+def _note_calm(seconds: Sequence[float]) -> None:
+    _state.calm_reference_s = [*map(min, _state.calm_reference_s, seconds)]
+
+
+def _calm_references(quiet_mean_s: float) -> list[float]:
+    """The reference's quiet time of each batch: the fastest that was seen here, or its part of the mean that is known of them."""
+    if math.isinf(quiet_mean_s):
+        return _state.calm_reference_s
+    if not _state.parts:
+        _state.parts = _parts_of_mean()
+    return [min(calm, quiet_mean_s * part) for calm, part in zip(_state.calm_reference_s, _state.parts, strict=True)]
+
+
+def _parts_of_mean() -> list[float]:
+    """What the reference takes for each batch, over the weighted mean: a disturbance slows all of them."""
+    if len(_state.batches) == 1:
+        return [1.0]
+    fastest = [min(fastest_blocks(_runners([_state.reference], batch), PARTS_SECONDS)) for batch in _state.batches]
+    mean = weighted_mean(fastest, _state.batches)
+    return [seconds / mean for seconds in fastest]
+
+
+def _loaded(candidate: Path, seconds: float) -> tuple[list[Session], list[Session], float]:
+    """Several loads of a candidate and as many of the reference, and the seconds left: one each where loading takes long."""
     start = time.perf_counter()
     candidates, references = [load_streams(candidate, _state.target)], [_state.reference]
     now = loaded = time.perf_counter()
@@ -238,15 +293,17 @@ def _loaded(candidate: Path, seconds: float) -> tuple[Loads, Loads, float]:
         references.append(load_streams(_state.reference_file, _state.target))
         before, now = now, time.perf_counter()
         both_s = now - before
-    return [*map(_runner, candidates)], [*map(_runner, references)], seconds - (now - loaded)
+    return candidates, references, seconds - (now - loaded)
 
 
 def _time_reference(seconds: float) -> tuple[float, float, float, int]:
     with _alone(_state.target):
         _state.wait()
-        median, low, high, blocks = reference_timing([_runner(_state.reference)], seconds)
-    _state.calm_reference_s = min(_state.calm_reference_s, median)
-    return median * 1e3, low * 1e3, high * 1e3, blocks
+        found = [reference_timing(_runners([_state.reference], batch), seconds) for batch in _state.batches]
+    medians, lows, highs, blocks = zip(*found, strict=True)
+    _note_calm(medians)
+    median, low, high = (weighted_mean(each, _state.batches) * 1e3 for each in (medians, lows, highs))
+    return median, low, high, min(blocks)
 
 
 def _peak_memory(target_json: str, candidate: str, inputs: Mapping[str, np.ndarray], cores: list[int]) -> int:
@@ -277,7 +334,7 @@ def _load_seconds(target_json: str, candidate: str, inputs: Mapping[str, np.ndar
 def _energy(candidate: str, seconds: float, repeats: int) -> tuple[str, list[float]]:
     meter = energy_meter(_state.target.runtime)
     with _alone(_state.target):
-        run = _runner(load_streams(Path(candidate), _state.target))
+        run = _runner(load_streams(Path(candidate), _state.target), _state.inputs)
         warm_up(run, seconds)
         return meter.name, [_joules_of_a_run(run, seconds, meter) for _ in range(repeats)]
 
@@ -291,10 +348,14 @@ def _joules_of_a_run(run: Run, seconds: float, meter: EnergyMeter) -> float:
     return (meter.joules() - before) / runs
 
 
-def _runner(session: Session) -> Run:
+def _runners(sessions: Sequence[Session], batch: ShapedBatch) -> Loads:
+    return [_runner(session, batch.inputs) for session in sessions]
+
+
+def _runner(session: Session, inputs: Mapping[str, np.ndarray]) -> Run:
     if isinstance(session, BindingSession):
-        return session.bound(_state.inputs)
-    return lambda: session.run(_state.inputs)
+        return session.bound(inputs)
+    return lambda: session.run(inputs)
 
 
 @contextmanager

@@ -110,6 +110,7 @@ class PairedTiming:
         runs: how many single runs the percentiles are of.
         began, ended: Unix time while the bench was held for it; 0 where it was not made on a bench.
         conditions: of the machine, as far as the bench noted them.
+        shapes: what it is the weighted mean of, where it was timed at several shapes of the inputs; else empty.
     """
 
     speedup: float
@@ -125,6 +126,7 @@ class PairedTiming:
     began: float = 0.0
     ended: float = 0.0
     conditions: Conditions = UNNOTED
+    shapes: tuple[ShapeTiming, ...] = ()
 
     @property
     def conservative_speedup(self) -> float:
@@ -138,6 +140,15 @@ class PairedTiming:
     def is_uncertain(self) -> bool:
         """Whether it is so noisy that it has to be timed again before it counts in full."""
         return self.half_width > UNCERTAIN_HALF_WIDTH or self.pairs < MIN_PAIRS
+
+
+@dataclass(frozen=True)
+class ShapeTiming:
+    """The timing at one of several shapes, what measurements call it, and its weight in their mean."""
+
+    shape: str
+    weight: float
+    timing: PairedTiming
 
 
 def paired_timing(

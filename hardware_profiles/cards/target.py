@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ...core.documents import MAX_YAML_BYTES, read_file, yaml_document
 from ...core.errors import DocumentError, TargetError
@@ -17,6 +17,7 @@ from ...spaces.policies.layer_policy import ACTIVATION_BITS, FULL_PRECISION, WEI
 from ..runtimes.registry import RUNTIMES, runtimes
 from .device_card import DeviceCard
 from .latency_table import LatencyTable
+from .shape import Shape, distinct_shapes
 
 CARDS = resources.files("slimfront.hardware_profiles.cards")
 
@@ -32,6 +33,8 @@ class Target(BaseModel):
         batch: samples per inference and stream; latency is that of all streams' batches.
         weight_bits, activation_bits: what policies may ask for here.
         options: settings of the runtime, such as `compile: true` of torch.
+        shapes: sizes of dynamic axes, of whose latencies the weighted mean counts, unless a study names others; None for the size of
+            the workload's example.
         note: for people.
         measured: what `slimfront profile` found; None in a template.
         latency_table: of one model, fitted where the target can be reached.
@@ -50,6 +53,7 @@ class Target(BaseModel):
     weight_bits: Annotated[list[int], Field(min_length=1)]
     activation_bits: Annotated[list[int], Field(min_length=1)]
     options: dict[str, Any] = {}
+    shapes: Annotated[list[Shape], Field(min_length=1), AfterValidator(distinct_shapes)] | None = None
     note: str = ""
     measured: DeviceCard | None = None
     latency_table: LatencyTable | None = None
@@ -60,6 +64,8 @@ class Target(BaseModel):
     def _check_table(self) -> Target:
         if self.predict and self.latency_table is None:
             raise ValueError("predict: needs a latency_table; `slimfront profile TARGET --table STUDY` fits one")
+        if self.predict and self.shapes:
+            raise ValueError("shapes: a latency table predicts one shape, that of the workload's example")
         if self.predict and self.remote:
             raise ValueError("remote: a target that a node measures on is not predicted; leave one of the two out")
         return self

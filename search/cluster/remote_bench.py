@@ -18,6 +18,7 @@ from ...core.errors import EvaluationError, TargetError
 from ...evaluators.registry import require_available
 from ...hardware_profiles.bench.bench import Bench, bench_cores
 from ...hardware_profiles.bench.paired_timing import PairedTiming
+from ...hardware_profiles.bench.shaped_batches import ShapedBatch
 from ...hardware_profiles.cards.target import Target
 from ...hardware_profiles.profiling.fingerprint import machine, require_fit, versions
 from ...hardware_profiles.runtimes.base import computed_types, get_runtime
@@ -40,16 +41,23 @@ class RemoteBench:
         target: `remote`, and the same for everyone who measures on it.
         reference: the uncompressed model's artifact.
         inputs: one batch by name, each [batch, ...].
+        shaped: batches of other shapes, as `Bench` takes them.
 
     Raises:
         TargetError: no node of the cluster advertises the target, or the card was measured on another machine.
     """
 
-    def __init__(self, target: Target, reference: Path, inputs: Mapping[str, np.ndarray]) -> None:
+    def __init__(
+        self,
+        target: Target,
+        reference: Path,
+        inputs: Mapping[str, np.ndarray],
+        shaped: Sequence[ShapedBatch] = (),
+    ) -> None:
         remote_machine(target)
         self._name = target.name
         node = _there(_BenchActor, target)
-        self._actor = node.remote(target.model_dump_json(), reference.name, reference.read_bytes(), inputs)
+        self._actor = node.remote(target.model_dump_json(), reference.name, reference.read_bytes(), inputs, shaped)
 
     def __enter__(self) -> Self:
         return self
@@ -159,10 +167,18 @@ def _float_types(target_json: str) -> dict[FloatPrecision, FloatType]:
 class _BenchActor:
     """A `Bench` and a folder for what it times; made again from the same arguments if its process dies."""
 
-    def __init__(self, target_json: str, name: str, reference: bytes, inputs: Mapping[str, np.ndarray]) -> None:
+    def __init__(
+        self,
+        target_json: str,
+        name: str,
+        reference: bytes,
+        inputs: Mapping[str, np.ndarray],
+        shaped: Sequence[ShapedBatch],
+    ) -> None:
         target = Target.model_validate_json(target_json)
         self._folder = TemporaryDirectory(prefix="slimfront-bench-")
-        self._bench = Bench(target, self._written("reference", name, reference), inputs, bench_cores(target.threads))
+        path, cores = self._written("reference", name, reference), bench_cores(target.threads)
+        self._bench = Bench(target, path, inputs, cores, shaped)
 
     def call(self, method: str, file: tuple[str, bytes] | None, *arguments: float) -> Any:
         paths = [] if file is None else [self._written("candidate", *file)]

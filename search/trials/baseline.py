@@ -69,7 +69,8 @@ def measuring_here(context: Context) -> Measuring:
 def bench_of(context: Context, reference: Artifact) -> Timer:
     """A timer of the context's target, its reference the uncompressed model's artifact."""
     cores = bench_cores(context.target.threads)
-    return timer_of(context.target, reference.path, context.workload.example_input, cores)
+    workload = context.workload
+    return timer_of(context.target, reference.path, workload.example_input, cores, workload.dynamic_axes)
 
 
 def uncompressed(context: Context, precision: FloatPrecision) -> Candidate:

@@ -281,7 +281,8 @@ class Worker:
         setup = self.setup
         if setup.reference is None or setup.target.predict:
             return None
-        return timer_of(setup.target, setup.reference.artifact.path, self.workload.example_input, self._bench_cores)
+        example, axes = self.workload.example_input, self.workload.dynamic_axes
+        return timer_of(setup.target, setup.reference.artifact.path, example, self._bench_cores, axes)
 
 
 def rung_of(epochs: float, marks: Collection[float]) -> int:

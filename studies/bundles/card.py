@@ -25,6 +25,7 @@ from typing import Any
 
 from ...core.measurement import Measurement
 from ...core.metrics import METRICS, Quality
+from ...hardware_profiles.cards.shape import Shape
 from ...hardware_profiles.cards.target import Target
 from ...hardware_profiles.profiling.fingerprint import saturates
 from ...hardware_profiles.runtimes.base import Signature, TensorInfo
@@ -115,7 +116,7 @@ def card_page(card: Mapping[str, Any], policy: Policy) -> str:
         "## Measured",
         f"On target {target['name']}: {target['runtime']}, threads {target['threads']}, batch {target['batch']}. "
         f"Speed-ups are over {card['reference']['name']}: {card['reference']['reason']}. "
-        f"Accuracy is {Quality(**card['metric']).words}. Intervals are 95 %. What each name means is at the end.",
+        f"Accuracy is {Quality(**card['metric']).words}. Intervals are 95 %. What each name means is at the end.{_shapes(target)}",
         _measured_table(card),
         "## Decided",
         f"Width: {width_text(policy)}. Recovery: {recovery_text(policy)}. Policy {card['policy_digest']}.",
@@ -189,6 +190,13 @@ def _notes_of_machine(study: StudyRecord, trial: TrialRecord, target: Target) ->
 def _tensor(info: TensorInfo) -> dict[str, Any]:
     axes = {"axes": {str(axis): name for axis, name in info.axes.items()}} if info.axes else {}
     return {"name": info.name, "shape": list(info.shape), "dtype": info.dtype, **axes}
+
+
+def _shapes(target: Mapping[str, Any]) -> str:
+    """Which shapes latency was timed at, where the target names some."""
+    named = [Shape.model_validate(each) for each in target.get("shapes") or ()]
+    said = ", ".join(f"{shape.name} (weight {shape.weight:g})" for shape in named)
+    return f" Latency is the weighted mean over {said}; each of them has rows of its own, in brackets." if named else ""
 
 
 def _file(card: Mapping[str, Any], stem: str) -> str:

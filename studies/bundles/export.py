@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Protocol
 
 from ...core.errors import ArtifactGoneError, UserError
-from ...hardware_profiles.cards.target import load_target
 from ...hardware_profiles.runtimes.base import get_runtime
 from ..analysis.newest_front import front_points, objectives_of, why_no_front
 from ..analysis.selection import pick
@@ -21,6 +20,7 @@ from ..files.study_files import MODEL, PACKED, WEIGHTS, StudyFiles
 from ..store.records import ArtifactRecord, StudyRecord, TrialRecord
 from ..store.store import Store
 from ..store.trial_state import TrialState
+from ..study_file.target import target_named
 from .card import card_document, card_page
 from .run_script import run_script
 
@@ -175,7 +175,7 @@ def _contents(
     contents = {"policy.json": f"{trial.policy_json}\n".encode()}
     contents |= {f"{kind}{path.suffix}": path.read_bytes() for kind, path in paths.items()}
     contents[f"reference{model.suffix}"] = source.reference().read_bytes()
-    target = load_target(study.spec.target, study.spec.base_folder)
+    target = target_named(study.spec)
     if (script := run_script(target.runtime)) is not None:
         contents["run.py"] = script.encode()
     card = card_document(

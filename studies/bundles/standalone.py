@@ -253,15 +253,28 @@ def block(run: Run, inputs: Arrays, runs: int) -> float:
     return fastest
 
 
-def made_up(inputs: list[dict[str, Any]]) -> Arrays:
-    """Random floats, and ones for what counts, names or masks things."""
-    draw = np.random.default_rng(0)
-    return {
-        each["name"]: draw.standard_normal(each["shape"]).astype(each["dtype"])
-        if each["dtype"].startswith("float")
-        else np.ones(each["shape"], each["dtype"])
-        for each in inputs
-    }
+def made_up(inputs: list[dict[str, Any]], sizes: dict[str, int]) -> Arrays:
+    """Random floats, and ones for what counts, names or masks things.
+
+    `sizes` are those of dynamic axes, by their names.
+    """
+    draw, arrays = np.random.default_rng(0), {}
+    for each in inputs:
+        shape: list[int] = list(each["shape"])
+        for axis, name in each.get("axes", {}).items():
+            shape[int(axis)] = sizes.get(name, shape[int(axis)])
+        is_float = each["dtype"].startswith("float")
+        arrays[each["name"]] = (draw.standard_normal(shape) if is_float else np.ones(shape)).astype(each["dtype"])
+    return arrays
+
+
+def batches(about: dict[str, Any]) -> list[tuple[float, Arrays]]:
+    """(weight, inputs) of each shape that was timed."""
+    found = []
+    for shape in about["target"].get("shapes") or [{}]:
+        sizes = {name: size for name, size in shape.items() if name != "weight"}
+        found.append((shape.get("weight", 1), made_up(about["inputs"], sizes)))
+    return found
 
 
 def shapes(arrays: Arrays) -> str:
@@ -277,6 +290,16 @@ def median_interval(values: list[float]) -> tuple[float, float]:
     return ordered[max(0, int(middle - half))], ordered[min(len(values) - 1, round(middle + half + 0.5))]
 
 
+def milliseconds(model: Run, reference: Run, inputs: Arrays) -> np.ndarray:
+    """Of the reference, and of the model by the median of the paired ratios and by the ends of its interval."""
+    pairs = calmest(paired_times(model, reference, inputs))
+    ratios = [reference_s / model_s for model_s, reference_s in pairs]
+    reference_ms = statistics.median(reference_s for _, reference_s in pairs) * 1e3
+    return np.array(
+        [reference_ms, *(reference_ms / ratio for ratio in (statistics.median(ratios), *median_interval(ratios)))]
+    )
+
+
 def main() -> None:
     about = card()
     threads = about["target"]["threads"]
@@ -284,18 +307,16 @@ def main() -> None:
     if cores() < threads:
         print(f"threads   {cores()}, measured with {threads}: this process may use no more cores")
     model, reference = load(file_of("model")), load(file_of("reference"))
-    inputs = made_up(about["inputs"])
-    print(f"outputs   {shapes(model(inputs))} of inputs {shapes(inputs)}")
-    pairs = calmest(paired_times(model, reference, inputs))
-    ratios = [reference / model for model, reference in pairs]
-    low, high = median_interval(ratios)
-    print(
-        f"speedup   {statistics.median(ratios):.4g}  ({low:.4g} to {high:.4g}, median of the {len(pairs)} calmest pairs)"
-    )
+    times, whole = np.zeros(4), 0.0
+    for weight, inputs in batches(about):
+        print(f"outputs   {shapes(model(inputs))} of inputs {shapes(inputs)}")
+        of_shape = milliseconds(model, reference, inputs)
+        times, whole = times + weight * of_shape, whole + weight
+    speedup, low, high = times[0] / times[1:]  # of several shapes, the ratio of the weighted means
+    print(f"speedup   {speedup:.4g}  ({low:.4g} to {high:.4g}, median of the calmest pairs)")
     recorded = about["measurements"]["speedup"]
     print(f"recorded  {recorded['value']:.4g}  ({recorded['low']:.4g} to {recorded['high']:.4g})")
-    model_ms, reference_ms = (statistics.median(times) * 1e3 for times in zip(*pairs, strict=True))
-    print(f"latency   {model_ms:.4g} ms, uncompressed {reference_ms:.4g} ms, here and now")
+    print(f"latency   {times[1] / whole:.4g} ms, uncompressed {times[0] / whole:.4g} ms, here and now")
 
 
 if __name__ == "__main__":

@@ -34,8 +34,8 @@ SPEEDUP_TOLERANCE = 0.1
 SECONDS = 2.0
 PACKED = "packed.safetensors"
 
-OpenTimer = Callable[[Target, Path, Batch, Sequence[int]], Timer]
-"""(target, reference, example inputs, cores of a bench on this machine) -> what times artifacts of that target."""
+OpenTimer = Callable[[Target, Path, Batch, Sequence[int], Mapping[str, Mapping[int, str]]], Timer]
+"""(target, reference, example inputs, cores of a bench on this machine, dynamic axes) -> what times artifacts of that target."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def _speedup(bundle: Bundle, judge: Judge | None, open_timer: OpenTimer, reason:
         return Check(claim, recorded_text, reason, "", None)
     example = judge.workload.example_input if judge else _random_inputs(bundle)
     try:
-        with open_timer(target, bundle.artifact("reference").path, example, cores) as timer:
+        with open_timer(target, bundle.artifact("reference").path, example, cores, _dynamic_axes(bundle)) as timer:
             found = timer.time(bundle.artifact("model").path, SECONDS).speedup
     except TargetError as error:  # no node of a cluster is it
         return Check(claim, recorded_text, f"not measured: {error}", "", None)
@@ -187,6 +187,10 @@ def _speedup(bundle: Bundle, judge: Judge | None, open_timer: OpenTimer, reason:
         return Check(claim, recorded_text, f"cannot be timed: {describe(error)}", f"{SPEEDUP_TOLERANCE:.0%}", False)
     close = abs(found / recorded - 1) <= SPEEDUP_TOLERANCE
     return Check(claim, recorded_text, f"{found:.3f}", f"{SPEEDUP_TOLERANCE:.0%}", close)
+
+
+def _dynamic_axes(bundle: Bundle) -> dict[str, dict[int, str]]:
+    return {info.name: {int(axis): name for axis, name in info.axes.items()} for info in bundle.card.takes}
 
 
 def _random_inputs(bundle: Bundle) -> Batch:

@@ -15,7 +15,8 @@ from ...compression.recovery.teachers import Teacher
 from ...compression.recovery.train import steps_of_an_epoch
 from ...core.errors import CompressionError, EvaluationError, PolicyError, StudyFileError, TargetError, WorkloadError
 from ...evaluators.registry import require_available
-from ...hardware_profiles.cards.target import Target, load_target
+from ...hardware_profiles.cards.shape import shapes_problem
+from ...hardware_profiles.cards.target import Target
 from ...hardware_profiles.profiling.fingerprint import require_fit
 from ...hardware_profiles.profiling.prediction import layers_of
 from ...hardware_profiles.runtimes.base import Runtime, computed_types, get_runtime, require_installed
@@ -29,9 +30,11 @@ from ...spaces.policies.float_precision import FLOAT_PRECISIONS, FloatPrecision
 from ...spaces.policies.policy import Choice
 from ...spaces.presets import PRESETS
 from ...spaces.space import Space
+from ...workloads.calls import sizes_of
 from ...workloads.metrics import is_higher_better
 from ...workloads.workload import Workload
 from ..study_file.spec import StudySpec
+from ..study_file.target import target_named
 
 
 @contextmanager
@@ -50,7 +53,7 @@ def target_of(spec: StudySpec) -> tuple[Target, Runtime]:
         StudyFileError: there is no such card, this machine is not as it says, or it lacks a choice or a metric.
     """
     with naming(spec, "target"):
-        target = load_target(spec.target, spec.base_folder)
+        target = target_named(spec)
         require_installed(target.runtime)
         runtime = _runtime_here(target)
         if not target.remote:  # where it is remote, the node sees to it
@@ -102,6 +105,7 @@ def resolved(spec: StudySpec, workload: Workload, target: Target) -> StudySpec:
     """
     model, example = workload.model, workload.example_input
     check_direction(spec, workload)
+    check_shapes(spec, workload, target)
     if target.predict and target.latency_table is not None and target.latency_table.model != layers_of(model):
         raise StudyFileError(spec.file, "target", f"the latency table of {target.name} was fitted to another model")
     spec = spec.with_preset(family_of(model, example), taken_choices(target))
@@ -131,6 +135,22 @@ def check_direction(spec: StudySpec, workload: Workload) -> None:
     if "accuracy" in spec.objectives and not is_higher_better(workload.metric):
         problem = "accuracy is a metric here of which less is better; accuracy_drop is how much of it is lost"
         raise StudyFileError(spec.file, f"objectives.{spec.objectives.index('accuracy')}", problem)
+
+
+def check_shapes(spec: StudySpec, workload: Workload, target: Target) -> None:
+    """Refuse shapes that inputs cannot have.
+
+    Raises:
+        StudyFileError: the workload or the runtime has no such dynamic axes.
+    """
+    if not target.shapes:
+        return
+    problem = shapes_problem(target.shapes, [*sizes_of(workload.dynamic_axes, workload.example_input)])
+    if not RUNTIMES[target.runtime].dynamic_axes:
+        problem = f"needs dynamic axes, and runtime {target.runtime} has none"
+    if problem is not None:
+        key, said = ("shapes", problem) if spec.shapes else ("target", f"its card's shapes: {problem}")
+        raise StudyFileError(spec.file, key, said)
 
 
 def float_types(target: Target, runtime: Runtime) -> Mapping[FloatPrecision, str]:

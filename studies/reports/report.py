@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ...core.measurement import Measurement
-from ...core.metrics import METRICS
+from ...core.metrics import METRICS, metric_of
 from ...spaces.policies.resolved import as_layer_policies
 from ..analysis.newest_front import front_points, objectives_of, why_no_front
 from ..analysis.selection import pick
@@ -145,9 +145,10 @@ def front_table(store: Store, name: str) -> RenderableType:
 
 
 def _columns(study: StudyRecord) -> list[str]:
-    """The metrics of the table: the objectives, then what is usually asked for."""
+    """The metrics of the table: the objectives, the latency at each of several shapes, then what is usually asked for."""
     more = MORE_COLUMNS if has_other_precision(study) else (c for c in MORE_COLUMNS if c != "speedup_float32")
-    return list(dict.fromkeys((*study.spec.objectives, *more)))[:MOST_COLUMNS]
+    shapes = (name for name in study.baseline if metric_of(name) == "latency_ms")
+    return list(dict.fromkeys((*study.spec.objectives, *shapes, *more)))[:MOST_COLUMNS]
 
 
 def _cells(measured: Mapping[str, Measurement], columns: Sequence[str], spread: Sequence[str]) -> list[str]:
@@ -213,9 +214,12 @@ def _measurements(history: Sequence[MeasurementRecord]) -> RenderableType:
     wide = rows_table(("measurement", "value>", "95 % low>", "high>", "unit", "n>", "method", "rung>", ""))
     narrow = rows_table(("measurement", "value>", "low>", "high>", "unit", "n>", "rung>", ""))
     wide.columns[0].no_wrap = narrow.columns[0].no_wrap = True  # names are copied from here into study files
-    order = [*METRICS, *(record.measurement.name for record in history)]  # the latter are of packages that are gone
+    order = [
+        *METRICS,
+        *(metric_of(record.measurement.name) for record in history),
+    ]  # the latter are of packages that are gone
     newest = {record.measurement.name: record for record in history}
-    for record in sorted(history, key=lambda record: order.index(record.measurement.name)):
+    for record in sorted(history, key=lambda record: order.index(metric_of(record.measurement.name))):
         m = record.measurement
         cells = (m.name, full_text(m.value, m.unit), *bounds_text(m), m.unit, str(m.n), m.method, str(record.rung))
         replaced = record is not newest[m.name]

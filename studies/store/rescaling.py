@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sqlalchemy import select, update
+from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
 from ...core.measurement import PREDICTED, Measurement
@@ -50,7 +50,11 @@ def _measurements(session: Session, study_id: int, factor: float) -> None:
             changed = {"value": table.value * by, "low": table.low * by, "high": table.high * by}
             session.execute(
                 update(table)
-                .where(table.study_id == study_id, table.name == name, table.method.not_like(f"{PREDICTED}%"))
+                .where(
+                    table.study_id == study_id,
+                    or_(table.name == name, table.name.startswith(f"{name}[", autoescape=True)),
+                )
+                .where(table.method.not_like(f"{PREDICTED}%"))
                 .values(changed)
             )
 

@@ -26,6 +26,7 @@ from pydantic import (
 from ...core.errors import StudyFileError
 from ...core.metrics import METRICS
 from ...core.validation import MAX_COUNT, Listed, Name, Text, first_problem, shortened, suggestion
+from ...hardware_profiles.cards.shape import Shape, distinct_shapes
 from ...spaces.knobs.kind import KnobKind
 from ...spaces.knobs.quantization import FLOATS
 from ...spaces.knobs.recovery import RECOVERY_KIND
@@ -42,7 +43,7 @@ SCHEMA = 1
 """Version of the JSON a study is stored as."""
 
 _FIXED = (
-    "workload", "workload_options", "target", "reference", "objectives", "constraints", "seed", "space", "recovery",
+    "workload", "workload_options", "target", "shapes", "reference", "objectives", "constraints", "seed", "space", "recovery",
     "quantization",
 )  # fmt: skip
 
@@ -83,6 +84,7 @@ class StudySpec(Part):
         workload: "digits", "torchvision:resnet18", "file.py:function" or "package.module:function".
         workload_options: passed to the workload's loader.
         target: name of a shipped target card, or path of a card file.
+        shapes: sizes of the workload's dynamic axes that latency is timed at, whose weighted mean counts; None leaves it to the card.
         reference: what speed-ups are counted from: "best", the fastest of the uncompressed model's free deployments that loses no
             accuracy beyond noise; "default", as the runtime computes it by itself; or "float32".
         objectives: 2 to 4 metrics.
@@ -102,6 +104,7 @@ class StudySpec(Part):
     workload: Text
     workload_options: dict[str, JsonValue] = Field(default_factory=dict)
     target: Text
+    shapes: Annotated[Listed[Shape], Field(min_length=1), AfterValidator(distinct_shapes)] | None = None
     reference: Literal["best", "default", "float32"] = "best"
     objectives: Objectives
     constraints: Constraints = ()
