@@ -72,7 +72,9 @@ def in_process_bench() -> Iterator[None]:
             document, reference, inputs, cores, _ = self._setup
             target = Target.model_validate_json(document)
             session = bench.load_streams(Path(reference), target)
-            states[self] = bench._State(target, Path(reference), session, inputs, cores, bench.QuietWait(lambda _: 0.0))
+            shaped, wait = list(self._shaped), bench.QuietWait(lambda _: 0.0)
+            calm_s = [float("inf")] * len(shaped)
+            states[self] = bench._State(target, Path(reference), session, inputs, shaped, cores, wait, calm_s)
         patched.setattr(bench, "_state", states[self], raising=False)
         return function(*_shortened(arguments))
 
