@@ -112,17 +112,16 @@ class RankProcesses:
 
     def _problem(self, messages: dict[int, Any]) -> tuple[int, str] | None:
         """The rank that failed first, and why: all others lose their connection to it, and fail too."""
-        failed = {rank: found for rank, found in messages.items() if isinstance(found, _Failure)}
+        failed = _failures(messages)
         if failed:  # perhaps because a process died, which says nothing and is gone by now
             wait([process.sentinel for process in self._processes], MOMENT_S)
         codes = {rank: process.exitcode for rank, process in enumerate(self._processes)}
         if any(codes.values()):  # those that failed of themselves said so before they ended
-            failed |= {rank: found for rank, found in self._messages().items() if isinstance(found, _Failure)}
-        if dead := {rank: code for rank, code in codes.items() if code and rank not in failed}:
-            return min((rank, f"it ended with exit code {code}") for rank, code in dead.items())
-        return min(
-            ((rank, found.reason) for rank, found in failed.items()), key=lambda of: failed[of[0]].at, default=None
-        )
+            failed |= _failures(self._messages())
+        if dead := [rank for rank, code in codes.items() if code and rank not in failed]:
+            return dead[0], f"it ended with exit code {codes[dead[0]]}"
+        first = min(failed, key=lambda rank: failed[rank].at, default=None)
+        return None if first is None else (first, failed[first].reason)
 
     def _messages(self) -> dict[int, Any]:
         found = {}
@@ -146,6 +145,10 @@ class _Failure(NamedTuple):
 
     reason: str
     at: float
+
+
+def _failures(messages: dict[int, Any]) -> dict[int, _Failure]:
+    return {rank: found for rank, found in messages.items() if isinstance(found, _Failure)}
 
 
 def _serve(connection: Connection, task: _Task, parent: int) -> None:

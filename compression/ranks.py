@@ -74,14 +74,16 @@ class Ranks:
         """
         if self.is_alone:
             return loss
-        unused = {"static_graph": True} if per_step == 1 else {"find_unused_parameters": True}
-        return DistributedDataParallel(_Loss(loss, learners), forward_sync_buffers=False, **unused)
+        whole, is_single = _Loss(loss, learners), per_step == 1
+        return DistributedDataParallel(
+            whole, forward_sync_buffers=False, static_graph=is_single, find_unused_parameters=not is_single
+        )
 
     @contextmanager
     def whole_batches(self, models: Sequence[nn.Module]) -> Iterator[None]:
         """Have batch-norms of models in training mode normalise by statistics of the whole batch."""
         modules = [] if self.is_alone else [module for model in models for module in model.modules()]
-        norms = [module for module in modules if isinstance(module, BATCH_NORMS)]
+        norms: list[Any] = [module for module in modules if isinstance(module, BATCH_NORMS)]
         try:
             for norm in norms:
                 norm.forward = _of_all_ranks(norm)

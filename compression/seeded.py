@@ -77,7 +77,7 @@ class Identified:
         inputs, target, *_ = self._data[index]
         checksum = 0
         for tensor in tensors_of(inputs):
-            checksum = zlib.crc32(tensor.contiguous().numpy(), checksum)
+            checksum = zlib.crc32(tensor.contiguous().numpy().tobytes(), checksum)
         return inputs, target, torch.tensor([index, checksum])
 
 

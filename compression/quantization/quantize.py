@@ -180,8 +180,7 @@ def _fold(exported: fx.GraphModule, norm: fx.Node, index: int) -> None:
     fuse = fuse_linear_bn_weights if layer.target is aten.linear.default else fuse_conv_bn_weights
     gamma, beta, mean, variance = (_values(exported, node) for node in norm.args[1:5])
     weight, own_bias = (_values(exported, node) for node in (*layer.args, None)[1:3])
-    if weight is None or mean is None or variance is None:
-        raise CompressionError(f"{norm.name} keeps no statistics, or {layer.name} has no weights")
+    weight, mean, variance = (cast("Tensor", each) for each in (weight, mean, variance))  # of one that is folded
     gamma = torch.ones_like(mean) if gamma is None else gamma
     beta = torch.zeros_like(mean) if beta is None else beta
     weight, bias = fuse(weight, own_bias, mean, variance, cast("float", norm.args[7]), gamma, beta)

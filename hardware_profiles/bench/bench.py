@@ -28,16 +28,17 @@ from ...core.interrupts import end_with
 from ...core.threads import torch_threads
 from ..cards.target import Target
 from ..profiling.fingerprint import require_cores
-from ..runtimes.base import BindingSession, Session, get_runtime
+from ..runtimes.base import Session, get_runtime
+from .blocks import warm_up
 from .conditions import Conditions, CoreState
-from .energy import EnergyMeter, energy_meter
+from .energy import energy_meter, joules_of_a_run
 from .load_time import load_seconds
 from .loads import LOADING_SHARE, LOADS
 from .lock import alone
-from .paired_timing import Loads, PairedTiming, Run, fastest_blocks, paired_timing, reference_timing, warm_up
+from .paired_timing import PairedTiming, fastest_blocks, paired_timing, reference_timing
 from .peak_memory import peak_growth
 from .quiet import QuietWait, busy_share
-from .shaped_batches import ShapedBatch, mean_timing, weighted_mean
+from .shaped_batches import ShapedBatch, mean_timing, runner, runners, weighted_mean
 from .streams import load_streams
 
 PARTS_SECONDS = 0.05
@@ -251,7 +252,7 @@ def _time_pair(candidate: str, seconds: float, quiet_reference_s: float) -> Pair
         before = CoreState.of(_state.cores)
         settle = _state.wait if _state.wait.is_patient else None
         timings = [
-            paired_timing(_runners(candidates, batch), _runners(references, batch), left, calm, settle)
+            paired_timing(runners(candidates, batch), runners(references, batch), left, calm, settle)
             for batch, calm in zip(_state.batches, calm_s, strict=True)
         ]
         conditions = Conditions(before, CoreState.of(_state.cores), _state.wait.taken())
@@ -277,7 +278,7 @@ def _parts_of_mean() -> list[float]:
     """What the reference takes for each batch, over the weighted mean: a disturbance slows all of them."""
     if len(_state.batches) == 1:
         return [1.0]
-    fastest = [min(fastest_blocks(_runners([_state.reference], batch), PARTS_SECONDS)) for batch in _state.batches]
+    fastest = [min(fastest_blocks(runners([_state.reference], batch), PARTS_SECONDS)) for batch in _state.batches]
     mean = weighted_mean(fastest, _state.batches)
     return [seconds / mean for seconds in fastest]
 
@@ -299,7 +300,7 @@ def _loaded(candidate: Path, seconds: float) -> tuple[list[Session], list[Sessio
 def _time_reference(seconds: float) -> tuple[float, float, float, int]:
     with _alone(_state.target):
         _state.wait()
-        found = [reference_timing(_runners([_state.reference], batch), seconds) for batch in _state.batches]
+        found = [reference_timing(runners([_state.reference], batch), seconds) for batch in _state.batches]
     medians, lows, highs, blocks = zip(*found, strict=True)
     _note_calm(medians)
     median, low, high = (weighted_mean(each, _state.batches) * 1e3 for each in (medians, lows, highs))
@@ -310,52 +311,25 @@ def _peak_memory(target_json: str, candidate: str, inputs: Mapping[str, np.ndarr
     os.sched_setaffinity(0, cores)
     target = Target.model_validate_json(target_json)
     get_runtime(target.runtime)  # its library is loaded before the memory is
-
-    def load_and_run() -> None:
-        load_streams(Path(candidate), target).run(inputs)
-
     with _alone(target):
-        return peak_growth(load_and_run)
+        return peak_growth(lambda: load_streams(Path(candidate), target).run(inputs))
 
 
 def _load_seconds(target_json: str, candidate: str, inputs: Mapping[str, np.ndarray], cores: list[int]) -> float:
     os.sched_setaffinity(0, cores)
     target = Target.model_validate_json(target_json)
     get_runtime(target.runtime)  # its library is imported before the clock starts
-
-    def load_and_run() -> None:
-        load_streams(Path(candidate), target).run(inputs)
-
     with _alone(target):
         QuietWait(partial(busy_share, cores))()
-        return load_seconds(Path(candidate), load_and_run)
+        return load_seconds(Path(candidate), lambda: load_streams(Path(candidate), target).run(inputs))
 
 
 def _energy(candidate: str, seconds: float, repeats: int) -> tuple[str, list[float]]:
     meter = energy_meter(_state.target.runtime)
     with _alone(_state.target):
-        run = _runner(load_streams(Path(candidate), _state.target), _state.inputs)
+        run = runner(load_streams(Path(candidate), _state.target), _state.inputs)
         warm_up(run, seconds)
-        return meter.name, [_joules_of_a_run(run, seconds, meter) for _ in range(repeats)]
-
-
-def _joules_of_a_run(run: Run, seconds: float, meter: EnergyMeter) -> float:
-    deadline = time.perf_counter() + seconds
-    before, runs = meter.joules(), 0
-    while runs == 0 or time.perf_counter() < deadline:
-        run()
-        runs += 1
-    return (meter.joules() - before) / runs
-
-
-def _runners(sessions: Sequence[Session], batch: ShapedBatch) -> Loads:
-    return [_runner(session, batch.inputs) for session in sessions]
-
-
-def _runner(session: Session, inputs: Mapping[str, np.ndarray]) -> Run:
-    if isinstance(session, BindingSession):
-        return session.bound(inputs)
-    return lambda: session.run(inputs)
+        return meter.name, [joules_of_a_run(run, seconds, meter) for _ in range(repeats)]
 
 
 @contextmanager

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Protocol
 
 from ...core.errors import EvaluationError
 from ..runtimes.registry import RUNTIMES
+from .blocks import Run
 
 POWERCAP = Path("/sys/class/powercap")
 MICRO, MILLI = 1e-6, 1e-3
@@ -95,3 +97,13 @@ def energy_meter(runtime: str) -> EnergyMeter:
         return Rapl()
     except PermissionError as error:
         raise EvaluationError(f"energy needs to read {error.filename}, which is root's here") from error
+
+
+def joules_of_a_run(run: Run, seconds: float, meter: EnergyMeter) -> float:
+    """Mean over the runs of about `seconds`, one at least."""
+    deadline = time.perf_counter() + seconds
+    before, runs = meter.joules(), 0
+    while runs == 0 or time.perf_counter() < deadline:
+        run()
+        runs += 1
+    return (meter.joules() - before) / runs

@@ -22,17 +22,14 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from scipy.special import stdtrit
 
 from ...core.statistics import moving_block_indices, quantile_interval
+from .blocks import BLOCK_SECONDS, Run, block, warm_up
 from .conditions import UNNOTED, Conditions
 from .loads import levelled, widened
-
-BLOCK_SECONDS = 0.01
-"""The duration of one block of inferences in seconds, long enough for one undisturbed run."""
 
 MIN_RUNS = 3
 """The fewest runs of a block, not counting the first, however slow the model is."""
@@ -65,24 +62,11 @@ UNCERTAIN_HALF_WIDTH = 0.03
 IN_VAIN = 0.9
 """A figure whose `half_width` does not shrink to this share of what it was is not timed once more."""
 
-Run = Callable[[], object]
-
 Loads = Sequence[Run]
 """Runs of one file, each of a load of its own."""
 
 Pair = tuple[list[float], list[float]]
 """Seconds of the single runs of a candidate's block and of the reference's block next to it."""
-
-
-@runtime_checkable
-class SelfTimed(Protocol):
-    """A run on a device that has a clock of its own, such as the events of a GPU."""
-
-    def __call__(self) -> object: ...
-
-    def seconds(self) -> float:
-        """Run once; how long the device took."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -185,12 +169,12 @@ def _more_pairs(
 ) -> PairedTiming:
     """Add pairs to `blocks` until they are enough, or the time is over; what all of them say."""
     deadline = time.perf_counter() + seconds
-    counts = [_runs_in_block(_warmed(loads, seconds * WARM_UP_SHARE), seconds) for loads in sides]
+    counts = [_runs_inblock(_warmed(loads, seconds * WARM_UP_SHARE), seconds) for loads in sides]
     of_a_side = len(sides[0]), len(sides[1])
     while True:
         for order in ((0, 1), (1, 0)):  # A B then B A: a drift of the machine favours neither side
             chosen = _loads_of_pair(len(blocks), of_a_side)
-            pair = {which: _block(sides[which][chosen[which]], counts[which]) for which in order}
+            pair = {which: block(sides[which][chosen[which]], counts[which]) for which in order}
             blocks.append((pair[0], pair[1]))
         over = time.perf_counter() >= deadline or len(blocks) >= MAX_PAIRS
         if over or len(blocks) % PAIRS_BETWEEN_LOOKS == 0:
@@ -220,10 +204,10 @@ def reference_timing(reference: Loads, seconds: float) -> tuple[float, float, fl
 def fastest_blocks(loads: Loads, seconds: float) -> list[float]:
     """Seconds of the fastest run of each block that fits into `seconds`, of the loads in turn; two blocks at least."""
     deadline = time.perf_counter() + seconds
-    count = _runs_in_block(_warmed(loads, seconds * WARM_UP_SHARE), seconds)
+    count = _runs_inblock(_warmed(loads, seconds * WARM_UP_SHARE), seconds)
     fastest: list[float] = []
     while len(fastest) < 2 or (time.perf_counter() < deadline and len(fastest) < MAX_PAIRS):
-        fastest.append(min(_block(loads[len(fastest) % len(loads)], count)))
+        fastest.append(min(block(loads[len(fastest) % len(loads)], count)))
     return fastest
 
 
@@ -232,18 +216,8 @@ def _warmed(loads: Loads, seconds: float) -> float:
     first, *others = loads
     run_s = warm_up(first, seconds)
     for run in others:
-        _block(run, 2)
+        block(run, 2)
     return run_s
-
-
-def warm_up(run: Run, seconds: float) -> float:
-    """Run until a stretch is no faster than the one before it, for at most about `seconds`; returns seconds of a run."""
-    deadline = time.perf_counter() + seconds
-    stretch = BLOCK_SECONDS * 2
-    previous, latest = _stretch(run, stretch), _stretch(run, stretch)
-    while latest < 0.98 * previous and time.perf_counter() < deadline:
-        previous, latest = latest, _stretch(run, stretch)
-    return latest
 
 
 def calm_ratio(pairs: np.ndarray) -> np.ndarray:
@@ -329,33 +303,8 @@ def _calm_count(pairs: int) -> int:
     return min(pairs, max(MIN_PAIRS // 2, round(pairs * CALM_SHARE)))
 
 
-def _runs_in_block(seconds_per_run: float, budget: float) -> int:
+def _runs_inblock(seconds_per_run: float, budget: float) -> int:
     """The number of runs that fill a block, at least `MIN_RUNS` and the first; fewer where the budget does not allow `MIN_PAIRS` blocks."""
     wanted = 1 + max(MIN_RUNS, round(BLOCK_SECONDS / seconds_per_run))
     room = int(budget * (1 - 2 * WARM_UP_SHARE) / (2 * MIN_PAIRS) / seconds_per_run)
     return max(1, min(wanted, room))
-
-
-def _stretch(run: Run, seconds: float) -> float:
-    """Seconds of the fastest run in a stretch of `seconds`."""
-    end = time.perf_counter() + seconds
-    fastest = math.inf
-    while True:
-        fastest = min(fastest, *_block(run, 1))
-        if time.perf_counter() >= end:
-            return fastest
-
-
-def _block(run: Run, count: int) -> list[float]:
-    """Seconds of each of `count` runs without the first, which only counts where it is the only one."""
-    if isinstance(run, SelfTimed):
-        seconds = [run.seconds() for _ in range(count)]
-    else:
-        seconds = [_wall_seconds(run) for _ in range(count)]
-    return seconds[1:] or seconds
-
-
-def _wall_seconds(run: Run) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .paired_timing import PairedTiming, Percentile, ShapeTiming
+from ..runtimes.base import BindingSession, Session
+from .blocks import Run
+from .paired_timing import Loads, PairedTiming, Percentile, ShapeTiming
 
 
 @dataclass(frozen=True)
@@ -71,3 +73,15 @@ def _mean_percentile(timings: Sequence[PairedTiming], batches: Sequence[ShapedBa
         weighted_mean([getattr(each, bound) for each in found], batches) for bound in ("value", "low", "high")
     )
     return Percentile(value, low, high)
+
+
+def runners(sessions: Sequence[Session], batch: ShapedBatch) -> Loads:
+    """Runs of one batch, of several loads of a file."""
+    return [runner(session, batch.inputs) for session in sessions]
+
+
+def runner(session: Session, inputs: Mapping[str, np.ndarray]) -> Run:
+    """A run of one batch, which is where the runtime reads it if it can be."""
+    if isinstance(session, BindingSession):
+        return session.bound(inputs)
+    return lambda: session.run(inputs)

@@ -21,7 +21,7 @@ class Shape(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
-    __pydantic_extra__: dict[str, Annotated[int, Field(ge=1, le=MAX_COUNT)]] = Field(init=False)
+    __pydantic_extra__: dict[str, Annotated[int, Field(ge=1, le=MAX_COUNT)]] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]  # as pydantic's guide has it
 
     weight: Annotated[float, Field(gt=0, le=MAX_COUNT)] = 1
 

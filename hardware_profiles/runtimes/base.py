@@ -94,7 +94,7 @@ class BindingSession(Protocol):
     """A session that can run one batch again and again without handing it over."""
 
     def bound(self, inputs: Mapping[str, np.ndarray]) -> Callable[[], object]:
-        """Runs of one batch, which is where the runtime reads it; a `paired_timing.SelfTimed` on a device with a clock of its own."""
+        """Runs of one batch, which is where the runtime reads it; a `bench.blocks.SelfTimed` on a device with a clock of its own."""
         ...
 
 

@@ -112,7 +112,7 @@ def inspect_workload(
         macs=macs,
         layers=found.layer_reports(space, macs, _operators(choices) if spec else OPERATORS),
         skipped=why_untouched(model, example),
-        groups=[_group(group, space.channel_multiple) for group in space.groups],
+        groups=_groups(space),
         unprunable={**found.unprunable, **found.groups_kept_back(space)},
         blocks={name: found.influence[name] for name in space.blocks},
         fixed_blocks={**found.fixed_blocks, **found.blocks_kept_back(space)},
@@ -209,8 +209,12 @@ def _little_data(workload: str, options: Mapping[str, Any]) -> Mapping[str, Any]
     return {**options, "data": {"name": "random", "samples": FEWEST_SAMPLES}}
 
 
-def _group(group: ChannelGroup, multiple: int) -> GroupReport:
-    return GroupReport(group.name, group.channels, group.layers, group.rounded_to(multiple), group.unit)
+def _groups(space: Space) -> list[GroupReport]:
+    multiple = space.channel_multiple
+    return [
+        GroupReport(group.name, group.channels, group.layers, group.rounded_to(multiple), group.unit)
+        for group in space.groups
+    ]
 
 
 def _layer(layer: Layer, macs: int, group: str, operators: Sequence[str], kept_back: bool) -> LayerReport:

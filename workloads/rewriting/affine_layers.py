@@ -74,8 +74,9 @@ def as_linear(module: nn.Module, read: Tensor) -> nn.Linear | None:
         return None
     weight, bias = (_exact(module, values) for values in matrix)
     found = [functional.linear(tensor, weight, bias) for tensor in (read, loud)]
-    same = all(_close(own, other) for own, other in zip(expected, found, strict=True))
-    return linear_of(weight, bias if bool(bias.any()) else None) if same else None
+    if not all(map(_close, expected, found)):
+        return None
+    return linear_of(weight, bias if bool(bias.any()) else None)
 
 
 def _matrix(module: nn.Module, read: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -31,7 +31,7 @@ def default_float_type() -> FloatType:
 
 
 class CudaRun:
-    """A run whose inputs lie on the GPU; see `paired_timing.SelfTimed`.
+    """A run whose inputs lie on the GPU; see `bench.blocks.SelfTimed`.
 
     Args:
         enqueue: starts the run on `stream` and does not wait for it.

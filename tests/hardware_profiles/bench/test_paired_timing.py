@@ -13,18 +13,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from slimfront.hardware_profiles.bench import bench
+from slimfront.hardware_profiles.bench import bench, blocks
 from slimfront.hardware_profiles.bench import paired_timing as module
+from slimfront.hardware_profiles.bench.blocks import Run, warm_up
 from slimfront.hardware_profiles.bench.loads import LOADING_SPREAD
 from slimfront.hardware_profiles.bench.paired_timing import (
     PAIRS_BETWEEN_LOOKS,
     PairedTiming,
-    Run,
     calm_interval,
     calm_ratio,
     fastest_blocks,
     reference_timing,
-    warm_up,
 )
 
 
@@ -68,7 +67,8 @@ def paired_timing(candidate: Run, reference: Run, *arguments: Any, **more: Any) 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(module, "time", made)
+    for timed in (module, blocks):
+        monkeypatch.setattr(timed, "time", made)
     return made
 
 
@@ -171,7 +171,8 @@ def test_an_interval_of_a_disturbed_machine_holds_the_quiet_speedup(hurt, more, 
     reference_hurt, candidate_hurt = max(hurt, more), min(hurt, more)
     with pytest.MonkeyPatch.context() as patched:
         clock = Clock()
-        patched.setattr(module, "time", clock)
+        for timed in (module, blocks):
+            patched.setattr(timed, "time", clock)
         candidate, reference = clock.taking(candidate_hurt / speedup), clock.taking(reference_hurt)
         timing = paired_timing(candidate, reference, 0.5, calm_reference_s=0.001)
     if reference_hurt > math.exp(module.DISTURBED):
@@ -303,7 +304,6 @@ def test_files_are_loaded_again_where_that_is_cheap_and_the_timing_gives_the_tim
 
     monkeypatch.setattr(bench, "time", clock)
     monkeypatch.setattr(bench, "load_streams", load)
-    monkeypatch.setattr(bench, "_runner", lambda session: session)
     state = SimpleNamespace(target=None, reference="kept", reference_file=Path("reference"))
     monkeypatch.setattr(bench, "_state", state, raising=False)
     candidates, references, left = bench._loaded(Path("candidate"), seconds)
