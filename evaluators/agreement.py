@@ -29,9 +29,10 @@ from .evaluator import Context
 ASKED = 4
 """The number of samples that are compared."""
 
-MARGIN = 4.0
+MARGIN = 6.0
 """How many times as far as rounding moves the outputs of the torch model an artifact's may be from them. Measured: at most 2.7 times,
-where OpenVINO chooses ranges of dynamic quantization by groups of its own."""
+where OpenVINO chooses ranges of dynamic quantization by groups of its own, and 4.1 in one of 282 generated networks, where a model's own
+rounding happens to move its outputs little."""
 
 ROUNDING: dict[FloatType, float] = {FLOAT32: 2.0**-17, TFLOAT32: 2.0**-10, FLOAT16: 2.0**-10, BFLOAT16: 2.0**-8}
 """By which share of itself a number may differ from one kernel to another: twice the distance of two neighbours of the type, and in

@@ -29,7 +29,7 @@ from slimfront.compression.pruning.proof import proven_groups
 from slimfront.compression.pruning.prune import kept_channels, pruned_copy
 from slimfront.compression.quantization.candidates import make_candidate
 from slimfront.core.batch import HOST, Batch, mapped, rows, taken, tensors_of
-from slimfront.core.errors import EvaluationError, TrialError
+from slimfront.core.errors import CompressionError, EvaluationError, TrialError
 from slimfront.evaluators.agreement import Agreement
 from slimfront.evaluators.counts import counts_of
 from slimfront.hardware_profiles.cards.target import load_target
@@ -119,7 +119,15 @@ def judge(
     _hold_counts(workload, space, policy, groups)
     found = Found(len(groups), len(lost), Counter(map(_kind, refused.values())))
     decided = effective_policy(policy) if quantizes else Policy()
-    gone = pruned_copy(workload.model, workload.example_input, policy, groups) if quantizes else pruned
+    try:
+        gone = pruned_copy(workload.model, workload.example_input, policy, groups) if quantizes else pruned
+    except CompressionError as error:
+        if (
+            not policy.removed_blocks
+        ):  # groups are proven with all blocks in place; a trial without some ends with this reason
+            raise
+        found.not_lowered[f"blocks and channels: {_kind(str(error))}"] += 1
+        return found
     for runtime in runtimes:
         if (reason := _hold_against_artifact(gone, decided, workload.calibration, batch, runtime)) is not None:
             found.not_lowered[f"{runtime}: {reason}"] += 1

@@ -27,6 +27,7 @@ from torch_pruning.dependency import Group
 from ...core.errors import CompressionError
 from ...core.registry import Registry
 from ...spaces.models.attention.heads import HeadWeights
+from ...spaces.models.failures import first_line
 from .unit_importance import Values, recurrent_scores
 
 ImportanceClass = Callable[..., Callable[[Group], Tensor | None]]
@@ -154,8 +155,15 @@ def _scores(kind: ImportanceClass, group: Group, name: str, values: Values, **se
 
 
 def _unnormalised(kind: ImportanceClass, group: Group, **settings: object) -> Tensor | None:
-    """Scores of an importance of Torch-Pruning as they are, None where it finds no layer that it reads."""
-    return kind(normalizer=None, **settings)(group)
+    """Scores of an importance of Torch-Pruning as they are, None where it finds no layer that it reads.
+
+    Raises:
+        CompressionError: it takes a layer's channels for others, as it may where a removed block stood between two layers.
+    """
+    try:
+        return kind(normalizer=None, **settings)(group)
+    except IndexError as error:
+        raise CompressionError(f"Torch-Pruning cannot score the channels of a group: {first_line(error)}") from error
 
 
 def _summed(kind: ImportanceClass, group: Group, **settings: object) -> Tensor | None:

@@ -158,8 +158,8 @@ def _spell_out_norms(exported: fx.GraphModule) -> None:
             _fold(exported, norm, index)
             continue
         scale, shift = scale_and_shift(exported, norm)
-        exported.register_buffer(f"norm{index}_scale", scale)
-        exported.register_buffer(f"norm{index}_shift", shift)
+        exported.register_buffer(f"norm{index}_scale", scale.to(device_of_model(exported)))
+        exported.register_buffer(f"norm{index}_shift", shift.to(device_of_model(exported)))
         with graph.inserting_before(norm):
             scaled = graph.call_function(aten.mul.Tensor, (norm.args[0], graph.get_attr(f"norm{index}_scale")))
             shifted = graph.call_function(aten.add.Tensor, (scaled, graph.get_attr(f"norm{index}_shift")))
@@ -185,7 +185,7 @@ def _fold(exported: fx.GraphModule, norm: fx.Node, index: int) -> None:
     beta = torch.zeros_like(mean) if beta is None else beta
     weight, bias = fuse(weight, own_bias, mean, variance, cast("float", norm.args[7]), gamma, beta)
     for kind, values in (("weight", weight), ("bias", bias)):
-        exported.register_parameter(f"norm{index}_{kind}", values)
+        exported.register_parameter(f"norm{index}_{kind}", nn.Parameter(values.to(device_of_model(exported))))
     with exported.graph.inserting_before(layer):
         folded = [exported.graph.get_attr(f"norm{index}_{kind}") for kind in ("weight", "bias")]
     folded[0].meta = dict(cast("fx.Node", layer.args[1]).meta)
