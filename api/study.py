@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.defaults import DEFAULT_STORAGE
 from ..core.errors import UserError
+from ..core.measurement import Measurement
 from ..core.metrics import METRICS
 from ..core.validation import suggestion
 from ..studies.analysis.front import Objective, Point
@@ -178,6 +179,20 @@ class Study:
             raise UserError(f"{self.name}: none of {len(complete)} complete trials {wanted}")
         sign = Objective.of(metric, self.store.get_study(self.name).quality).sign
         return min(found, key=lambda trial: (sign * trial.measurements[metric].value, trial.number))
+
+    def paired_drop(self, trial: int | TrialRecord, other: int | TrialRecord) -> Measurement | None:
+        """How much worse a point of the front is than another one on the test split, in the unit of the study's metric.
+
+        Both scored the same samples, so that its 95 % interval, paired by sample, is narrower than that of the difference of two drops.
+        None where the scores of one were not kept: those of points that were on the front when the search ended are.
+
+        Raises:
+            UserError: there is no such trial.
+        """
+        from ..studies.files.sample_scores import paired_drop  # torch, which nothing else here needs
+
+        one, two = (each if isinstance(each, TrialRecord) else self.trial(each) for each in (trial, other))
+        return paired_drop(self.store, self.name, one.number, two.number)
 
     def status(self) -> StudyStatus:
         """How far the study is: trials by state, front, and why trials failed."""

@@ -74,6 +74,8 @@ def held(workload: Workload, seconds: float = SCAN_SECONDS) -> Workload:
         WorkloadError: in one line, what is wrong and what would be right.
     """
     try:
+        if not any(True for _ in workload.model.parameters()):
+            raise WorkloadError("model has no parameters: there is nothing in it to compress")
         remarks = [*_scan(workload, seconds), *_try(copied(workload.model).eval(), workload)]
     except WorkloadError as error:
         name = f"workload {workload.name}: " if workload.name else ""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from slimfront.api.study import Study
 from slimfront.core.errors import EvaluationError
 from slimfront.core.interrupts import Interrupts
 from slimfront.evaluators.accuracy import score
@@ -23,7 +24,7 @@ from slimfront.search.driver import Search
 from slimfront.search.execution.local import LocalRunner, run_local
 from slimfront.search.trials.prepared_study import prepare
 from slimfront.search.trials.worker import Stage
-from slimfront.studies.files.sample_scores import paired_drop, sample_scores
+from slimfront.studies.files.sample_scores import sample_scores
 from slimfront.studies.store.store import Store
 from slimfront.studies.study_file.spec import StudySpec
 
@@ -76,7 +77,7 @@ def test_all_slots_score_the_front_and_one_that_breaks_costs_its_own_point_alone
         confirm_front(search)  # the next run tries the first again, and only that
         _is_confirmed(search, first)
         assert store.get_trial("tiny", first).reason is None
-        same = paired_drop(store, "tiny", first, first)
+        same = Study(store, "tiny").paired_drop(first, first)
         assert same is not None
         assert (same.value, same.low, same.high, same.method) == (0, 0, 0, "paired-normal")
 

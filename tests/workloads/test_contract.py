@@ -105,6 +105,13 @@ def test_a_model_whose_answers_cannot_be_relied_on_is_refused(change, problem):
     assert "\n" not in str(caught.value)
 
 
+def test_a_model_of_nothing_but_functions_is_refused():
+    with pytest.raises(
+        WorkloadError, match=r"^workload mine: model has no parameters: there is nothing in it to compress$"
+    ):
+        held(workload(nn.Sequential(nn.Flatten(), nn.ReLU())))
+
+
 HARMLESS = {
     "check of its inputs": lambda model, inputs, outputs: outputs if inputs.isfinite().all() else 1 / 0,
     "call counter": lambda model, inputs, outputs: (model.calls.add_(1), outputs)[1],
