@@ -259,6 +259,8 @@ def _axis_problem(tensor: Tensor, axis: object, word: object) -> str | None:
         return f"must name axes from 1 to {tensor.ndim - 1} (axis 0 counts the samples), not {axis!r}"
     if not isinstance(word, str) or not word.isidentifier():
         return f"must give axis {axis} a name such as 'length', not {word!r}"
+    if word == "weight":
+        return f"must give axis {axis} another name: 'weight' is what a study's `shapes` give their weights by"
     return None
 
 

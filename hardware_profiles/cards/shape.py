@@ -59,11 +59,11 @@ def distinct_shapes(shapes: Sequence[Shape] | None) -> Sequence[Shape] | None:
     return shapes
 
 
-def shapes_problem(shapes: Sequence[Shape], axes: Sequence[str]) -> str | None:
-    """What is wrong with shapes of inputs whose dynamic axes have these names, to follow "shapes"; None where nothing is."""
+def shapes_problem(shapes: Sequence[Shape], axes: Sequence[str]) -> tuple[str, str] | None:
+    """Where under "shapes", and what, is wrong with shapes of inputs whose dynamic axes have these names; None where nothing is."""
     if not axes:
-        return "needs dynamic axes, and the workload names none in dynamic_axes"
+        return "", "needs dynamic axes, and the workload names none in dynamic_axes"
     for index, shape in enumerate(shapes):
         if unknown := [axis for axis in shape.sizes if axis not in axes]:
-            return f"[{index}]: {unknown[0]!r} is no dynamic axis of the workload, which has {', '.join(axes)}"
+            return f".{index}.{unknown[0]}", f"no dynamic axis of the workload has this name; it has {', '.join(axes)}"
     return None

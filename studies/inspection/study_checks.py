@@ -147,9 +147,10 @@ def check_shapes(spec: StudySpec, workload: Workload, target: Target) -> None:
         return
     problem = shapes_problem(target.shapes, [*sizes_of(workload.dynamic_axes, workload.example_input)])
     if not RUNTIMES[target.runtime].dynamic_axes:
-        problem = f"needs dynamic axes, and runtime {target.runtime} has none"
+        problem = "", f"needs dynamic axes, and runtime {target.runtime} has none"
     if problem is not None:
-        key, said = ("shapes", problem) if spec.shapes else ("target", f"its card's shapes: {problem}")
+        where, words = problem
+        key, said = (f"shapes{where}", words) if spec.shapes else ("target", f"its card's shapes{where}: {words}")
         raise StudyFileError(spec.file, key, said)
 
 
