@@ -40,6 +40,7 @@ def _refuse(bits: int) -> None:
 
 
 LUCK = {
+    "none": lambda: None,
     "greed": lambda: _hold(torch.ones(2 * 10**9, dtype=torch.uint8)),
     "exit": lambda: sys.exit(0),
     "vanish": lambda: os._exit(0),
