@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+FORWARDS = {kind.forward for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)}
+"""What computes a batch-norm and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ class Ranks:
     def whole_batches(self, models: Sequence[nn.Module]) -> Iterator[None]:
         """Have batch-norms of models in training mode normalise by statistics of the whole batch."""
         modules = [] if self.is_alone else [module for model in models for module in model.modules()]
-        norms: list[Any] = [module for module in modules if isinstance(module, BATCH_NORMS)]
+        # A subclass with a forward of its own, as timm's with an activation, normalises by its share of the batch.
+        norms: list[Any] = [module for module in modules if type(module).forward in FORWARDS]
         try:
             for norm in norms:
                 norm.forward = _of_all_ranks(norm)

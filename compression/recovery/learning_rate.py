@@ -137,10 +137,11 @@ def _shortened(workload: Workload, sample_s: float) -> Workload:
 
 
 def _compressed(workload: Workload, groups: Sequence[ChannelGroup], seed: int) -> nn.Module:
-    found = () if groups else find_layers(workload.model, workload.example_input)
+    narrows = any(group.can_lose(Pruning.multiple) for group in groups)
+    found = () if narrows else find_layers(workload.model, workload.example_input)
     layers = {layer.name: LayerPolicy(sparsity=0.5) for layer in found}
     policy = Policy(
-        0.5 if groups else 1.0, layers=layers, pruning=Pruning(reduction="reconstruct" if groups else "drop")
+        0.5 if narrows else 1.0, layers=layers, pruning=Pruning(reduction="reconstruct" if narrows else "drop")
     )
     student = pruned_copy(workload.model, workload.example_input, policy, groups, workload, seed)
     reestimate_batch_norm(student, workload.calibration)

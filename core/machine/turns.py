@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
+from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, flock
 from functools import cache
 from pathlib import Path
 from threading import local
@@ -99,6 +99,9 @@ def _flocked(file: Path, how: int) -> Iterator[None]:
         flock(descriptor, how)
         yield
     finally:
+        flock(
+            descriptor, LOCK_UN
+        )  # closing does not release it where a forked process, as one that loads data, has it open too
         os.close(descriptor)
 
 

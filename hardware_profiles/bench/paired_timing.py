@@ -169,7 +169,7 @@ def _more_pairs(
 ) -> PairedTiming:
     """Add pairs to `blocks` until they are enough, or the time is over; what all of them say."""
     deadline = time.perf_counter() + seconds
-    counts = [_runs_inblock(_warmed(loads, seconds * WARM_UP_SHARE), seconds) for loads in sides]
+    counts = [_runs_in_block(_warmed(loads, seconds * WARM_UP_SHARE), seconds) for loads in sides]
     of_a_side = len(sides[0]), len(sides[1])
     while True:
         for order in ((0, 1), (1, 0)):  # A B then B A: a drift of the machine favours neither side
@@ -204,7 +204,7 @@ def reference_timing(reference: Loads, seconds: float) -> tuple[float, float, fl
 def fastest_blocks(loads: Loads, seconds: float) -> list[float]:
     """Seconds of the fastest run of each block that fits into `seconds`, of the loads in turn; two blocks at least."""
     deadline = time.perf_counter() + seconds
-    count = _runs_inblock(_warmed(loads, seconds * WARM_UP_SHARE), seconds)
+    count = _runs_in_block(_warmed(loads, seconds * WARM_UP_SHARE), seconds)
     fastest: list[float] = []
     while len(fastest) < 2 or (time.perf_counter() < deadline and len(fastest) < MAX_PAIRS):
         fastest.append(min(block(loads[len(fastest) % len(loads)], count)))
@@ -303,7 +303,7 @@ def _calm_count(pairs: int) -> int:
     return min(pairs, max(MIN_PAIRS // 2, round(pairs * CALM_SHARE)))
 
 
-def _runs_inblock(seconds_per_run: float, budget: float) -> int:
+def _runs_in_block(seconds_per_run: float, budget: float) -> int:
     """The number of runs that fill a block, at least `MIN_RUNS` and the first; fewer where the budget does not allow `MIN_PAIRS` blocks."""
     wanted = 1 + max(MIN_RUNS, round(BLOCK_SECONDS / seconds_per_run))
     room = int(budget * (1 - 2 * WARM_UP_SHARE) / (2 * MIN_PAIRS) / seconds_per_run)

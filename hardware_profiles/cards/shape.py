@@ -52,10 +52,10 @@ def distinct_shapes(shapes: Sequence[Shape] | None) -> Sequence[Shape] | None:
     Raises:
         ValueError: one is there twice.
     """
-    names = [shape.name for shape in shapes or ()]
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            raise ValueError(f"{name} is there twice; a weight says how much it counts")
+    sizes = [dict(shape.sizes) for shape in shapes or ()]
+    for index, shape in enumerate(shapes or ()):
+        if sizes[index] in sizes[:index]:
+            raise ValueError(f"{shape.name} is there twice; a weight says how much it counts")
     return shapes
 
 

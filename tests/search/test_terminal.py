@@ -73,7 +73,7 @@ def test_a_search_without_a_terminal_counts_and_one_that_is_refused_shows_nothin
     url, said = searched
     lines = said.splitlines()
     assert lines[0] == "  channels of fc stay: its channels are the model's output"
-    assert [line for line in lines if re.match(r"  4 of 4 trials, \d:\d\d, 0:00 left; front of \d, best ", line)]
+    assert [line for line in lines if re.match(r"  4 of 4 trials, \d:\d\d; front of \d, best ", line)]
     assert re.fullmatch(r"  4 trials in \d:\d\d, \d points? on the front", lines[-1])
     joined = [line for line in lines if "joins the front" in line]
     assert re.search(

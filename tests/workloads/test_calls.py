@@ -192,8 +192,12 @@ KINDS = {
 @pytest.mark.parametrize(("given", "example", "expected"), KINDS.values(), ids=KINDS.keys())
 def test_samples_are_taken_as_torch_collates_them(given, example, expected):
     class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(2))
+
         def forward(self, values):
-            return torch.stack([values.float().reshape(len(values), -1).sum(1)] * 2, 1)
+            return values.float().reshape(len(values), -1).sum(1, keepdim=True) * self.scale
 
     made = workload(Sum(), lambda i: (given, 1), example)
     assert torch.equal(made.train[0][0], expected)
