@@ -37,8 +37,8 @@ class Shape(BaseModel):
 
     @property
     def sizes(self) -> Mapping[str, int]:
-        """Name of an axis -> its size."""
-        return dict(self.__pydantic_extra__)
+        """Name of an axis -> its size, in the order of the names."""
+        return dict(sorted(self.__pydantic_extra__.items()))
 
     @property
     def name(self) -> str:

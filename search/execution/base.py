@@ -99,9 +99,10 @@ def try_trials(search: Search, runner: Runner) -> None:
 
 
 def measuring_setup(prepared: PreparedStudy) -> WorkerSetup:
-    """What a process needs that measures the uncompressed model."""
+    """What a process needs that measures the uncompressed model, on one GPU however many a trial has."""
     return replace(
         WorkerSetup.of(prepared, prepared.context.threads),
+        compute=prepared.spec.compute.model_copy(update={"gpus": min(1, prepared.spec.compute.gpus)}),
         pickled_workload=prepared.pickled_workload,
         registrations=pickled_registrations(),
     )
@@ -115,6 +116,7 @@ def worker_setup(search: Search, workers: int) -> WorkerSetup:
     return replace(
         measuring_setup(prepared),
         threads=max(1, threads),
+        compute=spec.compute,
         constraints=spec.constraints,
         reference=search.reference,
         kept_off_bench=workers > 0,

@@ -118,8 +118,3 @@ def with_scores(context: Context, artifact: Artifact, latency_ms: float, record:
     return Reference(
         artifact, latency_ms, scores, None, seconds, over_float32=record.over_float32, precision=record.precision
     )
-
-
-def with_test_scores(context: Context, reference: Reference) -> Reference:
-    """The reference with its scores on the test split too."""
-    return replace(reference, test=score(reference.artifact, context.workload.test, context))

@@ -195,6 +195,8 @@ def _tensor(info: TensorInfo) -> dict[str, Any]:
 def _shapes(target: Mapping[str, Any]) -> str:
     """Which shapes latency was timed at, where the target names some."""
     named = [Shape.model_validate(each) for each in target.get("shapes") or ()]
+    if len(named) == 1:
+        return f" Latency is at {named[0].name}."
     said = ", ".join(f"{shape.name} (weight {shape.weight:g})" for shape in named)
     return f" Latency is the weighted mean over {said}; each of them has rows of its own, in brackets." if named else ""
 
