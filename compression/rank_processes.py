@@ -75,8 +75,10 @@ class RankProcesses:
             CompressionError: a rank failed, or its process ended.
         """
         with tempfile.TemporaryDirectory(prefix="slimfront-ranks-") as folder:
-            self._start(Path(folder))
+            self._connections: list[Connection] = []
+            self._processes: list[Any] = []
             try:
+                self._start(Path(folder))
                 while (made := self._receive()) is not None:
                     yield made
                     self._connections[0].send(True)
@@ -85,8 +87,6 @@ class RankProcesses:
 
     def _start(self, folder: Path) -> None:
         context: Any = get_context("loky")
-        self._connections: list[Connection] = []
-        self._processes: list[Any] = []
         for rank in range(self._count):
             own, theirs = context.Pipe()
             task = _Task(rank, self._count, self._device, folder, self._work)
@@ -107,7 +107,7 @@ class RankProcesses:
             if (problem := self._problem(messages := self._messages())) is not None:
                 rank, reason = problem
                 raise CompressionError(f"process {rank + 1} of the {self._count} that train together failed: {reason}")
-            if 0 in messages:
+            if 0 in messages:  # what a process of this one's made, over a pipe that nobody else has
                 return None if messages[0] is None else pickle.loads(messages[0])
 
     def _problem(self, messages: dict[int, Any]) -> tuple[int, str] | None:
@@ -158,9 +158,8 @@ def _serve(connection: Connection, task: _Task, parent: int) -> None:
         _join(task)
         for model, epochs in pickle.loads(task.work)():
             if task.rank == 0:
-                connection.send(
-                    cloudpickle.dumps((model, epochs))
-                )  # a class of the main script goes by value, as it came
+                # A class of the main script goes by value, as it came.
+                connection.send(cloudpickle.dumps((model, epochs)))
                 connection.recv()
         if task.rank == 0:
             connection.send(None)

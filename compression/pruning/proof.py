@@ -126,10 +126,12 @@ class _Prover:
         """
         if not groups or self._one_pass(groups, False, corrects=False)[1]:
             return {}
+        why = MISPLACED.format(reader="the model's output")
         if len(groups) == 1:
-            return {groups[0].name: MISPLACED.format(reader="the model's output")}
-        middle = len(groups) // 2
-        return self.hidden(groups[:middle]) | self.hidden(groups[middle:])
+            return {groups[0].name: why}
+        first, second = groups[: len(groups) // 2], groups[len(groups) // 2 :]
+        apart = self.hidden(first) | self.hidden(second)
+        return apart or {group.name: f"not together with {second[0].name}: {why}" for group in first}
 
     def _bisected(self, groups: Sequence[ChannelGroup], first: bool, reason: str) -> dict[str, str]:
         """{group: reason} of those that fail, where no single one was found to; `reason` is that of all `groups` together."""

@@ -121,6 +121,9 @@ def _with_other_weights(
     weights = {**found.weights, **grouped_weights(model, policy, norms)}
     stored = weights.keys() | rounded.keys()
     folded = {layer: norm for layer, norm in norms.items() if layer in stored}
+    for layer, norm in norms.items():
+        if norm in folded.values() and layer not in folded:
+            raise CompressionError(f"{norm} follows {layer} and other layers, which have to be quantized all or none")
     return replace(found, weights=weights, bfloat16=rounded, norms=folded)
 
 

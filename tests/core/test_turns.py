@@ -64,7 +64,7 @@ def test_a_timing_gets_in_between_steps_that_always_overlap_and_none_runs_during
                 time.sleep(0.02)
                 assert (inside, steps) == ([0, 0], before)
         stop.set()
-    assert "cuda:0" in finished  # whoever makes room sees its own work through
+    assert "cuda:0" in finished  # what makes room finishes its own work first
 
 
 def test_another_gpu_and_the_processor_are_not_waited_for(tmp_path):

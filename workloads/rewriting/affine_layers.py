@@ -62,7 +62,7 @@ def _weighted_parts(module: nn.Module) -> list[nn.Module]:
 @torch.no_grad()
 def as_linear(module: nn.Module, read: Tensor) -> nn.Linear | None:
     """A linear layer that computes what `module` does, in evaluation mode, of what it read and of random numbers; None where none does."""
-    if read.ndim < 2 or read.shape[-1] > WIDEST or not read.is_floating_point():
+    if not _may_be_linear(read):
         return None
     loud = torch.randn(read.shape, generator=torch.Generator().manual_seed(0)).to(read) * LOUD
     try:
@@ -77,6 +77,10 @@ def as_linear(module: nn.Module, read: Tensor) -> nn.Linear | None:
     if not all(map(_close, expected, found)):
         return None
     return linear_of(weight, bias if bool(bias.any()) else None)
+
+
+def _may_be_linear(read: Tensor) -> bool:
+    return read.ndim > 1 and read.shape[-1] <= WIDEST and read.is_floating_point()
 
 
 def _matrix(module: nn.Module, read: Tensor) -> tuple[Tensor, Tensor] | None:

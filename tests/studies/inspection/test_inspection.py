@@ -13,7 +13,7 @@ from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.hardware_profiles.runtimes.onnx.openvino_runtime import computes
 from slimfront.spaces.models.layers import Layer, find_every_layer
 from slimfront.studies.inspection import inspect as inspection
-from slimfront.studies.inspection import precision_probe as kernel_answers
+from slimfront.studies.inspection import precision_probe
 from slimfront.studies.inspection.inspect import inspect_reference, inspect_workload
 from slimfront.studies.inspection.precision_probe import bits_on
 from slimfront.studies.inspection.report import inspection_tables
@@ -104,14 +104,14 @@ def test_bits_are_what_the_runtime_reports_and_not_what_one_would_guess(digits_w
 
 
 def test_a_width_that_cannot_be_lowered_leaves_the_other_answers(digits_workload, monkeypatch):
-    real = kernel_answers._executed
+    real = precision_probe._executed
 
     def executed(workload, target, policy):
         if any(layer.weight_bits == 16 for layer in policy.layers.values()):
             raise LoweringError("no such weight")
         return real(workload, target, policy)
 
-    monkeypatch.setattr(kernel_answers, "_executed", executed)
+    monkeypatch.setattr(precision_probe, "_executed", executed)
     bits = bits_on(digits_workload, layers_of(digits_workload), load_target("cpu-openvino"))
     assert bits["weight 16"] == "not asked: no such weight"
     assert bits["weight 8"] == "i8 in 16 of 16"
