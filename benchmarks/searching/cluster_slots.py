@@ -5,7 +5,7 @@ Ray connects them with the driver. Trials sleep, so that two cores carry eight s
 
     one     12 trials on one slot, for the speed-up
     slots   120 trials on three nodes of 3, 3 and 2 slots
-    change  60 trials, in the middle of which one node is killed and another one joins
+    change  120 trials, after 30 of which one node is killed and another one joins
 
     python benchmarks/searching/cluster_slots.py --part slots --json slots.json
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from slimfront.hardware_profiles.cards.target import load_target
 SLEEP_S = 2.0
 TOKEN = secrets.token_hex(32)
 """One for all clusters: Ray reads it once a process."""
+RAY = str(Path(sys.executable).with_name("ray"))
 
 NET = '''
 """A small network whose weights are read by a relative path, and whose trials sleep."""
@@ -126,10 +128,23 @@ class Nodes:
         self.address = f"127.0.0.1:{self._port}"
         self._running: list[subprocess.Popen[bytes]] = []
         self._start("--head", f"--port={self._port}", "--num-cpus=0", "--include-dashboard=false")
+        self._wait(self._members)
 
     def add(self, slots: int) -> subprocess.Popen[bytes]:
         """Start a node; it joins within seconds."""
         return self._start(f"--address={self.address}", f"--num-cpus={slots}", is_blind=True)
+
+    def add_each(self, sizes: list[int]) -> list[subprocess.Popen[bytes]]:
+        """Nodes of these sizes, each of which joins before the next one starts.
+
+        Nodes of one machine that start at the same moment may choose the same ports, and one of them ends then.
+        """
+        added = []
+        for size in sizes:
+            members = self._members()
+            added.append(self.add(size))
+            self._wait(lambda members=members: self._members() > members)
+        return added
 
     def kill(self, node: subprocess.Popen[bytes]) -> None:
         """Kill a node with everything on it, as a machine that loses its power."""
@@ -144,14 +159,22 @@ class Nodes:
             if node.poll() is None:
                 self.kill(node)
 
+    def _members(self) -> int:
+        """How many nodes are alive; 0 as long as the head does not answer."""
+        status = subprocess.run([RAY, "status", "--address", self.address], capture_output=True, text=True, check=False)
+        active, _, _ = status.stdout.partition("Pending:")
+        return len(re.findall(r"^ \d+ node_", active, re.MULTILINE))
+
+    @staticmethod
+    def _wait(condition: Callable[[], object]) -> None:
+        limit = time.monotonic() + 60
+        while not condition():
+            if time.monotonic() > limit:
+                raise TimeoutError("a Ray node has not started within 60 s")
+            time.sleep(0.5)
+
     def _start(self, *options: str, is_blind: bool = False) -> subprocess.Popen[bytes]:
-        ray = [
-            str(Path(sys.executable).with_name("ray")),
-            "start",
-            *options,
-            "--block",
-            "--object-store-memory=100000000",
-        ]
+        ray = [RAY, "start", *options, "--block", "--object-store-memory=100000000"]
         hide = f'mount -t tmpfs none {self._hidden} && exec "$@"'
         command = ["unshare", "-m", "sh", "-c", hide, "sh", *ray] if is_blind else ray
         node = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/")
@@ -169,8 +192,7 @@ def cluster(hidden: Path, sizes: list[int]) -> Iterator[tuple[Nodes, list[subpro
     nodes = Nodes(hidden)
     os.environ["RAY_ADDRESS"] = nodes.address
     try:
-        time.sleep(8)  # the head has to answer before others can join
-        yield nodes, [nodes.add(size) for size in sizes]
+        yield nodes, nodes.add_each(sizes)
     finally:
         nodes.close()
 
@@ -196,16 +218,18 @@ def searched(
     from slimfront.studies.store.store import Store
     from slimfront.studies.study_file.load import load_study
 
+    plain_slot: type[ray_slots.Slot] = ray_slots.Slot
     slots: list[Any] = []
     changed: list[float] = []
     remarks: list[str] = []
 
-    class NotedSlot(ray_slots.Slot):
+    class NotedSlot(plain_slot):
         """A slot that notes when it had work."""
 
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             self.made, self.since, self.until, self.trials = time.monotonic(), 0.0, 0.0, 0
+            self.ended: list[float] = []
             slots.append(self)
 
         def begin(self, proposal: Any) -> None:
@@ -214,6 +238,7 @@ def searched(
 
         def rest(self) -> None:
             self.until, self.trials = time.monotonic(), self.trials + 1
+            self.ended.append(self.until)
             super().rest()
 
     def hear(event: Event) -> None:
@@ -226,7 +251,10 @@ def searched(
 
     ray_slots.Slot = NotedSlot
     url = f"sqlite:///{folder}/slots.db"
-    run_search(load_study(str(study)), url, folder / "artifacts", Console(stderr=True), listeners=[hear])
+    try:
+        run_search(load_study(str(study)), url, folder / "artifacts", Console(stderr=True), listeners=[hear])
+    finally:
+        ray_slots.Slot = plain_slot
     with Store(url) as store:
         found = store.trials("slots")
     return {**report(slots, changed), **counts(found), "remarks": remarks}
@@ -239,11 +267,14 @@ def report(slots: list[Any], changed: list[float]) -> dict[str, Any]:
     shares = [slot.busy_s / (slot.until - slot.since) for slot in worked]
     newest = [slot.since - changed[0] for slot in worked if changed and slot.made > changed[0]]
     trials = sum(slot.trials for slot in worked)
+    began, done = max(slot.since for slot in worked), min(slot.until for slot in worked)
+    together = sum(began < ended <= done for slot in worked for ended in slot.ended)
     return {
         "slots": len(worked),
         "trials": trials,
         "seconds": seconds,
         "trials_per_s": trials / seconds,
+        "trials_per_s_once_all_work": together / (done - began),
         "least_busy": min(shares),
         "median_busy": statistics.median(shares),
         "new_node_at_work_after_s": min(newest) if newest else None,
@@ -261,7 +292,7 @@ def counts(trials: list[Any]) -> dict[str, int]:
     }
 
 
-PARTS = {"one": (12, None), "slots": (120, None), "change": (60, 20)}
+PARTS = {"one": (12, None), "slots": (120, None), "change": (120, 30)}
 """Part -> trials, and the trial after which nodes change."""
 
 
@@ -280,7 +311,8 @@ def main() -> None:
         figures[part] = run(trials or 0, [1] if part == "one" else arguments.nodes, change_at)
         print(part, json.dumps(figures[part], indent=2))
     if {"one", "slots"} <= figures.keys():
-        print(f"speed-up over one slot: {figures['slots']['trials_per_s'] / figures['one']['trials_per_s']:.2f}")
+        for rate, words in (("trials_per_s", "whole search"), ("trials_per_s_once_all_work", "once all slots work")):
+            print(f"speed-up over one slot, {words}: {figures['slots'][rate] / figures['one'][rate]:.2f}")
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(figures, indent=2))
 
