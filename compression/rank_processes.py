@@ -13,7 +13,7 @@ import signal
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
@@ -37,6 +37,9 @@ Made = Iterator[tuple[nn.Module | None, float]]
 
 LONGEST = timedelta(days=1)
 """How long ranks wait for one another: the first is at a rung's scoring meanwhile. One that is dead is noticed at once."""
+
+LEAVING_S = 10.0
+"""Seconds for all ranks to leave their group at the end; one that has not is killed."""
 
 POLL_S = 0.5
 """Seconds between looks at processes that send nothing."""
@@ -81,7 +84,8 @@ class RankProcesses:
                 self._start(Path(folder))
                 while (made := self._receive()) is not None:
                     yield made
-                    self._connections[0].send(True)
+                    self._go_on(self._connections if made[0] is not None else self._connections[:1])
+                self._wait()
             finally:
                 self._end()
 
@@ -95,6 +99,17 @@ class RankProcesses:
             theirs.close()
             self._connections.append(own)
             self._processes.append(process)
+
+    def _go_on(self, connections: Sequence[Connection]) -> None:
+        for connection in connections:
+            with suppress(OSError):  # of a process that has ended, which `_receive` says
+                connection.send(True)
+
+    def _wait(self) -> None:
+        """Give processes that have nothing left to do time to leave their group."""
+        deadline = time.monotonic() + LEAVING_S
+        for process in self._processes:
+            process.join(max(0.0, deadline - time.monotonic()))
 
     def _receive(self) -> tuple[nn.Module | None, float] | None:
         """What the first rank sends next; None at its end.
@@ -160,13 +175,22 @@ def _serve(connection: Connection, task: _Task, parent: int) -> None:
             if task.rank == 0:
                 # A class of the main script goes by value, as it came.
                 connection.send(cloudpickle.dumps((model, epochs)))
+            if task.rank == 0 or model is not None:
+                # Of a model all wait here, and not for one another in a step: within a step a rank has a turn of its GPU, which a timing
+                # of that very model may wait for.
                 connection.recv()
+        torch.distributed.destroy_process_group()
         if task.rank == 0:
             connection.send(None)
     except BaseException as error:  # the user's code may raise anything
         failure = _Failure(describe_exception(error), time.monotonic())
         traceback.print_exc()
         connection.send(failure)
+
+
+def own_device(device: torch.device) -> torch.device:
+    """Where this rank computes what a workload has on a device: on the GPU of its own, if that is one."""
+    return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
 
 
 def _join(task: _Task) -> None:

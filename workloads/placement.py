@@ -39,9 +39,7 @@ def on_device(workload: Workload, device: torch.device) -> Workload:
     own = device_of(workload.example_input)
     if device == own:
         return workload
-    model = copied(workload.model).to(device)
-    for holder, key, tensor in [*kept_tensors(model)]:
-        holder[key] = tensor.to(device)
+    model = model_on(workload.model, device)
     example = moved(workload.example_input, device)
     try:
         with torch.no_grad():
@@ -53,6 +51,14 @@ def on_device(workload: Workload, device: torch.device) -> Workload:
         ) from error
     loss = deepcopy(workload.loss).to(device) if isinstance(workload.loss, nn.Module) else workload.loss
     return replace(workload, model=model, example_inputs=example, loss=loss)
+
+
+def model_on(model: nn.Module, device: torch.device) -> nn.Module:
+    """A copy of a model on a device, with the tensors that it keeps in plain attributes."""
+    there = copied(model).to(device)
+    for holder, key, tensor in [*kept_tensors(there)]:
+        holder[key] = tensor.to(device)
+    return there
 
 
 def _device(kind: DeviceKind, own: torch.device) -> torch.device:

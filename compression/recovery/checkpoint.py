@@ -77,6 +77,7 @@ class Checkpoint:
     def save(self, parts: Mapping[str, Stateful], **place: Any) -> None:
         """Replace what was saved by the state that these parts are in, and the place in the training; of several ranks the first does."""
         if Ranks.here().rank:
+            self._saved = time.monotonic()  # or it were due again after each step
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         written = self._path.with_suffix(".new")

@@ -7,6 +7,7 @@ read before they are done, and memory that a GPU does not have.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +18,14 @@ import torch
 from slimfront.compression.compress import compressed
 from slimfront.core.batch import device_of, device_of_model
 from slimfront.core.errors import StudyFileError, WorkloadError
+from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.search import sensitivity
 from slimfront.search.execution.resources import worker_resources
 from slimfront.search.trials import prepared_study
 from slimfront.search.trials.baseline import lower_reference, with_scores
 from slimfront.search.trials.prepared_study import prepare
+from slimfront.search.trials.training import recoveries
+from slimfront.search.trials.training.recoveries import Trained
 from slimfront.search.trials.worker import Worker
 from slimfront.search.trials.worker_setup import WorkerSetup
 from slimfront.spaces.policies.candidate import Candidate
@@ -173,6 +177,32 @@ def test_what_a_model_keeps_outside_its_state_moves_with_it(tiny: Workload, devi
     assert device_of(there.example_input) == device == there.model.scale.device
     assert there.loss_function(there.model(there.example_input), torch.zeros(1).long().to(device)) > 0
     assert model.scale.device == weight.device == torch.device("cpu")
+
+
+class Here:
+    """What `RankProcesses` is, with this process as the only rank."""
+
+    def __init__(self, work: Callable[[], Trained], _count: int, _device: str) -> None:
+        self.run = work
+
+
+def test_a_rank_has_all_of_its_models_on_its_device(
+    tmp_path: Path, tiny: Workload, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a workload that comes on another one, as one that is on the first GPU does."""
+    model = deepcopy(tiny.model)
+    model.scale = torch.ones(1)
+    model.register_forward_hook(lambda module, _inputs, outputs: outputs * module.scale)
+    there = on_device(replace(tiny, model=model), device)
+    for name, stand_in in (("RankProcesses", Here), ("own_device", lambda _: device)):
+        monkeypatch.setattr(recoveries, name, stand_in)
+    monkeypatch.setattr(recoveries.Recoveries, "processes", 2)
+    setup = WorkerSetup(TINY, {}, tmp_path, load_target("cpu-torch"), (), 0, 64, compute=ComputeSpec(device="cpu"))
+    student = deepcopy(there.model)
+    *_, (trained, _) = recoveries.Recoveries(setup, there).run(Policy(recovery=Recovery(1)), student, (), None, None)
+    assert trained is not None
+    assert trained.scale.device == device_of_model(trained) == device
+    assert student.scale.device == device
 
 
 def test_a_model_that_makes_tensors_on_the_processor_is_refused_by_name(tiny: Workload, device: torch.device) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,15 +12,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ....compression.compress import pruned_in_recovery
-from ....compression.rank_processes import RankProcesses
+from ....compression.rank_processes import RankProcesses, own_device
 from ....compression.ranks import Ranks
 from ....compression.recovery.checkpoint import Checkpoints
 from ....compression.recovery.recover import recover_by_rungs, recovering
-from ....core.batch import device_of_model
+from ....core.batch import HOST, device_of_model
 from ....core.errors import WorkloadError
 from ....spaces.policies.policy import Policy
 from ....workloads.load import settle_in
-from ....workloads.placement import placed
+from ....workloads.placement import model_on, on_device, placed
 from ....workloads.workload import Workload
 from ..given_workload import loaded_workload, take_registrations
 from ..shared_pickle import SharedPickle
@@ -105,12 +104,12 @@ class Recoveries:
     def _together(
         self, original: Policy, model: nn.Module, marks: Collection[float], checkpoints: Checkpoints | None
     ) -> Trained:
-        """As `_here`, by processes that begin with this one's weights."""
+        """As `_here`, by processes that begin with this one's models."""
         device = device_of_model(model)
-        weights = {name: weight.cpu() for name, weight in self.workload.model.state_dict().items()}
-        given = SharedPickle.of((weights, original, deepcopy(model).cpu(), marks, checkpoints))
+        models = model_on(self.workload.model, HOST), model_on(model, HOST)
+        given = SharedPickle.of((*models, original, marks, checkpoints))
         for trained, epochs in RankProcesses(partial(_as_rank, self.setup, given), self.processes, device.type).run():
-            yield trained and trained.to(device), epochs
+            yield trained and model_on(trained, device), epochs
 
     def _pruned_in_recovery(self, trained: nn.Module, original: Policy, checkpoints: Checkpoints | None) -> nn.Module:
         setup = self.setup
@@ -122,9 +121,9 @@ def _as_rank(setup: WorkerSetup, given: SharedPickle) -> Trained:
     """What one of the processes of `Recoveries._together` does."""
     settle_in(setup.base_folder)
     alone = replace(setup, compute=setup.compute.model_copy(update={"gpus": 1}))
-    recoveries = Recoveries.of(alone)
+    workload = Recoveries.of(alone).workload
     torch.set_num_threads(max(1, setup.threads // Ranks.here().count))
-    weights, original, student, marks, checkpoints = given.load(copied=True)
-    recoveries.workload.model.load_state_dict(weights)
-    student = student.to(device_of_model(recoveries.workload.model))
-    yield from recoveries._here(original, student, marks, checkpoints)
+    teacher, student, original, marks, checkpoints = given.load(copied=True)
+    device = own_device(device_of_model(workload.model))
+    workload = replace(on_device(workload, device), model=model_on(teacher, device))
+    yield from Recoveries(alone, workload)._here(original, model_on(student, device), marks, checkpoints)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -23,6 +25,8 @@ from slimfront.studies.study_file.parts import RungsSpec
 from torch import Tensor, nn
 
 WORKLOAD = '''
+import os
+
 import torch
 from slimfront.workloads.workload import Workload
 from torch import nn
@@ -33,9 +37,11 @@ class Network(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv, self.norm, self.fc = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Linear(128, 5)
+        # Neither a parameter nor a buffer, and another number in each process.
+        self.scale = 1 + torch.rand(1, generator=torch.Generator().manual_seed(os.getpid()))
 
     def forward(self, x):
-        return self.fc(self.norm(self.conv(x)).relu().flatten(1))
+        return self.scale * self.fc(self.norm(self.conv(x)).relu().flatten(1))
 
 
 class Shifted(Dataset):
@@ -97,7 +103,16 @@ def test_two_processes_train_as_one_and_go_on_after_one_was_killed(
     """With batch-norm, accumulation, early stopping and augmentation."""
     alone = at_rungs(trained(recoveries, tmp_path / "alone"))
     monkeypatch.setattr(Recoveries, "processes", 2)
-    together = at_rungs(trained(recoveries, tmp_path / "together"))
+    codes, end = [], RankProcesses._end
+
+    def note_codes(processes: RankProcesses) -> None:
+        codes.extend(process.exitcode for process in processes._processes)
+        end(processes)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RankProcesses, "_end", note_codes)
+        together = at_rungs(trained(recoveries, tmp_path / "together"))
+    assert codes == [0, 0], "ranks leave their group and end by themselves"
     assert alone.keys() == together.keys() == set(MARKS)
     for epochs in MARKS:
         torch.testing.assert_close(together[epochs], alone[epochs], rtol=1e-5, atol=1e-6)
@@ -116,16 +131,21 @@ def test_two_processes_train_as_one_and_go_on_after_one_was_killed(
     assert torch.equal(rest[3.0], together[3.0])
 
 
-def _fails() -> Iterator[tuple[nn.Module | None, float]]:
-    yield None, 1.0
+def _fails(folder: Path) -> Iterator[tuple[nn.Module | None, float]]:
+    yield nn.Identity(), 1.0
+    (folder / f"rank-{Ranks.here().rank}").touch()
     if Ranks.here().rank == 1:
         raise ValueError("the second has no such file")
     torch.distributed.barrier()
 
 
-def test_a_rank_that_fails_says_why() -> None:
+def test_all_ranks_wait_while_a_model_is_scored_and_one_that_fails_says_why(tmp_path: Path) -> None:
+    made = RankProcesses(partial(_fails, tmp_path), 2, "cpu").run()
+    next(made)
+    time.sleep(0.5)
+    assert not [*tmp_path.iterdir()], "within its next step a rank would keep a timing off its GPU"
     with pytest.raises(CompressionError, match=r"process 2 of the 2 that train together failed: .*no such file"):
-        assert [*RankProcesses(_fails, 2, "cpu").run()] == [], "there is no end to come to"
+        next(made)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 6])
