@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from .base import Task
 
 
+TRIALS_IN_A_MEASUREMENT = 5
+"""A measurement may take as long as so many trials: it lowers, times and scores each of up to four free deployments."""
+
+TOO_LONG = f"took longer than {TRIALS_IN_A_MEASUREMENT} x trial_timeout_s"
+
+
 @dataclass(frozen=True)
 class Check:
     """Asks whether what a trial that failed needed of the user's code works with the uncompressed model."""
@@ -45,8 +51,12 @@ class Measure:
     scoring_limit_s: float | None
     memory_gb: float | None
 
-    limit_s = None
     what = "the measurement"
+
+    @property
+    def limit_s(self) -> float | None:
+        """Seconds after which it is given up; None without."""
+        return None if self.scoring_limit_s is None else TRIALS_IN_A_MEASUREMENT * self.scoring_limit_s
 
 
 @dataclass(frozen=True)
@@ -108,12 +118,15 @@ def _renewed(worker: Worker, setup: WorkerSetup) -> Worker:
 
 
 def _measured(worker: Worker, request: Measure) -> tuple[Any, str | None]:
+    from ...core.time_limit import time_limited
     from ..trials.trial_log import log_traceback
     from .crash_report import crash_reported
 
+    # Not the time limit of `crash_reported`: scoring has one of its own within, and faulthandler knows but one at a time.
     with crash_reported(request.folder, None, request.memory_gb):
         try:
-            return worker.measured(request.measure, request.scoring_limit_s), None
+            with time_limited(request.limit_s, TOO_LONG):
+                return worker.measured(request.measure, request.scoring_limit_s), None
         except BaseException as error:  # as above
             log_traceback(request.folder, error)
             return None, describe_exception(error)

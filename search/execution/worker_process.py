@@ -22,7 +22,7 @@ from ..trials.worker import Stage
 from ..trials.worker_setup import WorkerSetup
 from .base import Task
 from .crash_report import exit_text, stage_of_death
-from .worker_child import Check, Measure, Renew, serve
+from .worker_child import TOO_LONG, Check, Measure, Renew, serve
 
 T = TypeVar("T")
 
@@ -82,11 +82,14 @@ class WorkerProcess:
         """As `Measuring`; what it prints, and the traceback of what it raises, are in a log in `folder`."""
         self._require_started()
         request = Measure(measure, folder, self._trial_timeout_s, memory_gb)
+        began = time.monotonic()
         try:
             self._connection.send(request)
-            found, failure = self._receive(None)
-        except (EOFError, OSError):  # the other end is gone
-            died = stage_of_death(request, self._trial_timeout_s, self._end()).reason
+            found, failure = self._receive(request.limit_s)
+        except (EOFError, OSError):  # the other end is gone, or (TimeoutError is an OSError) it does not answer
+            how, limit_s = self._end(), request.limit_s
+            is_over = limit_s is not None and time.monotonic() - began > limit_s
+            died = f"{TOO_LONG} = {limit_s:g} s" if is_over else stage_of_death(request, None, how).reason
             raise SearchError(f"{problem}: {died}; what it printed is in {folder / TRIAL_LOG}") from None
         if failure is not None:
             raise WorkloadError(f"{problem}: {failure}; its traceback is in {folder / TRIAL_LOG}")

@@ -94,7 +94,7 @@ REASONS = {
 
 
 def test_what_ends_the_process_that_measures_the_reference_is_one_line(luck: Luck, tmp_path: Path) -> None:
-    prepared = prepare(luck("crash", "whim"))
+    prepared = prepare(luck("crash", "whim", "stall"))
     artifact = lower_reference(prepared.context, tmp_path / "reference")
     score = partial(with_scores, artifact=artifact, latency_ms=1.0, record=ReferenceRecord("float32", "", ""))
     with closing(measuring_process(prepared, tmp_path)) as process:
@@ -109,6 +109,11 @@ def test_what_ends_the_process_that_measures_the_reference_is_one_line(luck: Luc
             process.measured(score, folder=tmp_path / "second")
         assert "unlucky_workload.py" in (tmp_path / "second" / "trial.log").read_text()
         found = process.measured(score, folder=tmp_path / "third")  # in the process of the second
+        process._trial_timeout_s = 0.1
+        lower = partial(lower_reference, folder=tmp_path / "never")
+        late = rf"{begin}TimeLimitError: took longer than 5 x trial_timeout_s = 0.5 s \(in unlucky_workload.py:\d+ .*fourth"
+        with pytest.raises(WorkloadError, match=late):
+            process.measured(lower, folder=tmp_path / "fourth")
     assert found.validation.value == measuring_here(prepared.context)(score).validation.value
 
 
