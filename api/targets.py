@@ -86,19 +86,21 @@ def profile(
         progress: whether to show progress on stderr, or the console to show it on.
 
     Raises:
-        UserError: no such card or study, its runtime is not installed, or the card is of another machine.
+        UserError: no such card or study, its runtime is not installed, the card is of another machine, or a table is to be fitted to
+            several shapes.
     """
+    from ..hardware_profiles.cards.target import load_target
     from ..studies.reports.profiles import known_target, measure_target
 
     if not measure:
         return Profile(known_target(str(target), storage))
     console = progress_console(progress)
-    measured = measure_target(str(target), storage, console)
-    if table is not None:
-        from ..search.measured_table import add_table  # imports torch, optuna
+    if table is None:
+        return Profile(measure_target(str(target), storage, console))
+    from ..search.measured_table import add_table, require_one_shape  # imports torch, optuna
 
-        measured = add_table(measured, table, storage, console)
-    return Profile(measured)
+    require_one_shape(load_target(str(target)))
+    return Profile(add_table(measure_target(str(target), storage, console), table, storage, console))
 
 
 def profiles(storage: str = DEFAULT_STORAGE) -> Profiles:

@@ -13,6 +13,7 @@ from rich.progress import Progress
 
 from ..compression.pruning.prune import pruned_copy
 from ..compression.quantization.candidates import make_candidate
+from ..core.errors import TargetError
 from ..hardware_profiles.bench.paired_timing import PairedTiming
 from ..hardware_profiles.cards.latency_table import Costs, LatencyTable
 from ..hardware_profiles.cards.target import Target
@@ -43,6 +44,20 @@ def add_table(target: Target, study: str, storage: str, console: Console) -> Tar
     spec, url = load_study(study), absolute_url(storage)
     with working_in(spec.base_folder):
         return _add_table(target, spec, url, console)
+
+
+def require_one_shape(target: Target) -> None:
+    """See that a latency table can be fitted to a target.
+
+    Raises:
+        TargetError: latency is timed at shapes that its card names.
+    """
+    if target.shapes:
+        names = ", ".join(shape.name for shape in target.shapes)
+        raise TargetError(
+            f"target {target.name} is timed at {names}, and a latency table predicts one shape, the example's; "
+            "leave shapes out of the card"
+        )
 
 
 def _add_table(target: Target, spec: StudySpec, storage: str, console: Console) -> Target:

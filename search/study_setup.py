@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..compression.recovery.learning_rate import FoundRate, found_rate
 from ..compression.recovery.outputs import output_kinds
@@ -56,6 +57,12 @@ RESOLUTION = 0.015
 MACHINE = ("cpu", "gpu", "flags")
 """The properties of a machine that latencies of one study share, with the runtime's version."""
 
+TIMED = "timed"
+"""The key of a study's machine with how latency is timed there."""
+
+TIMED_BY = ("runtime", "threads", "streams", "batch", "options", "shapes")
+"""The keys of a target's card that latencies of one study share."""
+
 RECOVERY_SHARE = 0.15
 """The share of a run's seconds that one recovery may take of those that a preset offers."""
 
@@ -87,7 +94,7 @@ def open_study(
 
     Raises:
         StoreError: the database holds a study of that name that is not this one, whose files are elsewhere, or whose latencies
-            were measured where its target now predicts them, or the other way round.
+            were timed otherwise than its target's card now says, or predicted.
         StudyFileError: the reference that the study file asks for cannot be had.
         WorkloadError, SearchError: the uncompressed model cannot be measured; no candidate could be compared with it.
     """
@@ -97,6 +104,7 @@ def open_study(
         prepared = _continued(prepared, store)
     _store_study(prepared, store)
     _refuse_mixed_latencies(prepared, baseline)
+    _refuse_other_timing(prepared, store.get_study(name))
     files.settle(root)
     opened = (_known if baseline else _new)(prepared, store, files, folder / REFERENCE, tell, measuring)
     tell(Preparing("counting what channels and bits cost"))
@@ -108,7 +116,7 @@ def _store_study(prepared: PreparedStudy, store: Store) -> None:
     fingerprint = workload_fingerprint(prepared.context.workload)
     if not store.has_study(spec.study):
         machine, versions = prepared.measured_with()
-        store.create_study(spec, fingerprint, versions, machine)
+        store.create_study(spec, fingerprint, versions, {**machine, TIMED: _timed(prepared)})
         return
     record = store.update_spec(spec)
     store.set_remark(spec.study, None)  # of an earlier run
@@ -312,3 +320,20 @@ def _refuse_mixed_latencies(prepared: PreparedStudy, baseline: Mapping[str, Meas
             f"study {prepared.spec.study!r} has {had} latencies and its target's card now asks for {has} ones, "
             "which no front may mix; give the study another name"
         )
+
+
+def _timed(prepared: PreparedStudy) -> dict[str, Any]:
+    """What the target's card says of how latency is timed, as plain JSON values."""
+    return prepared.target.model_dump(mode="json", include=set(TIMED_BY))
+
+
+def _refuse_other_timing(prepared: PreparedStudy, study: StudyRecord) -> None:
+    """See that latency is timed as when the study began; of one that an earlier version began that is not known."""
+    now = _timed(prepared)
+    before = study.machine.get(TIMED, now)
+    for key in TIMED_BY:
+        if before[key] != now[key]:
+            raise StoreError(
+                f"study {study.name!r} has latencies of {key} {before[key]} and its target's card now says {now[key]}, "
+                "which no front may mix; give the study another name"
+            )

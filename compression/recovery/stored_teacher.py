@@ -15,6 +15,7 @@ import hashlib
 import logging
 import math
 import os
+import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 from ...core.batch import Batch, device_of_model, tensors_of
 from ...spaces.policies.policy import Recovery
+from ...workloads.copies import kept_tensors
 from ...workloads.output_kind import OutputKind
 from ...workloads.samples import MapDataset
 from ...workloads.workload import Workload
@@ -166,7 +168,9 @@ class StoredTeacher:
             self._drop("what is stored is of another model")
         else:
             for name in made.dtype.names or ():
-                self._records[name][index] = checksums if name == "checksum" else made[name]
+                if name != "checksum":
+                    self._records[name][index] = made[name]
+            self._records["checksum"][index] = checksums  # last: whoever reads it finds the rest
             self._is_checked = True
 
     def _gap(self, stored: np.ndarray, made: np.ndarray) -> float:
@@ -201,8 +205,8 @@ def stored_teacher(
 
 @torch.no_grad()
 def most_bytes(workload: Workload, recovery: Recovery) -> int:
-    """The most that a teacher's stored outputs on the training split take; 0 where none are asked for."""
-    if not recovery.stored_teacher:
+    """The most that a teacher's stored outputs on the training split take; 0 where none are asked for, or they are kept in memory."""
+    if not recovery.stored_teacher or not is_identifiable(workload.train):
         return 0
     outputs = tensors_of(workload.model.eval()(workload.example_input))
     return len(workload.train) * (2 * sum(output.numel() for output in outputs) + 8)
@@ -258,9 +262,15 @@ def _name(teacher: Teacher, form: StoredForm, samples: int) -> str:
 
 
 def _content(model: nn.Module) -> Iterator[bytes | memoryview]:
-    for name, tensor in model.state_dict().items():
+    """What outputs follow from, besides the code: parameters, buffers of the state or not, tensors in plain attributes, and any other
+    state of modules."""
+    kept = ((str(key), tensor) for _, key, tensor in kept_tensors(model))
+    for name, value in (*model.state_dict().items(), *model.named_buffers(), *kept):
         yield name.encode()
-        yield memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        if isinstance(value, Tensor):
+            yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        else:  # of `get_extra_state`
+            yield pickle.dumps(value)
 
 
 def _doubled(classes: int) -> Iterator[int]:

@@ -6,8 +6,9 @@ A GPU is known by its UUID, the same in every process, whatever it sees of the m
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, flock
 from functools import cache
 from pathlib import Path
@@ -93,8 +94,9 @@ def _flocked(file: Path, how: int) -> Iterator[None]:
     Raises:
         BlockingIOError: it is not to be waited for, and others hold it.
     """
-    # Another user may own it; to read it is enough.
-    descriptor = os.open(file, os.O_RDONLY if file.exists() else os.O_RDONLY | os.O_CREAT, 0o666)
+    if not file.exists():
+        _make(file)
+    descriptor = os.open(file, os.O_RDONLY)  # another user may own it; to read it is enough
     try:
         flock(descriptor, how)
         yield
@@ -103,6 +105,14 @@ def _flocked(file: Path, how: int) -> Iterator[None]:
             descriptor, LOCK_UN
         )  # closing does not release it where a forked process, as one that loads data, has it open too
         os.close(descriptor)
+
+
+def _make(file: Path) -> None:
+    """Make a lock file that all users can read, whatever this one's umask, from its first moment on."""
+    with tempfile.NamedTemporaryFile(dir=file.parent) as made:
+        os.fchmod(made.fileno(), 0o666)
+        with suppress(FileExistsError):  # another process was first
+            os.link(made.name, file)
 
 
 def _has_turn() -> bool:

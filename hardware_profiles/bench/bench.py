@@ -29,15 +29,16 @@ from ...core.threads import torch_threads
 from ..cards.target import Target
 from ..profiling.fingerprint import require_cores
 from ..runtimes.base import Session, get_runtime
-from .blocks import warm_up
+from .blocks import FIRST_RUNS, block, warm_up
 from .conditions import Conditions, CoreState
 from .energy import energy_meter, joules_of_a_run
 from .load_time import load_seconds
-from .loads import LOADING_SHARE, LOADS
 from .lock import alone
 from .paired_timing import PairedTiming, fastest_blocks, paired_timing, reference_timing
 from .peak_memory import peak_growth
 from .quiet import QuietWait, busy_share
+from .room import room_of
+from .several_loads import Loader
 from .shaped_batches import ShapedBatch, mean_timing, runner, runners, weighted_mean
 from .streams import load_streams
 
@@ -246,7 +247,8 @@ def _own(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _time_pair(candidate: str, seconds: float, quiet_reference_s: float) -> PairedTiming:
     with _alone(_state.target):
         began = time.time()
-        candidates, references, left = _loaded(Path(candidate), seconds)
+        kept = _state.reference_file, _state.reference
+        candidates, references, left = _loader().several(Path(candidate), *kept, seconds)
         _state.wait()
         calm_s = _calm_references(quiet_reference_s)
         before = CoreState.of(_state.cores)
@@ -283,18 +285,13 @@ def _parts_of_mean() -> list[float]:
     return [seconds / mean for seconds in fastest]
 
 
-def _loaded(candidate: Path, seconds: float) -> tuple[list[Session], list[Session], float]:
-    """Several loads of a candidate and as many of the reference, and the seconds left: one each where loading takes long."""
-    start = time.perf_counter()
-    candidates, references = [load_streams(candidate, _state.target)], [_state.reference]
-    now = loaded = time.perf_counter()
-    both_s = 2 * (loaded - start)
-    while len(candidates) < LOADS and now - loaded + both_s <= LOADING_SHARE * seconds:
-        candidates.append(load_streams(candidate, _state.target))
-        references.append(load_streams(_state.reference_file, _state.target))
-        before, now = now, time.perf_counter()
-        both_s = now - before
-    return candidates, references, seconds - (now - loaded)
+def _loader() -> Loader:
+    def warm(session: Session) -> None:
+        for batch in _state.batches:
+            block(runner(session, batch.inputs), FIRST_RUNS)
+
+    target = _state.target
+    return Loader(partial(load_streams, target=target), warm, room_of(target.runtime))
 
 
 def _time_reference(seconds: float) -> tuple[float, float, float, int]:

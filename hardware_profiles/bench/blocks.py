@@ -10,6 +10,9 @@ from typing import Protocol, runtime_checkable
 BLOCK_SECONDS = 0.01
 """The duration of one block of inferences in seconds, long enough for one undisturbed run."""
 
+FIRST_RUNS = 2
+"""The runs of a load that find its kernels."""
+
 Run = Callable[[], object]
 
 

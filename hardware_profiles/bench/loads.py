@@ -16,7 +16,7 @@ LOADS = 3
 """The most loads of a file that one timing alternates between."""
 
 LOADING_SHARE = 0.25
-"""The share of a timing's seconds that the loads beyond the first may take; its pairs have the rest."""
+"""The share of a timing's seconds that the loads beyond the first may take, with their first runs; its pairs have the rest."""
 
 LOADING_SPREAD = 0.013
 """The relative standard deviation between loads that is expected of a file; `benchmarks/measuring/latency_truth.py` measures

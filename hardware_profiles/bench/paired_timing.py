@@ -144,7 +144,7 @@ def paired_timing(
 ) -> PairedTiming:
     """Time loads of two files alternately for about `seconds`, warming up included; see the module's description.
 
-    However slow they are, each side is warmed up by two runs and timed in two blocks.
+    However slow they are, each side is warmed up by two runs and timed in two blocks. Loads beyond the first have run before.
 
     Args:
         calm_reference_s: the quiet time of the reference on this machine, by which a disturbed machine is recognised.
@@ -169,7 +169,7 @@ def _more_pairs(
 ) -> PairedTiming:
     """Add pairs to `blocks` until they are enough, or the time is over; what all of them say."""
     deadline = time.perf_counter() + seconds
-    counts = [_runs_in_block(_warmed(loads, seconds * WARM_UP_SHARE), seconds) for loads in sides]
+    counts = [_runs_in_block(warm_up(loads[0], seconds * WARM_UP_SHARE), seconds) for loads in sides]
     of_a_side = len(sides[0]), len(sides[1])
     while True:
         for order in ((0, 1), (1, 0)):  # A B then B A: a drift of the machine favours neither side
@@ -204,20 +204,11 @@ def reference_timing(reference: Loads, seconds: float) -> tuple[float, float, fl
 def fastest_blocks(loads: Loads, seconds: float) -> list[float]:
     """Seconds of the fastest run of each block that fits into `seconds`, of the loads in turn; two blocks at least."""
     deadline = time.perf_counter() + seconds
-    count = _runs_in_block(_warmed(loads, seconds * WARM_UP_SHARE), seconds)
+    count = _runs_in_block(warm_up(loads[0], seconds * WARM_UP_SHARE), seconds)
     fastest: list[float] = []
     while len(fastest) < 2 or (time.perf_counter() < deadline and len(fastest) < MAX_PAIRS):
         fastest.append(min(block(loads[len(fastest) % len(loads)], count)))
     return fastest
-
-
-def _warmed(loads: Loads, seconds: float) -> float:
-    """Warm up the first load, and the others by the two runs that find their kernels; returns seconds of a run."""
-    first, *others = loads
-    run_s = warm_up(first, seconds)
-    for run in others:
-        block(run, 2)
-    return run_s
 
 
 def calm_ratio(pairs: np.ndarray) -> np.ndarray:

@@ -6,11 +6,12 @@ import hashlib
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ...core.batch import INPUT
 from ...core.documents import MAX_JSON_BYTES, json_document, read_file, require_regular
@@ -74,6 +75,19 @@ class InputInfo(_Part):
     dtype: Literal["float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"] = "float32"
     axes: Annotated[dict[str, str], Field(max_length=16)] = {}
 
+    @model_validator(mode="after")
+    def _has_axes(self) -> InputInfo:
+        for axis in self.axes:
+            if axis not in map(str, range(1, len(self.shape))):
+                raise ValueError(
+                    f"axes names axis {shortened(axis)}, which a shape of {len(self.shape)} sizes does not have"
+                )
+        return self
+
+    def resized(self, sizes: Mapping[str, int]) -> list[int]:
+        """The shape with these sizes of the axes that are named."""
+        return [sizes.get(self.axes.get(str(axis), ""), size) for axis, size in enumerate(self.shape)]
+
 
 class Provenance(_Part):
     """Where the bundle comes from, by its own account."""
@@ -102,13 +116,15 @@ class Card(_Part):
                 raise ValueError(f"{shortened(repr(name))} is not a plain name of a file in the bundle")
         return files
 
-    @field_validator("input", "inputs")
-    @classmethod
-    def _fits_memory(cls, given: InputInfo | list[InputInfo]) -> InputInfo | list[InputInfo]:
-        listed = given if isinstance(given, list) else [given]
-        if sum(8 * math.prod(each.shape) for each in listed) > MAX_INPUT_BYTES:
-            raise ValueError(f"one batch would take more than {MAX_INPUT_BYTES:,} bytes")
-        return given
+    @model_validator(mode="after")
+    def _fits_memory(self) -> Card:
+        """At every shape that is timed."""
+        for shape in (None, *(self.target.shapes or ())):
+            sizes = {} if shape is None else shape.sizes
+            if sum(8 * math.prod(each.resized(sizes)) for each in self.takes) > MAX_INPUT_BYTES:
+                at = "" if shape is None else f" at {shape.name}"
+                raise ValueError(f"inputs: one batch{at} would take more than {MAX_INPUT_BYTES:,} bytes")
+        return self
 
     @property
     def takes(self) -> list[InputInfo]:

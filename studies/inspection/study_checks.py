@@ -79,6 +79,7 @@ def check_target(spec: StudySpec, target: Target) -> None:
         problem = f"must be symmetric: target {target.name} runs on {target.runtime}, which takes no other grids"
         raise StudyFileError(spec.file, "quantization.activations", problem)
     _check_metrics(spec, target)
+    _check_batches(spec)
 
 
 def taken_choices(target: Target) -> dict[str, Collection[Choice]]:
@@ -209,6 +210,13 @@ def _check_metrics(spec: StudySpec, target: Target) -> None:
                 require_available(metric, target)
             except EvaluationError as error:
                 raise StudyFileError(spec.file, f"{key}.{index}", f"{metric} cannot be measured: {error}") from error
+
+
+def _check_batches(spec: StudySpec) -> None:
+    gpus, batch_size = spec.compute.gpus, spec.recovery.batch_size
+    if gpus > 1 and batch_size % gpus:
+        problem = f"{gpus:g} GPUs cannot share recovery.batch_size {batch_size} equally"
+        raise StudyFileError(spec.file, "compute.gpus", problem)
 
 
 def _check_choices(spec: StudySpec, target: Target, kind: KnobKind) -> None:

@@ -148,13 +148,6 @@ class StudySpec(Part):
             )
         return self
 
-    @model_validator(mode="after")
-    def _shared_batches(self) -> StudySpec:
-        gpus, batch_size = self.compute.gpus, self.recovery.batch_size
-        if gpus > 1 and batch_size % gpus:
-            raise ValueError(f"compute.gpus: {gpus:g} GPUs cannot share recovery.batch_size {batch_size} equally")
-        return self
-
     @field_validator("objectives")
     @classmethod
     def _two_to_four(cls, objectives: tuple[str, ...]) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ from slimfront.spaces.policies.candidate import Candidate
 from slimfront.spaces.policies.policy import LayerPolicy, Policy, Recovery
 from slimfront.spaces.policies.pruning import Pruning
 from slimfront.spaces.policies.quantization_scheme import Scheme
+from slimfront.studies.inspection.study_checks import check_target
 from slimfront.studies.store.records import ReferenceRecord
 from slimfront.studies.study_file.parts import ComputeSpec
 from slimfront.studies.study_file.spec import StudySpec
@@ -247,3 +248,12 @@ def test_eight_gpus_are_eight_workers(compute: dict[str, object], gpus_there: fl
 def test_bad_compute_is_one_line(compute: dict[str, object], problem: str) -> None:
     with pytest.raises(StudyFileError, match=rf"^study\.yaml: {problem}[^\n]*$"):
         spec(**compute)
+
+
+def test_gpus_that_cannot_share_a_batch_are_refused_and_a_stored_study_is_read() -> None:
+    chosen = spec(gpus=3)
+    assert StudySpec.from_json(chosen.to_json()) == chosen
+    with pytest.raises(
+        StudyFileError, match=r"^study\.yaml: compute\.gpus: 3 GPUs cannot share recovery\.batch_size 64 "
+    ):
+        check_target(chosen, load_target("cpu-torch"))

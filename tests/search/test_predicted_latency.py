@@ -90,11 +90,14 @@ def test_a_predicted_search_never_times_and_says_that_it_predicts(card, tiny_spe
 def test_measured_and_predicted_latencies_are_never_mixed(card, tiny_spec, tmp_path):
     with Store(f"sqlite:///{tmp_path}/study.db") as store:
         Search(prepare(tiny_spec(target=str(card))), store, tmp_path / "artifacts")
-        card.write_text(card.read_text().replace("predict: true", "predict: false"))
-        with pytest.raises(
-            StoreError, match=r"^study 'tiny' has predicted latencies and its target's card now asks for measured"
+        as_it_was, problem = card.read_text(), "^study 'tiny' has {} and its target's card now "
+        for changed, found in (
+            (("predict: true", "predict: false"), problem.format("predicted latencies") + "asks for measured"),
+            (("batch: 1", "batch: 2"), problem.format("latencies of batch 1") + "says 2, "),
         ):
-            Search(prepare(tiny_spec(target=str(card))), store, tmp_path / "artifacts")
+            card.write_text(as_it_was.replace(*changed))
+            with pytest.raises(StoreError, match=found):
+                Search(prepare(tiny_spec(target=str(card))), store, tmp_path / "artifacts")
 
 
 def test_a_table_of_another_model_and_a_promise_without_a_table_are_refused(card, tiny_spec, tmp_path):

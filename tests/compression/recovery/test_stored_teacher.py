@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from slimfront.compression.recovery.checkpoint import Checkpoint
-from slimfront.compression.recovery.stored_teacher import FEWEST, MOST_LOST, StoredForm
+from slimfront.compression.recovery.stored_teacher import FEWEST, MOST_LOST, StoredForm, StoredTeacher
+from slimfront.compression.recovery.teachers import Teacher
 from slimfront.compression.recovery.train import train
 from slimfront.core.batch import HOST
 from slimfront.spaces.policies.policy import Recovery
@@ -96,6 +98,61 @@ def test_what_another_function_of_the_same_weights_made_is_not_learned_from(
     weights, _ = trained(edited, tmp_path, 1)
     assert "of another model" in caplog.text
     assert torch.equal(weights, trained(edited, None)[0])
+
+
+def test_a_record_is_complete_before_its_checksum_says_that_it_is_there() -> None:
+    """Another process may read between any two writes."""
+    task = workload()
+    kind = OutputKind(1)
+    form = StoredForm.of(kind, 2.0, torch.randn(4, CLASSES))
+    teacher = StoredTeacher(Teacher(task, (), None), form, None, 48)
+    seen = []
+
+    class Watched(np.ndarray):
+        def __getitem__(self, key: Any) -> Any:
+            seen.append(key)
+            return super().__getitem__(key)
+
+    teacher._records = np.zeros(48, form.record).view(Watched)
+    teacher(torch.randn(2, 6), torch.tensor([[3, 5], [7, 9]]))
+    written = [key for key in seen if isinstance(key, str)]
+    assert written[-2:] == ["logits", "checksum"]
+
+
+def test_outputs_are_stored_under_all_that_they_follow_from(tmp_path: Path) -> None:
+    """A buffer that is not saved, a plain attribute, an extra state: each changes what the file is called."""
+
+    class Noted(Counting):
+        extra = "one"
+
+        def __init__(self) -> None:
+            super().__init__(8)
+            self.register_buffer("shift", torch.zeros(1), persistent=False)
+            self.scale, self.dropout = torch.ones(1), nn.Dropout(0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(self.dropout(x)) * self.scale + self.shift
+
+        def get_extra_state(self) -> dict[str, str]:
+            return {"extra": self.extra}
+
+        def set_extra_state(self, state: dict[str, str]) -> None:
+            self.extra = state["extra"]
+
+    def files_of(**changes: Any) -> set[str]:
+        torch.manual_seed(0)
+        model, data = Noted(), Read()
+        for name, value in changes.items():
+            setattr(model, name, value)
+        task = Workload(model.train(), data, data, data, data, torch.zeros(1, 6))
+        trained(adopt_workload(task, "noted", Path.cwd()), tmp_path, epochs=0.5)
+        return {file.name for file in (tmp_path / "teacher").iterdir()}
+
+    files_of()
+    assert len(files_of()) == 1
+    assert len(files_of(shift=torch.ones(1))) == 2
+    assert len(files_of(scale=2 * torch.ones(1))) == 3
+    assert len(files_of(extra="another")) == 4
 
 
 def test_a_training_taken_up_in_the_middle_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

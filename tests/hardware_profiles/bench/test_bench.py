@@ -378,6 +378,10 @@ def test_a_bench_of_a_gpu_has_the_machine_and_that_gpu_and_other_work_waits_for_
     monkeypatch.setattr(bench_lock, "LOCK_FILE", tmp_path / "lock")
     monkeypatch.setenv("SLIMFRONT_BENCH_LOCK", str(tmp_path / "lock"))
     monkeypatch.setattr(turns, "_uuid", lambda device: "GPU-a")
+    umask = os.umask(0o077)
+    with bench_lock.alone("torch-cuda"):
+        os.umask(umask)
+    assert {oct(file.stat().st_mode)[-3:] for file in tmp_path.iterdir()} == {"666"}, "another user may lock them too"
     other = FileLock(tmp_path / "lock")
     with bench_lock.alone("torch-cuda"):
         with pytest.raises(TimeoutError):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from slimfront.hardware_profiles.bench import bench, blocks
+from slimfront.hardware_profiles.bench import blocks, several_loads
 from slimfront.hardware_profiles.bench import paired_timing as module
 from slimfront.hardware_profiles.bench.blocks import Run, warm_up
 from slimfront.hardware_profiles.bench.loads import LOADING_SPREAD
@@ -25,6 +25,7 @@ from slimfront.hardware_profiles.bench.paired_timing import (
     fastest_blocks,
     reference_timing,
 )
+from slimfront.hardware_profiles.bench.several_loads import Loader
 
 
 class Clock:
@@ -292,24 +293,40 @@ def test_every_load_meets_every_other_and_counts_alike(clock):
 
 
 @pytest.mark.parametrize(
-    ("candidate_s", "reference_s", "seconds", "loads"),
-    [(0.01, 0.01, 1.0, 3), (0.09, 0.03, 1.0, 3), (0.09, 0.09, 1.0, 2), (0.09, 0.09, 2.0, 3), (0.3, 0.3, 2.0, 1)],
+    ("candidate_s", "reference_s", "runs_s", "free", "seconds", "loads"),
+    [
+        (0.01, 0.01, 0, 100, 1.0, 3),
+        (0.09, 0.03, 0, 100, 1.0, 3),
+        (0.09, 0.09, 0, 100, 1.0, 2),
+        (0.09, 0.09, 0, 100, 2.0, 3),
+        (0.3, 0.3, 0, 100, 2.0, 1),
+        (0.01, 0.01, 0.29, 100, 2.0, 1),  # it loads fast and runs slowly
+        (0.01, 0.01, 0, 50, 1.0, 2),  # each more takes 20 bytes
+        (0.01, 0.01, 0, 39, 1.0, 1),
+    ],
 )
-def test_files_are_loaded_again_where_that_is_cheap_and_the_timing_gives_the_time(
-    candidate_s, reference_s, seconds, loads, clock, monkeypatch
+def test_files_are_loaded_again_where_that_is_cheap_and_there_is_room_and_time(
+    candidate_s, reference_s, runs_s, free, seconds, loads, clock, monkeypatch, tmp_path
 ):
-    def load(file: Path, target: object) -> object:
+    for name in ("candidate", "reference"):
+        (tmp_path / name).write_bytes(b"1")
+    taken = [0]
+
+    def load(file: Path) -> object:
         clock.now += candidate_s if file.name == "candidate" else reference_s
+        taken[0] += 10
         return object()
 
-    monkeypatch.setattr(bench, "time", clock)
-    monkeypatch.setattr(bench, "load_streams", load)
-    state = SimpleNamespace(target=None, reference="kept", reference_file=Path("reference"))
-    monkeypatch.setattr(bench, "_state", state, raising=False)
-    candidates, references, left = bench._loaded(Path("candidate"), seconds)
+    def warm(_: object) -> None:
+        clock.now += runs_s
+
+    room = SimpleNamespace(taken=lambda: taken[0], free=lambda: free - taken[0] + 10)
+    monkeypatch.setattr(several_loads, "time", clock)
+    found = Loader(load, warm, room).several(tmp_path / "candidate", tmp_path / "reference", "kept", seconds)
+    candidates, references, left = found
     assert (len(candidates), len(references), references[0]) == (loads, loads, "kept")
     assert len({*candidates, *references}) == 2 * loads
-    assert left == pytest.approx(seconds - (loads - 1) * (candidate_s + reference_s))
+    assert left == pytest.approx(seconds - (loads - 1) * (candidate_s + reference_s + 2 * runs_s))
     assert left >= 0.75 * seconds
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import slimfront
 from slimfront.core.errors import StudyFileError, TargetError
 from slimfront.evaluators.latency import latency_measurements
 from slimfront.hardware_profiles.bench.paired_timing import PairedTiming, Percentile
@@ -86,3 +87,9 @@ def test_a_card_is_refused_by_its_key(tmp_path):
     (tmp_path / "card.yaml").write_text(card_text(load_target("cpu-openvino")) + "shapes: [{sequence: 0}]\n")
     with pytest.raises(TargetError, match=r"shapes\.0\.sequence"):
         load_target("card.yaml", tmp_path)
+
+
+def test_a_latency_table_of_several_shapes_is_refused_before_anything_is_measured(tmp_path):
+    (tmp_path / "card.yaml").write_text(card_text(load_target("cpu-openvino")) + "shapes: [{sequence: 8}]\n")
+    with pytest.raises(TargetError, match=r"timed at sequence=8, and a latency table predicts one shape"):
+        slimfront.profile(tmp_path / "card.yaml", table="none.yaml", storage=f"{tmp_path}/none.db")

@@ -19,6 +19,7 @@ import torch
 from slimfront.cli import main
 from slimfront.compression.packing.packed_file import load_packed
 from slimfront.core.errors import StoreError, TargetError, UserError
+from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.hardware_profiles.runtimes.base import Artifact
 from slimfront.spaces.policies.policy import Policy
 from slimfront.studies.bundles.bundle import open_bundle
@@ -156,6 +157,10 @@ def test_missing_and_changed_files_are_named(bundle: Path) -> None:
         verified(bundle)
 
 
+TEXT = {"name": "input", "shape": [1, 8], "axes": {"1": "sequence"}}
+LONG = {**load_target("cpu-openvino").model_dump(mode="json"), "shapes": [{"sequence": 10**9}]}
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -164,13 +169,18 @@ def test_missing_and_changed_files_are_named(bundle: Path) -> None:
         ({"measurements": {}}, "measurements.accuracy: is missing"),
         ({"measurements": []}, "measurements: must be a mapping of keys, not []"),
         ({"target": None}, "target: must be a mapping of keys, not None"),
-        ({"input": {"shape": [1, 2**20, 2**20]}}, "input: one batch would take more than"),
+        ({"input": {"name": "input", "shape": [1, 2**20, 2**20]}}, "inputs: one batch would take more than"),
+        ({"input": TEXT, "target": LONG}, "inputs: one batch at sequence=1000000000 would take more than"),
+        (
+            {"input": {**TEXT, "axes": {"2": "sequence"}}},
+            "input: axes names axis 2, which a shape of 2 sizes does not have",
+        ),
         ({"files": {"model.onnx": {"sha256": 3, "bytes": 1}}}, "files.model.onnx.sha256: must be text, not 3"),
         ({"trial": "x" * 10**6}, "trial: must be a whole number, not 'xxxx"),
     ],
 )
 def test_a_malformed_card_is_one_line_naming_the_key(bundle: Path, change: dict, says: str) -> None:
-    write_card(bundle, {**card_of(bundle), **change})
+    write_card(bundle, {**card_of(bundle), **({"inputs": []} if "input" in change else {}), **change})
     with pytest.raises(UserError, match=re.escape(f"bundle/card.json: {says}")) as error:
         verified(bundle)
     assert len(str(error.value)) < 500
