@@ -23,6 +23,7 @@ from ..cluster.study_folder import runtime_env
 from ..driver import Search
 from ..proposals import Proposal
 from ..trials.artifacts_folder import storing
+from ..trials.trial_log import append
 from ..trials.worker import Stage
 from .base import Task, Work, raise_fault
 from .crash_report import stage_of_death
@@ -30,16 +31,10 @@ from .ray_slots import Slot, Slots, how_it_died
 from .ray_worker import Answer, Ready
 from .resources import worker_resources
 from .shipment import delivered, unpack
+from .shortages import Shortages
 
 POLL_SECONDS = 0.5
 """Seconds between looks at interrupts, nodes and the budget while nobody answers."""
-
-PATIENCE_SECONDS = 300
-"""Seconds for which a cluster may have no node with room for a worker."""
-
-HELD_SECONDS = 10
-"""Seconds for which workers wait for what other Ray jobs hold, before that is said."""
-
 
 def join(spec: StudySpec, artifacts: Path, cpus: int = 1) -> None:
     """Join the cluster that RAY_ADDRESS names, with a copy of the study file's folder on its nodes, or start Ray here.
@@ -78,11 +73,10 @@ class RayRunner:
         """As `Runner.run`.
 
         Raises:
-            SearchError: the cluster has had no room for a worker for `PATIENCE_SECONDS`.
+            SearchError: the cluster has had no room for a worker for `shortages.PATIENCE_SECONDS`.
         """
         self._work, slots = work, self._joined
-        self._last_room = self._last_full = time.monotonic()
-        self._has_told = False
+        self._shortages = Shortages(self._search.remarks.cluster)
         with storing(self._search.folder):
             while slots.running or not work.is_over:
                 interrupts.check()
@@ -109,32 +103,14 @@ class RayRunner:
     def _hand_out(self, slots: Slots) -> None:
         """Give every idle worker a task, and start workers where there is room, while there is work."""
         if self._work.is_over:
+            self._shortages.forget()
             return
         slots.fill()
-        self._require_room(slots)
+        self._shortages.look(slots, time.monotonic())
         for slot in slots.idle:
             if (task := self._work.propose()) is None:
                 return
             slot.begin(task)
-
-    def _require_room(self, slots: Slots) -> None:
-        now = time.monotonic()
-        if not slots.waiting:
-            self._last_full = now
-        elif now - self._last_full > HELD_SECONDS:
-            self._tell_once(slots.waiting_text())
-        if slots.usable:
-            self._last_room = now
-        elif now - self._last_room > PATIENCE_SECONDS:
-            raise SearchError(f"no node of the Ray cluster has had room for a worker for {PATIENCE_SECONDS} s")
-        elif now - self._last_room > HELD_SECONDS:
-            self._tell_once(f"{slots.too_small_text()}; the search waits {PATIENCE_SECONDS} s for one to join")
-
-    def _tell_once(self, remark: str) -> None:
-        """Say why workers wait, the first time they do."""
-        if not self._has_told:
-            self._has_told = True
-            self._search.remarks.cluster(remark)
 
     def _take(self, slots: Slots, slot: Slot) -> None:
         """Do with a worker what its answer asks for."""
@@ -218,6 +194,8 @@ class RayRunner:
         elif slot.task is not None:
             limit_s = self._search.spec.budget.trial_timeout_s
             slot.collect()
+            slot.task.folder.mkdir(parents=True, exist_ok=True)
+            append(slot.task.folder, f"{error}\n")
             self._went_on(slots, slot, stage_of_death(slot.task, limit_s, how_it_died(error), was_killed=True))
 
     def _lost(self, slot: Slot, reason: str | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -28,6 +29,10 @@ LOOK_SECONDS = 1.0
 
 COLLECT_SECONDS = 30
 """The seconds that a node has to send what a dead worker left behind; it starts a process for that."""
+
+_DETAIL = "exit detail: "
+_ADVICE = re.compile(r"(There are some potential root causes|Some common causes).*")
+"""What follows the reason of a worker's death in Ray's messages."""
 
 
 class Slot:
@@ -242,7 +247,8 @@ class Slots:
 
 
 def how_it_died(error: RayError) -> str:
-    """What Ray knows of a worker's death, in its own words without those on actors and their ids."""
+    """What Ray knows of a worker's death, without what it says on actors and their ids and on what may cause such a death."""
     lines = str(error).splitlines()
-    detail = next((line for line in lines if "exit detail" in line), lines[-1] if lines else "Ray knows no more")
-    return f"died: {one_line(detail, 400)}"
+    detail = next((line for line in lines if _DETAIL in line), lines[-1] if lines else "Ray knows no more")
+    known = _ADVICE.sub("", detail.rpartition(_DETAIL)[2])
+    return f"died: {one_line(known, 400).rstrip('.')}"

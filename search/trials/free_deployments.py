@@ -22,6 +22,9 @@ from ...studies.store.records import FreeDeployment, ReferenceRecord
 from .baseline import QUIET_SECONDS, Measuring, bench_of, lower_reference
 from .prepared_study import PreparedStudy
 
+FREE = "free"
+"""The folder of artifacts of the free deployments while they are measured, next to that of the reference."""
+
 
 def choose_reference(
     prepared: PreparedStudy, folder: Path, measuring: Measuring
@@ -42,6 +45,8 @@ def choose_reference(
         WorkloadError, SearchError: as `Measuring`.
     """
     spec, deployments = prepared.spec, _deployments(prepared)
+    if (folder / FREE).exists():  # of a run that was killed; its model may have been another one
+        shutil.rmtree(folder / FREE)
     if len(deployments) > 1:
         deployments = measuring(partial(_measured, deployments=deployments, folder=folder))
     try:
@@ -100,7 +105,7 @@ def _paired(deployment: FreeDeployment, context: Context, bench: Timer, plain: S
 
 
 def _folder(folder: Path, precision: FloatPrecision) -> Path:
-    return folder / "free" / precision
+    return folder / FREE / precision
 
 
 def _kept(context: Context, folder: Path, precision: FloatPrecision) -> Artifact:
@@ -109,5 +114,5 @@ def _kept(context: Context, folder: Path, precision: FloatPrecision) -> Artifact
     if not measured.is_file():
         return lower_reference(context, folder, precision)
     kept = Path(shutil.copy(measured, folder))
-    shutil.rmtree(folder / "free")
+    shutil.rmtree(folder / FREE)
     return Artifact.of(kept)

@@ -1,4 +1,4 @@
-"""Which workers start where, and which wait for what other Ray jobs hold."""
+"""Which workers start where, which wait for what other Ray jobs hold, and how they died."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from slimfront.core.errors import SearchError
 from slimfront.search.execution import ray_slots
-from slimfront.search.execution.ray_slots import Slots
+from slimfront.search.execution.ray_slots import Slots, how_it_died
+from slimfront.search.execution.shortages import HELD_SECONDS, PATIENCE_SECONDS, Shortages
+
+from ray.exceptions import RayError  # isort: skip
 
 
 class FakeSlot:
@@ -84,3 +88,36 @@ def test_parts_of_a_device_are_counted_as_ray_counts_them(slots) -> None:
     assert too_small.too_small_text().startswith(
         "no node of the Ray cluster has the 4 CPU and 1 GPU that one worker takes"
     )
+
+
+def test_only_what_lasts_while_there_is_work_is_a_shortage() -> None:
+    said: list[str] = []
+    shortages = Shortages(said.append)
+
+    def look(at: float, *, waiting: int = 0, usable: int = 1) -> None:
+        text = SimpleNamespace(waiting_text=lambda: "held", too_small_text=lambda: "too small")
+        shortages.look(SimpleNamespace(waiting=waiting, usable=[0] * usable, **vars(text)), at)  # pyright: ignore[reportArgumentType]
+
+    look(0)
+    look(500, waiting=1, usable=0)  # a worker died in a long trial: Ray has not noted yet that its processors are free
+    look(500 + HELD_SECONDS, waiting=1)
+    look(501 + HELD_SECONDS)
+    shortages.forget()  # nothing to hand out
+    look(900, waiting=1, usable=0)
+    assert said == []
+    look(901 + HELD_SECONDS, waiting=1)
+    look(930, waiting=1)
+    assert said == ["held"]
+    look(1000, usable=0)
+    with pytest.raises(SearchError, match="no node of the Ray cluster has had room"):
+        look(1001 + PATIENCE_SECONDS, usable=0)
+
+
+def test_a_death_is_told_in_one_short_line() -> None:
+    text = (
+        "The actor died unexpectedly before finishing this task.\n\tclass_name: RayWorker\n\tactor_id: 0a1b\n"
+        "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker "
+        "unexpectedly exits with a connection error code 2. End of file. Some common causes include: (1) the process was killed"
+    )
+    assert how_it_died(RayError(text)) == "died: Worker unexpectedly exits with a connection error code 2. End of file"
+    assert how_it_died(RayError("The node has died.")) == "died: The node has died"
