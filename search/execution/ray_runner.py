@@ -11,7 +11,7 @@ from ..cluster.cluster import LOG, connect, is_cluster_named, ray  # before anyt
 
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayError, RayTaskError  # isort: skip
 
-from ...core.errors import SearchError, WorkerStartError, describe_exception
+from ...core.errors import WorkerStartError, describe_exception
 from ...core.interrupts import Interrupts
 from ...core.threads import usable_threads
 from ...core.validation import MAX_COUNT
