@@ -36,6 +36,7 @@ from .shortages import Shortages
 POLL_SECONDS = 0.5
 """Seconds between looks at interrupts, nodes and the budget while nobody answers."""
 
+
 def join(spec: StudySpec, artifacts: Path, cpus: int = 1) -> None:
     """Join the cluster that RAY_ADDRESS names, with a copy of the study file's folder on its nodes, or start Ray here.
 

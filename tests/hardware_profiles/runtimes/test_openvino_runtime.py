@@ -291,3 +291,12 @@ def test_a_precision_that_the_processor_lacks_is_float32(capable, make_network, 
     monkeypatch.setattr(openvino_runtime, "computes", computed.__contains__)
     model = openvino.Core().read_model(artifact.path)
     assert openvino_runtime._precision(model) == ("float16" if capable else "float32")
+
+
+def test_openvino_sends_no_usage_statistics() -> None:
+    code = (
+        "import sys, slimfront.hardware_profiles.runtimes.onnx.openvino_runtime;"
+        "from openvino.tools.ovc import telemetry_utils; print(telemetry_utils.tm.__name__)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "openvino.tools.ovc.telemetry_stub\n"
