@@ -193,8 +193,7 @@ def _trial_facts(trial: TrialRecord) -> list[tuple[str, str]]:
         known.append(("retry of", f"trial {trial.retry_of}"))
     known += [("worker", trial.worker or "not recorded"), ("started", moment(trial.started))]
     if trial.finished:
-        seconds = (trial.finished - trial.started).total_seconds()
-        known.append(("finished", f"{moment(trial.finished)}, after {seconds:.1f} s"))
+        known.append(("finished", f"{moment(trial.finished)}, after {trial.seconds:.1f} s"))
     known += [
         ("policy", trial.digest),
         ("width", width_text(trial.policy)),

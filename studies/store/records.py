@@ -155,8 +155,8 @@ class TrialSummary:
 
     @property
     def seconds(self) -> float:
-        """From its start to its end; 0 while it runs."""
-        return (self.finished - self.started).total_seconds() if self.finished else 0.0
+        """From its start to its end; 0 while it runs, and where the clock was set back meanwhile."""
+        return max(0.0, (self.finished - self.started).total_seconds()) if self.finished else 0.0
 
     @property
     def account(self) -> str:

@@ -110,6 +110,7 @@ def test_a_trial_runs_and_completes(demo):
     done = demo.get_trial("demo", 0)
     assert (done.state, done.reason, done.violations) == ("complete", None, (VIOLATION,))
     assert running.started <= done.finished
+    assert dataclasses.replace(done, finished=done.started - timedelta(hours=1)).seconds == 0  # the clock was set back
     assert running.state == "running"  # what was handed out does not change
 
 
