@@ -1,4 +1,4 @@
-"""Reliable Ctrl-C and SIGTERM: they do not get lost, and never interrupt a write."""
+"""Reliable Ctrl-C, SIGTERM and SIGHUP: they do not get lost, and never interrupt a write."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""Signals that ask a process to end: an operator's, and that of a terminal that was closed."""
 
 _watching: list[Interrupts] = []
 """The active `Interrupts` of this process, innermost last."""
@@ -71,22 +74,28 @@ def ignore_interrupts() -> None:
 
 
 @contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """Have SIGTERM do what Ctrl-C does; also a decorator. Outside the main thread this does nothing."""
+def ending_interrupts() -> Iterator[None]:
+    """Have what asks a process to end do what Ctrl-C does; also a decorator. Outside the main thread this does nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.getsignal(signal.SIGTERM)
-    take_sigterm()
+    previous = {number: signal.getsignal(number) for number in ENDING}
+    take_ending()
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
-def take_sigterm() -> None:
-    """Have SIGTERM do what Ctrl-C does, from now on: libraries such as Ray install a handler of their own."""
-    signal.signal(signal.SIGTERM, _terminate)
+def take_ending() -> None:
+    """Have the signals of `ENDING` do what Ctrl-C does, from now on: libraries such as Ray install handlers of their own.
+
+    One that is ignored stays so, as the end of the terminal is by `nohup`.
+    """
+    for number in ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _terminate)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from ..compression.recovery.stored_teacher import most_bytes
 from ..core.errors import SearchError
-from ..core.interrupts import sigterm_interrupts
+from ..core.interrupts import ending_interrupts
 from ..core.threads import give_back
 from ..hardware_profiles.profiling.fingerprint import saturates
 from ..studies.analysis.verdict import verdict
@@ -38,7 +38,7 @@ from .trials.artifacts_folder import artifacts_root, require_writable
 from .trials.prepared_study import PreparedStudy, prepare
 
 
-@sigterm_interrupts()
+@ending_interrupts()
 def run_search(
     spec: StudySpec,
     storage: str,

@@ -193,7 +193,8 @@ class SearchProgress:
         now = time.monotonic()
         if not self._console.is_interactive and now - self._printed >= LINE_INTERVAL_S:
             self._printed = now
-            self.say(f"{self._counted}, {self._times}; {note}")
+            is_known = self._search is not None  # or a study that goes on would seem to have no trials
+            self.say(f"{self._counted}, {self._times}; {note}" if is_known else f"{clock_text(self._elapsed)}: {note}")
 
     @property
     def _elapsed(self) -> float:

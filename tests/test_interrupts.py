@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from slimfront.core.errors import CompressionError, describe_exception
-from slimfront.core.interrupts import Interrupts, raise_if_interrupted, sigterm_interrupts, uninterrupted
+from slimfront.core.interrupts import ENDING, Interrupts, ending_interrupts, raise_if_interrupted, uninterrupted
 from slimfront.spaces.models.channel_graph import ChannelGraph
 from torch import Tensor, nn, zeros
 
@@ -146,27 +146,32 @@ def test_ctrl_c_while_channels_are_followed_is_no_failure_of_the_model() -> None
 
 
 @uninterrupted()
-def _terminated_while_busy(done: list[str]) -> None:
-    signal.raise_signal(signal.SIGTERM)
+def _ended_while_busy(number: int, done: list[str]) -> None:
+    signal.raise_signal(number)
     done.append("held back until here")
 
 
+@pytest.mark.parametrize("number", ENDING, ids=lambda number: number.name)
 @pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN])
-def test_sigterm_does_what_ctrl_c_does_also_in_the_background(ctrl_c: Any) -> None:
+def test_signals_to_end_do_what_ctrl_c_does_also_in_the_background(ctrl_c: Any, number: signal.Signals) -> None:
     """Shells start background jobs with SIGINT ignored."""
     before = signal.signal(signal.SIGINT, ctrl_c)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # tests that started Ray in this process have left a handler
+    was = signal.signal(number, signal.SIG_DFL)  # tests that started Ray in this process have left a handler
     done: list[str] = []
     try:
-        with sigterm_interrupts():
+        with ending_interrupts():
             with pytest.raises(KeyboardInterrupt):
-                _terminated_while_busy(done)
+                _ended_while_busy(number, done)
             with pytest.raises(KeyboardInterrupt), Interrupts():
-                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(number)
+        assert signal.getsignal(number) is signal.SIG_DFL
+        signal.signal(number, signal.SIG_IGN)
+        with ending_interrupts():
+            signal.raise_signal(number)  # nohup: the search goes on
     finally:
         signal.signal(signal.SIGINT, before)
+        signal.signal(number, was)
     assert done == ["held back until here"]
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_an_exceptions_text_is_data() -> None:

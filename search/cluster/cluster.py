@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import UserError
-from ...core.interrupts import take_sigterm
+from ...core.interrupts import take_ending
 from ...core.texts import one_line
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -79,7 +79,7 @@ def connect(cpus: int = 1, log: Path | None = None, environment: Mapping[str, An
         raise UserError(f"Ray cannot be started or joined: {one_line(str(error))}") from error
     finally:
         log_to(log)  # Ray has taken the handler away
-        take_sigterm()  # and put one of its own there
+        take_ending()  # and put one of its own there
 
 
 def _hide_token() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ from ...core.interrupts import uninterrupted
 from ...core.texts import one_line, redacted, without
 from .migrations import upgrade
 from .tables import REVISION, VERSION_TABLE
+
+logging.getLogger("psycopg").addHandler(logging.NullHandler())  # it warns of a lost connection, which is raised too
 
 BUSY_TIMEOUT_S = 10
 CONNECT_TIMEOUT_S = 10

@@ -61,6 +61,7 @@ SAVED = ["accuracy_drop", "latency_ms", "packed_bytes"]
 def searched(tiny_spec, tmp_path, monkeypatch) -> tuple[str, str]:
     """(database, what a search of four trials printed where there is no terminal, a line for every event)."""
     monkeypatch.setattr(terminal, "LINE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(terminal, "PATIENCE_S", float("inf"))  # a busy machine takes long to open the study
     said, url = io.StringIO(), f"{tmp_path}/study.db"
     spec = tiny_spec(objectives=SAVED)
     run_search(spec, url, tmp_path / "artifacts", Console(file=said, width=200))
@@ -80,6 +81,7 @@ def test_a_search_without_a_terminal_counts_and_one_that_is_refused_shows_nothin
         r"trial \d joins the front: accuracy drop -?\d\.\d{4}.*, latency [\d.e-]+( ±[\d.e-]+)? ms, packed [\d.]+ kB$",
         joined[0],
     )
+    assert not re.search(r"trials, \d:\d\d; counting", said), "how many there are was not known yet"
     assert "hypervolume" not in said
     assert "\x1b" not in said
     again = io.StringIO()
