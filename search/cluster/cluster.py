@@ -28,6 +28,7 @@ if os.environ.get("RAY_ADDRESS", "local") in ("", "local"):
     os.environ.pop("RAY_AUTH_MODE", None)  # a Ray that is started here asks for a token unless this says otherwise
 
 import ray
+from ray._private import worker as ray_process
 from ray.exceptions import AuthenticationError, RaySystemError
 
 OBJECT_STORE_BYTES = 200 * 2**20
@@ -124,6 +125,15 @@ def _why_no_answer(address: str) -> str | None:
         return "the cluster wants a token: copy its ~/.ray/auth_token here and set RAY_AUTH_MODE=token"
     said = found.stderr.strip().splitlines() or ["no Ray cluster answers there"]
     return said[-1].rstrip(".") if found.returncode else None
+
+
+def _log_lines(data: Mapping[str, Any], ignore_prefix: bool = False) -> None:
+    """Log what Ray says of a cluster's nodes and workers; it prints that on standard output, whatever `ray.init` is asked for."""
+    for line in data["lines"]:
+        logging.getLogger("ray").warning("%s", line)
+
+
+ray_process.print_to_stdstream = _log_lines
 
 
 def log_to(file: Path | None) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from ..artifacts.open_store import is_url
 from . import tables
-from .database import Database
+from .database import Database, sqlite_file
 from .queries import find_study, find_trial
 from .records import ArtifactPlace, ArtifactRecord
 
@@ -115,9 +115,8 @@ class ArtifactRows:
     @property
     def folder(self) -> Path | None:
         """The folder of a SQLite database; None of others."""
-        url = self._database.url
-        is_file = url.get_backend_name() == "sqlite" and not str(url.database).startswith("file:")
-        return Path(str(url.database)).resolve().parent if is_file else None
+        file = sqlite_file(self._database.url)
+        return file.resolve().parent if file is not None else None
 
 
 def _ids(session: Session, study: str, number: int | None) -> tuple[int, int | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -75,8 +76,8 @@ def absolute_url(url: str) -> str:
         StoreError: as `database_url`.
     """
     parsed = database_url(url)
-    if parsed.get_backend_name() == "sqlite" and not str(parsed.database).startswith("file:"):
-        parsed = parsed.set(database=str(Path(str(parsed.database)).absolute()))
+    if (file := sqlite_file(parsed)) is not None:
+        parsed = parsed.set(database=str(file))
     return parsed.render_as_string(hide_password=False)
 
 
@@ -119,6 +120,8 @@ class Database:
         except BaseException:  # also Ctrl-C while waiting for a lock: no connection may stay open
             self.close()
             raise
+        if (file := sqlite_file(self.url)) is not None:
+            self.guards.append(partial(self._require_same, file, _identity(file)))
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
@@ -143,6 +146,13 @@ class Database:
         """See, within the transaction of a connection to this database, that this process may still write."""
         for guard in self.guards:
             guard(connection)
+
+    def _require_same(self, file: Path, opened: tuple[int, int] | None, _: Connection) -> None:
+        """See that the file is where it was opened: one that was moved or deleted takes all that is written, and nobody finds it."""
+        if _identity(file) != opened:
+            raise StoreError(
+                f"{self.name}: moved, deleted or replaced while it was open; once it is back, the same command continues"
+            )
 
     def watch(self, engine: Engine) -> None:
         """Have another engine over this database, such as Optuna's, guard its writes and word its errors as this one does."""
@@ -222,6 +232,21 @@ class Database:
         lines = str(error.orig).strip().splitlines() or [type(error.orig).__name__]
         known = (said for problem, said in _SQLITE_PROBLEMS.items() if problem in lines[0])
         return StoreError(f"{self.name}: {next(known, one_line(without(lines[0], self._secrets)))}")
+
+
+def sqlite_file(url: URL) -> Path | None:
+    """The absolute path of a SQLite database; None of a server's, and of one that SQLite's own kind of URL names."""
+    is_file = url.get_backend_name() == "sqlite" and not str(url.database).startswith("file:")
+    return Path(str(url.database)).absolute() if is_file else None
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    """The device and number of a file; None where there is none."""
+    try:
+        found = file.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _is_path(url: str) -> bool:

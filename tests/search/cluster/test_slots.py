@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ from slimfront.search.execution import ray_slots
 from slimfront.search.execution.ray_slots import Slots, how_it_died
 from slimfront.search.execution.shortages import HELD_SECONDS, PATIENCE_SECONDS, Shortages
 
+from ray._private import worker as ray_process  # isort: skip
 from ray.exceptions import RayError  # isort: skip
 
 
@@ -121,3 +123,13 @@ def test_a_death_is_told_in_one_short_line() -> None:
     )
     assert how_it_died(RayError(text)) == "died: Worker unexpectedly exits with a connection error code 2. End of file"
     assert how_it_died(RayError("The node has died.")) == "died: The node has died"
+
+
+def test_what_ray_says_of_nodes_is_logged_and_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    said = {"lines": ["a node is dead"], "pid": "raylet", "is_err": False}
+    poll = iter([(0, {"job_id": None, "error_message": said["lines"][0]})])
+    subscriber = SimpleNamespace(poll=lambda: next(poll), subscribe=lambda: None, close=lambda: None)
+    process = SimpleNamespace(gcs_error_subscriber=subscriber, current_job_id=ray_process.JobID.nil(), set_err=None)
+    with pytest.raises(StopIteration):
+        ray_process.listen_error_messages(process, threading.Event())  # pyright: ignore[reportArgumentType]
+    assert capfd.readouterr().out == ""

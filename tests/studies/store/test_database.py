@@ -127,6 +127,22 @@ def test_a_folder_that_is_not_there_is_one_line(tmp_path):
         Store(f"sqlite:///{tmp_path}/no/slimfront.db")
 
 
+def test_what_is_written_to_a_file_that_was_moved_is_refused_until_it_is_back(tmp_path, make_spec):
+    file, elsewhere = tmp_path / "slimfront.db", tmp_path / "elsewhere.db"
+    with Store(f"sqlite:///{file}") as store:
+        store.create_study(make_spec(), "f1", {}, {})
+        file.rename(elsewhere)
+        for another in (False, True):
+            if another:
+                file.touch()
+            with pytest.raises(
+                StoreError, match=r"slimfront\.db: moved, deleted or replaced while it was open; once it is"
+            ):
+                store.start_trial("demo", 0, Policy())
+        elsewhere.rename(file)
+        store.start_trial("demo", 0, Policy())
+
+
 def test_a_locked_database_is_one_line_and_readable_meanwhile(tmp_path, make_spec):
     url = f"sqlite:///{tmp_path}/slimfront.db?timeout=0.1"
     with Store(url) as store, closing(sqlite3.connect(tmp_path / "slimfront.db", isolation_level=None)) as other:
