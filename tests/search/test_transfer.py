@@ -1,3 +1,5 @@
+"""What a search learns from earlier studies of the same workload."""
+
 from pathlib import Path
 
 import pytest

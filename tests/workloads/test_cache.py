@@ -1,3 +1,5 @@
+"""Models trained once and read from the user's cache, and files in it that are damaged."""
+
 import os
 import subprocess
 import sys

@@ -1,3 +1,5 @@
+"""The built-in digits workload: its splits, its network and its training."""
+
 import hashlib
 import subprocess
 import sys

@@ -1,3 +1,5 @@
+"""Workloads loaded by reference, and the one-line errors of references that lead nowhere."""
+
 import subprocess
 import sys
 from dataclasses import replace

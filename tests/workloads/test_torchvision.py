@@ -1,3 +1,5 @@
+"""Workloads of torchvision's models, with random images and with folders of images."""
+
 import struct
 
 import numpy as np

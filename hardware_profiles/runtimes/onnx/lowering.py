@@ -21,6 +21,7 @@ from .float_graph import export_float
 from .graph_cache import GraphCache
 from .graph_nodes import nodes_of_layers
 from .onnx_file import WeightsApart, weights_apart, write
+from .options import NO_OPTIONS, LoweringOptions
 from .passes.bfloat16_casts import insert_bfloat16
 from .passes.embedding_tables import write_embeddings
 from .passes.fuse_parallel_linears import fuse_parallel_linears
@@ -46,41 +47,9 @@ float32 where it is missing. Where all layers compute in bfloat16 or integers it
 
 
 def lower(
-    candidate: Candidate,
-    example_input: Batch,
-    batch: int,
-    path: Path,
-    *,
-    bound_float_layers: bool = False,
-    integer_biases: bool = False,
-    integer_products: bool = False,
-    fused_linears: bool = False,
-    folded_weights: bool = False,
-    group_kernels: Collection[int] = (),
-    signed_grids: bool = False,
-    dynamic_lstm: bool = False,
-    kept_axes: bool = False,
-    spelt_permutations: bool = False,
+    candidate: Candidate, example_input: Batch, batch: int, path: Path, options: LoweringOptions = NO_OPTIONS
 ) -> Path:
     """Write `candidate` as an ONNX file with inputs and outputs of shape [batch, ...], a single one called "input", or "output".
-
-    Args:
-        bound_float_layers: put a Clip after the Q/DQ pair of a layer whose weight stays float, for a runtime that would
-            otherwise quantize that weight too.
-        integer_biases: write the bias of a linear layer on integers as int32, for a runtime that would otherwise compute
-            the layer in float.
-        integer_products: write dynamically quantized layers in integer operations; otherwise they are left to a runtime that
-            quantizes their inputs itself, which the file's metadata ask for under `DYNAMIC`.
-        fused_linears: compute linear layers that read the same tensor by one product.
-        folded_weights: dequantize the weights of layers that compute in float by operations that a runtime folds when it
-            loads the file, for a runtime that would otherwise dequantize them at every run.
-        group_kernels: bits of weights with scales by groups that the runtime multiplies as they are stored; others are
-            dequantized when it loads the file.
-        signed_grids: write activation grids with zero in their middle on signed integers, for a runtime that multiplies
-            those faster than unsigned ones with a zero point.
-        dynamic_lstm: write LSTMs on dynamic integers as the operator of ONNX Runtime that computes them.
-        kept_axes: write reductions among quantized layers so that they keep their axes, for a runtime that computes others wrongly.
-        spelt_permutations: write permutations of channels by their numbers so that the runtime does not fold them, which it does wrongly.
 
     Raises:
         LoweringError: the model cannot be exported, or a quantized layer is not found in the exported graph.
@@ -89,26 +58,42 @@ def lower(
     model = ModelProto()
     model.CopyFrom(exported.model)
     lowered = WeightsApart(model, dict(exported.weights))
-    insert_grids(lowered, candidate.quantization, bound_float_layers, signed_grids)
-    _write_groups(lowered, candidate.quantization, group_kernels)
-    recurrent = candidate.quantization.recurrent
-    write_recurrent_weights(lowered, recurrent, candidate.policy.recurrent if recurrent else {}, dynamic_lstm)
-    write_embeddings(lowered, candidate.quantization.embeddings)
-    _write_dynamic(lowered, candidate, integer_products)
-    if kept_axes and candidate.quantization.inputs:
-        keep_reduced_axes(model.graph)
-    if spelt_permutations:
-        spell_out_permutations(model.graph)
-    if integer_biases:
-        write_integer_biases(model, candidate.quantization)
-    if folded_weights:
-        spell_out_weights(lowered, _weight_only(candidate))
+    _write_integers(lowered, candidate, options)
+    _work_around(lowered.model.graph, candidate.quantization, options)
+    _write_biases_and_weights(lowered, candidate, options)
     _insert_bfloat16(lowered, candidate)
     _note_precision(lowered, candidate)
-    if fused_linears:
+    if options.fused_linears:
         fuse_parallel_linears(lowered)
     write(model, lowered.weights, path)
     return path
+
+
+def _write_integers(lowered: WeightsApart, candidate: Candidate, options: LoweringOptions) -> None:
+    """Put the candidate's grids into the float graph."""
+    quantization = candidate.quantization
+    insert_grids(lowered, quantization, options.bound_float_layers, options.signed_grids)
+    _write_groups(lowered, quantization, options.group_kernels)
+    recurrent = candidate.policy.recurrent if quantization.recurrent else {}
+    write_recurrent_weights(lowered, quantization.recurrent, recurrent, options.dynamic_lstm)
+    write_embeddings(lowered, quantization.embeddings)
+    _write_dynamic(lowered, candidate, options.integer_products)
+
+
+def _work_around(graph: GraphProto, quantization: Quantization, options: LoweringOptions) -> None:
+    """Write what the runtime would compute wrongly in another way that means the same."""
+    if options.kept_axes and quantization.inputs:
+        keep_reduced_axes(graph)
+    if options.spelt_permutations:
+        spell_out_permutations(graph)
+
+
+def _write_biases_and_weights(lowered: WeightsApart, candidate: Candidate, options: LoweringOptions) -> None:
+    """Write integer biases, and the weights that float layers dequantize, as the runtime is fast with."""
+    if options.integer_biases:
+        write_integer_biases(lowered.model, candidate.quantization)
+    if options.folded_weights:
+        spell_out_weights(lowered, _weight_only(candidate))
 
 
 def _write_groups(lowered: WeightsApart, quantization: Quantization, kernels: Collection[int]) -> None:

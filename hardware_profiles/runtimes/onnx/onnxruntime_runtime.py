@@ -17,6 +17,7 @@ from ....spaces.policies.float_precision import FLOAT32, FloatPrecision, FloatTy
 from ...cards.target import Target
 from ..base import Artifact, Signature
 from ..node_names import RECURRENT, layer_of
+from .options import LoweringOptions
 from .signature import onnx_signature
 
 if TYPE_CHECKING:
@@ -52,9 +53,18 @@ FLOAT_ACTIVATIONS = ("session.qdq_matmulnbits_accuracy_level", "1")
 """The precision in which MatMulNBits, a linear layer with integer weights, computes: 1 is float32. By default ONNX Runtime takes
 int8 and quantizes the layer's input, whatever the policy says."""
 
-
 GROUP_KERNELS = (4,)
 """Bits of MatMulNBits that take no longer than float32; at 8 bits it takes seven times as long for one row of inputs."""
+
+OPTIONS = LoweringOptions(
+    bound_float_layers=True,  # it quantizes the weight of a convolution between two integer tensors whatever the policy says
+    integer_biases=True,
+    integer_products=True,
+    folded_weights=True,
+    group_kernels=GROUP_KERNELS,
+    dynamic_lstm=True,
+)
+"""How ONNX Runtime's files are written."""
 
 
 class OnnxRuntime:
@@ -75,21 +85,7 @@ class OnnxRuntime:
     def lower(self, candidate: Candidate, example_input: Batch, target: Target, path: Path) -> Artifact:
         from .lowering import lower  # imports torch, which sessions do without
 
-        # ONNX Runtime quantizes the weight of a convolution between two integer tensors whatever the policy says.
-        return Artifact.of(
-            lower(
-                candidate,
-                example_input,
-                target.batch,
-                path,
-                bound_float_layers=True,
-                integer_biases=True,
-                integer_products=True,
-                folded_weights=True,
-                group_kernels=GROUP_KERNELS,
-                dynamic_lstm=True,
-            )
-        )
+        return Artifact.of(lower(candidate, example_input, target.batch, path, OPTIONS))
 
     def signature(self, artifact: Path) -> Signature:
         return onnx_signature(artifact)

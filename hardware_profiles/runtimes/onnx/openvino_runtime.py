@@ -18,11 +18,17 @@ from ....spaces.policies.layer_policy import GROUPED_BITS
 from ...cards.target import Target
 from ..base import Artifact, Signature, distinct
 from ..node_names import layers_of
+from .options import LoweringOptions
 from .signature import onnx_signature
 
 if TYPE_CHECKING:
     from ....core.batch import Batch
     from ....spaces.policies.candidate import Candidate
+
+OPTIONS = LoweringOptions(
+    fused_linears=True, group_kernels=GROUPED_BITS, signed_grids=True, kept_axes=True, spelt_permutations=True
+)
+"""How OpenVINO's files are written."""
 
 DYNAMIC = ["framework", "slimfront.dynamic"]
 """Where OpenVINO keeps the metadata under `lowering.DYNAMIC`."""
@@ -64,12 +70,7 @@ class OpenVinoRuntime:
     def lower(self, candidate: Candidate, example_input: Batch, target: Target, path: Path) -> Artifact:
         from .lowering import lower  # imports torch, which sessions do without
 
-        return Artifact.of(
-            lower(
-                candidate, example_input, target.batch, path,
-                fused_linears=True, group_kernels=GROUPED_BITS, signed_grids=True, kept_axes=True, spelt_permutations=True,
-            )
-        )  # fmt: skip
+        return Artifact.of(lower(candidate, example_input, target.batch, path, OPTIONS))
 
     def signature(self, artifact: Path) -> Signature:
         return onnx_signature(artifact)

@@ -11,6 +11,7 @@ from slimfront.core.errors import CompressionError
 from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.hardware_profiles.runtimes.base import get_runtime
 from slimfront.hardware_profiles.runtimes.onnx.lowering import lower
+from slimfront.hardware_profiles.runtimes.onnx.options import LoweringOptions
 from slimfront.spaces.policies.candidate import Candidate
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from torch import Tensor, nn
@@ -60,7 +61,7 @@ def test_the_grid_of_a_tensor_by_hand():
 
 def test_the_file_computes_by_onnx_itself_what_integers_give_by_hand(tmp_path):
     made = candidate(gate=DYNAMIC, value=DYNAMIC, fc=DYNAMIC)
-    path = lower(made, samples(1), BATCH, tmp_path / "model.onnx", integer_products=True)
+    path = lower(made, samples(1), BATCH, tmp_path / "model.onnx", LoweringOptions(integer_products=True))
     model, x = onnx.load(path), samples(BATCH, 1)
     operations = [node.op_type for node in model.graph.node]
     assert operations.count("MatMulInteger") == 3

@@ -11,6 +11,7 @@ from slimfront.compression.quantization.quantize import quantize
 from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.hardware_profiles.runtimes.base import get_runtime
 from slimfront.hardware_profiles.runtimes.onnx.lowering import lower
+from slimfront.hardware_profiles.runtimes.onnx.options import LoweringOptions
 from slimfront.spaces.models.layers import find_layers
 from slimfront.spaces.policies.candidate import Candidate
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
@@ -64,20 +65,20 @@ def evaluated(path: Path, example: Tensor) -> np.ndarray:
 def test_the_joined_file_computes_what_the_other_does(kind: str, bits: tuple[int, int], tmp_path: Path) -> None:
     candidate, example = made(kind, bits)
     apart = lower(candidate, example, 1, tmp_path / "apart.onnx")
-    joined = lower(candidate, example, 1, tmp_path / "joined.onnx", fused_linears=True)
+    joined = lower(candidate, example, 1, tmp_path / "joined.onnx", LoweringOptions(fused_linears=True))
     outputs = [evaluated(path, example) for path in (apart, joined)]
     np.testing.assert_allclose(outputs[1], outputs[0], rtol=1e-4, atol=1e-5)
 
 
 def test_a_gru_has_one_product_for_each_layers_inputs_and_one_for_each_step(tmp_path: Path) -> None:
     candidate, example = made("gru", (8, 8))
-    path = lower(candidate, example, 1, tmp_path / "model.onnx", fused_linears=True)
+    path = lower(candidate, example, 1, tmp_path / "model.onnx", LoweringOptions(fused_linears=True))
     assert len(products(path)) == 2 * (1 + 15) + 1  # the first state is zero: that step's products are constants
 
 
 def test_only_layers_that_hold_their_weights_alike_are_joined(tmp_path: Path) -> None:
     candidate, example = made("attention", {"query": (8, 32), "key": (8, 32)})
-    path = lower(candidate, example, 1, tmp_path / "model.onnx", fused_linears=True)
+    path = lower(candidate, example, 1, tmp_path / "model.onnx", LoweringOptions(fused_linears=True))
     # gate has no bias; value alone is float with one
     assert sorted(name.split("/")[-2] for name in products(path) if "+" in name) == ["query+key"]
     weights = {tensor.name: tuple(tensor.dims) for tensor in onnx.load(path).graph.initializer}
@@ -86,7 +87,7 @@ def test_only_layers_that_hold_their_weights_alike_are_joined(tmp_path: Path) ->
 
 def test_nothing_of_the_layers_apart_is_left_in_the_file(tmp_path: Path) -> None:
     candidate, example = made("gru", (8, 8))
-    model = onnx.load(lower(candidate, example, 1, tmp_path / "model.onnx", fused_linears=True))
+    model = onnx.load(lower(candidate, example, 1, tmp_path / "model.onnx", LoweringOptions(fused_linears=True)))
     read = {name for node in model.graph.node for name in node.input}
     assert {tensor.name for tensor in model.graph.initializer} <= read
     onnx.checker.check_model(model)

@@ -17,6 +17,7 @@ from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.hardware_profiles.runtimes.base import get_runtime
 from slimfront.hardware_profiles.runtimes.onnx.graph_nodes import nodes_of_layers
 from slimfront.hardware_profiles.runtimes.onnx.lowering import lower
+from slimfront.hardware_profiles.runtimes.onnx.options import LoweringOptions
 from slimfront.spaces.models.layers import find_layers
 from slimfront.spaces.policies.candidate import Candidate, Quantization, QuantizedWeight, QuantParams
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
@@ -187,7 +188,7 @@ def test_a_grid_around_zero_can_be_written_on_signed_integers(make_network, cand
     plain, found = SessionOptions(), []
     plain.graph_optimization_level = GraphOptimizationLevel.ORT_DISABLE_ALL  # what the file says, pair by pair
     for signed in (False, True):
-        lower(made, torch.zeros(1, *model.shape), 4, path, signed_grids=signed)
+        lower(made, torch.zeros(1, *model.shape), 4, path, LoweringOptions(signed_grids=signed))
         stored = constants(onnx.load(path))
         zeros = {
             (str(values.dtype), int(values)) for name, values in stored.items() if re.search(r"grid\d+\.zero", name)
@@ -201,7 +202,9 @@ def test_a_grid_around_zero_can_be_written_on_signed_integers(make_network, cand
 def test_a_float_weight_can_read_its_grid_through_a_bound(candidate, tmp_path):
     model = Shared().eval()
     made = candidate(model, {"first": LayerPolicy(32, 8), "second": LayerPolicy(8, 8)})
-    path = lower(made, torch.zeros(1, *model.shape), 1, tmp_path / "bounded.onnx", bound_float_layers=True)
+    path = lower(
+        made, torch.zeros(1, *model.shape), 1, tmp_path / "bounded.onnx", LoweringOptions(bound_float_layers=True)
+    )
     written = onnx.load(path)
     onnx.checker.check_model(written, full_check=True)
     (clip,) = operations(written, "Clip")

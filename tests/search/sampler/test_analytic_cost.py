@@ -1,3 +1,5 @@
+"""Counts of a policy that no model is built for, held against the counts of the built model."""
+
 import numpy as np
 import pytest
 import torch

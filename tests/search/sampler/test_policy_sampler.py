@@ -1,3 +1,5 @@
+"""The policy sampler as an Optuna sampler, on functions whose fronts are known."""
+
 import math
 import textwrap
 from pathlib import Path

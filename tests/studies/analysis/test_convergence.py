@@ -1,3 +1,5 @@
+"""The growth of the hypervolume, and what is expected of more trials."""
+
 from datetime import UTC, datetime
 
 import pytest
