@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
-from ...spaces.knobs.kind import LayerKind
 from ...spaces.knobs.registry import KNOB_KINDS
-from ...spaces.policies.float_precision import FLOAT32
+from ...spaces.policies.draft import PolicyDraft
 from ...spaces.policies.policy import LayerPolicy, Policy
-from ...spaces.policies.quantization_scheme import Scheme
 from ...studies.files.study_files import WEIGHTS, StudyFiles
 from ...studies.store.records import TrialRecord
 from ...studies.store.trial_state import TrialState
@@ -69,7 +67,9 @@ def structure(policy: Policy) -> Policy | None:
     coded = any(layer.codebook != LayerPolicy().codebook for layer in policy.layers.values())
     if coded or not policy.recovery.epochs:
         return None
-    kinds = [kind for kind in KNOB_KINDS.values() if kind.is_quantizing and isinstance(kind, LayerKind)]
-    full = {kind.name: kind.neutral for kind in kinds}
-    layers = {name: replace(layer, **full) for name, layer in policy.layers.items()}
-    return replace(policy, layers=layers, scheme=Scheme(), float_precision=FLOAT32, recurrent={}, embeddings={})
+    modules = tuple({*policy.layers, *chain.from_iterable(policy.module_choices.values())})
+    draft = PolicyDraft.of(policy)
+    for kind in KNOB_KINDS.values():
+        if kind.is_quantizing:
+            kind.write(draft, () if kind.subject == "model" else modules, kind.neutral)
+    return draft.policy()

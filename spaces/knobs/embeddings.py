@@ -6,21 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated
 
 from ...core.validation import one_of
-from ..policies.draft import PolicyDraft
-from ..policies.embeddings import EMBEDDING_BITS
-from ..policies.layer_policy import FULL_PRECISION
-from ..policies.policy import Choice, Policy
-from .kind import Decision, Knob, KnobKind, Need, SearchedModel, Wish
+from ..policies.layer_policy import EMBEDDING_BITS, FULL_PRECISION
+from ..policies.module_choices import Choice
+from .kind import Decision, KnobKind, ModuleKind, Need, SearchedModel, Wish
 from .quantization import LIGHTEST_WITH_KERNELS, bits_damage
 
 
-class _EmbeddingBits(KnobKind):
-    def read(self, policy: Policy, knob: Knob) -> Choice:
-        return policy.embeddings.get(knob.governs[0], self.neutral)
-
-    def write(self, draft: PolicyDraft, governs: Sequence[str], choice: Choice) -> None:
-        draft.embeddings |= dict.fromkeys(governs, int(choice))
-
+class _EmbeddingBits(ModuleKind):
     def decisions(self, model: SearchedModel, offered: Sequence[Choice]) -> Iterator[Decision]:
         yield from self._layer_decisions(model.embeddings, offered)
 
@@ -42,7 +34,7 @@ KINDS: tuple[KnobKind, ...] = (
         "become floats.",
         unit="bits",
         label="embedding bits",
-        subject="layer",
+        policy_field="embeddings",
         column="weight_bits",
         technique="bits",
         is_counted=True,

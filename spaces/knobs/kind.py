@@ -251,6 +251,24 @@ class LayerKind(KnobKind):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModuleKind(KnobKind):
+    """A kind whose decisions are a field of `Policy` of its own: module -> choice, where it is not neutral.
+
+    Attributes:
+        policy_field: a name in `policies.policy.MODULE_CHOICES`.
+    """
+
+    policy_field: str
+    subject: Subject = "layer"
+
+    def read(self, policy: Policy, knob: Knob) -> Choice:
+        return policy.module_choices[self.policy_field].get(knob.governs[0], self.neutral)
+
+    def write(self, draft: PolicyDraft, governs: Sequence[str], choice: Choice) -> None:
+        draft.module_choices[self.policy_field] |= dict.fromkeys(governs, choice)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PruningKind(KnobKind):
     """A kind whose decisions are the field of `Pruning` of its name: a setting of all that is pruned."""
 

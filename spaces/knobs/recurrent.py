@@ -6,24 +6,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from ...core.validation import one_of
-from ..policies.draft import PolicyDraft
 from ..policies.float_precision import FLOAT32
-from ..policies.policy import Choice, Policy
+from ..policies.module_choices import Choice
 from ..policies.recurrent_weights import DYNAMIC_INT8, INT8_BITS, RECURRENT_WEIGHTS
-from .kind import Decision, Knob, KnobKind, Need, SearchedModel, Wish
+from .kind import Decision, KnobKind, ModuleKind, Need, SearchedModel, Wish
 from .quantization import bits_damage
 
 if TYPE_CHECKING:
     from ..models.layers import Layer
 
 
-class _RecurrentWeights(KnobKind):
-    def read(self, policy: Policy, knob: Knob) -> Choice:
-        return policy.recurrent.get(knob.governs[0], self.neutral)
-
-    def write(self, draft: PolicyDraft, governs: Sequence[str], choice: Choice) -> None:
-        draft.recurrent |= dict.fromkeys(governs, str(choice))
-
+class _RecurrentWeights(ModuleKind):
     def why_not(self, choice: Choice, layer: Layer) -> str | None:
         return "only LSTMs have a kernel for it" if choice == DYNAMIC_INT8 and layer.kind != "lstm" else None
 
@@ -48,7 +41,7 @@ KINDS: tuple[KnobKind, ...] = (
         meaning="Of each `nn.GRU`, `nn.LSTM` and `nn.RNN`: `float32`, `int8` (stored in 8 bits, multiplied in float) or `dynamic` (8 bits, "
         "what they multiply quantized at run time; LSTMs on ONNX Runtime).",
         label="recurrent weights",
-        subject="layer",
+        policy_field="recurrent",
         column="weight_bits",
         technique="bits",
         is_counted=True,

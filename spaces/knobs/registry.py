@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
 
 from ...core.errors import PolicyError
 from ...core.registry import Registry
-from .embeddings import KINDS as EMBEDDINGS
 from .kind import KnobKind
-from .pruning import KINDS as PRUNING
-from .quantization import KINDS as QUANTIZATION
-from .recovery import KINDS as RECOVERY
-from .recurrent import KINDS as RECURRENT
-from .structure import KINDS as STRUCTURE
 
 _NUMBERED = (
     "width", "recovery_epochs", "channels", "weight_bits", "activation_bits", "sparsity",
     "criterion", "scope", "steps", "reduction", "removed", "operator", "codebook", "activation_range", "depth",
+    "multiple", "float_precision", "weight_group_size", "recurrent_weights", "embedding_bits",
 )  # fmt: skip
 """Kinds in the order that parameters are numbered in, which databases hold; all others come after these."""
+
+
+def _built_in() -> dict[str, KnobKind]:
+    """Name -> kind, of the `KINDS` of every other module of this folder but `kind`, which defines what they are."""
+    names = sorted(module.name for module in iter_modules([str(Path(__file__).parent)]))
+    modules = [import_module(f".{name}", __package__) for name in names if name not in ("kind", "registry")]
+    return {kind.name: kind for module in modules for kind in module.KINDS}
 
 
 class _KnobKinds(Registry[KnobKind]):
@@ -26,10 +31,7 @@ class _KnobKinds(Registry[KnobKind]):
     were registered, then those of installed packages by name."""
 
     def __init__(self) -> None:
-        built_in = {
-            kind.name: kind for kind in (*STRUCTURE, *PRUNING, *QUANTIZATION, *RECOVERY, *RECURRENT, *EMBEDDINGS)
-        }
-        super().__init__("kind of knob", "slimfront.knobs", PolicyError, built_in)
+        super().__init__("kind of knob", "slimfront.knobs", PolicyError, _built_in())
         self._added: Callable[[KnobKind], None] = lambda _: None
 
     def register(self, name: str, implementation: KnobKind, *, replace: bool = False) -> None:

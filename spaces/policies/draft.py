@@ -9,7 +9,8 @@ from typing import Any
 
 from .float_precision import FLOAT32, FloatPrecision
 from .layer_policy import LayerPolicy
-from .policy import Choice, Policy
+from .module_choices import Choice
+from .policy import Policy
 from .pruning import Pruning
 from .quantization_scheme import Scheme
 from .recovery import Recovery
@@ -23,7 +24,8 @@ class PolicyDraft:
         recovery, scheme: settings that no knob decides; `epochs` replaces the former's.
         layers: layer -> field of `LayerPolicy` -> choice.
         pruning: field of `Pruning` -> choice.
-        extensions, float_precision, recurrent, embeddings: as in `Policy`.
+        module_choices: field of `Policy` -> module -> choice.
+        extensions, float_precision: as in `Policy`.
     """
 
     recovery: Recovery = field(default_factory=Recovery)
@@ -36,8 +38,7 @@ class PolicyDraft:
     removed_blocks: set[str] = field(default_factory=set)
     extensions: defaultdict[str, dict[str, Choice]] = field(default_factory=lambda: defaultdict(dict))
     float_precision: FloatPrecision = FLOAT32
-    recurrent: dict[str, str] = field(default_factory=dict)
-    embeddings: dict[str, int] = field(default_factory=dict)
+    module_choices: defaultdict[str, dict[str, Any]] = field(default_factory=lambda: defaultdict(dict))
 
     @classmethod
     def of(cls, policy: Policy) -> PolicyDraft:
@@ -53,8 +54,7 @@ class PolicyDraft:
             set(policy.removed_blocks),
             _nested(policy.extensions),
             policy.float_precision,
-            dict(policy.recurrent),
-            dict(policy.embeddings),
+            _nested(policy.module_choices),
         )
 
     def policy(self) -> Policy:
@@ -73,8 +73,7 @@ class PolicyDraft:
             self.scheme,
             self.extensions,
             self.float_precision,
-            self.recurrent,
-            self.embeddings,
+            **self.module_choices,
         )
 
 

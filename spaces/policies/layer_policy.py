@@ -28,6 +28,10 @@ GROUP_SIZES = (0, 32, 64, 128)
 WEIGHT_BITS = (2, 3, 4, 5, 6, 8, 16, 32)
 ACTIVATION_BITS = (4, 6, 8, 16, 32)
 
+EMBEDDING_BITS = (4, 8, FULL_PRECISION)
+"""Of the table of an embedding: integers with one scale per row, two of 4 bits in a byte, of which only the rows that are looked up
+become floats; or float32."""
+
 UNIFORM = "uniform"
 CODEBOOKS = (UNIFORM, "power_of_two", "k_means")
 """What values a weight of few bits may take; `compression.codebooks` has the handlers and the papers."""

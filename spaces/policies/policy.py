@@ -21,17 +21,15 @@ from ...core.documents import json_document
 from ...core.errors import DocumentError, PolicyError
 from ...core.validation import MAX_SENTENCE, shortened
 from .checks import is_fraction, is_number, require, rounded
-from .embeddings import decided_embeddings
 from .float_precision import FLOAT32, FLOAT_PRECISIONS, FloatPrecision
-from .layer_policy import LayerPolicy
+from .layer_policy import EMBEDDING_BITS, FULL_PRECISION, LayerPolicy
+from .module_choices import METADATA, Choice, ModuleChoices, module_choices
 from .pruning import Pruning
 from .quantization_scheme import Scheme
 from .recovery import Recovery
-from .recurrent_weights import decided_recurrent
+from .recurrent_weights import RECURRENT_WEIGHTS
 
 SCHEMA = 1
-Choice = int | float | str
-"""One value of a knob."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,8 @@ class Policy:
     scheme: Scheme = field(default_factory=Scheme)
     extensions: Mapping[str, Mapping[str, Choice]] = field(default_factory=dict)
     float_precision: FloatPrecision = FLOAT32
-    recurrent: Mapping[str, str] = field(default_factory=dict)
-    embeddings: Mapping[str, int] = field(default_factory=dict)
+    recurrent: Mapping[str, str] = module_choices(RECURRENT_WEIGHTS, FLOAT32)
+    embeddings: Mapping[str, int] = module_choices(EMBEDDING_BITS, FULL_PRECISION)
 
     def __post_init__(self) -> None:
         require(is_number(self.width) and 0 < rounded(self.width) <= 1, f"width must lie in (0, 1], not {self.width!r}")
@@ -87,8 +85,8 @@ class Policy:
         channels = {group: rounded(f) for group, f in sorted(self.channels.items()) if rounded(f)}
         layers = {name: layer for name, layer in sorted(self.layers.items()) if layer != LayerPolicy()}
         quantized = any(layer.has_weight_grid or layer.has_activation_grid for layer in layers.values())
-        object.__setattr__(self, "recurrent", decided_recurrent(self.recurrent))
-        object.__setattr__(self, "embeddings", decided_embeddings(self.embeddings))
+        for name, offered in MODULE_CHOICES.items():
+            object.__setattr__(self, name, offered.decided(name, getattr(self, name)))
         object.__setattr__(self, "width", rounded(self.width))
         object.__setattr__(self, "channels", MappingProxyType(channels))
         object.__setattr__(self, "layers", MappingProxyType(layers))
@@ -135,6 +133,11 @@ class Policy:
         return self.width * (1 - self.channels.get(group, 0.0))
 
     @property
+    def module_choices(self) -> dict[str, Mapping[str, Choice]]:
+        """The fields that hold one choice per module, by their names in `MODULE_CHOICES`."""
+        return {name: getattr(self, name) for name in MODULE_CHOICES}
+
+    @property
     def is_uncompressed(self) -> bool:
         """Whether the policy changes nothing at all."""
         return self == Policy()
@@ -154,8 +157,7 @@ class Policy:
             "removed_blocks": list(self.removed_blocks),
             "scheme": self.scheme.changes(),
             "extensions": {kind: dict(decided) for kind, decided in self.extensions.items()},
-            "recurrent": dict(self.recurrent),
-            "embeddings": dict(self.embeddings),
+            **{name: dict(decided) for name, decided in self.module_choices.items()},
         }
         document = {"schema": SCHEMA, **{key: part for key, part in parts.items() if part}}
         if self.width != 1.0:
@@ -212,6 +214,12 @@ class Policy:
     def digest(self) -> str:
         """First 16 hex digits of the SHA-256 of the canonical JSON."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+
+MODULE_CHOICES: Mapping[str, ModuleChoices] = {
+    f.name: f.metadata[METADATA] for f in fields(Policy) if METADATA in f.metadata
+}
+"""Field of `Policy` -> what it may hold for each module that it names."""
 
 
 def _known_keys(document: Any, kind: type, where: str) -> None:

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any
-
-from .checks import require
 from .float_precision import FLOAT32
 from .layer_policy import FULL_PRECISION
 
@@ -26,17 +21,3 @@ def weight_bits_of(choice: str) -> int:
 def read_bits_of(choice: str) -> int:
     """Bits of what the matrices are multiplied with."""
     return INT8_BITS if choice == DYNAMIC_INT8 else FULL_PRECISION
-
-
-def decided_recurrent(decided: Any) -> Mapping[str, str]:
-    """Recurrent layer -> choice, in the order of names and without those that change nothing.
-
-    Raises:
-        PolicyError: a choice is unknown.
-    """
-    require(isinstance(decided, Mapping), f"recurrent must be a JSON object, not {decided!r}")
-    for name, choice in decided.items():
-        require(
-            choice in RECURRENT_WEIGHTS, f"recurrent {name} must be one of {list(RECURRENT_WEIGHTS)}, not {choice!r}"
-        )
-    return MappingProxyType({name: choice for name, choice in sorted(decided.items()) if choice != FLOAT32})

@@ -23,11 +23,11 @@ def effective_policy(policy: Policy) -> Policy:
         factored = Operator.parse(layer.operator).kind in FACTORED
         for path in (f"{name}.0", f"{name}.1") if factored else (name,):
             layers[path] = replace(layer, operator=DENSE)
-    recurrent = {
-        name: choice for name, choice in policy.recurrent.items() if not is_within(name, policy.removed_blocks)
+    left = {
+        kind: {name: choice for name, choice in decided.items() if not is_within(name, policy.removed_blocks)}
+        for kind, decided in policy.module_choices.items()
     }
-    tables = {name: bits for name, bits in policy.embeddings.items() if not is_within(name, policy.removed_blocks)}
-    return replace(policy, layers=layers, removed_blocks=(), recurrent=recurrent, embeddings=tables)
+    return replace(policy, layers=layers, removed_blocks=(), **left)
 
 
 def as_layer_policies(policy: Policy) -> Policy:

@@ -13,6 +13,7 @@ from slimfront.compression.pruning.prune import is_structurally_changed, pruned_
 from slimfront.core.errors import PolicyError, StudyFileError
 from slimfront.search.sampler.dimensions import guessed_damage
 from slimfront.search.trials.given_workload import pickled_registrations, take_registrations
+from slimfront.search.trials.recovered import structure
 from slimfront.spaces.choices import SpaceChoices
 from slimfront.spaces.knobs.kind import ExtensionKind, Knob, KnobKind
 from slimfront.spaces.knobs.registry import KNOB_KINDS, register
@@ -118,6 +119,18 @@ def test_a_study_file_takes_what_a_kind_offers_and_nothing_else(kind):
     with pytest.raises(ValueError, match=r"."):
         adapter.validate_python([])
     assert adapter.validate_python(kind.neutral) == kind.neutral
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.values[0].name != "codebook"])
+def test_recovered_weights_depend_on_all_decisions_but_those_that_quantize(kind):
+    base = replace(DECIDING, recurrent={"rnn": "int8"}, embeddings={"table": 8}, float_precision="default")
+    structures = {
+        structure(written(base, kind, choice))
+        for choice in OFFERED[kind.key]
+        if choice or kind.key != "recovery_epochs"
+    }
+    assert (len(structures) == 1) == kind.is_quantizing
+    assert None not in structures
 
 
 @pytest.mark.parametrize("kind", KINDS)
