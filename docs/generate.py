@@ -117,19 +117,19 @@ READS: dict[Reads, str] = {
 def workload_metrics() -> str:
     """The metrics that a workload may name: what `accuracy` then is."""
     rows = (
-        (f"`{name}`", m.unit, "maximize" if m.higher_is_better else "minimize", READS[m.reads], worthless_loss(m))
+        (f"`{name}`", m.unit, "maximize" if m.higher_is_better else "minimize", READS[m.reads], margin_text(m))
         for name, m in METRIC_NAMES.items()
     )
     intro = (
         "What `accuracy` and `accuracy_drop` are follows from the workload's metric, [a name of these, a function or a "
-        "`torchmetrics.Metric`](../guide/metrics-and-outputs.md). The last column is the loss that hypervolumes are counted from."
+        "`torchmetrics.Metric`](../guide/metrics-and-outputs.md). The [margin](glossary.md#margin) is the loss that hypervolumes are counted from."
     )
     return f"\n\n## What accuracy is\n\n{intro}\n\n" + table(
-        ("name", "unit", "better", "outputs, targets", "worthless"), rows
+        ("name", "unit", "better", "outputs, targets", "margin"), rows
     )
 
 
-def worthless_loss(metric: NamedMetric) -> str:
+def margin_text(metric: NamedMetric) -> str:
     """The margin of a metric in words."""
     return f"{metric.share:.0%} of the uncompressed model's" if metric.margin is None else f"{metric.margin:g}"
 

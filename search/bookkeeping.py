@@ -59,7 +59,7 @@ class Bookkeeping:
         """End a running trial.
 
         Args:
-            attributes: what the dashboard and the sampler are shown of it besides its measurements.
+            attributes: what the dashboard and the sampler are shown of it in addition to its measurements.
             rung: that it was pruned at.
         """
         values = {name: measurement.value for name, measurement in measurements.items()}

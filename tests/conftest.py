@@ -104,7 +104,7 @@ def short_timings_of_module() -> Iterator[None]:
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """SIGINT raises KeyboardInterrupt, also where whoever started the tests has it ignored, as shells do for background jobs."""
+    """SIGINT raises KeyboardInterrupt, also where the process that started the tests ignores it, as shells do for background jobs."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -1,12 +1,13 @@
 """The pages say what is true: generated ones equal the program, links lead somewhere, code and commands are valid."""
 
+import ast
 import importlib.util
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,11 +16,14 @@ import yaml
 from slimfront.cli import app
 from slimfront.compression.pruning.criteria import CRITERIA
 from slimfront.compression.pruning.prune import pruned_copy
+from slimfront.core.metrics import Phase
 from slimfront.hardware_profiles.cards.target import load_target
+from slimfront.spaces.knobs.registry import KNOB_KINDS
 from slimfront.spaces.models.channel_groups import find_channel_groups
 from slimfront.spaces.policies.draft import PolicyDraft
 from slimfront.spaces.policies.policy import Policy
 from slimfront.spaces.policies.pruning import Pruning
+from slimfront.studies.store.trial_state import TrialState
 from slimfront.studies.study_file.load import load_study, shipped_studies
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -270,11 +274,37 @@ def test_an_experiment_says_how_it_was_made(page: Path) -> None:
         assert "```console\n" in text
 
 
+PLAIN = """95 % interval; 95 % low; FLOPs; GMAC/s; Kendall; Spearman; activation bits; allowed; arithmetic us; at its least; batch; because;
+bits; bound by; by; channels; choices; created; ended; fits this machine; group; here; high; how; hypervolume; key; kind;
+layer; layers that lose them; low; measured; memory us; method; n; name; not for it; now; operation; operations; quantity;
+ran in; removed; runs in; runtime; share; sparsity; technique; threads; trials; unit; value; weight bits; weight/activation bits; weights;
+what they are good for; why not; weight sparsity; embedding bits; channel sparsity; complete; failed; running; dispatch us; kept in multiples of; kept, width included;
+recovery epochs; recurrent weights"""
+"""Headings of tables, labels of knobs and states of trials that need no glossary."""
+
+
+def headings() -> Iterator[str]:
+    """The headings of the tables that commands print, without the mark of numbers."""
+    for path in [*(ROOT / "studies").rglob("*.py"), *(ROOT / "cli").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Assign(targets=[ast.Name(id="header")], value=ast.Tuple(elts=cells)):
+                    pass
+                case ast.Call(func=ast.Name(id="rows_table"), args=[ast.Tuple(elts=cells), *_]):
+                    pass
+                case _:
+                    continue
+            yield from (cell.value.removesuffix(">") for cell in cells if isinstance(cell, ast.Constant) and cell.value)
+
+
 def test_the_glossary_is_sorted_and_has_our_words() -> None:
-    words = re.findall(r"^### (.*)$", (DOCS / "reference" / "glossary.md").read_text(), re.MULTILINE)
+    """Each word is an entry, or set in italics within one."""
+    text = (DOCS / "reference" / "glossary.md").read_text()
+    words = re.findall(r"^### (.*)$", text, re.MULTILINE)
     assert words == sorted(words, key=str.lower)
-    ours = (
-        "anchor, artifact, bundle, candidate, card, damage, front, knee, knob, lower, lucky, policy, recovery, reference, "
-        "rung, space, storage-only, target card, workload"
-    )
-    assert set(ours.split(", ")) <= {word.lower() for word in words}
+    explained = {word.lower() for word in (*words, *re.findall(r"\*([^*\n]+)\*", text))}
+    ours = {*headings(), *TrialState, *get_args(Phase), *(kind.label for kind in KNOB_KINDS.values())}
+    assert {"channel group", "depth", "interrupted", "scored"} <= ours
+    plain = {*PLAIN.replace("\n", " ").split("; ")}
+    assert sorted(ours - explained - plain) == []
+    assert sorted(plain - ours) == [], "which are words of the program no more"

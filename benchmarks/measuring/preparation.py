@@ -4,7 +4,7 @@
     python benchmarks/measuring/preparation.py --json preparation.json
 
 Each model of torchvision is searched on random weights and images until its first worker runs a trial, and inspected, by processes of their own.
-The bars, on two idle cores: 60 seconds to the first trial besides imports, loading and the baseline's own timing and scoring; 60 seconds
+The bars, on two idle cores: 60 seconds to the first trial, not counting imports, loading and the baseline's own timing and scoring; 60 seconds
 of inspection; 3 times the bytes of the weights and 1.5 GB of memory in the process that searches. Printed are seconds on the clock and of
 the CPU, which differ on a busy machine: work that grows with the square of the depth shows in seconds of the CPU per layer (`--quick`).
 """

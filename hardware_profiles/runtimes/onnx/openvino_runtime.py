@@ -110,7 +110,7 @@ class OpenVinoSession:
         return {name: results[index] for index, name in enumerate(self._outputs)}
 
     def bound(self, inputs: Mapping[str, np.ndarray]) -> Callable[[], object]:
-        """See `BindingSession`; what `run` does besides takes 5 to 17 us, the more the larger the network."""
+        """See `BindingSession`; what else `run` does takes 5 to 17 us, the more the larger the network."""
         for name, values in inputs.items():
             self._bind(name, values)
         return partial(self._request.infer, share_outputs=True)

@@ -29,7 +29,7 @@ from slimfront.hardware_profiles.bench.several_loads import Loader
 
 
 class Clock:
-    """Stands for the machine's clock; whoever runs moves it on."""
+    """Stands for the machine's clock; the code that runs moves it on."""
 
     def __init__(self) -> None:
         self.now = 0.0

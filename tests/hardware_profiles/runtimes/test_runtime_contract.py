@@ -221,7 +221,7 @@ def test_the_digits_are_distinguished_as_by_the_converted_model(
     step = np.ptp(expected) / (2 ** min(8, *bits) - 1)
     assert np.abs(outputs - expected).max() <= step
     second, first = np.sort(expected, axis=1)[:, -2:].T
-    clear = first - second > step  # a sample whose two best classes are nearer than that is told apart by rounding
+    clear = first - second > step  # a sample whose two best classes are nearer than that is decided by rounding
     assert clear.mean() >= 0.9
     assert (outputs.argmax(1) == expected.argmax(1))[clear].all()
 

@@ -140,9 +140,7 @@ def test_the_file_holds_the_slow_paths_integers_grids_and_operations(lowered: Lo
 def test_every_layer_runs_in_integers_with_norms_activations_and_additions_in_it(files, lowered: Lowered):
     session, _ = files
     assert session.executed_precisions() == dict.fromkeys(lowered.candidate.policy.layers, "i8")
-    if isinstance(
-        session, OnnxRuntimeSession
-    ):  # the last addition has no grid behind it before the mean over the image
+    if isinstance(session, OnnxRuntimeSession):  # the last addition has no grid after it before the mean over the image
         executed = Counter(node.op_type for node in session._optimised_nodes())
         assert {kind: executed[kind] for kind in ("QLinearConv", "QLinearAdd", "Add", "Relu")} == {
             "QLinearConv": 20, "QLinearAdd": 7, "Add": 1, "Relu": 1
