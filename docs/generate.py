@@ -16,6 +16,8 @@ import yaml
 from pydantic import BaseModel
 from slimfront import api
 from slimfront.cli import app
+from slimfront.compression.pruning.criteria import CRITERIA
+from slimfront.compression.recovery.distil import DISTILLERS
 from slimfront.core.metrics import METRICS
 from slimfront.hardware_profiles.cards.target import Target
 from slimfront.spaces.policies import policy as policy_module
@@ -166,12 +168,18 @@ def default_text(schema: Mapping[str, Any], required: bool) -> str:
     return "none" if default is None else f"`{json.dumps(default).strip(chr(34))}`"
 
 
+REGISTRIES = {"space.criterion": CRITERIA, "recovery.distiller": DISTILLERS}
+"""Key of a study file -> the registry of the names it takes."""
+
+
 def keys_table(model: type[BaseModel], kind: str) -> str:
     """The keys of a file, a table for each mapping: type and default from the program, unit and meaning from keys.yaml or, of
     a knob, from its kind."""
     parts: dict[str, list[tuple[str, ...]]] = {}
     for key, schema, required in schema_keys(model):
         unit, meaning = KEYS[kind].get(key) or (schema["unit"], schema["description"])
+        if key in REGISTRIES:
+            meaning += f" Built in: {', '.join(f'`{name}`' for name in REGISTRIES[key])}."
         typed = f"{type_text(schema)}; {unit}" if unit else type_text(schema)
         row = (f"`{key}`", typed, default_text(schema, required), meaning)
         parts.setdefault(key.rpartition(".")[0], []).append(row)

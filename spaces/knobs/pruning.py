@@ -59,7 +59,7 @@ KINDS: tuple[KnobKind, ...] = (
         key="criterion",
         type=Text,
         neutral="l2",
-        meaning="Importance that channels, heads and weights are ranked by: `l2`, `l1`, `taylor`, `bn_scale`, `random`, or one that a [plug-in](../guide/plug-ins.md) adds.",
+        meaning="Importance that channels, heads and weights are ranked by; a [plug-in](../guide/plug-ins.md) may add more.",
         label="criterion",
     ),
     PruningKind(
