@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,9 @@ from ray.exceptions import AuthenticationError, RaySystemError
 
 OBJECT_STORE_BYTES = 200 * 2**20
 """The bytes of Ray's object store: results are small and weights stay with their worker; Ray would take 30 % of the memory."""
+
+TOKEN = "RAY_AUTH_TOKEN"
+"""The environment variable of a cluster's token."""
 
 CONNECT_SECONDS = 5
 ANSWER_SECONDS = 30
@@ -64,6 +69,7 @@ def connect(cpus: int = 1, log: Path | None = None, environment: Mapping[str, An
     quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     log_to(None)
     if not is_cluster_named():
+        _give_token()
         # Without an address Ray would join what it finds on this machine.
         quiet |= {
             "address": "local",
@@ -76,17 +82,31 @@ def connect(cpus: int = 1, log: Path | None = None, environment: Mapping[str, An
     try:
         ray.init(**quiet)
         _hide_token()
-    except (ConnectionError, RuntimeError, ValueError, RaySystemError, AuthenticationError) as error:
+    except (OSError, RuntimeError, ValueError, RaySystemError, AuthenticationError) as error:
         raise UserError(f"Ray cannot be started or joined: {one_line(str(error))}") from error
     finally:
         log_to(log)  # Ray has taken the handler away
         take_ending()  # and put one of its own there
 
 
+def _give_token() -> None:
+    """Give a Ray that is started here a token of its own where the home folder takes none: Ray would write one there."""
+    folder = _token_file().parent
+    with suppress(OSError):  # as a read-only one; what counts is whether the folder takes files then
+        folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK) and not {TOKEN, f"{TOKEN}_PATH"} & os.environ.keys():
+        os.environ[TOKEN] = secrets.token_hex(32)
+
+
 def _hide_token() -> None:
     """Make the token readable for this user only: other users of the machine reach its loopback address too."""
-    if (token := Path.home() / ".ray" / "auth_token").is_file():
+    token = _token_file()
+    if token.is_file() and os.access(token.parent, os.W_OK):
         token.chmod(0o600)
+
+
+def _token_file() -> Path:
+    return Path.home() / ".ray" / "auth_token"
 
 
 def require_answer() -> None:

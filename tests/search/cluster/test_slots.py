@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from slimfront.core.errors import SearchError
+from slimfront.search.cluster import cluster
 from slimfront.search.execution import ray_slots
 from slimfront.search.execution.ray_slots import Slots, how_it_died
 from slimfront.search.execution.shortages import HELD_SECONDS, PATIENCE_SECONDS, Shortages
@@ -133,3 +136,16 @@ def test_what_ray_says_of_nodes_is_logged_and_not_printed(capfd: pytest.CaptureF
     with pytest.raises(StopIteration):
         ray_process.listen_error_messages(process, threading.Event())  # pyright: ignore[reportArgumentType]
     assert capfd.readouterr().out == ""
+
+
+def test_a_home_folder_that_takes_no_file_keeps_no_ray_from_its_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(cluster.TOKEN, "")
+    monkeypatch.delenv(cluster.TOKEN)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cluster._give_token()
+    assert cluster.TOKEN not in os.environ
+    monkeypatch.setenv("HOME", "/proc")
+    cluster._give_token()
+    assert len(os.environ[cluster.TOKEN]) == 64
