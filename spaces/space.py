@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from itertools import chain, groupby
+from itertools import chain, groupby, zip_longest
 from types import MappingProxyType
 
 from ..core.errors import PolicyError
@@ -96,13 +96,16 @@ class Space:
 
     def anchors(self) -> list[Policy]:
         """Distinct uniform policies a search starts from: the uncompressed model first, then bits, then each structural choice
-        recovered, in float and over the lightest bits that keep accuracy; floats in the precision that is fast."""
+        recovered, in float and over the lightest bits that keep accuracy, the kinds of structure in turns; floats in the
+        precision that is fast."""
         bits, floats = lightest_bits(self.choices), self.usual
         if floats.get(FLOATS.name, FLOAT32) == FLOAT32:
             floats = fast_floats(self.choices)
-        wishes: list[Wish] = [floats, bits]
-        for kind in sorted(KNOB_KINDS.values(), key=lambda kind: not kind.is_quantizing):
-            wishes += kind.wishes(self.choices, bits)
+        kinds = KNOB_KINDS.values()
+        quantizing = (kind.wishes(self.choices, bits) for kind in kinds if kind.is_quantizing)
+        turns = zip_longest(*(kind.wishes(self.choices, bits) for kind in kinds if not kind.is_quantizing))
+        structural = (wish for turn in turns for wish in turn if wish is not None)
+        wishes: list[Wish] = [floats, bits, *chain.from_iterable(quantizing), *structural]
         return list(dict.fromkeys(self.uniform(wish) for wish in ({}, *({**floats, **wish} for wish in wishes))))
 
     def _is_kept(self, name: str) -> bool:

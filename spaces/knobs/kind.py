@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -212,17 +213,33 @@ class KnobKind(ABC):
 
     def wishes(self, choices: Mapping[str, Sequence[Choice]], bits: Wish) -> Iterable[Wish]:
         """Uniform policies that a search starts from: each choice with the longest recovery, in float and over `bits`, since
-        which of them is faster depends on the machine.
+        which of them is faster depends on the machine. The middle choice comes first, then those halfway to either end, so
+        that a search with time for few of them has seen the whole range.
 
         Args:
             choices: study key -> what is offered.
             bits: the lightest bits that keep accuracy.
         """
         longest = max(choices["recovery_epochs"])
-        for choice in choices[self.key] if self.is_damaging else ():
-            if choice != self.neutral:
-                yield {self.name: choice, "recovery_epochs": longest}
-                yield {**bits, self.name: choice, "recovery_epochs": longest}
+        others = [choice for choice in choices[self.key] if choice != self.neutral] if self.is_damaging else []
+        for choice in by_halves(others):
+            yield {self.name: choice, "recovery_epochs": longest}
+            yield {**bits, self.name: choice, "recovery_epochs": longest}
+
+
+def by_halves(choices: Sequence[Choice]) -> list[Choice]:
+    """The middle choice, then the middle of what lies on either side of it, and so on.
+
+    >>> by_halves([0.75, 0.5, 0.25]), by_halves([1, 2, 3, 4, 5, 6, 7])
+    ([0.5, 0.75, 0.25], [4, 2, 6, 1, 3, 5, 7])
+    """
+    found, parts = [], deque([choices])
+    while parts:
+        if part := parts.popleft():
+            middle = len(part) // 2
+            found.append(part[middle])
+            parts += [part[:middle], part[middle + 1 :]]
+    return found
 
 
 def steps_damage(choice: Choice, choices: Sequence[Choice], neutral: int) -> float:

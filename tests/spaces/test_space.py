@@ -334,7 +334,15 @@ def test_depth_removes_the_least_important_blocks_first():
     assert depth.choices == (1.0, 0.75, 0.5)  # 0.4 of four blocks keeps as many as 0.5
     removed = [space.policy({space.knobs[0].name: 0, depth.name: d}).removed_blocks for d in depth.choices]
     assert removed == [(), ("c",), ("a", "c")]
-    assert [anchor.removed_blocks for anchor in space.anchors()] == [(), ("c",), ("a", "c")]
+    assert [anchor.removed_blocks for anchor in space.anchors()] == [(), ("a", "c"), ("c",)]
+
+
+def test_anchors_begin_with_the_middle_of_each_kind_of_structure():
+    choices = SpaceChoices(width=(1.0, 0.75, 0.5, 0.25), depth=(1.0, 0.75, 0.5), recovery_epochs=(0, 1))
+    space = Space(LAYERS, GROUPS, choices, ranking=("c", "a", "d", "b"))
+    assert [(anchor.width, len(anchor.removed_blocks)) for anchor in space.anchors()] == [
+        (1.0, 0), (0.5, 0), (1.0, 2), (0.75, 0), (1.0, 1), (0.25, 0),
+    ]  # fmt: skip
 
 
 def test_depth_stands_next_to_single_blocks():
