@@ -17,6 +17,7 @@ from ..core.interrupts import uninterrupted
 from ..core.measurement import Measurement
 from ..hardware_profiles.bench.bench import cores_for_workers
 from ..hardware_profiles.bench.timer import Timer
+from ..spaces.knobs.kind import by_halves
 from ..spaces.policies.policy import Policy
 from ..spaces.space import Choice
 from ..studies.analysis.front import Point
@@ -303,8 +304,8 @@ class Search:
         self._front.save()
 
     def _path(self) -> list[Policy]:
-        """The greedy path, if sensitivity is known."""
-        return greedy_policies(self.prepared, self._known_damage()) if self._sensitivity.records else []
+        """The greedy path, its middle first, if sensitivity is known: time may not suffice for all of it."""
+        return by_halves(greedy_policies(self.prepared, self._known_damage())) if self._sensitivity.records else []
 
     # How trials begin and end
 

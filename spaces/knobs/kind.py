@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ..policies.checks import rounded
 from ..policies.draft import PolicyDraft
@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a study file is read wit
 
     from ..models.channel_groups import ChannelGroup
     from ..models.layers import Layer
+
+T = TypeVar("T")
 
 Granularity = Literal["layer", "block", "type", "model"]
 Subject = Literal["model", "group", "layer", "block", "ranking"]
@@ -227,7 +229,7 @@ class KnobKind(ABC):
             yield {**bits, self.name: choice, "recovery_epochs": longest}
 
 
-def by_halves(choices: Sequence[Choice]) -> list[Choice]:
+def by_halves(choices: Sequence[T]) -> list[T]:
     """The middle choice, then the middle of what lies on either side of it, and so on.
 
     >>> by_halves([0.75, 0.5, 0.25]), by_halves([1, 2, 3, 4, 5, 6, 7])
