@@ -41,6 +41,7 @@ from ...spaces.policies.candidate import Candidate, Quantization, QuantizedWeigh
 from ...spaces.policies.layer_policy import GROUP_SIZES, LayerPolicy
 from ...spaces.policies.quantization_scheme import Scheme
 from ...spaces.policies.recurrent_weights import INT8_BITS
+from .own_state import distinct_tensors
 from .packed import FLOATS, Format, Packed, pack, smallest_format, unpack
 
 Number = TypeVar("Number", int, np.ndarray)
@@ -133,8 +134,9 @@ def table_bytes(bits: int) -> int:
 
 
 def stored_as_is(model: nn.Module, packed: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-    """Name and tensor of all that a file does not pack: parameters and buffers but the `packed` ones and the counts of training."""
-    for name, tensor in model.state_dict().items():
+    """Name and tensor of all that a file does not pack: parameters and buffers but the `packed` ones and the counts of training, each
+    once."""
+    for name, tensor in distinct_tensors(model):
         if name not in packed and not name.endswith(".num_batches_tracked"):
             yield name, tensor
 

@@ -123,7 +123,7 @@ class BatchNormScale(Magnitude):
     """|scale| of the batch-norm after a channel; as `Magnitude` where there is none."""
 
     def channels(self, group: Group, name: str, scoring: Scoring) -> Tensor:
-        scales = _unnormalised(tp.importance.BNScaleImportance, group)
+        scales = _summed(tp.importance.BNScaleImportance, group)
         return super().channels(group, name, scoring) if scales is None else scales
 
 
@@ -143,31 +143,22 @@ def _times_gradient(weight: Tensor) -> Tensor:
 
 def _scores(kind: ImportanceClass, group: Group, name: str, values: Values, **settings: object) -> Tensor:
     """Scores of a group: Torch-Pruning's, which knows no recurrent layers, and in addition what `values` are of those."""
-    of_units = recurrent_scores(group, values)
-    if of_units is None:
-        scores = _unnormalised(kind, group, **settings)
-    else:
-        others = _summed(kind, group, **settings)
-        scores = of_units if others is None else others + of_units
-    if scores is None:
+    of_units, others = recurrent_scores(group, values), _summed(kind, group, **settings)
+    found = [scores for scores in (of_units, others) if scores is not None]
+    if not found:
         raise CompressionError(f"{name}: no layer of the group has weights to score")
-    return scores
+    return sum(found[1:], found[0])
 
 
-def _unnormalised(kind: ImportanceClass, group: Group, **settings: object) -> Tensor | None:
-    """Scores of an importance of Torch-Pruning as they are, None where it finds no layer that it reads.
+def _summed(kind: ImportanceClass, group: Group, **settings: object) -> Tensor | None:
+    """Scores of an importance of Torch-Pruning by the root's channels, shape [channels]; None where it finds no layer that it reads.
+
+    Torch-Pruning reduces to the channels of the first layer that it reads, which need not be the root's: a part of them where it
+    makes one branch of a concatenation, several of each where what it makes is folded into images.
 
     Raises:
         CompressionError: it takes a layer's channels for others, as it may where a removed block stood between two layers.
     """
-    try:
-        return kind(normalizer=None, **settings)(group)
-    except IndexError as error:
-        raise CompressionError(f"Torch-Pruning cannot score the channels of a group: {first_line(error)}") from error
-
-
-def _summed(kind: ImportanceClass, group: Group, **settings: object) -> Tensor | None:
-    """As `_unnormalised`, but summed over layers, of which the first need not have all of the group's channels."""
     channels = len(group[0].idxs)
     importance: Any = kind(normalizer=None, **settings)
 
@@ -179,7 +170,10 @@ def _summed(kind: ImportanceClass, group: Group, **settings: object) -> Tensor |
         )
 
     importance._reduce = reduce
-    return importance(group)
+    try:
+        return importance(group)
+    except IndexError as error:
+        raise CompressionError(f"Torch-Pruning cannot score the channels of a group: {first_line(error)}") from error
 
 
 CRITERIA: Registry[Criterion | type[Criterion]] = Registry(

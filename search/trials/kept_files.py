@@ -8,6 +8,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from ...compression.packing.own_state import saved_tensors
 from ...compression.packing.packed_file import save_packed
 from ...hardware_profiles.runtimes.base import Artifact
 from ...spaces.policies.candidate import Candidate
@@ -26,6 +27,6 @@ def keep_precisions(precisions: Mapping[str, str], folder: Path) -> Artifact:
 def keep(candidate: Candidate, artifact: Artifact, folder: Path) -> dict[str, Artifact]:
     """Write a trial's files: the artifact, the float weights it was made from and the packed weights; nothing is pickled."""
     weights = folder / "weights.safetensors"
-    save_file({name: tensor.contiguous() for name, tensor in candidate.model.state_dict().items()}, weights)
+    save_file(saved_tensors(candidate.model), weights)
     packed = save_packed(candidate, folder / "packed.safetensors")
     return {MODEL: artifact, WEIGHTS: Artifact.of(weights), PACKED: Artifact.of(packed)}

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ....compression.compress import pruned_in_recovery
+from ....compression.packing.own_state import load_saved
 from ....compression.rank_processes import RankProcesses, own_device
 from ....compression.ranks import Ranks
 from ....compression.recovery.checkpoint import Checkpoints
@@ -80,7 +81,7 @@ class Recoveries:
             recovered: weights of the same structure after the same recovery, which is then skipped.
         """
         if recovered is not None:
-            model.load_state_dict(load_file(recovered))
+            load_saved(model, load_file(recovered))
             yield model, original.recovery.epochs
         elif self.processes > 1 and original.recovery.epochs:
             yield from self._together(original, model, marks, checkpoints)

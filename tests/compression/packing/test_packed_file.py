@@ -8,6 +8,9 @@ import pytest
 import torch
 from onnx import numpy_helper
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_torch_file
+from safetensors.torch import save_file
+from slimfront.compression.packing.own_state import load_saved, saved_tensors
 from slimfront.compression.packing.packed_file import (
     counted_bytes,
     digest,
@@ -130,6 +133,28 @@ def test_an_uncompressed_model_comes_back_whole(network, tmp_path):
     state = {name: tensor.numpy() for name, tensor in network.state_dict().items() if "num_batches" not in name}
     assert back.keys() == state.keys()
     assert all(np.array_equal(back[name], state[name]) for name in state)
+
+
+class SharedTwice(nn.Sequential):
+    """One layer at two places, and a buffer that is a part of another."""
+
+    def __init__(self) -> None:
+        layer = nn.Linear(5, 5)
+        super().__init__(layer, nn.ReLU(), layer)
+        self.register_buffer("steps", torch.arange(12.0))
+        self.register_buffer("first", self.steps[:5])
+
+
+def test_a_layer_at_two_places_is_stored_once(tmp_path):
+    model, other = SharedTwice(), SharedTwice()
+    candidate = make_candidate(model, torch.zeros(1, 5), Policy(), TensorDataset(torch.zeros(4, 5), torch.zeros(4)))
+    packed = save_packed(candidate, tmp_path / "packed.safetensors")
+    assert packed_bytes(packed) == counted_bytes(candidate) == 4 * (25 + 5 + 12 + 5)
+    save_file(saved_tensors(model), tmp_path / "weights.safetensors")
+    load_saved(other, load_torch_file(tmp_path / "weights.safetensors"))
+    assert all(torch.equal(own, model.state_dict()[name]) for name, own in other.state_dict().items())
+    with pytest.raises(RuntimeError, match=r"weights of another model: .*'2\.bias'"):
+        load_saved(nn.Sequential(nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 5)), saved_tensors(model))
 
 
 def test_masked_weights_take_a_bit_each(network, tmp_path):

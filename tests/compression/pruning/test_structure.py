@@ -70,6 +70,31 @@ def test_magnitude_sums_over_all_that_goes_with_a_feature(criterion, power):
     assert kept_features(model, criterion) == sorted(worth.topk(8).indices.tolist())
 
 
+class Folded(nn.Module):
+    """A layer whose 32 features are folded into images of 8 channels, which Torch-Pruning finds after the reader of 32 others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depthwise = nn.ConvTranspose2d(8, 8, 3, padding=1, groups=8)
+        self.linear, self.head = nn.Linear(5, 32), nn.Linear(32, 3)
+
+    def forward(self, x):
+        return self.head(self.depthwise(self.linear(x).view(len(x), -1, 2, 2)).flatten(1))
+
+
+@pytest.mark.parametrize("criterion", ["l1", "taylor", "bn_scale"])
+def test_scores_are_of_channels_where_layers_have_several_features_of_each(criterion):
+    model, inputs = Folded().eval(), torch.randn(6, 5)
+    groups, _ = find_channel_groups(model, inputs[:1])
+    policy = Policy(channels={"depthwise": 0.5}, pruning=Pruning(criterion, multiple=4))
+    slim = pruned_copy(model, inputs[:1], policy, groups, workload(model, inputs, torch.randint(0, 3, (6,))))
+    assert (slim.depthwise.out_channels, slim.linear.out_features, slim.head.in_features) == (4, 16, 16)
+    if criterion == "l1":
+        worth = [w.abs().reshape(8, -1).sum(1) for w in (model.linear.weight, model.head.weight.T.contiguous())]
+        best = sum(worth).topk(4).indices.sort().values
+        assert torch.equal(slim.linear.bias, model.linear.bias.view(8, 4)[best].flatten())
+
+
 def test_batch_norm_scale_alone_decides():
     model = two_layers()
     with torch.no_grad():
