@@ -197,11 +197,10 @@ def _require(condition: bool, problem: str) -> None:
 def _check_model(model: Any) -> None:
     """Require a model whose weights are present and can be changed."""
     _require(isinstance(model, nn.Module), f"model must be a torch.nn.Module, not {kind_of(model)}")
-    scripted = isinstance(model, torch.jit.ScriptModule)
-    _require(
-        not scripted, "model is compiled by TorchScript, which hides its layers; give the nn.Module it was made of"
-    )
     for name, module in model.named_modules():
+        scripted = isinstance(module, torch.jit.ScriptModule)
+        hidden = "is compiled by TorchScript, which hides its layers; give the nn.Module it was made of"
+        _require(not scripted, f"{name or 'model'} {hidden}")
         quantized = type(module).__module__.startswith(QUANTIZED)
         _require(not quantized, f"{name or 'the model'} is quantized already; give the model before quantization")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):

@@ -126,7 +126,7 @@ def judge(
             not policy.removed_blocks
         ):  # groups are proven with all blocks in place; a trial without some ends with this reason
             raise
-        found.not_lowered[f"blocks and channels: {_kind(str(error))}"] += 1
+        found.not_lowered[_kind(str(error))] += 1
         return found
     for runtime in runtimes:
         if (reason := _hold_against_artifact(gone, decided, workload.calibration, batch, runtime)) is not None:

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from ...core.batch import Batch
 from ...core.errors import CompressionError
+from ...core.interrupts import raise_if_interrupted
 from ...spaces.models.channel_graph import ChannelGraph, channels_lost, out_channels
+from ...spaces.models.failures import ForwardPath, place_of
 from .channel_lasso import lasso_scores
 from .criteria import Criterion, Scoring, get_criterion
 from .merge import merge_channels
@@ -37,12 +39,12 @@ def remove_channels(
         batches: inputs of the model, shape [batch, ...], of the calibration data; for "reconstruct" and "lasso".
 
     Raises:
-        CompressionError: Torch-Pruning cannot prune the model, or left another number of channels than asked for; or there
-            are no batches to reconstruct channels from.
+        CompressionError: Torch-Pruning cannot prune the model, or left another number of channels than asked for; the pruned model
+            does not run, or takes another path through its code; or there are no batches to reconstruct channels from.
     """
     if not kept:
         return
-    graph = ChannelGraph(model, example_input)
+    graph, whole = ChannelGraph(model, example_input), _path_of(model, example_input)
     rule = get_criterion(criterion)
     kept = {graph.root_of(name): channels for name, channels in kept.items()}
     chosen = lasso_scores(graph, kept, _required(batches)) if reduction == "lasso" else {}
@@ -53,6 +55,23 @@ def remove_channels(
         left = _count(graph, name)
         if left != channels:
             raise CompressionError(f"{name}: {left} channels left instead of {channels}")
+    if reason := whole.why_left(_path_of(model, example_input), model, example_input):
+        raise CompressionError(f"with the channels that are left {reason}")
+
+
+def _path_of(model: nn.Module, example_input: Batch) -> ForwardPath:
+    """The path of a model.
+
+    Raises:
+        CompressionError: it does not run, as may be where blocks are removed, with which no group was proven.
+    """
+    try:
+        return ForwardPath.of(model, example_input)
+    except Exception as error:  # the model's own code may raise anything
+        raise_if_interrupted(error)
+        raise CompressionError(
+            f"with the blocks and channels that are left forward fails in {place_of(error)}"
+        ) from error
 
 
 def _redirect_readers(

@@ -77,7 +77,14 @@ def pruned_copy(
     sparse = any(layer.sparsity for layer in policy.layers.values())
     scoring = _scoring(slim, policy.pruning.criterion, workload if kept or sparse else None, seed)
     rule, reduction = policy.pruning.criterion, policy.pruning.reduction
-    remove_channels(slim, example_input, kept, rule, scoring, reduction, _batches(workload))
+    try:
+        remove_channels(slim, example_input, kept, rule, scoring, reduction, _batches(workload))
+    except CompressionError as error:
+        if policy.removed_blocks:  # groups are proven with all blocks in place
+            raise CompressionError(
+                f"blocks and channels: without {', '.join(policy.removed_blocks)}, {error}"
+            ) from error
+        raise
     present = dict(slim.named_modules())
     operators = {name: layer.operator for name, layer in policy.layers.items() if name in present}
     replace_operators(slim, operators, _batches(workload))

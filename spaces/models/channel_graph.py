@@ -41,6 +41,8 @@ class ChannelGraph:
         heads: name -> attention whose heads can be removed.
         whole_attentions: name -> why its heads cannot be removed.
         names: module -> its path.
+        lost_track: layer -> root of its group, of those that are in none of `groups`: Torch-Pruning does not know which channels of a
+            member are which of the root's, as after some `expand`.
 
     Raises:
         CompressionError: Torch-Pruning cannot trace the model.
@@ -58,6 +60,11 @@ class ChannelGraph:
         order = {name: index for index, name in enumerate(self.names.values())}
         roots = {self.names[group[0].dep.target.module]: group for group in found}
         self.groups: dict[str, Group] = dict(sorted(roots.items(), key=lambda item: order[item[0]]))
+        self.lost_track = {
+            maker: name for name in roots if self._loses_track(name) for maker in self._makers_names(name)
+        }
+        for name in {*self.lost_track.values()}:
+            del self.groups[name]
 
     def root_of(self, name: str) -> str:
         """The group that a layer of this name makes channels of, under its root's name; an attention's is its own.
@@ -80,6 +87,17 @@ class ChannelGraph:
         for dep, _ in self.groups[name]:
             if self._graph.is_out_channel_pruning_fn(dep.handler):
                 yield dep.target.module
+
+    def _makers_names(self, name: str) -> list[str]:
+        return [self.names[maker] for maker in self.makers(name) if maker in self.names]
+
+    def _loses_track(self, name: str) -> bool:
+        """Whether a module or a parameter of a group has channels that are no known ones of the root."""
+        return any(
+            None in roots
+            for dep, _, roots in self._items(name)
+            if dep.target.type == ops.OPTYPE.PARAMETER or dep.target.module in self.names
+        )
 
     def readers(self, name: str) -> Iterator[tuple[nn.Module, Sequence[int], Sequence[int]]]:
         """(module that reads the group's channels, its own numbers of them, the root's numbers of the same)."""

@@ -20,7 +20,7 @@ from ...core.errors import CompressionError
 from ...core.hooks import removed_after
 from ...core.interrupts import raise_if_interrupted
 from .channel_graph import ChannelGraph, out_channels
-from .failures import first_line, place_of
+from .failures import ForwardPath, first_line, place_of
 from .layers import LAYER_KINDS
 from .recurrent import RECURRENT_KINDS
 
@@ -41,6 +41,9 @@ STUCK = (
     " or passes them on in a way that cannot be followed"
 )
 HOW_TO_UNPARAMETRIZE = "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') makes it a plain one"
+LOST_TRACK = (
+    "which of its channels a layer or parameter after it reads cannot be followed, as through an expand of some of them"
+)
 UNTRACED = "its channels cannot be followed: forward does not call it, or lets no gradient through it (no_grad, detach)"
 
 
@@ -109,6 +112,7 @@ def find_channel_groups(model: nn.Module, example_input: Batch) -> tuple[list[Ch
         return [], {type(model).__name__: f"no channel can be followed: {error}"}
     groups = _all_groups(graph)
     reasons = {**graph.whole_attentions, **dict.fromkeys(_untraced(groups, graph), UNTRACED)}
+    reasons |= dict.fromkeys(graph.lost_track, LOST_TRACK)
     reasons |= {group.name: reason for group in groups if (reason := _why_fixed(group, outputs, graph))}
     safe = [group for group in groups if group.name not in reasons]
     halves = _Halves(graph, example_input)
@@ -144,7 +148,7 @@ class _Halves:
     @torch.no_grad()
     def __init__(self, graph: ChannelGraph, example_input: Batch) -> None:
         self.graph, self.example_input = graph, example_input
-        self.expected = graph.model(example_input)
+        self.expected = ForwardPath.of(graph.model, example_input)
 
     @torch.no_grad()
     def why_unsafe(self, groups: list[ChannelGroup]) -> str | None:
@@ -152,14 +156,16 @@ class _Halves:
         lost = {group.name: self.graph.any_channels(group.name, group.kept(0.5, FINEST_MULTIPLE)) for group in groups}
         try:
             with self.graph.without(lost) as pruned:
-                found = pruned(self.example_input)
+                found = ForwardPath.of(pruned, self.example_input)
+                left = self.expected.why_left(found, pruned, self.example_input)
         except CompressionError as error:
             return f"none of them can be removed: {first_line(error)}"
         except Exception as error:  # the model's own code may raise anything
             raise_if_interrupted(error)
             return STUCK.format(place=place_of(error))
-        same = shapes_of(found) == shapes_of(self.expected)
-        return None if same else f"changes the output shape from {sizes(self.expected)} to {sizes(found)}"
+        if shapes_of(found.outputs) != shapes_of(self.expected.outputs):
+            return f"changes the output shape from {sizes(self.expected.outputs)} to {sizes(found.outputs)}"
+        return left and f"with half of them {left}"
 
 
 def _find_unsafe(halves: _Halves, groups: list[ChannelGroup], reason: str | None) -> dict[str, str]:

@@ -389,3 +389,40 @@ def test_an_assertion_in_the_models_own_code_is_a_reason():
     groups, reasons = find_channel_groups(Asserting(), IMAGE)
     assert [group.name for group in groups] == ["conv1", "conv2"]
     assert reasons["head"].startswith("with half of them forward fails in test_channel_groups.py, line ")
+
+
+class NormOfBoth(nn.Module):
+    """Scales what two convolutions of volumes make, and divides it by a norm that is expanded over their channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other, self.last = nn.Conv3d(2, 32, 1), nn.Conv3d(2, 16, 1), nn.Conv3d(48, 8, 1)
+        self.scale, self.fc = nn.Parameter(torch.rand(48)), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.one(x), self.other(x)], 1) * self.scale.view(-1, 1, 1, 1)
+        return self.fc(self.last(nn.functional.normalize(x, dim=1)).mean((2, 3, 4)))
+
+
+class AddsWhereItFits(nn.Sequential):
+    """Adds what a layer reads wherever the shapes are the same, which fewer channels decide anew."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self:
+            made = layer(x)
+            x = made + x if made.shape == x.shape else made
+        return x
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "name", "reason"),
+    [
+        (NormOfBoth(), torch.zeros(1, 2, 4, 4, 4), "one", "which of its channels a layer or parameter after it reads cannot be followed"),
+        (AddsWhereItFits(nn.Linear(8, 16), nn.Linear(16, 3)), torch.zeros(1, 8), "0", "with half of them forward takes another path from test_channel_groups.py, line "),
+    ],
+    ids=["expanded", "added where it fits"],
+)  # fmt: skip
+def test_channels_that_are_lost_sight_of_or_decide_the_path_are_left_whole(model, example, name, reason):
+    groups, reasons = find_channel_groups(model.eval(), example)
+    assert name not in {group.name for group in groups}
+    assert reasons[name].startswith(reason)

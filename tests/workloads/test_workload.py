@@ -47,6 +47,10 @@ class TwoOutputs(nn.Module):
 
 BREACHES = {
     "model": ({"model": two_outputs}, "model must be a torch.nn.Module, not function"),
+    "scripted part": (
+        {"model": nn.Sequential(torch.jit.script(nn.Linear(4, 3)))},
+        "0 is compiled by TorchScript, which hides its layers; give the nn.Module it was made of",
+    ),
     "metric name": ({"metric": "topp1"}, "metric must be one of top1, top5, f1, auroc"),
     "metric type": (
         {"metric": 3},

@@ -1,5 +1,5 @@
 """What the TorchScript exporter does not know by itself: RMSNorm, differences of neighbours, sums of truths, axes from behind, transposed
-matrices, traced flags, and heads of queries that share keys and values."""
+matrices, channel shuffles, traced flags, and heads of queries that share keys and values."""
 
 from __future__ import annotations
 
@@ -88,6 +88,19 @@ def _transposed_matrices(graph: Any, tensor: Any) -> Any:
 
 
 register_custom_op_symbolic("aten::mT", _transposed_matrices, OPSET)
+
+
+@symbolic_helper.parse_args("v", "i")
+def _channel_shuffle(graph: Any, values: Any, groups: int) -> Any:
+    """Channels by place in their group, then by group (Zhang et al. 2018, arXiv:1707.01083, section 3.1)."""
+    channels = symbolic_helper._get_tensor_dim_size(values, 1)
+    assert channels is not None, "the exporter knows no number of channels"
+    shape = graph.op("Constant", value_t=torch.tensor([0, groups, channels // groups, -1]))
+    mixed = graph.op("Transpose", graph.op("Reshape", values, shape), perm_i=[0, 2, 1, 3])
+    return graph.op("Reshape", mixed, graph.op("Shape", values))
+
+
+register_custom_op_symbolic("aten::channel_shuffle", _channel_shuffle, OPSET)
 
 
 @contextmanager

@@ -185,6 +185,52 @@ def test_a_policy_that_does_not_fit_the_model_is_reported_in_one_line(policy, pr
         pruned_copy(model, IMAGE, policy, groups)
 
 
+class AddsWhereItFits(nn.Sequential):
+    """Adds what a layer reads wherever the shapes are the same, which fewer channels decide anew."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self:
+            made = layer(x)
+            x = made + x if made.shape == x.shape else made
+        return x
+
+
+def test_channels_that_change_the_path_through_the_model_are_not_removed():
+    model = AddsWhereItFits(nn.Linear(6, 16), nn.Linear(16, 24), nn.Tanh(), nn.Linear(24, 3)).eval()
+    groups, _ = find_channel_groups(model, torch.zeros(1, 6))
+    assert pruned_copy(model, torch.zeros(1, 6), Policy(channels={"1": 0.7}), groups)[1].out_features == 8
+    problem = r"^with the channels that are left forward takes another path from test_prune\.py, line \d+ on, as code does that looks at"
+    with pytest.raises(CompressionError, match=problem):
+        pruned_copy(model, torch.zeros(1, 6), Policy(channels={"1": 0.3}), groups)  # 16, as many as it reads
+
+
+class LosesABlock(nn.Module):
+    """Without its block, what `first` makes is added to what it reads, of which another layer has the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.block, self.last = (
+            nn.Linear(6, 16),
+            nn.Sequential(nn.Linear(16, 16), nn.Tanh()),
+            nn.Linear(16, 3),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        made = self.block(x)
+        return self.last(made if made is not x else x.view(-1, 16))
+
+
+def test_what_does_not_run_without_blocks_and_channels_says_so():
+    model = LosesABlock().eval()
+    groups, _ = find_channel_groups(model, torch.zeros(1, 6))
+    policy = Policy(channels={"first": 0.5}, removed_blocks=("block",))
+    with pytest.raises(
+        CompressionError, match=r"^blocks and channels: without block, .* forward fails in test_prune\.py, line \d+$"
+    ):
+        pruned_copy(model, torch.zeros(1, 6), policy, groups)
+
+
 def norms(*channels: int) -> nn.Sequential:
     return nn.Sequential(*[nn.BatchNorm2d(count, momentum=0.3) for count in channels]).eval()
 

@@ -89,6 +89,7 @@ class Numbered(nn.Module):
 
 NETWORKS = {
     "attention with a key of its own": Attending(),
+    "shuffled channels": nn.ChannelShuffle(2),
     "sums of truths": Numbered(),
     "heads that share keys": Shared(),
     "a cell that runs twice": Stepped(),
