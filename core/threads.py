@@ -50,7 +50,7 @@ class _Usage(ctypes.Structure):
 def give_back() -> None:
     """Give the system what was freed, where that is much: of ResNet-152's export, whose weights are 0.24 GB, glibc keeps 0.57 GB.
 
-    Does nothing with another library than glibc.
+    Does nothing where the C library is not glibc.
     """
     library = ctypes.CDLL(None)
     trim, usage = getattr(library, "malloc_trim", None), getattr(library, "mallinfo2", None)

@@ -22,7 +22,7 @@ def quality_text(study: StudyRecord) -> str:
 
 
 def has_other_precision(study: StudyRecord) -> bool:
-    """Whether a study's speed-ups are counted from another precision than float32."""
+    """Whether a study's speed-ups are counted from a precision other than float32."""
     return study.reference is not None and study.reference.over_float32 is not None
 
 

@@ -39,8 +39,8 @@ def remove_channels(
         batches: inputs of the model, shape [batch, ...], of the calibration data; for "reconstruct" and "lasso".
 
     Raises:
-        CompressionError: Torch-Pruning cannot prune the model, or left another number of channels than asked for; the pruned model
-            does not run, or takes another path through its code; or there are no batches to reconstruct channels from.
+        CompressionError: Torch-Pruning cannot prune the model, or left a number of channels other than asked for; the pruned model
+            does not run, or takes a different path through its code; or there are no batches to reconstruct channels from.
     """
     if not kept:
         return

@@ -102,7 +102,7 @@ def remote_machine(target: Target, metrics: Sequence[str] = ()) -> tuple[dict[st
         metrics: that it has to be able to measure.
 
     Raises:
-        TargetError: no node advertises the target, the card was measured on another machine than that, or it cannot
+        TargetError: no node advertises the target, the card was measured on a different machine, or it cannot
             measure one of `metrics`.
     """
     return _answer(_there(_about, target).remote(target.model_dump_json(), metrics), target.name, 0)

@@ -1,4 +1,4 @@
-"""What a worker needs that is on another node than the driver, and how a trial's files come back: no folder is shared."""
+"""What a worker needs on a node other than the driver's, and how a trial's files come back: no folder is shared."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PREFIX = "slimfront-worker-"
 
 @dataclass(frozen=True)
 class Shipment:
-    """What every worker on another node than the driver is sent.
+    """What every worker on a node other than the driver's is sent.
 
     Attributes:
         workload: as the copy of the study file's folder has it.
@@ -77,7 +77,7 @@ class Shipment:
         try:
             workload.model.load_state_dict(self.weights.load())
         except RuntimeError as error:
-            raise WorkloadError(f"its model is another one than where the search runs: {error}") from error
+            raise WorkloadError(f"its model differs from the one where the search runs: {error}") from error
 
 
 def own_folder() -> Path:

@@ -195,7 +195,7 @@ class Worker:
         self, original: Policy, folder: Path, recovered: Path | None, checkpoints: Checkpoints | None
     ) -> Generator[Stage]:
         """Count, time, score, recover: the cheapest first; a violated constraint ends the trial."""
-        if not self.setup.target.remote:  # a worker may be on another machine than the driver, which checked its own
+        if not self.setup.target.remote:  # a worker may be on a machine other than the driver's, which checked its own
             require_fit(self.setup.target, self._context.runtime)
         folder.mkdir(parents=True, exist_ok=True)
         model = self._pruned(self.workload.model, original)

@@ -107,7 +107,7 @@ def minimised(points: Sequence[Point], objectives: Sequence[Objective]) -> np.nd
     """The points' values as an array [points, objectives] in which less is better.
 
     Raises:
-        ValueError: a point has another number of values than there are objectives.
+        ValueError: a point's number of values is not that of the objectives.
     """
     if any(len(point.values) != len(objectives) for point in points):
         raise ValueError(f"every point needs {len(objectives)} values")

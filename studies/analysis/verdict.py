@@ -38,7 +38,7 @@ def verdict(store: Store, name: str) -> str | None:
     is_over = wanted is not None and ended(summaries) >= wanted
     costs = " or ".join(objective.name for objective in _costs(objectives_of(study)))
     return (
-        f"nothing here is worth it{'' if is_over else ' so far'}: no point of the front is better than the reference in {costs} "
+        f"no gain{'' if is_over else ' so far'}: no point of the front is better than the reference in {costs} "
         f"beyond noise at the quality asked for; {bound(store, name)}"
     )
 

@@ -68,7 +68,7 @@ class QualityPart(_Part):
 
 
 class InputInfo(_Part):
-    """One of the model's inputs, batch included; `axes` has the names of those that may have another size than `shape` says."""
+    """One of the model's inputs, batch included; `axes` has the names of those whose size may differ from `shape`."""
 
     name: Annotated[str, Field(max_length=200)] = INPUT
     shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=16)]

@@ -36,7 +36,7 @@ class Remade:
             return f"{again}; each has the sha256 of the one that was measured."
         parts = " and ".join(self.differing)
         return (
-            f"{again}; another sha256 than the one that was measured have: {parts}. `slimfront verify` measures anew."
+            f"{again}; of these the sha256 is not the one that was measured: {parts}. `slimfront verify` measures anew."
         )
 
 

@@ -91,6 +91,6 @@ def _require_same(expected: Batch, inputs: Batch, session: Session, which: str) 
     known = dict(zip(found, tensors_of(moved(expected, "cpu")), strict=True))
     if (difference := largest_difference(known, found)) > SAME:
         raise WorkloadError(
-            f"dynamic_axes: {which} computes another function than the model (off by {difference:.2g} of the largest output): "
+            f"dynamic_axes: {which} computes a different function from the model (off by {difference:.2g} of the largest output): "
             "forward makes a constant of the example's size; compute it from the tensor's own shape"
         )

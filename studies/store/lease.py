@@ -44,7 +44,7 @@ _OWNER = "SELECT owner FROM slimfront_lease WHERE study = :study"
 class Lease:
     """One process's lease of one study, taken by `take`; every write to its database is refused once another has it.
 
-    Ownership: of one driver. `renew` may be called from another thread than the others.
+    Ownership: of one driver. `renew` may be called from a thread of its own.
     """
 
     def __init__(self, database: Database, study: str) -> None:

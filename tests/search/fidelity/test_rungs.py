@@ -291,7 +291,7 @@ def test_bits_only_changes_start_from_the_same_recovered_weights(tiny_spec: Spec
 
 
 def test_a_stopped_trial_teaches_the_damage_of_the_recovery_it_had() -> None:
-    """Epochs 0, 2 and 4 heal to 1, 1/2 and 1/4 of the damage; stopped at 2 of 4, a policy's divergence is that of 2."""
+    """Epochs 0, 2 and 4 leave 1, 1/2 and 1/4 of the damage; stopped at 2 of 4, a policy's divergence is that of 2."""
     sampler = PolicySampler(["quality", "measured"], neutral={"a.weight_bits": 32, "r.recovery_epochs": 0}, seed=0)
     study = optuna.create_study(directions=["minimize"] * 2, sampler=sampler)
     for number in range(12):

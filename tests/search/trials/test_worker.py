@@ -1,4 +1,4 @@
-"""A worker may be on another machine than the driver: it looks after its own."""
+"""A worker may be on a machine other than the driver's: it looks after its own."""
 
 from __future__ import annotations
 
