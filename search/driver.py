@@ -18,8 +18,7 @@ from ..core.measurement import Measurement
 from ..hardware_profiles.bench.bench import cores_for_workers
 from ..hardware_profiles.bench.timer import Timer
 from ..spaces.knobs.kind import by_halves
-from ..spaces.policies.policy import Policy
-from ..spaces.space import Choice
+from ..spaces.policies.policy import Choice, Policy
 from ..studies.analysis.front import Point
 from ..studies.files.study_files import StudyFiles, folder_at_work
 from ..studies.store.records import TrialRecord
