@@ -157,7 +157,7 @@ class Study:
         if not found:
             wanted = " and ".join(map(str, conditions))
             raise UserError(f"{self.name}: none of {len(points)} points of the front has {wanted}")
-        return self.trial(pick(found, objectives_of(study), rule).trial)
+        return self.trial(pick(found, objectives_of(study), rule, study.baseline).trial)
 
     def best(self, metric: str, where: str | Sequence[str] = ()) -> TrialRecord:
         """The trial with the best value of a metric among those that met every constraint, on the front or not.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
 from ...core.errors import UserError
+from ...core.measurement import Measurement
 from ...core.validation import suggestion
 from .front import Objective, Point, minimised
 
@@ -16,16 +18,25 @@ RULES = ("knee", *_BEST_OF)
 """The rules that `pick` accepts."""
 
 
-def pick(points: Sequence[Point], objectives: Sequence[Objective], rule: str) -> Point:
+def pick(
+    points: Sequence[Point],
+    objectives: Sequence[Objective],
+    rule: str,
+    reference: Mapping[str, Measurement] = MappingProxyType({}),
+) -> Point:
     """The point of a front that a rule picks.
 
     - "knee": the point farthest below the plane through the front's extremes, each objective scaled to [0, 1] over
-      the front: where giving up a little of one objective stops buying much of another (Das 1999, Structural
-      Optimization 18:107; Branke et al. 2004, PPSN VIII:722).
+      the front and the reference: where giving up a little of one objective stops buying much of another (Das 1999,
+      Structural Optimization 18:107; Branke et al. 2004, PPSN VIII:722). Without the reference, points that all cost
+      nearly the same would be ranked by differences that no user gains from.
     - "fastest", "smallest", "most-accurate": the least `latency_ms`, `artifact_bytes` or `accuracy_drop`, whether or not
       that is an objective; of equals the one nearer to the knee.
 
     The earliest trial wins where the rule leaves a tie.
+
+    Args:
+        reference: the uncompressed model's measurements, which the user has without any point.
 
     Raises:
         UserError: an unknown rule, an empty front, or a point that was not measured for the rule.
@@ -34,19 +45,28 @@ def pick(points: Sequence[Point], objectives: Sequence[Objective], rule: str) ->
         raise UserError(f"no rule {rule!r} to pick by; {suggestion(rule, RULES)}")
     if not points:
         raise UserError("the front is empty: no trial has met the constraints yet")
-    heights = _heights(minimised(points, objectives))
+    heights = _heights(minimised(points, objectives), _costs_of(reference, objectives))
     costs = [0.0] * len(points) if rule == "knee" else [_cost(point, _BEST_OF[rule]) for point in points]
     best = min(range(len(points)), key=lambda i: (costs[i], heights[i], points[i].trial))
     return points[best]
 
 
-def _heights(values: np.ndarray) -> np.ndarray:
+def _costs_of(reference: Mapping[str, Measurement], objectives: Sequence[Objective]) -> np.ndarray:
+    """The reference's values [objectives] in which less is better; NaN where it has none."""
+    return np.array([
+        objective.sign * reference[objective.name].value if objective.name in reference else np.nan
+        for objective in objectives
+    ])  # fmt: skip
+
+
+def _heights(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Signed distance [n] of points [n, objectives], up to a factor, above the plane sum(scaled) = 1.
 
     With two objectives that plane is the line through the front's two extremes; with more it is the one through the
     unit points of the scaled front, as the plane through its extremes need not exist. Rounded, so that ties are ties.
     """
-    low, span = values.min(axis=0), np.ptp(values, axis=0)
+    low = np.fmin(values.min(axis=0), reference)
+    span = np.fmax(values.max(axis=0), reference) - low
     scaled = (values - low) / np.where(span > 0, span, 1)
     return np.round(scaled.sum(axis=1) - 1, 12)
 

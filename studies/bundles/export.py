@@ -91,7 +91,7 @@ def _picked(store: Store, study: StudyRecord, rule: str) -> int:
     points = front_points(store, study)
     if not points:
         raise UserError(f"{study.name} has no front yet: {why_no_front(store.trial_summaries(study.name))}")
-    return pick(points, objectives_of(study), rule).trial
+    return pick(points, objectives_of(study), rule, study.baseline).trial
 
 
 _BROKEN = {TrialState.FAILED: "failed", TrialState.INTERRUPTED: "was interrupted"}

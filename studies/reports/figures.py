@@ -100,7 +100,8 @@ def _samples(
     """Samples by what they are drawn as, in drawing order."""
     members = [trial for trial in trials if trial.number in front]
     others = [trial for trial in trials if trial.number not in front]
-    knee = pick([Point.of(trial, objectives) for trial in members], objectives, "knee").trial if members else None
+    points = [Point.of(trial, objectives) for trial in members]
+    knee = pick(points, objectives, "knee", study.baseline).trial if points else None
     samples = {
         "infeasible": _newest(trials, lambda trial: trial.state == "infeasible"),
         "pruned": _newest(trials, lambda trial: trial.state == "pruned"),

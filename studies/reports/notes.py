@@ -62,7 +62,7 @@ def study_note(
     if front is None or not points:
         return _page(f"# {study.name}", "\n".join(facts), f"No front yet: {why_no_front(trials)}.")
     facts.append(f"- Front: {len(points)} points, hypervolume {front.hypervolume:.4g}")
-    winner = pick(points, objectives, "knee")
+    winner = pick(points, objectives, "knee", study.baseline)
     return _page(
         f"# {study.name}",
         "\n".join(facts),

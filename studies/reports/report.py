@@ -132,7 +132,7 @@ def front_table(store: Store, name: str) -> RenderableType:
     header = (f"{column.replace('_', ' ')}>" for column in columns)  # spaces, where a narrow terminal can break them
     table = rows_table(("trial>", *header), narrow=True)
     add_row(table, ("baseline", *_cells(study.baseline, columns, ())), style="dim")
-    knee = pick(points, objectives, "knee").trial
+    knee = pick(points, objectives, "knee", study.baseline).trial
     for point in points:
         trial = f"{KNEE} {point.trial}" if point.trial == knee else str(point.trial)
         add_row(table, (trial, *_cells(point.measurements, columns, study.spec.objectives)))

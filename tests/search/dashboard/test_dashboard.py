@@ -71,7 +71,7 @@ def search(folder: Path, short_timings_of_module: None) -> Iterator[Search]:
 @pytest.fixture(scope="module")
 def winner(search: Search) -> int:
     study = search.store.get_study("tiny")
-    return pick(front_points(search.store, study), objectives_of(study), "knee").trial
+    return pick(front_points(search.store, study), objectives_of(study), "knee", study.baseline).trial
 
 
 def numbers(search: Search, state: str, *, measured: bool = True) -> list[int]:

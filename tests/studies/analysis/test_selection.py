@@ -45,6 +45,15 @@ def test_the_knee_of_a_maximised_objective():
     assert pick(front, objectives, "knee").trial == 1
 
 
+def test_the_knee_gives_nothing_up_for_a_difference_that_is_small_next_to_the_reference():
+    """Three per cent of 10 ms are all that the front differs by: scaled over it alone, trial 1 would lie deepest."""
+    front = [point(0, 0.0, 3.1), point(1, 0.02, 2.9), point(2, 0.05, 2.8)]
+    reference = {"accuracy_drop": 0.0, "latency_ms": 10.0}
+    measured = {name: Measurement.exact(name, value, "by hand") for name, value in reference.items()}
+    assert pick(front, OBJECTIVES, "knee").trial == 1
+    assert pick(front, OBJECTIVES, "knee", measured).trial == 0
+
+
 def test_on_a_straight_front_the_earliest_trial_is_the_knee():
     front = [point(5, 0.1, 2.0), point(2, 0.2, 1.0), point(3, 0.3, 0.0)]
     assert pick(front, OBJECTIVES, "knee").trial == 2
