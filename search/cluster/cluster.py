@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import UserError
-from ...core.interrupts import take_ending
+from ...core.interrupts import raise_if_interrupted, take_ending
 from ...core.texts import one_line
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -31,7 +31,6 @@ if os.environ.get("RAY_ADDRESS", "local") in ("", "local"):
 
 import ray
 from ray._private import worker as ray_process
-from ray.exceptions import AuthenticationError, RaySystemError
 
 OBJECT_STORE_BYTES = 200 * 2**20
 """The bytes of Ray's object store: results are small and weights stay with their worker; Ray would take 30 % of the memory."""
@@ -82,7 +81,10 @@ def connect(cpus: int = 1, log: Path | None = None, environment: Mapping[str, An
     try:
         ray.init(**quiet)
         _hide_token()
-    except (OSError, RuntimeError, ValueError, RaySystemError, AuthenticationError) as error:
+    except (
+        Exception
+    ) as error:  # Ray raises what it likes, of no class of its own too where a node does not start in time
+        raise_if_interrupted(error)
         raise UserError(f"Ray cannot be started or joined: {one_line(str(error))}") from error
     finally:
         log_to(log)  # Ray has taken the handler away

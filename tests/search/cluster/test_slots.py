@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from slimfront.core.errors import SearchError
+from slimfront.core.errors import SearchError, UserError
 from slimfront.search.cluster import cluster
 from slimfront.search.execution import ray_slots
 from slimfront.search.execution.ray_slots import Slots, how_it_died
@@ -149,3 +149,16 @@ def test_a_home_folder_that_takes_no_file_keeps_no_ray_from_its_token(
     monkeypatch.setenv("HOME", "/proc")
     cluster._give_token()
     assert len(os.environ[cluster.TOKEN]) == 64
+
+
+def test_whatever_ray_raises_at_its_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out\nduring startup.")  # its very class
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster, "ray", SimpleNamespace(is_initialized=lambda: False, init=init))
+    monkeypatch.setattr(cluster, "take_ending", lambda: None)
+    with pytest.raises(
+        UserError, match=r"Ray cannot be started or joined: The current node timed out during startup\.$"
+    ):
+        cluster.connect()
