@@ -40,7 +40,7 @@ from slimfront.search.sampler.surrogate.analytic_cost import COUNTED, AnalyticCo
 from slimfront.spaces.choices import SpaceChoices
 from slimfront.spaces.models.blocks import examine_blocks
 from slimfront.spaces.models.channel_groups import ChannelGroup
-from slimfront.spaces.models.layers import LAYER_KINDS, all_layers, find_layers, layer_at, macs_by_module
+from slimfront.spaces.models.layers import LAYER_KINDS, Layer, all_layers, decidable, layer_at, macs_by_module
 from slimfront.spaces.policies.candidate import Candidate
 from slimfront.spaces.policies.policy import Policy
 from slimfront.spaces.policies.resolved import effective_policy
@@ -106,7 +106,8 @@ def judge(
     batch = next(iter(input_batches(workload.calibration, len(data), HOST)))
     _tell_apart(workload.model)
     groups, refused = proven_groups(workload)
-    space = _space(workload, groups)
+    layers = all_layers(workload.model, workload.example_input)
+    space = _space(workload, layers, groups)
     policy = space.policy({knob.name: chance.choice(knob.choices) for knob in space.knobs})
     _hold_on_paper(space, policy)
     structure = Policy(channels=policy.channels)
@@ -116,7 +117,7 @@ def judge(
         _hold_against_masks(workload.model, pruned, batch)
     _hold_blocks(workload.model, space.blocks, batch)
     _hold_factors(workload.model, [layer.name for layer in space.layers if layer.groups == 1], batch)
-    _hold_counts(workload, space, policy, groups)
+    _hold_counts(workload, layers, space, policy, pruned)
     found = Found(len(groups), len(lost), Counter(map(_kind, refused.values())))
     decided = effective_policy(policy) if quantizes else Policy()
     try:
@@ -149,9 +150,9 @@ def _any_loss(outputs: Any, _targets: Any) -> Tensor:
     return tree_leaves(outputs)[0].square().mean()
 
 
-def _space(workload: Workload, groups: list[ChannelGroup]) -> Space:
+def _space(workload: Workload, every: list[Layer], groups: list[ChannelGroup]) -> Space:
     model, example = workload.model, workload.example_input
-    layers = find_layers(model, example)
+    layers = [layer for layer in decidable(every, model, example) if layer.is_product]
     return Space(layers, groups, SpaceChoices(**OFFERED), blocks=examine_blocks(model, example)[0])
 
 
@@ -259,24 +260,23 @@ def _hold_factors(model: nn.Module, layers: list[str], inputs: Batch) -> None:
         _same(model(inputs), factored(inputs), "layers of full rank in two are not the layers")
 
 
-def _hold_counts(workload: Workload, space: Space, policy: Policy, groups: list[ChannelGroup]) -> None:
-    """Parameters and BOPs that are counted of a point of the space are those of the model that is built."""
+def _hold_counts(workload: Workload, layers: list[Layer], space: Space, policy: Policy, built: nn.Module) -> None:
+    """Parameters and BOPs that are counted of a point of the space are those of the model `built` without its channels."""
     example = workload.example_input
     kept = Policy(channels=policy.channels, layers=policy.layers)
-    built = pruned_copy(workload.model, example, kept, groups)
     counted = counts_of(built, macs_by_module(built, example), kept)
     _require(
         counted["parameters"] == sum(p.numel() for p in built.parameters()), "counted parameters are not the built ones"
     )
-    cost = AnalyticCost(space, all_layers(workload.model, example), workload.model, example)
+    cost = AnalyticCost(space, layers, workload.model, example)
     predicted = cost(np.array([encode(space_dimensions(space), space.parameters(policy))]))[0]
-    exact = _counted_exactly(workload.model, groups)
+    exact = _counted_exactly(workload.model, space.groups)
     for name, value in zip(COUNTED, predicted, strict=False):
         if name in exact and not np.isclose(value, counted[name], rtol=1e-6):
             raise Wrong(f"{name}: {value:.0f} is counted of the space, {counted[name]:.0f} of the built model")
 
 
-def _counted_exactly(model: nn.Module, groups: list[ChannelGroup]) -> tuple[str, ...]:
+def _counted_exactly(model: nn.Module, groups: Sequence[ChannelGroup]) -> tuple[str, ...]:
     """What a space's points are counted exactly of: nothing where a layer makes some of a group's channels, as of what is concatenated,
     and no parameters where any but the weights of layers have channels along two dimensions."""
     makers = (

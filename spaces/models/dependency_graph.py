@@ -85,6 +85,16 @@ class DependencyGraph(tp.DependencyGraph):
         shuffles: nodes after or before such a view, up to the next layer; channels have other numbers there.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._pruners: dict[Any, Any] = {}
+
+    def get_pruner_of_module(self, module: Any) -> Any:
+        """As Torch-Pruning's, which holds a module against twenty classes at each step of a walk: here, once."""
+        if module not in self._pruners:
+            self._pruners[module] = super().get_pruner_of_module(module)
+        return self._pruners[module]
+
     def _build_dependency(self, module2node: Mapping[Any, Any]) -> None:
         nodes = module2node.values()
         views = [node for node in nodes if node.type == ops.OPTYPE.RESHAPE and _dimensions(node) >= SHUFFLED_DIMENSIONS]

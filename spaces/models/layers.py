@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -94,8 +95,12 @@ def find_layers(model: nn.Module, example_input: Batch) -> list[Layer]:
 def find_every_layer(model: nn.Module, example_input: Batch) -> list[Layer]:
     """As `find_layers`, with the recurrent layers that have one pair of matrices for each direction, and the embeddings whose tables
     may be stored in fewer bits."""
+    return decidable(all_layers(model, example_input), model, example_input)
+
+
+def decidable(every: Sequence[Layer], model: nn.Module, example_input: Batch) -> list[Layer]:
+    """Of all the model's layers, those that a policy may touch, see `find_every_layer`."""
     runs = runs_of_modules(model, example_input)
-    every = all_layers(model, example_input)
     names = [layer.name for layer in every if runs[layer.name]]
     left_out = unread_layers(model, example_input, names) | read_elsewhere(model, example_input, names)
     left_out |= why_no_table(model, example_input).keys()
