@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 from slimfront.compression.compress import compressed
+from slimfront.compression.recovery.checkpoint import Checkpoint
+from slimfront.compression.recovery.train import train, training
 from slimfront.core.batch import device_of, device_of_model
 from slimfront.core.errors import StudyFileError, WorkloadError
 from slimfront.hardware_profiles.cards.target import load_target
@@ -40,7 +42,7 @@ from slimfront.workloads.load import adopt_workload, load_workload
 from slimfront.workloads.placement import on_device, placed
 from slimfront.workloads.workload import Workload
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 TINY = f"{Path(__file__).parents[1] / 'search' / 'tiny_workload.py'}:workload"
 TIMED = ("speedup", "latency", "throughput", "load", "artifact_bytes")  # torch's packages differ by their time stamps
@@ -178,6 +180,48 @@ def test_what_a_model_keeps_outside_its_state_moves_with_it(tiny: Workload, devi
     assert device_of(there.example_input) == device == there.model.scale.device
     assert there.loss_function(there.model(there.example_input), torch.zeros(1).long().to(device)) > 0
     assert model.scale.device == weight.device == torch.device("cpu")
+
+
+class Read(Dataset):
+    """The tiny workload's samples, read one by one."""
+
+    def __init__(self, samples: TensorDataset) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return 96
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        inputs, target = self.samples[index]
+        return inputs, int(target)
+
+
+def test_a_training_in_all_its_ways_of_computing_is_the_same_on_another_device(
+    tiny: Workload, device: torch.device, tmp_path: Path
+) -> None:
+    """Accumulated batches, channels last, outputs of the teacher that are stored and read back, a checkpoint taken up."""
+    read = Read(tiny.train)
+    task = adopt_workload(replace(tiny, model=deepcopy(tiny.model), train=read), "read", Path.cwd())
+    settings = Recovery(2, 0.05, accumulate=2, channels_last=True, stored_teacher=True)
+    made = []
+    for where in (torch.device("cpu"), device):
+        there, ran = on_device(replace(task, model=deepcopy(task.model)), where), []
+        there.model.register_forward_hook(lambda _model, inputs, _outputs, ran=ran: ran.append(len(inputs[0])))
+        student = deepcopy(tiny.model).to(where)
+        checkpoint = Checkpoint(tmp_path / where.type / "policy" / "training.pt", 0.0)
+        for epochs in training(student, there, settings, 2, 0, 16, checkpoint=checkpoint):
+            if epochs > 1:
+                break  # as where its process ends
+        student = deepcopy(tiny.model).to(where)
+        train(student, there, settings, 2, 0, 16, checkpoint=checkpoint)
+        assert device_of_model(student) == where
+        made.append(({name: values.cpu() for name, values in student.state_dict().items()}, ran))
+        assert [*(tmp_path / where.type / "teacher").glob("*.records")]
+    (here, ran), (there, ran_there) = made
+    assert ran == ran_there
+    assert sum(ran) < 2 * len(read) + 2 * len(tiny.calibration)
+    for name, values in here.items():
+        assert torch.equal(values, there[name]), name
 
 
 class Here:
