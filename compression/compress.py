@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from ..spaces.policies.candidate import Candidate
 from ..spaces.policies.policy import Policy
 from ..spaces.policies.resolved import effective_policy
 from ..workloads.workload import Workload
-from .folding import fold_norms
+from .folding import fold_norms, unfold
 from .packing.packed_file import weights_of
 from .pruning.gradual import gradually_pruned
 from .pruning.proof import proven_groups
@@ -71,11 +72,23 @@ def pruned_in_recovery(
 
 def rounded_model(candidate: Candidate) -> nn.Module:
     """A copy of the candidate's model that holds the numbers its artifact computes with: every weight on its grid, in float32."""
-    model = deepcopy(candidate.model)
-    fold_norms(model, candidate.quantization.norms)
+    model, quantization = deepcopy(candidate.model), candidate.quantization
+    stay = {layer: norm for layer, norm in quantization.norms.items() if norm in quantization.kept_norms}
+    for layer in stay:
+        _with_bias(model.get_submodule(layer))
+    fold_norms(model, {layer: norm for layer, norm in quantization.norms.items() if layer not in stay})
     names = dict(model.named_parameters())
     with torch.no_grad():
         for name, values in weights_of(candidate).items():
             if name in names:
                 names[name].copy_(torch.from_numpy(values))
+    for layer, norm in stay.items():
+        unfold(model, layer, norm)
     return model.eval()
+
+
+def _with_bias(layer: Any) -> None:
+    """Have a layer without one add a bias, for what a batch-norm makes of it."""
+    if layer.bias is None:
+        channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+        layer.bias = nn.Parameter(torch.zeros(channels, device=layer.weight.device))

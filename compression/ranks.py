@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-FORWARDS = {kind.forward for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)}
+from .folding import BATCH_NORMS
+
+FORWARDS = {kind.forward for kind in BATCH_NORMS}
 """What computes a batch-norm and nothing else."""
 
 

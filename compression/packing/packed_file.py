@@ -289,14 +289,20 @@ def _quantized_matrices(quantization: Quantization) -> dict[str, QuantizedWeight
     return {**quantization.recurrent, **tables}
 
 
+def _own(module: nn.Module) -> Iterator[str]:
+    """Names of a module's own parameters and buffers, not those of its parts."""
+    return (name for name, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)))
+
+
 def _state(candidate: Candidate) -> dict[str, np.ndarray]:
     """The tensors that are stored unchanged: all but layers' weights, folded batch-norms and counters of training."""
     packed = {f"{name}.weight" for name in _layer_weights(candidate)} | _matrices(candidate).keys()
-    folded = tuple(f"{norm}." for norm in candidate.quantization.norms.values())
+    gone = {*candidate.quantization.norms.values()} - candidate.quantization.kept_norms
+    folded = {f"{norm}.{key}" for norm in gone for key in _own(candidate.model.get_submodule(norm))}
     kept = {
         name: tensor.detach().cpu().contiguous().numpy()
         for name, tensor in stored_as_is(candidate.model, packed)
-        if not name.startswith(folded)
+        if name not in folded
     }
     stored = {**candidate.quantization.weights, **candidate.quantization.bfloat16}
     biases = {f"{name}.bias": weight.bias for name, weight in stored.items() if weight.bias is not None}

@@ -34,6 +34,7 @@ from ...spaces.models.exported_graph import (
     ADDITIONS,
     WEIGHTED,
     constant,
+    folded_in,
     is_folded,
     module_path,
     residual_additions,
@@ -86,13 +87,13 @@ def _of_layers(model: nn.Module, example_input: Batch, policy: Policy, calibrati
     batch_size = min(CALIBRATION_BATCH, len(calibration))
     with capturing():
         exported = captured(model, repeated(example_input, batch_size))
-        norms = _folded(exported.graph)
+        norms, mixed = folded_in(exported.graph)
         _spell_out_norms(exported)
         prepared = prepare_pt2e(exported, PolicyQuantizer(wanted, policy.scheme))
     with torch.no_grad():
         for batch in input_batches(calibration, batch_size, device_of_model(model)):
             prepared(batch)
-    return _with_other_weights(_read(prepared, wanted), model, policy, norms)
+    return _with_other_weights(_read(prepared, wanted), model, policy, norms, mixed)
 
 
 def _has_grid_per_channel(layer: LayerPolicy) -> bool:
@@ -103,7 +104,7 @@ def _weights_alone(model: nn.Module, example_input: Batch, policy: Policy) -> Qu
     """The quantization of a policy that needs no calibration: weights in bfloat16 and with scales by groups."""
     if not any(layer.has_bfloat16_weight or layer.has_groups for layer in policy.layers.values()):
         return Quantization()
-    return _with_other_weights(Quantization(), model, policy, folded_norms(model, example_input))
+    return _with_other_weights(Quantization(), model, policy, *_norms_of(model, example_input))
 
 
 def _require_linear(model: nn.Module, dynamic: Iterable[str]) -> None:
@@ -113,7 +114,7 @@ def _require_linear(model: nn.Module, dynamic: Iterable[str]) -> None:
 
 
 def _with_other_weights(
-    found: Quantization, model: nn.Module, policy: Policy, norms: Mapping[str, str]
+    found: Quantization, model: nn.Module, policy: Policy, norms: Mapping[str, str], mixed: set[str]
 ) -> Quantization:
     """`found` with the weights in bfloat16 and with scales by groups, and of `norms` (layer -> batch-norm) those folded into a
     weight of any kind."""
@@ -121,28 +122,28 @@ def _with_other_weights(
     weights = {**found.weights, **grouped_weights(model, policy, norms)}
     stored = weights.keys() | rounded.keys()
     folded = {layer: norm for layer, norm in norms.items() if layer in stored}
-    for layer, norm in norms.items():
-        if norm in folded.values() and layer not in folded:
-            raise CompressionError(f"{norm} follows {layer} and other layers, which have to be quantized all or none")
-    return replace(found, weights=weights, bfloat16=rounded, norms=folded)
+    kept = mixed | {norm for layer, norm in norms.items() if layer not in folded}
+    kept_norms = frozenset(kept & {*folded.values()})
+    return replace(found, weights=weights, bfloat16=rounded, norms=folded, kept_norms=kept_norms)
 
 
 def folded_norms(model: nn.Module, example_input: Batch) -> dict[str, str]:
-    """{layer: batch-norm} of those that lowering folds into the layer before them.
+    """{layer: batch-norm} of those that lowering folds into the layer before them, wherever the model runs them.
 
     Raises:
         CompressionError: torch.export cannot take the model.
     """
+    norms, mixed = _norms_of(model, example_input)
+    return {layer: norm for layer, norm in norms.items() if norm not in mixed}
+
+
+def _norms_of(model: nn.Module, example_input: Batch) -> tuple[dict[str, str], set[str]]:
+    """As `folded_in` has it."""
     if not any(isinstance(module, BATCH_NORMS) for module in model.modules()):
-        return {}
+        return {}, set()
     with capturing():
         exported = captured(model, repeated(example_input, 2))
-    return _folded(exported.graph)
-
-
-def _folded(graph: fx.Graph) -> dict[str, str]:
-    norms = graph.find_nodes(op="call_function", target=aten.batch_norm.default)
-    return {module_path(cast("fx.Node", norm.args[0])): module_path(norm) for norm in norms if is_folded(norm)}
+    return folded_in(exported.graph)
 
 
 def _spell_out_norms(exported: fx.GraphModule) -> None:
@@ -153,11 +154,13 @@ def _spell_out_norms(exported: fx.GraphModule) -> None:
     numbers it then changes, or for want of statistics fail, and spends a minute on each graph that keeps one.
     """
     graph = exported.graph
-    for index, norm in enumerate(graph.find_nodes(op="call_function", target=aten.batch_norm.default)):
+    norms = graph.find_nodes(op="call_function", target=aten.batch_norm.default)
+    folded = [is_folded(norm) for norm in norms]  # before any is: the next one would seem to follow the same layer
+    for index, norm in enumerate(norms):
         if None in norm.args[3:5]:
             _compute_statistics(graph, norm)
             continue
-        if is_folded(norm):
+        if folded[index]:
             _fold(exported, norm, index)
             continue
         scale, shift = scale_and_shift(exported, norm)

@@ -80,6 +80,20 @@ def is_folded(norm: fx.Node) -> bool:
     return len(stored[0].users) == 1 and all(node.op == "get_attr" for node in stored)
 
 
+def folded_in(graph: fx.Graph) -> tuple[dict[str, str], set[str]]:
+    """{layer: batch-norm} of those that are folded into the layer before them; the batch-norms that also run after something else, or
+    whose statistics another module reads."""
+    norms = graph.find_nodes(op="call_function", target=aten.batch_norm.default)
+    folded = {module_path(cast("fx.Node", norm.args[0])): _owner(norm) for norm in norms if is_folded(norm)}
+    return folded, {_owner(norm) for norm in norms if not is_folded(norm) or module_path(norm) != _owner(norm)}
+
+
+def _owner(norm: fx.Node) -> str:
+    """Path of the module that has a batch-norm's statistics, which it runs itself unless a user's forward does."""
+    statistics = norm.args[3]
+    return str(statistics.target).rpartition(".")[0] if isinstance(statistics, fx.Node) else module_path(norm)
+
+
 def scale_and_shift(exported: fx.GraphModule, norm: fx.Node) -> tuple[Tensor, Tensor]:
     """Batch-norm in evaluation mode is scale x input + shift; both have shape [1, channels, 1, ...]."""
     weight, bias, mean, variance = (0.0 if value is None else constant(exported, value) for value in norm.args[1:5])

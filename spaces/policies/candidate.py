@@ -105,6 +105,7 @@ class Quantization:
         codes: layer -> its weight by a codebook; the candidate's model holds the same values.
         bfloat16: layer -> its weight in bfloat16.
         norms: layer -> batch-norm that is folded into its quantized or rounded weight.
+        kept_norms: those of them that the model also runs after something else, where they are computed.
         embeddings: embedding -> its table, one scale for each row.
         recurrent: path of a recurrent layer's matrix -> the matrix on its grid, [gates x units, ..] as torch orders the gates.
     """
@@ -115,6 +116,7 @@ class Quantization:
     codes: Mapping[str, CodedWeight] = field(default_factory=dict)
     bfloat16: Mapping[str, RoundedWeight] = field(default_factory=dict)
     norms: Mapping[str, str] = field(default_factory=dict)
+    kept_norms: frozenset[str] = frozenset()
     recurrent: Mapping[str, QuantizedWeight] = field(default_factory=dict)
     embeddings: Mapping[str, QuantizedWeight] = field(default_factory=dict)
 

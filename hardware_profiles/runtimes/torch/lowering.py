@@ -118,9 +118,9 @@ class _Inserter:
     def insert(self) -> None:
         additions = residual_additions(self.graph)  # counted before anything changes
         layers = [(module_path(node), node) for node in self.graph.nodes if node.target in WEIGHTED]
-        for norm in self.graph.find_nodes(op="call_function", target=aten.batch_norm.default):
-            if is_folded(norm):
-                self._fold(norm)
+        norms = self.graph.find_nodes(op="call_function", target=aten.batch_norm.default)
+        for norm in [norm for norm in norms if is_folded(norm)]:  # as the model has them, one after another too
+            self._fold(norm)
         dtype = DTYPES.get(self.candidate.policy.float_precision)
         short = ShortFloats(self.exported, dtype, self._buffer) if dtype is not None else None
         quantize_tables(self.graph, self.quantization.embeddings, self._buffer)

@@ -399,21 +399,6 @@ def test_additions_of_a_module_that_runs_twice_are_left_alone():
 
 
 @pytest.mark.timeout(60)  # torchao alone would spend minutes on a graph that keeps its batch-norm
-def test_layers_that_share_a_batch_norm_are_quantized_all_or_none():
-    class Shared(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.second, self.norm = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.norm(self.first(x)).relu() + self.norm(self.second(x)).relu()
-
-    both = {"first": LayerPolicy(8, 8), "second": LayerPolicy(8, 8)}
-    assert quantized(Shared(), (3, 4, 4), both).norms == {"first": "norm", "second": "norm"}
-    with pytest.raises(CompressionError, match=r"^norm follows second and other layers, .* all or none$"):
-        quantized(Shared(), (3, 4, 4), {"first": LayerPolicy(8, 8)})
-
-
 def test_a_batch_norm_before_its_convolution_is_calibrated_as_it_computes():
     model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 3)).eval()
     trained_norm(model[0])
