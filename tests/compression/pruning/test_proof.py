@@ -103,14 +103,16 @@ def test_channels_that_change_places_or_depend_on_one_another_are_left_whole(mod
     assert all(reason.startswith("with channels removed, ") for reason in reasons.values())
 
 
-def test_a_layer_that_computes_otherwise_from_fewer_channels_is_not_hidden_by_the_readers_after_it():
+@pytest.mark.parametrize("is_seen", [True, False], ids=["seen in the outputs", "hidden by a dead activation"])
+def test_a_layer_that_computes_otherwise_from_fewer_channels_is_not_hidden_by_what_comes_after_it(is_seen):
     head = (nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 5))
-    model = nn.Sequential(nn.Conv2d(3, 32, 1), Standardised(32, 16, 3), nn.Conv2d(16, 16, 3), *head).eval()
+    activation = nn.Identity() if is_seen else nn.Threshold(1e3, 0.0)
+    model = nn.Sequential(nn.Conv2d(3, 32, 1), Standardised(32, 16, 3), activation, nn.Conv2d(16, 16, 3), *head).eval()
     offered, _ = find_channel_groups(model, IMAGES[:1])
     assert "0" in {group.name for group in offered}
     groups, reasons = prove_groups(model, IMAGES, offered)
     assert "0" not in {group.name for group in groups}
-    assert reasons["0"].startswith("with channels removed, the model's output does not read")
+    assert reasons["0"].startswith("with channels removed, 1 does not read")
 
 
 RIGHT = {
