@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 from ..core.defaults import DEFAULT_STORAGE
 from ..studies.store.store import Store
-from ..studies.terminal import Shown
+from ..studies.terminal import Shown, rows_table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -32,10 +30,8 @@ class Collection(Shown):
         return {"dry_run": self.dry_run, "studies": [study.to_dict() for study in self.studies]}
 
     def __rich__(self) -> RenderableType:
-        table = Table("study", "keep", "files", "MB")
-        for study in self.studies:
-            table.add_row(study.study, study.keep, f"{study.files:,}", f"{study.bytes / 1e6:,.2f}")
-        return table
+        rows = ((each.study, each.keep, f"{each.files:,}", f"{each.bytes / 1e6:,.2f}") for each in self.studies)
+        return rows_table(("study", "keep", "files>", "MB>"), rows)
 
 
 def gc(

@@ -278,14 +278,14 @@ PLAIN = """95 % interval; 95 % low; FLOPs; GMAC/s; Kendall; Spearman; activation
 bits; bound by; by; channels; choices; created; ended; fits this machine; group; here; high; how; hypervolume; key; kind;
 layer; layers that lose them; low; measured; memory us; method; n; name; not for it; now; operation; operations; quantity;
 ran in; removed; runs in; runtime; share; sparsity; technique; threads; trials; unit; value; weight bits; weight/activation bits; weights;
-what they are good for; why not; weight sparsity; embedding bits; channel sparsity; complete; failed; running; dispatch us; kept in multiples of; kept, width included;
+what they are good for; why not; weight sparsity; embedding bits; channel sparsity; complete; failed; running; files; MB; dispatch us; kept in multiples of; kept, width included;
 recovery epochs; recurrent weights"""
 """Headings of tables, labels of knobs and states of trials that need no glossary."""
 
 
 def headings() -> Iterator[str]:
     """The headings of the tables that commands print, without the mark of numbers."""
-    for path in [*(ROOT / "studies").rglob("*.py"), *(ROOT / "cli").rglob("*.py")]:
+    for path in [path for room in ("studies", "api", "cli") for path in (ROOT / room).rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             match node:
                 case ast.Assign(targets=[ast.Name(id="header")], value=ast.Tuple(elts=cells)):
