@@ -1,5 +1,6 @@
 """Fixtures that the tests of several folders share."""
 
+import gc
 import glob
 import itertools
 import os
@@ -18,6 +19,8 @@ from slimfront.workloads.builtin.digits import digits
 from slimfront.workloads.workload import Workload
 
 _databases = itertools.count()
+
+gc.set_threshold(10_000)  # as `slimfront.cli` does
 TIMING_SECONDS = 0.2
 """The most seconds of a timing where only what is done with the figure is tested."""
 
