@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
@@ -71,7 +72,8 @@ Format = Annotated[
 
 def fail(message: str, code: int) -> NoReturn:
     """End the command with one line."""
-    err.print(f"slimfront: {' '.join(message.split())}", style="red", highlight=False, markup=False, soft_wrap=True)
+    with suppress(OSError):  # a terminal that was closed takes no line; the exit code is left
+        err.print(f"slimfront: {' '.join(message.split())}", style="red", highlight=False, markup=False, soft_wrap=True)
     sys.exit(code)
 
 

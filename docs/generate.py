@@ -55,7 +55,7 @@ EXIT_CODES = {
     0: "success",
     1: "the command ran and the answer is no: a search found nothing or could not go on, a bundle is not what its card says",
     2: "wrong input: one line on stderr names the file, the key or option and what would be right",
-    130: "interrupted by Ctrl-C or SIGTERM; finished trials are stored",
+    130: "interrupted by Ctrl-C, SIGTERM or a closed terminal; finished trials are stored",
 }
 
 SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Yields):$", re.MULTILINE)
@@ -191,8 +191,8 @@ def keys_table(model: type[BaseModel], kind: str) -> str:
 
 STUDY_INTRO = """
 A study file is a YAML mapping; `budget.trials` is the key `trials` inside `budget`. A knob that is not named is off, and a knob with one choice holds in
-every policy. Options of `slimfront search` replace the file's values for one run. A study that has begun keeps its workload, target, objectives,
-constraints, seed, space, recovery and quantization; workers, budget and sampler may change.
+every policy. Options of `slimfront search` replace the file's values for one run. A study that has begun keeps its workload and its options, target, reference,
+objectives, constraints, seed, space, recovery, quantization and shapes; workers, budget and sampler may change.
 
 ```yaml
 study: my-study

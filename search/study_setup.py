@@ -27,7 +27,7 @@ from ..spaces.policies.candidate import Candidate
 from ..spaces.policies.float_precision import FLOAT32
 from ..spaces.policies.policy import Choice, Policy, Recovery
 from ..studies.files.study_files import MODEL, PRECISIONS, REFERENCE, StudyFiles
-from ..studies.store.records import QuietMoment, ReferenceRecord, StudyRecord
+from ..studies.store.records import TIMED, QuietMoment, ReferenceRecord, StudyRecord
 from ..studies.store.store import Store
 from ..studies.study_file.parts import AUTO
 from ..studies.study_file.spec import StudySpec
@@ -56,9 +56,6 @@ RESOLUTION = 0.015
 
 MACHINE = ("cpu", "gpu", "flags")
 """The properties of a machine that latencies of one study share, with the runtime's version."""
-
-TIMED = "timed"
-"""The key of a study's machine with how latency is timed there."""
 
 TIMED_BY = ("runtime", "threads", "streams", "batch", "options", "shapes")
 """The keys of a target's card that latencies of one study share."""

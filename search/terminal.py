@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -110,8 +111,9 @@ class SearchProgress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._waiting.stop()
-        self._live.stop()
+        with suppress(OSError):  # a terminal that was closed, and why the search ends is what counts
+            self._waiting.stop()
+            self._live.stop()
         if kind is None and self._search is not None:
             trials, points = count_text(self._search.finished, "trial"), count_text(len(self._search.front), "point")
             self.say(f"{trials} in {clock_text(self._elapsed)}, {points} on the front")

@@ -24,16 +24,15 @@ def earlier_trials(store: Store, spec: StudySpec, space: Space) -> list[Transfer
     """Trials of other studies with the same model and data whose policies are points of `space`.
 
     Their divergence holds on any target, but not of trials that were stopped before their recovery ended; what was measured
-    counts only where the target is the same. Quality is left to be judged anew.
+    counts only where the target is the same and timed alike. Quality is left to be judged anew.
     """
     study = store.get_study(spec.study)
     found: dict[str, TransferredTrial] = {}
     for other in _same_workload(store, study):
+        same_target = other.spec.target == spec.target and other.is_timed_as(study)
         for trial in store.trials(other.name):
             if trial.digest not in found and (parameters := _point(space, trial.policy)) is not None:
-                found[trial.digest] = _transferred(
-                    trial, parameters, spec, same_target=other.spec.target == spec.target
-                )
+                found[trial.digest] = _transferred(trial, parameters, spec, same_target)
     useful = [trial for trial in found.values() if trial.damage is not None or any(v is not None for v in trial.values)]
     return useful[-MOST_TRIALS:]
 

@@ -144,7 +144,7 @@ def paired_timing(
 ) -> PairedTiming:
     """Time loads of two files alternately for about `seconds`, warming up included; see the module's description.
 
-    However slow they are, each side is warmed up by two runs and timed in two blocks. Loads beyond the first have run before.
+    However slow they are, each side is warmed up by two runs and timed in two blocks. Loads have run before.
 
     Args:
         calm_reference_s: the quiet time of the reference on this machine, by which a disturbed machine is recognised.

@@ -26,10 +26,11 @@ def pick(
 ) -> Point:
     """The point of a front that a rule picks.
 
-    - "knee": the point farthest below the plane through the front's extremes, each objective scaled to [0, 1] over
-      the front and the reference: where giving up a little of one objective stops buying much of another (Das 1999,
+    - "knee": the point farthest below the plane through the extremes of the front and the reference, each objective
+      scaled to [0, 1] between them: where giving up a little of one objective stops buying much of another (Das 1999,
       Structural Optimization 18:107; Branke et al. 2004, PPSN VIII:722). Without the reference, points that all cost
-      nearly the same would be ranked by differences that no user gains from.
+      nearly the same would be ranked by differences that no user gains from; for the same reason no objective's scale
+      is shorter than the uncertainty of a point.
     - "fastest", "smallest", "most-accurate": the least `latency_ms`, `artifact_bytes` or `accuracy_drop`, whether or not
       that is an objective; of equals the one nearer to the knee.
 
@@ -45,7 +46,7 @@ def pick(
         raise UserError(f"no rule {rule!r} to pick by; {suggestion(rule, RULES)}")
     if not points:
         raise UserError("the front is empty: no trial has met the constraints yet")
-    heights = _heights(minimised(points, objectives), _costs_of(reference, objectives))
+    heights = _heights(minimised(points, objectives), _costs_of(reference, objectives), _noise(points))
     costs = [0.0] * len(points) if rule == "knee" else [_cost(point, _BEST_OF[rule]) for point in points]
     best = min(range(len(points)), key=lambda i: (costs[i], heights[i], points[i].trial))
     return points[best]
@@ -59,14 +60,20 @@ def _costs_of(reference: Mapping[str, Measurement], objectives: Sequence[Objecti
     ])  # fmt: skip
 
 
-def _heights(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
+def _noise(points: Sequence[Point]) -> np.ndarray:
+    """The widest half of a 95 % interval among the points, of each objective [objectives]."""
+    return np.max([np.subtract(point.highs, point.lows) / 2 for point in points], axis=0)
+
+
+def _heights(values: np.ndarray, reference: np.ndarray, noise: np.ndarray) -> np.ndarray:
     """Signed distance [n] of points [n, objectives], up to a factor, above the plane sum(scaled) = 1.
 
-    With two objectives that plane is the line through the front's two extremes; with more it is the one through the
-    unit points of the scaled front, as the plane through its extremes need not exist. Rounded, so that ties are ties.
+    With two objectives that plane is the line through the extremes of the front and the reference; with more it is the
+    one through the unit points of what is scaled, as the plane through the extremes need not exist. Rounded, so that
+    ties are ties.
     """
     low = np.fmin(values.min(axis=0), reference)
-    span = np.fmax(values.max(axis=0), reference) - low
+    span = np.maximum(np.fmax(values.max(axis=0), reference) - low, noise)
     scaled = (values - low) / np.where(span > 0, span, 1)
     return np.round(scaled.sum(axis=1) - 1, 12)
 

@@ -121,7 +121,8 @@ class Card(_Part):
         """At every shape that is timed."""
         for shape in (None, *(self.target.shapes or ())):
             sizes = {} if shape is None else shape.sizes
-            if sum(8 * math.prod(each.resized(sizes)) for each in self.takes) > MAX_INPUT_BYTES:
+            taken = [(max(shape[0], self.target.batch), *shape[1:]) for shape in (i.resized(sizes) for i in self.takes)]
+            if sum(8 * math.prod(each) for each in taken) > MAX_INPUT_BYTES:
                 at = "" if shape is None else f" at {shape.name}"
                 raise ValueError(f"inputs: one batch{at} would take more than {MAX_INPUT_BYTES:,} bytes")
         return self

@@ -34,7 +34,7 @@ from ...spaces.policies.policy import Policy
 from ..analysis.significance import is_lucky
 from ..files.executed import storage_only
 from ..reference_wording import reference_document
-from ..store.records import StudyRecord, TrialRecord
+from ..store.records import TIMED, StudyRecord, TrialRecord
 from ..wording import (
     bounds_text,
     channel_rows,
@@ -99,7 +99,7 @@ def card_document(
             "seed": study.spec.seed,
             "batch_size": study.spec.recovery.batch_size,
             "worker": trial.worker,
-            "machine": dict(study.machine),
+            "machine": {key: value for key, value in study.machine.items() if key != TIMED},  # that is the target's
             "versions": dict(study.versions),
         },
         "files": {name: dict(about) for name, about in files.items()},

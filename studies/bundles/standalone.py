@@ -13,6 +13,7 @@ import json
 import math
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ MIN_PAIRS, CALM_SHARE = 24, 1 / 3
 
 
 def load_openvino(path: str, threads: int) -> Run:
+    sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType] (or imports send statistics)
     import openvino
 
     core = openvino.Core()

@@ -241,10 +241,10 @@ def sqlite_file(url: URL) -> Path | None:
 
 
 def _identity(file: Path) -> tuple[int, int] | None:
-    """The device and number of a file; None where there is none."""
+    """The device and number of a file; None where there is none, or none that can be reached."""
     try:
         found = file.stat()
-    except FileNotFoundError:
+    except OSError:
         return None
     return found.st_dev, found.st_ino
 

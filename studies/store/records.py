@@ -92,11 +92,16 @@ class MeasurementRecord:
     made_at: datetime
 
 
+TIMED = "timed"
+"""The key of a study's machine with how latency is timed there."""
+
+
 @dataclass(frozen=True)
 class StudyRecord:
     """A study.
 
     Attributes:
+        machine: the processor and its like, and by `TIMED` what the target's card says of how latency is timed.
         baseline: the reference's measurements, empty until they are made.
         remark: what is to be known of how it is searched, such as that another sampler had to take over.
         reference: what speed-ups are counted from; None before it is chosen, and of a study that began before there was a choice,
@@ -114,6 +119,11 @@ class StudyRecord:
     remark: str | None = None
     reference: ReferenceRecord | None = None
     quality: Quality = FRACTION
+
+    def is_timed_as(self, other: StudyRecord) -> bool:
+        """Whether latencies of both may be compared, as far as is known: an earlier version did not note it."""
+        ours, theirs = self.machine.get(TIMED), other.machine.get(TIMED)
+        return ours is None or theirs is None or ours == theirs
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -122,6 +124,21 @@ def test_what_precedes_the_first_trial_is_a_line_of_a_file_once_it_takes_long(ti
         assert re.fullmatch(r"  \S+( \w+)?: proving\n", said.getvalue())  # remarks wait until the study is open
         progress.hear(TrialFinished(failed("ValueError")))
     assert said.getvalue().splitlines()[1] == "  a remark"
+
+
+def test_a_search_whose_terminal_was_closed_ends_for_its_own_reason(tiny_spec):
+    ours, theirs = os.openpty()
+    terminal = os.fdopen(theirs, "w", buffering=1)
+
+    def interrupted():
+        with SearchProgress(tiny_spec(), Console(file=terminal, force_terminal=True)):
+            os.close(ours)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    with suppress(OSError):  # what it holds can no longer be written
+        terminal.close()
 
 
 def test_the_front_that_is_measured_again_is_counted_for_itself(tiny_spec, monkeypatch):

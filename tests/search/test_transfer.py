@@ -7,6 +7,7 @@ from slimfront.core.measurement import Measurement
 from slimfront.search.transfer import earlier_trials
 from slimfront.search.trials.prepared_study import prepare
 from slimfront.spaces.policies.policy import Policy
+from slimfront.studies.store.records import TIMED
 from slimfront.studies.store.store import Store
 
 
@@ -16,9 +17,9 @@ def store(tmp_path: Path):
         yield opened
 
 
-def added(store: Store, spec, fingerprint: str, policies: list[Policy], kl: float) -> None:
-    """A study whose trials have each a divergence and a latency."""
-    store.create_study(spec, fingerprint, {}, {})
+def added(store: Store, spec, fingerprint: str, policies: list[Policy], kl: float, batch: int = 1) -> None:
+    """A study whose trials have each a divergence and a latency, timed with this batch."""
+    store.create_study(spec, fingerprint, {}, {TIMED: {"batch": batch}})
     for number, policy in enumerate(policies):
         store.start_trial(spec.study, number, policy)
         values = {"kl": (kl, "nats"), "latency_ms": (2.0, "ms"), "accuracy_drop": (0.01, "fraction")}
@@ -30,15 +31,16 @@ def added(store: Store, spec, fingerprint: str, policies: list[Policy], kl: floa
 def test_studies_of_the_same_workload_tell_damage_and_on_the_same_target_latency(tiny_spec, store: Store):
     prepared = prepare(tiny_spec())
     whole, int8, other = Policy(), prepared.space.anchors()[1], Policy(width=0.5)
-    store.create_study(prepared.spec, "same", {}, {})
+    store.create_study(prepared.spec, "same", {}, {TIMED: {"batch": 1}})
     added(store, tiny_spec(study="before"), "same", [whole, int8, other], kl=0.25)
+    added(store, tiny_spec(study="batches"), "same", [prepared.space.anchors()[3]], kl=0.5, batch=8)
     added(store, tiny_spec(study="elsewhere", target="cpu-onnxruntime"), "same", [prepared.space.anchors()[2]], kl=0.5)
     added(store, tiny_spec(study="foreign"), "another model", [prepared.space.anchors()[3]], kl=0.5)
     found = earlier_trials(store, prepared.spec, prepared.space)
     # A width is no point of this space; the drop is judged anew; the foreign model tells nothing.
-    assert [prepared.space.policy(trial.choices) for trial in found] == [whole, int8, prepared.space.anchors()[2]]
-    assert [trial.damage for trial in found] == [0.25, 0.25, 0.5]
-    assert [trial.values for trial in found] == [(None, 2.0), (None, 2.0), (None, None)]
+    assert [prepared.space.policy(trial.choices) for trial in found] == [whole, int8, *prepared.space.anchors()[3:1:-1]]
+    assert [trial.damage for trial in found] == [0.25, 0.25, 0.5, 0.5]
+    assert [trial.values for trial in found] == [(None, 2.0), (None, 2.0), (None, None), (None, None)]
 
 
 def test_a_trial_that_was_stopped_tells_its_latency_but_no_damage(tiny_spec, store: Store):

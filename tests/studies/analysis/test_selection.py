@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from slimfront.core.errors import UserError
 from slimfront.core.measurement import Measurement
@@ -52,6 +54,20 @@ def test_the_knee_gives_nothing_up_for_a_difference_that_is_small_next_to_the_re
     measured = {name: Measurement.exact(name, value, "by hand") for name, value in reference.items()}
     assert pick(front, OBJECTIVES, "knee").trial == 1
     assert pick(front, OBJECTIVES, "knee", measured).trial == 0
+
+
+def test_losses_within_their_uncertainty_do_not_outweigh_speed():
+    drops, latencies = (0.0, 0.0004, 0.001), (5.0, 3.0, 2.5)
+    exact = [point(number, *values) for number, values in enumerate(zip(drops, latencies, strict=True))]
+    unsure = [
+        replace(p, lows=(p.values[0] - 0.01, p.values[1]), highs=(p.values[0] + 0.01, p.values[1])) for p in exact
+    ]
+    reference = {
+        "accuracy_drop": Measurement.exact("accuracy_drop", 0, "by hand"),
+        "latency_ms": Measurement.exact("latency_ms", 10, "by hand"),
+    }
+    assert pick(exact, OBJECTIVES, "knee", reference).trial == 0
+    assert pick(unsure, OBJECTIVES, "knee", reference).trial == 2
 
 
 def test_on_a_straight_front_the_earliest_trial_is_the_knee():

@@ -170,6 +170,10 @@ LONG = {**load_target("cpu-openvino").model_dump(mode="json"), "shapes": [{"sequ
         ({"measurements": []}, "measurements: must be a mapping of keys, not []"),
         ({"target": None}, "target: must be a mapping of keys, not None"),
         ({"input": {"name": "input", "shape": [1, 2**20, 2**20]}}, "inputs: one batch would take more than"),
+        (
+            {"input": {"name": "input", "shape": [1, 512]}, "target": {**LONG, "shapes": None, "batch": 10**6}},
+            "inputs: one batch would take more than",
+        ),
         ({"input": TEXT, "target": LONG}, "inputs: one batch at sequence=1000000000 would take more than"),
         (
             {"input": {**TEXT, "axes": {"2": "sequence"}}},
