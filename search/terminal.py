@@ -195,7 +195,9 @@ class SearchProgress:
         now = time.monotonic()
         if not self._console.is_interactive and now - self._printed >= LINE_INTERVAL_S:
             self._printed = now
-            is_known = self._search is not None  # or a study that goes on would seem to have no trials
+            is_known = (
+                self._search is not None or self._what != TRIALS
+            )  # or a study that goes on would seem to have no trials
             self.say(f"{self._counted}, {self._times}; {note}" if is_known else f"{clock_text(self._elapsed)}: {note}")
 
     @property

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.batch import Batch
-from ...core.errors import CompressionError
+from ...core.errors import CompressionError, describe_exception
 from ...core.interrupts import raise_if_interrupted
 from ...spaces.models.channel_graph import ChannelGraph, channels_lost, out_channels
 from ...spaces.models.failures import ForwardPath, place_of
@@ -70,7 +70,7 @@ def _path_of(model: nn.Module, example_input: Batch) -> ForwardPath:
     except Exception as error:  # the model's own code may raise anything
         raise_if_interrupted(error)
         raise CompressionError(
-            f"with the blocks and channels that are left forward fails in {place_of(error)}"
+            f"with the blocks and channels that are left forward fails in {place_of(error)}: {describe_exception(error)}"
         ) from error
 
 

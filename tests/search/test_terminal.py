@@ -149,7 +149,7 @@ def test_the_front_that_is_measured_again_is_counted_for_itself(tiny_spec, monke
         progress.hear(TrialConfirmed(4, 1, 3))
         progress.hear(TrialConfirmed(2, 2, 3))
     first, *others = (line.partition(",")[0] for line in said.getvalue().splitlines())
-    assert first == "  0 of 4 trials"
+    assert first == "  0:00: sensitivity of single choices"
     assert others == [f"  {done} of 3 points of the front measured again" for done in (1, 2)]
 
 
