@@ -101,12 +101,15 @@ class Space:
         bits, floats = lightest_bits(self.choices), self.usual
         if floats.get(FLOATS.name, FLOAT32) == FLOAT32:
             floats = fast_floats(self.choices)
-        kinds = KNOB_KINDS.values()
-        quantizing = (kind.wishes(self.choices, bits) for kind in kinds if kind.is_quantizing)
-        turns = zip_longest(*(kind.wishes(self.choices, bits) for kind in kinds if not kind.is_quantizing))
-        structural = (wish for turn in turns for wish in turn if wish is not None)
-        wishes: list[Wish] = [floats, bits, *chain.from_iterable(quantizing), *structural]
+        quantizing = (kind.wishes(self.choices, bits) for kind in KNOB_KINDS.values() if kind.is_quantizing)
+        wishes: list[Wish] = [floats, bits, *chain.from_iterable(quantizing), *self._structural_wishes(bits)]
         return list(dict.fromkeys(self.uniform(wish) for wish in ({}, *({**floats, **wish} for wish in wishes))))
+
+    def _structural_wishes(self, bits: Wish) -> Iterator[Wish]:
+        """What kinds of structure try, the kinds in turns."""
+        kinds = [kind for kind in KNOB_KINDS.values() if not kind.is_quantizing]
+        turns = zip_longest(*(kind.wishes(self.choices, bits) for kind in kinds))
+        return (wish for turn in turns for wish in turn if wish is not None)
 
     def _is_kept(self, name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in self.choices.keep)

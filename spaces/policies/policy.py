@@ -85,8 +85,7 @@ class Policy:
         channels = {group: rounded(f) for group, f in sorted(self.channels.items()) if rounded(f)}
         layers = {name: layer for name, layer in sorted(self.layers.items()) if layer != LayerPolicy()}
         quantized = any(layer.has_weight_grid or layer.has_activation_grid for layer in layers.values())
-        for name, offered in MODULE_CHOICES.items():
-            object.__setattr__(self, name, offered.decided(name, getattr(self, name)))
+        self._canonicalise_module_choices()
         object.__setattr__(self, "width", rounded(self.width))
         object.__setattr__(self, "channels", MappingProxyType(channels))
         object.__setattr__(self, "layers", MappingProxyType(layers))
@@ -100,6 +99,10 @@ class Policy:
             self.pruning.steps == 1 or self.recovery.steps[0] == "prune",
             "pruning in steps has to be the first of recovery's steps",
         )
+
+    def _canonicalise_module_choices(self) -> None:
+        for name, offered in MODULE_CHOICES.items():
+            object.__setattr__(self, name, offered.decided(name, getattr(self, name)))
 
     def _decided_extensions(self) -> Mapping[str, Mapping[str, Choice]]:
         decided = {kind: choices for kind, choices in sorted(self.extensions.items()) if choices}

@@ -125,7 +125,9 @@ def test_what_takes_other_lengths_is_passed_without_a_word(reader: Workload, nam
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_constant_of_the_examples_length_is_found(name: str) -> None:
-    with pytest.raises(WorkloadError, match=r"dynamic_axes: .* at tokens = 4 computes a different function .* constant"):
+    with pytest.raises(
+        WorkloadError, match=r"dynamic_axes: .* at tokens = 4 computes a different function .* constant"
+    ):
         size_remarks(adopted(Folding()), load_target(name))
 
 
