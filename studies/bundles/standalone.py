@@ -21,6 +21,9 @@ from typing import Any
 
 import numpy as np
 
+# Without this OpenVINO sends usage statistics at each import.
+sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType]
+
 Arrays = dict[str, np.ndarray]
 Run = Callable[[Arrays], Arrays]
 """From one batch of inputs by name to outputs by name, which the next call may overwrite."""
@@ -31,7 +34,6 @@ MIN_PAIRS, CALM_SHARE = 24, 1 / 3
 
 
 def load_openvino(path: str, threads: int) -> Run:
-    sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType] (or imports send statistics)
     import openvino
 
     core = openvino.Core()
