@@ -170,7 +170,7 @@ class _Halves:
 
 def _find_unsafe(halves: _Halves, groups: list[ChannelGroup], reason: str | None) -> dict[str, str]:
     """{group: reason} of those that break the model, by bisection, where all together break it for this `reason`."""
-    if reason is None:
+    if reason is None or not groups:  # of no groups it is not a fault of theirs: the model does not do the same twice
         return {}
     if len(groups) == 1:
         return {groups[0].name: reason}

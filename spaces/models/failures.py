@@ -70,7 +70,8 @@ class ForwardPath:
     @classmethod
     @torch.no_grad()
     def of(cls, model: nn.Module, inputs: Batch) -> ForwardPath:
-        """The path of a model in eval mode."""
+        """The path of a model in eval mode, in which it has kept nothing of earlier calls."""
+        _forget(model)
         with _Calls() as calls:
             outputs = model(inputs)
         return cls(outputs, tuple(calls.names))
@@ -82,9 +83,16 @@ class ForwardPath:
             return None
         pairs = enumerate(zip(self.calls, other.calls, strict=False))
         first = next((number for number, (mine, its) in pairs if mine != its), min(len(self.calls), len(other.calls)))
+        _forget(model)
         try:
             with _Calls(first):
                 model(inputs)
         except _End as end:
             return ANOTHER_PATH.format(place=place_of(end))
         return ANOTHER_PATH.format(place="its end")
+
+
+def _forget(model: nn.Module) -> None:
+    """Have modules drop what they keep of calls in eval mode, as LeViT's biases of attention, which a further call does without making."""
+    model.train()
+    model.eval()

@@ -414,6 +414,44 @@ class AddsWhereItFits(nn.Sequential):
         return x
 
 
+class KeepsABias(nn.Module):
+    """Looks its bias up in a table once while it is in eval mode, as LeViT does with those of its attentions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 3)
+        self.table, self.kept = nn.Parameter(torch.rand(4)), []
+
+    def train(self, mode: bool = True) -> nn.Module:
+        if mode:
+            self.kept.clear()
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.kept:
+            self.kept.append(self.table[[0]])
+        return self.last(self.first(x) + self.kept[0])
+
+
+def test_what_a_model_keeps_of_a_call_does_not_make_its_path_another_one():
+    groups, _ = find_channel_groups(KeepsABias().eval(), torch.zeros(1, 8))
+    assert [group.name for group in groups] == ["first"]
+
+
+def test_of_a_model_that_takes_another_path_each_time_all_channels_stay():
+    class Counts(KeepsABias):
+        def forward(self, x: Tensor) -> Tensor:
+            self.kept.append(self.table[[0]])
+            Counts.calls += 1
+            return sum([super(Counts, self).forward(x) for _ in range(Counts.calls)])
+
+        calls = 0
+
+    groups, reasons = find_channel_groups(Counts().eval(), torch.zeros(1, 8))
+    assert groups == []
+    assert reasons["first"].startswith("with half of them forward takes another path from ")
+
+
 @pytest.mark.parametrize(
     ("model", "example", "name", "reason"),
     [
