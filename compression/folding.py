@@ -15,7 +15,7 @@ from ..core.errors import CompressionError
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
-FORWARDS = {kind.forward for kind in (*BATCH_NORMS, nn.SyncBatchNorm)}
+PLAIN_FORWARDS = {kind.forward for kind in (*BATCH_NORMS, nn.SyncBatchNorm)}
 """What computes a batch-norm and nothing else."""
 
 
@@ -54,8 +54,7 @@ def unfold(model: nn.Module, name: str, norm_name: str) -> None:
     norm: Any = model.get_submodule(norm_name)
     scale, shift = _scale_and_shift(norm)
     divisor = torch.where(scale == 0, 1.0, scale)
-    channels = 1 if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d) else 0
-    layer.weight.div_(_along(divisor, layer.weight, channels))
+    layer.weight.div_(_along(divisor, layer.weight, 0))
     if layer.bias is not None:
         layer.bias.copy_((layer.bias - shift) / divisor)
 
@@ -67,7 +66,7 @@ def _rest(name: str, norm: nn.Module) -> nn.Module:
         raise CompressionError(
             f"{name or 'the model'} normalises batches and is no batch-norm of torch, so it cannot be folded"
         )
-    if type(norm).forward in FORWARDS:
+    if type(norm).forward in PLAIN_FORWARDS:
         return nn.Identity()
     rest = nn.Sequential(OrderedDict(norm.named_children())).eval()
     axes = next(axes for axes, kind in enumerate((*BATCH_NORMS, nn.SyncBatchNorm)) if isinstance(norm, kind))

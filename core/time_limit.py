@@ -26,7 +26,8 @@ LAST_RESORT_S = 30
 def time_limited(seconds: float | None, what: str) -> Iterator[None]:
     """Raise where the block takes longer; outside the main thread, which alone gets signals, this does nothing.
 
-    A block that cannot be interrupted ends the process, with a traceback of where it was on stderr.
+    A block that cannot be interrupted ends the process, with a traceback of where it was on stderr. Of blocks within one another
+    the outer one's limit holds on after the inner one.
 
     Args:
         seconds: None lets it take as long as it likes.
@@ -49,7 +50,10 @@ def time_limited(seconds: float | None, what: str) -> Iterator[None]:
         yield
     finally:
         faulthandler.cancel_dump_traceback_later()
-        signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - began), 0.001) if left else 0)
+        outer = max(left - (time.monotonic() - began), 0.001) if left else 0
+        if outer:
+            faulthandler.dump_traceback_later(outer + LAST_RESORT_S, exit=True)
+        signal.setitimer(signal.ITIMER_REAL, outer)
         signal.signal(signal.SIGALRM, previous)
 
 

@@ -24,7 +24,7 @@ MAX_ANCHORS = 12
 
 FIRST_FAILURES = 8
 """Trials that fail before any has a result, after which a search stops. A broken set-up is found by then (`execution.worker_process`); and
-anchors, which come first, take turns between float and low bits, so that these many failures are not the fault of one choice."""
+anchors, which come first, differ in bits and in kinds of structure, so that these many failures are not the fault of one choice."""
 
 
 class Budget:

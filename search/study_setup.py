@@ -100,8 +100,9 @@ def open_study(
     if baseline:
         prepared = _continued(prepared, store)
     _store_study(prepared, store)
-    _refuse_mixed_latencies(prepared, baseline)
-    _refuse_other_timing(prepared, store.get_study(name))
+    if baseline:
+        _refuse_mixed_latencies(prepared, baseline)
+        _refuse_other_timing(prepared, store.get_study(name))
     files.settle(root)
     opened = (_known if baseline else _new)(prepared, store, files, folder / REFERENCE, tell, measuring)
     tell(Preparing("counting what channels and bits cost"))
@@ -113,7 +114,7 @@ def _store_study(prepared: PreparedStudy, store: Store) -> None:
     fingerprint = workload_fingerprint(prepared.context.workload)
     if not store.has_study(spec.study):
         machine, versions = prepared.measured_with()
-        store.create_study(spec, fingerprint, versions, {**machine, TIMED: _timed(prepared)})
+        store.create_study(spec, fingerprint, versions, machine)
         return
     record = store.update_spec(spec)
     store.set_remark(spec.study, None)  # of an earlier run
@@ -152,7 +153,7 @@ def _new(
     prepared = prepared.settled(spec, record.precision)
     quality = quality_of(workload.metric, baseline["accuracy"].value)
     quality = replace(quality, outputs=output_kinds(workload).words)
-    store.set_baseline(spec.study, measurements, prepared.target.name, record, prepared.spec, quality)
+    store.set_baseline(spec.study, measurements, prepared.target.name, record, prepared.spec, quality, _timed(prepared))
     tell(ReferenceSettled(record, is_new=True))
     return prepared, _scored(artifact, baseline["latency_ms"].value, record, measuring)
 
@@ -311,7 +312,7 @@ def _refuse_other_metric(study: StudyRecord, now: Quality) -> None:
 
 def _refuse_mixed_latencies(prepared: PreparedStudy, baseline: Mapping[str, Measurement]) -> None:
     """See that a study continues as it began: with measured latencies, or with predicted ones."""
-    if baseline and baseline["latency_ms"].is_predicted != prepared.target.predict:
+    if baseline["latency_ms"].is_predicted != prepared.target.predict:
         had, has = ("predicted", "measured") if baseline["latency_ms"].is_predicted else ("measured", "predicted")
         raise StoreError(
             f"study {prepared.spec.study!r} has {had} latencies and its target's card now asks for {has} ones, "
@@ -329,8 +330,8 @@ def _refuse_other_timing(prepared: PreparedStudy, study: StudyRecord) -> None:
     now = _timed(prepared)
     before = study.machine.get(TIMED, now)
     for key in TIMED_BY:
-        if before[key] != now[key]:
+        if (had := before.get(key, now[key])) != now[key]:
             raise StoreError(
-                f"study {study.name!r} has latencies of {key} {before[key]} and its target's card now says {now[key]}, "
+                f"study {study.name!r} has latencies of {key} {had} and its target's card now says {now[key]}, "
                 "which no front may mix; give the study another name"
             )

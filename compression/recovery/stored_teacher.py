@@ -170,7 +170,7 @@ class StoredTeacher:
             for name in made.dtype.names or ():
                 if name != "checksum":
                     self._records[name][index] = made[name]
-            self._records["checksum"][index] = checksums  # last: whoever reads it finds the rest
+            self._records["checksum"][index] = checksums  # last: a reader that finds it also finds the rest
             self._is_checked = True
 
     def _gap(self, stored: np.ndarray, made: np.ndarray) -> float:

@@ -122,8 +122,8 @@ class StudyRecord:
 
     def is_timed_as(self, other: StudyRecord) -> bool:
         """Whether latencies of both may be compared, as far as is known: an earlier version did not note it."""
-        ours, theirs = self.machine.get(TIMED), other.machine.get(TIMED)
-        return ours is None or theirs is None or ours == theirs
+        ours, theirs = self.machine.get(TIMED, {}), other.machine.get(TIMED, {})
+        return all(ours[key] == theirs[key] for key in ours.keys() & theirs.keys())
 
 
 @dataclass(frozen=True)

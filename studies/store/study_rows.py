@@ -17,7 +17,7 @@ from . import tables
 from .changes import change_spec, delete_rows
 from .database import Database
 from .queries import baseline_rows, find_study, study_record
-from .records import ReferenceRecord, StudyRecord
+from .records import TIMED, ReferenceRecord, StudyRecord
 from .rescaling import rescale
 from .rows import measurement_rows, reference_row, study_of
 
@@ -93,6 +93,7 @@ class StudyRows:
         reference: ReferenceRecord | None = None,
         spec: StudySpec | None = None,
         quality: Quality | None = None,
+        timed: Mapping[str, Any] | None = None,
     ) -> None:
         """Store the reference's measurements, once: hypervolumes are only comparable over one baseline.
 
@@ -100,6 +101,7 @@ class StudyRows:
             reference: what it is, and why it was chosen.
             spec: what is searched, where that depended on the choice.
             quality: what their accuracy is.
+            timed: how latency was timed, as JSON values.
 
         Raises:
             StoreError: the study has its baseline.
@@ -115,6 +117,8 @@ class StudyRows:
                 row.spec = spec.to_json()
             if quality is not None:
                 row.quality = asdict(quality)
+            if timed is not None:
+                row.machine = {**row.machine, TIMED: dict(timed)}
 
     def put_reference(
         self,

@@ -58,14 +58,17 @@ def test_other_threads_have_no_limit() -> None:
     assert done == ["all of it"]
 
 
-def test_what_cannot_be_interrupted_ends_its_process_with_a_traceback() -> None:
+@pytest.mark.parametrize(
+    "within", ["", "    with time_limit.time_limited(5, 'a part'): pass; "], ids=["at once", "after a part"]
+)
+def test_what_cannot_be_interrupted_ends_its_process_with_a_traceback(within: str) -> None:
     code = (
         "import ctypes\nfrom slimfront.core import time_limit\ntime_limit.LAST_RESORT_S = 0.2\n"
-        "with time_limit.time_limited(0.2, 'work'):\n    ctypes.PyDLL(None).sleep(60)\n"
+        f"with time_limit.time_limited(0.2, 'work'):\n{within}\n    ctypes.PyDLL(None).sleep(60)\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
-    assert 'File "<string>", line 5' in ended.stderr
+    assert 'File "<string>", line 6' in ended.stderr
 
 
 def test_the_users_own_frame_comes_first() -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from slimfront.core.errors import StoreError, StudyFileError, TargetError
 from slimfront.hardware_profiles.cards.target import card_text, load_target
 from slimfront.search import measured_table as latency_table
+from slimfront.search import study_setup
 from slimfront.search.cluster.timers import timer_of
 from slimfront.search.driver import Search
 from slimfront.search.measured_table import add_table
@@ -88,9 +89,13 @@ def test_a_predicted_search_never_times_and_says_that_it_predicts(card, tiny_spe
 
 
 def test_measured_and_predicted_latencies_are_never_mixed(card, tiny_spec, tmp_path):
+    as_it_was = card.read_text()
     with Store(f"sqlite:///{tmp_path}/study.db") as store:
+        card.write_text(as_it_was.replace("batch: 1", "batch: 2"))
+        study_setup._store_study(prepare(tiny_spec(target=str(card))), store)  # of a run that ended before its baseline
+        card.write_text(as_it_was)
         Search(prepare(tiny_spec(target=str(card))), store, tmp_path / "artifacts")
-        as_it_was, problem = card.read_text(), "^study 'tiny' has {} and its target's card now "
+        problem = "^study 'tiny' has {} and its target's card now "
         for changed, found in (
             (("predict: true", "predict: false"), problem.format("predicted latencies") + "asks for measured"),
             (("batch: 1", "batch: 2"), problem.format("latencies of batch 1") + "says 2, "),
