@@ -295,7 +295,10 @@ def _own(module: nn.Module) -> Iterator[str]:
 
 
 def _state(candidate: Candidate) -> dict[str, np.ndarray]:
-    """The tensors that are stored unchanged: all but layers' weights, folded batch-norms and counters of training."""
+    """The tensors that are stored unchanged: all but layers' weights, folded batch-norms and counters of training.
+
+    A batch-norm that is folded and also runs after something else is stored too; `rounded_model` knows by the policy's model which it is.
+    """
     packed = {f"{name}.weight" for name in _layer_weights(candidate)} | _matrices(candidate).keys()
     gone = {*candidate.quantization.norms.values()} - candidate.quantization.kept_norms
     folded = {f"{norm}.{key}" for norm in gone for key in _own(candidate.model.get_submodule(norm))}

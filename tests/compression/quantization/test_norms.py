@@ -77,11 +77,18 @@ def test_a_model_on_its_grids_computes_what_it_did_wherever_its_batch_norms_are(
     assert all(f"{norm}.weight" in weights for norm in candidate.quantization.kept_norms)
 
 
-def test_a_norm_that_computes_something_of_its_own_is_not_folded():
-    class Doubled(nn.BatchNorm2d):
-        def forward(self, x: Tensor) -> Tensor:
-            return 2 * super().forward(x)
+class Doubled(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
 
-    model = nn.Sequential(nn.Conv2d(3, 8, 1), Doubled(8))
-    with pytest.raises(CompressionError, match=r"^1, a Doubled, is not a batch-norm that its parts follow"):
+
+class Masked(nn.BatchNorm2d):
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return super().forward(x) * mask
+
+
+@pytest.mark.parametrize("kind", [Doubled, Masked])
+def test_a_norm_that_computes_something_of_its_own_is_not_folded(kind):
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), kind(8))
+    with pytest.raises(CompressionError, match=rf"^1, a {kind.__name__}, is not a batch-norm that its parts follow"):
         fold_norms(model.eval(), {"0": "1"})
