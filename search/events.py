@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..core.measurement import Measurement
 from ..spaces.policies.policy import Policy
 from ..studies.files.remade import Remade
 from ..studies.store.records import ReferenceRecord, TrialRecord
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from ..compression.recovery.learning_rate import FoundTraining
 
 
 @dataclass(frozen=True)
@@ -35,18 +39,15 @@ class ReferenceSettled:
 
 
 @dataclass(frozen=True)
-class LearningRateFound:
-    """A range test found the learning rate of a new study.
+class TrainingFound:
+    """The learning rate of a new study, and what its recoveries compute with, were found on the model.
 
     Attributes:
-        rate: the peak rate of every recovery.
-        epoch_s: seconds that an epoch takes on the model with half of its channels.
         epochs: that recoveries are offered.
         seconds: that finding it took.
     """
 
-    rate: float
-    epoch_s: float
+    found: FoundTraining
     epochs: Sequence[float]
     seconds: float
 
@@ -186,7 +187,7 @@ class FilesRemade:
 Event = (
     Preparing
     | ReferenceSettled
-    | LearningRateFound
+    | TrainingFound
     | QuietMomentTaken
     | ReferenceNotMeasured
     | TrialStarted

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..compression.recovery.learning_rate import FoundRate, found_rate
+from ..compression.recovery.learning_rate import CHANNELS_LAST, MIXED_PRECISION, FoundTraining, found_training
 from ..compression.recovery.outputs import output_kinds
 from ..compression.recovery.train import steps_of_an_epoch
 from ..core.errors import StoreError
@@ -33,7 +33,7 @@ from ..studies.study_file.parts import AUTO
 from ..studies.study_file.spec import StudySpec
 from ..workloads.load import workload_fingerprint
 from ..workloads.metrics import quality_of
-from .events import LearningRateFound, Listener, Preparing, QuietMomentTaken, ReferenceNotMeasured, ReferenceSettled
+from .events import Listener, Preparing, QuietMomentTaken, ReferenceNotMeasured, ReferenceSettled, TrainingFound
 from .optuna.rescaled_trials import rescale_trials
 from .time_budget import TimeBudget
 from .trials.baseline import QUIET_SECONDS, Measuring, lower_reference, measure_reference, with_scores
@@ -149,7 +149,7 @@ def _new(
     baseline = {measurement.name: measurement for measurement in measurements}
     record = replace(record, moments=(QuietMoment(datetime.now(UTC), baseline["latency_ms"]),))
     offered = paying if spec.space.preset != "none" else paying[:1]
-    spec = _with_rate(prepared, spec.with_float_precisions(offered), tell, measuring)
+    spec = _with_training(prepared, spec.with_float_precisions(offered), tell, measuring)
     prepared = prepared.settled(spec, record.precision)
     quality = quality_of(workload.metric, baseline["accuracy"].value)
     quality = replace(quality, outputs=output_kinds(workload).words)
@@ -162,27 +162,30 @@ def _scored(artifact: Artifact, latency_ms: float, record: ReferenceRecord, meas
     return measuring(partial(with_scores, artifact=artifact, latency_ms=latency_ms, record=record))
 
 
-def _with_rate(prepared: PreparedStudy, spec: StudySpec, tell: Listener, measuring: Measuring) -> StudySpec:
-    """The spec with a learning rate found on the model, where it leaves that open and trains anything; and of the epochs that a
-    preset offers, those that its time allows."""
+def _with_training(prepared: PreparedStudy, spec: StudySpec, tell: Listener, measuring: Measuring) -> StudySpec:
+    """The spec with a learning rate found on the model, where it leaves that open and trains anything, and with what else it leaves
+    open of a training; and of the epochs that a preset offers, those that its time allows."""
     if spec.recovery.learning_rate != AUTO or not any(spec.space.offered(RECOVERY_KIND)):
         return spec
     recovery, workload, began = spec.recovery, prepared.context.workload, time.monotonic()
     tell(Preparing("trying learning rates on the model with half of its channels"))
-    settings = recovery.settings(), prepared.groups, spec.seed, recovery.batch_size
-    found = measuring(partial(_rate_found, settings=settings), "no learning rate can be found")
-    spec = spec.with_learning_rate(found.rate)
+    open_keys = [key for key in (CHANNELS_LAST, MIXED_PRECISION) if getattr(recovery, key) == AUTO]
+    settings = recovery.settings(), prepared.groups, spec.seed, recovery.batch_size, open_keys
+    found = measuring(partial(_training_found, settings=settings), "no learning rate can be found")
+    spec = spec.with_training(found.rate, found.way)
     if RECOVERY_KIND not in prepared.written.space.model_fields_set:
         steps = steps_of_an_epoch(workload, recovery.settings(), recovery.batch_size)
         offered = affordable(spec.space.offered(RECOVERY_KIND), found.epoch_s, spec.budget.timeout_s, steps)
         spec = spec.with_epochs(offered)
     epochs = [float(epochs) for epochs in spec.space.offered(RECOVERY_KIND)]
-    tell(LearningRateFound(found.rate, found.epoch_s, epochs, time.monotonic() - began))
+    tell(TrainingFound(found, epochs, time.monotonic() - began))
     return spec
 
 
-def _rate_found(context: Context, settings: tuple[Recovery, Sequence[ChannelGroup], int, int]) -> FoundRate:
-    return found_rate(context.workload, *settings)
+def _training_found(
+    context: Context, settings: tuple[Recovery, Sequence[ChannelGroup], int, int, Sequence[str]]
+) -> FoundTraining:
+    return found_training(context.workload, *settings)
 
 
 def affordable(offered: Sequence[Choice], epoch_s: float, timeout_s: float | None, steps: int) -> list[Choice]:

@@ -26,7 +26,6 @@ from .events import (
     Event,
     FilesRemade,
     FrontChanged,
-    LearningRateFound,
     Preparing,
     QuietMomentTaken,
     ReferenceNotMeasured,
@@ -35,6 +34,7 @@ from .events import (
     SensitivityMeasured,
     SensitivityUnmeasured,
     StageRecorded,
+    TrainingFound,
     TrialConfirmed,
     TrialFinished,
     TrialStarted,
@@ -245,13 +245,14 @@ def _line(event: Event, objectives: Sequence[str]) -> tuple[str, str] | None:
         return event.reason, "yellow"
     if isinstance(event, ClusterRemarked):
         return event.text, "yellow"
-    return _line_of_learning_rate(event) if isinstance(event, LearningRateFound) else _line_of_reference(event)
+    return _line_of_training(event) if isinstance(event, TrainingFound) else _line_of_reference(event)
 
 
-def _line_of_learning_rate(event: LearningRateFound) -> tuple[str, str]:
-    offered = ", ".join(f"{epochs:g}" for epochs in event.epochs)
-    found = f"learning rate {event.rate:g} found on the model in {event.seconds:.0f} s"
-    return f"{found}; recoveries of {offered} epochs, about {event.epoch_s:.2g} s each", ""
+def _line_of_training(event: TrainingFound) -> tuple[str, str]:
+    offered, found = ", ".join(f"{epochs:g}" for epochs in event.epochs), event.found
+    line = f"learning rate {found.rate:g} found on the model in {event.seconds:.0f} s"
+    line += f"; recoveries of {offered} epochs, about {found.epoch_s:.2g} s each"
+    return line + (f", {found.gain:.1f}x as fast with {' and '.join(found.way)}" if found.way else ""), ""
 
 
 def _line_of_trial(trial: TrialRecord) -> tuple[str, str] | None:

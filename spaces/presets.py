@@ -36,26 +36,27 @@ def _preset(recovery: Mapping[str, Any], **space: Any) -> Preset:
     bits = {"granularity": "block", "weight_bits": (4, 8, 32), "activation_bits": (8, 32)}
     # reconstruction keeps the most before recovery; runtimes gain from four channels of sixteen over eight
     channels = {"channel_reduction": ("reconstruct",), "channel_multiple": (4,)}
+    found = {"learning_rate": "auto", "channels_last": "auto", "mixed_precision": "auto"}
     tables = {"embedding_bits": (4, 8, 32)}  # of models that look words or users up, in every family too
-    return Preset(MappingProxyType({**bits, **channels, **tables, **space}), MappingProxyType(recovery))
+    return Preset(MappingProxyType({**bits, **channels, **tables, **space}), MappingProxyType({**found, **recovery}))
 
 
 PRESETS: Mapping[Family, Preset] = MappingProxyType({
     "cnn": _preset(
-        {"learning_rate": "auto"},
+        {},
         channel_sparsity=(0.0, 0.25, 0.5),
         width=(1.0, 0.75, 0.5, 0.25),
         recovery_epochs=(0, 1, 10),
     ),
     "transformer": _preset(
-        {"optimizer": "adamw", "learning_rate": "auto"},
+        {"optimizer": "adamw"},
         channel_sparsity=(0.0, 0.5),
         width=(1.0, 0.75, 0.5),
         depth=(1.0, 0.75, 0.5),
         recovery_epochs=(0, 6),
     ),
     "recurrent": _preset(
-        {"optimizer": "adamw", "learning_rate": "auto"},
+        {"optimizer": "adamw"},
         channel_sparsity=(0.0, 0.25),
         width=(1.0, 0.75, 0.5, 0.375),
         recurrent_weights=("float32", "int8"),

@@ -36,6 +36,7 @@ from slimfront.search.sampler.surrogate.analytic_cost import COUNTED
 from slimfront.search.sampler.surrogate.surrogate import Role
 from slimfront.search.sensitivity import known_damage, measured, probes
 from slimfront.search.trials.prepared_study import PreparedStudy, prepare
+from slimfront.spaces.knobs.kind import by_halves
 from slimfront.spaces.policies.policy import Policy
 from slimfront.studies.study_file.spec import StudySpec
 
@@ -201,7 +202,7 @@ def search(
     sampler = sampler_of(arm, seed, prepared, evaluator, cost, known)
     study = optuna.create_study(directions=["minimize"] * 2, sampler=sampler)
     anchors = prepared.space.anchors()[:ANCHORS] if not plain and not arm.endswith("no-anchors") else []
-    for policy in [*anchors, *(greedy_policies(prepared, known) if known else [])]:
+    for policy in [*anchors, *(by_halves(greedy_policies(prepared, known)) if known else [])]:  # as the driver has them
         study.enqueue_trial(dict(prepared.space.parameters(policy)))
     run, seen = Run(arm, seed, charge=charge), set()
     whole = evaluator.scores(Policy()).accuracy

@@ -76,10 +76,15 @@ def precision_of(device: torch.device) -> torch.dtype | None:
     """The float type of 16 bits that a device multiplies itself; None, which is logged, where there is none."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if torch.cpu._is_avx512_bf16_supported():
+    if has_bfloat16():
         return torch.bfloat16
     logger.warning("mixed precision left out: this machine has no bfloat16 arithmetic; training in float32")
     return None
+
+
+def has_bfloat16() -> bool:
+    """Whether this machine's processor multiplies bfloat16 itself."""
+    return torch.cpu._is_avx512_bf16_supported()
 
 
 def _channels_last(inputs: Tensor) -> Tensor:
@@ -87,26 +92,38 @@ def _channels_last(inputs: Tensor) -> Tensor:
     return inputs.to(memory_format=torch.channels_last) if is_image else inputs
 
 
-def _takes_channels_last(student: nn.Module, example: Batch, recovery: Recovery) -> bool:
-    """Whether a network has convolutions of images and runs on such with their channels last: a `view` in it may not.
-
-    Raises:
-        CompressionError: it does not run, and `recovery` asks for it.
-    """
+def convolves_images(student: nn.Module, example: Batch) -> bool:
+    """Whether a network has convolutions and takes images: the layout of others makes no difference."""
     has_images = any(tensor.ndim == 4 and tensor.is_floating_point() for tensor in tensors_of(example))
-    if not has_images or not any(isinstance(module, CONVOLUTIONS) for module in student.modules()):
-        return False
+    return has_images and any(isinstance(module, CONVOLUTIONS) for module in student.modules())
+
+
+def refusal_of_channels_last(student: nn.Module, example: Batch) -> Exception | None:
+    """What a network raises on images with their channels last, as a `view` in it may; None where it runs."""
     try:
         with torch.no_grad():
             student.eval()(mapped(_channels_last, repeated(example, 2)))
     except Exception as error:  # the user's code may raise anything
         raise_if_interrupted(error)
-        problem = f"the model does not run on images with their channels last: {describe_exception(error)}"
-        if recovery.channels_last != AUTO:
-            raise CompressionError(f"{problem}; recovery.channels_last: false trains it as it is") from error
-        logger.warning("%s; training with channels first", problem)
+        return error
+    return None
+
+
+def _takes_channels_last(student: nn.Module, example: Batch, recovery: Recovery) -> bool:
+    """Whether a network convolves images and runs on such with their channels last.
+
+    Raises:
+        CompressionError: it does not run, and `recovery` asks for it.
+    """
+    if not convolves_images(student, example):
         return False
-    return True
+    if (error := refusal_of_channels_last(student, example)) is None:
+        return True
+    problem = f"the model does not run on images with their channels last: {describe_exception(error)}"
+    if recovery.channels_last != AUTO:
+        raise CompressionError(f"{problem}; recovery.channels_last: false trains it as it is") from error
+    logger.warning("%s; training with channels first", problem)
+    return False
 
 
 def wants_compiling(recovery: Recovery, device: torch.device, steps: int) -> bool:

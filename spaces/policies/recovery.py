@@ -70,7 +70,8 @@ class Recovery:
             with the best weights; 0 trains to the end.
         mixed_precision: train in bfloat16 where the machine computes in it.
         accumulate: batches whose gradients make one step of the optimizer, as if they were one batch.
-        channels_last: images are kept with their channels last in memory; "auto" does so on a GPU in mixed precision.
+        channels_last: images are kept with their channels last in memory; "auto" does so on a GPU in mixed precision; a
+            study may find that it pays on a processor.
         compile: training is compiled by `torch.compile`; "auto" does so on a GPU where there are steps enough to make up for the time it takes.
         stored_teacher: of the teacher's outputs the largest logits are stored in float16, and learned from in every epoch and trial, where training
             data are the same every time they are read; elsewhere the teacher runs.

@@ -13,7 +13,7 @@ from ...core.errors import PolicyError
 from ...core.threads import DeviceKind
 from ...core.validation import MAX_COUNT, Count, CountOrNone, Ordered
 from ...spaces.policies.quantization_scheme import Scheme
-from ...spaces.policies.recovery import Positive, Recovery
+from ...spaces.policies.recovery import Positive, Recovery, Wanted
 
 
 class Part(BaseModel):
@@ -63,7 +63,10 @@ class BudgetSpec(Part):
 
 
 AUTO = "auto"
-"""The learning rate that is found on the model when a study begins."""
+"""What is found on the model when a study begins: the learning rate, and what trainings compute with."""
+
+FOUND_ON_THE_MODEL = ("learning_rate", "channels_last", "mixed_precision")
+"""Keys of `recovery` that may be left to it."""
 
 
 def _rate(value: object) -> object:
@@ -77,10 +80,11 @@ class RecoverySpec(Part):
 
     batch_size: Count = 64
     learning_rate: Annotated[Literal["auto"] | Positive, BeforeValidator(_rate)] = 0.01
+    mixed_precision: Wanted = False
 
     def settings(self, epochs: float = 1) -> Recovery:
-        """The recovery of a policy that is trained for so many epochs; with the default's learning rate until one is found for "auto"."""
-        open_keys = {"learning_rate"} if self.learning_rate == AUTO else set()
+        """The recovery of a policy that is trained for so many epochs; with defaults for "auto" until something is found."""
+        open_keys = {key for key in ("learning_rate", "mixed_precision") if getattr(self, key) == AUTO}
         return Recovery(epochs, **self.model_dump(exclude={"batch_size", *open_keys}))
 
     @model_validator(mode="after")
@@ -100,7 +104,7 @@ class QuantizationSpec(Part):
         return Scheme(**self.model_dump())
 
 
-add_fields(RecoverySpec, _settings(Recovery, "epochs", "learning_rate"))
+add_fields(RecoverySpec, _settings(Recovery, "epochs", "learning_rate", "mixed_precision"))
 add_fields(QuantizationSpec, _settings(Scheme))
 
 

@@ -36,7 +36,7 @@ from ...spaces.policies.policy import Choice
 from ...spaces.policies.quantization_scheme import Activations
 from ...spaces.presets import PRESETS, Family, Preset, preset_space
 from .constraint import Constraint
-from .parts import AUTO, BudgetSpec, ComputeSpec, Part, QuantizationSpec, RecoverySpec, RungsSpec
+from .parts import AUTO, FOUND_ON_THE_MODEL, BudgetSpec, ComputeSpec, Part, QuantizationSpec, RecoverySpec, RungsSpec
 from .space_spec import SpaceSpec, add_key
 
 SCHEMA = 1
@@ -255,16 +255,19 @@ class StudySpec(Part):
             "space": SpaceSpec(**{**space, **self.space.model_dump(exclude_unset=True), "preset": preset}),
             "recovery": RecoverySpec(**{**recovery, **self.recovery.model_dump(exclude_unset=True)}),
         }
-        if changes["recovery"].learning_rate == AUTO:
-            changes["recovery"] = changes["recovery"].model_copy(update={"learning_rate": begun.recovery.learning_rate})
+        left = [key for key in FOUND_ON_THE_MODEL if getattr(changes["recovery"], key) == AUTO]
+        found = {key: getattr(begun.recovery, key) for key in left}
+        changes["recovery"] = changes["recovery"].model_copy(update=found)
         for key in {"reference", "keep"} - self.model_fields_set:
             changes[key] = getattr(begun, key)
         changes["quantization"] = self.with_activations(begun.quantization.scheme().activations).quantization
         return self._with(changes)
 
-    def with_learning_rate(self, rate: float) -> StudySpec:
-        """This spec with the learning rate that was found for its model."""
-        return self._with({"recovery": self.recovery.model_copy(update={"learning_rate": rate})})
+    def with_training(self, rate: float, way: Mapping[str, bool]) -> StudySpec:
+        """This spec with the learning rate that was found for its model, and with what its trainings compute with."""
+        is_mixed = self.recovery.mixed_precision
+        found = {"learning_rate": rate, "mixed_precision": False if is_mixed == AUTO else is_mixed, **way}
+        return self._with({"recovery": self.recovery.model_copy(update=found)})
 
     def with_epochs(self, offered: Sequence[Choice]) -> StudySpec:
         """This spec with other epochs of recovery offered."""

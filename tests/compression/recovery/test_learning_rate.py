@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 from slimfront.compression.recovery import learning_rate
-from slimfront.compression.recovery.learning_rate import batch_within, found_rate, highest_near_least, steps_within
+from slimfront.compression.recovery.learning_rate import (
+    CHANNELS_LAST,
+    MIXED_PRECISION,
+    WAYS,
+    batch_within,
+    chosen_way,
+    found_training,
+    highest_near_least,
+    steps_within,
+)
 from slimfront.search.study_setup import affordable
 from slimfront.spaces.models.channel_groups import find_channel_groups
 from slimfront.spaces.policies.policy import Recovery
@@ -26,7 +35,7 @@ def task(scale: float = 1.0) -> Workload:
 
 def rate_of(workload: Workload, **recovery) -> float:
     groups, _ = find_channel_groups(workload.model, workload.example_input)
-    return found_rate(workload, Recovery(1, **recovery), groups, 0, 16).rate
+    return found_training(workload, Recovery(1, **recovery), groups, 0, 16).rate
 
 
 def test_the_highest_rate_near_the_least_loss_by_hand():
@@ -77,6 +86,47 @@ def test_a_preset_offers_a_part_of_an_epoch_that_takes_too_long():
     assert affordable((0, 6), 4000.0, 600.0, 20) == [0, 6]  # no part has steps enough
 
 
+def test_a_way_is_taken_that_is_worth_it_and_bfloat16_only_on_top_of_the_better_layout():
+    assert chosen_way(WAYS, [4.0, 3.0, 2.5, 2.0]) == (WAYS[3], 2.0)
+    assert chosen_way(WAYS, [4.0, 2.0, 2.5, 1.9]) == (WAYS[1], 2.0)
+    assert chosen_way(WAYS, [4.0, 3.9, 2.0, 2.5]) == (WAYS[2], 2.0)
+    assert chosen_way(WAYS, [4.0, 3.9, 3.8, 3.7]) == ({}, 1.0)
+    assert chosen_way([{}, {MIXED_PRECISION: True}], [1.0, 2.0]) == ({}, 1.0)
+
+
+def test_only_what_a_study_leaves_open_and_a_network_takes_is_timed(monkeypatch):
+    tried = []
+    monkeypatch.setattr(learning_rate, "chosen_way", lambda ways, seconds: tried.append([*ways]) or (ways[-1], 2.0))
+    monkeypatch.setattr(learning_rate, "has_bfloat16", lambda: True)
+    rows = nn.Flatten()
+    for first, keys, expected in (
+        (nn.Conv2d(3, 8, 3), WAYS[1], [{}, WAYS[1]]),
+        (nn.Conv2d(3, 8, 3), WAYS[3], [*WAYS]),
+        (nn.Sequential(nn.Conv2d(3, 8, 3), Viewed()), WAYS[3], [{}, WAYS[2]]),
+        (nn.Identity(), WAYS[3], [{}, WAYS[2]]),
+    ):
+        torch.manual_seed(0)
+        inputs = torch.randn(64, 3, 6, 6)
+        width = first(inputs).flatten(1).shape[1]
+        model = nn.Sequential(first, rows, nn.Linear(width, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+        data = TensorDataset(inputs, model(inputs).argmax(1))
+        groups, _ = find_channel_groups(model, inputs[:1])
+        given = Workload(model, data, data, data, data, inputs[:1])
+        found = found_training(given, Recovery(1), groups, 0, 16, [*keys])
+        assert tried.pop() == expected
+        assert (found.way, found.gain) == (expected[-1], 2.0)
+        assert found.epoch_s > 0
+    assert found_training(given, Recovery(1), groups, 0, 16).way == {}
+    assert not tried
+
+
+class Viewed(nn.Module):
+    """Maps as rows by a `view`, which no maps with their channels last allow."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.view(len(x), -1)
+
+
 def spec_of(**recovery) -> StudySpec:
     document = {
         "study": "s", "workload": "digits", "target": "cpu-openvino", "objectives": ["accuracy_drop", "latency_ms"],
@@ -89,9 +139,13 @@ def test_presets_leave_the_rate_to_the_model_and_a_study_keeps_what_was_found():
     written = spec_of()
     full = written.with_preset("cnn", {"weight_bits": (8, 32), "activation_bits": (8, 32)})
     assert full.recovery.learning_rate == "auto"
-    begun = StudySpec.from_json(full.with_learning_rate(0.013).to_json())
+    assert full.recovery.settings().mixed_precision is False  # until it is found to be faster
+    begun = StudySpec.from_json(full.with_training(0.013, {MIXED_PRECISION: True, CHANNELS_LAST: True}).to_json())
     for later in (written, spec_of(learning_rate="auto")):
-        assert later.continuing(begun).recovery.settings(2).learning_rate == 0.013
+        found = later.continuing(begun).recovery.settings(2)
+        assert (found.learning_rate, found.mixed_precision, found.channels_last) == (0.013, True, True)
+    assert full.with_training(0.013, {}).recovery.mixed_precision is False
+    assert spec_of(mixed_precision=False).continuing(begun).recovery.mixed_precision is False
     assert spec_of(learning_rate=0.5).continuing(begun).recovery.learning_rate == 0.5
     with pytest.raises(Exception, match=r"recovery.learning_rate"):
         spec_of(learning_rate="fast")
