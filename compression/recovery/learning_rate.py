@@ -4,8 +4,9 @@ In the range test (Smith 2017, "Cyclical Learning Rates", arXiv:1506.01186, sect
 each at a higher rate than the one before, and its loss on one batch that is not trained on is watched. It falls, stays near its
 least, and rises where steps are too large.
 
-On a processor, another copy is then trained for a few steps in every way that the study leaves open: with the channels of images
-last in memory, which changes nothing but rounding, and in bfloat16. Which is faster depends on network and processor.
+On a processor, another copy is trained before for a few steps in every way that the study leaves open: with the channels of images
+last in memory, which changes nothing but rounding, and in bfloat16. Which is faster depends on network and processor; the
+range test is made in the way that is taken.
 """
 
 from __future__ import annotations
@@ -93,8 +94,8 @@ class FoundTraining:
     """What was found of how a model is best trained.
 
     Attributes:
-        rate: the peak learning rate for recoveries, with two significant digits; the same for the same seed where the test is not
-            shortened for a slow model.
+        rate: the peak learning rate for recoveries, with two significant digits; the same for the same seed and way where the test
+            is not shortened for a slow model.
         epoch_s: seconds that an epoch of recovery takes on the model with half of its channels.
         way: settings of the recovery that make it faster; none where the plain one is as fast.
         gain: how many times as fast they make it.
@@ -126,14 +127,14 @@ def found_training(
         torch.manual_seed(seed)
         step_s: list[float] = []
         student = _compressed(_shortened(workload, sample_s), groups, seed)
-        untrained = deepcopy(student)
+        with torch.random.fork_rng():
+            way, gain = _fastest_way(deepcopy(student), workload, recovery, seed, tried, open_keys)
+        recovery = replace(recovery, **way)
         curve = list(_curve(workload, recovery, student, seed, tried, step_s))
-        way, gain = _fastest_way(untrained, workload, recovery, seed, tried, open_keys)
     low, high = RANGES[recovery.optimizer]
     highest = min(high, highest_near_least(curve, low) * math.sqrt(recovery.accumulate * batch_size / tried))
     rate = float(f"{MARGIN * highest:.2g}")
-    epoch_s = statistics.median(step_s) / gain * math.ceil(len(workload.train) / tried)
-    return FoundTraining(rate, epoch_s, way, gain)
+    return FoundTraining(rate, statistics.median(step_s) * math.ceil(len(workload.train) / tried), way, gain)
 
 
 @torch.no_grad()
