@@ -43,11 +43,13 @@ class TrainingFound:
     """The learning rate of a new study, and what its recoveries compute with, were found on the model.
 
     Attributes:
+        has_rate: whether the learning rate was looked for, which a study file may give.
         epochs: that recoveries are offered.
         seconds: that finding it took.
     """
 
     found: FoundTraining
+    has_rate: bool
     epochs: Sequence[float]
     seconds: float
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..compression.recovery.learning_rate import CHANNELS_LAST, MIXED_PRECISION, FoundTraining, found_training
+from ..compression.recovery.learning_rate import LEARNING_RATE, FoundTraining, found_training
 from ..compression.recovery.outputs import output_kinds
 from ..compression.recovery.train import steps_of_an_epoch
 from ..core.errors import StoreError
@@ -29,7 +29,7 @@ from ..spaces.policies.policy import Choice, Policy, Recovery
 from ..studies.files.study_files import MODEL, PRECISIONS, REFERENCE, StudyFiles
 from ..studies.store.records import TIMED, QuietMoment, ReferenceRecord, StudyRecord
 from ..studies.store.store import Store
-from ..studies.study_file.parts import AUTO
+from ..studies.study_file.parts import AUTO, FOUND_ON_THE_MODEL
 from ..studies.study_file.spec import StudySpec
 from ..workloads.load import workload_fingerprint
 from ..workloads.metrics import quality_of
@@ -163,22 +163,23 @@ def _scored(artifact: Artifact, latency_ms: float, record: ReferenceRecord, meas
 
 
 def _with_training(prepared: PreparedStudy, spec: StudySpec, tell: Listener, measuring: Measuring) -> StudySpec:
-    """The spec with a learning rate found on the model, where it leaves that open and trains anything, and with what else it leaves
-    open of a training; and of the epochs that a preset offers, those that its time allows."""
-    if spec.recovery.learning_rate != AUTO or not any(spec.space.offered(RECOVERY_KIND)):
+    """The spec with what it leaves open of a training found on the model, where it trains anything; and of the epochs that a preset
+    offers, those that its time allows. A layout of images alone is not looked for."""
+    open_keys = [key for key in FOUND_ON_THE_MODEL if getattr(spec.recovery, key) == AUTO]
+    is_left_open = AUTO in (spec.recovery.learning_rate, spec.recovery.mixed_precision)
+    if not is_left_open or not any(spec.space.offered(RECOVERY_KIND)):
         return spec
     recovery, workload, began = spec.recovery, prepared.context.workload, time.monotonic()
-    tell(Preparing("trying learning rates on the model with half of its channels"))
-    open_keys = [key for key in (CHANNELS_LAST, MIXED_PRECISION) if getattr(recovery, key) == AUTO]
+    tell(Preparing("trying how the model with half of its channels is best trained"))
     settings = recovery.settings(), prepared.groups, spec.seed, recovery.batch_size, open_keys
-    found = measuring(partial(_training_found, settings=settings), "no learning rate can be found")
+    found = measuring(partial(_training_found, settings=settings), "how the model is best trained cannot be found")
     spec = spec.with_training(found.rate, found.way)
     if RECOVERY_KIND not in prepared.written.space.model_fields_set:
         steps = steps_of_an_epoch(workload, recovery.settings(), recovery.batch_size)
         offered = affordable(spec.space.offered(RECOVERY_KIND), found.epoch_s, spec.budget.timeout_s, steps)
         spec = spec.with_epochs(offered)
     epochs = [float(epochs) for epochs in spec.space.offered(RECOVERY_KIND)]
-    tell(TrainingFound(found, epochs, time.monotonic() - began))
+    tell(TrainingFound(found, LEARNING_RATE in open_keys, epochs, time.monotonic() - began))
     return spec
 
 

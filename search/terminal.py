@@ -250,8 +250,8 @@ def _line(event: Event, objectives: Sequence[str]) -> tuple[str, str] | None:
 
 def _line_of_training(event: TrainingFound) -> tuple[str, str]:
     offered, found = ", ".join(f"{epochs:g}" for epochs in event.epochs), event.found
-    line = f"learning rate {found.rate:g} found on the model in {event.seconds:.0f} s"
-    line += f"; recoveries of {offered} epochs, about {found.epoch_s:.2g} s each"
+    line = f"learning rate {found.rate:g} found on the model in {event.seconds:.0f} s; " if event.has_rate else ""
+    line += f"recoveries of {offered} epochs, about {found.epoch_s:.2g} s each"
     return line + (f", {found.gain:.1f}x as fast with {' and '.join(found.way)}" if found.way else ""), ""
 
 

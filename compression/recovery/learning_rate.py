@@ -72,8 +72,7 @@ TOO_MUCH = 2.0
 MARGIN = 0.5
 """The rate taken is this part of the highest one with a loss near the least, at which training is about to become unstable."""
 
-
-CHANNELS_LAST, MIXED_PRECISION = "channels_last", "mixed_precision"
+LEARNING_RATE, CHANNELS_LAST, MIXED_PRECISION = "learning_rate", "channels_last", "mixed_precision"
 WAYS: tuple[Mapping[str, bool], ...] = (
     {},
     {CHANNELS_LAST: True},
@@ -94,8 +93,8 @@ class FoundTraining:
     """What was found of how a model is best trained.
 
     Attributes:
-        rate: the peak learning rate for recoveries, with two significant digits; the same for the same seed and way where the test
-            is not shortened for a slow model.
+        rate: the peak learning rate for recoveries, where it is looked for with two significant digits; the same for the same seed
+            and way where the test is not shortened for a slow model.
         epoch_s: seconds that an epoch of recovery takes on the model with half of its channels.
         way: settings of the recovery that make it faster; none where the plain one is as fast.
         gain: how many times as fast they make it.
@@ -113,11 +112,11 @@ def found_training(
     groups: Sequence[ChannelGroup],
     seed: int,
     batch_size: int,
-    open_keys: Collection[str] = (),
+    open_keys: Collection[str] = (LEARNING_RATE,),
 ) -> FoundTraining:
-    """Find a learning rate for recoveries of a workload's model, and the fastest of `WAYS` among the settings of `open_keys`.
+    """Find those of the settings `open_keys` of recoveries of a workload's model: a learning rate, and the fastest of `WAYS`.
 
-    It is tried on the model with half of its channels, or half of its weights where no channel can go. A model so slow that the fewest
+    They are tried on the model with half of its channels, or half of its weights where no channel can go. A model so slow that the fewest
     steps would take longer than `SECONDS`, or whose batch is larger than `MOST_READ`, is tried on smaller batches, and the rate grows with the square root of the batch of a step, which keeps
     the variance of a step (Krizhevsky 2014, arXiv:1404.5997; of Adam: Malladi et al. 2022, arXiv:2205.10287).
     """
@@ -125,16 +124,16 @@ def found_training(
         sample_s = _sample_s(workload)
         tried = min(batch_within(SECONDS, sample_s, batch_size), _fitting(workload) or batch_size)
         torch.manual_seed(seed)
-        step_s: list[float] = []
         student = _compressed(_shortened(workload, sample_s), groups, seed)
         with torch.random.fork_rng():
-            way, gain = _fastest_way(deepcopy(student), workload, recovery, seed, tried, open_keys)
-        recovery = replace(recovery, **way)
-        curve = list(_curve(workload, recovery, student, seed, tried, step_s))
-    low, high = RANGES[recovery.optimizer]
-    highest = min(high, highest_near_least(curve, low) * math.sqrt(recovery.accumulate * batch_size / tried))
-    rate = float(f"{MARGIN * highest:.2g}")
-    return FoundTraining(rate, statistics.median(step_s) * math.ceil(len(workload.train) / tried), way, gain)
+            way, gain, step_s = _fastest_way(deepcopy(student), workload, recovery, seed, tried, open_keys)
+        rate = recovery.learning_rate
+        if LEARNING_RATE in open_keys:
+            curve = list(_curve(workload, replace(recovery, **way), student, seed, tried))
+            low, high = RANGES[recovery.optimizer]
+            highest = min(high, highest_near_least(curve, low) * math.sqrt(recovery.accumulate * batch_size / tried))
+            rate = float(f"{MARGIN * highest:.2g}")
+    return FoundTraining(rate, step_s * math.ceil(len(workload.train) / tried), way, gain)
 
 
 @torch.no_grad()
@@ -184,9 +183,9 @@ def _compressed(workload: Workload, groups: Sequence[ChannelGroup], seed: int) -
 
 
 def _curve(
-    workload: Workload, recovery: Recovery, student: nn.Module, seed: int, batch_size: int, step_s: list[float]
+    workload: Workload, recovery: Recovery, student: nn.Module, seed: int, batch_size: int
 ) -> Iterator[tuple[float, float]]:
-    """(rate, loss after a step at this rate), the first at rate 0; the seconds of each step are added to `step_s`."""
+    """(rate, loss after a step at this rate), the first at rate 0."""
     step, loss = training_step(student, workload, recovery, batch_size)
     batches = shuffled_batches(workload.train, batch_size, device_of_model(student), seed).after()
     (probe,) = next(batches)
@@ -199,9 +198,7 @@ def _curve(
     low, high = RANGES[recovery.optimizer]
     for index, (batch,) in enumerate(islice(batches, steps)):
         rate = low * (high / low) ** (index / (steps - 1))
-        began = time.perf_counter()
         step(batch, rate)
-        step_s.append(time.perf_counter() - began)
         found = loss(probe)
         if not found <= TOO_MUCH * start:
             return
@@ -210,11 +207,10 @@ def _curve(
 
 def _fastest_way(
     student: nn.Module, workload: Workload, recovery: Recovery, seed: int, batch_size: int, open_keys: Collection[str]
-) -> tuple[Mapping[str, bool], float]:
-    """The way of computing to take, and how many times as fast as the plain one it is."""
-    ways = [way for way in WAYS if set(way) <= _choices(student, workload, open_keys)]
-    if len(ways) == 1:
-        return {}, 1.0
+) -> tuple[Mapping[str, bool], float, float]:
+    """The way of computing to take, how many times as fast as the plain one it is, and the seconds of a step."""
+    choices = _choices(student, workload, open_keys)
+    ways = [way for way in WAYS if set(way) <= choices]
     (batch,) = next(shuffled_batches(workload.train, batch_size, device_of_model(student), seed).after())
     steps = [training_step(student, workload, replace(recovery, **way), batch_size)[0] for way in ways]
     student.train()
@@ -227,7 +223,8 @@ def _fastest_way(
             fastest[index] = min(fastest[index], time.perf_counter() - began) if number else math.inf
         if number and time.perf_counter() - started > SECONDS / 4:
             break
-    return chosen_way(ways, fastest)
+    best = chosen_way(ways, fastest)
+    return ways[best], fastest[0] / fastest[best], fastest[best]
 
 
 def _choices(student: nn.Module, workload: Workload, open_keys: Collection[str]) -> set[str]:
@@ -241,17 +238,17 @@ def _choices(student: nn.Module, workload: Workload, open_keys: Collection[str])
         ),
         MIXED_PRECISION: has_bfloat16,
     }
-    return {key for key in open_keys if takes[key]()}
+    return {key for key in takes if key in open_keys and takes[key]()}
 
 
-def chosen_way(ways: Sequence[Mapping[str, bool]], seconds: Sequence[float]) -> tuple[Mapping[str, bool], float]:
-    """The way to take of those timed, the plain one first, and its gain over that; bfloat16 has to be worth its rounding."""
+def chosen_way(ways: Sequence[Mapping[str, bool]], seconds: Sequence[float]) -> int:
+    """Which to take of the ways timed, the plain one first: bfloat16 has to be worth its rounding."""
     best = 0
     for is_mixed in (False, True):
         found = [index for index, way in enumerate(ways) if way.get(MIXED_PRECISION, False) == is_mixed]
         if found and (least := min(found, key=lambda index: seconds[index])) != best:
             best = least if seconds[best] >= WORTH * seconds[least] else best
-    return ways[best], seconds[0] / seconds[best]
+    return best
 
 
 def steps_within(seconds: float, step_s: float) -> int:

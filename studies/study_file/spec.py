@@ -264,10 +264,10 @@ class StudySpec(Part):
         return self._with(changes)
 
     def with_training(self, rate: float, way: Mapping[str, bool]) -> StudySpec:
-        """This spec with the learning rate that was found for its model, and with what its trainings compute with."""
-        is_mixed = self.recovery.mixed_precision
-        found = {"learning_rate": rate, "mixed_precision": False if is_mixed == AUTO else is_mixed, **way}
-        return self._with({"recovery": self.recovery.model_copy(update=found)})
+        """This spec with the learning rate that was found for its model, and with what its trainings compute with; `way` has only
+        settings that it leaves open, and bfloat16 is not taken where it is not in it."""
+        settled = {"mixed_precision": False} if self.recovery.mixed_precision == AUTO else {}
+        return self._with({"recovery": self.recovery.model_copy(update={"learning_rate": rate, **settled, **way})})
 
     def with_epochs(self, offered: Sequence[Choice]) -> StudySpec:
         """This spec with other epochs of recovery offered."""

@@ -87,16 +87,16 @@ def test_a_preset_offers_a_part_of_an_epoch_that_takes_too_long():
 
 
 def test_a_way_is_taken_that_is_worth_it_and_bfloat16_only_on_top_of_the_better_layout():
-    assert chosen_way(WAYS, [4.0, 3.0, 2.5, 2.0]) == (WAYS[3], 2.0)
-    assert chosen_way(WAYS, [4.0, 2.0, 2.5, 1.9]) == (WAYS[1], 2.0)
-    assert chosen_way(WAYS, [4.0, 3.9, 2.0, 2.5]) == (WAYS[2], 2.0)
-    assert chosen_way(WAYS, [4.0, 3.9, 3.8, 3.7]) == ({}, 1.0)
-    assert chosen_way([{}, {MIXED_PRECISION: True}], [1.0, 2.0]) == ({}, 1.0)
+    assert chosen_way(WAYS, [4.0, 3.0, 2.5, 2.0]) == 3
+    assert chosen_way(WAYS, [4.0, 2.0, 2.5, 1.9]) == 1
+    assert chosen_way(WAYS, [4.0, 3.9, 2.0, 2.5]) == 2
+    assert chosen_way(WAYS, [4.0, 3.9, 3.8, 3.7]) == 0
+    assert chosen_way([{}, {MIXED_PRECISION: True}], [1.0, 2.0]) == 0
 
 
 def test_only_what_a_study_leaves_open_and_a_network_takes_is_timed(monkeypatch):
     tried = []
-    monkeypatch.setattr(learning_rate, "chosen_way", lambda ways, seconds: tried.append([*ways]) or (ways[-1], 2.0))
+    monkeypatch.setattr(learning_rate, "chosen_way", lambda ways, seconds: tried.append([*ways]) or len(ways) - 1)
     monkeypatch.setattr(learning_rate, "has_bfloat16", lambda: True)
     rows = nn.Flatten()
     for first, keys, expected in (
@@ -114,10 +114,12 @@ def test_only_what_a_study_leaves_open_and_a_network_takes_is_timed(monkeypatch)
         given = Workload(model, data, data, data, data, inputs[:1])
         found = found_training(given, Recovery(1), groups, 0, 16, [*keys])
         assert tried.pop() == expected
-        assert (found.way, found.gain) == (expected[-1], 2.0)
+        assert (found.way, found.rate) == (expected[-1], Recovery.learning_rate)
+        assert found.gain > 0
         assert found.epoch_s > 0
-    assert found_training(given, Recovery(1), groups, 0, 16).way == {}
-    assert not tried
+    found = found_training(given, Recovery(1), groups, 0, 16)
+    assert (tried, found.way) == ([[{}]], {})
+    assert found.rate != Recovery.learning_rate
 
 
 class Viewed(nn.Module):
