@@ -1,5 +1,6 @@
 """A learning rate found on the model, and what a study and its policies hold of it."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,18 @@ def test_only_what_a_study_leaves_open_and_a_network_takes_is_timed(monkeypatch)
     found = found_training(given, Recovery(1), groups, 0, 16)
     assert (tried, found.way) == ([[{}]], {})
     assert found.rate != Recovery.learning_rate
+
+
+def test_waiting_for_a_busy_machine_does_not_count_against_a_way(monkeypatch):
+    def steps(_student, _workload, recovery, _batch_size):
+        return (lambda *_: time.sleep(0.05) if recovery.mixed_precision else sum(range(200_000))), None
+
+    monkeypatch.setattr(learning_rate, "training_step", steps)
+    monkeypatch.setattr(learning_rate, "has_bfloat16", lambda: True)
+    groups, _ = find_channel_groups(task().model, task().example_input)
+    found = found_training(task(), Recovery(1), groups, 0, 16, [MIXED_PRECISION])
+    assert (found.way, found.gain > 1) == ({MIXED_PRECISION: True}, True)
+    assert found.epoch_s >= 12 * 0.05  # what it takes is what a user waits
 
 
 class Viewed(nn.Module):
