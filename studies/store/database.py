@@ -17,10 +17,14 @@ from ...core.defaults import DEFAULT_STORAGE
 from ...core.errors import StoreError
 from ...core.interrupts import uninterrupted
 from ...core.texts import one_line, redacted, without
+from ...core.validation import shortened
 from .migrations import upgrade
 from .tables import REVISION, VERSION_TABLE
 
 logging.getLogger("psycopg").addHandler(logging.NullHandler())  # it warns of a lost connection, which is raised too
+
+MOST_OF_A_PATH = 200
+"""Characters of a path that are shown where it cannot be looked at."""
 
 BUSY_TIMEOUT_S = 10
 CONNECT_TIMEOUT_S = 10
@@ -40,7 +44,7 @@ def database_url(url: str) -> URL:
     """The URL that SQLAlchemy opens: `postgresql://` becomes `postgresql+psycopg://`, and a file's path becomes a SQLite URL.
 
     Raises:
-        StoreError: neither a path nor a database URL, neither SQLite nor PostgreSQL, or in memory.
+        StoreError: neither a path nor a database URL, neither SQLite nor PostgreSQL, in memory, or at a path that cannot be looked at.
     """
     parsed, shown = _parsed(url), redacted(url)
     if parsed.drivername in ("postgresql", "postgres"):
@@ -54,7 +58,18 @@ def database_url(url: str) -> URL:
         raise StoreError(
             f"{shown}: a password's own characters are escaped: %40 for @, %2F for /, %3A for :, %3F for ?"
         )
+    _require_path(parsed)
     return parsed
+
+
+def _require_path(url: URL) -> None:
+    if (file := sqlite_file(url)) is None:
+        return
+    try:
+        file.exists()
+    except (OSError, ValueError) as error:  # a name that is too long, a folder that may not be entered
+        problem = getattr(error, "strerror", None) or error
+        raise StoreError(f"storage {shortened(file, MOST_OF_A_PATH)}: {problem}") from error
 
 
 def _parsed(url: str) -> URL:

@@ -66,6 +66,7 @@ def test_postgresql_goes_through_psycopg_3(scheme):
         ("mysql://host/name", "storage is SQLite or PostgreSQL, not mysql"),
         ("sqlite://", "a database in memory ends with the command; name a file"),
         ("sqlite:///:memory:", "a database in memory ends with the command; name a file"),
+        (f"sqlite:///{'x' * 5000}.db", "File name too long"),
     ],
 )
 def test_a_url_of_another_kind_is_refused(url, problem):
