@@ -30,6 +30,7 @@ from .passes.integer_products import write_integer_products
 from .passes.kept_axes import keep_reduced_axes
 from .passes.permutations import spell_out_permutations
 from .passes.recurrent_nodes import write_recurrent_weights
+from .passes.shared_tables import share_tables
 from .passes.weight_groups import write_groups
 
 float_graphs = GraphCache(lambda model, example_input: weights_apart(export_float(model, example_input)))
@@ -65,6 +66,7 @@ def lower(
     _note_precision(lowered, candidate)
     if options.fused_linears:
         fuse_parallel_linears(lowered)
+    share_tables(lowered)
     write(model, lowered.weights, path)
     return path
 

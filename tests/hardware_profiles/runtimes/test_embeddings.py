@@ -205,3 +205,34 @@ def test_a_policy_with_embeddings_is_json_and_old_ones_are_what_they_were() -> N
     for wrong in ({"words": 5}, {"words": "8"}, {"words": True}, ["words"]):
         with pytest.raises(PolicyError, match="embeddings"):
             Policy(embeddings=wrong)
+
+
+class Tied(nn.Module):
+    """A table that the output multiplies by too, once each is a copy of its own: [n, length] -> [n, length, rows]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.inner, self.head = nn.Embedding(90, 32), nn.Linear(32, 32), nn.Linear(32, 90, bias=False)
+        self.head.weight.data = self.words.weight.detach().clone()
+
+    def forward(self, ids):
+        return self.head(self.inner(self.words(ids)).relu())
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("bits", [32, 8])
+def test_a_table_that_a_layer_multiplies_by_too_is_stored_once_while_both_are_equal(runtime, bits, tmp_path) -> None:
+    torch.manual_seed(0)
+    model, ids = Tied().eval(), torch.randint(0, 90, (4, 6))
+    layers = {name: LayerPolicy(bits, bits) for name in ("inner", "head")}
+    found = {}
+    for name in ("equal", "apart"):
+        policy = Policy(embeddings={"words": bits} if bits < 32 else {}, layers=layers)
+        candidate = make_candidate(model, ids[:1], policy, [(each, 0) for each in ids])
+        outputs, path = run(candidate, ids, runtime, tmp_path)
+        torch.testing.assert_close(outputs, rounded_model(candidate)(ids).detach(), rtol=0.1, atol=0.05)
+        session = get_runtime(runtime).load(path, load_target(f"cpu-{runtime}"))
+        assert session.executed_precisions()["head"] == ("i8" if bits == 8 else "f32")
+        found[name] = path.stat().st_size
+        model.head.weight.data[3, 5] += 0.5  # as training does
+    assert found["apart"] - found["equal"] == pytest.approx(90 * 32 * bits / 8, abs=300)
