@@ -115,8 +115,11 @@ def _untied(plain: nn.Module, model: nn.Module) -> tuple[nn.Module, list[str]]:
     if ties := [*_ties(plain)]:
         paths = {module: path for path, module in plain.named_modules()}
         named = ", ".join(f"{paths[owner]}.{key}" for owner, key, _ in ties)
+        added = sum(weight.numel() for _, _, weight in ties)
+        before = sum(parameter.numel() for parameter in plain.parameters())
         remarks.append(
-            f"{named}: of another layer too; each is a copy of its own from here on, counted and compressed apart"
+            f"{named}: of another layer too; each is a copy of its own from here on, counted and compressed apart, so that the "
+            f"uncompressed model counts {before + added:,} parameters instead of {before:,}"
         )
     for owner, key, weight in ties:
         setattr(owner, key, nn.Parameter(weight.detach().clone(), weight.requires_grad))

@@ -31,6 +31,7 @@ from ...workloads.workload import Workload
 from ..study_file.load import shipped_studies, study_named
 from ..study_file.spec import StudySpec
 from .compression_bounds import gains
+from .float_artifact import require_artifact
 from .limits import limits_on
 from .other_sizes import size_remarks
 from .precision_probe import bits_on, floats_on, why_float_only
@@ -90,10 +91,7 @@ def inspect_workload(
 ) -> Inspection:
     """Inspect a loaded workload, in the space of a study or else of its family's preset."""
     model, example = workload.model.eval(), workload.example_input
-    remarks = (
-        *workload.remarks,
-        *(size_remarks(workload, target) if target else ()),
-    )  # first: nothing lowers without it
+    remarks = (*workload.remarks, *_artifact_remarks(workload, target, doing))  # first: nothing lowers without it
     family, found = family_of(model, example), _Found.of(workload, doing)
     doing("capturing the model for quantization")
     float_only = why_float_only(workload, found.layers)
@@ -124,6 +122,16 @@ def inspect_workload(
         limits=limits_on(model, example, found.layers, space.groups, target) if target else None,
         remarks=remarks,
     )
+
+
+def _artifact_remarks(workload: Workload, target: Target | None, doing: Doing) -> list[str]:
+    """What is to be known of the uncompressed model's artifact; a model that has none on the target is refused."""
+    if target is None:
+        return []
+    doing("running the uncompressed model on the target's runtime")
+    remarks = size_remarks(workload, target)  # first: what stands in the way of other sizes is said by the axes' names
+    require_artifact(workload, target)
+    return remarks
 
 
 def _bits_on(workload: Workload, layers: Sequence[Layer], target: Target | None) -> dict[str, str]:

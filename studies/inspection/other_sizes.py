@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import torch
 
-from ...compression.batches import arrays_of
 from ...core.batch import Batch, largest_difference, moved, repeated, tensors_of
 from ...core.errors import LoweringError, WorkloadError
 from ...core.interrupts import raise_if_interrupted
 from ...hardware_profiles.cards.target import Target
-from ...hardware_profiles.runtimes.base import Session, get_runtime
+from ...hardware_profiles.runtimes.base import Session
 from ...hardware_profiles.runtimes.registry import RUNTIMES
-from ...spaces.policies.candidate import Candidate
-from ...spaces.policies.policy import Policy
 from ...workloads.calls import resized, sizes_of
 from ...workloads.workload import Workload, describe
+from .float_artifact import float_session, run
 
 SAME = 1e-2
 """The largest difference, relative to the largest output, between an artifact in float32 and the model: a constant that was folded from
@@ -46,17 +42,13 @@ def size_remarks(workload: Workload, target: Target) -> list[str]:
 
 @torch.no_grad()
 def _try(workload: Workload, target: Target) -> None:
-    model, runtime = workload.model.eval(), get_runtime(target.runtime)
     asked = [(sizes, *_answered(workload, sizes, target.batch)) for sizes in _other_sizes(workload)]
-    with tempfile.TemporaryDirectory(prefix="slimfront-sizes-") as folder:
-        path = Path(folder) / f"model{runtime.suffix}"
-        try:
-            artifact = runtime.lower(Candidate(Policy(), model), workload.example_input, target, path)
-            session = runtime.load(artifact.path, target)
-        except LoweringError as error:
-            raise WorkloadError(f"dynamic_axes: {target.runtime} takes the model at no other size: {error}") from error
-        for sizes, inputs, expected in asked:
-            _require_same(expected, inputs, session, f"{target.runtime}'s artifact at {_said(sizes)}")
+    try:
+        with float_session(workload, target) as session:
+            for sizes, inputs, expected in asked:
+                _require_same(expected, inputs, session, f"{target.runtime}'s artifact at {_said(sizes)}")
+    except LoweringError as error:
+        raise WorkloadError(f"dynamic_axes: {target.runtime} takes the model at no other size: {error}") from error
 
 
 def _answered(workload: Workload, sizes: Mapping[str, int], batch: int) -> tuple[Batch, Batch]:
@@ -83,10 +75,9 @@ def _other_sizes(workload: Workload) -> Iterator[dict[str, int]]:
 
 def _require_same(expected: Batch, inputs: Batch, session: Session, which: str) -> None:
     try:
-        made = session.run(arrays_of(inputs))
-    except Exception as error:  # a runtime raises anything over a shape that was folded into its graph
-        raise_if_interrupted(error)
-        raise WorkloadError(f"dynamic_axes: {which} does not run: {describe(error)}") from error
+        made = run(session, inputs)
+    except LoweringError as error:
+        raise WorkloadError(f"dynamic_axes: {which} does not run: {error}") from error
     found = {name: torch.from_numpy(values.copy()) for name, values in made.items()}
     known = dict(zip(found, tensors_of(moved(expected, "cpu")), strict=True))
     if (difference := largest_difference(known, found)) > SAME:

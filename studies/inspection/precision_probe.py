@@ -70,7 +70,7 @@ def bits_on(workload: Workload, layers: Sequence[Layer], target: Target) -> dict
 
 def _recurrent_on(workload: Workload, layers: Sequence[Layer], target: Target) -> dict[str, str]:
     """ "recurrent int8" or "recurrent dynamic" -> what it gains recurrent `layers` on `target`; nothing where there are none."""
-    if _why_not_asked(target):
+    if why_not_asked(target):
         return {}
     kind, said = KNOB_KINDS["recurrent_weights"], {}
     for choice in RECURRENT_WEIGHTS[1:]:
@@ -144,7 +144,8 @@ def _of_card(target: Target) -> Mapping[Pair, Answer]:
     return found
 
 
-def _why_not_asked(target: Target) -> str | None:
+def why_not_asked(target: Target) -> str | None:
+    """Why a target's runtime is not asked here how it runs a model, or None where it is."""
     if target.remote or target.predict:
         return "the target is elsewhere; profile it there"
     if target.options.get("compile"):
@@ -153,7 +154,7 @@ def _why_not_asked(target: Target) -> str | None:
 
 
 def _of_runtime(workload: Workload, layers: Sequence[Layer], target: Target) -> Mapping[Pair, Answer] | str:
-    if why := _why_not_asked(target):
+    if why := why_not_asked(target):
         return why
     widths = [("weight", bits) for bits in target.weight_bits] + [("activation", b) for b in target.activation_bits]
     pairs = {_pair(kind, bits, target) for kind, bits in widths if bits != FULL_PRECISION}

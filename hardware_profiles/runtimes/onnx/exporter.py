@@ -14,6 +14,8 @@ from torch.onnx import symbolic_helper
 from torch.onnx._internal.torchscript_exporter._type_utils import JitScalarType
 from torch.onnx._internal.torchscript_exporter.utils import register_custom_op_symbolic
 
+from ....workloads.workload import describe
+
 OPSET = 17
 """The version of ONNX operators that graphs are exported with."""
 
@@ -122,3 +124,19 @@ def attention_with_plain_flags() -> Iterator[None]:
         yield
     finally:
         functional.scaled_dot_product_attention = original
+
+
+@contextmanager
+def without_printed_graphs() -> Iterator[None]:
+    """Keep the exporter from printing the graph of a model that it does not take: torch 2.14 turns its log on, and never off."""
+    original = torch._C._jit_onnx_log
+    torch._C._jit_onnx_log = lambda *_: None
+    try:
+        yield
+    finally:
+        torch._C._jit_onnx_log = original
+
+
+def why_not_exported(error: Exception) -> str:
+    """What the exporter says of a model, without the graph that it quotes."""
+    return describe(error).partition(" [Caused by")[0].partition(" Please feel free")[0]

@@ -23,9 +23,8 @@ from ....core.batch import INPUT, OUTPUT, Batch, by_name, from_names, tensors_of
 from ....core.errors import LoweringError
 from ....core.interrupts import raise_if_interrupted
 from ....workloads.calls import DynamicAxes, axes_of, names_of_outputs, output_axes
-from ....workloads.workload import describe
 from ..node_names import RECURRENT, WEIGHTED, first_run, layer_of
-from .exporter import OPSET, attention_with_plain_flags
+from .exporter import OPSET, attention_with_plain_flags, why_not_exported, without_printed_graphs
 from .graph_nodes import drop_nodes, drop_unread
 from .signature import note_sizes
 
@@ -41,7 +40,7 @@ def export_float(model: nn.Module, example_input: Batch) -> ModelProto:
     buffer = io.BytesIO()
     inputs, outputs, axes = by_name(example_input, INPUT), names_of_outputs(model), axes_of(model)
     of_outputs, sizes = output_axes(model.eval(), example_input) if axes else ({}, {})
-    with warnings.catch_warnings(), _full_paths(model), attention_with_plain_flags():
+    with warnings.catch_warnings(), _full_paths(model), attention_with_plain_flags(), without_printed_graphs():
         # The exporter announces its own deprecation and constant folding it skips; neither concerns the user.
         warnings.simplefilter("ignore")
         try:
@@ -58,7 +57,7 @@ def export_float(model: nn.Module, example_input: Batch) -> ModelProto:
             )
         except (torch.onnx.errors.OnnxExporterError, RuntimeError, TypeError, ValueError, AssertionError) as error:
             raise_if_interrupted(error)
-            raise LoweringError(f"ONNX export failed: {describe(error)}") from error
+            raise LoweringError(f"ONNX export failed: {why_not_exported(error)}") from error
     exported = ModelProto.FromString(cast("bytes", buffer.getbuffer()))  # a view: `getvalue` would copy all weights
     del buffer
     for node in exported.graph.node:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -12,13 +13,16 @@ from slimfront.core.threads import torch_threads
 from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.hardware_profiles.runtimes.onnx.openvino_runtime import computes
 from slimfront.spaces.models.layers import Layer, find_every_layer
+from slimfront.studies.inspection import float_artifact, precision_probe
 from slimfront.studies.inspection import inspect as inspection
-from slimfront.studies.inspection import precision_probe
+from slimfront.studies.inspection.float_artifact import require_artifact
 from slimfront.studies.inspection.inspect import inspect_reference, inspect_workload
 from slimfront.studies.inspection.precision_probe import bits_on
 from slimfront.studies.inspection.report import inspection_tables
 from slimfront.workloads.load import load_workload
+from slimfront.workloads.workload import Workload
 from torch import nn
+from torch.utils.data import TensorDataset
 from typer.testing import CliRunner
 
 
@@ -77,6 +81,39 @@ def test_a_model_that_cannot_be_captured_is_searched_without_bits_and_says_why(d
     assert found.float_only.startswith("torch.export cannot capture the model: ")
     assert {gain.technique for gain in found.gains} == {"channels", "all together"}
     assert f"none below 32: {found.float_only[:40]}" in printed(found)
+
+
+class Projected(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.head = nn.LSTM(4, 8, proj_size=4, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.rnn(x)[0][:, -1])
+
+
+def workload_of(model, *shape: int) -> Workload:
+    torch.manual_seed(0)
+    data = TensorDataset(torch.randn(12, *shape), torch.arange(12) % 3)
+    return Workload(model, data, data, data, data, data.tensors[0][:1], name="own")
+
+
+@pytest.mark.parametrize("target", ["cpu-openvino", "cpu-onnxruntime"])
+def test_a_model_that_the_targets_runtime_does_not_take_is_refused_in_a_line(target, capfd):
+    with pytest.raises(
+        WorkloadError, match=rf"^workload own: target {target} does not take the model: ONNX export failed: .*LSTM"
+    ) as raised:
+        inspect_workload(workload_of(Projected(), 6, 4), load_target(target))
+    assert str(raised.value).endswith("LSTMs with projections.")
+    assert capfd.readouterr().out == "", "the exporter prints the graph"
+
+
+def test_an_artifact_that_computes_another_function_is_refused(monkeypatch):
+    workload = workload_of(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), 4)
+    require_artifact(workload, load_target("cpu-openvino"))
+    monkeypatch.setattr(float_artifact, "run", lambda *_: {"output": np.zeros((1, 3), np.float32)})
+    with pytest.raises(WorkloadError, match="does not take the model: the runtime computes another function"):
+        require_artifact(workload, load_target("cpu-openvino"))
 
 
 def layers_of(workload) -> list[Layer]:
