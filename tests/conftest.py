@@ -3,6 +3,7 @@
 import gc
 import glob
 import itertools
+import multiprocessing
 import os
 import shutil
 import signal
@@ -14,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import loky.backend
 import pytest
+from loky import wrap_non_picklable_objects
 from slimfront.workloads.builtin.digits import digits
 from slimfront.workloads.workload import Workload
 
@@ -40,6 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
     other.
     """
     os.environ.setdefault("SLIMFRONT_BENCH_WAIT_S", "0")
+    loky.backend.get_context = _Forked().get_context
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
@@ -50,6 +54,36 @@ def pytest_configure(config: pytest.Config) -> None:
         cache = tempfile.TemporaryDirectory(prefix="slimfront-tests-")
         config.add_cleanup(cache.cleanup)
         os.environ["SLIMFRONT_CACHE"] = cache.name
+
+
+class _Forked:
+    """Makes processes in place of loky's, from a server that has imported once what each of loky's takes four seconds to import.
+
+    They are processes of their own all the same: nothing of the test's is in them. The environment is the server's, so that a test
+    that changes it gets one of loky's.
+    """
+
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["slimfront.search.trials.worker", "torch.export", "openvino"])
+        self._environment: dict[str, str] | None = None
+        self._loky: Any = loky.backend.get_context
+
+    def get_context(self, method: str | None = None) -> Any:
+        now = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+        self._environment = self._environment or now
+        return self if method == "loky" and now == self._environment else self._loky(method)
+
+    def Pipe(self) -> Any:
+        return self._context.Pipe()
+
+    def Process(self, target: Callable[..., None], args: tuple[Any, ...]) -> Any:
+        def run(*given: Any) -> None:
+            parent: Any = multiprocessing.parent_process()
+            os.getppid = lambda: parent.pid if parent.is_alive() else 1  # not the server
+            target(*given)
+
+        return self._context.Process(target=wrap_non_picklable_objects(run), args=args)  # pyright: ignore
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
