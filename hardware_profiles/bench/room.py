@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Protocol
 
 import psutil
 
+from ...core.machine.memory import free_memory
 from ..runtimes.registry import RUNTIMES
-
-CGROUP = Path("/sys/fs/cgroup")
 
 
 class Room(Protocol):
@@ -34,7 +32,7 @@ class _OwnRoom:
         return psutil.Process().memory_info().rss
 
     def free(self) -> float:
-        return min(psutil.virtual_memory().available, _left_in_container())
+        return free_memory()
 
 
 class _GpuRoom:
@@ -50,13 +48,3 @@ def _gpu_memory() -> tuple[int, int]:
     import torch  # only here: benches of other runtimes do without
 
     return torch.cuda.mem_get_info()
-
-
-def _left_in_container() -> float:
-    """Bytes up to the limit of this process's container (Linux, Documentation/admin-guide/cgroup-v2.rst); infinite without one."""
-    try:
-        limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        cached = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())["inactive_file"]
-    except (FileNotFoundError, KeyError):
-        return float("inf")  # the root has no limit, and version 1 of cgroups no such files
-    return float("inf") if limit == "max" else int(limit) - int(used) + int(cached)

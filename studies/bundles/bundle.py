@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ...core.batch import INPUT
@@ -23,7 +24,7 @@ from .card import SCHEMA
 
 CARD = "card.json"
 MAX_INPUT_BYTES = 2**31
-"""Of one batch of a model's inputs, at eight bytes a number."""
+"""Of one batch of a model's inputs."""
 
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -88,6 +89,11 @@ class InputInfo(_Part):
         """The shape with these sizes of the axes that are named."""
         return [sizes.get(self.axes.get(str(axis), ""), size) for axis, size in enumerate(self.shape)]
 
+    def bytes_of(self, batch: int, sizes: Mapping[str, int]) -> int:
+        """The bytes of a batch of so many samples, or of the shape's own where that has more, with these sizes of named axes."""
+        samples, *others = self.resized(sizes)
+        return np.dtype(self.dtype).itemsize * max(samples, batch) * math.prod(others)
+
 
 class Provenance(_Part):
     """Where the bundle comes from, by its own account."""
@@ -121,8 +127,7 @@ class Card(_Part):
         """At every shape that is timed."""
         for shape in (None, *(self.target.shapes or ())):
             sizes = {} if shape is None else shape.sizes
-            taken = [(max(shape[0], self.target.batch), *shape[1:]) for shape in (i.resized(sizes) for i in self.takes)]
-            if sum(8 * math.prod(each) for each in taken) > MAX_INPUT_BYTES:
+            if sum(each.bytes_of(self.target.batch, sizes) for each in self.takes) > MAX_INPUT_BYTES:
                 at = "" if shape is None else f" at {shape.name}"
                 raise ValueError(f"inputs: one batch{at} would take more than {MAX_INPUT_BYTES:,} bytes")
         return self

@@ -22,7 +22,7 @@ from slimfront.core.errors import StoreError, TargetError, UserError
 from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.hardware_profiles.runtimes.base import Artifact
 from slimfront.spaces.policies.policy import Policy
-from slimfront.studies.bundles.bundle import open_bundle
+from slimfront.studies.bundles.bundle import InputInfo, open_bundle
 from slimfront.studies.bundles.judge import judge_of_study, judge_of_workload
 from slimfront.studies.bundles.verify import Check, verify_bundle
 from slimfront.studies.store.store import Store
@@ -171,7 +171,7 @@ LONG = {**load_target("cpu-openvino").model_dump(mode="json"), "shapes": [{"sequ
         ({"target": None}, "target: must be a mapping of keys, not None"),
         ({"input": {"name": "input", "shape": [1, 2**20, 2**20]}}, "inputs: one batch would take more than"),
         (
-            {"input": {"name": "input", "shape": [1, 512]}, "target": {**LONG, "shapes": None, "batch": 10**6}},
+            {"input": {"name": "input", "shape": [1, 600]}, "target": {**LONG, "shapes": None, "batch": 10**6}},
             "inputs: one batch would take more than",
         ),
         ({"input": TEXT, "target": LONG}, "inputs: one batch at sequence=1000000000 would take more than"),
@@ -188,6 +188,15 @@ def test_a_malformed_card_is_one_line_naming_the_key(bundle: Path, change: dict,
     with pytest.raises(UserError, match=re.escape(f"bundle/card.json: {says}")) as error:
         verified(bundle)
     assert len(str(error.value)) < 500
+
+
+def test_a_batch_takes_as_many_bytes_as_its_type() -> None:
+    images = InputInfo(shape=[1, 3, 224, 224])
+    assert images.bytes_of(2000, {}) == 4 * 2000 * 3 * 224 * 224  # fits, and would not at eight bytes a number
+    assert images.model_copy(update={"shape": [4, 3, 224, 224]}).bytes_of(1, {}) == 4 * 4 * 3 * 224 * 224
+    text = InputInfo(shape=[1, 8], dtype="int64", axes={"1": "sequence"})
+    assert text.bytes_of(2, {"sequence": 100}) == 8 * 2 * 100
+    assert text.model_copy(update={"dtype": "bool"}).bytes_of(2, {}) == 16
 
 
 def test_a_model_that_reads_other_files_is_refused(bundle: Path, inputs: ModuleType) -> None:
