@@ -9,6 +9,7 @@ SlimfrontError                 base: one clear line for a person, never a traceb
 │   ├── TargetError            a target card, or a runtime that is not installed
 │   ├── PolicyError            a policy that is malformed or does not fit its model
 │   ├── StoreError             a database, study or trial that does not exist or is in use
+│   │   └── StoreAwayError     a database that does not answer now, and may in a moment
 │   └── ArtifactGoneError      a file of a trial that is no longer kept, or not what it was
 ├── ArtifactsError             artifacts cannot be kept where they should be; nothing could be kept of any trial
 ├── WorkerStartError           no worker can start; no trial could run
@@ -75,6 +76,10 @@ class PolicyError(UserError):
 
 class StoreError(UserError):
     """A database, study or trial does not exist or is in use."""
+
+
+class StoreAwayError(StoreError):
+    """The database does not answer now and may in a moment: its server restarts, or another process has its file locked."""
 
 
 class ArtifactGoneError(UserError):

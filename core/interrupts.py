@@ -17,6 +17,9 @@ ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(sig
 _watching: list[Interrupts] = []
 """The active `Interrupts` of this process, innermost last."""
 
+_held: list[list[int]] = []
+"""The signals that each active `uninterrupted` block has held back so far, innermost last."""
+
 
 class Interrupts:
     """Remembers an interrupt of this process, for loops to look at.
@@ -109,6 +112,7 @@ def uninterrupted() -> Iterator[None]:
         yield
         return
     held: list[int] = []
+    _held.append(held)
 
     def hold(number: int, frame: FrameType | None) -> None:
         held.append(number)
@@ -120,8 +124,14 @@ def uninterrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
+        _held.remove(held)
         if held:
             signal.raise_signal(held[0])
+
+
+def is_interrupt_held() -> bool:
+    """Whether an interrupt waits for the end of an `uninterrupted` block: what only waits in there, waits no longer."""
+    return any(_held)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

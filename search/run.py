@@ -12,9 +12,10 @@ from pathlib import Path
 from rich.console import Console
 
 from ..compression.recovery.stored_teacher import most_bytes
-from ..core.errors import SearchError
+from ..core.errors import SearchError, TimeLimitError
 from ..core.interrupts import ending_interrupts
 from ..core.threads import give_back
+from ..core.time_limit import time_limited
 from ..hardware_profiles.profiling.fingerprint import saturates
 from ..studies.analysis.verdict import verdict
 from ..studies.files.study_files import REFERENCE
@@ -31,6 +32,7 @@ from .driver import Search
 from .events import Event, Listener, Preparing
 from .execution.base import Runner, try_trials
 from .execution.local import LocalRunner, measuring_process
+from .execution.worker_child import SLOW_START, start_limit_s
 from .execution.worker_process import WorkerProcess
 from .sole_driver import sole_driver
 from .terminal import SearchProgress
@@ -75,13 +77,15 @@ def run_search(
         _cluster_joined(spec, folder),
     ):
         hearing.insert(0, progress.hear)
-        prepared = prepare(spec, given, lambda what: _announce(what, hearing))
+        prepared = _prepared(spec, given, hearing)
         _remark(prepared, progress)
+        _start_ray(prepared, folder, hearing)
         with (
             Store(url) as store,
             sole_driver(store, spec.study),
             closing(measuring_process(prepared, folder)) as process,
         ):
+            store.patience.begin(lambda line: progress.say(line, "yellow"))
             measuring = partial(process.measured, folder=folder / REFERENCE, memory_gb=spec.budget.trial_memory_gb)
             search = Search(prepared, store, root, hearing, started, measuring)
             _describe(search.prepared, progress)
@@ -113,6 +117,34 @@ def _cluster_joined(spec: StudySpec, folder: Path) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _prepared(spec: StudySpec, given: Workload | None, listeners: Sequence[Listener]) -> PreparedStudy:
+    """As `prepare`, within the limit that the start of a worker has: the user's code may hang here as well as there.
+
+    Raises:
+        SearchError: it takes longer.
+    """
+    try:
+        with time_limited(start_limit_s(spec.budget.trial_timeout_s), f"preparing the search {SLOW_START}"):
+            return prepare(spec, given, lambda what: _announce(what, listeners))
+    except TimeLimitError as error:
+        raise SearchError(str(error)) from error
+
+
+def _start_ray(prepared: PreparedStudy, folder: Path, listeners: Sequence[Listener]) -> None:
+    """Start Ray here, where that is to be, before anything is measured: where it cannot start, that is known in seconds.
+
+    Args:
+        folder: of the study's logs.
+    """
+    if not prepared.spec.workers:
+        return
+    from .execution.ray_runner import cpus_here, is_cluster_named, join  # only here, as above
+
+    if not is_cluster_named():
+        _announce("starting Ray", listeners)
+        join(prepared.spec, folder, cpus_here(prepared.spec, prepared.target, prepared.spec.workers))
 
 
 def _announce(what: str, listeners: Sequence[Listener]) -> None:

@@ -11,6 +11,8 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -174,9 +176,22 @@ def _as_server_user(folder: Path) -> list[str]:
     pytest.skip("no user but root to run PostgreSQL as")
 
 
+@dataclass(frozen=True)
+class PostgresqlServer:
+    """A server of our own that listens on a socket in its folder only.
+
+    Attributes:
+        url: with {name} for the database.
+        control: runs pg_ctl with these arguments.
+    """
+
+    url: str
+    control: Callable[..., None]
+
+
 @pytest.fixture(scope="session")
-def postgresql_server() -> Iterator[str]:
-    """URL, with {name} for the database, of a server of our own that listens on a socket in its folder only."""
+def postgresql_server() -> Iterator[PostgresqlServer]:
+    """One for all tests of this process."""
     binaries = _postgresql_binaries()
     folder = Path(tempfile.mkdtemp(prefix="slimfront-postgresql-"))
     run_as = _as_server_user(folder)
@@ -188,18 +203,19 @@ def postgresql_server() -> Iterator[str]:
     run(str(binaries / "initdb"), "-D", data, "-U", "slimfront", "-A", "trust", "-E", "UTF8", "--no-sync")
     options = f"-c listen_addresses='' -c unix_socket_directories='{folder}' -c fsync=off"
     log = str(folder / "log")
-    run(str(binaries / "pg_ctl"), "-D", data, "-l", log, "-w", "-o", options, "start")
+    control = partial(run, str(binaries / "pg_ctl"), "-D", data, "-l", log, "-w", "-o", options)
+    control("start")
     try:
-        yield f"postgresql://slimfront@/{{name}}?host={folder}"
+        yield PostgresqlServer(f"postgresql://slimfront@/{{name}}?host={folder}", control)
     finally:
-        run(str(binaries / "pg_ctl"), "-D", data, "-w", "-m", "immediate", "stop")
+        control("-m", "immediate", "stop")
         shutil.rmtree(folder)
 
 
 @pytest.fixture
-def postgresql_url(postgresql_server: str) -> str:
+def postgresql_url(postgresql_server: PostgresqlServer) -> str:
     psycopg = pytest.importorskip("psycopg")
     name = f"test_{next(_databases)}"
-    with psycopg.connect(postgresql_server.format(name="postgres"), autocommit=True) as connection:
+    with psycopg.connect(postgresql_server.url.format(name="postgres"), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
-    return postgresql_server.format(name=name)
+    return postgresql_server.url.format(name=name)

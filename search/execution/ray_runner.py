@@ -16,6 +16,7 @@ from ...core.interrupts import Interrupts
 from ...core.threads import usable_threads
 from ...core.validation import MAX_COUNT
 from ...hardware_profiles.bench.bench import cores_for_workers
+from ...hardware_profiles.cards.target import Target
 from ...hardware_profiles.profiling.fingerprint import versions
 from ...studies.study_file.spec import StudySpec
 from ..cluster.nodes import Node
@@ -32,6 +33,7 @@ from .ray_worker import Answer, Ready
 from .resources import worker_resources
 from .shipment import delivered, unpack
 from .shortages import Shortages
+from .worker_child import SLOW_START, start_limit_s
 
 POLL_SECONDS = 0.5
 """Seconds between looks at interrupts, nodes and the budget while nobody answers."""
@@ -51,6 +53,12 @@ def join(spec: StudySpec, artifacts: Path, cpus: int = 1) -> None:
     connect(cpus, artifacts / LOG, environment)
 
 
+def cpus_here(spec: StudySpec, target: Target, workers: int | Literal["auto"]) -> int:
+    """How many processors a Ray that is started here offers: as many as its workers take, or there are for "auto"."""
+    here, each = usable_threads(cores_for_workers(target)), spec.compute.cpus or 1
+    return math.ceil(max(here, each) if workers == "auto" else workers * each)
+
+
 class RayRunner:
     """Runs trials in workers on the nodes of the cluster that RAY_ADDRESS names, or of this machine, where Ray is started then.
 
@@ -59,10 +67,8 @@ class RayRunner:
     """
 
     def __init__(self, search: Search, workers: int | Literal["auto"]) -> None:
-        self._search = search
+        self._search, self._workers = search, workers
         self._most = MAX_COUNT if workers == "auto" else workers
-        here, each = usable_threads(cores_for_workers(search.prepared.target)), search.spec.compute.cpus or 1
-        self._cpus = math.ceil(max(here, each) if workers == "auto" else workers * each)
         self._slots: Slots | None = None
 
     @property
@@ -84,13 +90,14 @@ class RayRunner:
                 self._hand_out(slots)
                 for slot in slots.answered(POLL_SECONDS):
                     self._take(slots, slot)
+                self._give_up_slow_starts(slots)
 
     @property
     def _joined(self) -> Slots:
         """The slots of the cluster, which is joined once."""
         if self._slots is None:
             search = self._search
-            join(search.spec, search.folder, self._cpus)
+            join(search.spec, search.folder, cpus_here(search.spec, search.prepared.target, self._workers))
             resources = worker_resources(search.spec.compute, ray.cluster_resources().get("GPU", 0))
             self._slots = Slots(search, self._most, resources)
         return self._slots
@@ -178,6 +185,12 @@ class RayRunner:
     def _is_useless(self, slots: Slots, slot: Slot, problem: str) -> None:
         if slots.failed(slot):
             self._leave_out(slots, slot.node, problem)
+
+    def _give_up_slow_starts(self, slots: Slots) -> None:
+        """Do without workers whose start takes too long: the user's code may hang there."""
+        limit_s = start_limit_s(self._search.spec.budget.trial_timeout_s)
+        for slot in slots.starting_since(limit_s) if limit_s is not None else []:
+            self._is_useless(slots, slot, f"its start {SLOW_START} = {limit_s:g} s")
 
     def _leave_out(self, slots: Slots, node: Node, problem: str) -> None:
         slots.leave_out(node)

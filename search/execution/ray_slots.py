@@ -47,6 +47,7 @@ class Slot:
         answer: what it was asked for last; None while it waits for a task.
         is_far: whether it cannot read the driver's files.
         task: None where it has none.
+        began: `time.monotonic()` when it was started.
         ready: what it said when it had everything that trials need; None until then.
         busy_s: seconds that its trials took of the time since it was ready.
     """
@@ -66,6 +67,7 @@ class Slot:
         self.task: Task | None = None
         self.ready: Ready | None = None
         self.busy_s = 0.0
+        self.began = time.monotonic()
 
     def begin(self, task: Task) -> None:
         """Have it run a task to its first stage."""
@@ -127,6 +129,10 @@ class Slots:
     def idle(self) -> list[Slot]:
         """Those that wait for a task."""
         return [slot for slot in self._slots if slot.answer is None]
+
+    def starting_since(self, seconds: float) -> list[Slot]:
+        """Those that have been starting for longer than so many seconds."""
+        return [slot for slot in self._slots if slot.ready is None and time.monotonic() - slot.began > seconds]
 
     @property
     def running(self) -> list[Slot]:

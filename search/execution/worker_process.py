@@ -22,7 +22,7 @@ from ..trials.worker import Stage
 from ..trials.worker_setup import WorkerSetup
 from .base import Task
 from .crash_report import exit_text, stage_of_death
-from .worker_child import TOO_LONG, Check, Measure, Renew, serve
+from .worker_child import SLOW_START, TOO_LONG, Check, Measure, Renew, serve, start_limit_s
 
 T = TypeVar("T")
 
@@ -154,8 +154,12 @@ class WorkerProcess:
         )
 
     def _why_not_started(self) -> str | None:
+        limit_s = start_limit_s(self._trial_timeout_s)
         try:
-            problem = self._receive(None)
+            problem = self._receive(limit_s)
+        except TimeoutError:
+            self._end()
+            return f"its start {SLOW_START} = {limit_s:g} s"
         except (EOFError, OSError):
             return f"its process {self._end()}"
         if problem is not None:

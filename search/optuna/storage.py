@@ -5,25 +5,33 @@ Optuna's own writes each parameter and each attribute in a transaction of its ow
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from optuna._typing import JSONSerializable
 from optuna.distributions import BaseDistribution, check_distribution_compatibility, distribution_to_json
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._cached_storage import _CachedStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event, insert
 
+from ...studies.store.database import connect_waits, database_url
+from ...studies.store.patience import Patience, patient
 from ...studies.store.store import Store
 from .trial_rows import read_trial, read_trials
 
 
 class ColumnStorage(RDBStorage):
-    """Optuna's storage that reads trials by column."""
+    """Optuna's storage that reads trials by column.
+
+    Attributes:
+        patience: how calls wait where the database does not answer now.
+    """
+
+    patience = Patience()
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         found = read_trial(self.engine, trial_id)
@@ -42,6 +50,13 @@ class ColumnStorage(RDBStorage):
         return [trial for trial in trials if states is None or trial.state in states]
 
 
+_TRANSACTIONS = (*BaseStorage.__abstractmethods__, "_create_new_trial", "_get_trials", "_set_trial_param")
+"""The methods of a backend that `_CachedStorage` calls, each a transaction of its own."""
+
+for _name in _TRANSACTIONS:
+    setattr(ColumnStorage, _name, patient(getattr(ColumnStorage, _name)))
+
+
 @dataclass
 class _Held:
     """What is to be written at the end of `StudyStorage.together`."""
@@ -56,7 +71,9 @@ class StudyStorage(_CachedStorage):
     What has ended is kept in memory, as `_CachedStorage` does; what has not is found without a look at the rest.
     """
 
-    def __init__(self, backend: RDBStorage) -> None:
+    _backend: ColumnStorage
+
+    def __init__(self, backend: ColumnStorage) -> None:
         super().__init__(backend)
         self._held: _Held | None = None
 
@@ -110,8 +127,10 @@ class StudyStorage(_CachedStorage):
         return [trial for trial in unfinished if trial.state in states]
 
     def _write(self, held: _Held) -> None:
-        if not (held.parameters or held.attributes):
-            return
+        if held.parameters or held.attributes:
+            self._backend.patience.outlast(lambda: self._write_at_once(held))
+
+    def _write_at_once(self, held: _Held) -> None:
         with self._backend.scoped_session() as session, session.begin():
             if held.parameters:
                 session.execute(insert(models.TrialParamModel), held.parameters)
@@ -119,14 +138,15 @@ class StudyStorage(_CachedStorage):
                 self._backend._set_trial_attr_without_commit(session, *attribute)
 
 
-def open_storage(store: Store) -> RDBStorage:
+def open_storage(store: Store) -> ColumnStorage:
     """Optuna's storage in the store's database; on SQLite with the same journal settings, or it writes half as fast.
 
-    It writes only while the store holds the leases it took, and its errors are the store's.
+    It writes only while the store holds the leases it took, and waits for the database as the store does; its errors are the store's.
     """
     sqlite = store.url.startswith("sqlite")
-    waits: Mapping[str, Any] = {"connect_args": {"timeout": 30}} if sqlite else {"pool_pre_ping": True}
-    storage = ColumnStorage(store.url, engine_kwargs=dict(waits))
+    waits = {"timeout": 30} if sqlite else connect_waits(database_url(store.url))
+    storage = ColumnStorage(store.url, engine_kwargs={"connect_args": waits, "pool_pre_ping": not sqlite})
+    storage.patience = store.patience
     store.watch(storage.engine)
     if sqlite:
         event.listen(storage.engine, "connect", _fast_sqlite)

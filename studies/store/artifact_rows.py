@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from pathlib import Path
 
@@ -72,7 +72,7 @@ class ArtifactRows:
             study_id, trial_id = _ids(session, study, number)
             return _records(session, tables.Artifact.study_id == study_id, tables.Artifact.trial_id == trial_id)
 
-    def remove_artifacts(self, study: str, number: int | None, kinds: Iterable[str]) -> list[ArtifactRecord]:
+    def remove_artifacts(self, study: str, number: int | None, kinds: Collection[str]) -> list[ArtifactRecord]:
         """Note that a trial's files of these kinds are not kept any more.
 
         Returns:

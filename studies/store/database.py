@@ -10,11 +10,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event, inspect, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
 from ...core.defaults import DEFAULT_STORAGE
-from ...core.errors import StoreError
+from ...core.errors import StoreAwayError, StoreError
 from ...core.interrupts import uninterrupted
 from ...core.texts import one_line, redacted, without
 from ...core.validation import shortened
@@ -34,6 +34,9 @@ _SQLITE_PROBLEMS = {
     "database is locked": "locked by another process; try again when that one has ended",
     "database or disk is full": "the database or its disk is full; nothing more is stored until there is space",
 }
+
+_PASSING_STATES = ("08", "57P")
+"""Classes of PostgreSQL's states of errors: connections that broke, and servers that end or start (its manual, appendix A)."""
 
 _MIGRATION_LOCK = (
     0x511F407  # any fixed number: the process that migrates a PostgreSQL database holds the advisory lock of it
@@ -104,6 +107,13 @@ def is_there(url: str) -> bool:
     """
     parsed = database_url(url)
     return parsed.get_backend_name() != "sqlite" or Path(str(parsed.database)).exists()
+
+
+def connect_waits(url: URL) -> dict[str, int]:
+    """How long a driver waits for the database, as an argument of its own kind; nothing where the URL says that."""
+    sqlite = url.get_backend_name() == "sqlite"
+    key, seconds = ("timeout", BUSY_TIMEOUT_S) if sqlite else ("connect_timeout", CONNECT_TIMEOUT_S)
+    return {} if key in url.query else {key: seconds}
 
 
 class Database:
@@ -192,8 +202,7 @@ class Database:
 
     def _engine(self) -> Engine:
         sqlite = self.url.get_backend_name() == "sqlite"
-        key, seconds = ("timeout", BUSY_TIMEOUT_S) if sqlite else ("connect_timeout", CONNECT_TIMEOUT_S)
-        waits = {} if key in self.url.query else {key: seconds}
+        waits = connect_waits(self.url)
         with self._errors_of_the_url():
             # A server may have ended a connection that was idle: it is asked before it is used.
             engine = create_engine(self.url, connect_args=waits, pool_pre_ping=not sqlite)
@@ -246,7 +255,18 @@ class Database:
     def _worded(self, error: DBAPIError) -> StoreError:
         lines = str(error.orig).strip().splitlines() or [type(error.orig).__name__]
         known = (said for problem, said in _SQLITE_PROBLEMS.items() if problem in lines[0])
-        return StoreError(f"{self.name}: {next(known, one_line(without(lines[0], self._secrets)))}")
+        kind = StoreAwayError if _may_pass(error) else StoreError
+        return kind(f"{self.name}: {next(known, one_line(without(lines[0], self._secrets)))}")
+
+
+def _may_pass(error: DBAPIError) -> bool:
+    """Whether the database may answer in a moment: what PostgreSQL raises of a connection has no state, or one of these classes."""
+    if error.connection_invalidated:
+        return True
+    if not isinstance(error, OperationalError):
+        return False
+    state = getattr(error.orig, "sqlstate", "")
+    return "is locked" in str(error.orig) if state == "" else state is None or state.startswith(_PASSING_STATES)
 
 
 def sqlite_file(url: URL) -> Path | None:

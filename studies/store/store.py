@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Engine, select
@@ -16,6 +16,7 @@ from .artifact_rows import ArtifactRows
 from .changes import TrialEnd, add_front, end_trial
 from .database import Database
 from .lease import Lease
+from .patience import Patience, patiently
 from .queries import (
     ended_trials,
     find_study,
@@ -48,6 +49,7 @@ from .study_rows import StudyRows
 from .trial_state import TrialState
 
 
+@patiently
 class Store(StudyRows, ArtifactRows):
     """Everything slimfront knows of its studies.
 
@@ -62,6 +64,9 @@ class Store(StudyRows, ArtifactRows):
         artifacts: folder or URL to look for artifacts in before the place that each study has them by its row; such as where they
             were moved.
 
+    Attributes:
+        patience: how calls wait where the database does not answer now; not at all unless that is asked for.
+
     Raises:
         StoreError: from every method, when the database cannot be opened or is locked, or a study is not in it.
     """
@@ -69,6 +74,7 @@ class Store(StudyRows, ArtifactRows):
     def __init__(self, url: str = DEFAULT_STORAGE, *, create: bool = True, artifacts: str | None = None) -> None:
         super().__init__(Database(url, create=create))
         self.artifacts_root = artifacts
+        self.patience = Patience()
 
     def __enter__(self) -> Store:
         return self
@@ -98,7 +104,7 @@ class Store(StudyRows, ArtifactRows):
 
     # Sensitivities
 
-    def add_sensitivities(self, study: str, records: Iterable[SensitivityRecord]) -> None:
+    def add_sensitivities(self, study: str, records: Sequence[SensitivityRecord]) -> None:
         """Add measured damages of single choices."""
         with self._database.writing() as session:
             study_id = find_study(session, study).id
@@ -140,7 +146,7 @@ class Store(StudyRows, ArtifactRows):
             find_trial(session, study, number).worker = worker
 
     def add_measurements(
-        self, study: str, number: int, measurements: Iterable[Measurement], rung: int = 0, target: str | None = None
+        self, study: str, number: int, measurements: Sequence[Measurement], rung: int = 0, target: str | None = None
     ) -> None:
         """Add what was measured of a trial; an earlier figure of the same name stays in the history.
 
@@ -162,7 +168,7 @@ class Store(StudyRows, ArtifactRows):
         number: int,
         state: TrialState,
         reason: str | None = None,
-        violations: Iterable[Violation] | None = None,
+        violations: Sequence[Violation] | None = None,
         *,
         rung: int | None = None,
         driver_died: bool = False,

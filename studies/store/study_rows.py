@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -88,7 +88,7 @@ class StudyRows:
     def set_baseline(
         self,
         study: str,
-        measurements: Iterable[Measurement],
+        measurements: Sequence[Measurement],
         target: str,
         reference: ReferenceRecord | None = None,
         spec: StudySpec | None = None,

@@ -15,14 +15,18 @@ from pathlib import Path
 
 import pytest
 from loky.backend import get_context
+from rich.console import Console
 from slimfront.core.errors import ArtifactsError, SearchError, UserError, WorkerStartError, WorkloadError
+from slimfront.search import run as run_module
 from slimfront.search.driver import Search
+from slimfront.search.execution import worker_process
 from slimfront.search.execution.base import run_trials, worker_setup
 from slimfront.search.execution.crash_report import CrashReport, exit_text, stage_of_death
 from slimfront.search.execution.local import measuring_process, run_local
-from slimfront.search.execution.worker_child import serve
+from slimfront.search.execution.worker_child import serve, start_limit_s
 from slimfront.search.execution.worker_process import WorkerProcess
 from slimfront.search.proposals import Proposal
+from slimfront.search.run import run_search
 from slimfront.search.trials.artifacts_folder import require_writable, storage_problem, storing
 from slimfront.search.trials.baseline import lower_reference, measuring_here, with_scores
 from slimfront.search.trials.prepared_study import prepare
@@ -321,6 +325,41 @@ def test_what_a_library_makes_of_a_full_disk_is_seen_through(tmp_path: Path) -> 
         Path("/dev/full").write_text("x", encoding="utf-8")
     with pytest.raises(ZeroDivisionError), storing(tmp_path):
         raise ZeroDivisionError
+
+
+def test_a_ray_that_cannot_start_here_is_known_before_anything_is_measured(
+    luck: Luck, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from slimfront.search.execution import ray_runner
+
+    def refuse(*_: object) -> None:
+        raise UserError("Ray cannot be started or joined: no port is free")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_runner, "connect", refuse)
+    with pytest.raises(UserError, match="no port is free"):
+        run_search(luck(workers=1), f"sqlite:///{tmp_path}/study.db", tmp_path / "artifacts", Console(quiet=True))
+    assert not (tmp_path / "study.db").exists()
+
+
+def test_a_workload_that_hangs_as_it_is_loaded_ends_the_search_and_says_where(
+    luck: Luck, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "start_limit_s", lambda _: 0.5)
+    monkeypatch.setattr(run_module, "prepare", lambda *_: time.sleep(100))
+    with pytest.raises(SearchError, match=r"^preparing the search took longer than .* = 0.5 s \(in test_bad_luck.py:"):
+        run_search(luck(), f"sqlite:///{tmp_path}/study.db", tmp_path / "artifacts", Console(quiet=True))
+
+
+def test_a_worker_that_hangs_at_its_start_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (start_limit_s(None), start_limit_s(1), start_limit_s(1000)) == (None, 600, 5000)
+    monkeypatch.setattr(worker_process, "start_limit_s", lambda _: 0.1)
+    monkeypatch.setattr(worker_process, "KILL_DELAY_S", 0.1)
+    monkeypatch.setattr(worker_process, "serve", lambda *_: time.sleep(100))
+    process = WorkerProcess(None, tmp_path / "workers.log", 1)  # pyright: ignore[reportArgumentType]
+    said = r"after 3 tries: its start took longer than .* = 0.1 s; what it"
+    with closing(process), pytest.raises(WorkerStartError, match=said):
+        next(process.run(Proposal(1, Policy(), tmp_path)))
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "no-such-host.invalid:6379"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,7 @@ class FakeSlot:
     answer = task = ready = None
 
     def __init__(self, node: Any, *_: object) -> None:
-        self.node = node
+        self.node, self.began = node, time.monotonic() - 700
 
     def kill(self) -> None:
         """Nothing."""
@@ -68,6 +69,16 @@ def test_workers_start_where_there_is_room_and_the_others_wait(slots) -> None:
     cluster |= {"a": (4, 0), "b": (4, 3)}
     made.fill()
     assert (len(made.idle), made.waiting) == (8, 0)
+
+
+def test_workers_that_do_not_come_to_be_ready_are_known(slots) -> None:
+    made = slots({"a": (2, 2)})
+    made.fill()
+    first, second = made.idle
+    assert made.starting_since(600) == [first, second]
+    second.ready = object()
+    assert made.starting_since(600) == [first]
+    assert made.starting_since(800) == []
 
 
 def test_no_more_workers_wait_than_are_wanted(slots) -> None:
