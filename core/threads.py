@@ -1,12 +1,10 @@
-"""What a process computes on: the names of devices, how many threads it may use, how to change torch's number of threads temporarily, and how
-to give memory back.
+"""What a process computes on: the names of devices, how many threads it may use, and how to change torch's number of threads temporarily.
 
 Threads of one operation wait for each other by spinning: more of them than cores take seconds where one takes milliseconds.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -16,9 +14,6 @@ from loky import cpu_count
 
 DeviceKind = Literal["auto", "cpu", "cuda"]
 """Where a study computes: "auto" is a CUDA GPU where this process sees one, and else wherever the workload's own model is."""
-
-WORTH_BYTES = 2**27
-"""Free memory that is kept for later, as training uses the same sizes again and again, is given back from here on."""
 
 
 def usable_threads(cores: Collection[int] | None = None) -> int:
@@ -39,23 +34,3 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-class _Usage(ctypes.Structure):
-    """`struct mallinfo2` of glibc; `free` is what is allocated from the system and unused."""
-
-    _fields_ = [(name, ctypes.c_size_t) for name in ("a", "b", "c", "d", "e", "f", "g", "used", "free", "top")]
-
-
-def give_back() -> None:
-    """Give the system what was freed, where that is much: of ResNet-152's export, whose weights are 0.24 GB, glibc keeps 0.57 GB.
-
-    Does nothing where the C library is not glibc.
-    """
-    library = ctypes.CDLL(None)
-    trim, usage = getattr(library, "malloc_trim", None), getattr(library, "mallinfo2", None)
-    if trim is None or usage is None:
-        return
-    usage.restype = _Usage
-    if usage().free >= WORTH_BYTES:
-        trim(0)

@@ -14,10 +14,10 @@ from ..compression.recovery.outputs import OutputKinds, output_kinds
 from ..core.batch import HOST, Batch, rows, taken, tensors_of
 from ..core.errors import EvaluationError, describe_exception
 from ..core.interrupts import raise_if_interrupted
+from ..core.machine.memory import give_back
 from ..core.measurement import Measurement
 from ..core.metrics import METRICS, metrics_named
 from ..core.statistics import NORMAL_QUANTILE
-from ..core.threads import give_back
 from ..core.time_limit import time_limited
 from ..hardware_profiles.bench.lock import sharing_gpu
 from ..hardware_profiles.runtimes.base import Artifact

@@ -33,7 +33,8 @@ from .live_front import LiveFront
 from .optuna.attributes import STOPPED_EPOCHS, STOPPED_VALUES
 from .optuna.sampler_factory import make_sampler
 from .optuna.study import OptunaStudy
-from .proposals import Asked, Proposal, Proposals
+from .proposal import Proposal
+from .proposals import Asked, Proposals
 from .sampler.study_terms import greedy_policies
 from .sensitivity import Sensitivity, known_damage
 from .study_setup import open_study, quiet_moment, stage_of_baseline, time_budget

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -14,7 +13,7 @@ from rich.console import Console
 from ..compression.recovery.stored_teacher import most_bytes
 from ..core.errors import SearchError, TimeLimitError
 from ..core.interrupts import ending_interrupts
-from ..core.threads import give_back
+from ..core.machine.memory import tidy
 from ..core.time_limit import time_limited
 from ..hardware_profiles.profiling.fingerprint import saturates
 from ..studies.analysis.verdict import verdict
@@ -155,8 +154,7 @@ def _announce(what: str, listeners: Sequence[Listener]) -> None:
 def _tidy(event: Event) -> None:
     """Give back to the system what a part of the preparation freed, before the next one."""
     if isinstance(event, Preparing):
-        gc.collect()
-        give_back()
+        tidy()
 
 
 def _remark(prepared: PreparedStudy, progress: SearchProgress) -> None:

@@ -179,7 +179,8 @@ def test_the_command_line_starts_without_the_heavy_libraries() -> None:
 def test_a_worker_starts_without_libraries_that_few_trials_need() -> None:
     """Each takes a second of every worker's start, on every machine of a cluster."""
     libraries = ("sklearn", "scipy.stats", "torchvision", "timm", "transformers", "optuna", "ray")
-    code = f"import sys, slimfront.search.trials.worker; print([m for m in {libraries} if m in sys.modules])"
+    worker = "slimfront.search.execution.ray_worker"
+    code = f"import sys, {worker}; print([m for m in {libraries} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 

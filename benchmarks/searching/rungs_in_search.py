@@ -27,7 +27,7 @@ from slimfront.compression.recovery.recover import recover_by_rungs
 from slimfront.core.measurement import Measurement
 from slimfront.hardware_profiles.runtimes.base import Artifact
 from slimfront.search.driver import Search
-from slimfront.search.proposals import Proposal
+from slimfront.search.proposal import Proposal
 from slimfront.search.sampler.study_terms import cost_of
 from slimfront.search.trials.prepared_study import PreparedStudy, prepare
 from slimfront.search.trials.recovered import structure

@@ -1,4 +1,5 @@
-"""How much more memory a process may take: what the machine has free, and what the limits of its control groups leave.
+"""How much more memory a process may take, by what the machine has free and what the limits of its control groups leave, and how it gives
+memory back.
 
 A group's limit holds for all groups within it, so that the least of all levels counts (Linux, Documentation/admin-guide/cgroup-v2.rst
 and cgroup-v1/memory.rst).
@@ -6,6 +7,8 @@ and cgroup-v1/memory.rst).
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +18,9 @@ import psutil
 
 PROCESS = Path("/proc/self")
 """Where Linux says which groups this process is in, and where they are mounted."""
+
+WORTH_BYTES = 2**27
+"""Free memory that is kept for later, as training uses the same sizes again and again, is given back from here on."""
 
 
 def free_memory() -> float:
@@ -94,3 +100,29 @@ def _left_in(group: Path, version: _Version) -> float:
 def _unescaped(field: str) -> str:
     """A field of mountinfo, where spaces are written as \\040."""
     return field.encode().decode("unicode_escape")
+
+
+class _Usage(ctypes.Structure):
+    """`struct mallinfo2` of glibc; `free` is what is allocated from the system and unused."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in ("a", "b", "c", "d", "e", "f", "g", "used", "free", "top")]
+
+
+def give_back() -> None:
+    """Give the system what was freed, where that is much: of ResNet-152's export, whose weights are 0.24 GB, glibc keeps 0.57 GB.
+
+    Does nothing where the C library is not glibc.
+    """
+    library = ctypes.CDLL(None)
+    trim, usage = getattr(library, "malloc_trim", None), getattr(library, "mallinfo2", None)
+    if trim is None or usage is None:
+        return
+    usage.restype = _Usage
+    if usage().free >= WORTH_BYTES:
+        trim(0)
+
+
+def tidy() -> None:
+    """Collect garbage, and give back what that frees: captured graphs hold a model's weights in circles of references."""
+    gc.collect()
+    give_back()

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ...core.errors import ArtifactsError, WorkerStartError
 from ...core.interrupts import Interrupts
 from ...core.threads import usable_threads
 from ...hardware_profiles.bench.bench import cores_for_workers
 from ..confirmation.scoring_task import ScoringTask
-from ..driver import Search
-from ..proposals import Proposal
+from ..proposal import Proposal
 from ..trials.artifacts_folder import storing
 from ..trials.given_workload import pickled_registrations
 from ..trials.prepared_study import PreparedStudy
 from ..trials.worker import Stage
 from ..trials.worker_setup import WorkerSetup
+
+if TYPE_CHECKING:
+    from ..driver import Search  # for annotations only: workers do without the database
 
 LOG = "workers.log"
 """What workers print, in the study's artifacts folder."""

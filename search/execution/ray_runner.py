@@ -22,7 +22,7 @@ from ...studies.study_file.spec import StudySpec
 from ..cluster.nodes import Node
 from ..cluster.study_folder import runtime_env
 from ..driver import Search
-from ..proposals import Proposal
+from ..proposal import Proposal
 from ..trials.artifacts_folder import storing
 from ..trials.trial_log import append
 from ..trials.worker import Stage

@@ -15,7 +15,7 @@ from ...hardware_profiles.bench.bench import cores_for_workers
 from ...hardware_profiles.profiling.fingerprint import versions
 from ...hardware_profiles.runtimes.base import get_runtime
 from ...workloads.load import settle_in
-from ..proposals import Proposal
+from ..proposal import Proposal
 from ..trials.artifacts_folder import unwritable, why_unwritable
 from ..trials.worker import Stage, Worker
 from ..trials.worker_setup import WorkerSetup

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
@@ -17,12 +18,14 @@ from ...evaluators.evaluator import Reference
 from ...hardware_profiles.runtimes.base import Artifact
 from ...workloads.workload import SPLITS, Workload
 from ..confirmation.scoring_task import ScoringTask
-from ..driver import Search
-from ..proposals import Proposal
+from ..proposal import Proposal
 from ..trials.shared_pickle import SharedPickle
 from ..trials.worker import Stage
 from ..trials.worker_setup import WorkerSetup
 from .base import Task
+
+if TYPE_CHECKING:
+    from ..driver import Search  # for annotations only: workers do without the database
 
 Files = Mapping[str, np.ndarray]
 """Relative path -> content, bytes [n]: arrays lie in Ray's object store once a node."""

@@ -18,7 +18,7 @@ from ...core.interrupts import end_with, ignore_interrupts
 
 if TYPE_CHECKING:
     from ...evaluators.evaluator import Context
-    from ..proposals import Proposal
+    from ..proposal import Proposal
     from ..trials.worker import Worker
     from ..trials.worker_setup import WorkerSetup
     from .base import Task

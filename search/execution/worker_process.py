@@ -15,7 +15,7 @@ from loky.backend import get_context
 
 from ...core.errors import SearchError, WorkerStartError, WorkloadError
 from ...evaluators.evaluator import Context
-from ..proposals import Proposal
+from ..proposal import Proposal
 from ..trials.baseline import UNMEASURED
 from ..trials.trial_log import FILE as TRIAL_LOG
 from ..trials.worker import Stage

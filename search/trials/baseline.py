@@ -11,8 +11,8 @@ from typing import Protocol, TypeVar
 from ...compression.packing.packed_file import save_packed
 from ...core.errors import WorkloadError, describe_exception
 from ...core.interrupts import raise_if_interrupted
+from ...core.machine.memory import give_back
 from ...core.measurement import Measurement
-from ...core.threads import give_back
 from ...evaluators.accuracy import score
 from ...evaluators.evaluator import Context, LoweredCandidate, Reference
 from ...evaluators.registry import measure

@@ -12,6 +12,7 @@ from ...compression.pruning.proof import proven_groups
 from ...core.batch import device_of
 from ...core.console import Doing, unsaid
 from ...core.errors import WorkloadError
+from ...core.machine.memory import tidy
 from ...core.validation import suggestion
 from ...hardware_profiles.cards.target import Target, load_target
 from ...hardware_profiles.runtimes.registry import RUNTIMES
@@ -90,6 +91,7 @@ def inspect_workload(
     workload: Workload, target: Target | None = None, spec: StudySpec | None = None, doing: Doing = unsaid
 ) -> Inspection:
     """Inspect a loaded workload, in the space of a study or else of its family's preset."""
+    doing = _tidying(doing)
     model, example = workload.model.eval(), workload.example_input
     remarks = (*workload.remarks, *_artifact_remarks(workload, target, doing))  # first: nothing lowers without it
     family, found = family_of(model, example), _Found.of(workload, doing)
@@ -132,6 +134,16 @@ def _artifact_remarks(workload: Workload, target: Target | None, doing: Doing) -
     remarks = size_remarks(workload, target)  # first: what stands in the way of other sizes is said by the axes' names
     require_artifact(workload, target)
     return remarks
+
+
+def _tidying(doing: Doing) -> Doing:
+    """As `doing`, and give back what the part before has freed."""
+
+    def announce(what: str) -> None:
+        tidy()
+        doing(what)
+
+    return announce
 
 
 def _bits_on(workload: Workload, layers: Sequence[Layer], target: Target | None) -> dict[str, str]:

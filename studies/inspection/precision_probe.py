@@ -10,6 +10,7 @@ from pathlib import Path
 from ...compression.quantization.quantize import quantize
 from ...core.errors import TargetError, TrialError
 from ...core.interrupts import raise_if_interrupted
+from ...core.machine.memory import tidy
 from ...core.threads import torch_threads
 from ...hardware_profiles.cards.target import Target
 from ...hardware_profiles.runtimes.base import get_runtime
@@ -172,6 +173,8 @@ def _asked(workload: Workload, target: Target, policy: Policy) -> Answer:
         return _executed(workload, target, policy)
     except (TargetError, TrialError) as reason:  # of this policy: the others may run all the same
         return str(reason)
+    finally:
+        tidy()  # before the next model is captured and compiled
 
 
 def _executed(workload: Workload, target: Target, policy: Policy) -> dict[str, str]:
@@ -179,9 +182,13 @@ def _executed(workload: Workload, target: Target, policy: Policy) -> dict[str, s
     runtime = get_runtime(target.runtime)
     model, example = workload.model.eval(), workload.example_input
     candidate = Candidate(policy, model, quantize(model, example, policy, _some(workload)))
+    tidy()  # the captured graphs, of which the grids are left
     with tempfile.TemporaryDirectory() as folder, torch_threads(1):  # a session of torch's sets the process's number
         path = Path(folder) / f"model{runtime.suffix}"
-        executed = runtime.load(lowered(runtime, candidate, example, target, path).path, target).executed_precisions()
+        file = lowered(runtime, candidate, example, target, path).path
+        del candidate
+        tidy()
+        executed = runtime.load(file, target).executed_precisions()
     return {name: executed[name] for name in (*policy.layers, *policy.recurrent) if name in executed}
 
 

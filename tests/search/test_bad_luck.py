@@ -25,7 +25,7 @@ from slimfront.search.execution.crash_report import CrashReport, exit_text, stag
 from slimfront.search.execution.local import measuring_process, run_local
 from slimfront.search.execution.worker_child import serve, start_limit_s
 from slimfront.search.execution.worker_process import WorkerProcess
-from slimfront.search.proposals import Proposal
+from slimfront.search.proposal import Proposal
 from slimfront.search.run import run_search
 from slimfront.search.trials.artifacts_folder import require_writable, storage_problem, storing
 from slimfront.search.trials.baseline import lower_reference, measuring_here, with_scores

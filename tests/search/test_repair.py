@@ -13,7 +13,7 @@ from slimfront.core.measurement import Measurement
 from slimfront.core.metrics import METRICS
 from slimfront.search.bookkeeping import MOST_RETRIES
 from slimfront.search.driver import Search
-from slimfront.search.proposals import Proposal
+from slimfront.search.proposal import Proposal
 from slimfront.search.run import run_search
 from slimfront.search.trials.prepared_study import prepare
 from slimfront.search.trials.worker import Stage
