@@ -203,8 +203,8 @@ class Search:
         if self._proposals.losses(self._running[number].policy) >= MOST_RETRIES:
             self.fail(number, f"{reason}, as were those of {MOST_RETRIES} tries before")
             return
-        measurements = self._running.pop(number).measurements
-        trial = self._books.close(number, TrialState.INTERRUPTED, reason, measurements)
+        running = self._running.pop(number)
+        trial = self._books.close(number, TrialState.INTERRUPTED, reason, running.measurements)
         self._proposals.lose(trial, is_queued=not self._rungs.give_back(trial.retry_of))
         self.tell(TrialFinished(trial))
 
@@ -226,9 +226,8 @@ class Search:
     @property
     def is_over(self) -> bool:
         """Whether the budget is spent, counting trials that still run, and no stopped trial would go on now."""
-        if self.stopped_because is not None or self.budget.is_time_spent(self.front):
-            return True
-        return self._is_spent and self._rungs.promoted() is None
+        stops = self.stopped_because is not None or self.budget.is_time_spent(self.front)
+        return stops or (self._is_spent and self._rungs.promoted() is None)
 
     @property
     def _is_spent(self) -> bool:

@@ -67,7 +67,8 @@ class RayRunner:
     """
 
     def __init__(self, search: Search, workers: int | Literal["auto"]) -> None:
-        self._search, self._workers = search, workers
+        self._search = search
+        self._workers: int | Literal["auto"] = workers
         self._most = MAX_COUNT if workers == "auto" else workers
         self._slots: Slots | None = None
 
