@@ -13,10 +13,12 @@ from sqlalchemy.orm import Session
 from ..artifacts.open_store import is_url
 from . import tables
 from .database import Database, sqlite_file
+from .patience import patiently
 from .queries import find_study, find_trial
 from .records import ArtifactPlace, ArtifactRecord
 
 
+@patiently
 class ArtifactRows:
     """The methods of `Store` that read and write rows of files; the rules of `Store` hold for them.
 

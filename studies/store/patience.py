@@ -81,8 +81,8 @@ def patient(call: Callable[Concatenate[Patient, P], T]) -> Callable[Concatenate[
 
 
 def patiently(kind: type[T]) -> type[T]:
-    """Make every public method of a class wait, those of its bases too: a class decorator."""
-    for name in {name for base in kind.__mro__ for name in vars(base) if not name.startswith("_")}:
-        if callable(method := getattr(kind, name)):  # what is none is a property
-            setattr(kind, name, patient(method))
+    """Make every public method of a class wait, but those of its bases: a class decorator."""
+    for name, value in list(vars(kind).items()):
+        if callable(value) and not name.startswith("_"):
+            setattr(kind, name, patient(value))
     return kind

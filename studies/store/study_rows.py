@@ -16,12 +16,14 @@ from ..study_file.spec import StudySpec
 from . import tables
 from .changes import change_spec, delete_rows
 from .database import Database
+from .patience import patiently
 from .queries import baseline_rows, find_study, study_record
 from .records import TIMED, ReferenceRecord, StudyRecord
 from .rescaling import rescale
 from .rows import measurement_rows, reference_row, study_of
 
 
+@patiently
 class StudyRows:
     """The methods of `Store` that read and write studies; the rules of `Store` hold for them.
 
