@@ -9,7 +9,11 @@ from contextlib import contextmanager
 from typing import cast
 
 import torch
+import torch.ao.quantization.fx.utils as torch_ao
+import torchao.utils as torchao
 from torch import Tensor, fx, nn
+from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
+from torchao.quantization.pt2e.quantizer import Quantizer
 
 from ...core.batch import Batch, device_of, mapped, shapes_of
 from ...core.errors import CompressionError
@@ -56,6 +60,18 @@ def captured(model: nn.Module, inputs: Batch) -> fx.GraphModule:
     graph = copy.deepcopy(_graphs[key])
     graph.load_state_dict(state, strict=False)  # constants of the graph are not in it
     return graph
+
+
+def with_observers(graph: fx.GraphModule, quantizer: Quantizer) -> fx.GraphModule:
+    """PT2E's graph that observes what `quantizer` asks for.
+
+    Functions of the two libraries that look for a graph's device keep every graph that they were asked about; here they forget it.
+    """
+    try:
+        return prepare_pt2e(graph, quantizer)
+    finally:
+        for device_of_graph in (torch_ao.assert_and_get_unique_device, torchao._assert_and_get_unique_device):
+            device_of_graph.cache_clear()
 
 
 def _traced(model: nn.Module, inputs: Batch) -> fx.GraphModule:

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 from torchao.quantization.pt2e.observer import ObserverBase
-from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 from torchao.quantization.pt2e.quantizer import (
     QuantizationAnnotation,
     QuantizationSpec,
@@ -48,7 +47,7 @@ from ...workloads.workload import MapDataset
 from ..batches import CALIBRATION_BATCH, input_batches
 from ..folding import BATCH_NORMS
 from .bfloat16 import rounded_weights
-from .captured import captured, capturing
+from .captured import captured, capturing, with_observers
 from .observers import ACTIVATION_OBSERVERS, WEIGHT_OBSERVERS
 from .weight_grids import grouped_weights, quantized_recurrences, quantized_tables
 
@@ -89,7 +88,7 @@ def _of_layers(model: nn.Module, example_input: Batch, policy: Policy, calibrati
         exported = captured(model, repeated(example_input, batch_size))
         norms, mixed = folded_in(exported.graph)
         _spell_out_norms(exported)
-        prepared = prepare_pt2e(exported, PolicyQuantizer(wanted, policy.scheme))
+        prepared = with_observers(exported, PolicyQuantizer(wanted, policy.scheme))
     with torch.no_grad():
         for batch in input_batches(calibration, batch_size, device_of_model(model)):
             prepared(batch)

@@ -1,6 +1,7 @@
 """Post-training quantization: grids and integers worked out by hand."""
 
 import copy
+import gc
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from slimfront.core.errors import CompressionError
 from slimfront.spaces.models.layers import find_layers
 from slimfront.spaces.policies.candidate import Quantization, QuantizedWeight
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils.data import TensorDataset
 
 
@@ -227,6 +228,19 @@ def test_quantizing_leaves_the_model_alone():
     quantized(model, (3, 6, 6), {"0": LayerPolicy(4, 4)})
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert not any(module.training for module in model.modules())
+
+
+def test_a_model_that_was_quantized_is_not_kept():
+    """Libraries keep what they were asked about: each trial of a search would hold a copy of the model for ever."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
+
+    def graphs() -> int:
+        quantized(model, (3, 8, 8), everywhere(model, (3, 8, 8), 8, 8))
+        gc.collect()
+        return sum(issubclass(type(each), fx.GraphModule) for each in gc.get_objects())
+
+    first = graphs()  # the one that was captured is kept, for all policies
+    assert graphs() == first
 
 
 def test_the_uncompressed_policy_needs_no_export():

@@ -1,5 +1,6 @@
 """What `slimfront inspect` tells of workloads whose structure is known."""
 
+import gc
 import json
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from slimfront.cli import app
 from slimfront.core.errors import LoweringError, StudyFileError, WorkloadError
 from slimfront.core.threads import torch_threads
 from slimfront.hardware_profiles.cards.target import load_target
-from slimfront.hardware_profiles.runtimes.onnx.openvino_runtime import computes
+from slimfront.hardware_profiles.runtimes.onnx.openvino_runtime import OpenVinoRuntime, computes
 from slimfront.spaces.models.layers import Layer, find_every_layer
 from slimfront.studies.inspection import float_artifact, precision_probe
 from slimfront.studies.inspection import inspect as inspection
@@ -22,6 +23,7 @@ from slimfront.studies.inspection.report import inspection_tables
 from slimfront.workloads.load import load_workload
 from slimfront.workloads.workload import Workload
 from torch import nn
+from torch.fx import GraphModule
 from torch.utils.data import TensorDataset
 from typer.testing import CliRunner
 
@@ -152,6 +154,27 @@ def test_a_width_that_cannot_be_lowered_leaves_the_other_answers(digits_workload
     bits = bits_on(digits_workload, layers_of(digits_workload), load_target("cpu-openvino"))
     assert bits["weight 16"] == "not asked: no such weight"
     assert bits["weight 8"] == "i8 in 16 of 16"
+
+
+def captured_graphs() -> int:
+    return sum(issubclass(type(each), GraphModule) for each in gc.get_objects())
+
+
+def test_no_graph_that_was_captured_is_left_while_the_target_compiles(digits_workload, monkeypatch):
+    """Each holds the model's weights, in a circle of references; but the one that is captured once, with its guard, stays."""
+    left = []
+    loading = OpenVinoRuntime.load
+
+    def load(self, *arguments):
+        left.append(captured_graphs())
+        return loading(self, *arguments)
+
+    gc.collect()
+    before = captured_graphs()
+    monkeypatch.setattr(OpenVinoRuntime, "load", load)
+    bits_on(digits_workload, layers_of(digits_workload), load_target("cpu-openvino"))
+    assert len(left) > 1
+    assert max(left) <= before + 2
 
 
 MASKED = '''
