@@ -15,6 +15,7 @@ from ..compression.pruning.prune import pruned_copy
 from ..compression.quantization.candidates import make_candidate
 from ..core.errors import TargetError
 from ..hardware_profiles.bench.paired_timing import PairedTiming
+from ..hardware_profiles.bench.timer import TIMING_SECONDS
 from ..hardware_profiles.cards.latency_table import Costs, LatencyTable
 from ..hardware_profiles.cards.target import Target
 from ..hardware_profiles.profiling.prediction import calls_of, cost_units, fit_table, layers_of
@@ -27,9 +28,8 @@ from ..studies.store.store import Store
 from ..studies.study_file.load import load_study
 from ..studies.study_file.spec import StudySpec
 from ..workloads.load import working_in
-from .trials.baseline import QUIET_SECONDS, lower_reference
+from .trials.baseline import lower_reference
 from .trials.prepared_study import PreparedStudy, prepare
-from .trials.worker import TIMING_SECONDS
 
 POLICIES = 80
 
@@ -104,7 +104,7 @@ def time_policies(
     with tempfile.TemporaryDirectory(prefix="slimfront-table-") as folder:
         reference = lower_reference(prepared.context, Path(folder) / "reference")
         with prepared.bench(reference) as bench:
-            reference_ms, *_ = bench.time_reference(QUIET_SECONDS)
+            reference_ms, *_ = bench.time_reference(TIMING_SECONDS)
             for policy in policies:
                 progress(len(units), len(policies))
                 candidate = compress(prepared, policy)

@@ -19,7 +19,7 @@ from ..core.errors import StoreError
 from ..core.measurement import Measurement
 from ..core.metrics import FRACTION, Quality
 from ..evaluators.evaluator import Context, Reference
-from ..hardware_profiles.bench.timer import Timer
+from ..hardware_profiles.bench.timer import TIMING_SECONDS, Timer
 from ..hardware_profiles.runtimes.base import Artifact
 from ..spaces.knobs.recovery import RECOVERY_KIND
 from ..spaces.models.channel_groups import ChannelGroup
@@ -36,7 +36,7 @@ from ..workloads.metrics import quality_of
 from .events import Listener, Preparing, QuietMomentTaken, ReferenceNotMeasured, ReferenceSettled, TrainingFound
 from .optuna.rescaled_trials import rescale_trials
 from .time_budget import TimeBudget
-from .trials.baseline import QUIET_SECONDS, Measuring, lower_reference, measure_reference, with_scores
+from .trials.baseline import Measuring, lower_reference, measure_reference, with_scores
 from .trials.free_deployments import choose_reference
 from .trials.kept_files import PRECISIONS_FILE, keep
 from .trials.prepared_study import PreparedStudy
@@ -265,7 +265,7 @@ def quiet_moment(
     if (reason := _measured_elsewhere(prepared, study)) is not None:
         tell(ReferenceNotMeasured(reason))
         return replace(reference, was_timed_here=False)
-    value, low, high, blocks = bench.time_reference(QUIET_SECONDS)
+    value, low, high, blocks = bench.time_reference(TIMING_SECONDS)
     now = replace(before, value=value, low=low, high=high, n=blocks)
     record = replace(record, moments=(*record.moments, QuietMoment(datetime.now(UTC), now)))
     is_quieter = now.value < before.value * (1 - RESOLUTION)

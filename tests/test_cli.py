@@ -22,7 +22,7 @@ from slimfront.core.measurement import Measurement
 from slimfront.spaces.policies.policy import LayerPolicy, Policy
 from slimfront.studies.bundles.verify import Check
 from slimfront.studies.reports.json_documents import checks_document
-from slimfront.studies.store.records import INTERRUPTED
+from slimfront.studies.store.records import INTERRUPTED, ORPHANED
 from slimfront.studies.store.store import Store
 from slimfront.studies.study_file.load import load_study, shipped_studies
 
@@ -37,6 +37,7 @@ GOOD = {
     "space": {"weight_bits": [8, 32], "activation_bits": [8, 32]},
 }
 GIVEN = "study.yaml"
+COMPLETE = "select number, state from slimfront_trial where state = 'complete'"
 SAVED = ["accuracy_drop", "latency_ms", "packed_bytes"]
 """Objectives of which fewer bits always make one better, so that any search finds something."""
 
@@ -404,17 +405,23 @@ def rows(folder: Path, query: str) -> list[tuple]:
 
 @pytest.mark.slow
 def test_a_search_over_ray_and_postgresql_from_file_to_front_and_export(
-    study: Callable[..., Path], postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+    study: Callable[..., Path], postgresql_url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
+    """The search and the export are processes of their own; the other commands read what the search has stored."""
     monkeypatch.setenv("SLIMFRONT_STORAGE", postgresql_url)
-    folder = study(workers=2, budget={"trials": 6})
+    folder = study(workers=2, budget={"trials": 4})
+    monkeypatch.chdir(folder)
+
+    def printed(*arguments: str) -> str:
+        return typed(*arguments, monkeypatch=monkeypatch, capfd=capfd)[1]
+
     result = slimfront("search", GIVEN, cwd=folder)
     assert result.returncode == 0, result.stderr
     assert "slimfront export tiny --to DIR" in result.stdout
     assert not (folder / "slimfront.db").exists()
     with Store(postgresql_url) as store:
-        assert [trial.state for trial in store.trials("tiny")] == ["complete"] * 6
-    document = json.loads(slimfront("front", "tiny", "--format", "json", cwd=folder).stdout)
+        assert [trial.state for trial in store.trials("tiny")] == ["complete"] * 4
+    document = json.loads(printed("front", "tiny", "--format", "json"))
     assert document["study"] == "tiny"
     assert [objective["name"] for objective in document["objectives"]] == SAVED
     names = {"accuracy", "accuracy_drop", "flops", "bops", "parameters", "artifact_bytes", "latency_ms", "speedup"}
@@ -424,11 +431,11 @@ def test_a_search_over_ray_and_postgresql_from_file_to_front_and_export(
         assert set(point["measurements"]["speedup"]) == {"value", "low", "high", "unit"}
         assert set(point["values"]) == set(SAVED)
     trial = str(document["points"][0]["trial"])
-    assert slimfront("studies", cwd=folder).stdout.count("tiny") >= 1
-    assert "complete" in slimfront("status", "tiny", cwd=folder).stdout
-    assert "speedup" in slimfront("show", "tiny", trial, cwd=folder).stdout
-    audited = json.loads(slimfront("audit", "tiny", "--format", "json", "--plot", "audit.html", cwd=folder).stdout)
-    assert {found["proxy"]: found["n"] for found in audited["proxies"]}["bops"] == 6
+    assert "tiny" in printed("studies")
+    assert "complete" in printed("status", "tiny")
+    assert "speedup" in printed("show", "tiny", trial)
+    audited = json.loads(printed("audit", "tiny", "--format", "json", "--plot", "audit.html"))
+    assert {found["proxy"]: found["n"] for found in audited["proxies"]}["bops"] == 4
     assert "plotly" in (folder / "audit.html").read_text()
     exported = slimfront("export", "tiny", "--pick", "fastest", "--to", "bundle", "--format", "json", cwd=folder)
     assert exported.returncode == 0, exported.stderr
@@ -436,9 +443,9 @@ def test_a_search_over_ray_and_postgresql_from_file_to_front_and_export(
     assert {"policy.json", "model.onnx", "weights.safetensors", "card.json", "card.md"} <= set(
         os.listdir(folder / "bundle")
     )
-    unknown = slimfront("front", "tinny", cwd=folder)
-    assert unknown.returncode == 2
-    assert "tiny" in unknown.stderr
+    code, _, problem = typed("front", "tinny", monkeypatch=monkeypatch, capfd=capfd)
+    assert code == 2
+    assert "tiny" in problem
 
 
 def start_and_wait(folder: Path, finished: int) -> subprocess.Popen[str]:
@@ -476,39 +483,43 @@ def output_at_end(process: subprocess.Popen[str]) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-def test_ctrl_c_loses_nothing_and_the_same_command_goes_on(workers: int, study: Callable[..., Path]) -> None:
+def test_a_killed_driver_and_ctrl_c_lose_nothing_and_the_same_command_goes_on(
+    workers: int, study: Callable[..., Path]
+) -> None:
+    """Without Ray the driver is killed first, and leaves nothing running; a search over Ray goes on without it."""
     space = {"weight_bits": [4, 8, 32], "activation_bits": [8, 32], "channel_sparsity": [0, 0.5]}
     folder = study(workers=workers, budget={"trials": 60}, space=space)
-    process = start_and_wait(folder, finished=2)
+    before, orphaned = [], 0
+    if not workers:
+        killed = start_and_wait(folder, finished=1)
+        killed.kill()
+        killed.communicate()
+        before = rows(folder, COMPLETE)
+        orphaned = rows(folder, "select count(*) from slimfront_trial where state = 'running'")[0][0]
+    process = start_and_wait(folder, finished=max(2, len(before) + 1))
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
     output = output_at_end(process)
     assert process.returncode == 130, output
     assert "run the same command to continue" in output
     assert "Traceback" not in output
-    finished = rows(folder, "select number, state from slimfront_trial where state = 'complete'")
+    finished = rows(folder, COMPLETE)
     assert len(finished) >= 2
-    assert rows(folder, "select count(*) from slimfront_trial where state = 'running'") == [(0,)]
-    assert rows(folder, "select count(*) from trials where state = 'RUNNING'") == [(0,)]
+    assert set(before) < set(finished)
+    assert rows(folder, f"select count(*) from slimfront_trial where reason = '{ORPHANED}'") == [(orphaned,)]
+    assert_none_runs(folder)
     interrupted = rows(folder, f"select count(*) from slimfront_trial where reason = '{INTERRUPTED}'")[0][0]
     total = len(finished) + 2
-    result = slimfront("search", GIVEN, "--trials", str(total), cwd=folder)
+    result = slimfront("search", GIVEN, "--trials", str(total), "--workers", "0", cwd=folder)
     assert result.returncode == 0, result.stderr
-    complete = rows(folder, "select number, state from slimfront_trial where state = 'complete'")
+    complete = rows(folder, COMPLETE)
     assert set(finished) < set(complete)
     assert len(complete) == total
+    assert_none_runs(folder)
     # What was interrupted waits behind the anchors, or was tried again already. Ctrl-C between two trials interrupts none.
     retried = rows(folder, "select count(*) from trial_user_attributes where \"key\" = 'retry_of'")[0][0]
-    assert retried >= min(interrupted, 1)
+    assert retried >= min(interrupted + orphaned, 1)
 
 
-@pytest.mark.slow
-def test_a_killed_driver_leaves_nothing_running_for_its_successor(study: Callable[..., Path]) -> None:
-    folder = study(budget={"trials": 60}, space={"weight_bits": [4, 8, 32], "activation_bits": [8, 32]})
-    process = start_and_wait(folder, finished=1)
-    process.kill()
-    process.communicate()
-    finished = rows(folder, "select count(*) from slimfront_trial where state = 'complete'")[0][0]
-    result = slimfront("search", GIVEN, "--trials", str(finished + 1), cwd=folder)
-    assert result.returncode == 0, result.stderr
+def assert_none_runs(folder: Path) -> None:
     assert rows(folder, "select count(*) from slimfront_trial where state = 'running'") == [(0,)]
     assert rows(folder, "select count(*) from trials where state = 'RUNNING'") == [(0,)]

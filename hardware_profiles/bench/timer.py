@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Protocol, Self
 
 from .paired_timing import PairedTiming
+
+TIMING_SECONDS = float(os.environ.get("SLIMFRONT_TIMING_S", "1"))
+"""The most seconds of one timing of a trial, or of the uncompressed model; a point of the front is confirmed in twice as many."""
 
 
 class Timer(Protocol):

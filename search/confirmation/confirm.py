@@ -14,7 +14,7 @@ from ...core.metrics import Phase, is_confirmed
 from ...evaluators.evaluator import LoweredCandidate
 from ...evaluators.registry import measure
 from ...evaluators.scores import Scores
-from ...hardware_profiles.bench.timer import Timer
+from ...hardware_profiles.bench.timer import TIMING_SECONDS, Timer
 from ...hardware_profiles.runtimes.base import Artifact
 from ...studies.files.sample_scores import keep_samples
 from ...studies.files.study_files import MODEL
@@ -25,7 +25,8 @@ from ..execution.local import LocalRunner
 from ..fidelity.rungs import confirmed_rung
 from .split_scoring import SplitScoring
 
-SECONDS = 2.0
+SECONDS = 2 * TIMING_SECONDS
+"""The most seconds of one timing of a point of the front."""
 
 UNCONFIRMED = "not confirmed: "
 """What the part of a trial's reason begins with that says why the end of the search could not measure it."""

@@ -17,7 +17,7 @@ from ...evaluators.accuracy import score
 from ...evaluators.evaluator import Context, LoweredCandidate, Reference
 from ...evaluators.registry import measure
 from ...hardware_profiles.bench.bench import bench_cores
-from ...hardware_profiles.bench.timer import Timer
+from ...hardware_profiles.bench.timer import TIMING_SECONDS, Timer
 from ...hardware_profiles.runtimes.base import Artifact
 from ...hardware_profiles.runtimes.lowered import lowered
 from ...spaces.policies.candidate import Candidate
@@ -28,8 +28,6 @@ from ..cluster.timers import timer_of
 from .kept_files import keep_precisions
 
 T = TypeVar("T")
-
-QUIET_SECONDS = 1.0
 
 OUTPUTS = "outputs"
 """The folder of the reference's outputs on the search-validation split, next to its artifact."""
@@ -102,7 +100,7 @@ def _measured(context: Context, artifact: Artifact, bench: Timer, reference: Ref
     lowered = LoweredCandidate(
         candidate, artifact, save_packed(candidate, artifact.path.with_name("packed.safetensors"))
     )
-    timing = replace(context, bench=bench, timing_seconds=QUIET_SECONDS)
+    timing = replace(context, bench=bench, timing_seconds=TIMING_SECONDS)
     measured = measure(lowered, timing, "counted", "timed", "scored")
     if over_float32 is None:
         return measured

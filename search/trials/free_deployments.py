@@ -13,13 +13,13 @@ from ...evaluators.accuracy import accuracy_measurements, score
 from ...evaluators.evaluator import Context
 from ...evaluators.latency import latency_measurements
 from ...evaluators.scores import Scores
-from ...hardware_profiles.bench.timer import Timer
+from ...hardware_profiles.bench.timer import TIMING_SECONDS, Timer
 from ...hardware_profiles.runtimes.base import Artifact
 from ...spaces.knobs.quantization import FLOATS
 from ...spaces.policies.float_precision import FLOAT32, FloatPrecision
 from ...studies.analysis.free_deployments import choose, paying
 from ...studies.store.records import FreeDeployment, ReferenceRecord
-from .baseline import QUIET_SECONDS, Measuring, bench_of, lower_reference
+from .baseline import Measuring, bench_of, lower_reference
 from .prepared_study import PreparedStudy
 
 FREE = "free"
@@ -95,7 +95,7 @@ def _of_float32(scores: Scores, context: Context) -> dict[str, Measurement]:
 def _paired(deployment: FreeDeployment, context: Context, bench: Timer, plain: Scores, folder: Path) -> FreeDeployment:
     try:
         artifact = lower_reference(context, folder, deployment.precision)
-        timing = bench.time(artifact.path, QUIET_SECONDS)
+        timing = bench.time(artifact.path, TIMING_SECONDS)
         scores = score(artifact, context.workload.validation, context)
     except (EvaluationError, LoweringError) as error:  # as where float16 overflows: it is no way to deploy this model
         return replace(deployment, problem=str(error))

@@ -30,7 +30,7 @@ from ...evaluators.evaluator import Context, LoweredCandidate
 from ...evaluators.registry import measure
 from ...evaluators.scores import Scores
 from ...hardware_profiles.bench.bench import bench_cores, cores_for_workers
-from ...hardware_profiles.bench.timer import Timer
+from ...hardware_profiles.bench.timer import TIMING_SECONDS, Timer
 from ...hardware_profiles.profiling.fingerprint import require_fit
 from ...hardware_profiles.runtimes.base import Artifact, get_runtime
 from ...hardware_profiles.runtimes.lowered import lowered
@@ -49,8 +49,6 @@ from .trial_log import kept_log, log_traceback
 from .worker_setup import WorkerSetup
 
 T = TypeVar("T")
-
-TIMING_SECONDS = 1.0
 
 
 @dataclass(frozen=True)

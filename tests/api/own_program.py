@@ -68,7 +68,7 @@ def note(event: object) -> None:
         finished.append(event.trial.number)
 
 
-for workers, trials in (1, 3), (0, 5):  # over Ray, and on in a process of slimfront's own
+for workers, trials in (1, 2), (0, 4):  # over Ray, and on in a process of slimfront's own
     study = slimfront.search(
         workload,
         name="tones",
@@ -79,7 +79,7 @@ for workers, trials in (1, 3), (0, 5):  # over Ray, and on in a process of slimf
         sensitivity=False,
         callbacks=[note],
     )
-assert sorted(finished) == [0, 1, 2, 3, 4]
+assert sorted(finished) == [0, 1, 2, 3]
 assert set(study.trials["state"]) == {"complete"}, study.trials["reason"].tolist()
 best = study.best("packed_bytes", where="accuracy_drop <= 0.2")
 assert not best.policy.is_uncompressed

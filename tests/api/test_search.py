@@ -1,5 +1,6 @@
 """A search from Python: what its arguments mean, and that objects of a script or a notebook reach the workers."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -142,7 +143,8 @@ def test_a_program_s_own_objects_are_searched(tmp_path: Path) -> None:
     """
     with OWN.open() as program:
         result = subprocess.run(
-            [sys.executable, "-"], cwd=tmp_path, stdin=program, capture_output=True, text=True, check=False
-        )
+            [sys.executable, "-"], cwd=tmp_path, stdin=program, capture_output=True, text=True, check=False,
+            env={**os.environ, "SLIMFRONT_TIMING_S": "1"},  # as a user's: its bundle is verified
+        )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == "holds"

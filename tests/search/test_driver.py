@@ -18,8 +18,9 @@ from slimfront.search.driver import Search
 from slimfront.search.execution.local import run_local
 from slimfront.search.optuna.policy_sampler import PolicySampler
 from slimfront.search.optuna.sampler_factory import make_sampler
-from slimfront.search.run import run_search
+from slimfront.search.run import _warn_of_saturation
 from slimfront.search.sole_driver import sole_driver
+from slimfront.search.terminal import SearchProgress
 from slimfront.search.trials.prepared_study import PreparedStudy, prepare
 from slimfront.search.trials.worker import Stage
 from slimfront.studies.analysis.front import Objective, Point, dominates
@@ -307,14 +308,17 @@ def test_a_second_driver_is_refused_by_name(store: Store) -> None:
 
 
 @pytest.mark.parametrize("flags", [["avx2"], ["avx2", "avx_vnni"]])
-def test_a_processor_without_vnni_is_reported_before_the_first_trial(
-    flags: list[str], tiny_spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_processor_without_vnni_is_reported(
+    flags: list[str], tiny_spec: Spec, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Where a whole search says so, `test_terminal.py` shows."""
     monkeypatch.setattr("slimfront.search.trials.prepared_study.machine", lambda: {**machine(), "flags": flags})
-    spec = tiny_spec(budget={"trials": 1})
-    console = Console(record=True, file=io.StringIO(), width=200)
-    run_search(spec, f"sqlite:///{tmp_path / 'predicted.db'}", tmp_path / "artifacts", console)
-    assert ("this processor has no VNNI" in console.export_text()) == (flags == ["avx2"])
+    spec, said = tiny_spec(), io.StringIO()
+    search = Search(prepare(spec), store, tmp_path / "artifacts")
+    with SearchProgress(spec, Console(file=said, width=200)) as progress:
+        progress.follow(search)
+        _warn_of_saturation(search, progress)
+    assert ("this processor has no VNNI" in said.getvalue()) == (flags == ["avx2"])
 
 
 def test_recovery_comes_after_the_timing_and_keeps_both_scores(tiny_spec: Spec, store: Store, tmp_path: Path) -> None:

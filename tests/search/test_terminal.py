@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 from slimfront.core.errors import StoreError
 from slimfront.core.measurement import Measurement
+from slimfront.hardware_profiles.profiling.fingerprint import machine
 from slimfront.search import terminal
 from slimfront.search.events import Preparing, SensitivityMeasured, TrialConfirmed, TrialFinished
 from slimfront.search.run import run_search
@@ -65,6 +66,8 @@ def searched(tiny_spec, tmp_path, monkeypatch) -> tuple[str, str]:
     monkeypatch.setattr(terminal, "LINE_INTERVAL_S", 0.0)
     monkeypatch.setattr(terminal, "PATIENCE_S", float("inf"))  # a busy machine takes long to open the study
     said, url = io.StringIO(), f"{tmp_path}/study.db"
+    flags = {**machine(), "flags": ["avx2"]}
+    monkeypatch.setattr("slimfront.search.trials.prepared_study.machine", lambda: flags)
     spec = tiny_spec(objectives=SAVED)
     run_search(spec, url, tmp_path / "artifacts", Console(file=said, width=200))
     return url, said.getvalue()
@@ -78,6 +81,8 @@ def test_a_search_without_a_terminal_counts_and_one_that_is_refused_shows_nothin
     assert lines[0] == "  channels of fc stay: its channels are the model's output"
     assert [line for line in lines if re.match(r"  4 of 4 trials, \d:\d\d; front of \d, best ", line)]
     assert re.fullmatch(r"  4 trials in \d:\d\d, \d points? on the front", lines[-1])
+    [warned] = [number for number, line in enumerate(lines) if "this processor has no VNNI" in line]
+    assert warned < min(number for number, line in enumerate(lines) if "trial 0" in line or "of 4 trials" in line)
     joined = [line for line in lines if "joins the front" in line]
     assert re.search(
         r"trial \d joins the front: accuracy drop -?\d\.\d{4}.*, latency [\d.e-]+( ±[\d.e-]+)? ms, packed [\d.]+ kB$",
