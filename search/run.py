@@ -26,7 +26,7 @@ from ..studies.study_file.spec import StudySpec
 from ..workloads.load import working_in
 from ..workloads.workload import Workload
 from .confirmation.confirm import confirm_front
-from .dashboard.serve import Publisher
+from .dashboard.publish import Publisher
 from .driver import Search
 from .events import Event, Listener, Preparing
 from .execution.base import Runner, try_trials

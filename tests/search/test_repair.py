@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 
 import optuna
@@ -11,14 +12,17 @@ from rich.console import Console
 from slimfront.core.errors import WorkerStartError
 from slimfront.core.measurement import Measurement
 from slimfront.core.metrics import METRICS
+from slimfront.hardware_profiles.runtimes.base import Artifact
+from slimfront.search import study_setup
 from slimfront.search.bookkeeping import MOST_RETRIES
 from slimfront.search.driver import Search
 from slimfront.search.proposal import Proposal
 from slimfront.search.run import run_search
+from slimfront.search.trials.baseline import with_scores
 from slimfront.search.trials.prepared_study import prepare
 from slimfront.search.trials.worker import Stage
 from slimfront.studies.files.trial_log import last_lines
-from slimfront.studies.store.records import ORPHANED
+from slimfront.studies.store.records import ORPHANED, ReferenceRecord
 from slimfront.studies.store.store import Store
 from slimfront.studies.study_file.spec import StudySpec
 from sqlalchemy import Connection, Engine, event
@@ -77,8 +81,13 @@ def agree(store: Store) -> None:
 @pytest.mark.usefixtures("short_timings")
 @pytest.mark.parametrize("constraints", [[], ["accuracy_drop <= 0.005"]], ids=["complete", "infeasible"])
 def test_a_driver_may_be_killed_at_any_write(
-    constraints: list[str], tiny_spec: Callable[..., StudySpec], tmp_path: Path
+    constraints: list[str], tiny_spec: Callable[..., StudySpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The reference is scored once, and not timed again by every driver: neither is between the writes in question."""
+    once = cache(lambda context: with_scores(context, Artifact.of(reference), 1.0, ReferenceRecord("float32", "", "")))
+    monkeypatch.setattr(study_setup, "with_scores", lambda context, **_: once(context))
+    monkeypatch.setattr(study_setup, "quiet_moment", lambda prepared, store, reference, bench, tell: reference)
+    reference = tmp_path / "artifacts" / "tiny" / "reference" / "model.onnx"
     prepared = prepare(tiny_spec(space=SPACE, sampler="random", budget={"trials": 3}, constraints=constraints))
     database, copy = tmp_path / "new.db", tmp_path / "killed.db"
     with Store(f"sqlite:///{database}") as store:

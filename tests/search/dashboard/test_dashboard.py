@@ -22,8 +22,9 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.wait import WebDriverWait
-from slimfront.search.dashboard import serve as dashboard
-from slimfront.search.dashboard.serve import Publisher, feasible_front, publish
+from slimfront.search.dashboard import publish as publishing
+from slimfront.search.dashboard.publish import Publisher, publish
+from slimfront.search.dashboard.serve import feasible_front
 from slimfront.search.driver import Search
 from slimfront.search.execution.local import run_local
 from slimfront.search.trials.prepared_study import prepare
@@ -268,7 +269,7 @@ def attributes(search: Search) -> dict[str, object]:
 
 def test_publishing_is_throttled_unless_forced(search: Search, monkeypatch: pytest.MonkeyPatch):
     now = 1000.0
-    monkeypatch.setattr(dashboard.time, "monotonic", lambda: now)
+    monkeypatch.setattr(publishing.time, "monotonic", lambda: now)
     publisher = Publisher(search)
 
     assert publisher.publish()
@@ -281,7 +282,7 @@ def test_publishing_is_throttled_unless_forced(search: Search, monkeypatch: pyte
 
 def test_a_slow_publication_is_followed_by_a_longer_pause(search: Search, monkeypatch: pytest.MonkeyPatch):
     clock = iter([0.0, 0.0, 2.0, 101.9, 102.0, 102.0])  # made; began and ended; asked; began and ended
-    monkeypatch.setattr(dashboard.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(publishing.time, "monotonic", lambda: next(clock))
     publisher = Publisher(search)
 
     assert [publisher.publish() for _ in range(3)] == [True, False, True]
