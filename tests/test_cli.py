@@ -398,9 +398,9 @@ def study(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def rows(folder: Path, query: str) -> list[tuple]:
+def rows(folder: Path, query: str, *values: str) -> list[tuple]:
     with sqlite3.connect(folder / "slimfront.db") as connection:
-        return connection.execute(query).fetchall()
+        return connection.execute(query, values).fetchall()
 
 
 @pytest.mark.slow
@@ -505,7 +505,7 @@ def test_a_killed_driver_and_ctrl_c_lose_nothing_and_the_same_command_goes_on(
     finished = rows(folder, COMPLETE)
     assert len(finished) >= 2
     assert set(before) < set(finished)
-    assert rows(folder, f"select count(*) from slimfront_trial where reason = '{ORPHANED}'") == [(orphaned,)]
+    assert rows(folder, "select count(*) from slimfront_trial where reason = ?", ORPHANED) == [(orphaned,)]
     assert_none_runs(folder)
     interrupted = rows(folder, f"select count(*) from slimfront_trial where reason = '{INTERRUPTED}'")[0][0]
     total = len(finished) + 2

@@ -84,10 +84,10 @@ def test_a_driver_may_be_killed_at_any_write(
     constraints: list[str], tiny_spec: Callable[..., StudySpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The reference is scored once, and not timed again by every driver: neither is between the writes in question."""
-    once = cache(lambda context: with_scores(context, Artifact.of(reference), 1.0, ReferenceRecord("float32", "", "")))
-    monkeypatch.setattr(study_setup, "with_scores", lambda context, **_: once(context))
+    once = cache(lambda: with_scores(prepared.context, Artifact.of(path), 1.0, ReferenceRecord("float32", "", "")))
+    monkeypatch.setattr(study_setup, "with_scores", lambda context, **_: once())
     monkeypatch.setattr(study_setup, "quiet_moment", lambda prepared, store, reference, bench, tell: reference)
-    reference = tmp_path / "artifacts" / "tiny" / "reference" / "model.onnx"
+    path = tmp_path / "artifacts" / "tiny" / "reference" / "model.onnx"
     prepared = prepare(tiny_spec(space=SPACE, sampler="random", budget={"trials": 3}, constraints=constraints))
     database, copy = tmp_path / "new.db", tmp_path / "killed.db"
     with Store(f"sqlite:///{database}") as store:
