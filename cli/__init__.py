@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from gc import set_threshold
 from typing import Annotated, Literal
 
 import typer
 
 from ..core.console import write_in_any_encoding
 from ..core.errors import SlimfrontError, UserError
+from ..core.machine.garbage import collect_seldom
 from .bundles import export, verify
 from .options import fail, out
 from .reading import audit, front, show, status, studies
@@ -32,9 +32,6 @@ app = typer.Typer(
 
 COMPLETE = "_SLIMFRONT_COMPLETE"
 """Variable by which a shell asks for completions."""
-
-OBJECTS_PER_COLLECTION = 10_000
-"""Python's own 700 lets the import of torch look for garbage hundreds of times: a sixth of the seconds that a command takes to start."""
 
 VERSIONED = ("torch", "torchvision", "openvino", "onnxruntime", "optuna", "ray", "sqlalchemy")
 """Packages that `--version` names as well."""
@@ -99,7 +96,7 @@ def main() -> None:
     if not sys.warnoptions:  # `python -W` and PYTHONWARNINGS show them
         warnings.simplefilter("ignore")  # libraries' own deprecations are none of the user's business
     write_in_any_encoding()
-    set_threshold(OBJECTS_PER_COLLECTION)
+    collect_seldom()
     if COMPLETE in os.environ:
         from typer.completion import completion_init  # pyright: ignore[reportPrivateImportUsage]
 

@@ -20,12 +20,13 @@ import hypothesis
 import loky.backend
 import pytest
 from loky import wrap_non_picklable_objects
+from slimfront.core.machine.garbage import collect_seldom
 from slimfront.workloads.builtin.digits import digits
 from slimfront.workloads.workload import Workload
 
 _databases = itertools.count()
 
-gc.set_threshold(10_000)  # as `slimfront.cli` does
+collect_seldom()  # as `slimfront.cli` does
 TIMING_SECONDS = 0.2
 """The most seconds of a timing where only what is done with the figure is tested."""
 
@@ -93,6 +94,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files come first, then others with slow tests, so that processes that share the files end together."""
     slow = {item.path for item in items if "slow" in item.keywords}
     items.sort(key=lambda item: (item.path.name not in LONGEST, item.path not in slow))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: no look for garbage, of which searches and timings take many, need go through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @contextmanager

@@ -140,8 +140,10 @@ def train(data: Sentences, epochs: int = 20) -> Sentiment:
 
 
 if __name__ == "__main__":
-    trained, test = train(Sentences(range(4, 10), TRAINED_ON)), Sentences(range(1), 1000)
+    trained, test = train(Sentences(range(4, 10), TRAINED_ON)), Sentences(range(1), 300)
     torch.save(trained.head.state_dict(), CHECKPOINT)
     with torch.no_grad():
         ratings = torch.stack([trained.head(embedded(trained, test)).squeeze(1), test.ratings])
-    print(f"correlation with people's ratings on the test split: {float(torch.corrcoef(ratings)[0, 1]):.4f}")
+    print(
+        f"correlation with people's ratings on 300 sentences of the test split: {float(torch.corrcoef(ratings)[0, 1]):.4f}"
+    )

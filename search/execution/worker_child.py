@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.errors import describe_exception
 from ...core.interrupts import end_with, ignore_interrupts
+from ...core.machine.garbage import collect_seldom
 
 if TYPE_CHECKING:
     from ...evaluators.evaluator import Context
@@ -86,6 +87,7 @@ def serve(connection: Connection, log: Path, driver: int) -> None:
     Args:
         driver: the process that started this one, and may have been killed since.
     """
+    collect_seldom()
     ignore_interrupts()  # Ctrl-C is the driver's to handle; it ends this process
     _print_to(log)
     try:

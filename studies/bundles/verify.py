@@ -17,7 +17,7 @@ from ...core.errors import TargetError, UserError
 from ...evaluators.accuracy import score
 from ...evaluators.evaluator import Context
 from ...hardware_profiles.bench.bench import bench_cores
-from ...hardware_profiles.bench.timer import Timer
+from ...hardware_profiles.bench.timer import TIMING_SECONDS, Timer
 from ...hardware_profiles.cards.target import Target
 from ...hardware_profiles.runtimes.base import get_runtime
 from ...hardware_profiles.runtimes.onnx.signature import refuse_external_data
@@ -31,7 +31,7 @@ ACCURACY_TOLERANCE = 0.05
 """Of the loss that is worth nothing: 0.005 of a fraction."""
 
 SPEEDUP_TOLERANCE = 0.1
-SECONDS = 2.0
+SECONDS = 2 * TIMING_SECONDS
 PACKED = "packed.safetensors"
 
 OpenTimer = Callable[[Target, Path, Batch, Sequence[int], Mapping[str, Mapping[int, str]]], Timer]
