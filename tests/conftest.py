@@ -97,7 +97,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: no look for garbage, of which searches and timings take many, need go through it again."""
+    _keep_modules()
+
+
+def _keep_modules() -> None:
+    """Leave out of all looks for garbage, of which searches and timings take many, what is there by now: modules above all."""
     gc.collect()
     gc.freeze()
 
@@ -128,6 +132,7 @@ def in_process_bench() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(bench.Bench, "start", lambda self: None)
         patched.setattr(bench.Bench, "_call", call)
+        _keep_modules()  # some have been imported since
         yield
 
 

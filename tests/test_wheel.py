@@ -17,9 +17,10 @@ def test_the_wheel_searches_a_shipped_study_from_any_folder(tmp_path: Path) -> N
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True, text=True)
     wheel = next((tmp_path / "dist").glob("slimfront-*.whl"))
-    venv.create(tmp_path / "empty", with_pip=True)
+    venv.create(tmp_path / "empty")
     python = tmp_path / "empty" / "bin" / "python"
-    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel]
+    pip = [sys.executable, "-m", "pip", "--python", str(python)]  # this environment's: to install one takes longer
+    install = [*pip, "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
     subprocess.run(install, check=True, capture_output=True, text=True)
     # The dependencies are those of this environment: seven gigabytes need not be installed twice.
     site = next((tmp_path / "empty" / "lib").glob("python*")) / "site-packages"
