@@ -124,7 +124,7 @@ def uninterrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
-        _held.remove(held)
+        _held.pop()  # the innermost is this one: an equal one would be removed by its value
         if held:
             signal.raise_signal(held[0])
 
