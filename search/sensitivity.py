@@ -21,7 +21,6 @@ import torch
 from torch import nn
 
 from ..compression.pruning.prune import is_structurally_changed, pruned_copy, reestimate_batch_norm
-from ..compression.quantization.calibrate import input_grids
 from ..compression.quantization.fake_quantize import fake_quantized
 from ..compression.recovery.outputs import output_kinds
 from ..core.batch import Batch, device_of, moved, stacked
@@ -241,6 +240,10 @@ class Simulation:
         samples = stacked([workload.validation[int(index)][0] for index in chosen])
         self._inputs = moved(samples, device_of(workload.example_input))
         self._kinds = output_kinds(workload)
+        from ..compression.quantization.calibrate import (
+            input_grids,  # only here: it imports torchao, which takes two seconds
+        )
+
         self._reference = self._outputs(workload.model.eval())
         widths = [int(bits) for bits in prepared.space.choices["activation_bits"] if int(bits) < FULL_PRECISION // 2]
         names = [layer.name for layer in prepared.space.layers if layer.is_product]

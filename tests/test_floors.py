@@ -178,7 +178,17 @@ def test_the_command_line_starts_without_the_heavy_libraries() -> None:
 
 def test_a_worker_and_a_search_start_without_libraries_that_few_need() -> None:
     """Each takes a second of every worker's start, on every machine of a cluster; only a search imports Optuna."""
-    libraries = ("sklearn", "scipy.stats", "torchvision", "timm", "transformers", "optuna", "optuna_dashboard", "ray")
+    libraries = (
+        "sklearn",
+        "torchao",
+        "scipy.stats",
+        "torchvision",
+        "timm",
+        "transformers",
+        "optuna",
+        "optuna_dashboard",
+        "ray",
+    )
     code = (
         f"import sys, slimfront.search.execution.ray_worker; print([m for m in {libraries} if m in sys.modules]); "
         f"import slimfront.search.run; print([m for m in {libraries} if m in sys.modules])"

@@ -11,7 +11,6 @@ from ...spaces.policies.candidate import Candidate
 from ...spaces.policies.policy import Policy
 from ...workloads.workload import MapDataset
 from .codebooks import coded_copy
-from .quantize import quantize
 
 
 def make_candidate(model: nn.Module, example_input: Batch, policy: Policy, calibration: MapDataset) -> Candidate:
@@ -27,6 +26,8 @@ def make_candidate(model: nn.Module, example_input: Batch, policy: Policy, calib
     Raises:
         CompressionError: torch.export or PT2E cannot take the model.
     """
+    from .quantize import quantize  # only here: it imports torchao, which takes two seconds
+
     model, codes = coded_copy(model, policy)
     quantization = quantize(model, example_input, policy, calibration)
     return Candidate(policy, model, replace(quantization, codes=codes))

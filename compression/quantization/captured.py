@@ -6,14 +6,10 @@ import copy
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
-import torch.ao.quantization.fx.utils as torch_ao
-import torchao.utils as torchao
 from torch import Tensor, fx, nn
-from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
-from torchao.quantization.pt2e.quantizer import Quantizer
 
 from ...core.batch import Batch, device_of, mapped, shapes_of
 from ...core.errors import CompressionError
@@ -21,6 +17,9 @@ from ...core.interrupts import raise_if_interrupted
 from ...spaces.models.architecture import architecture
 from ...spaces.models.exported_graph import under_first_paths
 from ...workloads.workload import describe
+
+if TYPE_CHECKING:
+    from torchao.quantization.pt2e.quantizer import Quantizer
 
 ENTRIES = 2
 """The number of cached graphs: the uncompressed model's and the newest candidate's."""
@@ -67,6 +66,10 @@ def with_observers(graph: fx.GraphModule, quantizer: Quantizer) -> fx.GraphModul
 
     Functions of the two libraries that look for a graph's device keep every graph that they were asked about; here they forget it.
     """
+    import torch.ao.quantization.fx.utils as torch_ao  # only here: both take two seconds
+    import torchao.utils as torchao
+    from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
+
     try:
         return prepare_pt2e(graph, quantizer)
     finally:

@@ -25,7 +25,6 @@ from ..quantization.bias_correction import correct_biases
 from ..quantization.codebooks import coded_copy
 from ..quantization.equalize import equalize
 from ..quantization.gptq import round_with_feedback
-from ..quantization.quantize import folded_norms, quantize
 
 Step = Callable[[nn.Module, Workload, Policy, int], None]
 """A function that changes a model, batch-norm folded, in place; the same seed gives the same weights."""
@@ -33,13 +32,21 @@ Step = Callable[[nn.Module, Workload, Policy, int], None]
 
 def calibrated(model: nn.Module, workload: Workload, policy: Policy) -> dict[str, QuantParams]:
     """Fold batch-norm where lowering does, in place; returns the quantization parameters of layers' inputs."""
-    fold_norms(model, folded_norms(model, workload.example_input))
+    from ..quantization.quantize import quantize  # only here: it imports torchao, which takes two seconds
+
+    _fold_norms(model, workload)
     coded, _ = coded_copy(model, policy)
     return dict(quantize(coded, workload.example_input, policy, workload.calibration).inputs)
 
 
-def _equalize(model: nn.Module, workload: Workload, _policy: Policy, _seed: int) -> None:
+def _fold_norms(model: nn.Module, workload: Workload) -> None:
+    from ..quantization.quantize import folded_norms  # only here, as above
+
     fold_norms(model, folded_norms(model, workload.example_input))
+
+
+def _equalize(model: nn.Module, workload: Workload, _policy: Policy, _seed: int) -> None:
+    _fold_norms(model, workload)
     equalize(model, workload.example_input)
 
 
@@ -52,7 +59,7 @@ def _correct_bias(model: nn.Module, workload: Workload, policy: Policy, _seed: i
 
 
 def _awq(model: nn.Module, workload: Workload, policy: Policy, _seed: int) -> None:
-    fold_norms(model, folded_norms(model, workload.example_input))
+    _fold_norms(model, workload)
     scale_by_activations(model, workload.example_input, policy, workload.calibration)
 
 

@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ...compression.quantization.quantize import quantize
+from torch import nn
+
+from ...core.batch import Batch
 from ...core.errors import TargetError, TrialError
 from ...core.interrupts import raise_if_interrupted
 from ...core.machine.memory import tidy
@@ -18,7 +20,7 @@ from ...hardware_profiles.runtimes.lowered import lowered
 from ...hardware_profiles.runtimes.registry import RUNTIMES
 from ...spaces.knobs.registry import KNOB_KINDS
 from ...spaces.models.layers import Layer
-from ...spaces.policies.candidate import Candidate
+from ...spaces.policies.candidate import Candidate, Quantization
 from ...spaces.policies.float_precision import DEFAULT
 from ...spaces.policies.layer_policy import BFLOAT16_BITS, FULL_PRECISION
 from ...spaces.policies.policy import LayerPolicy, Policy
@@ -42,7 +44,7 @@ def why_float_only(workload: Workload, layers: Sequence[Layer]) -> str | None:
     model, example = workload.model.eval(), workload.example_input
     first = {layer.name: LayerPolicy(CONTAINER_BITS) for layer in _plain(layers)[:1]}  # one traces as all do
     try:
-        quantize(model, example, Policy(layers=first), _some(workload))
+        _quantize(model, example, Policy(layers=first), _some(workload))
     except Exception as reason:  # tracing may raise anything in a user's model
         raise_if_interrupted(reason)
         return str(reason) if isinstance(reason, TrialError) else describe(reason)
@@ -168,6 +170,12 @@ def _of_runtime(workload: Workload, layers: Sequence[Layer], target: Target) -> 
     }
 
 
+def _quantize(model: nn.Module, example: Batch, policy: Policy, calibration: MapDataset) -> Quantization:
+    from ...compression.quantization.quantize import quantize  # only here: it imports torchao, which takes two seconds
+
+    return quantize(model, example, policy, calibration)
+
+
 def _asked(workload: Workload, target: Target, policy: Policy) -> Answer:
     try:
         return _executed(workload, target, policy)
@@ -181,7 +189,7 @@ def _executed(workload: Workload, target: Target, policy: Policy) -> dict[str, s
     """Layer -> precision of the layers that a policy decides on."""
     runtime = get_runtime(target.runtime)
     model, example = workload.model.eval(), workload.example_input
-    candidate = Candidate(policy, model, quantize(model, example, policy, _some(workload)))
+    candidate = Candidate(policy, model, _quantize(model, example, policy, _some(workload)))
     tidy()  # the captured graphs, of which the grids are left
     with tempfile.TemporaryDirectory() as folder, torch_threads(1):  # a session of torch's sets the process's number
         path = Path(folder) / f"model{runtime.suffix}"
