@@ -69,7 +69,14 @@ class _Forked:
 
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["slimfront.search.trials.worker", "torch.export", "openvino"])
+        self._context.set_forkserver_preload(
+            [
+                "slimfront.search.trials.worker",
+                "slimfront.compression.quantization.quantize",
+                "torch.export._trace",
+                "openvino",
+            ]
+        )
         self._environment: dict[str, str] | None = None
         self._loky: Any = loky.backend.get_context
 
