@@ -27,9 +27,10 @@ def share_tables(lowered: WeightsApart) -> None:
 def _transpose(graph: GraphProto, name: str, other: str) -> None:
     """Have the table `name` stand for its transpose `other`, which runtimes compute when they load the file; of integers that are
     dequantized, their floats are transposed, or OpenVINO 2026.4 would multiply floats."""
-    (reader, *others) = [node for node in graph.node if other in node.input]
+    readers = [node for node in graph.node if other in node.input]
     place, made, read = 0, other, name
-    if reader.op_type == "DequantizeLinear" and not others:
+    if [reader.op_type for reader in readers] == ["DequantizeLinear"]:
+        (reader,) = readers
         made, read = reader.output[0], f"{reader.output[0]}.table"
         reader.input[0], reader.output[0] = name, read
         reader.CopyFrom(helper.make_node("DequantizeLinear", reader.input, reader.output, reader.name, axis=0))
