@@ -41,10 +41,10 @@ reference first. Measured: 7.0 alone, 8.4 with a neighbour at the same memory. W
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory):
-    """A digits study of five trials, searched and confirmed."""
+    """A digits study of three trials, searched and confirmed."""
     folder = tmp_path_factory.mktemp("bundle")
     url = f"sqlite:///{folder / 'study.db'}"
-    run_search(load_study("digits-demo").replaced(trials=5, workers=0), url, folder / "artifacts", Console(quiet=True))
+    run_search(load_study("digits-demo").replaced(trials=3, workers=0), url, folder / "artifacts", Console(quiet=True))
     with Store(url) as store:
         yield store
 

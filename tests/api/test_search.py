@@ -1,6 +1,5 @@
 """A search from Python: what its arguments mean, and that objects of a script or a notebook reach the workers."""
 
-import os
 import subprocess
 import sys
 import threading
@@ -143,8 +142,7 @@ def test_a_program_s_own_objects_are_searched(tmp_path: Path) -> None:
     """
     with OWN.open() as program:
         result = subprocess.run(
-            [sys.executable, "-"], cwd=tmp_path, stdin=program, capture_output=True, text=True, check=False,
-            env={**os.environ, "SLIMFRONT_TIMING_S": "1"},  # as a user's: its bundle is verified
-        )  # fmt: skip
+            [sys.executable, "-"], cwd=tmp_path, stdin=program, capture_output=True, text=True, check=False
+        )
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == "holds"

@@ -38,7 +38,7 @@ def run(search: Search, workers: int) -> None:
     run_trials(search, RayRunner(search, workers))
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.serial)])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_a_listener_that_raises_ends_the_search_and_loses_nothing(
     workers: int, tiny_spec: Callable[..., StudySpec], tmp_path: Path
 ) -> None:

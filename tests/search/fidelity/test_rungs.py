@@ -211,7 +211,7 @@ def stopped_properly(store: Store) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("short_timings")
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.serial)])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_unpromising_trials_stop_and_are_learned_from(
     workers: int, tiny_spec: Spec, store: Store, tmp_path: Path
 ) -> None:
