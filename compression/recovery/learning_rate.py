@@ -130,7 +130,9 @@ def found_training(
             way, gain, step_s = _fastest_way(deepcopy(student), workload, recovery, seed, tried, open_keys)
         rate = recovery.learning_rate
         if LEARNING_RATE in open_keys:
-            curve = list(_curve(workload, replace(recovery, **way), student, seed, tried))
+            seconds: list[float] = []
+            curve = list(_curve(workload, replace(recovery, **way), student, seed, tried, seconds))
+            step_s = statistics.median(seconds)  # of more steps than were timed before
             low, high = RANGES[recovery.optimizer]
             highest = min(high, highest_near_least(curve, low) * math.sqrt(recovery.accumulate * batch_size / tried))
             rate = float(f"{MARGIN * highest:.2g}")
@@ -184,9 +186,9 @@ def _compressed(workload: Workload, groups: Sequence[ChannelGroup], seed: int) -
 
 
 def _curve(
-    workload: Workload, recovery: Recovery, student: nn.Module, seed: int, batch_size: int
+    workload: Workload, recovery: Recovery, student: nn.Module, seed: int, batch_size: int, step_s: list[float]
 ) -> Iterator[tuple[float, float]]:
-    """(rate, loss after a step at this rate), the first at rate 0."""
+    """(rate, loss after a step at this rate), the first at rate 0; the seconds of each step are added to `step_s`."""
     step, loss = training_step(student, workload, recovery, batch_size)
     batches = shuffled_batches(workload.train, batch_size, device_of_model(student), seed).after()
     (probe,) = next(batches)
@@ -199,7 +201,9 @@ def _curve(
     low, high = RANGES[recovery.optimizer]
     for index, (batch,) in enumerate(islice(batches, steps)):
         rate = low * (high / low) ** (index / (steps - 1))
+        began = time.perf_counter()
         step(batch, rate)
+        step_s.append(time.perf_counter() - began)
         found = loss(probe)
         if not found <= TOO_MUCH * start:
             return
@@ -218,14 +222,14 @@ def _fastest_way(
     (batch,) = next(shuffled_batches(workload.train, batch_size, device_of_model(student), seed).after())
     steps = [training_step(student, workload, replace(recovery, **way), batch_size)[0] for way in ways]
     student.train()
-    lowest, started = RANGES[recovery.optimizer][0], time.perf_counter()
+    lowest, started = RANGES[recovery.optimizer][0], time.process_time()
     spent, passed = np.full((2, ROUNDS, len(ways)), np.inf)
     for number in range(ROUNDS):
         for index, step in enumerate(steps):
             began = time.process_time(), time.perf_counter()
             step(batch, lowest)
             spent[number, index], passed[number, index] = time.process_time() - began[0], time.perf_counter() - began[1]
-        if number and time.perf_counter() - started > SECONDS / 4:
+        if number and time.process_time() - started > SECONDS / 4:
             break
     least = spent[1:].min(axis=0)
     best = chosen_way(ways, least.tolist())

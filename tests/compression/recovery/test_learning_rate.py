@@ -1,5 +1,6 @@
 """A learning rate found on the model, and what a study and its policies hold of it."""
 
+import itertools
 import time
 from pathlib import Path
 
@@ -133,6 +134,19 @@ def test_waiting_for_a_busy_machine_does_not_count_against_a_way(monkeypatch):
     found = found_training(task(), Recovery(1), groups, 0, 16, [MIXED_PRECISION])
     assert (found.way, found.gain > 1) == ({MIXED_PRECISION: True}, True)
     assert found.epoch_s >= 12 * 0.05  # what it takes is what a user waits
+
+
+def test_an_epoch_is_estimated_from_all_steps_of_the_range_test(monkeypatch):
+    calls = itertools.count()
+
+    def steps(*_):
+        return lambda *_: time.sleep(0.1 if next(calls) < learning_rate.ROUNDS else 0), lambda *_: 1.0
+
+    monkeypatch.setattr(learning_rate, "training_step", steps)
+    groups, _ = find_channel_groups(task().model, task().example_input)
+    assert (
+        found_training(task(), Recovery(1), groups, 0, 16).epoch_s < 0.5
+    )  # twelve steps, of which the first were held up
 
 
 class Viewed(nn.Module):
