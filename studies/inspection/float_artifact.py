@@ -14,6 +14,7 @@ from ...compression.batches import arrays_of, outputs_of
 from ...core.batch import Batch, repeated
 from ...core.errors import EvaluationError, LoweringError, TargetError, WorkloadError
 from ...core.interrupts import raise_if_interrupted
+from ...core.machine.memory import tidy
 from ...core.threads import torch_threads
 from ...evaluators.agreement import Agreement
 from ...hardware_profiles.cards.target import Target
@@ -60,7 +61,9 @@ def float_session(workload: Workload, target: Target) -> Iterator[Session]:
     candidate, runtime = Candidate(Policy(), workload.model.eval()), get_runtime(target.runtime)
     with tempfile.TemporaryDirectory(prefix="slimfront-float-") as folder, torch_threads(1):
         path = Path(folder) / f"model{runtime.suffix}"
-        yield runtime.load(lowered(runtime, candidate, workload.example_input, target, path).path, target)
+        file = lowered(runtime, candidate, workload.example_input, target, path).path
+        tidy()  # what the export has freed, before the runtime compiles
+        yield runtime.load(file, target)
 
 
 def run(session: Session, inputs: Batch) -> dict[str, np.ndarray]:
