@@ -11,19 +11,22 @@ range test is made in the way that is taken.
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...core.batch import HOST, device_of, device_of_model, moved, rows, stacked
+from ...core.errors import describe_exception
+from ...core.interrupts import raise_if_interrupted
 from ...spaces.models.channel_groups import ChannelGroup
 from ...spaces.models.layers import find_layers
 from ...spaces.policies.policy import LayerPolicy, Policy, Recovery
@@ -34,6 +37,8 @@ from ..batches import shuffled_batches, subset
 from ..pruning.prune import pruned_copy, reestimate_batch_norm
 from .computing import convolves_images, has_bfloat16, refusal_of_channels_last
 from .train import training_step
+
+logger = logging.getLogger(__name__)
 
 STEPS = 48
 """Steps of the test, at rates that rise evenly on a logarithmic scale."""
@@ -220,9 +225,16 @@ def _fastest_way(
     choices = _choices(student, workload, open_keys)
     ways = [way for way in WAYS if set(way) <= choices]
     (batch,) = next(shuffled_batches(workload.train, batch_size, device_of_model(student), seed).after())
-    steps = [training_step(student, workload, replace(recovery, **way), batch_size)[0] for way in ways]
     student.train()
-    lowest, started = RANGES[recovery.optimizer][0], time.process_time()
+    lowest, steps = RANGES[recovery.optimizer][0], []
+    for way in ways.copy():
+        step, loss = training_step(student, workload, replace(recovery, **way), batch_size)
+        if way and (problem := _why_not_trained(step, loss, batch, lowest)) is not None:
+            logger.warning("recoveries do without %s: %s", " and ".join(sorted(way)), problem)
+            ways.remove(way)
+        else:
+            steps.append(step)
+    started = time.process_time()
     spent, passed = np.full((2, ROUNDS, len(ways)), np.inf)
     for number in range(ROUNDS):
         for index, step in enumerate(steps):
@@ -234,6 +246,21 @@ def _fastest_way(
     least = spent[1:].min(axis=0)
     best = chosen_way(ways, least.tolist())
     return ways[best], float(least[0] / least[best]), float(passed[1:, best].min())
+
+
+def _why_not_trained(
+    step: Callable[[Sequence[Tensor], float], None],
+    loss: Callable[[Sequence[Tensor]], float],
+    batch: Sequence[Tensor],
+    rate: float,
+) -> str | None:
+    """Why a model cannot be trained in a way other than the plain one, as where an operation of its has no kernel; None where it can."""
+    try:
+        step(batch, rate)
+        return None if math.isfinite(loss(batch)) else "the loss is no number"
+    except Exception as error:  # the user's code may raise anything
+        raise_if_interrupted(error)
+        return describe_exception(error)
 
 
 def _choices(student: nn.Module, workload: Workload, open_keys: Collection[str]) -> set[str]:

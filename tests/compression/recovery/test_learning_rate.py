@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from slimfront.compression.recovery import learning_rate
+from slimfront.compression.recovery import computing, learning_rate
 from slimfront.compression.recovery.learning_rate import (
     CHANNELS_LAST,
     MIXED_PRECISION,
@@ -126,7 +126,7 @@ def test_only_what_a_study_leaves_open_and_a_network_takes_is_timed(monkeypatch)
 
 def test_waiting_for_a_busy_machine_does_not_count_against_a_way(monkeypatch):
     def steps(_student, _workload, recovery, _batch_size):
-        return (lambda *_: time.sleep(0.05) if recovery.mixed_precision else sum(range(200_000))), None
+        return (lambda *_: time.sleep(0.05) if recovery.mixed_precision else sum(range(200_000))), lambda *_: 1.0
 
     monkeypatch.setattr(learning_rate, "training_step", steps)
     monkeypatch.setattr(learning_rate, "has_bfloat16", lambda: True)
@@ -178,3 +178,22 @@ def test_presets_leave_the_rate_to_the_model_and_a_study_keeps_what_was_found():
     assert spec_of(learning_rate=0.5).continuing(begun).recovery.learning_rate == 0.5
     with pytest.raises(Exception, match=r"recovery.learning_rate"):
         spec_of(learning_rate="fast")
+
+
+class Summed(nn.Module):
+    """Sums pairs of channels into float32, which takes no bfloat16."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(x), 16).index_add(1, torch.arange(32) // 2, x)
+
+
+def test_a_way_in_which_the_model_cannot_be_trained_is_left_out_with_the_reason(monkeypatch, caplog):
+    monkeypatch.setattr(learning_rate, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(computing, "has_bfloat16", lambda: True)
+    model = nn.Sequential(nn.Linear(8, 32), Summed(), nn.Linear(16, 3)).eval()
+    inputs = torch.randn(64, 8)
+    data = TensorDataset(inputs, model(inputs).argmax(1))
+    workload = Workload(model, data, data, data, data, inputs[:1])
+    found = found_training(workload, Recovery(1), [], 0, 16, ["learning_rate", MIXED_PRECISION])
+    assert found.way == {}
+    assert "recoveries do without mixed_precision: RuntimeError" in caplog.text
