@@ -47,9 +47,11 @@ class Figure(_Part):
 
 
 class SpeedUp(_Part):
-    """As above; a ratio."""
+    """A ratio, and its 95 % interval: what is found within that is what the card claims."""
 
     value: Annotated[float, Field(gt=0)]
+    low: Annotated[float, Field(gt=0)]
+    high: Annotated[float, Field(gt=0)]
 
 
 class Measured(_Part):

@@ -8,8 +8,9 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -230,6 +231,18 @@ def test_files_that_may_hold_code_are_not_loaded(torch_bundle: Path, tmp_path: P
             == "not run: files of torch may hold code; verify it with the study that made it, which runs its own"
         )
     assert not (tmp_path / "it-ran").exists()
+
+
+@pytest.mark.parametrize(("found", "holds"), [(1.85, True), (2.5, True), (1.7, False), (2.7, False)])
+def test_a_noisy_speedup_is_held_against_its_own_interval(bundle: Path, found: float, holds: bool) -> None:
+    card = card_of(bundle)
+    card["measurements"]["speedup"] |= {"value": 2.0, "low": 1.95, "high": 2.6}
+    write_card(bundle, card)
+    timed: Any = SimpleNamespace(
+        time=lambda path, seconds: SimpleNamespace(speedup=found)
+    )  # in place of a noisy machine
+    checks = {check.claim: check for check in verify_bundle(bundle, lambda *_: nullcontext(timed))}
+    assert (checks["speedup"].allowed, checks["speedup"].holds) == ("1.800 to 2.600", holds)
 
 
 @pytest.fixture
