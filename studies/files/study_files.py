@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -145,7 +145,7 @@ class StudyFiles:
         kept = self._store.kept_artifacts(self.study)
         return [(number, record.kind) for number, record in kept if number is not None and record.kind in HEAVY]
 
-    def remove(self, number: int, kinds: Iterable[str] = HEAVY) -> int:
+    def remove(self, number: int, kinds: Collection[str] = HEAVY) -> int:
         """Let go of a trial's files of these kinds; returns the bytes that this freed."""
         removed = self._store.remove_artifacts(self.study, number, kinds)
         return sum(record.bytes for record in removed if self._delete(record))
