@@ -15,17 +15,16 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ...core.batch import HOST, device_of, device_of_model, moved, rows, stacked
-from ...core.errors import describe_exception
+from ...core.errors import CompressionError, describe_exception
 from ...core.interrupts import raise_if_interrupted
 from ...spaces.models.channel_groups import ChannelGroup
 from ...spaces.models.layers import find_layers
@@ -35,7 +34,7 @@ from ...workloads.workload import Workload
 from ..activations import bytes_read
 from ..batches import shuffled_batches, subset
 from ..pruning.prune import pruned_copy, reestimate_batch_norm
-from .computing import convolves_images, has_bfloat16, refusal_of_channels_last
+from .computing import convolves_images, has_bfloat16
 from .train import training_step
 
 logger = logging.getLogger(__name__)
@@ -87,8 +86,8 @@ WAYS: tuple[Mapping[str, bool], ...] = (
 )
 """Settings of a recovery that say what it computes with, the plain way first."""
 
-ROUNDS = 4
-"""Steps of each way that are timed, the ways in turns; the first of each is longer and does not count."""
+ROUNDS = 3
+"""Steps of each way that are timed, after a first one, which is longer. One way after the other, since each has an optimizer's state."""
 
 WORTH = 1.15
 """A layout, and bfloat16 on top of the better layout, is taken where it makes steps at least so many times as fast."""
@@ -223,58 +222,58 @@ def _fastest_way(
     Ways are compared by processor time, which work of others on the machine hardly changes.
     """
     choices = _choices(student, workload, open_keys)
-    ways = [way for way in WAYS if set(way) <= choices]
     (batch,) = next(shuffled_batches(workload.train, batch_size, device_of_model(student), seed).after())
-    student.train()
-    lowest, steps = RANGES[recovery.optimizer][0], []
-    for way in ways.copy():
-        step, loss = training_step(student, workload, replace(recovery, **way), batch_size)
-        if way and (problem := _why_not_trained(step, loss, batch, lowest)) is not None:
-            logger.warning("recoveries do without %s: %s", " and ".join(sorted(way)), problem)
-            ways.remove(way)
-        else:
-            steps.append(step)
-    started = time.process_time()
-    spent, passed = np.full((2, ROUNDS, len(ways)), np.inf)
-    for number in range(ROUNDS):
-        for index, step in enumerate(steps):
-            began = time.process_time(), time.perf_counter()
-            step(batch, lowest)
-            spent[number, index], passed[number, index] = time.process_time() - began[0], time.perf_counter() - began[1]
-        if number and time.process_time() - started > SECONDS / 4:
-            break
-    least = spent[1:].min(axis=0)
-    best = chosen_way(ways, least.tolist())
-    return ways[best], float(least[0] / least[best]), float(passed[1:, best].min())
+    ways, spent, passed = [], [], []
+    for way in WAYS:
+        if set(way) <= choices:
+            try:
+                seconds = _step_seconds(student, workload, replace(recovery, **way), batch_size, batch)
+            except (
+                Exception
+            ) as error:  # the user's code may raise anything, as where an operation has no kernel for bfloat16
+                raise_if_interrupted(error)
+                if not way:
+                    raise
+                logger.warning("recoveries do without %s: %s", " and ".join(sorted(way)), describe_exception(error))
+                continue
+            ways.append(way)
+            spent.append(seconds[0])
+            passed.append(seconds[1])
+    best = chosen_way(ways, spent)
+    return ways[best], spent[0] / spent[best], passed[best]
 
 
-def _why_not_trained(
-    step: Callable[[Sequence[Tensor], float], None],
-    loss: Callable[[Sequence[Tensor]], float],
-    batch: Sequence[Tensor],
-    rate: float,
-) -> str | None:
-    """Why a model cannot be trained in a way other than the plain one, as where an operation of its has no kernel; None where it can."""
-    try:
+def _step_seconds(
+    student: nn.Module, workload: Workload, recovery: Recovery, batch_size: int, batch: Sequence[Tensor]
+) -> tuple[float, float]:
+    """Seconds of a step, of the processor and by the clock: the least of some after the first, which is longer.
+
+    Raises:
+        CompressionError: the loss of bfloat16 is no number.
+        Exception: of the user's code.
+    """
+    step, loss = training_step(student, workload, recovery, batch_size)
+    student.train()  # what was looked at before may have left it in eval mode
+    rate, started = RANGES[recovery.optimizer][0], time.process_time()
+    step(batch, rate)
+    if recovery.mixed_precision and not math.isfinite(loss(batch)):
+        raise CompressionError("the loss is no number")
+    spent, passed = [], []
+    while not spent or (len(spent) < ROUNDS and time.process_time() - started < SECONDS / 4 / len(WAYS)):
+        began = time.process_time(), time.perf_counter()
         step(batch, rate)
-        return None if math.isfinite(loss(batch)) else "the loss is no number"
-    except Exception as error:  # the user's code may raise anything
-        raise_if_interrupted(error)
-        return describe_exception(error)
+        spent.append(time.process_time() - began[0])
+        passed.append(time.perf_counter() - began[1])
+    return min(spent), min(passed)
 
 
 def _choices(student: nn.Module, workload: Workload, open_keys: Collection[str]) -> set[str]:
-    """The settings that may be tried: those left open that make sense for a network and its processor."""
+    """The settings that may be tried: those left open that make a difference for a network on its processor."""
     example = workload.example_input
     if device_of(example) != HOST:
         return set()
-    takes = {
-        CHANNELS_LAST: lambda: (
-            convolves_images(student, example) and refusal_of_channels_last(student, example) is None
-        ),
-        MIXED_PRECISION: has_bfloat16,
-    }
-    return {key for key in takes if key in open_keys and takes[key]()}
+    matters = {CHANNELS_LAST: convolves_images(student, example), MIXED_PRECISION: has_bfloat16()}
+    return {key for key in matters if key in open_keys and matters[key]}
 
 
 def chosen_way(ways: Sequence[Mapping[str, bool]], seconds: Sequence[float]) -> int:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from slimfront.compression.folding import fold_norms
-from slimfront.compression.quantization.captured import captured
-from slimfront.compression.quantization.quantize import PolicyQuantizer, _spell_out_norms, prepare_pt2e, quantize
+from slimfront.compression.quantization.captured import captured, with_observers
+from slimfront.compression.quantization.quantize import PolicyQuantizer, _spell_out_norms, quantize
 from slimfront.hardware_profiles.cards.target import load_target
 from slimfront.hardware_profiles.runtimes.base import get_runtime
 from slimfront.hardware_profiles.runtimes.registry import RUNTIMES
@@ -324,7 +324,7 @@ def _converted_graph(candidate: Candidate, inputs: Tensor, calibration: Tensor) 
         return model
     exported = captured(model, inputs)
     _spell_out_norms(exported)
-    prepared = prepare_pt2e(exported, PolicyQuantizer(layers, candidate.policy.scheme))
+    prepared = with_observers(exported, PolicyQuantizer(layers, candidate.policy.scheme))
     with torch.no_grad():
         for batch in calibration.split(len(inputs)):
             prepared(batch)

@@ -140,13 +140,16 @@ def test_an_epoch_is_estimated_from_all_steps_of_the_range_test(monkeypatch):
     calls = itertools.count()
 
     def steps(*_):
-        return lambda *_: time.sleep(0.1 if next(calls) < learning_rate.ROUNDS else 0), lambda *_: 1.0
+        def step(*_):
+            call = next(calls) - learning_rate.ROUNDS - 1
+            time.sleep(0.1 if call < 0 else 0.3 if call == 2 else 0)
+
+        return step, lambda *_: 1.0
 
     monkeypatch.setattr(learning_rate, "training_step", steps)
     groups, _ = find_channel_groups(task().model, task().example_input)
-    assert (
-        found_training(task(), Recovery(1), groups, 0, 16).epoch_s < 0.5
-    )  # twelve steps, of which the first were held up
+    found = found_training(task(), Recovery(1), groups, 0, 16)
+    assert found.epoch_s < 0.2  # an epoch has twelve steps; those before the test, and one of it, were held up
 
 
 class Viewed(nn.Module):
@@ -178,6 +181,36 @@ def test_presets_leave_the_rate_to_the_model_and_a_study_keeps_what_was_found():
     assert spec_of(learning_rate=0.5).continuing(begun).recovery.learning_rate == 0.5
     with pytest.raises(Exception, match=r"recovery.learning_rate"):
         spec_of(learning_rate="fast")
+
+
+class Noting(nn.Module):
+    """Notes in which mode it was whenever gradients go through it."""
+
+    def __init__(self, modes: set[bool]) -> None:
+        super().__init__()
+        self.modes = modes
+
+    def __deepcopy__(self, _: object) -> "Noting":
+        return Noting(self.modes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.requires_grad:
+            mode = self.training
+            x.register_hook(lambda _: self.modes.add(mode))
+        return x
+
+
+def test_ways_are_timed_in_training_mode(monkeypatch):
+    monkeypatch.setattr(learning_rate, "has_bfloat16", lambda: True)
+    torch.manual_seed(0)
+    modes: set[bool] = set()
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), Noting(modes), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(128, 3)).eval()
+    inputs = torch.randn(64, 3, 6, 6)
+    data = TensorDataset(inputs, model(inputs).argmax(1))
+    workload = Workload(model, data, data, data, data, inputs[:1])
+    modes.clear()
+    found_training(workload, Recovery(1, 0.01), [], 0, 16, [CHANNELS_LAST, MIXED_PRECISION])
+    assert modes == {True}
 
 
 class Summed(nn.Module):
