@@ -123,8 +123,8 @@ def uninterrupted() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
         _held.pop()  # the innermost is this one: an equal one would be removed by its value
+        signal.signal(signal.SIGINT, previous)
         if held:
             signal.raise_signal(held[0])
 

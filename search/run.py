@@ -121,14 +121,15 @@ def _cluster_joined(spec: StudySpec, folder: Path) -> Iterator[None]:
 
 
 def _prepared(spec: StudySpec, given: Workload | None, listeners: Sequence[Listener]) -> PreparedStudy:
-    """As `prepare`, within the limit that the start of a worker has: the user's code may hang here as well as there.
+    """As `prepare`; the workload is loaded within the limit that the start of a worker has: the user's code may hang here as well as
+    there.
 
     Raises:
         SearchError: it takes longer.
     """
+    limit = time_limited(start_limit_s(spec.budget.trial_timeout_s), f"loading the workload {SLOW_START}")
     try:
-        with time_limited(start_limit_s(spec.budget.trial_timeout_s), f"preparing the search {SLOW_START}"):
-            return prepare(spec, given, lambda what: _announce(what, listeners))
+        return prepare(spec, given, lambda what: _announce(what, listeners), limit)
     except TimeLimitError as error:
         raise SearchError(str(error)) from error
 

@@ -71,11 +71,10 @@ def _mounted(mounts: list[str], version: _Version) -> Iterator[tuple[str, Path]]
     """The group at the root of each mount of a hierarchy that may limit memory, and where it is mounted (proc(5), mountinfo)."""
     for line in mounts:
         mount, _, kind = line.partition(" - ")
-        root, place = (_unescaped(field) for field in mount.split()[3:5])
-        filesystem, _, options = kind.split(maxsplit=2)
-        if filesystem == ("cgroup2" if version is _V2 else "cgroup") and (
-            version is _V2 or "memory" in options.split(",")
-        ):
+        filesystem, _, rest = kind.partition(" ")
+        options = rest.split(" ")[-1].split(",")  # after the source, which may be empty
+        if filesystem == ("cgroup2" if version is _V2 else "cgroup") and (version is _V2 or "memory" in options):
+            root, place = (_unescaped(field) for field in mount.split(" ")[3:5])
             yield root, Path(place)
 
 

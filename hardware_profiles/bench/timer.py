@@ -7,9 +7,26 @@ import os
 from pathlib import Path
 from typing import Protocol, Self
 
+from ...core.errors import UserError
 from .paired_timing import PairedTiming
 
-TIMING_SECONDS = float(os.environ.get("SLIMFRONT_TIMING_S", "1"))
+
+def _seconds(text: str) -> float:
+    """A number of seconds above 0.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise UserError(f"SLIMFRONT_TIMING_S={text}: expected seconds above 0, as in 0.4")
+    return seconds
+
+
+TIMING_SECONDS = _seconds(os.environ.get("SLIMFRONT_TIMING_S", "1"))
 """The most seconds of one timing of a trial, or of the uncompressed model; a point of the front is confirmed in twice as many."""
 
 

@@ -206,7 +206,9 @@ class Slots:
         return [waiting[answer] for answer in ready]
 
     def drop(self, slot: Slot) -> None:
-        """Do without a worker; another one is started where there is room."""
+        """Do without a worker; another one is started where there is room. Its node may have been left out, and it with it, already."""
+        if slot not in self._slots:
+            return
         slot.kill()
         self._slots.remove(slot)
         self._looked = float("-inf")

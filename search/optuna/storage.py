@@ -50,8 +50,11 @@ class ColumnStorage(RDBStorage):
         return [trial for trial in trials if states is None or trial.state in states]
 
 
-_TRANSACTIONS = (*BaseStorage.__abstractmethods__, "_create_new_trial", "_get_trials", "_set_trial_param")
-"""The methods of a backend that `_CachedStorage` calls, each a transaction of its own."""
+_TRANSACTIONS = (
+    *BaseStorage.__abstractmethods__, "_create_new_trial", "_get_trials", "_set_trial_param",
+    "get_trial_system_attrs", "get_trial_id_from_study_id_trial_number",
+)  # fmt: skip
+"""The methods of a backend that `StudyStorage` and what it inherits call, each a transaction of its own."""
 
 for _name in _TRANSACTIONS:
     setattr(ColumnStorage, _name, patient(getattr(ColumnStorage, _name)))

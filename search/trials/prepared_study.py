@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -115,12 +116,18 @@ class PreparedStudy:
         return machine(), versions(self.context.runtime)
 
 
-def prepare(spec: StudySpec, given: Workload | None = None, doing: Doing = unsaid) -> PreparedStudy:
+def prepare(
+    spec: StudySpec,
+    given: Workload | None = None,
+    doing: Doing = unsaid,
+    loading: AbstractContextManager[None] | None = None,
+) -> PreparedStudy:
     """Load what `spec` names and build its space.
 
     Args:
         given: the workload itself, where it is an object of this program that `spec` cannot name.
         doing: is called with what begins.
+        loading: a context for the user's own code, as a time limit; what follows tries much out, and takes any exception for an answer.
 
     Raises:
         UserError: the workload or the target cannot be had, or the space does not fit them.
@@ -129,7 +136,7 @@ def prepare(spec: StudySpec, given: Workload | None = None, doing: Doing = unsai
     threads = usable_threads()
     torch.set_num_threads(threads)
     doing("loading the workload, and reading its data")
-    with naming(spec, "workload"):
+    with naming(spec, "workload"), loading or nullcontext():
         pickled = None if given is None else pickled_workload(given)
         loaded = loaded_workload(spec.workload, spec.workload_options, spec.base_folder, pickled, copied=True)
         workload = held(placed(loaded, spec.compute.device, spec.compute.data_workers))

@@ -35,8 +35,8 @@ _SQLITE_PROBLEMS = {
     "database or disk is full": "the database or its disk is full; nothing more is stored until there is space",
 }
 
-_PASSING_STATES = ("08", "57P")
-"""Classes of PostgreSQL's states of errors: connections that broke, and servers that end or start (its manual, appendix A)."""
+_PASSING_STATES = ("08", "57P01", "57P02", "57P03")
+"""PostgreSQL's states of errors: connections that broke, and servers that end or start (its manual, appendix A)."""
 
 _MIGRATION_LOCK = (
     0x511F407  # any fixed number: the process that migrates a PostgreSQL database holds the advisory lock of it
@@ -260,7 +260,7 @@ class Database:
 
 
 def _may_pass(error: DBAPIError) -> bool:
-    """Whether the database may answer in a moment: what PostgreSQL raises of a connection has no state, or one of these classes."""
+    """Whether the database may answer in a moment: what PostgreSQL raises of a connection has no state, or one of these."""
     if error.connection_invalidated:
         return True
     if not isinstance(error, OperationalError):

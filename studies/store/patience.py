@@ -16,6 +16,8 @@ T = TypeVar("T")
 LIMIT_S = 300.0
 """Seconds that a search waits for its database."""
 
+CONTINUES = "once it answers, the same command continues"
+
 PAUSE_S = 1.0
 """Seconds between two tries."""
 
@@ -23,12 +25,14 @@ PAUSE_S = 1.0
 class Patience:
     """How calls of a store wait for its database: not at all until `begin`, nor after one has waited in vain.
 
-    A call is one transaction. Nothing is there of one that was cut off, so that it is made again as a whole.
+    A call is one transaction. Nothing is there of one that was cut off, so that it is made again as a whole; but of one whose server
+    stopped between its end and the answer, which is made twice, and where that is refused ends the search.
     """
 
     def __init__(self) -> None:
         self._say: Callable[[str], None] | None = None
         self._limit_s = LIMIT_S
+        self._gave_up: str | None = None  # what is said of every call after one that waited in vain
 
     def begin(self, say: Callable[[str], None], limit_s: float = LIMIT_S) -> None:
         """Have calls wait from now on, for at most so many seconds each.
@@ -36,32 +40,41 @@ class Patience:
         Args:
             say: is called with a line when a call begins to wait, and when it has come through; by any thread.
         """
-        self._say, self._limit_s = say, limit_s
+        self._say, self._limit_s, self._gave_up = say, limit_s, None
 
     def outlast(self, call: Callable[[], T]) -> T:
         """What `call` returns, as soon as the database answers.
 
         Raises:
-            StoreError: it does not in time, or the process is interrupted meanwhile.
+            StoreError: it does not in time, or an interrupt is held back meanwhile.
+        KeyboardInterrupt: the process is interrupted meanwhile.
         """
         try:
             return call()
         except StoreAwayError as error:
+            if (
+                self._gave_up is not None
+            ):  # said by each: the first one's error may be replaced by that of what is done at the end
+                raise StoreError(f"{error}; {self._gave_up}") from error
             if (say := self._say) is None:
                 raise
             problem, began = error, time.monotonic()
         say(f"{problem}; this search tries again for up to {self._limit_s:g} s")
-        while (waited := time.monotonic() - began) < self._limit_s and not is_interrupt_held():
-            time.sleep(PAUSE_S)
-            try:
-                found = call()
-            except StoreAwayError as error:
-                problem = error
-            else:
-                say(f"the database answers again, after {time.monotonic() - began:.0f} s")
-                return found
-        self._say = None
-        raise StoreError(f"{problem}; waited {waited:.0f} s; once it answers, the same command continues") from problem
+        try:
+            while (waited := time.monotonic() - began) < self._limit_s and not is_interrupt_held():
+                time.sleep(PAUSE_S)
+                try:
+                    found = call()
+                except StoreAwayError as error:
+                    problem = error
+                else:
+                    say(f"the database answers again, after {time.monotonic() - began:.0f} s")
+                    return found
+        except KeyboardInterrupt:  # what is written at the end is not waited for again
+            self._gave_up = CONTINUES
+            raise
+        self._gave_up = f"waited {waited:.0f} s; {CONTINUES}"
+        raise StoreError(f"{problem}; {self._gave_up}") from problem
 
 
 class Patient(Protocol):

@@ -29,7 +29,9 @@ def process(tmp_path: Path):
         kind = "cgroup2 cgroup2 rw" if version is V2 else "cgroup cgroup rw,memory"
         shown = str(place).replace(" ", "\\040")
         mounts = ["22 1 0:21 / /proc rw shared:5 - proc proc rw", f"31 23 0:28 {root} {shown} rw shared:9 - {kind}"]
-        (tmp_path / "mountinfo").write_text("\n".join([*mounts, "40 23 0:9 / /cpu rw - cgroup cgroup rw,cpu", ""]))
+        (tmp_path / "mountinfo").write_text(
+            "\n".join([*mounts, "40 23 0:9 / /cpu rw - cgroup cgroup rw,cpu", "41 23 0:9 / /none rw - tmpfs  rw", ""])
+        )
         (tmp_path / "cgroup").write_text(f"{own}\n")
         return tmp_path
 

@@ -27,6 +27,7 @@ from slimfront.search.execution.worker_child import serve, start_limit_s
 from slimfront.search.execution.worker_process import WorkerProcess
 from slimfront.search.proposal import Proposal
 from slimfront.search.run import run_search
+from slimfront.search.trials import prepared_study
 from slimfront.search.trials.artifacts_folder import require_writable, storage_problem, storing
 from slimfront.search.trials.baseline import lower_reference, measuring_here, with_scores
 from slimfront.search.trials.prepared_study import prepare
@@ -346,8 +347,8 @@ def test_a_workload_that_hangs_as_it_is_loaded_ends_the_search_and_says_where(
     luck: Luck, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_module, "start_limit_s", lambda _: 0.5)
-    monkeypatch.setattr(run_module, "prepare", lambda *_: time.sleep(100))
-    with pytest.raises(SearchError, match=r"^preparing the search took longer than .* = 0.5 s \(in test_bad_luck.py:"):
+    monkeypatch.setattr(prepared_study, "loaded_workload", lambda *_, **__: time.sleep(100))
+    with pytest.raises(SearchError, match=r"^loading the workload took longer than .* = 0.5 s \(in test_bad_luck.py:"):
         run_search(luck(), f"sqlite:///{tmp_path}/study.db", tmp_path / "artifacts", Console(quiet=True))
 
 

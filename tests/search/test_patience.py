@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -149,19 +149,22 @@ def test_what_stays_away_is_waited_for_once() -> None:
     with pytest.raises(StoreError, match=r"^db: gone; waited 0 s; once it answers, the same command continues$"):
         waiting.outlast(gone)
     began = time.monotonic()
-    with pytest.raises(StoreAwayError):
-        waiting.outlast(gone)  # what is stored at the end of a search that gave up
+    with pytest.raises(StoreError, match=r"once it answers, the same command continues$"):
+        waiting.outlast(gone)  # what is stored at the end of a search that gave up, and takes the place of its error
     assert time.monotonic() - began < 0.2
     assert said == ["db: gone; this search tries again for up to 0.3 s"]
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_an_interrupt_ends_the_wait_within_what_is_not_interrupted() -> None:
+@pytest.mark.parametrize("block", [uninterrupted, nullcontext])
+def test_an_interrupt_ends_the_wait_and_all_later_ones(block: Callable[[], AbstractContextManager[None]]) -> None:
     waiting = Patience()
     waiting.begin(lambda _: None)
     pressed = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     pressed.start()
     began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), uninterrupted():
+    with pytest.raises(KeyboardInterrupt), block():
+        waiting.outlast(gone)
+    with pytest.raises(StoreError, match=r"^db: gone; .*once it answers, the same command continues$"):
         waiting.outlast(gone)
     assert time.monotonic() - began < 5

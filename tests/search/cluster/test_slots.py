@@ -81,6 +81,17 @@ def test_workers_that_do_not_come_to_be_ready_are_known(slots) -> None:
     assert made.starting_since(800) == []
 
 
+def test_a_node_that_is_left_out_takes_its_other_workers_that_do_not_start_with_it(slots) -> None:
+    made = slots({"a": (4, 4), "b": (1, 1)})
+    made.fill()
+    stuck = [slot for slot in made.idle if slot.node.id == "a"]
+    for slot in stuck:
+        if made.failed(slot):
+            made.leave_out(slot.node)
+    assert [slot.node.id for slot in made.idle] == ["b"]
+    assert list(made.left_out) == ["a"]
+
+
 def test_no_more_workers_wait_than_are_wanted(slots) -> None:
     made = slots({"a": (4, 1)}, most=2)
     made.fill()
