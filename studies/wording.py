@@ -142,9 +142,10 @@ def width_text(policy: Policy) -> str:
     settings = [f"{name} {value}" for name, value in policy.pruning.changes().items()]
     pruned = [f"pruned with {', '.join(settings)}"] if settings else []
     removed = [f"without {', '.join(policy.removed_blocks)}"] if policy.removed_blocks else []
+    others = as_layer_policies(policy).module_choices  # those that no table of layers has a column for
     extended = [
         f"{kind} {choice}" + (f" of {subject}" if subject else "")
-        for kind, decided in policy.extensions.items()
+        for kind, decided in {**policy.extensions, **others}.items()
         for subject, choice in decided.items()
     ]
     floats = [] if policy.float_precision == FLOAT32 else [f"floats in {FLOAT_WORDS[policy.float_precision]}"]

@@ -4,7 +4,7 @@ The file holds, by name:
 
 | tensor | what |
 |---|---|
-| `LAYER.weight` | a weight packed as `compression.packed` writes it, uint8; its shape, bits and format are in the metadata |
+| `LAYER.weight` | a weight packed as `compression.packing.packed` writes it, uint8; its shape, bits and format are in the metadata |
 | `LAYER.weight_ih_l0` and the like | a matrix of a recurrent layer on 8 bits, packed in the same way; `.scale` follows its name |
 | `LAYER.weight.scale` | scales of an integer weight, float32, [channels], or [1] where all are equal, or [channels, groups] |
 | `LAYER.weight.zero_point` | zero points of groups of inputs, int8, [channels, groups], where their grids are affine |

@@ -40,7 +40,7 @@ class Scoring:
 
     Attributes:
         seed: of random scores.
-        has_gradients: every parameter's `grad` holds the mean gradient of the loss.
+        has_gradients: every parameter's `grad` holds the sum over calibration batches of the mean loss's gradient.
     """
 
     seed: int = 0

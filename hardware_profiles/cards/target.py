@@ -27,7 +27,7 @@ class Target(BaseModel):
 
     Attributes:
         name: how studies refer to it.
-        runtime: a name of `runtime.runtimes()`.
+        runtime: a name of `runtimes.registry.runtimes()`.
         threads: inference threads; the bench is pinned to as many cores.
         streams: batches that run at the same time, sharing the threads: 1 is the latency mode, more the throughput mode.
         batch: samples per inference and stream; latency is that of all streams' batches.

@@ -34,7 +34,7 @@ become floats; or float32."""
 
 UNIFORM = "uniform"
 CODEBOOKS = (UNIFORM, "power_of_two", "k_means")
-"""What values a weight of few bits may take; `compression.codebooks` has the handlers and the papers."""
+"""What values a weight of few bits may take; `compression.quantization.codebooks` has the handlers and the papers."""
 
 STATIC = "static"
 RANGES = (STATIC, "dynamic")

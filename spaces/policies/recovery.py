@@ -18,7 +18,7 @@ SPARSIFYING: tuple[RecoveryStep, ...] = ("lasso", "slimming", "admm")
 """Steps that train too, towards the zeros that pruning removes afterwards; `compression.recovery.sparsify` has the papers."""
 
 POST_TRAINING: tuple[RecoveryStep, ...] = ("equalize", "adaround", "correct_bias", "awq", "gptq")
-"""Steps that read the calibration split without its labels; `compression.post_training` has the handlers and the papers."""
+"""Steps that read the calibration split without its labels; `compression.recovery.post_training` has the handlers and the papers."""
 
 TrainingData = Literal["train", "unlabelled", "synthetic"]
 Schedule = Literal["one_cycle", "cosine", "constant"]

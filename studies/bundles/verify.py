@@ -57,7 +57,7 @@ def verify_bundle(folder: Path, open_timer: OpenTimer, judge: Judge | None = Non
 
     Args:
         folder: as `export_bundle` wrote it, or somebody else.
-        open_timer: `search.timer_of_target.timer_of`; a remote target is timed where it is.
+        open_timer: `search.cluster.timers.timer_of`; a remote target is timed where it is.
         judge: what the accuracy is scored by; without one it is not checked.
 
     Raises:

@@ -22,7 +22,7 @@ class LayerReport:
     """A layer, and the techniques that do not apply to it.
 
     Attributes:
-        name, kind, weights, macs: as in `spaces.layers.Layer`.
+        name, kind, weights, macs: as in `spaces.models.layers.Layer`.
         share: of the model's multiply-adds.
         group: channel group that makes its outputs, or "".
         refused: technique -> why it does not apply to this layer.
@@ -55,7 +55,7 @@ class Inspection(Shown):
     Attributes:
         layers: those a policy may touch; `skipped` maps every other module that owns a matrix or kernel to the reason.
         groups: channel groups and heads that can be pruned; `unprunable` maps the others to the reason.
-        blocks: path of each block that may be removed whole -> its influence, see `spaces.blocks.block_influence`;
+        blocks: path of each block that may be removed whole -> its influence, see `spaces.models.blocks.block_influence`;
             `fixed_blocks` maps the others to the reason.
         family: whose preset a study without a space takes.
         choices: key of a study's space -> what it offers, or the preset does; those that are off left out.

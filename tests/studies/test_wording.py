@@ -1,6 +1,10 @@
 """Policies in words."""
 
-from slimfront.spaces.policies.policy import LayerPolicy, Policy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from slimfront.spaces.policies.module_choices import ModuleChoices, module_choices
+from slimfront.spaces.policies.policy import MODULE_CHOICES, LayerPolicy, Policy
 from slimfront.spaces.policies.pruning import Pruning
 from slimfront.studies.wording import layer_rows, short_text, width_text
 
@@ -26,6 +30,18 @@ def test_what_holds_for_the_whole_model_is_one_line():
     expected = "0.5 of every channel group kept; without b.1; pruned with criterion taylor; clip 2.0; rank 3 of fc"
     assert width_text(policy) == expected
     assert width_text(Policy()) == "full"
+
+
+@dataclass(frozen=True)
+class Clipped(Policy):
+    """A policy with a field that a kind of knob has added."""
+
+    clips: Mapping[str, int] = module_choices((0, 2, 3), 0)
+
+
+def test_choices_of_modules_that_no_table_has_a_column_for_are_said_too(monkeypatch):
+    monkeypatch.setitem(MODULE_CHOICES, "clips", ModuleChoices((0, 2, 3), 0))
+    assert width_text(Clipped(clips={"conv": 2, "fc": 0}, embeddings={"words": 4})) == "full; clips 2 of conv"
 
 
 def test_a_count_just_below_a_factor_is_not_written_with_an_exponent():

@@ -124,7 +124,7 @@ class _Casts:
 
 
 def check_rounded(name: str, exported: np.ndarray, rounded: np.ndarray) -> None:
-    """Hold a rounded weight against the exported one: some of each channel are enough, see `lowering.check_same`.
+    """Hold a rounded weight against the exported one: some of each channel are enough, see `grids.check_same`.
 
     Raises:
         LoweringError: they differ by more than rounding does, or in shape.

@@ -55,7 +55,7 @@ def write_groups(
 
 
 def check_groups(lowered: WeightsApart, node: NodeProto, weight: QuantizedWeight) -> None:
-    """Hold the integers against the exported weight, which differs by half a step at most; see `lowering.check_same`.
+    """Hold the integers against the exported weight, which differs by half a step at most; see `grids.check_same`.
 
     Raises:
         LoweringError: they differ by more, or in shape.
