@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -350,6 +351,18 @@ def test_a_workload_that_hangs_as_it_is_loaded_ends_the_search_and_says_where(
     monkeypatch.setattr(prepared_study, "loaded_workload", lambda *_, **__: time.sleep(100))
     with pytest.raises(SearchError, match=r"^loading the workload took longer than .* = 0.5 s \(in test_bad_luck.py:"):
         run_search(luck(), f"sqlite:///{tmp_path}/study.db", tmp_path / "artifacts", Console(quiet=True))
+
+
+def test_a_search_looks_for_garbage_among_what_it_makes_itself() -> None:
+    frozen = gc.get_freeze_count
+    before = frozen()
+    with run_module._modules_kept():
+        assert frozen() == before > 0  # the tests' own, which are left alone
+    gc.unfreeze()
+    with run_module._modules_kept():
+        assert frozen() > 10_000
+    assert frozen() == 0
+    gc.freeze()
 
 
 def test_a_worker_that_hangs_at_its_start_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
