@@ -18,6 +18,9 @@ from .errors import TimeLimitError
 
 _OWN = Path(__file__).parents[1]
 
+_last_resorts: list[float] = []
+"""When, on the monotonic clock, each active limit of the main thread ends the process, innermost last."""
+
 LAST_RESORT_S = 30
 """Seconds beyond the limit after which the process is ended: code in C is not interrupted, and users' code may catch anything."""
 
@@ -45,16 +48,23 @@ def time_limited(seconds: float | None, what: str) -> Iterator[None]:
 
     began, previous = time.monotonic(), signal.signal(signal.SIGALRM, stop)
     left, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
-    faulthandler.dump_traceback_later(seconds + LAST_RESORT_S, exit=True)
+    _last_resorts.append(began + seconds + LAST_RESORT_S)
+    _end_at_last_resort()
     try:
         yield
     finally:
-        faulthandler.cancel_dump_traceback_later()
+        _last_resorts.pop()
+        _end_at_last_resort()
         outer = max(left - (time.monotonic() - began), 0.001) if left else 0
-        if outer:
-            faulthandler.dump_traceback_later(outer + LAST_RESORT_S, exit=True)
-        signal.setitimer(signal.ITIMER_REAL, outer)
+        signal.setitimer(signal.ITIMER_REAL, outer)  # perhaps somebody else's
         signal.signal(signal.SIGALRM, previous)
+
+
+def _end_at_last_resort() -> None:
+    """Have the process ended at the earliest last resort of the limits that are active now; not at all without."""
+    faulthandler.cancel_dump_traceback_later()
+    if _last_resorts:
+        faulthandler.dump_traceback_later(max(min(_last_resorts) - time.monotonic(), 0.001), exit=True)
 
 
 def _place(frame: FrameType | None) -> str:

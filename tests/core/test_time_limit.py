@@ -71,6 +71,17 @@ def test_what_cannot_be_interrupted_ends_its_process_with_a_traceback(within: st
     assert 'File "<string>", line 6' in ended.stderr
 
 
+def test_a_timer_of_somebody_else_ends_no_process_after_a_limit() -> None:
+    code = (
+        "import signal, time\nfrom slimfront.core import time_limit\ntime_limit.LAST_RESORT_S = 0.1\n"
+        "signal.signal(signal.SIGALRM, lambda *_: print('rang', flush=True))\n"
+        "signal.setitimer(signal.ITIMER_REAL, 0.2)\n"
+        "with time_limit.time_limited(5, 'work'): pass\ntime.sleep(0.5)\nprint('lives')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout.split()) == (0, ["rang", "lives"]), ended.stderr
+
+
 def test_the_users_own_frame_comes_first() -> None:
     assert place_text([]) == ""
     library, theirs = Frame(threading.__file__, 1, "wait"), Frame("/home/me/task.py", 12, "metric")
