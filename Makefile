@@ -14,8 +14,9 @@ demo: $(INSTALLED)  ## search the built-in study; everything lands in demo/
 	cd demo && ../$(BIN)/slimfront search digits-demo
 	@echo 'The database is demo/slimfront.db; run further commands from demo/ with ../$(BIN)/slimfront'
 
-# Two at a time, each on one thread; what compares times has the machine to itself.
-TOGETHER := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Two at a time, each on one thread; what compares times has the machine to itself. Where one of the two processes dies the run ends:
+# in place of another one pytest-xdist would wait for ever for a process that is idle.
+TOGETHER := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 test: $(INSTALLED)  ## every test, the slow ones too
 	cache=$$(mktemp -d) && trap 'rm -rf "$$cache"' EXIT && export SLIMFRONT_CACHE="$$cache" && \
