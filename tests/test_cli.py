@@ -486,7 +486,7 @@ def output_at_end(process: subprocess.Popen[str]) -> str:
 def test_a_killed_driver_and_ctrl_c_lose_nothing_and_the_same_command_goes_on(
     workers: int, study: Callable[..., Path]
 ) -> None:
-    """Without Ray the driver is killed first, and leaves nothing running; a search over Ray goes on without it."""
+    """Without Ray the driver is killed first, and leaves nothing running."""
     space = {"weight_bits": [4, 8, 32], "activation_bits": [8, 32], "channel_sparsity": [0, 0.5]}
     folder = study(workers=workers, budget={"trials": 60}, space=space)
     before, orphaned = [], 0
@@ -509,7 +509,7 @@ def test_a_killed_driver_and_ctrl_c_lose_nothing_and_the_same_command_goes_on(
     assert_none_runs(folder)
     interrupted = rows(folder, f"select count(*) from slimfront_trial where reason = '{INTERRUPTED}'")[0][0]
     total = len(finished) + 2
-    result = slimfront("search", GIVEN, "--trials", str(total), "--workers", "0", cwd=folder)
+    result = slimfront("search", GIVEN, "--trials", str(total), cwd=folder)
     assert result.returncode == 0, result.stderr
     complete = rows(folder, COMPLETE)
     assert set(finished) < set(complete)
