@@ -28,14 +28,19 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.modules.module import register_module_forward_hook
 
-SPACE = {"weight_bits": [2, 3, 8, 32], "activation_bits": [4, 32], "channel_sparsity": [0, 0.5]}
+SPACE = {
+    "weight_bits": [2, 3, 8, 32],
+    "activation_bits": [4, 32],
+    "channel_sparsity": [0, 0.5],
+    "float_precision": ["float32"],  # with the reference below: nothing is chosen by timing
+}
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedStudy:
     document = {
         "study": "tiny", "workload": f"{Path(__file__).with_name('tiny_workload.py')}:workload", "target": "cpu-openvino",
-        "objectives": ["accuracy_drop", "latency_ms"], "space": SPACE, "budget": {"trials": 30},
+        "objectives": ["accuracy_drop", "latency_ms"], "space": SPACE, "budget": {"trials": 30}, "reference": "float32",
     }  # fmt: skip
     return prepare(StudySpec.from_document(document, "here", tmp_path_factory.mktemp("sensitivity")))
 
