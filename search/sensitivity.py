@@ -240,9 +240,8 @@ class Simulation:
         samples = stacked([workload.validation[int(index)][0] for index in chosen])
         self._inputs = moved(samples, device_of(workload.example_input))
         self._kinds = output_kinds(workload)
-        from ..compression.quantization.calibrate import (
-            input_grids,  # only here: it imports torchao, which takes two seconds
-        )
+        # Only here: it imports torchao, which takes two seconds.
+        from ..compression.quantization.calibrate import input_grids
 
         self._reference = self._outputs(workload.model.eval())
         widths = [int(bits) for bits in prepared.space.choices["activation_bits"] if int(bits) < FULL_PRECISION // 2]

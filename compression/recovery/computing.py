@@ -98,32 +98,25 @@ def convolves_images(student: nn.Module, example: Batch) -> bool:
     return has_images and any(isinstance(module, CONVOLUTIONS) for module in student.modules())
 
 
-def refusal_of_channels_last(student: nn.Module, example: Batch) -> Exception | None:
-    """What a network raises on images with their channels last, as a `view` in it may; None where it runs."""
-    try:
-        with torch.no_grad():
-            student.eval()(mapped(_channels_last, repeated(example, 2)))
-    except Exception as error:  # the user's code may raise anything
-        raise_if_interrupted(error)
-        return error
-    return None
-
-
 def _takes_channels_last(student: nn.Module, example: Batch, recovery: Recovery) -> bool:
-    """Whether a network convolves images and runs on such with their channels last.
+    """Whether a network convolves images and runs on such with their channels last: a `view` in it may not.
 
     Raises:
         CompressionError: it does not run, and `recovery` asks for it.
     """
     if not convolves_images(student, example):
         return False
-    if (error := refusal_of_channels_last(student, example)) is None:
-        return True
-    problem = f"the model does not run on images with their channels last: {describe_exception(error)}"
-    if recovery.channels_last != AUTO:
-        raise CompressionError(f"{problem}; recovery.channels_last: false trains it as it is") from error
-    logger.warning("%s; training with channels first", problem)
-    return False
+    try:
+        with torch.no_grad():
+            student.eval()(mapped(_channels_last, repeated(example, 2)))
+    except Exception as error:  # the user's code may raise anything
+        raise_if_interrupted(error)
+        problem = f"the model does not run on images with their channels last: {describe_exception(error)}"
+        if recovery.channels_last != AUTO:
+            raise CompressionError(f"{problem}; recovery.channels_last: false trains it as it is") from error
+        logger.warning("%s; training with channels first", problem)
+        return False
+    return True
 
 
 def wants_compiling(recovery: Recovery, device: torch.device, steps: int) -> bool:

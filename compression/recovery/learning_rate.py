@@ -224,18 +224,15 @@ def _fastest_way(
     choices = _choices(student, workload, open_keys)
     (batch,) = next(shuffled_batches(workload.train, batch_size, device_of_model(student), seed).after())
     ways, spent, passed = [], [], []
-    for way in WAYS:
-        if set(way) <= choices:
-            try:
-                seconds = _step_seconds(student, workload, replace(recovery, **way), batch_size, batch)
-            except (
-                Exception
-            ) as error:  # the user's code may raise anything, as where an operation has no kernel for bfloat16
-                raise_if_interrupted(error)
-                if not way:
-                    raise
-                logger.warning("recoveries do without %s: %s", " and ".join(sorted(way)), describe_exception(error))
-                continue
+    for way in (each for each in WAYS if set(each) <= choices):
+        try:
+            seconds = _step_seconds(student, workload, replace(recovery, **way), batch_size, batch)
+        except Exception as error:  # the user's code may raise anything, as of an operation without bfloat16
+            raise_if_interrupted(error)
+            if not way:
+                raise
+            logger.warning("recoveries do without %s: %s", " and ".join(sorted(way)), describe_exception(error))
+        else:
             ways.append(way)
             spent.append(seconds[0])
             passed.append(seconds[1])

@@ -30,7 +30,6 @@ TRIALS_IN_A_MEASUREMENT = 5
 
 TOO_LONG = f"took longer than {TRIALS_IN_A_MEASUREMENT} x trial_timeout_s"
 
-
 LEAST_START_S = 600.0
 """Seconds that loading the workload may take, whatever `trial_timeout_s` is: its data may have to be fetched."""
 
@@ -38,7 +37,7 @@ SLOW_START = f"took longer than the larger of {LEAST_START_S:g} s and {TRIALS_IN
 
 
 def start_limit_s(trial_timeout_s: float | None) -> float | None:
-    """Seconds that the driver's preparation or the start of a worker may take, both of which run the user's code; None without."""
+    """Seconds that loading the workload in the driver, or the start of a worker, may take, both of which run the user's code; None without."""
     return None if trial_timeout_s is None else max(LEAST_START_S, TRIALS_IN_A_MEASUREMENT * trial_timeout_s)
 
 

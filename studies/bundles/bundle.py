@@ -50,8 +50,8 @@ class SpeedUp(_Part):
     """A ratio, and its 95 % interval: what is found within that is what the card claims."""
 
     value: Annotated[float, Field(gt=0)]
-    low: Annotated[float, Field(gt=0)]
-    high: Annotated[float, Field(gt=0)]
+    low: float
+    high: float
 
 
 class Measured(_Part):

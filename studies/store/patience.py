@@ -25,8 +25,8 @@ PAUSE_S = 1.0
 class Patience:
     """How calls of a store wait for its database: not at all until `begin`, nor after one has waited in vain.
 
-    A call is one transaction. Nothing is there of one that was cut off, so that it is made again as a whole; but of one whose server
-    stopped between its end and the answer, which is made twice, and where that is refused ends the search.
+    A call is one transaction. Nothing is there of one that was cut off, so that it is made again as a whole. Where a server stops
+    between the end of one and its answer, that one is made twice, which may be refused and then ends the search.
     """
 
     def __init__(self) -> None:
@@ -47,14 +47,14 @@ class Patience:
 
         Raises:
             StoreError: it does not in time, or an interrupt is held back meanwhile.
-        KeyboardInterrupt: the process is interrupted meanwhile.
+            KeyboardInterrupt: the process is interrupted meanwhile.
         """
         try:
             return call()
         except StoreAwayError as error:
             if (
                 self._gave_up is not None
-            ):  # said by each: the first one's error may be replaced by that of what is done at the end
+            ):  # said by each: what is done at the end may replace the first one's error by its own
                 raise StoreError(f"{error}; {self._gave_up}") from error
             if (say := self._say) is None:
                 raise
